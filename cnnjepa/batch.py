@@ -1,0 +1,16 @@
+"""What a method is given for one micro-batch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """One micro-batch of normalised views on the device, and where it stands in the run."""
+
+    views: list[Tensor]  # each [B, 3, S, S], in the training precision
+    step: int  # 0-based optimiser step
+    positions: npt.NDArray[np.int64]  # [B] positions in the global batch of that step

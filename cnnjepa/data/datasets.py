@@ -1,0 +1,202 @@
+"""Image sets by name, each as labelled train and test images; a missing folder says what is expected where, and how to get it."""
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cnnjepa.config import DataConfig, DatasetName
+from cnnjepa.randomness import Stream, generator
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Indices = npt.NDArray[np.int64]
+
+
+class Images(Protocol):
+    """Labelled images of one split."""
+
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB image at `index`."""
+        ...
+
+
+@dataclass
+class GreyImages:
+    """Small grey images held in memory, [N, H, W] uint8, shown as RGB."""
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index]).convert("RGB")
+
+
+class FolderImages:
+    """Image files in one folder a class, opened when asked for."""
+
+    def __init__(self, folder: Path, classes: list[str]) -> None:
+        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+        samples = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
+        # One array of bytes and not a list of strings: a worker process then shares the pages instead of copying them.
+        self.paths = np.array([path.encode() for path, _ in samples])
+        self.labels = np.array([label for _, label in samples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        with open(self.paths[index].decode(), "rb") as file:
+            return Image.open(file).convert("RGB")
+
+
+@dataclass
+class Dataset:
+    """Train and test images, the classes, and the channel statistics that normalise them."""
+
+    train: Images
+    test: Images
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass
+class Splits:
+    """A dataset and the roles of its images.
+
+    Pretraining sees `pretrain` without labels, as the paper does with all training images. A probe is fitted on `fit`, choices are made
+    on `holdout`, whose labels nothing is fitted on, and `test` is read once at the end.
+    """
+
+    dataset: Dataset
+    pretrain: Indices
+    fit: Indices
+    holdout: Indices
+    test: Indices
+
+
+def _digits(config: DataConfig) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    order = generator(0, Stream.split, 0).permutation(len(labels))
+    test, train = order[:360], order[360:]
+    images = GreyImages(pixels[train], labels[train]), GreyImages(pixels[test], labels[test])
+    return Dataset(*images, 10, (0.305,) * 3, (0.376,) * 3)
+
+
+FASHION_FOLDERS = ("FashionMNIST/raw", "")
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def _read_idx(folder: Path, name: str) -> npt.NDArray[np.uint8]:
+    plain, packed = folder / name, folder / f"{name}.gz"
+    data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+    dimensions = data[3]
+    shape = np.frombuffer(data, ">i4", dimensions, 4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _fashion_mnist(config: DataConfig) -> Dataset:
+    roots = [Path(config.root)] if config.root else [DEBIAN_FASHION]
+    name = "train-images-idx3-ubyte"
+    for folder in (root / part for root in roots for part in FASHION_FOLDERS):
+        if (folder / name).exists() or (folder / f"{name}.gz").exists():
+            break
+    else:
+        raise ValueError(
+            f"data.root must hold fashion_mnist's {name}(.gz), itself or under FashionMNIST/raw; got {roots[0]}; to get it: "
+            "apt-get install dataset-fashion-mnist (then leave data.root empty), or torchvision.datasets.FashionMNIST(root, download=True)"
+        )
+    splits = []
+    for part in ("train", "t10k"):
+        labels = _read_idx(folder, f"{part}-labels-idx1-ubyte").astype(np.int64)
+        splits.append(GreyImages(_read_idx(folder, f"{part}-images-idx3-ubyte"), labels))
+    return Dataset(*splits, 10, (0.286,) * 3, (0.353,) * 3)
+
+
+def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset:
+    name = config.name.name
+    root = Path(config.root) if config.root else Path("(data.root is empty)")
+    train, test = root / "train", root / "val"
+    if not test.is_dir():
+        test = root / "test"
+    if not config.root or not train.is_dir() or not test.is_dir():
+        raise ValueError(f"data.root must hold {name} as train/<class>/<image> and val/<class>/<image>; got {root}; to get it: {how}")
+    if classes is None:
+        classes = sorted(p.name for p in train.iterdir() if p.is_dir())
+    missing = [str(f) for f in (split / c for split in (train, test) for c in classes) if not f.is_dir()]
+    if missing or not classes:
+        first = missing[0] if missing else f"no class folder in {train}"
+        raise ValueError(f"data.root must hold one folder a class, {len(classes)} of them; got {root}; missing: {first}")
+    return Dataset(FolderImages(train, classes), FolderImages(test, classes), len(classes), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _imagefolder(config: DataConfig) -> Dataset:
+    return _folders(config, None, "sort your images into one folder a class")
+
+
+_IMAGENET_HOW = "download ILSVRC2012 from image-net.org and unpack it into one folder a WordNet id"
+
+
+def _imagenet1k(config: DataConfig) -> Dataset:
+    dataset = _folders(config, None, _IMAGENET_HOW)
+    if dataset.classes != 1000:
+        raise ValueError(f"data.root must hold imagenet1k's 1000 class folders; got {dataset.classes} in {config.root}/train")
+    return dataset
+
+
+def imagenet100_classes() -> list[str]:
+    """The 100 WordNet ids of ImageNet-100 (Tian et al., Contrastive Multiview Coding), sorted."""
+    return sorted(resources.files("cnnjepa.data").joinpath("imagenet100.txt").read_text().split())
+
+
+def _imagenet100(config: DataConfig) -> Dataset:
+    return _folders(config, imagenet100_classes(), _IMAGENET_HOW + "; the 100 classes are picked out of it")
+
+
+_READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
+    DatasetName.digits: _digits,
+    DatasetName.fashion_mnist: _fashion_mnist,
+    DatasetName.imagefolder: _imagefolder,
+    DatasetName.imagenet100: _imagenet100,
+    DatasetName.imagenet1k: _imagenet1k,
+}
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """The images of `config` and their roles, the same for every seed of a run, so that runs differ in nothing else.
+
+    Raises ValueError where the set is missing, or a part would be empty or lack classes.
+    """
+    dataset = _READERS[config.name](config)
+    train = generator(0, Stream.split, 1).permutation(len(dataset.train))
+    test = generator(0, Stream.split, 2).permutation(len(dataset.test))
+    train = train[: config.train_limit or None]
+    test = np.sort(test[: config.test_limit or None])
+    held = round(len(train) * config.holdout_fraction)
+    fit, holdout = np.sort(train[held:]), np.sort(train[:held])
+    splits = Splits(dataset, np.sort(train), fit, holdout, test)
+    for name, images, part in (("train", dataset.train, fit), ("held-out", dataset.train, holdout), ("test", dataset.test, test)):
+        if not len(part):
+            raise ValueError(f"data.{config.name.name} must have {name} images after the limits and holdout_fraction; got none")
+        present = len(np.unique(images.labels[part]))
+        if name == "train" and present < 2:
+            raise ValueError(f"data.train_limit must leave at least 2 classes for the probes; got {present}")
+    return splits

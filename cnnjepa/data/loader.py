@@ -1,0 +1,126 @@
+"""The order of the images and their loading: functions of (seed, epoch, position), so that a resume or another rank count changes nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cnnjepa.config import TrainConfig, accumulation_steps
+from cnnjepa.data.datasets import Images, Indices, Splits
+from cnnjepa.data.views import ViewSpec, probe_view, random_view
+from cnnjepa.distributed import Ranks
+from cnnjepa.randomness import Stream, generator, integer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How images become steps: an epoch is all whole global batches of a fresh permutation; what is left over waits for the next."""
+
+    images: int
+    global_batch: int
+    micro_batch: int
+    micro_batches: int  # a rank and step
+    epochs: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch."""
+        return self.images // self.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the run."""
+        return self.steps_per_epoch * self.epochs
+
+    def positions(self, rank: int, micro_step: int) -> Indices:
+        """Where a rank's micro-batch stands in the global batch: ranks take consecutive runs of micro-batches."""
+        first = (rank * self.micro_batches + micro_step) * self.micro_batch
+        return np.arange(first, first + self.micro_batch)
+
+    def order(self, epoch: int) -> Indices:
+        """The permutation of the images in `epoch`."""
+        return generator(self.seed, Stream.order, epoch).permutation(self.images)
+
+
+def build_plan(config: TrainConfig, images: int, ranks: int) -> Plan:
+    """The plan of a run; raises ValueError where one global batch needs more images than there are."""
+    if images < config.global_batch_size:
+        raise ValueError(f"global_batch_size must be at most the {images} training images; got {config.global_batch_size}")
+    micro_batches = accumulation_steps(config, ranks)
+    return Plan(images, config.global_batch_size, config.micro_batch_size, micro_batches, config.epochs, config.seed)
+
+
+class _MicroBatches(Sampler[list[tuple[int, int]]]):
+    """Keys (epoch, index into `pretrain`) of one rank's micro-batches, from `start_step` to the end of the run."""
+
+    def __init__(self, plan: Plan, rank: int, start_step: int) -> None:
+        self.plan, self.rank, self.start_step = plan, rank, start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        plan, known, order = self.plan, -1, np.empty(0, np.int64)
+        for step in range(self.start_step, plan.total_steps):
+            epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+            if epoch != known:
+                known, order = epoch, plan.order(epoch)
+            for micro_step in range(plan.micro_batches):
+                chosen = order[step_in_epoch * plan.global_batch + plan.positions(self.rank, micro_step)]
+                yield [(epoch, int(i)) for i in chosen]
+
+
+class _Views(Dataset[list[Tensor]]):
+    """Random views of an image, one a ViewSpec; decoded once."""
+
+    def __init__(self, images: Images, pretrain: Indices, specs: list[ViewSpec], seed: int) -> None:
+        self.images, self.pretrain, self.specs, self.seed = images, pretrain, specs, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
+        epoch, position = key
+        index = int(self.pretrain[position])
+        image = self.images.image(index)
+        return [random_view(s, image, generator(self.seed, Stream.view, epoch, index, v)) for v, s in enumerate(self.specs)]
+
+
+class _ProbeImages(Dataset[Tensor]):
+    def __init__(self, images: Images, indices: Indices, config: TrainConfig) -> None:
+        self.images, self.indices, self.config = images, indices, config
+
+    def __getitem__(self, position: int) -> Tensor:
+        return probe_view(self.config.data, self.images.image(int(self.indices[position])))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def train_loader(config: TrainConfig, splits: Splits, specs: list[ViewSpec], plan: Plan, ranks: Ranks, start_step: int) -> Iterator[list[Tensor]]:
+    """This rank's micro-batches from `start_step` on, each a list over views of uint8 [B, 3, S, S]."""
+    loader = DataLoader(
+        _Views(splits.dataset.train, splits.pretrain, specs, config.seed),
+        batch_sampler=_MicroBatches(plan, ranks.rank, start_step),
+        num_workers=config.data.workers,
+        pin_memory=ranks.device.type == "cuda",
+        worker_init_fn=_one_thread,
+        # Workers' base seed is of no use here, but drawing it from the global generator would disturb that.
+        generator=torch.Generator().manual_seed(integer(config.seed, Stream.order)),
+    )
+    return iter(loader)
+
+
+def probe_loader(config: TrainConfig, images: Images, indices: Indices) -> DataLoader[Tensor]:
+    """Fixed views of `indices` in order, uint8 [B, 3, S, S]."""
+    return DataLoader(_ProbeImages(images, indices, config), config.probes.batch_size, num_workers=config.data.workers)
+
+
+def normalise(pixels_BCHW: Tensor, splits: Splits, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """uint8 pixels on the host to normalised channels-last values on `device`."""
+    pixels = pixels_BCHW.to(device, non_blocking=True).to(dtype, memory_format=torch.channels_last)
+    mean = torch.tensor(splits.dataset.mean, dtype=dtype, device=device)[:, None, None]
+    std = torch.tensor(splits.dataset.std, dtype=dtype, device=device)[:, None, None]
+    return (pixels / 255 - mean) / std

@@ -1,0 +1,151 @@
+"""Ranks: started by torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one rank alone.
+
+Gradients are averaged by one flat all-reduce a step and not by DistributedDataParallel, which rearranges its buckets after the first
+step: a run resumed at step k would then add up in another order than one that never stopped, and differ in the last bit. The
+same message carries the loss and the wishes to stop or save, so that all ranks act on the same step without a second message.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cnnjepa.config import Device
+
+T = TypeVar("T")
+
+# Long enough for rank 0 to write a large checkpoint or fit a probe while the others wait.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files."""
+        return self.rank == 0
+
+
+def rank_count() -> int:
+    """How many ranks the launcher started; 1 where there is no launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _device(wish: Device) -> torch.device:
+    if wish is Device.cpu or (wish is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device must be cpu or auto where torch sees no CUDA device; got cuda")
+    # A launcher that gives each rank a single visible device leaves only index 0.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+@contextmanager
+def joined(wish: Device) -> Iterator[Ranks]:
+    """Join the process group for the length of the block: gloo on CPU, NCCL on CUDA, nothing for a rank alone."""
+    device = _device(wish)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if rank_count() == 1:
+        yield Ranks(0, 1, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def average_gradients(parameters: list[nn.Parameter], scalars: Tensor, ranks: Ranks) -> Tensor:
+    """Replace each gradient by its mean over ranks, in one message; returns the mean of the 1-d `scalars` too."""
+    if ranks.count == 1:
+        return scalars
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients] + [scalars.to(gradients[0].dtype)])
+    dist.all_reduce(flat)
+    flat /= ranks.count
+    sizes = [g.numel() for g in gradients]
+    for gradient, mean in zip(gradients, flat[: sum(sizes)].split(sizes), strict=True):
+        gradient.copy_(mean.view(gradient.shape))
+    return flat[sum(sizes) :]
+
+
+class RunningStatistics:
+    """BatchNorm's running statistics over ranks: after each step they are what one rank would have, fed the micro-batches in order.
+
+    A rank folds its a micro-batches into r -> (1-m) r + m s. Folds chain: with d = (1-m)^a, R ranks that all started from r0 and
+    ended at r_k combine to d^R r0 + sum over k of d^(R-1-k) (r_k - d r0). Ranks hold consecutive micro-batches, so the order is the
+    global batch's. With synchronised BatchNorm all ranks hold the same numbers already and nothing is sent.
+    """
+
+    def __init__(self, module: nn.Module, ranks: Ranks, micro_batches: int) -> None:
+        """Watches all BatchNorms of `module` but the synchronised ones; `micro_batches` is what each rank folds a step."""
+        self._ranks = ranks
+        norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and not getattr(m, "sync", False)]
+        self._means_vars: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        decay: list[Tensor] = []
+        for norm in norms if ranks.count > 1 else []:
+            assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+            assert norm.momentum is not None
+            self._means_vars += [norm.running_mean, norm.running_var]
+            self._counts.append(norm.num_batches_tracked)
+            decay.append(torch.full_like(norm.running_mean, (1 - norm.momentum) ** micro_batches).repeat(2))
+        self._micro_batches = micro_batches
+        self._decay = torch.cat(decay) if decay else None
+        self._before: Tensor | None = None
+
+    def start_step(self) -> None:
+        """Remember where the step's statistics start."""
+        if self._decay is not None:
+            self._before = torch.cat(self._means_vars)
+
+    def end_step(self) -> None:
+        """Combine what the ranks have folded since `start_step`."""
+        if self._decay is None:
+            return
+        assert self._before is not None
+        ranks = self._ranks
+        part = (torch.cat(self._means_vars) - self._decay * self._before) * self._decay ** (ranks.count - 1 - ranks.rank)
+        dist.all_reduce(part)
+        combined = self._decay**ranks.count * self._before + part
+        for buffer, value in zip(self._means_vars, combined.split([b.numel() for b in self._means_vars]), strict=True):
+            buffer.copy_(value)
+        for count in self._counts:
+            count += self._micro_batches * (ranks.count - 1)
+
+
+def broadcast_object(value: T, ranks: Ranks) -> T:
+    """Rank 0's `value` on every rank."""
+    if ranks.count == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=ranks.device)
+    return box[0]
+
+
+def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
+    """The rows of all ranks in rank order, on every rank; each rank may hold another number of them."""
+    if ranks.count == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(ranks.count)]
+    dist.all_gather(counts, count)
+    longest = int(max(counts))
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(ranks.count)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])

@@ -1,0 +1,51 @@
+"""Files that are whole or not there: written beside, synced, renamed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable; a file system that cannot sync folders is left to its own order."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    beside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return beside
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data`: a reader sees the old content or the new, never a part, also after a power cut."""
+    beside = _write_beside(path, data.encode() if isinstance(data, str) else data)
+    os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def create_exclusive(path: Path, data: str) -> bool:
+    """Create `path` with its whole content unless it exists; False, and nothing changed, where somebody was first."""
+    beside = _write_beside(path, data.encode())
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def to_json(value: Any) -> str:
+    """JSON text that any parser reads: a number that is not finite is an error here and not a NaN there."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -1,0 +1,58 @@
+"""Which cells are visible: multi-block, random and mixed masks for any square grid from 3x3 up (paper, section III-B).
+
+A mask depends on (seed, step, position in the global batch) alone, so that any number of ranks draws the same ones. Known
+differences from the authors' code: scale and aspect are independent draws there they share one number; the last row and column
+can be targets; every rank draws its own samples' masks.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnjepa.config import MaskConfig, MaskStrategy
+from cnnjepa.randomness import Stream, generator
+
+
+def visible_cells(mask_ratio: float, cells: int) -> int:
+    """How many cells a random mask leaves visible: round(cells x (1 - ratio)), never none and never all."""
+    return min(max(round(cells * (1 - mask_ratio)), 1), cells - 1)
+
+
+def block_shape(scale: float, aspect: float, grid: int) -> tuple[int, int]:
+    """Height and width in cells of a block of `scale` x the grid's area; shorter than the grid on both sides."""
+    area = max(int(scale * grid * grid), 1)
+    height, width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+    return min(max(height, 1), grid - 1), min(max(width, 1), grid - 1)
+
+
+def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Masks [len(positions), grid, grid], True where the context encoder sees; each has a visible and a hidden cell."""
+    random = generator(seed, Stream.mask, step)
+    # One draw for the whole iteration comes first, then a row of numbers per position: row p is the same for every batch size.
+    use_blocks, scale, aspect = random.random(3)
+    blocks = config.strategy is MaskStrategy.multi_block or (
+        config.strategy is MaskStrategy.mixed and use_blocks < config.multi_block_probability
+    )
+    rows = int(positions.max()) + 1
+    if not blocks:
+        noise = random.random((rows, grid * grid))[positions]
+        count = visible_cells(config.mask_ratio, grid * grid)
+        visible = np.zeros(noise.shape, dtype=np.bool_)
+        np.put_along_axis(visible, np.argpartition(noise, count - 1, axis=1)[:, :count], True, axis=1)
+        return visible.reshape(-1, grid, grid)
+    height, width = block_shape(
+        config.block_scale_min + (config.block_scale_max - config.block_scale_min) * scale,
+        config.block_aspect_min + (config.block_aspect_max - config.block_aspect_min) * aspect,
+        grid,
+    )
+    corners = random.random((rows, config.blocks, 2))[positions]
+    top = (corners[:, :, 0] * (grid - height + 1)).astype(np.int64)[:, :, None]
+    left = (corners[:, :, 1] * (grid - width + 1)).astype(np.int64)[:, :, None]
+    line = np.arange(grid)
+    in_rows = (line >= top) & (line < top + height)
+    in_columns = (line >= left) & (line < left + width)
+    hidden_by_block = in_rows[:, :, :, None] & in_columns[:, :, None, :]
+    # Blocks are laid in order; one that would hide the last visible cell of its sample is left out (small grids only).
+    hidden = np.logical_or.accumulate(hidden_by_block, axis=1)
+    keeps_some = ~hidden.all(axis=(2, 3))
+    last = keeps_some.sum(axis=1) - 1
+    return ~hidden[np.arange(len(hidden)), last]

@@ -1,0 +1,122 @@
+"""CNN-JEPA: predict the target encoder's features of hidden cells from the visible ones (arXiv 2408.07514, section III).
+
+    visible, hidden      = masks(seed, step, position)
+    context              = encoder(image, visible)           gradient; hidden cells are never seen
+    context[hidden]      = mask token
+    prediction           = predictor(context)
+    target               = target_encoder(image)             no gradient; whole image; batch statistics
+    loss                 = mean over hidden cells of 1 - cos(prediction, target)
+    target_encoder       = EMA(encoder), after each optimiser step
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, TrainConfig, grid_size, validate_mask
+from cnnjepa.data.views import ViewSpec, crop_and_flip
+from cnnjepa.masking import draw_visible
+from cnnjepa.batch import Batch
+from cnnjepa.models.ema import ema_update, target_of
+from cnnjepa.models.masked import Visibility
+from cnnjepa.models.predictor import build_predictor
+from cnnjepa.models.resnet import ResNet, build_encoder
+from cnnjepa.randomness import Stream, integer
+from cnnjepa.schedules import ema_momentum
+
+
+@dataclass
+class Config(MethodConfig):
+    """The method's own settings; the defaults are the paper's."""
+
+    name: str = "cnn_jepa"
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+    def validate(self, config: TrainConfig) -> None:
+        """Raise ValueError where mask, predictor or EMA settings break their rules."""
+        validate_mask(self.mask, "method.mask", grid_size(config))
+        predictor, ema = self.predictor, self.ema
+        if not 1 <= predictor.depth <= 6:
+            raise ValueError(f"method.predictor.depth must lie in [1, 6]; got {predictor.depth}")
+        if predictor.kernel not in (3, 5, 7, 9):
+            raise ValueError(f"method.predictor.kernel must be 3, 5, 7 or 9; got {predictor.kernel}")
+        if not 0 < predictor.width <= 8:
+            raise ValueError(f"method.predictor.width must lie in (0, 8]; got {predictor.width}")
+        for key, momentum in (("momentum_start", ema.momentum_start), ("momentum_end", ema.momentum_end)):
+            if not 0 <= momentum <= 1:
+                raise ValueError(f"method.ema.{key} must lie in [0, 1]; got {momentum}")
+
+
+def masked_prediction_loss(prediction_BChw: Tensor, target_BChw: Tensor, hidden_Bhw: Tensor) -> Tensor:
+    """Smooth-L1 between channel-normalised features, summed over channels, averaged over the hidden cells of the batch.
+
+    Both are unit vectors without negative parts, so no difference exceeds 1 and this equals 1 - cos (paper, equation 1).
+    """
+    prediction = F.normalize(prediction_BChw.permute(0, 2, 3, 1)[hidden_Bhw], dim=-1)
+    target = F.normalize(target_BChw.permute(0, 2, 3, 1)[hidden_Bhw], dim=-1)
+    return F.smooth_l1_loss(prediction, target, reduction="none").sum(-1).mean()
+
+
+class Method(nn.Module):
+    """The trainable whole: context encoder, target encoder, mask token and predictor."""
+
+    def __init__(self, config: TrainConfig, total_steps: int) -> None:
+        super().__init__()
+        assert isinstance(config.method, Config)
+        self.config, self.settings, self.total_steps = config, config.method, total_steps
+        self.grid = grid_size(config)
+        self.encoder = build_encoder(config.encoder, integer(config.seed, Stream.weights, 0))
+        self.target_encoder = target_of(self.encoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(config.seed, Stream.weights, 1))
+            channels = self.encoder.out_channels
+            self.predictor = build_predictor(self.settings.predictor, channels, config.encoder.sync_bn)
+            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, channels, 1, 1), std=0.02, a=-0.02, b=0.02))
+
+    @staticmethod
+    def views(config: TrainConfig) -> list[ViewSpec]:
+        """One view an image: a random crop and a flip, nothing else (paper, section IV-A)."""
+        return [crop_and_flip(config.data)]
+
+    @property
+    def probe_encoder(self) -> ResNet:
+        """The network that is probed and exported: the target encoder."""
+        return self.target_encoder
+
+    def visible(self, batch: Batch) -> Tensor:
+        """The context masks of a batch, [B, h, w] bool, on the batch's device."""
+        mask = draw_visible(self.settings.mask, self.grid, self.config.seed, batch.step, batch.positions)
+        return torch.from_numpy(mask).to(batch.views[0].device, non_blocking=True)
+
+    def predict(self, image_BCHW: Tensor, visible_Bhw: Tensor) -> dict[str, Tensor]:
+        """Context features, prediction and target features, each [B, C, h, w]."""
+        context = self.encoder(image_BCHW, Visibility(visible_Bhw))
+        filled = torch.where(visible_Bhw[:, None], context, self.mask_token.to(context.dtype))
+        with torch.no_grad():
+            target = self.target_encoder(image_BCHW)
+        return {"context": context, "prediction": self.predictor(filled), "target": target}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
+        visible = self.visible(batch)
+        out = self.predict(batch.views[0], visible)
+        loss = masked_prediction_loss(out["prediction"].to(self.mask_token.dtype), out["target"].to(self.mask_token.dtype), ~visible)
+        return {"loss": loss, "visible_fraction": visible.to(loss.dtype).mean()}
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Move the target encoder after optimiser step `step`; returns what is worth logging."""
+        momentum = ema_momentum(self.settings.ema, step, self.total_steps)
+        ema_update(self.target_encoder, self.encoder, momentum)
+        return {"ema_momentum": momentum}
+
+    @torch.no_grad()
+    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures for the log: the normalised images with their hidden cells black, at most 8."""
+        visible = self.visible(batch)[:8]
+        images = batch.views[0][:8]
+        return {"masked": images * Visibility(visible).at(images)}

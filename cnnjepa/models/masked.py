@@ -1,0 +1,94 @@
+"""Masked execution: what is hidden stays zero through a network, and BatchNorm sees visible positions alone (paper, section III-A).
+
+Shapes: B images, C channels, H x W positions; h x w cells of the mask, each cell H/h x W/w positions at a given depth.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class Visibility:
+    """The mask of one forward pass, at every resolution the network asks for; it lives as long as that pass."""
+
+    def __init__(self, visible_Bhw: Tensor) -> None:
+        """Takes a boolean [B, h, w], True where visible."""
+        self.visible_Bhw = visible_Bhw
+        self._positions: dict[tuple[int, int], Tensor] = {}
+        self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def _upsampled(self, height: int, width: int) -> Tensor:
+        _, h, w = self.visible_Bhw.shape
+        if height % h or width % w:
+            raise ValueError(f"a feature map must be a multiple of the mask's {h}x{w} cells; got {height}x{width}")
+        return self.visible_Bhw.repeat_interleave(height // h, 1).repeat_interleave(width // w, 2)
+
+    def at(self, like_BCHW: Tensor) -> Tensor:
+        """1 where visible, 0 where hidden, as [B, 1, H, W] in the type of `like_BCHW`; H and W are multiples of h and w."""
+        height, width = like_BCHW.shape[-2:]
+        key = height, width, like_BCHW.dtype
+        if key not in self._masks:
+            self._masks[key] = self._upsampled(height, width).unsqueeze(1).to(like_BCHW.dtype)
+        return self._masks[key]
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """Indices of the visible positions in the flat order (image, row, column) of a height x width map."""
+        key = height, width
+        if key not in self._positions:
+            self._positions[key] = self._upsampled(height, width).flatten().nonzero().squeeze(1)
+        return self._positions[key]
+
+
+def hide(x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
+    """`x_BCHW` with zeros at the hidden positions; `x_BCHW` itself where nothing is hidden."""
+    return x_BCHW if visibility is None else x_BCHW * visibility.at(x_BCHW)
+
+
+class MaskedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose statistics are those of the visible positions; equal to nn.BatchNorm2d where all are visible.
+
+    Hidden positions must be zero on the way in and are zero on the way out. The running variance is unbiased over the visible
+    count. With `sync` set, statistics are those of all ranks' batches together.
+    """
+
+    sync = False
+
+    def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:  # type: ignore[override]
+        synced = self.training and self.sync and dist.is_initialized() and dist.get_world_size() > 1
+        if visibility is None and not synced:
+            return super().forward(x_BCHW)
+        if not self.training:
+            return hide(super().forward(x_BCHW), visibility)
+        b, c, h, w = x_BCHW.shape
+        x_NC = x_BCHW.permute(0, 2, 3, 1).reshape(-1, c)
+        visible_NC = x_NC if visibility is None else x_NC.index_select(0, visibility.positions(h, w))
+        y_NC = self._over_ranks(visible_NC) if synced else self._over_rows(visible_NC)
+        if visibility is not None:
+            y_NC = torch.zeros_like(x_NC).index_copy(0, visibility.positions(h, w), y_NC)
+        return y_NC.view(b, h, w, c).permute(0, 3, 1, 2)
+
+    def _over_rows(self, x_NC: Tensor) -> Tensor:
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        return F.batch_norm(x_NC, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps)
+
+    def _over_ranks(self, x_NC: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
+        x = x_NC.to(self.weight.dtype)
+        count = all_reduce(x.new_tensor([len(x)]))
+        mean = all_reduce(x.sum(0)) / count
+        squares = all_reduce((x - mean).square().sum(0))
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(squares / (count - 1).clamp_min(1), self.momentum)
+        y = (x - mean) * (squares / count + self.eps).rsqrt() * self.weight + self.bias
+        return y.to(x_NC.dtype)
+
+
+def masked_max_pool(x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
+    """3x3 max-pool of stride 2; hidden positions count as the zeros they hold, which is neutral after a ReLU."""
+    return hide(F.max_pool2d(x_BCHW, 3, 2, 1), visibility)

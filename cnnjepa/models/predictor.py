@@ -1,0 +1,33 @@
+"""The predictor and its ablation variants (paper, section III-C and table III).
+
+It sees all cells of the grid, the hidden ones filled with the mask token, and so its BatchNorm is an ordinary one.
+"""
+
+from torch import nn
+
+from cnnjepa.config import PredictorConfig, PredictorConv
+from cnnjepa.models.masked import MaskedBatchNorm2d
+
+
+def _layer(conv: PredictorConv, c_in: int, c_out: int, kernel: int) -> list[nn.Module]:
+    """One layer of the flat sequence: its spatial operation, its mixing of channels, BatchNorm and ReLU."""
+    if conv is PredictorConv.dense:
+        convs = [nn.Conv2d(c_in, c_out, kernel, padding="same")]
+    elif conv is PredictorConv.pointwise:
+        convs = [nn.Conv2d(c_in, c_out, 1)]
+    else:
+        convs = [nn.Conv2d(c_in, c_in, kernel, padding="same", groups=c_in), nn.Conv2d(c_in, c_out, 1)]
+    return [*convs, MaskedBatchNorm2d(c_out), nn.ReLU(inplace=True)]
+
+
+def build_predictor(config: PredictorConfig, channels: int, sync_bn: bool = False) -> nn.Sequential:
+    """[B, channels, h, w] to the same shape, non-negative; 12.66 M parameters at the paper's 2048 channels and default depth."""
+    hidden = max(round(channels * config.width), 1)
+    sizes = [channels] + [hidden] * (config.depth - 1) + [channels]
+    layers: list[nn.Module] = []
+    for c_in, c_out in zip(sizes, sizes[1:], strict=False):
+        layers += _layer(config.conv, c_in, c_out, config.kernel)
+    for layer in layers:
+        if isinstance(layer, MaskedBatchNorm2d):
+            layer.sync = sync_bn
+    return nn.Sequential(*layers)

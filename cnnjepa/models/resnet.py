@@ -1,0 +1,148 @@
+"""ResNets whose forward takes a mask: torchvision's keys without `fc`, timm's initialisation (paper, section IV-A).
+
+One readable network serves as context encoder (with a Visibility) and as target encoder (without).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from cnnjepa.config import EncoderConfig, EncoderName
+from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool
+
+
+def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+
+
+class Downsample(nn.Sequential):
+    """The 1x1 convolution and BatchNorm of a shortcut whose shape changes; keys `0` and `1`."""
+
+    def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:  # type: ignore[override]
+        conv, norm = self
+        return norm(hide(conv(x_BCHW), visibility), visibility)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, c_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(c_in, width, 3, stride)
+        self.bn1 = MaskedBatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = MaskedBatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        same = stride == 1 and c_in == width
+        self.downsample = None if same else Downsample(_conv(c_in, width, 1, stride), MaskedBatchNorm2d(width))
+
+    @property
+    def last_norm(self) -> MaskedBatchNorm2d:
+        """The norm whose weight starts at 0, so that a new block is the identity."""
+        return self.bn2
+
+    def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
+        shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
+        y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
+        y = self.bn2(hide(self.conv2(y), visibility), visibility)
+        return self.relu(y + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which carries the stride) and 1x1 convolutions and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, c_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        c_out = width * self.expansion
+        self.conv1 = _conv(c_in, width, 1)
+        self.bn1 = MaskedBatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = MaskedBatchNorm2d(width)
+        self.conv3 = _conv(width, c_out, 1)
+        self.bn3 = MaskedBatchNorm2d(c_out)
+        self.relu = nn.ReLU(inplace=True)
+        same = stride == 1 and c_in == c_out
+        self.downsample = None if same else Downsample(_conv(c_in, c_out, 1, stride), MaskedBatchNorm2d(c_out))
+
+    @property
+    def last_norm(self) -> MaskedBatchNorm2d:
+        """The norm whose weight starts at 0, so that a new block is the identity."""
+        return self.bn3
+
+    def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
+        shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
+        y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
+        y = self.relu(self.bn2(hide(self.conv2(y), visibility), visibility))
+        y = self.bn3(hide(self.conv3(y), visibility), visibility)
+        return self.relu(y + shortcut)
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+class ResNet(nn.Module):
+    """Images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell].
+
+    With `small` the stem is one 3x3 convolution of stride 2 without pooling and there are three stages: 8 pixels a cell, so that
+    a 32-pixel image has 4x4 of them. Otherwise the stem and the four stages are the usual ones: 32 pixels a cell.
+    """
+
+    def __init__(self, block: Block, stages: list[int], width: int = 64, small: bool = False) -> None:
+        super().__init__()
+        self.small = small
+        self.conv1 = nn.Conv2d(3, width, 3 if small else 7, 2, 1 if small else 3, bias=False)
+        self.bn1 = MaskedBatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        channels = width
+        self.stage_names = [f"layer{i + 1}" for i in range(len(stages))]
+        for i, (name, blocks) in enumerate(zip(self.stage_names, stages, strict=True)):
+            layer = nn.ModuleList()
+            for j in range(blocks):
+                layer.append(block(channels, width * 2**i, 2 if i > 0 and j == 0 else 1))
+                channels = width * 2**i * block.expansion
+            self.add_module(name, layer)
+        self.out_channels = channels
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
+        x = hide(self.conv1(hide(image_BCHW, visibility)), visibility)
+        x = self.relu(self.bn1(x, visibility))
+        if not self.small:
+            x = masked_max_pool(x, visibility)
+        for name in self.stage_names:
+            for block in self.get_submodule(name).children():
+                x = block(x, visibility)
+        return x
+
+
+_STAGES: dict[EncoderName, tuple[Block, list[int]]] = {
+    EncoderName.resnet18: (BasicBlock, [2, 2, 2, 2]),
+    EncoderName.resnet34: (BasicBlock, [3, 4, 6, 3]),
+    EncoderName.resnet50: (Bottleneck, [3, 4, 6, 3]),
+    EncoderName.resnet101: (Bottleneck, [3, 4, 23, 3]),
+}
+
+
+def build_encoder(config: EncoderConfig, generator_seed: int | None = None) -> ResNet:
+    """A freshly initialised encoder; equal weights for equal `generator_seed`, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        if generator_seed is not None:
+            torch.manual_seed(generator_seed)
+        if config.name is EncoderName.resnet_small:
+            net = ResNet(BasicBlock, [config.blocks] * 3, config.width, small=True)
+        else:
+            net = ResNet(*_STAGES[config.name])
+    for module in net.modules():
+        if isinstance(module, MaskedBatchNorm2d):
+            module.sync = config.sync_bn
+    return net

@@ -1,0 +1,24 @@
+"""Has the representation collapsed? Spread and effective rank of held-out features, without labels."""
+
+import torch
+import torch.nn.functional as F
+
+from cnnjepa.probes.features import ProbeData
+
+
+def rankme(features_NC: torch.Tensor) -> float:
+    """exp of the entropy of the singular value distribution (Garrido et al. 2023): between 1 and min(N, C)."""
+    values = torch.linalg.svdvals(features_NC.double())
+    p = values / values.sum() + 1e-7
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def run(data: ProbeData) -> dict[str, float]:
+    """feature_std: mean over channels of the std of unit features times sqrt(C), 1 for an even spread and 0 when collapsed; rankme."""
+    features = data.holdout.features_NC
+    if not features.isfinite().all():
+        raise ValueError("features are not finite")
+    if not features.any():
+        raise ValueError("all features are zero")
+    spread = F.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5
+    return {"feature_std": float(spread), "rankme": rankme(features[:4096])}

@@ -1,0 +1,83 @@
+"""The one feature pass that all probes share: frozen encoder in eval mode, global average pool (paper, section IV-A)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cnnjepa.config import TrainConfig
+from cnnjepa.data.datasets import Images, Indices, Splits
+from cnnjepa.data.loader import normalise, probe_loader
+from cnnjepa.distributed import Ranks, gather_rows
+
+
+@dataclass
+class Features:
+    """Pooled features [N, C] in fp32 and their labels [N]."""
+
+    features_NC: Tensor
+    labels_N: Tensor
+
+
+@dataclass
+class ProbeData:
+    """What a probe may read: `test` is None until the run has ended, so that no choice can look at it."""
+
+    fit: Features
+    holdout: Features
+    test: Features | None
+    classes: int
+    config: TrainConfig
+
+    def judged(self) -> dict[str, Features]:
+        """The parts on which a score is due, by the name that its metrics carry."""
+        parts = {"holdout": self.holdout}
+        return parts if self.test is None else {**parts, "test": self.test}
+
+
+@torch.no_grad()
+def extract(encoder: nn.Module, config: TrainConfig, splits: Splits, images: Images, indices: Indices, ranks: Ranks) -> Features:
+    """Features of `indices` in their order, on every rank; ranks share the work. The encoder's mode is put back."""
+    mine = [int(b) for b in torch.linspace(0, len(indices), ranks.count + 1).round()][ranks.rank : ranks.rank + 2]
+    dtype = next(encoder.parameters()).dtype
+    was_training = encoder.training
+    encoder.eval()
+    pooled = []
+    for pixels in probe_loader(config, images, indices[mine[0] : mine[1]]):
+        pooled.append(encoder(normalise(pixels, splits, ranks.device, dtype)).mean((2, 3)).float())
+    encoder.train(was_training)
+    channels: int = encoder.out_channels  # type: ignore[assignment]
+    rows = torch.cat(pooled) if pooled else torch.empty(0, channels, device=ranks.device)
+    return Features(gather_rows(rows, ranks), torch.from_numpy(images.labels[indices]).to(ranks.device))
+
+
+def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> ProbeData:
+    """The features of fit and holdout, and of test where `final`; collective over ranks."""
+    data = splits.dataset
+    fit = extract(encoder, config, splits, data.train, splits.fit, ranks)
+    holdout = extract(encoder, config, splits, data.train, splits.holdout, ranks)
+    test = extract(encoder, config, splits, data.test, splits.test, ranks) if final else None
+    return ProbeData(fit, holdout, test, data.classes, config)
+
+
+@torch.no_grad()
+def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks) -> None:
+    """Set the running statistics to the plain average over the training images: what a random encoder needs for a fair probe."""
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    encoder.train()
+    dtype = next(encoder.parameters()).dtype
+    for pixels in probe_loader(config, splits.dataset.train, splits.pretrain):
+        encoder(normalise(pixels, splits, ranks.device, dtype))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def topk_accuracy(scores_NK: Tensor, labels_N: Tensor, classes: int) -> dict[str, float]:
+    """{"top1": percent, "top5": percent}; top5 only where there are more than 5 classes to choose from."""
+    ks = [1, 5] if classes > 5 else [1]
+    best = scores_NK.topk(max(ks), dim=1).indices == labels_N[:, None]
+    return {f"top{k}": 100 * best[:, :k].any(1).double().mean().item() for k in ks}

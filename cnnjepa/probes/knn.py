@@ -1,0 +1,31 @@
+"""k-NN probe: cosine similarity, votes weighted by exp(similarity / temperature) (paper, section IV-A; k = 200, temperature 0.1)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnjepa.probes.features import ProbeData, topk_accuracy
+
+
+@torch.no_grad()
+def knn_scores(bank_NC: Tensor, labels_N: Tensor, query_MC: Tensor, classes: int, k: int, temperature: float) -> Tensor:
+    """Votes [M, classes] of the k nearest rows of the bank; k is clipped to the bank."""
+    bank = F.normalize(bank_NC, dim=1)
+    votes = []
+    for query in F.normalize(query_MC, dim=1).split(1024):
+        similarity, nearest = (query @ bank.T).topk(min(k, len(bank)), dim=1)
+        weights = ((similarity - 1) / temperature).exp()  # the shift by 1 scales all votes alike and cannot overflow
+        votes.append(weights.new_zeros(len(query), classes).scatter_add_(1, labels_N[nearest], weights))
+    return torch.cat(votes)
+
+
+def run(data: ProbeData) -> dict[str, float]:
+    """holdout_top1, test_top1 (percent) and so on; raises ValueError where features are not finite."""
+    probes, fit = data.config.probes, data.fit
+    if not fit.features_NC.isfinite().all():
+        raise ValueError("features are not finite")
+    metrics: dict[str, float] = {}
+    for part, held in data.judged().items():
+        scores = knn_scores(fit.features_NC, fit.labels_N, held.features_NC, data.classes, probes.knn_k, probes.knn_temperature)
+        metrics |= {f"{part}_{k}": v for k, v in topk_accuracy(scores, held.labels_N, data.classes).items()}
+    return metrics

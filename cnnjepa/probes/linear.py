@@ -1,0 +1,46 @@
+"""Linear probe: one layer on frozen features, Adam, cached features (paper, section IV-A).
+
+The headline is the last epoch. The paper reports the best epoch on the split that it reports: that number is kept apart as
+`paper_protocol_top1`, and nothing is chosen by it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnnjepa.probes.features import ProbeData, topk_accuracy
+from cnnjepa.randomness import Stream, integer
+
+
+def run(data: ProbeData) -> dict[str, float]:
+    """holdout_top1, test_top1 (percent) and so on, of the last epoch; raises ValueError where features are not finite."""
+    probes, fit = data.config.probes, data.fit
+    if not fit.features_NC.isfinite().all():
+        raise ValueError("features are not finite")
+    random = torch.Generator().manual_seed(integer(data.config.seed, Stream.probe))
+    device, (count, channels) = fit.features_NC.device, fit.features_NC.shape
+    layer = nn.Linear(channels, data.classes)
+    with torch.no_grad():
+        bound = channels**-0.5
+        layer.weight.uniform_(-bound, bound, generator=random)
+        layer.bias.zero_()
+    layer.to(device)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=probes.linear_lr, fused=True)
+    best = 0.0
+    for _ in range(probes.linear_epochs):
+        for chosen in torch.randperm(count, generator=random).to(device).split(probes.batch_size):
+            loss = F.cross_entropy(layer(fit.features_NC[chosen]), fit.labels_N[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if data.test is not None:
+            with torch.no_grad():
+                best = max(best, topk_accuracy(layer(data.test.features_NC), data.test.labels_N, data.classes)["top1"])
+    metrics: dict[str, float] = {}
+    with torch.no_grad():
+        for part, held in data.judged().items():
+            scores = layer(held.features_NC)
+            metrics |= {f"{part}_{k}": v for k, v in topk_accuracy(scores, held.labels_N, data.classes).items()}
+    if data.test is not None:
+        metrics["paper_protocol_top1"] = best
+    return metrics

@@ -1,0 +1,27 @@
+"""Random numbers as functions of integers: the same key gives the same numbers in any process, on any rank, after any resume."""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What the numbers are for, so that two uses of one seed never share numbers."""
+
+    order = 1
+    mask = 2
+    view = 3
+    weights = 4
+    step = 5
+    split = 6
+    probe = 7
+
+
+def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
+    """A fresh generator that depends on (seed, stream, key) alone; 20 microseconds."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, *key))))
+
+
+def integer(seed: int, stream: Stream, *key: int) -> int:
+    """One integer in [0, 2**63) that depends on (seed, stream, key) alone, to seed a library's own generator."""
+    return int(generator(seed, stream, *key).integers(2**63))

@@ -1,0 +1,138 @@
+"""The run folder: config.yaml, metrics.jsonl, checkpoints/, tensorboard/, log/, result.json. It is the truth about a run.
+
+metrics.jsonl holds one JSON object a line, each with `kind` and `step`. A resumed run drops the lines past its checkpoint and writes
+them again; they come out the same but for TIMING_KEYS.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from cnnjepa.config import TrainConfig, differences, from_dict, signature, to_dict
+from cnnjepa.files import create_exclusive, to_json, write_atomic
+
+# What depends on the machine and the moment: left out wherever two runs are compared.
+TIMING_KEYS = frozenset({"images_per_second", "seconds", "device_hours", "peak_memory_mb", "resumes", "claim"})
+
+
+class RunStatus(Enum):
+    """How a run ended; one that has not ended has no result."""
+
+    completed = "completed"
+    failed = "failed"
+
+
+@dataclass
+class RunResult:
+    """What a run came to. A number that could not be had is absent from `metrics` and its cause stands in `missing`."""
+
+    status: RunStatus
+    cause: str = ""  # of a failure, one line
+    metrics: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # probe -> cause
+    step: int = 0
+    seconds: float = 0.0  # spent training and probing, over all resumes
+    device_hours: float = 0.0  # GPU-hours on CUDA, core-hours (threads x ranks) on CPU
+    images_per_second: float = 0.0
+    peak_memory_mb: float = 0.0
+    parameters: int = 0  # trainable
+    resumes: int = 0
+    claim: int = 0  # epoch of the claim under which it was written
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "status": self.status.name}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "RunResult":
+        """What `to_dict` gave."""
+        return RunResult(**{**values, "status": RunStatus[values["status"]]})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a torn last line, as a kill may leave, is not one."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+class RunFolder:
+    """One run's folder; each method reads or writes one of its files."""
+
+    def __init__(self, path: Path) -> None:
+        """Takes the path; nothing is created until `prepare`."""
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.logs = path / "log"
+        self._config = path / "config.yaml"
+        self._metrics = path / "metrics.jsonl"
+        self._result = path / "result.json"
+        self._writer: IO[str] | None = None
+
+    def prepare(self, config: TrainConfig) -> None:
+        """Create the folder for `config`; raises ValueError where it holds a run of another configuration."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        if self._config.exists():
+            held = self.config()
+            if signature(held) != signature(config):
+                first = differences(to_dict(held, neutral=False), to_dict(config, neutral=False))[0]
+                raise ValueError(f"run folder must be empty or hold the same configuration; got {self.path}, where {first}")
+        else:
+            write_atomic(self._config, yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    def config(self) -> TrainConfig:
+        """The configuration of the run; raises ValueError where the folder holds none."""
+        if not self._config.exists():
+            raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
+        return from_dict(yaml.safe_load(self._config.read_text()))
+
+    def result(self) -> RunResult | None:
+        """How the run ended; None while it has not."""
+        if not self._result.exists():
+            return None
+        return RunResult.from_dict(json.loads(self._result.read_text()))
+
+    def write_result(self, result: RunResult) -> bool:
+        """Record how the run ended, once: False, and nothing changed, where a result stands already."""
+        return create_exclusive(self._result, to_json(result.to_dict()))
+
+    def set_failure_aside(self) -> None:
+        """Forget a recorded failure, keeping it as result.failed-N.json, so that the run is tried again from its checkpoint."""
+        number = len(list(self.path.glob("result.failed-*.json"))) + 1
+        os.rename(self._result, self.path / f"result.failed-{number}.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records so far."""
+        return read_metrics(self._metrics)
+
+    def open_metrics(self, step: int) -> None:
+        """Start recording after optimiser step `step`: later records are dropped, into a new file that a stale writer does not hold."""
+        kept = [r for r in self.metrics() if r["step"] <= step and r["kind"] != "final"]
+        write_atomic(self._metrics, "".join(json.dumps(r) + "\n" for r in kept))
+        self._writer = open(self._metrics, "a", buffering=1)
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one record; a value that is not finite becomes null."""
+        assert self._writer is not None
+        finite = {k: v if not isinstance(v, float) or abs(v) < float("inf") else None for k, v in values.items()}
+        self._writer.write(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Make the records durable and let go of the file."""
+        if self._writer is not None:
+            self._writer.flush()
+            os.fsync(self._writer.fileno())
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,29 @@
+"""Schedules as pure functions of the step: nothing to save, nothing to restore."""
+
+import math
+
+from cnnjepa.config import EmaConfig, OptimizerConfig, Schedule
+
+
+def interpolate(schedule: Schedule, start: float, end: float, progress: float) -> float:
+    """`start` at progress 0, `end` at progress 1 (constant: always `start`); progress is clipped to [0, 1]."""
+    progress = min(max(progress, 0.0), 1.0)
+    if schedule is Schedule.constant:
+        return start
+    if schedule is Schedule.linear:
+        return start + (end - start) * progress
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """Learning rate of 0-based `step`: linear from lr/warmup steps up to lr, then cosine to final_lr_fraction x lr at the last."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(total_steps - 1 - warmup, 1)
+    return interpolate(Schedule.cosine, config.lr, config.lr * config.final_lr_fraction, progress)
+
+
+def ema_momentum(config: EmaConfig, step: int, total_steps: int) -> float:
+    """Momentum applied after 0-based optimiser step `step`: momentum_start at the first, momentum_end at the last."""
+    return interpolate(config.schedule, config.momentum_start, config.momentum_end, step / max(total_steps - 1, 1))

@@ -1,0 +1,277 @@
+"""The one loop: pretrains any method on any number of ranks, and resumes bit for bit on CPU."""
+
+import contextlib
+import logging
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from cnnjepa import checkpoint
+from cnnjepa.batch import Batch
+from cnnjepa.config import Precision, TrainConfig, method_module, to_dict, validate
+from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.data.loader import Plan, build_plan, normalise, train_loader
+from cnnjepa.distributed import Ranks, RunningStatistics, average_gradients, broadcast_object, joined
+from cnnjepa.optim import build_optimizer, set_learning_rate
+from cnnjepa.probes import run_probes
+from cnnjepa.progress import TrainingProgress
+from cnnjepa.randomness import Stream, integer
+from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from cnnjepa.schedules import learning_rate
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient was not a number; the weights are those before the step."""
+
+
+def never() -> bool:
+    """Nobody asks the run to stop."""
+    return False
+
+
+@dataclass
+class Run:
+    """All that a run consists of; what a checkpoint must hold is in `state` and `restore`."""
+
+    config: TrainConfig
+    folder: RunFolder
+    ranks: Ranks
+    splits: Splits
+    plan: Plan
+    method: Any  # a Method of cnnjepa/methods
+    optimizer: torch.optim.Optimizer
+    parameters: list[nn.Parameter]
+    step: int = 0  # optimiser steps done
+    seconds: float = 0.0  # spent before this process took over
+    resumes: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; bf16 is autocast around fp32 weights."""
+        return torch.float64 if self.config.precision is Precision.fp64 else torch.float32
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return self.step / self.plan.steps_per_epoch
+
+    def state(self, seconds: float) -> dict[str, Any]:
+        """What a checkpoint holds; randomness is a function of the step and needs none of it."""
+        return {
+            "step": self.step,
+            "seconds": seconds,
+            "resumes": self.resumes,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.step, self.seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
+    """A run at step 0; the same weights on every rank."""
+    splits = load_splits(config.data)
+    plan = build_plan(config, len(splits.pretrain), ranks.count)
+    dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
+    method = method_module(config.method.name).Method(config, plan.total_steps)
+    method = method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    return Run(config, folder, ranks, splits, plan, method, build_optimizer(config.optimizer, parameters), parameters)
+
+
+def resume(run: Run) -> None:
+    """Take up the newest intact checkpoint of the run folder, the same one on every rank; nothing where there is none."""
+    found = checkpoint.newest_good(run.folder.checkpoints) if run.ranks.is_main else None
+    found = broadcast_object(found, run.ranks)
+    if found is not None:
+        run.restore(checkpoint.read(found, run.ranks.device))
+        if run.ranks.is_main:
+            log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
+
+
+def micro_batch(run: Run, views: list[Tensor], micro_step: int) -> Batch:
+    """Loaded pixels as a method's batch."""
+    pixels = [normalise(v, run.splits, run.ranks.device, run.dtype) for v in views]
+    return Batch(pixels, run.step, run.plan.positions(run.ranks.rank, micro_step))
+
+
+def forward_backward(run: Run, loader: Any) -> Tensor:
+    """Add the gradients of this rank's micro-batches, each counting alike; returns [loss, visible fraction], averaged over them."""
+    autocast = torch.autocast(run.ranks.device.type, torch.bfloat16, enabled=run.config.precision is Precision.bf16)
+    sums = torch.zeros(2, dtype=run.dtype, device=run.ranks.device)
+    # A method that draws random numbers while training draws the same ones after a resume.
+    torch.manual_seed(integer(run.config.seed, Stream.step, run.step, run.ranks.rank))
+    for micro_step in range(run.plan.micro_batches):
+        batch = micro_batch(run, next(loader), micro_step)
+        with autocast:
+            out = run.method(batch)
+        (out["loss"] / run.plan.micro_batches).backward()
+        sums += torch.stack([out["loss"].detach(), out.get("visible_fraction", sums.new_ones(()))])
+    return sums / run.plan.micro_batches
+
+
+def require_finite(run: Run, loss: float, lr: float) -> float:
+    """The gradient's norm; raises NonFiniteError where it or the loss is not a number, before the weights are touched."""
+    norm = float(torch.nn.utils.get_total_norm(p.grad for p in run.parameters if p.grad is not None))
+    if not np.isfinite(loss) or not np.isfinite(norm):
+        raise NonFiniteError(f"loss {loss:g} and gradient norm {norm:g} must be finite: step {run.step}, learning rate {lr:g}")
+    return norm
+
+
+def save(run: Run, seconds: float) -> None:
+    """Publish a checkpoint; all ranks hold the same state, so rank 0 alone writes."""
+    if run.ranks.is_main:
+        checkpoint.save(run.folder.checkpoints, run.step, run.state(seconds), run.config.checkpoint.keep)
+
+
+def probe(run: Run, final: bool) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics of all probes and the causes of those that failed; collective. Test images are read only where `final`."""
+    return run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
+
+
+class Recorder:
+    """Writes what a run tells: metrics.jsonl, TensorBoard and the terminal; silent on all ranks but the main one."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.board: SummaryWriter | None = None
+        if run.ranks.is_main:
+            run.folder.open_metrics(run.step)
+            if run.config.log.tensorboard:
+                self.board = SummaryWriter(str(run.folder.tensorboard), purge_step=run.step + 1)
+
+    def record(self, kind: str, values: dict[str, float]) -> None:
+        """One record at the current step."""
+        if not self.run.ranks.is_main:
+            return
+        self.run.folder.record(kind, self.run.step, {"epoch": self.run.epoch, **values})
+        for key, value in values.items() if self.board else ():
+            assert self.board
+            self.board.add_scalar(f"{kind}/{key}", value, self.run.step)
+
+    def pictures(self, batch: Batch) -> None:
+        """Samples of what the method sees."""
+        for key, images in self.run.method.sample_images(batch).items() if self.board else ():
+            low, high = images.amin(), images.amax()
+            assert self.board
+            self.board.add_images(key, ((images - low) / (high - low).clamp_min(1e-6)).float().cpu(), self.run.step)
+
+    def close(self) -> None:
+        """Flush all."""
+        if self.board:
+            self.board.close()
+        self.run.folder.close()
+
+
+def train(config: TrainConfig, folder: RunFolder, should_stop: Callable[[], bool] = never, claim: int = 0) -> RunResult | None:
+    """Run `config` to its end in `folder`, from the newest intact checkpoint; None where `should_stop` ended it early, saved.
+
+    A run that has a result returns it and computes nothing. `should_stop` may differ between ranks: all stop at the same step, after
+    a checkpoint. Raises ValueError for a configuration that cannot run and NonFiniteError for one that diverged.
+    """
+    torch.set_num_threads(config.threads)
+    with joined(config.device) as ranks:
+        validate(config, ranks.count)
+        if ranks.is_main:
+            folder.prepare(config)
+        done = broadcast_object(folder.result() if ranks.is_main else None, ranks)
+        if done is not None:
+            return done
+        run = build_run(config, folder, ranks)
+        resume(run)
+        if ranks.is_main and run.step == 0:
+            save(run, 0.0)  # a run killed before its first interval has a checkpoint to come back to
+        recorder = Recorder(run)
+        with contextlib.closing(recorder):
+            return train_steps(run, recorder, should_stop, claim)
+
+
+def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], claim: int) -> RunResult | None:
+    """The loop, from `run.step` on."""
+    config, plan, ranks = run.config, run.plan, run.ranks
+    started = last_save = time.perf_counter()
+    loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step)
+    statistics = RunningStatistics(run.method, ranks, plan.micro_batches)
+    with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
+        while run.step < plan.total_steps:
+            lr = learning_rate(config.optimizer, run.step, plan.steps_per_epoch, plan.total_steps)
+            set_learning_rate(run.optimizer, lr)
+            run.optimizer.zero_grad()
+            statistics.start_step()
+            sums = forward_backward(run, loader)
+            statistics.end_step()
+            save_due = ranks.is_main and time.perf_counter() - last_save >= 60 * config.checkpoint.every_minutes
+            wishes = torch.cat([sums, sums.new_tensor([float(should_stop()), float(save_due)])])
+            loss, visible, stop, save_now = average_gradients(run.parameters, wishes, ranks).tolist()
+            norm = require_finite(run, loss, lr)
+            run.optimizer.step()
+            logged = run.method.after_step(run.step)
+            run.step += 1
+
+            if run.step % config.log.every_steps == 0 or run.step == plan.total_steps:
+                pace = progress.images_per_second(run.step)
+                values = {"loss": loss, "lr": lr, "gradient_norm": norm, "visible_fraction": visible, **logged}
+                recorder.record("step", {**values, "images_per_second": pace})
+                progress.show(run.step, run.epoch, loss, lr, pace)
+            if epoch_due(run, config.probes.every_epochs) and run.step < plan.total_steps:
+                metrics, missing = probe(run, final=False)
+                recorder.record("probe", metrics)
+                report_missing(run, missing)
+            if stop or save_now or run.step == plan.total_steps:
+                save(run, run.seconds + time.perf_counter() - started)
+                last_save = time.perf_counter()
+            if stop:
+                return None
+    return finish(run, recorder, run.seconds + time.perf_counter() - started, claim)
+
+
+def epoch_due(run: Run, every: int) -> bool:
+    """True at the end of each `every`-th epoch."""
+    return every > 0 and run.step % (every * run.plan.steps_per_epoch) == 0
+
+
+def report_missing(run: Run, missing: dict[str, str]) -> None:
+    """Say which probes have no value, and why."""
+    for name, cause in missing.items() if run.ranks.is_main else ():
+        log.warning("probe %s has no value: %s", name, cause)
+
+
+def finish(run: Run, recorder: Recorder, seconds: float, claim: int) -> RunResult:
+    """Probe the finished run and write its result."""
+    began = time.perf_counter()
+    metrics, missing = probe(run, final=True)
+    recorder.record("final", metrics)
+    report_missing(run, missing)
+    seconds += time.perf_counter() - began
+    on_cuda = run.ranks.device.type == "cuda"
+    per_rank = 1 if on_cuda else run.config.threads
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result = RunResult(
+        RunStatus.completed,
+        metrics=metrics,
+        missing=missing,
+        step=run.step,
+        seconds=seconds,
+        device_hours=seconds / 3600 * run.ranks.count * per_rank,
+        images_per_second=run.step * run.config.global_batch_size / seconds,
+        peak_memory_mb=peak,
+        parameters=sum(p.numel() for p in run.parameters),
+        resumes=run.resumes,
+        claim=claim,
+    )
+    if run.ranks.is_main:
+        run.folder.write_result(result)
+    return result
