@@ -13,6 +13,7 @@ import math
 import pkgutil
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
@@ -236,7 +237,8 @@ CELL_PIXELS = {
 def file_names(package: str) -> list[str]:
     """The public module names of a package folder: the file name is the registry. Nothing is imported but the package."""
     found = importlib.util.find_spec(package)
-    assert found is not None and found.submodule_search_locations is not None
+    assert found is not None
+    assert found.submodule_search_locations is not None
     return sorted(m.name for m in pkgutil.iter_modules(found.submodule_search_locations) if not m.name.startswith("_"))
 
 
@@ -357,7 +359,8 @@ def to_dict(config: Any, neutral: bool = True) -> dict[str, Any]:
 T = TypeVar("T")
 
 
-def _build(kind: type[T], values: dict[str, Any], path: str) -> T:
+def _build(kind: Callable[..., T], values: dict[str, Any], path: str) -> T:
+    assert isinstance(kind, type)
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -370,10 +373,10 @@ def _build(kind: type[T], values: dict[str, Any], path: str) -> T:
         elif issubclass(hint, MethodConfig):
             built[name] = _build(method_module(value["name"]).Config, value, f"{path}{name}.")
         elif dataclasses.is_dataclass(hint):
-            built[name] = _build(hint, value, f"{path}{name}.")
+            built[name] = _build(typing.cast(Callable[..., Any], hint), value, f"{path}{name}.")
         else:
             built[name] = hint[value] if issubclass(hint, Enum) else hint(value)
-    return kind(**built)
+    return typing.cast(T, kind(**built))
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:

@@ -43,6 +43,11 @@ def rank_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main_rank() -> bool:
+    """Whether the launcher made this process the one that writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def _device(wish: Device) -> torch.device:
     if wish is Device.cpu or (wish is Device.auto and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -82,6 +87,12 @@ def average_gradients(parameters: list[nn.Parameter], scalars: Tensor, ranks: Ra
     return flat[sum(sizes) :]
 
 
+def tensor(buffer: Tensor | None) -> Tensor:
+    """A BatchNorm buffer that is known to be there."""
+    assert buffer is not None
+    return buffer
+
+
 class RunningStatistics:
     """BatchNorm's running statistics over ranks: after each step they are what one rank would have, fed the micro-batches in order.
 
@@ -98,11 +109,10 @@ class RunningStatistics:
         self._counts: list[Tensor] = []
         decay: list[Tensor] = []
         for norm in norms if ranks.count > 1 else []:
-            assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
             assert norm.momentum is not None
-            self._means_vars += [norm.running_mean, norm.running_var]
-            self._counts.append(norm.num_batches_tracked)
-            decay.append(torch.full_like(norm.running_mean, (1 - norm.momentum) ** micro_batches).repeat(2))
+            self._means_vars += [tensor(norm.running_mean), tensor(norm.running_var)]
+            self._counts.append(tensor(norm.num_batches_tracked))
+            decay.append(torch.full_like(tensor(norm.running_mean), (1 - norm.momentum) ** micro_batches).repeat(2))
         self._micro_batches = micro_batches
         self._decay = torch.cat(decay) if decay else None
         self._before: Tensor | None = None

@@ -121,7 +121,7 @@ class RunFolder:
         """Start recording after optimiser step `step`: later records are dropped, into a new file that a stale writer does not hold."""
         kept = [r for r in self.metrics() if r["step"] <= step and r["kind"] != "final"]
         write_atomic(self._metrics, "".join(json.dumps(r) + "\n" for r in kept))
-        self._writer = open(self._metrics, "a", buffering=1)
+        self._writer = open(self._metrics, "a", buffering=1)  # noqa: SIM115, closed by close()
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one record; a value that is not finite becomes null."""

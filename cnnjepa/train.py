@@ -1,11 +1,10 @@
 """The one loop: pretrains any method on any number of ranks, and resumes bit for bit on CPU."""
 
-import contextlib
 import logging
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
-from cnnjepa.config import Precision, TrainConfig, method_module, to_dict, validate
+from cnnjepa.config import Precision, TrainConfig, method_module, validate
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import Ranks, RunningStatistics, average_gradients, broadcast_object, joined
@@ -31,6 +30,14 @@ log = logging.getLogger(__name__)
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient was not a number; the weights are those before the step."""
+
+
+class RunError(RuntimeError):
+    """Training ended by an error, which is its cause; tells what had been reached and spent."""
+
+    def __init__(self, step: int, seconds: float, device_hours: float) -> None:
+        super().__init__(f"training ended by an error at step {step}")
+        self.step, self.seconds, self.device_hours = step, seconds, device_hours
 
 
 def never() -> bool:
@@ -51,8 +58,9 @@ class Run:
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
     step: int = 0  # optimiser steps done
-    seconds: float = 0.0  # spent before this process took over
     resumes: int = 0
+    earlier_seconds: float = 0.0  # spent before this process took over, as its checkpoint tells
+    started: float = field(default_factory=time.perf_counter)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,11 +72,22 @@ class Run:
         """Epochs done."""
         return self.step / self.plan.steps_per_epoch
 
-    def state(self, seconds: float) -> dict[str, Any]:
+    @property
+    def seconds(self) -> float:
+        """Spent training and probing so far, over all resumes."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    @property
+    def device_hours(self) -> float:
+        """GPU-hours on CUDA, core-hours on CPU."""
+        devices = 1 if self.ranks.device.type == "cuda" else self.config.threads
+        return self.seconds / 3600 * self.ranks.count * devices
+
+    def state(self) -> dict[str, Any]:
         """What a checkpoint holds; randomness is a function of the step and needs none of it."""
         return {
             "step": self.step,
-            "seconds": seconds,
+            "seconds": self.seconds,
             "resumes": self.resumes,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -76,7 +95,7 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
-        self.step, self.seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
+        self.step, self.earlier_seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -108,8 +127,11 @@ def micro_batch(run: Run, views: list[Tensor], micro_step: int) -> Batch:
     return Batch(pixels, run.step, run.plan.positions(run.ranks.rank, micro_step))
 
 
-def forward_backward(run: Run, loader: Any) -> Tensor:
-    """Add the gradients of this rank's micro-batches, each counting alike; returns [loss, visible fraction], averaged over them."""
+def forward_backward(run: Run, loader: Any) -> tuple[Tensor, Batch]:
+    """Add the gradients of this rank's micro-batches, each counting alike.
+
+    Returns [loss, visible fraction], averaged over them, and the last one.
+    """
     autocast = torch.autocast(run.ranks.device.type, torch.bfloat16, enabled=run.config.precision is Precision.bf16)
     sums = torch.zeros(2, dtype=run.dtype, device=run.ranks.device)
     # A method that draws random numbers while training draws the same ones after a resume.
@@ -120,7 +142,7 @@ def forward_backward(run: Run, loader: Any) -> Tensor:
             out = run.method(batch)
         (out["loss"] / run.plan.micro_batches).backward()
         sums += torch.stack([out["loss"].detach(), out.get("visible_fraction", sums.new_ones(()))])
-    return sums / run.plan.micro_batches
+    return sums / run.plan.micro_batches, batch
 
 
 def require_finite(run: Run, loss: float, lr: float) -> float:
@@ -131,10 +153,10 @@ def require_finite(run: Run, loss: float, lr: float) -> float:
     return norm
 
 
-def save(run: Run, seconds: float) -> None:
+def save(run: Run) -> None:
     """Publish a checkpoint; all ranks hold the same state, so rank 0 alone writes."""
     if run.ranks.is_main:
-        checkpoint.save(run.folder.checkpoints, run.step, run.state(seconds), run.config.checkpoint.keep)
+        checkpoint.save(run.folder.checkpoints, run.step, run.state(), run.config.checkpoint.keep)
 
 
 def probe(run: Run, final: bool) -> tuple[dict[str, float], dict[str, str]]:
@@ -177,32 +199,36 @@ class Recorder:
 
 
 def train(config: TrainConfig, folder: RunFolder, should_stop: Callable[[], bool] = never, claim: int = 0) -> RunResult | None:
-    """Run `config` to its end in `folder`, from the newest intact checkpoint; None where `should_stop` ended it early, saved.
+    """Run `config` to its end in `folder`, from its newest intact checkpoint; None where `should_stop` ended it early, saved.
 
-    A run that has a result returns it and computes nothing. `should_stop` may differ between ranks: all stop at the same step, after
-    a checkpoint. Raises ValueError for a configuration that cannot run and NonFiniteError for one that diverged.
+    `folder` is one that `RunFolder.prepare` made for `config`; where it has a result, that is returned and nothing is computed.
+    `should_stop` may differ between ranks: all stop at the same step, after a checkpoint. Raises ValueError for a configuration that
+    cannot run, and RunError, caused by a NonFiniteError where it diverged, when training breaks off.
     """
     torch.set_num_threads(config.threads)
     with joined(config.device) as ranks:
         validate(config, ranks.count)
-        if ranks.is_main:
-            folder.prepare(config)
         done = broadcast_object(folder.result() if ranks.is_main else None, ranks)
         if done is not None:
             return done
         run = build_run(config, folder, ranks)
         resume(run)
         if ranks.is_main and run.step == 0:
-            save(run, 0.0)  # a run killed before its first interval has a checkpoint to come back to
+            save(run)  # a run killed before its first interval has a checkpoint to come back to
         recorder = Recorder(run)
-        with contextlib.closing(recorder):
-            return train_steps(run, recorder, should_stop, claim)
+        try:
+            finished = train_steps(run, recorder, should_stop)
+            return finish(run, recorder, claim) if finished else None
+        except Exception as error:
+            raise RunError(run.step, run.seconds, run.device_hours) from error
+        finally:
+            recorder.close()
 
 
-def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], claim: int) -> RunResult | None:
-    """The loop, from `run.step` on."""
+def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool]) -> bool:
+    """The loop, from `run.step` on; False where it was asked to stop. Either way the last step is saved."""
     config, plan, ranks = run.config, run.plan, run.ranks
-    started = last_save = time.perf_counter()
+    last_save = time.perf_counter()
     loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step)
     statistics = RunningStatistics(run.method, ranks, plan.micro_batches)
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
@@ -211,7 +237,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], c
             set_learning_rate(run.optimizer, lr)
             run.optimizer.zero_grad()
             statistics.start_step()
-            sums = forward_backward(run, loader)
+            sums, batch = forward_backward(run, loader)
             statistics.end_step()
             save_due = ranks.is_main and time.perf_counter() - last_save >= 60 * config.checkpoint.every_minutes
             wishes = torch.cat([sums, sums.new_tensor([float(should_stop()), float(save_due)])])
@@ -226,16 +252,18 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], c
                 values = {"loss": loss, "lr": lr, "gradient_norm": norm, "visible_fraction": visible, **logged}
                 recorder.record("step", {**values, "images_per_second": pace})
                 progress.show(run.step, run.epoch, loss, lr, pace)
+            if config.log.images_every_epochs and (run.step == 1 or epoch_due(run, config.log.images_every_epochs)):
+                recorder.pictures(batch)
             if epoch_due(run, config.probes.every_epochs) and run.step < plan.total_steps:
                 metrics, missing = probe(run, final=False)
                 recorder.record("probe", metrics)
                 report_missing(run, missing)
             if stop or save_now or run.step == plan.total_steps:
-                save(run, run.seconds + time.perf_counter() - started)
+                save(run)
                 last_save = time.perf_counter()
-            if stop:
-                return None
-    return finish(run, recorder, run.seconds + time.perf_counter() - started, claim)
+            if stop and run.step < plan.total_steps:
+                return False
+    return True
 
 
 def epoch_due(run: Run, every: int) -> bool:
@@ -249,24 +277,21 @@ def report_missing(run: Run, missing: dict[str, str]) -> None:
         log.warning("probe %s has no value: %s", name, cause)
 
 
-def finish(run: Run, recorder: Recorder, seconds: float, claim: int) -> RunResult:
-    """Probe the finished run and write its result."""
-    began = time.perf_counter()
+def finish(run: Run, recorder: Recorder, claim: int) -> RunResult:
+    """Probe the trained run and write its result."""
     metrics, missing = probe(run, final=True)
     recorder.record("final", metrics)
     report_missing(run, missing)
-    seconds += time.perf_counter() - began
     on_cuda = run.ranks.device.type == "cuda"
-    per_rank = 1 if on_cuda else run.config.threads
     peak = torch.cuda.max_memory_allocated() / 2**20 if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result = RunResult(
         RunStatus.completed,
         metrics=metrics,
         missing=missing,
         step=run.step,
-        seconds=seconds,
-        device_hours=seconds / 3600 * run.ranks.count * per_rank,
-        images_per_second=run.step * run.config.global_batch_size / seconds,
+        seconds=run.seconds,
+        device_hours=run.device_hours,
+        images_per_second=run.step * run.config.global_batch_size / run.seconds,
         peak_memory_mb=peak,
         parameters=sum(p.numel() for p in run.parameters),
         resumes=run.resumes,

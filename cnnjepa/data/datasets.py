@@ -41,6 +41,7 @@ class GreyImages:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
+        """The RGB image at `index`."""
         return Image.fromarray(self.pixels[index]).convert("RGB")
 
 
@@ -59,6 +60,7 @@ class FolderImages:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
+        """The RGB image at `index`, decoded now."""
         with open(self.paths[index].decode(), "rb") as file:
             return Image.open(file).convert("RGB")
 
@@ -97,8 +99,7 @@ def _digits(config: DataConfig) -> Dataset:
     labels = bunch.target.astype(np.int64)
     order = generator(0, Stream.split, 0).permutation(len(labels))
     test, train = order[:360], order[360:]
-    images = GreyImages(pixels[train], labels[train]), GreyImages(pixels[test], labels[test])
-    return Dataset(*images, 10, (0.305,) * 3, (0.376,) * 3)
+    return Dataset(GreyImages(pixels[train], labels[train]), GreyImages(pixels[test], labels[test]), 10, (0.305,) * 3, (0.349,) * 3)
 
 
 FASHION_FOLDERS = ("FashionMNIST/raw", "")
@@ -128,7 +129,7 @@ def _fashion_mnist(config: DataConfig) -> Dataset:
     for part in ("train", "t10k"):
         labels = _read_idx(folder, f"{part}-labels-idx1-ubyte").astype(np.int64)
         splits.append(GreyImages(_read_idx(folder, f"{part}-images-idx3-ubyte"), labels))
-    return Dataset(*splits, 10, (0.286,) * 3, (0.353,) * 3)
+    return Dataset(splits[0], splits[1], 10, (0.286,) * 3, (0.353,) * 3)
 
 
 def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset:
@@ -193,10 +194,10 @@ def load_splits(config: DataConfig) -> Splits:
     held = round(len(train) * config.holdout_fraction)
     fit, holdout = np.sort(train[held:]), np.sort(train[:held])
     splits = Splits(dataset, np.sort(train), fit, holdout, test)
-    for name, images, part in (("train", dataset.train, fit), ("held-out", dataset.train, holdout), ("test", dataset.test, test)):
+    for name, part in (("train", fit), ("held-out", holdout), ("test", test)):
         if not len(part):
             raise ValueError(f"data.{config.name.name} must have {name} images after the limits and holdout_fraction; got none")
-        present = len(np.unique(images.labels[part]))
-        if name == "train" and present < 2:
-            raise ValueError(f"data.train_limit must leave at least 2 classes for the probes; got {present}")
+    present = len(np.unique(dataset.train.labels[fit]))
+    if present < 2:
+        raise ValueError(f"data.{config.name.name} must have at least 2 classes in its training images for the probes; got {present}")
     return splits

@@ -1,4 +1,4 @@
-"""The order of the images and their loading: functions of (seed, epoch, position), so that a resume or another rank count changes nothing."""
+"""The order of the images and their loading: functions of (seed, epoch, position), so that resumes and ranks change nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,7 +99,9 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def train_loader(config: TrainConfig, splits: Splits, specs: list[ViewSpec], plan: Plan, ranks: Ranks, start_step: int) -> Iterator[list[Tensor]]:
+def train_loader(
+    config: TrainConfig, splits: Splits, specs: list[ViewSpec], plan: Plan, ranks: Ranks, start_step: int
+) -> Iterator[list[Tensor]]:
     """This rank's micro-batches from `start_step` on, each a list over views of uint8 [B, 3, S, S]."""
     loader = DataLoader(
         _Views(splits.dataset.train, splits.pretrain, specs, config.seed),

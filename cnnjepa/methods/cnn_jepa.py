@@ -1,12 +1,12 @@
 """CNN-JEPA: predict the target encoder's features of hidden cells from the visible ones (arXiv 2408.07514, section III).
 
-    visible, hidden      = masks(seed, step, position)
-    context              = encoder(image, visible)           gradient; hidden cells are never seen
-    context[hidden]      = mask token
-    prediction           = predictor(context)
-    target               = target_encoder(image)             no gradient; whole image; batch statistics
-    loss                 = mean over hidden cells of 1 - cos(prediction, target)
-    target_encoder       = EMA(encoder), after each optimiser step
+visible, hidden      = masks(seed, step, position)
+context              = encoder(image, visible)           gradient; hidden cells are never seen
+context[hidden]      = mask token
+prediction           = predictor(context)
+target               = target_encoder(image)             no gradient; whole image; batch statistics
+loss                 = mean over hidden cells of 1 - cos(prediction, target)
+target_encoder       = EMA(encoder), after each optimiser step
 """
 
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cnnjepa.batch import Batch
 from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, TrainConfig, grid_size, validate_mask
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.masking import draw_visible
-from cnnjepa.batch import Batch
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.predictor import build_predictor

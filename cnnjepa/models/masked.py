@@ -55,7 +55,8 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
 
     sync = False
 
-    def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
+        """[B, C, H, W] to the same; `visibility` None means that all is visible."""
         synced = self.training and self.sync and dist.is_initialized() and dist.get_world_size() > 1
         if visibility is None and not synced:
             return super().forward(x_BCHW)
@@ -70,12 +71,15 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         return y_NC.view(b, h, w, c).permute(0, 3, 1, 2)
 
     def _over_rows(self, x_NC: Tensor) -> Tensor:
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         return F.batch_norm(x_NC, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps)
 
     def _over_ranks(self, x_NC: Tensor) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         assert self.momentum is not None
         x = x_NC.to(self.weight.dtype)
         count = all_reduce(x.new_tensor([len(x)]))

@@ -3,6 +3,8 @@
 It sees all cells of the grid, the hidden ones filled with the mask token, and so its BatchNorm is an ordinary one.
 """
 
+import itertools
+
 from torch import nn
 
 from cnnjepa.config import PredictorConfig, PredictorConv
@@ -25,7 +27,7 @@ def build_predictor(config: PredictorConfig, channels: int, sync_bn: bool = Fals
     hidden = max(round(channels * config.width), 1)
     sizes = [channels] + [hidden] * (config.depth - 1) + [channels]
     layers: list[nn.Module] = []
-    for c_in, c_out in zip(sizes, sizes[1:], strict=False):
+    for c_in, c_out in itertools.pairwise(sizes):
         layers += _layer(config.conv, c_in, c_out, config.kernel)
     for layer in layers:
         if isinstance(layer, MaskedBatchNorm2d):

@@ -17,7 +17,8 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 class Downsample(nn.Sequential):
     """The 1x1 convolution and BatchNorm of a shortcut whose shape changes; keys `0` and `1`."""
 
-    def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
+        """[B, C, H, W] to [B, C', H/stride, W/stride]."""
         conv, norm = self
         return norm(hide(conv(x_BCHW), visibility), visibility)
 
@@ -43,6 +44,7 @@ class BasicBlock(nn.Module):
         return self.bn2
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
+        """[B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
         shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
         y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
         y = self.bn2(hide(self.conv2(y), visibility), visibility)
@@ -73,6 +75,7 @@ class Bottleneck(nn.Module):
         return self.bn3
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
+        """[B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
         shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
         y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
         y = self.relu(self.bn2(hide(self.conv2(y), visibility), visibility))
@@ -115,6 +118,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
+        """Features, zero where hidden."""
         x = hide(self.conv1(hide(image_BCHW, visibility)), visibility)
         x = self.relu(self.bn1(x, visibility))
         if not self.small:

@@ -1,10 +1,9 @@
 """Probes of frozen features: each file but features.py defines `run(data) -> metrics`; one that raises is a missing value."""
 
 import importlib
+import logging
 import math
 import traceback
-
-import logging
 
 from torch import nn
 

@@ -1,0 +1,51 @@
+"""`python -m jobs.export RUN_DIR [FILE]`: the target backbone of a run as safetensors, in torchvision's and timm's keys."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from cnnjepa import checkpoint
+from cnnjepa.config import method_module, signature
+from cnnjepa.runs import RunFolder
+
+
+def export(run_dir: Path, target: Path) -> int:
+    """Write the probed encoder of the newest intact checkpoint to `target`; returns its optimiser step.
+
+    `torchvision.models.resnet50().load_state_dict(..., strict=False)` and timm's model of the same name then lack the classifier alone.
+    Raises ValueError where the folder holds no run or no checkpoint.
+    """
+    folder = RunFolder(run_dir)
+    config = folder.config()
+    found = checkpoint.newest_good(folder.checkpoints)
+    if found is None:
+        raise ValueError(f"a run folder must hold an intact checkpoint to export; got {run_dir}")
+    method = method_module(config.method.name).Method(config, total_steps=1)
+    method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
+    tensors = {name: tensor.contiguous() for name, tensor in method.probe_encoder.state_dict().items()}
+    about = {"encoder": config.encoder.name.name, "method": config.method.name, "step": str(found.step), "signature": signature(config)}
+    save_file(tensors, target, metadata={"format": "pt", **about})
+    return found.step
+
+
+def main() -> int:
+    """The door; exit status 2 where there is nothing to export."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("file", type=Path, nargs="?", help="default: RUN_DIR/backbone.safetensors")
+    arguments = parser.parse_args()
+    target = arguments.file or arguments.run_dir / "backbone.safetensors"
+    try:
+        step = export(arguments.run_dir, target)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{target}: target backbone after {step} steps")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Where a run came from: enough to run it again."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cnnjepa.files import to_json, write_atomic
+
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "ray", "optuna", "hydra-core", "submitit", "scikit-learn")
+_LONGEST_DIFF = 1_000_000
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, uncommitted diff, package versions, host, time and command; empty strings where git has no answer."""
+    return {
+        "commit": _git("rev-parse", "HEAD").strip(),
+        "diff": _git("diff", "HEAD")[:_LONGEST_DIFF],
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "cores": os.cpu_count(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+    }
+
+
+def record(run_dir: Path) -> None:
+    """Write provenance.json once, when the run is first started; later resumes keep it."""
+    path = run_dir / "provenance.json"
+    if not path.exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, to_json(provenance()))

@@ -1,0 +1,146 @@
+"""Ray Tune places slots on this machine, within its cores, devices and memory. Its state is disposable: the run folders are the truth."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+import psutil
+
+from cnnjepa.files import write_atomic
+from jobs.spec import ClusterProfile
+from sweeps.claims import Process
+from sweeps.slot import run_slot
+
+# What Ray's own processes hold beside the slots.
+RAY_MEMORY_GB = 1.0
+_OBJECT_STORE_BYTES = 80 * 2**20
+_TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"
+_CGROUP_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_memory_gb() -> float:
+    """Memory that is free now, no more than the container allows in all."""
+    free = psutil.virtual_memory().available
+    for path in _CGROUP_LIMITS:
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            free = min(free, int(text))
+    return free / 2**30
+
+
+def _devices() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def parallel_slots(cluster: ClusterProfile, cores: int, devices: int, memory_gb: float) -> int:
+    """How many slots fit at once; raises ValueError, naming what is short, where not even one does."""
+    fits = {
+        "cores_per_slot": (cores // cluster.cores_per_slot, f"{cores} cores, {cluster.cores_per_slot} a slot"),
+        "memory_gb_per_slot": (
+            int((memory_gb - RAY_MEMORY_GB) // cluster.memory_gb_per_slot),
+            f"{memory_gb:.1f} GB free, {cluster.memory_gb_per_slot} a slot and {RAY_MEMORY_GB} for Ray",
+        ),
+    }
+    if cluster.gpus_per_slot:
+        fits["gpus_per_slot"] = int(devices / cluster.gpus_per_slot), f"{devices} devices, {cluster.gpus_per_slot} a slot"
+    for key, (count, have) in fits.items():
+        if count < 1:
+            raise ValueError(f"{key} must fit this machine at least once; got {have}")
+    most = min(count for count, _ in fits.values())
+    return min(most, cluster.max_parallel) if cluster.max_parallel else most
+
+
+def remove_abandoned() -> None:
+    """Remove our private folders whose process was killed before it could."""
+    for path in _TEMPORARY.glob(f"{_PREFIX}*-*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid == os.getuid() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class LocalEngine:
+    """Places slots by Ray Tune until they have all returned; `place` blocks, `stop` may be called from another thread.
+
+    The private folder holds Ray's sockets and logs and the stop file; when it is gone, or this process, slots stop at their next step.
+    """
+
+    def __init__(self, sweep_dir: Path, cluster: ClusterProfile) -> None:
+        """Raises ValueError where the machine has no room for one slot."""
+        self.sweep_dir, self.cluster = sweep_dir, cluster
+        self.cores = usable_cores()
+        self.parallel = parallel_slots(cluster, self.cores, _devices(), usable_memory_gb())
+        # Ray puts sockets into it, whose paths must stay below 107 characters.
+        remove_abandoned()
+        self._private = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
+        self._stop = self._private / "stop"
+
+    def stop(self) -> None:
+        """Ask all slots to save and return; those not begun return at once."""
+        if self._private.exists():
+            write_atomic(self._stop, "")
+
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.exists()
+
+    def place(self, slots: int) -> list[str]:
+        """Run `slots` slots, at most `parallel` at once; a slot whose process dies costs that slot alone. Returns their errors."""
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        import ray
+        from ray import tune
+
+        if not ray.is_initialized():
+            ray.init(
+                address="local",
+                num_cpus=self.cores,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(self._private / "ray"),
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        driver, stop, private = Process.me(), self._stop, self._private
+        sweep_dir, cluster = self.sweep_dir, self.cluster
+
+        def asked_to_stop() -> bool:
+            return stop.exists() or not private.exists() or not driver.lives()
+
+        def slot(_config: dict[str, int]) -> None:
+            run_slot(sweep_dir, cluster, driver, asked_to_stop)
+
+        resources = {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}
+        tuner = tune.Tuner(
+            tune.with_resources(slot, resources),
+            param_space={"slot": tune.grid_search(list(range(slots)))},
+            # Reused actors import torch once and not once a slot.
+            tune_config=tune.TuneConfig(max_concurrent_trials=self.parallel, reuse_actors=True),
+            run_config=tune.RunConfig(name=uuid.uuid4().hex[:8], storage_path=str(private / "tune"), verbose=0),
+        )
+        with open(private / "tune.log", "a") as log, contextlib.redirect_stdout(log):  # the sweep shows its own table
+            return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]
+
+    def close(self) -> None:
+        """Shut Ray down and remove the private folder."""
+        import ray
+
+        if ray.is_initialized():
+            started = psutil.Process().children(recursive=True)
+            ray.shutdown()
+            # Two of Ray's agents would linger for a minute.
+            for process in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(started, timeout=10)
+        shutil.rmtree(self._private, ignore_errors=True)

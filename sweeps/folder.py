@@ -1,0 +1,116 @@
+"""The sweep folder: sweep.json (the trials and how they are ranked) and trials/<signature>/, which are the truth about them."""
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from cnnjepa import checkpoint
+from cnnjepa.files import to_json, write_atomic
+from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from sweeps import claims
+from sweeps.spec import ScaleName, SweepSpec, Trial
+
+
+class TrialState(Enum):
+    """Where a trial stands; `interrupted` was begun and waits for a slot to resume it."""
+
+    waiting = "waiting"
+    running = "running"
+    interrupted = "interrupted"
+    completed = "completed"
+    failed = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to run."""
+        return self in (TrialState.completed, TrialState.failed)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What sweep.json holds: enough to run slots and to write results without the sweep's own file."""
+
+    path: Path
+    name: str
+    question: str
+    scale: ScaleName
+    objective: str
+    headline: list[str]
+    paper: dict[str, dict[str, float]]  # setting -> metric -> the paper's value; only what the scale may be held against
+    trials: list[Trial]
+
+    @staticmethod
+    def of(spec: SweepSpec, scale: ScaleName, trials: list[Trial], path: Path) -> "Sweep":
+        """The sweep of `spec`; the paper's values are kept at paper scale alone."""
+        paper = {s.label: dict(s.paper) for s in spec.settings if s.paper} if scale is ScaleName.paper else {}
+        return Sweep(path, spec.name, spec.question, scale, spec.objective, list(spec.headline), paper, trials)
+
+    @staticmethod
+    def load(path: Path) -> "Sweep":
+        """The sweep that `write` left; raises ValueError where there is none."""
+        file = path / "sweep.json"
+        if not file.exists():
+            raise ValueError(f"a sweep folder must hold sweep.json; got {path}")
+        values: dict[str, Any] = json.loads(file.read_text())
+        trials = [Trial.from_dict(t) for t in values.pop("trials")]
+        return Sweep(path=path, trials=trials, **{**values, "scale": ScaleName[values["scale"]]})
+
+    def write(self) -> None:
+        """Publish sweep.json; the same sweep writes the same bytes."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        values = {k: v for k, v in vars(self).items() if k != "path"}
+        text = to_json({**values, "scale": self.scale.name, "trials": [t.to_dict() for t in self.trials]})
+        write_atomic(self.path / "sweep.json", text)
+
+    def trial_dir(self, trial: Trial) -> Path:
+        """The run folder of `trial`."""
+        return self.path / "trials" / trial.signature
+
+    def run(self, trial: Trial) -> RunFolder:
+        """The run of `trial`."""
+        return RunFolder(self.trial_dir(trial))
+
+
+class View:
+    """What the run folders say, read again only where it can have changed: an ended trial is read once."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self._watch = claims.Watch()
+        self._results: dict[str, RunResult] = {}
+
+    def result(self, trial: Trial) -> RunResult | None:
+        """The trial's result, once it has one."""
+        if trial.signature not in self._results:
+            found = self.sweep.run(trial).result()
+            if found is None:
+                return None
+            self._results[trial.signature] = found
+        return self._results[trial.signature]
+
+    def state(self, trial: Trial) -> TrialState:
+        """Where the trial stands now."""
+        result = self.result(trial)
+        if result is not None:
+            return TrialState.completed if result.status is RunStatus.completed else TrialState.failed
+        folder = self.sweep.trial_dir(trial)
+        past = claims.history(folder)
+        if not past:
+            return TrialState.waiting
+        return TrialState.running if self._watch.lives(folder, past[-1]) else TrialState.interrupted
+
+    def states(self) -> dict[str, TrialState]:
+        """The state of each trial by signature."""
+        return {t.signature: self.state(t) for t in self.sweep.trials}
+
+    def objective(self, trial: Trial) -> float | None:
+        """The number by which the trial is ranked; None where it has none."""
+        result = self.result(trial)
+        return None if result is None else result.metrics.get(self.sweep.objective)
+
+    def reached_step(self, trial: Trial) -> int:
+        """The optimiser step to which the trial could be resumed now."""
+        found = checkpoint.find(self.sweep.run(trial).checkpoints)
+        return found[0].step if found else 0

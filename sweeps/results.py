@@ -1,0 +1,230 @@
+"""results.csv, summary.csv, the table on the terminal and ablation.png: views of the run folders, rebuilt at will."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cnnjepa.files import write_atomic
+from sweeps.folder import TrialState, View
+
+COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of n numbers; std is None for fewer than two, mean for none."""
+
+    mean: float | None
+    std: float | None
+    n: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Spread":
+        """The spread of `values`."""
+        mean = statistics.fmean(values) if values else None
+        return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def __str__(self) -> str:
+        """'73.1 ± 0.4', '73.1' for a single value, a dash for none."""
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: its trial, where it stands, its metrics and costs."""
+
+    signature: str
+    setting: str
+    seed: int
+    state: TrialState
+    cause: str
+    metrics: dict[str, float]
+    costs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One setting over its completed seeds; counts of the runs that are not in the means."""
+
+    setting: str
+    spreads: dict[str, Spread]
+    failed: int
+    unfinished: int
+    parameters: int
+    device_hours: float
+    paper: dict[str, float]
+
+
+def rows(view: View) -> list[Row]:
+    """One row a trial, in the sweep's order."""
+    table = []
+    for trial in view.sweep.trials:
+        result = view.result(trial)
+        causes = [] if result is None else [result.cause, *(f"{p}: {c}" for p, c in result.missing.items())]
+        table.append(
+            Row(
+                trial.signature,
+                trial.setting,
+                trial.seed,
+                view.state(trial),
+                "; ".join(c for c in causes if c),
+                {} if result is None else result.metrics,
+                {} if result is None else {name: getattr(result, name) for name in COSTS},
+            )
+        )
+    return table
+
+
+def summaries(view: View) -> list[Summary]:
+    """One summary a setting, the best mean objective first, those without one last."""
+    table, sweep = rows(view), view.sweep
+    metrics = sorted({m for row in table for m in row.metrics} | {sweep.objective, *sweep.headline})
+    found = []
+    for setting in dict.fromkeys(row.setting for row in table):
+        mine = [row for row in table if row.setting == setting]
+        done = [row for row in mine if row.state is TrialState.completed]
+        found.append(
+            Summary(
+                setting,
+                {m: Spread.of([row.metrics[m] for row in done if m in row.metrics]) for m in metrics},
+                sum(row.state is TrialState.failed for row in mine),
+                sum(not row.state.ended for row in mine),
+                max((int(row.costs["parameters"]) for row in done), default=0),
+                sum(row.costs["device_hours"] for row in mine if row.costs),
+                sweep.paper.get(setting, {}),
+            )
+        )
+    last = float("-inf")
+    return sorted(found, key=lambda s: -(last if s.spreads[sweep.objective].mean is None else s.spreads[sweep.objective].mean or 0.0))
+
+
+def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([["" if v is None else v for v in line] for line in lines])
+    return out.getvalue()
+
+
+def results_csv(view: View) -> str:
+    """One line a run; what a run does not have is empty."""
+    table = rows(view)
+    metrics = sorted({m for row in table for m in row.metrics})
+    header = ["signature", "setting", "seed", "state", *metrics, *COSTS, "cause"]
+    return _csv(
+        header,
+        [
+            [r.signature, r.setting, r.seed, r.state.name, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause]
+            for r in table
+        ],
+    )
+
+
+def summary_csv(view: View) -> str:
+    """One line a setting, best first: mean, std and n of every metric, and the paper's value where the scale may be held against it."""
+    table = summaries(view)
+    metrics = list(table[0].spreads) if table else []
+    papers = sorted({m for s in table for m in s.paper})
+    header = ["setting", *(f"{m}_{part}" for m in metrics for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
+    lines = []
+    for s in table:
+        spread = [v for m in metrics for v in (s.spreads[m].mean, s.spreads[m].std, s.spreads[m].n)]
+        lines.append([s.setting, *spread, *(s.paper.get(m) for m in papers), s.failed, s.unfinished, s.parameters, s.device_hours])
+    return _csv([*header, "failed", "unfinished", "parameters", "device_hours"], lines)
+
+
+def _columns(view: View) -> list[str]:
+    return list(dict.fromkeys([view.sweep.objective, *view.sweep.headline]))
+
+
+def title(metric: str) -> str:
+    """'linear top-1, test' for 'linear.test_top1'."""
+    probe, _, rest = metric.partition(".")
+    part, _, score = rest.partition("_")
+    return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {'held-out' if part == 'holdout' else part}"
+
+
+def cells(view: View) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table that people read: mean ± std over seeds (n), ranked by the objective."""
+    metrics = _columns(view)
+    table = summaries(view)
+    papers = [m for m in view.sweep.headline if any(m in s.paper for s in table)]
+    header = ["setting", *(title(m) for m in metrics), *(f"paper: {title(m)}" for m in papers), "n", "parameters", "device-hours"]
+    lines = []
+    for s in table:
+        marks = [f"{s.failed} failed"] * bool(s.failed) + [f"{s.unfinished} to come"] * bool(s.unfinished)
+        n = str(s.spreads[view.sweep.objective].n) + (f" ({', '.join(marks)})" if marks else "")
+        paper = [f"{s.paper[m]:.2f}" if m in s.paper else "-" for m in papers]
+        lines.append([s.setting, *(str(s.spreads[m]) for m in metrics), *paper, n, f"{s.parameters:,}", f"{s.device_hours:.3g}"])
+    return header, lines
+
+
+def terminal_table(view: View) -> Table:
+    """The table for a terminal."""
+    header, lines = cells(view)
+    table = Table(title=f"{view.sweep.name} ({view.sweep.scale.name}): mean ± std over seeds, best first")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown_table(view: View) -> str:
+    """The same table in Markdown."""
+    header, lines = cells(view)
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines]) + "\n"
+
+
+def draw(view: View, path: Path) -> None:
+    """Write the picture: each setting's mean with its standard deviation, each seed as a dot, the paper's value as a diamond."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sweep, table, runs = view.sweep, summaries(view), rows(view)
+    figure, axes = pyplot.subplots(
+        1, len(sweep.headline), figsize=(5.2 * len(sweep.headline), 1.4 + 0.36 * len(table)), sharey=True, squeeze=False
+    )
+    for axis, metric, color in zip(axes[0], sweep.headline, ("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93"), strict=False):
+        for y, summary in enumerate(table):
+            spread = summary.spreads[metric]
+            seeds = [r.metrics[metric] for r in runs if r.setting == summary.setting and metric in r.metrics]
+            axis.plot(seeds, [y] * len(seeds), "o", color=color, alpha=0.35, markersize=4)
+            if spread.mean is not None:
+                axis.errorbar(spread.mean, y, xerr=spread.std, fmt="s", color=color, capsize=3, markersize=5)
+            if metric in summary.paper:
+                axis.plot(summary.paper[metric], y, "D", markerfacecolor="none", color="black", markersize=6)
+        axis.set_xlabel(f"{title(metric)} (%)")
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yticks(range(len(table)), [s.setting for s in table])
+    axes[0][0].invert_yaxis()
+    counts = sorted({s.spreads[sweep.objective].n for s in table})
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    note = "; hollow diamonds: the paper's value, one seed" if sweep.paper else ""
+    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds, {n}, ranked by {title(sweep.objective)}{note}", fontsize=9)
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, dpi=130, metadata={"Software": None})
+    pyplot.close(figure)
+    write_atomic(path, data.getvalue())
+
+
+def write_all(view: View) -> list[Path]:
+    """Rebuild every view in the sweep folder; returns their paths."""
+    folder = view.sweep.path
+    write_atomic(folder / "results.csv", results_csv(view))
+    write_atomic(folder / "summary.csv", summary_csv(view))
+    draw(view, folder / "ablation.png")
+    return [folder / "results.csv", folder / "summary.csv", folder / "ablation.png"]

@@ -1,0 +1,55 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnjepa import checkpoint
+
+CPU = torch.device("cpu")
+
+
+def saved(folder: Path, steps: int) -> list[checkpoint.Checkpoint]:
+    return [checkpoint.save(folder, s, {"step": s, "weight": torch.full((50,), float(s))}, keep=3) for s in range(steps)]
+
+
+def test_the_newest_few_are_kept_and_read_back(tmp_path: Path) -> None:
+    saved(tmp_path, 6)
+    assert [c.step for c in checkpoint.find(tmp_path)] == [5, 4, 3]
+    newest = checkpoint.newest_good(tmp_path)
+    assert newest is not None
+    state = checkpoint.read(newest, CPU)
+    assert state["step"] == 5
+    assert torch.equal(state["weight"], torch.full((50,), 5.0))
+    assert torch.load(newest.path, weights_only=True)["step"] == 5
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit", "empty"])
+def test_a_damaged_newest_file_is_passed_over_loudly(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    newest = saved(tmp_path, 3)[-1]
+    data = bytearray(newest.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.path.write_bytes({"truncated": bytes(data[:-100]), "bit": bytes(data), "empty": b""}[damage])
+    with pytest.raises(ValueError, match="do not have the checksum"):
+        checkpoint.read(newest, CPU)
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.newest_good(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "is damaged" in caplog.text
+    assert [p.suffix for p in tmp_path.glob("*.damaged")] == [".damaged"]
+
+
+def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoint.newest_good(tmp_path / "none") is None
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return print, ("run",)
+
+    bad = checkpoint.save(tmp_path, 1, {"step": Evil()}, keep=2)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        checkpoint.read(bad, CPU)

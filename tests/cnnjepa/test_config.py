@@ -1,0 +1,96 @@
+import dataclasses
+
+import pytest
+
+from cnnjepa.config import DATA_PRESETS, MaskStrategy, TrainConfig, differences, from_dict, method_names, signature, to_dict, validate
+from cnnjepa.methods.cnn_jepa import Config
+from tests.tiny import tiny_config
+
+
+def leaves(config: object, path: tuple[str, ...] = (), neutral: bool = False) -> list[tuple[tuple[str, ...], bool]]:
+    found = []
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, outside = getattr(config, f.name), neutral or bool(f.metadata.get("neutral"))
+        if dataclasses.is_dataclass(value):
+            found += leaves(value, (*path, f.name), outside)
+        else:
+            found.append(((*path, f.name), outside))
+    return found
+
+
+ALL_LEAVES = leaves(tiny_config())
+
+
+@pytest.mark.parametrize(("path", "neutral"), ALL_LEAVES, ids=[".".join(p) for p, _ in ALL_LEAVES])
+def test_the_signature_changes_exactly_with_what_can_change_the_result(path: tuple[str, ...], neutral: bool) -> None:
+    config = tiny_config()
+    before, holder = signature(config), config
+    for key in path[:-1]:
+        holder = getattr(holder, key)
+    value = getattr(holder, path[-1])
+    if isinstance(value, list):
+        changed: object = value[:1]
+    elif hasattr(value, "name"):
+        changed = next(v for v in type(value) if v is not value)
+    elif isinstance(value, str):
+        changed = value + "x"
+    else:
+        changed = type(value)(not value) if isinstance(value, bool) else value + 1
+    setattr(holder, path[-1], changed)
+    assert (signature(config) == before) is neutral
+
+
+def test_neutral_are_only_what_cannot_change_a_result() -> None:
+    assert {".".join(p) for p, neutral in ALL_LEAVES if neutral} == {
+        "data.root",
+        "data.workers",
+        "device",
+        "threads",
+        "checkpoint.every_minutes",
+        "checkpoint.keep",
+        "log.every_steps",
+        "log.images_every_epochs",
+        "log.tensorboard",
+    }
+
+
+def test_a_configuration_survives_its_dictionary() -> None:
+    config = tiny_config(seed=7)
+    assert isinstance(config.method, Config)
+    config.method.mask.strategy = MaskStrategy.random
+    again = from_dict(to_dict(config))
+    assert again == config
+    assert type(again.method) is Config
+
+
+def test_an_unknown_key_of_a_stored_configuration_is_named() -> None:
+    values = to_dict(tiny_config())
+    values["data"]["colour"] = 1
+    with pytest.raises(ValueError, match=r"data\.colour must be a key of DataConfig"):
+        from_dict(values)
+
+
+def test_differences_name_the_leaves() -> None:
+    old, new = to_dict(tiny_config()), to_dict(tiny_config(seed=1))
+    new["method"]["ema"]["momentum_start"] = 0.5
+    assert differences(old, new) == ["method.ema.momentum_start: 0.996 -> 0.5", "seed: 42 -> 1"]
+
+
+def test_methods_are_found_by_file_name() -> None:
+    assert "cnn_jepa" in method_names()
+
+
+def test_the_papers_setting_is_the_default() -> None:
+    config = TrainConfig(method=Config(), data=DATA_PRESETS["imagenet100"])
+    assert (config.global_batch_size, config.micro_batch_size, config.epochs) == (512, 128, 200)
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.warmup_epochs) == (0.01, 0.01, 10)
+    assert (config.method.ema.momentum_start, config.method.ema.momentum_end) == (0.996, 1.0)  # type: ignore[attr-defined]
+    probes = config.probes
+    assert (probes.linear_epochs, probes.linear_lr, probes.knn_k, probes.knn_temperature) == (90, 1e-3, 200, 0.1)
+
+
+def test_four_ranks_of_the_papers_batch_fit_and_three_do_not() -> None:
+    config = tiny_config(global_batch_size=512, micro_batch_size=128)
+    validate(config, 4)
+    with pytest.raises(ValueError, match="multiple of micro_batch_size x ranks, 128 x 3; got 512"):
+        validate(config, 3)

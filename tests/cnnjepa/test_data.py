@@ -1,0 +1,190 @@
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName
+from cnnjepa.data.datasets import DEBIAN_FASHION, imagenet100_classes, load_splits
+from cnnjepa.data.loader import build_plan, normalise, train_loader
+from cnnjepa.data.views import ViewSpec, crop_and_flip, draw_crop, probe_view, random_view
+from cnnjepa.distributed import Ranks
+from tests.tiny import tiny_config
+
+CPU = torch.device("cpu")
+
+
+def picture(width: int = 100, height: int = 80, seed: int = 0) -> Image.Image:
+    """Smooth colours with edges, as photographs have."""
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def image_tree(root: Path, classes: list[str], images: int = 4) -> Path:
+    for split in ("train", "val"):
+        for c, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(images):
+                picture(40, 36, seed=100 * c + i).save(root / split / name / f"{i}.jpg")
+    return root
+
+
+def write_idx(path: Path, array: np.ndarray, packed: bool) -> None:
+    data = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(path.name + ".gz" * packed).write_bytes(gzip.compress(data) if packed else data)
+
+
+def test_digits_need_no_network_and_split_the_same_every_time() -> None:
+    first, again = load_splits(DATA_PRESETS["digits"]), load_splits(DATA_PRESETS["digits"])
+    assert (len(first.pretrain), len(first.fit), len(first.holdout), len(first.test)) == (1437, 1150, 287, 360)
+    assert np.array_equal(first.holdout, again.holdout)
+    assert not set(first.fit) & set(first.holdout)
+    assert set(first.fit) | set(first.holdout) == set(first.pretrain)
+    assert first.dataset.train.image(0).mode == "RGB"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("folder", ["FashionMNIST/raw", ""])
+def test_fashion_mnist_is_read_in_torchvisions_and_debians_layout(tmp_path: Path, folder: str, packed: bool) -> None:
+    random = np.random.default_rng(0)
+    pixels = {part: random.integers(0, 256, (n, 28, 28), dtype=np.uint8) for part, n in (("train", 40), ("t10k", 20))}
+    for part, images in pixels.items():
+        write_idx(tmp_path / folder / f"{part}-images-idx3-ubyte", images, packed)
+        write_idx(tmp_path / folder / f"{part}-labels-idx1-ubyte", np.arange(len(images)) % 10, packed)
+    splits = load_splits(DataConfig(DatasetName.fashion_mnist, root=str(tmp_path)))
+    assert np.array_equal(np.asarray(splits.dataset.test.image(3))[:, :, 0], pixels["t10k"][3])
+    assert splits.dataset.train.labels[13] == 3
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_debians_fashion_mnist_is_found_by_itself() -> None:
+    splits = load_splits(DATA_PRESETS["fashion_mnist"])
+    assert (len(splits.pretrain), len(splits.test), splits.dataset.classes) == (60000, 10000, 10)
+    means = np.asarray([np.asarray(splits.dataset.train.image(i)).mean() / 255 for i in range(2000)])
+    assert means.mean() == pytest.approx(splits.dataset.mean[0], abs=0.01)
+
+
+def test_normalised_digits_have_mean_0_and_deviation_1() -> None:
+    splits = load_splits(DATA_PRESETS["digits"])
+    images = torch.stack([probe_view(DATA_PRESETS["digits"], splits.dataset.train.image(i)) for i in range(500)])
+    values = normalise(images, splits, CPU, torch.float64)
+    assert float(values.mean()) == pytest.approx(0, abs=0.05)
+    assert float(values.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_an_image_folder_is_read(tmp_path: Path) -> None:
+    splits = load_splits(DataConfig(DatasetName.imagefolder, root=str(image_tree(tmp_path, ["cat", "dog", "eel"]))))
+    assert (len(splits.pretrain), len(splits.test), splits.dataset.classes) == (12, 12, 3)
+    assert splits.dataset.train.image(0).size == (40, 36)
+
+
+def test_imagenet100_takes_its_classes_out_of_a_larger_tree(tmp_path: Path) -> None:
+    classes = imagenet100_classes()
+    assert len(set(classes)) == 100
+    image_tree(tmp_path, [*classes, "n00000001"], images=1)
+    splits = load_splits(DataConfig(DatasetName.imagenet100, root=str(tmp_path)))
+    assert splits.dataset.classes == 100
+    assert len(splits.pretrain) == 100
+    assert not any(b"n00000001" in p for p in splits.dataset.train.paths)  # type: ignore[attr-defined]
+
+
+def test_missing_data_says_what_is_expected_where_and_how_to_get_it(tmp_path: Path) -> None:
+    expected = {
+        DatasetName.fashion_mnist: "apt-get install dataset-fashion-mnist",
+        DatasetName.imagefolder: r"train/<class>/<image> and val/<class>/<image>; got .*; to get it: sort your images",
+        DatasetName.imagenet100: "download ILSVRC2012",
+        DatasetName.imagenet1k: "download ILSVRC2012",
+    }
+    for name, message in expected.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            load_splits(DataConfig(name, root=str(tmp_path / "none")))
+        assert str(caught.value).startswith("data.root must hold ")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"data\.root is empty"):
+        load_splits(DataConfig(DatasetName.imagenet1k))
+    image_tree(tmp_path / "few", imagenet100_classes()[:3])
+    with pytest.raises(ValueError, match="one folder a class, 100 of them"):
+        load_splits(DataConfig(DatasetName.imagenet100, root=str(tmp_path / "few")))
+    with pytest.raises(ValueError, match="imagenet1k's 1000 class folders; got 3"):
+        load_splits(DataConfig(DatasetName.imagenet1k, root=str(tmp_path / "few")))
+
+
+def test_a_single_class_serves_no_probe(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 2 classes in its training images for the probes; got 1"):
+        load_splits(DataConfig(DatasetName.imagefolder, root=str(image_tree(tmp_path, ["cat"], images=20))))
+
+
+def test_crops_are_torchvisions_on_the_same_parameters() -> None:
+    image, spec = picture(500, 375), ViewSpec(224, 0.2, 1.0)
+    for seed in range(20):
+        view = random_view(spec, image, np.random.default_rng(seed))
+        top, left, height, width = draw_crop(spec, 375, 500, np.random.default_rng(seed))
+        theirs = v2.functional.resized_crop(image, top, left, height, width, [224, 224], InterpolationMode.BICUBIC)
+        assert torch.equal(view, v2.functional.pil_to_tensor(v2.functional.horizontal_flip(theirs)))
+
+
+def test_crop_areas_and_aspects_have_the_distribution_of_random_resized_crop() -> None:
+    spec, random = ViewSpec(224, 0.2, 0.5), np.random.default_rng(0)
+    ours = np.array([draw_crop(spec, 375, 500, random) for _ in range(4000)])
+    torch.manual_seed(0)
+    empty = torch.empty(3, 375, 500)
+    crop = v2.RandomResizedCrop(224, scale=(0.2, 1.0))
+    drawn = [crop.make_params([empty]) for _ in range(4000)]
+    theirs = np.array([[d[k] for k in ("top", "left", "height", "width")] for d in drawn])
+    for of in (lambda c: c[:, 2] * c[:, 3], lambda c: np.log(c[:, 3] / c[:, 2]), lambda c: c[:, 0] + c[:, 2] / 2):
+        a, b = of(ours), of(theirs)
+        assert abs(a.mean() - b.mean()) < 5 * (a.var() / 4000 + b.var() / 4000) ** 0.5
+        assert a.std() == pytest.approx(b.std(), rel=0.06)
+
+
+def test_an_image_too_narrow_for_any_crop_gives_its_centre() -> None:
+    assert draw_crop(ViewSpec(32, 0.99, 0.0), 10, 1000, np.random.default_rng(0)) == (0, 493, 10, 13)
+
+
+def test_the_probe_sees_224_of_256() -> None:
+    view = probe_view(DataConfig(image_size=224), picture(500, 375))
+    transform = v2.Compose([v2.Resize(256, InterpolationMode.BICUBIC), v2.CenterCrop(224)])
+    assert torch.equal(view, v2.functional.pil_to_tensor(transform(picture(500, 375))))
+
+
+def stream(workers: int, ranks: int = 1, start: int = 0, epochs: int = 2) -> list[torch.Tensor]:
+    """The views of all ranks in the order of the global batch, a list over steps."""
+    config = tiny_config(epochs=epochs, micro_batch_size=8)
+    config.data.workers = workers
+    splits = load_splits(config.data)
+    plan = build_plan(config, len(splits.pretrain), ranks)
+    specs = [crop_and_flip(config.data)]
+    loaders = [train_loader(config, splits, specs, plan, Ranks(r, ranks, CPU), start) for r in range(ranks)]
+    steps = []
+    for _ in range(start, plan.total_steps):
+        steps.append(torch.cat([next(loader)[0] for loader in loaders for _ in range(plan.micro_batches)]))
+    assert next(loaders[0], None) is None
+    return steps
+
+
+def test_the_stream_is_the_same_for_any_workers_ranks_and_start() -> None:
+    whole = stream(workers=0)
+    assert len(whole) == 10
+    assert whole[0].shape == (32, 3, 32, 32)
+    for other in (stream(workers=2), stream(workers=0, ranks=2), stream(workers=0, ranks=4)):
+        assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole[7:], stream(workers=2, start=7), strict=True))
+    assert not torch.equal(whole[0], whole[5])  # another order and other crops in the second epoch
+
+
+def test_an_epoch_shows_each_image_at_most_once() -> None:
+    plan = build_plan(tiny_config(), 100, 1)
+    assert plan.steps_per_epoch == 3
+    assert sorted(plan.order(0)) == list(range(100))
+    assert (plan.order(0) != plan.order(1)).any()
+
+
+def test_too_few_images_for_one_batch_is_said() -> None:
+    with pytest.raises(ValueError, match="global_batch_size must be at most the 20 training images; got 32"):
+        build_plan(tiny_config(), 20, 1)

@@ -1,0 +1,125 @@
+"""Any number of ranks is the same experiment: 2 ranks equal 1 with twice the micro-batches, and 4 ranks resume bit for bit."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cnnjepa import checkpoint
+from cnnjepa.config import MaskStrategy, Precision, TrainConfig, to_dict
+from cnnjepa.methods.cnn_jepa import Config
+from cnnjepa.runs import RunFolder
+from tests.cnnjepa.test_train import CHILD, assert_bitwise_equal, comparable, final_state
+from tests.tiny import tiny_config
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+ASK_ON_RANK_1 = """    import os
+    slow.calls = getattr(slow, 'calls', 0) + 1
+    return os.environ['RANK'] == '1' and slow.calls == 4"""
+
+
+def start(config: TrainConfig, path: Path, ranks: int, child: str = CHILD) -> list[subprocess.Popen]:
+    """Ranks as torchrun starts them, less torchrun itself."""
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", child, str(path), json.dumps(to_dict(config))]
+    return [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}, start_new_session=True)
+        for r in range(ranks)
+    ]
+
+
+def finish(children: list[subprocess.Popen]) -> None:
+    try:
+        assert [c.wait(timeout=300) for c in children] == [0] * len(children)
+    finally:
+        for child in children:
+            child.kill()
+
+
+def five_steps() -> TrainConfig:
+    config = tiny_config(epochs=1, micro_batch_size=8, precision=Precision.fp64)
+    config.optimizer.warmup_epochs = 0
+    return config
+
+
+def assert_close(a: dict, b: dict) -> None:
+    """Weights, moments and running statistics to 1e-9 of each tensor's size; a predictor's convolution bias stands before a BatchNorm, so
+    its true gradient is 0 and AdamW turns rounding noise into steps of the learning rate: no arithmetic can make those agree."""
+    compared = 0
+    for key, value in a["method"].items():
+        if key.startswith("predictor.") and key.endswith(".bias") and f"{key[:-4]}running_mean" not in a["method"]:
+            continue
+        scale = value.double().abs().max().clamp_min(1e-12)
+        assert ((value - b["method"][key]).double().abs().max() / scale) < 1e-9, key
+        compared += 1
+    assert compared > 50
+
+
+def test_two_ranks_equal_one_rank_with_twice_the_micro_batches(tmp_path: Path) -> None:
+    config = five_steps()
+    for ranks in (1, 2, 4):
+        finish(start(config, tmp_path / str(ranks), ranks))
+    one = final_state(tmp_path / "1")
+    assert one["step"] == 5
+    for ranks in ("2", "4"):
+        assert_close(final_state(tmp_path / ranks), one)
+        ours, theirs = (RunFolder(tmp_path / n).result() for n in (ranks, "1"))
+        assert ours is not None
+        assert theirs is not None
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-6)
+
+
+def test_synchronised_batchnorm_equals_one_rank_with_the_whole_batch(tmp_path: Path) -> None:
+    """With random masks every sample hides as many cells, so that the mean over each rank's cells is the mean over all."""
+    for ranks, micro_batch in ((2, 8), (1, 16)):
+        config = five_steps()
+        config.global_batch_size, config.micro_batch_size, config.encoder.sync_bn = 16, micro_batch, True
+        config.data.train_limit = 80
+        assert isinstance(config.method, Config)
+        config.method.mask.strategy = MaskStrategy.random
+        finish(start(config, tmp_path / str(ranks), ranks))
+    assert_close(final_state(tmp_path / "2"), final_state(tmp_path / "1"))
+
+
+@pytest.mark.slow
+def test_four_ranks_killed_and_resumed_are_bit_for_bit(tmp_path: Path) -> None:
+    config = tiny_config(micro_batch_size=8)
+    finish(start(config, tmp_path / "undisturbed", 4))
+    disturbed = tmp_path / "disturbed"
+    for wanted, victims in ((2, 4), (6, 1)):  # all ranks die; one rank dies and the launcher ends the others
+        children = start(config, disturbed, 4)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            found = checkpoint.find(disturbed / "checkpoints")
+            if found and found[0].step >= wanted:
+                break
+            time.sleep(0.01)
+        assert all(c.poll() is None for c in children)
+        for child in children[-victims:]:
+            os.kill(child.pid, signal.SIGKILL)
+        time.sleep(0.3)
+        for child in children:
+            child.kill()
+            child.wait()
+    finish(start(config, disturbed, 4))
+    assert comparable(disturbed) == comparable(tmp_path / "undisturbed")
+    assert_bitwise_equal(final_state(disturbed), final_state(tmp_path / "undisturbed"))
+
+
+def test_one_rank_asked_to_stop_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    config = tiny_config(micro_batch_size=8)
+    finish(start(config, tmp_path, 2, CHILD.replace("    return False", ASK_ON_RANK_1)))
+    assert RunFolder(tmp_path).result() is None
+    assert checkpoint.find(tmp_path / "checkpoints")[0].step == 4

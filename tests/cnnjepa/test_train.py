@@ -1,0 +1,210 @@
+"""Training resumes bit for bit after kill -9, stops before it breaks the weights, and falls back over damaged checkpoints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnjepa import checkpoint
+from cnnjepa.config import TrainConfig, from_dict, to_dict
+from cnnjepa.methods import cnn_jepa
+from cnnjepa.runs import TIMING_KEYS, RunFolder, RunResult, RunStatus
+from cnnjepa.train import NonFiniteError, RunError, train
+from tests.tiny import tiny_config
+
+# Slowed so that a kill lands between the steps; the slowness changes nothing that is computed.
+CHILD = """
+import json, sys, time, torch
+from pathlib import Path
+from cnnjepa.config import from_dict
+from cnnjepa.runs import RunFolder
+from cnnjepa.train import train
+def slow():
+    time.sleep(0.15)
+    return False
+folder = RunFolder(Path(sys.argv[1]))
+config = from_dict(json.loads(sys.argv[2]))
+folder.prepare(config)
+train(config, folder, slow)
+"""
+
+
+def run(config: TrainConfig, path: Path, **more: object) -> RunResult | None:
+    folder = RunFolder(path)
+    folder.prepare(config)
+    return train(config, folder, **more)  # type: ignore[arg-type]
+
+
+def comparable(path: Path) -> tuple[list[dict], dict]:
+    folder = RunFolder(path)
+    result = folder.result()
+    assert result is not None
+    records = [{k: v for k, v in r.items() if k not in TIMING_KEYS} for r in folder.metrics()]
+    return records, {k: v for k, v in result.to_dict().items() if k not in TIMING_KEYS}
+
+
+def final_state(path: Path) -> dict:
+    newest = checkpoint.newest_good(path / "checkpoints")
+    assert newest is not None
+    return checkpoint.read(newest, torch.device("cpu"))
+
+
+def assert_bitwise_equal(a: object, b: object, where: str = "") -> None:
+    if isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor)
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert isinstance(b, dict)
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key not in TIMING_KEYS:
+                assert_bitwise_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        assert isinstance(b, list)
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_bitwise_equal(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_mid_epoch_and_resume_is_bit_for_bit(tmp_path: Path, workers: int) -> None:
+    config = tiny_config()
+    config.data.workers = workers
+    config.probes.every_epochs = 1
+    run(config, tmp_path / "undisturbed")
+
+    disturbed = tmp_path / "disturbed"
+    kills = 0
+    for wanted in (2, 3, 7):  # steps after which to kill: mid-epoch, and in the second epoch (5 steps each)
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(disturbed), json.dumps(to_dict(config))], start_new_session=True)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and child.poll() is None:
+            found = checkpoint.find(disturbed / "checkpoints")
+            if found and found[0].step >= wanted:
+                break
+            time.sleep(0.01)
+        assert child.poll() is None, "the run must be under way when it is killed"
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        kills += 1
+    result = run(config, disturbed)
+    assert result is not None
+    assert result.resumes == kills == 3
+    assert comparable(disturbed) == comparable(tmp_path / "undisturbed")
+    assert_bitwise_equal(final_state(disturbed), final_state(tmp_path / "undisturbed"))
+
+
+def test_a_stop_saves_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    config = tiny_config()
+    config.checkpoint.every_minutes = 60
+    calls = iter([False, False, True])
+    assert run(config, tmp_path / "a", should_stop=lambda: next(calls)) is None
+    assert checkpoint.find(tmp_path / "a" / "checkpoints")[0].step == 3
+    assert RunFolder(tmp_path / "a").result() is None
+    run(config, tmp_path / "a")
+    run(config, tmp_path / "b")
+    assert comparable(tmp_path / "a") == comparable(tmp_path / "b")
+    assert_bitwise_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    for workers in (0, 2):
+        config = tiny_config(epochs=1)
+        config.data.workers = workers
+        run(config, tmp_path / str(workers))
+    assert_bitwise_equal(final_state(tmp_path / "0"), final_state(tmp_path / "2"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit"])
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config()
+    calls = iter([False] * 5 + [True])
+    assert run(config, tmp_path / "a", should_stop=lambda: next(calls)) is None
+    newest = checkpoint.find(tmp_path / "a" / "checkpoints")[0]
+    data = bytearray(newest.path.read_bytes())
+    data[len(data) // 2] ^= 4
+    newest.path.write_bytes(data[:1000] if damage == "truncated" else data)
+    run(config, tmp_path / "a")
+    assert "is damaged" in caplog.text
+    assert "at step 5 of" in caplog.text
+    run(config, tmp_path / "b")
+    assert comparable(tmp_path / "a") == comparable(tmp_path / "b")
+
+
+def test_a_finished_run_is_returned_and_not_run_again(tmp_path: Path) -> None:
+    config = tiny_config(epochs=1)
+    first = run(config, tmp_path / "a")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*") if p.is_file()}
+    assert run(config, tmp_path / "a", should_stop=lambda: pytest.fail("it trains")) == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run(tiny_config(epochs=1), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"run folder must be empty or hold the same configuration; got .*, where seed: 42 -> 1"):
+        RunFolder(tmp_path / "a").prepare(tiny_config(epochs=1, seed=1))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss turns to NaN at step 3 alone; the weights of the last checkpoint are those of step 3 of a healthy run."""
+    honest = cnn_jepa.Method.forward
+
+    def poisoned(self: cnn_jepa.Method, batch: object) -> dict:
+        out = honest(self, batch)  # type: ignore[arg-type]
+        return {**out, "loss": out["loss"] * float("nan")} if batch.step == 3 else out  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(cnn_jepa.Method, "forward", poisoned)
+    with pytest.raises(RunError) as caught:
+        run(tiny_config(), tmp_path / "a")
+    assert isinstance(caught.value.__cause__, NonFiniteError)
+    assert "step 3, learning rate 0.00" in str(caught.value.__cause__)
+    assert caught.value.step == 3
+    monkeypatch.undo()
+    calls = iter([False, False, True])
+    run(tiny_config(), tmp_path / "b", should_stop=lambda: next(calls))
+    assert_bitwise_equal({**final_state(tmp_path / "a"), "resumes": 0}, {**final_state(tmp_path / "b"), "resumes": 0})
+
+
+def test_bf16_and_fp32_train_alike(tmp_path: Path) -> None:
+    losses = {}
+    for name in ("fp32", "bf16"):
+        config = from_dict({**to_dict(tiny_config()), "precision": name})
+        result = run(config, tmp_path / name)
+        assert result is not None
+        assert result.status is RunStatus.completed
+        losses[name] = [r["loss"] for r in RunFolder(tmp_path / name).metrics() if r["kind"] == "step"]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    config = tiny_config(epochs=6)
+    run(config, tmp_path)
+    losses = [r["loss"] for r in RunFolder(tmp_path).metrics() if r["kind"] == "step"]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_tensorboard_has_scalars_and_masked_images_and_one_curve_after_a_resume(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_config()
+    config.log.tensorboard = True
+    calls = iter([False, False, False, True])
+    run(config, tmp_path, should_stop=lambda: next(calls))
+    run(config, tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("step/loss")] == list(range(1, 11))
+    assert {"step/lr", "step/ema_momentum", "final/linear.test_top1"} <= set(events.Tags()["scalars"])
+    assert "masked" in events.Tags()["images"]

@@ -1,0 +1,63 @@
+"""The import rule of the architecture, read off the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = {"cnnjepa": set(), "jobs": {"cnnjepa"}, "sweeps": {"jobs", "cnnjepa"}}
+# Where a framework may be imported: a file, or every file below a folder.
+ALLOWED = {
+    "submitit": ("jobs/",),
+    "optuna": ("sweeps/study.py", "sweeps/engine/"),
+    "ray": ("sweeps/engine/",),
+    "hydra": ("jobs/compose.py", "jobs/pretrain.py"),
+    "omegaconf": ("jobs/compose.py", "jobs/pretrain.py"),
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def violations(relative: str, found: set[str]) -> list[str]:
+    layer = relative.split("/")[0]
+    wrong = [f"{relative} imports {other}" for other in LAYERS if other in found and other != layer and other not in LAYERS[layer]]
+    return wrong + [f"{relative} imports {lib}" for lib, places in ALLOWED.items() if lib in found and not relative.startswith(places)]
+
+
+def test_no_file_breaks_the_rule() -> None:
+    files = [p for layer in LAYERS for p in (ROOT / layer).rglob("*.py")]
+    assert len(files) > 30
+    assert [v for p in files for v in violations(p.relative_to(ROOT).as_posix(), imports(p))] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "library"),
+    [
+        ("cnnjepa/train.py", "jobs"),
+        ("jobs/run.py", "sweeps"),
+        ("sweeps/slot.py", "optuna"),
+        ("cnnjepa/x.py", "ray"),
+        ("sweeps/x.py", "submitit"),
+    ],
+)
+def test_the_rule_can_be_broken(file: str, library: str) -> None:
+    assert violations(file, {library}) == [f"{file} imports {library}"]
+
+
+def test_no_sweep_file_hides_a_library() -> None:
+    import importlib.util
+    import sys
+
+    # Running a script puts sweeps/ first on the path: its files must not be found in place of installed modules.
+    for path in (ROOT / "sweeps").glob("*.py"):
+        spec = importlib.util.find_spec(path.stem) if path.stem != "__main__" and path.stem not in sys.modules else None
+        assert spec is None or str(spec.origin).startswith(str(ROOT)), f"sweeps/{path.name} hides {path.stem}"
