@@ -1,0 +1,122 @@
+"""Every wrong use is one line with the key, the rule and the value, and exit status 2, before anything starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnjepa.runs import RunFolder
+from jobs import pretrain
+from sweeps import command
+from sweeps.predictor_ablation import SWEEP
+from tests.tiny import tiny_config
+
+OK = ["optimizer.warmup_epochs=0"]
+TABLE = [
+    (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
+    (["lr=0.1"], "lr must be a key of the configuration; got lr=0.1; did you mean optimizer.lr?"),
+    (["foo.bar=1"], "foo must be a key of the configuration; got foo.bar=1"),
+    (["+x=1"], "an override must have the form key=value; got +x=1"),
+    (["epochs"], "an override must have the form key=value; got epochs"),
+    (["data.train_limit=[1"], "an override must have a value that Hydra can read; got data.train_limit=[1"),
+    (["optimizer.lr=fast"], "optimizer.lr must be of type float; got fast"),
+    (["epochs=1.5"], "epochs must be of type integer; got 1.5"),
+    (["precision=fp8"], "precision must be one of fp32, bf16, fp64; got fp8"),
+    (["encoder.name=vgg"], "encoder.name must be one of resnet18, resnet34, resnet50, resnet101, resnet_small; got vgg"),
+    (["method=dino"], "method must be one of cnn_jepa; got dino"),
+    (["data=cifar"], "data must be one of digits, fashion_mnist, imagefolder, imagenet100, imagenet1k; got cifar"),
+    (["cluster=summit"], "cluster must be one of local; got summit"),
+    (["method.mask.mask_ratio=1.5"], "method.mask.mask_ratio must lie in (0, 1); got 1.5"),
+    (["method.mask.mask_ratio=0"], "method.mask.mask_ratio must lie in (0, 1); got 0.0"),
+    (["data.image_size=30"], "data.image_size must be a multiple of the resnet_small cell of 8 pixels; got 30"),
+    (["data.image_size=16"], "data.image_size must give a grid of at least 3x3 cells for the mask; got a 2x2 grid"),
+    (["global_batch_size=100"], "global_batch_size must be a multiple of micro_batch_size x ranks, 128 x 1; got 100"),
+    (["global_batch_size=2048", "micro_batch_size=128"], "global_batch_size must be at most the 1437 training images; got 2048"),
+    (["method.predictor.depth=7"], "method.predictor.depth must lie in [1, 6]; got 7"),
+    (["method.predictor.kernel=4"], "method.predictor.kernel must be 3, 5, 7 or 9; got 4"),
+    (["method.ema.momentum_start=1.1"], "method.ema.momentum_start must lie in [0, 1]; got 1.1"),
+    (["optimizer.warmup_epochs=200"], "optimizer.warmup_epochs must lie in [0, epochs), epochs being 200; got 200.0"),
+    (["probes.names=[linear,guess]"], "probes.names must hold names out of collapse, knn, linear; got guess"),
+    (["data.train_limit=2", "global_batch_size=2", "micro_batch_size=2", "data.holdout_fraction=0.5"], "must have at least 2 classes"),
+    (["data=imagefolder", "encoder.name=resnet18"], "data.root must hold imagefolder as train/<class>/<image>"),
+    (["run_dir=/proc/none"], "run_dir must be a folder that can be written; got /proc/none"),
+]
+
+
+def call_pretrain(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
+    return pretrain.main()
+
+
+@pytest.mark.parametrize(("arguments", "message"), TABLE, ids=[" ".join(a) for a, _ in TABLE])
+def test_pretrain_says_what_is_wrong(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = {a.split("=")[0] for a in arguments}
+    defaults = [o for o in (*OK, f"run_dir={tmp_path / 'run'}") if o.split("=")[0] not in keys]
+    assert call_pretrain([*defaults, *arguments], monkeypatch) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_run_folder_of_another_configuration_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    RunFolder(tmp_path).prepare(tiny_config())
+    assert call_pretrain([*OK, f"run_dir={tmp_path}"], monkeypatch) == 2
+    assert "run folder must be empty or hold the same configuration" in capsys.readouterr().err
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert call_pretrain(OK, monkeypatch) == 2
+    assert "micro_batch_size x ranks, 128 x 3; got 512" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert call_pretrain([*OK, "global_batch_size=4", "micro_batch_size=4"], monkeypatch) == 2
+    assert "global_batch_size must be at least the number of ranks, 8; got 4" in capsys.readouterr().err
+
+
+SWEEP_TABLE = [
+    (["--cluster", "summit"], "cluster must be one of local; got summit"),
+    (["--seeds", "0"], "--seeds must be at least 1; got 0"),
+    (["--runs-dir", "/proc/none"], "--runs-dir must be a folder that can be written; got /proc/none"),
+    (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what predictor_ablation sets itself"),
+    (["seed=3"], "seed must not be overridden"),
+    (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
+    (["--scale", "paper"], "data.root must hold imagenet100"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SWEEP_TABLE, ids=[" ".join(a) for a, _ in SWEEP_TABLE])
+def test_a_sweep_says_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
+    runs = [] if "--runs-dir" in arguments else ["--runs-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="must") as caught:
+        command.run(SWEEP, [*runs, *arguments])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("sweep.json"))
+
+
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        ["-m", "jobs.pretrain", "epoch=3"],
+        ["-m", "jobs.pretrain", "-m", "optimizer.lr=0.1,fast"],
+        ["sweeps/predictor_ablation.py", "epoch=3"],
+        ["-m", "sweeps", "status", "nowhere"],
+        ["-m", "jobs.export", "nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_as_a_process_it_exits_2_with_one_line(command_line: list[str]) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, *command_line], cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stdout == ""

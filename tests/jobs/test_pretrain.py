@@ -1,0 +1,125 @@
+"""`python -m jobs.pretrain` as a user runs it: alone, stopped and resumed, under torchrun, as a Hydra multirun."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cnnjepa import checkpoint
+from cnnjepa.runs import RunFolder, RunStatus
+from jobs.compose import compose_job
+from jobs.ranks import adopt_srun_ranks
+from jobs.run import run_job
+from tests.cnnjepa.test_distributed import free_port
+from tests.cnnjepa.test_train import comparable
+
+SMALL = [
+    "data.train_limit=160",
+    "data.test_limit=60",
+    "encoder.width=8",
+    "epochs=2",
+    "optimizer.warmup_epochs=0.5",
+    "global_batch_size=32",
+    "micro_batch_size=16",
+    "probes.linear_epochs=5",
+    "checkpoint.every_minutes=0",
+    "log.every_steps=1",
+    "log.tensorboard=false",
+]
+
+
+def pretrain(arguments: list[str], launcher: list[str] | None = None, **more: object) -> subprocess.CompletedProcess:
+    command = [*(launcher or [sys.executable]), "-m", "jobs.pretrain", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_run_ends_with_its_scores_its_provenance_and_status_0(tmp_path: Path) -> None:
+    done = pretrain([*SMALL, f"run_dir={tmp_path / 'run'}"])
+    assert done.returncode == 0, done.stderr
+    assert "linear.test_top1 = " in done.stdout
+    assert "step 10/10" in done.stdout
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert {"commit", "diff", "packages", "host", "time", "command"} <= set(provenance)
+    assert provenance["packages"]["torch"]
+    again = pretrain([*SMALL, f"run_dir={tmp_path / 'run'}"])
+    assert again.returncode == 0
+    assert "step" not in again.stdout.replace("steps", "")
+
+
+def test_two_ranks_of_torchrun_train_the_same_experiment(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    done = pretrain([*SMALL, "precision=fp64", f"run_dir={tmp_path / 'two'}"], torchrun)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 10/10") == 1
+    pretrain([*SMALL, "precision=fp64", f"run_dir={tmp_path / 'one'}"])
+    two, one = (RunFolder(tmp_path / name).result() for name in ("two", "one"))
+    assert two is not None
+    assert one is not None
+    assert two.metrics == pytest.approx(one.metrics, rel=1e-6)
+
+
+def test_sigterm_saves_and_the_same_command_resumes_bit_for_bit(tmp_path: Path) -> None:
+    arguments = [*SMALL, "epochs=8", f"run_dir={tmp_path / 'a'}"]
+    child = subprocess.Popen([sys.executable, "-m", "jobs.pretrain", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(c.step >= 3 for c in checkpoint.find(tmp_path / "a" / "checkpoints")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "stopped, checkpoint saved" in out
+    assert "SIGTERM: saving a checkpoint" in err
+    assert RunFolder(tmp_path / "a").result() is None
+    assert pretrain(arguments).returncode == 0
+    assert pretrain([*arguments[:-1], f"run_dir={tmp_path / 'b'}"]).returncode == 0
+    assert comparable(tmp_path / "a") == comparable(tmp_path / "b")
+
+
+def test_a_multirun_keeps_one_folder_a_run(tmp_path: Path) -> None:
+    done = pretrain(["-m", *SMALL, "epochs=1", "optimizer.lr=0.001,0.002", "cluster.runs_dir=runs"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "runs" / "single").iterdir())
+    assert [RunFolder(f).config().optimizer.lr for f in folders] != []
+    assert {RunFolder(f).config().optimizer.lr for f in folders} == {0.001, 0.002}
+    assert all(RunFolder(f).result().status is RunStatus.completed for f in folders)  # type: ignore[union-attr]
+
+
+def test_a_diverged_run_is_failed_with_step_and_learning_rate_and_what_it_cost(tmp_path: Path) -> None:
+    job = compose_job([*SMALL, "optimizer.lr=1e30", f"run_dir={tmp_path}"])
+    result = run_job(job)
+    assert result is not None
+    assert result.status is RunStatus.failed
+    assert result.cause.startswith("NonFiniteError: loss ")
+    assert "step 1, learning rate 1e+30" in result.cause
+    assert result.device_hours > 0
+    assert result == RunFolder(tmp_path).result()
+
+
+def test_srun_ranks_become_torchruns_variables() -> None:
+    task = {
+        "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_STEP_NODELIST": "gpu07",
+        "SLURM_JOB_ID": "123",
+        "SLURM_STEP_ID": "0",
+    }
+    environment = dict(task)
+    adopt_srun_ranks(environment)
+    assert {k: environment[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")} == {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "gpu07",
+    }
+    assert 1024 < int(environment["MASTER_PORT"]) < 32768
+    batch_script = {k: v for k, v in task.items() if not k.startswith("SLURM_STEP")}
+    adopt_srun_ranks(batch_script)
+    assert "RANK" not in batch_script
+    launched = {**task, "RANK": "0", "WORLD_SIZE": "2"}
+    adopt_srun_ranks(launched)
+    assert launched["WORLD_SIZE"] == "2"

@@ -1,0 +1,210 @@
+"""A sweep under real Ray Tune: to its table, stopped, killed -9 at several moments, with a failing trial, and twice at once."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cnnjepa.runs import TIMING_KEYS
+from jobs.spec import ClusterProfile
+from sweeps.engine.local import parallel_slots, remove_abandoned
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(Path(__file__).parent / "tiny_sweep.py")
+
+
+def command(runs: Path, *more: str) -> list[str]:
+    return [sys.executable, SCRIPT, "--runs-dir", str(runs), *more]
+
+
+def run(runs: Path, *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(runs, *more), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+
+
+def folder(runs: Path) -> Path:
+    return runs / "tiny_sweep-smoke"
+
+
+def rows(runs: Path) -> list[dict[str, str]]:
+    """results.csv less what depends on the machine and the moment."""
+    lines = csv.DictReader((folder(runs) / "results.csv").open())
+    return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in lines]
+
+
+def completed_and_running(runs: Path) -> tuple[int, int]:
+    """What `status --json` counts."""
+    line = [sys.executable, "-m", "sweeps", "status", str(folder(runs)), "--json"]
+    counts = json.loads(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout)["counts"]
+    return counts["completed"], counts["running"]
+
+
+def ray_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "/tmp/cnnjepa-" in line or line.startswith("ray::"):
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("undisturbed")
+    done = run(runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs
+
+
+def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: Path) -> None:
+    assert [(r["setting"], r["seed"], r["state"]) for r in rows(undisturbed)] == [
+        (setting, seed, "completed") for seed in ("42", "43") for setting in ("depth 1", "depth 2", "pointwise")
+    ]
+    summary = list(csv.DictReader((folder(undisturbed) / "summary.csv").open()))
+    assert [s["linear.test_top1_n"] for s in summary] == ["2", "2", "2"]
+    assert (folder(undisturbed) / "ablation.png").stat().st_size > 5000
+    for trial in (folder(undisturbed) / "trials").iterdir():
+        assert {"claim", "config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "log", "result.json"} <= set(os.listdir(trial))
+
+
+def test_run_again_it_reruns_nothing_and_starts_no_ray(undisturbed: Path) -> None:
+    files = {p: p.stat().st_mtime_ns for p in (folder(undisturbed) / "trials").rglob("*") if p.is_file()}
+    before = time.monotonic()
+    done = run(undisturbed)
+    assert done.returncode == 0
+    assert time.monotonic() - before < 30
+    assert "at once" not in done.stdout
+    assert "linear top-1, test" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in (folder(undisturbed) / "trials").rglob("*") if p.is_file()} == files
+
+
+def test_the_views_can_be_deleted_and_rebuilt(undisturbed: Path) -> None:
+    views = [folder(undisturbed) / name for name in ("results.csv", "summary.csv", "ablation.png")]
+    before = [v.read_bytes() for v in views]
+    for view in views:
+        view.unlink()
+    line = [sys.executable, "-m", "sweeps", "results", str(folder(undisturbed)), "--format", "markdown"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert [v.read_bytes() for v in views] == before
+    assert done.stdout.startswith("| setting |")
+    assert completed_and_running(undisturbed) == (6, 0)
+
+
+def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path / "none", "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.count("waiting") == 6
+    assert not (tmp_path / "none").exists()
+
+
+def wait_for_steps(runs: Path, steps: int, child: subprocess.Popen) -> None:
+    """Until the trials' metrics hold `steps` lines in all."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and child.poll() is None:
+        lines = sum(p.read_bytes().count(b"\n") for p in folder(runs).glob("trials/*/metrics.jsonl"))
+        if lines >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the sweep ended or hung before step {steps}")
+
+
+@pytest.mark.slow
+def test_killed_9_at_three_moments_it_ends_with_the_same_table_and_repeats_no_trial(undisturbed: Path, tmp_path: Path) -> None:
+    first = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    time.sleep(4)  # before or while Ray starts
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    for steps in (8, 55):  # in the first trials; when some have ended
+        child = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for_steps(tmp_path, steps, child)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows(tmp_path) == rows(undisturbed)
+    resumed = 0
+    for trial in (folder(tmp_path) / "trials").iterdir():
+        log = (trial / "log" / "train.log").read_text()
+        assert log.count("step 1/20 ") == 1, f"{trial.name} was run twice from the start:\n{log}"
+        assert log.count("step 20/20 ") == 1
+        resumed += log.count("resuming")
+    assert resumed >= 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed: Path, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for_steps(tmp_path, 10, child)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "stopped: " in out
+    assert "the same command resumes" in out
+    assert "Traceback" not in out
+    assert completed_and_running(tmp_path)[1] == 0
+    assert not [p for p in ray_processes() if child.pid in [q.pid for q in p.parents()]]
+    done = run(tmp_path)
+    assert done.returncode == 0
+    assert rows(tmp_path) == rows(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(tmp_path: Path) -> None:
+    done = run(tmp_path, "diverging", "--seeds", "1")
+    assert done.returncode == 1
+    states = {r["setting"]: (r["state"], r["cause"]) for r in rows(tmp_path)}
+    assert [states[s][0] for s in ("depth 1", "depth 2", "pointwise", "diverges")] == ["completed"] * 3 + ["failed"]
+    assert "NonFiniteError" in states["diverges"][1]
+    assert "diverges, seed 42: failed: NonFiniteError: loss" in done.stdout
+    again = run(tmp_path, "diverging", "--seeds", "1")
+    assert again.returncode == 1
+    assert "at once" not in again.stdout
+    retried = run(tmp_path, "diverging", "--seeds", "1", "--retry-failed")
+    assert retried.returncode == 1
+    assert "at once" in retried.stdout
+    assert len(list(folder(tmp_path).glob("trials/*/result.failed-1.json"))) == 1
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_run_each_trial_once(undisturbed: Path, tmp_path: Path) -> None:
+    pair = [subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    outs = [child.communicate(timeout=400)[0] for child in pair]
+    assert [child.returncode for child in pair] == [0, 0], outs
+    assert rows(tmp_path) == rows(undisturbed)
+    for trial in (folder(tmp_path) / "trials").iterdir():
+        assert (trial / "log" / "train.log").read_text().count("step 1/20 ") == 1
+        assert len(list((trial / "claim").glob("*.json"))) == 1
+
+
+def test_slots_fit_cores_memory_and_devices() -> None:
+    profile = ClusterProfile("x", cores_per_slot=2, memory_gb_per_slot=4)
+    assert parallel_slots(profile, cores=8, devices=0, memory_gb=100) == 4
+    assert parallel_slots(profile, cores=8, devices=0, memory_gb=10) == 2
+    assert parallel_slots(ClusterProfile("x", gpus_per_slot=0.5), cores=8, devices=1, memory_gb=100) == 2
+    assert parallel_slots(ClusterProfile("x", max_parallel=1), cores=8, devices=0, memory_gb=100) == 1
+    for key, machine in {
+        "cores_per_slot": {"cores": 1, "devices": 0, "memory_gb": 100},
+        "memory_gb_per_slot": {"cores": 8, "devices": 0, "memory_gb": 2.0},
+    }.items():
+        with pytest.raises(ValueError, match=f"{key} must fit this machine at least once; got"):
+            parallel_slots(profile, **machine)
+
+
+def test_folders_of_killed_commands_are_removed_and_no_others() -> None:
+    gone, ours = Path("/tmp/cnnjepa-4194999-test"), Path(f"/tmp/cnnjepa-{os.getpid()}-test")
+    for path in (gone, ours):
+        path.mkdir(exist_ok=True)
+    try:
+        remove_abandoned()
+        assert not gone.exists()
+        assert ours.exists()
+    finally:
+        ours.rmdir()

@@ -1,0 +1,163 @@
+"""Slots and the replayed study, without Ray: what is claimed next, and what a dead or crashing owner leaves."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import optuna
+import pytest
+
+from cnnjepa.runs import RunResult, RunStatus
+from jobs.compose import compose_job
+from sweeps import claims, slot, study
+from sweeps.claims import Process
+from sweeps.folder import Sweep, TrialState, View
+from sweeps.slot import next_claim, run_slot
+from sweeps.spec import ScaleName, Setting, build_trials
+from tests.sweeps.tiny_sweep import sweep
+
+CLUSTER = compose_job(["cluster=local"]).cluster
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Sweep:
+    spec = sweep()
+    trials = build_trials(spec, spec.smoke, 2, "local", ["epochs=1", "optimizer.warmup_epochs=0"])
+    made = Sweep.of(spec, ScaleName.smoke, trials, tmp_path / "tiny_sweep-smoke")
+    made.write()
+    return made
+
+
+def never() -> bool:
+    return False
+
+
+def dead() -> Process:
+    me = Process.me()
+    return Process(me.host, me.boot, me.pid, me.started - 1000)
+
+
+def abandon(made: Sweep, number: int, epoch: int, driver: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim whose owner is gone."""
+    gone = dead()
+    with monkeypatch.context() as patch:
+        patch.setattr(Process, "me", staticmethod(lambda: gone))
+        assert claims.claim(made.trial_dir(made.trials[number]), epoch, driver, 0)
+
+
+def test_trials_are_one_seed_of_all_settings_before_the_next(tiny: Sweep) -> None:
+    assert [(t.setting, t.seed) for t in tiny.trials] == [
+        (setting, seed) for seed in (42, 43) for setting in ("depth 1", "depth 2", "pointwise")
+    ]
+    assert len({t.signature for t in tiny.trials}) == 6
+
+
+def test_the_sweep_survives_its_file(tiny: Sweep) -> None:
+    assert Sweep.load(tiny.path) == tiny
+
+
+def test_the_papers_values_are_kept_at_paper_scale_alone(tiny: Sweep) -> None:
+    assert tiny.paper == {}
+    assert Sweep.of(sweep(), ScaleName.paper, tiny.trials, tiny.path).paper["depth 2"] == {"linear.test_top1": 73.22}
+
+
+def test_two_equal_settings_are_refused() -> None:
+    spec = sweep()
+    again = Setting("again", {"method.predictor.depth": 1})
+    doubled = dataclasses.replace(spec, settings=[*spec.settings, again])
+    with pytest.raises(ValueError, match="settings of tiny_sweep must differ; got the same configuration for depth 1 and again"):
+        build_trials(doubled, spec.smoke, 1, "local", [])
+
+
+def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    abandon(tiny, 3, 1, dead(), monkeypatch)
+    got = [next_claim(View(tiny), Process.me()) for _ in range(7)]
+    assert [g and g[0].number for g in got] == [3, 0, 1, 2, 4, 5, None]
+    assert got[0] is not None
+    assert got[0][1].claim.epoch == 2
+
+
+def test_a_trial_that_another_slot_took_is_not_taken_twice(tiny: Sweep) -> None:
+    view = View(tiny)
+    stale = study.replay(view)
+    first = next_claim(View(tiny), Process.me())
+    assert first is not None
+    assert first[0].number == 0
+    assert study.ask(view, stale) == tiny.trials[0]  # the stale brain names it, and the claim refuses it
+    assert claims.claim(tiny.trial_dir(tiny.trials[0]), 1, Process.me(), 0) is None
+    again = next_claim(view, Process.me())
+    assert again is not None
+    assert again[0].number == 1
+
+
+def test_a_trial_whose_process_dies_twice_in_place_is_failed(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    me = Process.me()
+    for epoch in (1, 2):
+        abandon(tiny, 0, epoch, me, monkeypatch)
+    got = next_claim(View(tiny), me)
+    assert got is not None
+    assert got[0].number == 1
+    result = tiny.run(tiny.trials[0]).result()
+    assert result is not None
+    assert result.status is RunStatus.failed
+    assert "its process died 2 times at step 0 without gaining a step" in result.cause
+
+
+def test_deaths_of_killed_drivers_never_fail_a_trial(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    for epoch in (1, 2, 3, 4):
+        abandon(tiny, 0, epoch, dead(), monkeypatch)
+    got = next_claim(View(tiny), Process.me())
+    assert got is not None
+    assert (got[0].number, got[1].claim.epoch) == (0, 5)
+
+
+def test_the_replayed_study_tells_optuna_what_the_folders_say(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = RunResult(RunStatus.completed, metrics={"linear.holdout_top1": 51.5})
+    for number, result in (
+        (0, done),
+        (1, RunResult(RunStatus.failed, "broke")),
+        (2, RunResult(RunStatus.completed, missing={"linear": "x"})),
+    ):
+        folder = tiny.run(tiny.trials[number])
+        folder.prepare(tiny.trials[number].config)
+        folder.write_result(result)
+    abandon(tiny, 3, 1, dead(), monkeypatch)
+    told = study.replay(View(tiny)).get_trials()
+    state = optuna.trial.TrialState
+    assert [t.state for t in told] == [state.COMPLETE, state.FAIL, state.FAIL, state.RUNNING, state.WAITING, state.WAITING]
+    assert told[0].value == 51.5
+    assert told[0].params == {"setting": "depth 1", "seed": 42}
+    assert [t.user_attrs["signature"] for t in told] == [t.signature for t in tiny.trials]
+
+
+def test_a_slot_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:
+    assert run_slot(tiny.path, CLUSTER, Process.me(), lambda: True) is None
+    signature = run_slot(tiny.path, CLUSTER, Process.me(), never)
+    assert signature == tiny.trials[0].signature
+    view = View(tiny)
+    assert view.state(tiny.trials[0]) is TrialState.completed
+    assert view.state(tiny.trials[1]) is TrialState.waiting
+    log = (tiny.trial_dir(tiny.trials[0]) / "log" / "train.log").read_text()
+    assert "step 5/5" in log
+
+
+def test_a_slot_that_lost_its_claim_stops_and_leaves_the_result_to_the_new_owner(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot, "_CHECK_SECONDS", 0.0)
+    calls = iter(range(1000))
+
+    def usurp() -> bool:
+        if next(calls) == 2:
+            assert claims.claim(tiny.trial_dir(tiny.trials[0]), 2, Process.me(), 0)
+        return False
+
+    run_slot(tiny.path, CLUSTER, Process.me(), usurp)
+    assert tiny.run(tiny.trials[0]).result() is None
+
+
+def test_a_result_is_written_once(tiny: Sweep) -> None:
+    folder = tiny.run(tiny.trials[0])
+    folder.prepare(tiny.trials[0].config)
+    assert folder.write_result(RunResult(RunStatus.completed, claim=2))
+    assert not folder.write_result(RunResult(RunStatus.failed, "stale", claim=1))
+    assert folder.result() == RunResult(RunStatus.completed, claim=2)
+    assert not [p for p in os.listdir(folder.path) if p.endswith(".tmp")]
