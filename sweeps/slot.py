@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cnnjepa.config import Device
 from cnnjepa.runs import RunResult, RunStatus
 from jobs.run import run_job
 from jobs.spec import ClusterProfile, JobSpec
@@ -77,6 +78,8 @@ def run_slot(sweep_dir: Path, cluster: ClusterProfile, driver: claims.Process, a
 
     folder = view.sweep.trial_dir(trial)
     trial.config.threads = cluster.cores_per_slot
+    if not cluster.gpus_per_slot:  # else all slots would crowd the first device
+        trial.config.device = Device.cpu
     with owned, _output_to(folder / "log" / "train.log"):
         run_job(JobSpec(trial.config, cluster, folder), should_stop, owned.claim.epoch)
     return trial.signature

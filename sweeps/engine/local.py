@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import psutil
+import torch
 
 from cnnjepa.files import write_atomic
 from jobs.spec import ClusterProfile
@@ -34,12 +35,6 @@ def usable_memory_gb() -> float:
         if path.exists() and (text := path.read_text().strip()).isdigit():
             free = min(free, int(text))
     return free / 2**30
-
-
-def _devices() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def parallel_slots(cluster: ClusterProfile, cores: int, devices: int, memory_gb: float) -> int:
@@ -79,7 +74,10 @@ class LocalEngine:
         """Raises ValueError where the machine has no room for one slot."""
         self.sweep_dir, self.cluster = sweep_dir, cluster
         self.cores = usable_cores()
-        self.parallel = parallel_slots(cluster, self.cores, _devices(), usable_memory_gb())
+        devices = torch.cuda.device_count()
+        self.parallel = parallel_slots(cluster, self.cores, devices, usable_memory_gb())
+        # Said once by the command: a slow surprise otherwise.
+        self.unused_devices = 0 if cluster.gpus_per_slot else devices
         # Ray puts sockets into it, whose paths must stay below 107 characters.
         remove_abandoned()
         self._private = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
