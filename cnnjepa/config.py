@@ -4,19 +4,13 @@ The classes are plain dataclasses so that OmegaConf can take them as schemas: no
 marked `NEUTRAL` cannot change what a run computes, and is left out of the signature that names the run.
 """
 
-import dataclasses
-import hashlib
 import importlib
 import importlib.util
-import json
 import math
 import pkgutil
-import types
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 NEUTRAL = {"neutral": True}
 MIN_GRID = 3
@@ -341,62 +335,3 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     _require(config.log.every_steps >= 1, "log.every_steps", "be at least 1", config.log.every_steps)
     method_module(config.method.name)
     config.method.validate(config)
-
-
-def to_dict(config: Any, neutral: bool = True) -> dict[str, Any]:
-    """`config` as nested dicts of JSON values, enums by name; without the neutral fields where `neutral` is False."""
-    out: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.metadata.get("neutral") and not neutral:
-            continue
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value, neutral)
-        out[f.name] = value.name if isinstance(value, Enum) else value
-    return out
-
-
-T = TypeVar("T")
-
-
-def _build(kind: Callable[..., T], values: dict[str, Any], path: str) -> T:
-    assert isinstance(kind, type)
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"{path}{unknown[0]} must be a key of {kind.__name__}; the file is of another version of this project")
-    built: dict[str, Any] = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if isinstance(hint, types.GenericAlias):
-            built[name] = list(value)
-        elif issubclass(hint, MethodConfig):
-            built[name] = _build(method_module(value["name"]).Config, value, f"{path}{name}.")
-        elif dataclasses.is_dataclass(hint):
-            built[name] = _build(typing.cast(Callable[..., Any], hint), value, f"{path}{name}.")
-        else:
-            built[name] = hint[value] if issubclass(hint, Enum) else hint(value)
-    return typing.cast(T, kind(**built))
-
-
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The TrainConfig that `to_dict` wrote; raises ValueError at a key that this version does not know."""
-    return _build(TrainConfig, values, "")
-
-
-def signature(config: TrainConfig) -> str:
-    """16 hex digits that are equal exactly when two configurations must compute the same run."""
-    text = json.dumps(to_dict(config, neutral=False), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Lines 'key: old -> new' for each leaf in which two `to_dict` results differ."""
-    lines: list[str] = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{path}{key}.")
-        elif a != b:
-            lines.append(f"{path}{key}: {a} -> {b}")
-    return lines

@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import yaml
 
-from cnnjepa.config import TrainConfig, differences, from_dict, signature, to_dict
+from cnnjepa.config import TrainConfig
 from cnnjepa.files import create_exclusive, to_json, write_atomic
+from cnnjepa.identity import differences, from_dict, signature, to_dict
 
 # What depends on the machine and the moment: left out wherever two runs are compared.
 TIMING_KEYS = frozenset({"images_per_second", "seconds", "device_hours", "peak_memory_mb", "resumes", "claim"})

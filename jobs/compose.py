@@ -17,7 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnjepa.config import DATA_PRESETS, TrainConfig, from_dict, method_module, method_names, signature, validate
+from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, validate
+from cnnjepa.identity import from_dict, signature
 from jobs.spec import ClusterProfile, JobSpec
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from cnnjepa import checkpoint
-from cnnjepa.config import method_module, signature
+from cnnjepa.config import method_module
+from cnnjepa.identity import signature
 from cnnjepa.runs import RunFolder
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from cnnjepa.config import TrainConfig, from_dict, signature, to_dict
+from cnnjepa.config import TrainConfig
+from cnnjepa.identity import from_dict, signature, to_dict
 from jobs.compose import compose_job
 
 FIRST_SEED = 42  # the paper's one seed

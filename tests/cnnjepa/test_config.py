@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, MaskStrategy, TrainConfig, differences, from_dict, method_names, signature, to_dict, validate
+from cnnjepa.config import DATA_PRESETS, MaskStrategy, TrainConfig, method_names, validate
+from cnnjepa.identity import differences, from_dict, signature, to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from tests.tiny import tiny_config
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cnnjepa import checkpoint
-from cnnjepa.config import MaskStrategy, Precision, TrainConfig, to_dict
+from cnnjepa.config import MaskStrategy, Precision, TrainConfig
+from cnnjepa.identity import to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.runs import RunFolder
 from tests.cnnjepa.test_train import CHILD, assert_bitwise_equal, comparable, final_state

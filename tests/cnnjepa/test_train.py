@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cnnjepa import checkpoint
-from cnnjepa.config import TrainConfig, from_dict, to_dict
+from cnnjepa.config import TrainConfig
+from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.methods import cnn_jepa
 from cnnjepa.runs import TIMING_KEYS, RunFolder, RunResult, RunStatus
 from cnnjepa.train import NonFiniteError, RunError, train
@@ -22,7 +23,7 @@ from tests.tiny import tiny_config
 CHILD = """
 import json, sys, time, torch
 from pathlib import Path
-from cnnjepa.config import from_dict
+from cnnjepa.identity import from_dict
 from cnnjepa.runs import RunFolder
 from cnnjepa.train import train
 def slow():

@@ -1,0 +1,205 @@
+"""Pretraining teaches: probes of the pretrained encoder beat those of a random one, seed by seed.
+
+    python tests/benchmarks/learning.py [--json] [--seeds 3] [--jobs 2] [--runs-dir DIR]
+
+For each seed CNN-JEPA is pretrained on 5000 images of Fashion-MNIST, and the encoder it started from, with BatchNorm calibrated on the
+same images, is put through the same probes. Status 1 where a seed gains less than REQUIRED_GAIN points, 2 where the data set is missing.
+For comparison: the authors' code came from 54 to 73 (linear) and from 47 to 60 (k-NN) in 4 epochs of a ResNet-18 at 96 pixels. k-NN on
+the pixels themselves stands beside it: it is hard to beat on such images, and no gain is claimed over it.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import publish
+from rich.table import Table
+
+from cnnjepa.config import (
+    DATA_PRESETS,
+    CheckpointConfig,
+    Device,
+    EncoderConfig,
+    LogConfig,
+    OptimizerConfig,
+    Precision,
+    TrainConfig,
+    method_module,
+    to_dict,
+)
+from cnnjepa.data.datasets import GreyImages, Images, Indices, Splits, load_splits
+from cnnjepa.distributed import joined
+from cnnjepa.methods.cnn_jepa import Config
+from cnnjepa.probes import knn, run_probes
+from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm
+from cnnjepa.runs import RunFolder
+from cnnjepa.train import train
+
+REQUIRED_GAIN = {"linear": 5.0, "knn": 3.0}  # points of test top-1, in each seed
+
+
+def settings(seed: int) -> TrainConfig:
+    """The measured run. Its rates were chosen on seed 0, which is not among the measured seeds."""
+    method = Config()
+    method.ema.momentum_start = 0.95  # some 1,500 steps: the target must follow 10 times faster than in the paper's 200 epochs
+    return TrainConfig(
+        method=method,
+        data=dataclasses.replace(DATA_PRESETS["fashion_mnist"], image_size=64, train_limit=5000, test_limit=2000),
+        encoder=EncoderConfig(width=32),
+        optimizer=OptimizerConfig(warmup_epochs=1.0),
+        seed=seed,
+        epochs=22,
+        global_batch_size=64,  # small batches: the number of steps is what is short
+        micro_batch_size=64,
+        precision=Precision.bf16,
+        device=Device.cpu,
+        checkpoint=CheckpointConfig(every_minutes=1e6),
+        log=LogConfig(every_steps=100, tensorboard=False),
+    )
+
+
+class SeedLines(io.TextIOBase):
+    """Passes lines on to stderr, each led by its seed; it is no terminal, so parallel runs draw no bars over each other."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def write(self, text: str) -> int:
+        """Write all of `text` but blank lines."""
+        if text.strip():
+            sys.stderr.write(f"seed {self.seed}: {text.rstrip()}\n")
+        return len(text)
+
+
+def random_metrics(config: TrainConfig) -> dict[str, float]:
+    """Probes of the very encoder that `train` starts from, BatchNorm calibrated; raises RuntimeError where a probe has no value."""
+    splits = load_splits(config.data)
+    with joined(config.device) as ranks:
+        encoder = method_module(config.method.name).Method(config, 1).probe_encoder.to(memory_format=torch.channels_last)
+        calibrate_batchnorm(encoder, config, splits, ranks)
+        metrics, missing = run_probes(encoder, config, splits, ranks, final=True)
+    if missing:
+        raise RuntimeError(f"a probe of the random encoder has no value: {missing}")
+    return metrics
+
+
+def measure(seed: int, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of the random and of the pretrained encoder of `seed`; raises RuntimeError where a probe has no value."""
+    config = settings(seed)
+    torch.set_num_threads(config.threads)
+    with contextlib.redirect_stdout(SeedLines(seed)):
+        random = random_metrics(config)
+        print(f"random encoder: linear {random['linear.test_top1']:.2f}, k-NN {random['knn.test_top1']:.2f}")
+        result = train(config, RunFolder(folder))
+    assert result is not None  # nobody asked the run to stop
+    if result.missing:
+        raise RuntimeError(f"a probe of the pretrained encoder has no value: {result.missing}")
+    return random, result.metrics
+
+
+def pixel_features(images: Images, indices: Indices) -> Features:
+    """The original 28x28 pixels as features."""
+    assert isinstance(images, GreyImages)
+    pixels = torch.from_numpy(images.pixels[indices]).flatten(1).float() / 255
+    return Features(pixels, torch.from_numpy(images.labels[indices]))
+
+
+def raw_pixel_knn(config: TrainConfig, splits: Splits) -> float:
+    """Test top-1 of the k-NN probe on pixels, in percent, with the same images and settings as on features."""
+    data = splits.dataset
+    parts = (data.train, splits.fit), (data.train, splits.holdout), (data.test, splits.test)
+    fit, holdout, test = (pixel_features(images, indices) for images, indices in parts)
+    return knn.run(ProbeData(fit, holdout, test, data.classes, config))["test_top1"]
+
+
+def figures_of(seeds: list[int], random: list[dict[str, float]], trained: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean gains, and random, trained and gained points of each seed."""
+    out: dict[str, Any] = {"seeds": seeds}
+    for probe, required in REQUIRED_GAIN.items():
+        before, after = ([m[f"{probe}.test_top1"] for m in metrics] for metrics in (random, trained))
+        gains = [b - a for a, b in zip(before, after, strict=True)]
+        out[f"{probe}_gain"] = statistics.mean(gains)
+        out[f"{probe}_gain_per_seed"] = gains
+        out[f"{probe}_random"], out[f"{probe}_trained"] = before, after
+        out[f"{probe}_required_gain"] = required
+    out["rankme_random"], out["rankme_trained"] = ([m["collapse.rankme"] for m in metrics] for metrics in (random, trained))
+    return out
+
+
+def short_of(figures: dict[str, Any]) -> list[str]:
+    """One line for each seed and probe that gained less than required."""
+    return [
+        f"MISSED: seed {seed} gained {gain:.2f} points {probe} top-1; required: {required:g}"
+        for probe, required in REQUIRED_GAIN.items()
+        for seed, gain in zip(figures["seeds"], figures[f"{probe}_gain_per_seed"], strict=True)
+        if gain < required
+    ]
+
+
+def table_of(figures: dict[str, Any]) -> Table:
+    """One row a seed, and the mean gains below."""
+    table = Table("seed", title="Test top-1 (%), 10 classes", show_footer=True)
+    table.columns[0].footer = "mean"
+    for probe in REQUIRED_GAIN:
+        for kind in ("random", "trained"):
+            table.add_column(f"{probe} {kind}", f"{statistics.mean(figures[f'{probe}_{kind}']):.2f}", justify="right")
+        table.add_column(f"{probe} gain", f"{figures[f'{probe}_gain']:+.2f}", justify="right")
+    for i, seed in enumerate(figures["seeds"]):
+        cells = [
+            f"{figures[f'{p}_{k}'][i]:{f}}"
+            for p in REQUIRED_GAIN
+            for k, f in (("random", ".2f"), ("trained", ".2f"), ("gain_per_seed", "+.2f"))
+        ]
+        table.add_row(str(seed), *cells)
+    return table
+
+
+def main() -> int:
+    """Measure and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="print one JSON object; progress goes to stderr either way")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, counted from seed 1 (3)")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each (2)")
+    parser.add_argument("--runs-dir", type=Path, help="keep the run folders here; a second call goes on where the first one stopped")
+    args = parser.parse_args()
+    if args.seeds < 1 or args.jobs < 1:
+        parser.error(f"--seeds and --jobs must be at least 1; got {args.seeds} and {args.jobs}")
+    seeds = list(range(1, args.seeds + 1))
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        runs_dir = args.runs_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folders = [runs_dir / f"learning-seed{seed}" for seed in seeds]
+        try:
+            splits = load_splits(settings(seeds[0]).data)
+            for seed, folder in zip(seeds, folders, strict=True):
+                RunFolder(folder).prepare(settings(seed))
+        except ValueError as error:
+            print(f"learning: {error}", file=sys.stderr)
+            return 2
+        # spawn: a forked child would inherit torch's thread pool in an unknown state.
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+            random, trained = zip(*pool.map(measure, seeds, folders), strict=True)
+    figures = figures_of(seeds, list(random), list(trained))
+    figures["raw_pixel_knn"] = raw_pixel_knn(settings(seeds[0]), splits)
+    figures["seconds"] = time.perf_counter() - began
+    figures["settings"] = to_dict(settings(seeds[0]), neutral=False)
+    missed = short_of(figures)
+    notes = [f"k-NN on raw pixels {figures['raw_pixel_knn']:.2f}; {figures['seconds'] / 60:.1f} minutes", *missed]
+    publish(args.json, len(seeds), figures, table_of(figures), notes)
+    if args.json and missed:
+        print("\n".join(missed), file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
