@@ -6,7 +6,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cnnjepa.distributed import rank_count
+from cnnjepa.distributed import is_main_rank, rank_count
 from cnnjepa.runs import RunResult, RunStatus
 from jobs.compose import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, register_schemas, split_multirun
 from jobs.ranks import adopt_srun_ranks
@@ -33,7 +33,8 @@ def run(job: JobSpec) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     with stop_on_signals() as should_stop:
         result = run_job(job, should_stop)
-    print(describe(job, result), flush=True)
+    if is_main_rank():
+        print(describe(job, result), flush=True)
     if result is None:
         return INTERRUPTED
     return 0 if result.status is RunStatus.completed and not result.missing else 1

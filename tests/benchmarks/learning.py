@@ -35,10 +35,10 @@ from cnnjepa.config import (
     Precision,
     TrainConfig,
     method_module,
-    to_dict,
 )
 from cnnjepa.data.datasets import GreyImages, Images, Indices, Splits, load_splits
 from cnnjepa.distributed import joined
+from cnnjepa.identity import to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.probes import knn, run_probes
 from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm
@@ -51,20 +51,20 @@ REQUIRED_GAIN = {"linear": 5.0, "knn": 3.0}  # points of test top-1, in each see
 def settings(seed: int) -> TrainConfig:
     """The measured run. Its rates were chosen on seed 0, which is not among the measured seeds."""
     method = Config()
-    method.ema.momentum_start = 0.95  # some 1,500 steps: the target must follow 10 times faster than in the paper's 200 epochs
+    method.ema.momentum_start = 0.97  # some 2,800 steps: the target must follow faster than over the paper's 200 epochs
     return TrainConfig(
         method=method,
-        data=dataclasses.replace(DATA_PRESETS["fashion_mnist"], image_size=64, train_limit=5000, test_limit=2000),
-        encoder=EncoderConfig(width=32),
+        data=dataclasses.replace(DATA_PRESETS["fashion_mnist"], train_limit=5000, test_limit=2000),
+        encoder=EncoderConfig(width=16),
         optimizer=OptimizerConfig(warmup_epochs=1.0),
         seed=seed,
-        epochs=22,
+        epochs=36,
         global_batch_size=64,  # small batches: the number of steps is what is short
         micro_batch_size=64,
         precision=Precision.bf16,
         device=Device.cpu,
         checkpoint=CheckpointConfig(every_minutes=1e6),
-        log=LogConfig(every_steps=100, tensorboard=False),
+        log=LogConfig(every_steps=500, tensorboard=False),
     )
 
 

@@ -54,7 +54,7 @@ def test_two_ranks_of_torchrun_train_the_same_experiment(tmp_path: Path) -> None
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     done = pretrain([*SMALL, "precision=fp64", f"run_dir={tmp_path / 'two'}"], torchrun)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 10/10") == 1
+    assert done.stdout.count("step 10/10") == done.stdout.count("completed: ") == 1
     pretrain([*SMALL, "precision=fp64", f"run_dir={tmp_path / 'one'}"])
     two, one = (RunFolder(tmp_path / name).result() for name in ("two", "one"))
     assert two is not None
