@@ -85,9 +85,13 @@ def _path(trial_dir: Path, epoch: int) -> Path:
 
 
 class Watch:
-    """Tells whether owners live; it must be kept to judge owners on other hosts, whose silence it times on our own clock."""
+    """Tells whether owners live; it must be kept to judge owners on other hosts, whose silence it times on our own clock.
 
-    def __init__(self, silence_seconds: float = SILENCE_SECONDS) -> None:
+    `silent` holds the claims that were found dead in this way, to be handed to those who have not watched for so long.
+    """
+
+    def __init__(self, silent: frozenset[Path] = frozenset(), silence_seconds: float = SILENCE_SECONDS) -> None:
+        self.silent = silent
         self._silence = silence_seconds
         self._seen: dict[Path, tuple[float, float]] = {}
 
@@ -98,12 +102,16 @@ class Watch:
         if claim.owner.is_local:
             return claim.owner.lives()
         path, now = _path(trial_dir, claim.epoch), time.monotonic()
+        if path in self.silent:
+            return False
         beat = path.stat().st_mtime
         known, since = self._seen.get(path, (None, now))
         if beat != known:
             since = now
         self._seen[path] = beat, since
-        return now - since < self._silence
+        if now - since >= self._silence:
+            self.silent |= {path}
+        return path not in self.silent
 
 
 class Ownership:

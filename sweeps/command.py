@@ -1,6 +1,7 @@
 """The door of every sweep: `python sweeps/<name>.py --cluster local ...` plans, checks, runs what is missing, and writes the results."""
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -118,12 +119,16 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         return True
     engine = LocalEngine(sweep.path, cluster)
     signals: list[int] = []
+    told: list[str] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         signals.append(number)
-        if len(signals) > 1:
-            raise KeyboardInterrupt
-        engine.stop()
+        if len(signals) == 1:
+            engine.stop()
+            return
+        engine.abandon()
+        console.show_cursor()
+        os._exit(INTERRUPTED)  # a thread waits in Ray, and an ordinary exit would wait for it
 
     before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
     if engine.unused_devices:
@@ -135,10 +140,15 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
                 ours = [s for s in view.states().values() if s in (TrialState.waiting, TrialState.interrupted)]
                 if ours:
                     begun = claims_made(sweep)
-                    errors = watch_while(partial(engine.place, len(ours)), watcher)
+                    errors = watch_while(partial(engine.place, len(ours), view.watch.silent), watcher)
                     if errors and not signals and claims_made(sweep) == begun:
                         raise RuntimeError(f"slots end before they claim a trial: {errors[0]}")
                 else:  # the rest runs in another command's slots
+                    if (hosts := view.hosts_elsewhere()) != told:
+                        told = hosts
+                        minutes = claims.SILENCE_SECONDS / 60
+                        if hosts:
+                            console.print(f"waiting for trials of {', '.join(hosts)}; taken over once silent for {minutes:.0f} min")
                     watcher.show()
                     time.sleep(_REFRESH_SECONDS)
     finally:

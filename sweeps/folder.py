@@ -76,9 +76,10 @@ class Sweep:
 class View:
     """What the run folders say, read again only where it can have changed: an ended trial is read once."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, silent: frozenset[Path] = frozenset()) -> None:
+        """`silent` are claims of other hosts that a `claims.Watch` has found dead."""
         self.sweep = sweep
-        self._watch = claims.Watch()
+        self.watch = claims.Watch(silent)
         self._results: dict[str, RunResult] = {}
 
     def result(self, trial: Trial) -> RunResult | None:
@@ -99,11 +100,17 @@ class View:
         past = claims.history(folder)
         if not past:
             return TrialState.waiting
-        return TrialState.running if self._watch.lives(folder, past[-1]) else TrialState.interrupted
+        return TrialState.running if self.watch.lives(folder, past[-1]) else TrialState.interrupted
 
     def states(self) -> dict[str, TrialState]:
         """The state of each trial by signature."""
         return {t.signature: self.state(t) for t in self.sweep.trials}
+
+    def hosts_elsewhere(self) -> list[str]:
+        """The other hosts (or containers) whose processes own trials that have not ended."""
+        unfinished = [t for t in self.sweep.trials if self.state(t) is TrialState.running]
+        owners = [claims.history(self.sweep.trial_dir(t))[-1].owner for t in unfinished]
+        return sorted({o.host for o in owners if not o.is_local})
 
     def objective(self, trial: Trial) -> float | None:
         """The number by which the trial is ranked; None where it has none."""

@@ -58,11 +58,20 @@ def _output_to(path: Path) -> Iterator[None]:
             logging.getLogger().removeHandler(handler)
 
 
-def run_slot(sweep_dir: Path, cluster: ClusterProfile, driver: claims.Process, asked_to_stop: Callable[[], bool]) -> str | None:
-    """Run one trial to its end, or to a checkpoint when asked to stop; returns its signature, None where there was none to run."""
+def run_slot(
+    sweep_dir: Path,
+    cluster: ClusterProfile,
+    driver: claims.Process,
+    asked_to_stop: Callable[[], bool],
+    silent: frozenset[Path] = frozenset(),
+) -> str | None:
+    """Run one trial to its end, or to a checkpoint when asked to stop; returns its signature, None where there was none to run.
+
+    `silent` are claims of other hosts that the driver has watched for long enough to know that they are dead.
+    """
     if asked_to_stop():
         return None
-    view = View(Sweep.load(sweep_dir))
+    view = View(Sweep.load(sweep_dir), silent)
     claimed = next_claim(view, driver)
     if claimed is None:
         return None

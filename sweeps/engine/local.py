@@ -64,6 +64,14 @@ def remove_abandoned() -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL to those that still run, and wait until they are gone."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
 class LocalEngine:
     """Places slots by Ray Tune until they have all returned; `place` blocks, `stop` may be called from another thread.
 
@@ -92,7 +100,7 @@ class LocalEngine:
         """Whether `stop` was called."""
         return self._stop.exists()
 
-    def place(self, slots: int) -> list[str]:
+    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
         """Run `slots` slots, at most `parallel` at once; a slot whose process dies costs that slot alone. Returns their errors."""
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         import ray
@@ -116,7 +124,7 @@ class LocalEngine:
             return stop.exists() or not private.exists() or not driver.lives()
 
         def slot(_config: dict[str, int]) -> None:
-            run_slot(sweep_dir, cluster, driver, asked_to_stop)
+            run_slot(sweep_dir, cluster, driver, asked_to_stop, silent)
 
         resources = {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}
         tuner = tune.Tuner(
@@ -136,9 +144,10 @@ class LocalEngine:
         if ray.is_initialized():
             started = psutil.Process().children(recursive=True)
             ray.shutdown()
-            # Two of Ray's agents would linger for a minute.
-            for process in started:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(started, timeout=10)
+            kill(started)  # two of Ray's agents would linger for a minute
+        shutil.rmtree(self._private, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """End all that was started here at once; running trials go on from their last checkpoints another time."""
+        kill(psutil.Process().children(recursive=True))
         shutil.rmtree(self._private, ignore_errors=True)

@@ -75,6 +75,9 @@ def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_cloc
         assert watch.lives(tmp_path, claim)
     time.sleep(0.35)
     assert not watch.lives(tmp_path, claim)
+    assert watch.silent == {path}
+    assert Watch().lives(tmp_path, claim)
+    assert not Watch(watch.silent).lives(tmp_path, claim)  # who has not watched is told
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: object) -> None:

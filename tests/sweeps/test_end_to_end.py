@@ -157,6 +157,19 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_second_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -> None:
+    child = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for_steps(tmp_path, 5, child)
+    below = psutil.Process(child.pid).children(recursive=True)
+    assert below
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=30) == 130
+    assert not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
 def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(tmp_path: Path) -> None:
     done = run(tmp_path, "diverging", "--seeds", "1")
     assert done.returncode == 1

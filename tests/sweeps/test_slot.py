@@ -111,6 +111,22 @@ def test_deaths_of_killed_drivers_never_fail_a_trial(tiny: Sweep, monkeypatch: p
     assert (got[0].number, got[1].claim.epoch) == (0, 5)
 
 
+def test_a_silent_owner_on_another_host_is_taken_over_by_a_slot_that_is_told(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Process("elsewhere", "boot", 1, 0.0)
+    for trial in tiny.trials:
+        with monkeypatch.context() as patch:
+            patch.setattr(Process, "me", staticmethod(lambda: elsewhere))
+            assert claims.claim(tiny.trial_dir(trial), 1, elsewhere, 0)
+    assert View(tiny).hosts_elsewhere() == ["elsewhere"]
+    assert next_claim(View(tiny), Process.me()) is None
+    watched = View(tiny)
+    monkeypatch.setattr(watched.watch, "_silence", 0.0)
+    assert set(watched.states().values()) == {TrialState.interrupted}
+    got = next_claim(View(tiny, watched.watch.silent), Process.me())
+    assert got is not None
+    assert (got[0].number, got[1].claim.epoch) == (0, 2)
+
+
 def test_the_replayed_study_tells_optuna_what_the_folders_say(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     done = RunResult(RunStatus.completed, metrics={"linear.holdout_top1": 51.5})
     for number, result in (
