@@ -310,7 +310,8 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     _require(config.threads >= 1, "threads", "be at least 1", config.threads)
     _require(0 < data.min_crop_scale <= 1, "data.min_crop_scale", "lie in (0, 1]", data.min_crop_scale)
     _require(0 <= data.flip_probability <= 1, "data.flip_probability", "lie in [0, 1]", data.flip_probability)
-    _require(0 < data.eval_crop_fraction <= 1, "data.eval_crop_fraction", "lie in (0, 1]", data.eval_crop_fraction)
+    # The resized image grows with its inverse.
+    _require(0.1 <= data.eval_crop_fraction <= 1, "data.eval_crop_fraction", "lie in [0.1, 1]", data.eval_crop_fraction)
     _require(0 < data.holdout_fraction < 1, "data.holdout_fraction", "lie in (0, 1)", data.holdout_fraction)
     for key, count in (("train_limit", data.train_limit), ("test_limit", data.test_limit), ("workers", data.workers)):
         _require(count >= 0, f"data.{key}", "be at least 0", count)
