@@ -19,11 +19,21 @@ def sync_folder(folder: Path) -> None:
 
 def _write_beside(path: Path, data: bytes) -> Path:
     beside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)  # a full disk is not made fuller
+        raise
     return beside
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed writers left beside their targets; only the owner of `folder` may call it."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

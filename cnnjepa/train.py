@@ -18,6 +18,7 @@ from cnnjepa.config import Precision, TrainConfig, method_module, validate
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import Ranks, RunningStatistics, average_gradients, broadcast_object, joined
+from cnnjepa.files import remove_partial
 from cnnjepa.optim import build_optimizer, set_learning_rate
 from cnnjepa.probes import run_probes
 from cnnjepa.progress import TrainingProgress
@@ -113,7 +114,10 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
 
 def resume(run: Run) -> None:
     """Take up the newest intact checkpoint of the run folder, the same one on every rank; nothing where there is none."""
-    found = checkpoint.newest_good(run.folder.checkpoints) if run.ranks.is_main else None
+    found = None
+    if run.ranks.is_main:
+        remove_partial(run.folder.checkpoints)
+        found = checkpoint.newest_good(run.folder.checkpoints)
     found = broadcast_object(found, run.ranks)
     if found is not None:
         run.restore(checkpoint.read(found, run.ranks.device))

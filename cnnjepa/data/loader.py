@@ -1,5 +1,6 @@
 """The order of the images and their loading: functions of (seed, epoch, position), so that resumes and ranks change nothing."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -95,8 +96,12 @@ class _ProbeImages(Dataset[Tensor]):
         return len(self.indices)
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # The signals that ask a run to save and stop are for the rank, which needs its workers until it has; SIGTERM must end a worker.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def train_loader(
@@ -108,7 +113,7 @@ def train_loader(
         batch_sampler=_MicroBatches(plan, ranks.rank, start_step),
         num_workers=config.data.workers,
         pin_memory=ranks.device.type == "cuda",
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         # Workers' base seed is of no use here, but drawing it from the global generator would disturb that.
         generator=torch.Generator().manual_seed(integer(config.seed, Stream.order)),
     )

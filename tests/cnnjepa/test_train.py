@@ -117,6 +117,15 @@ def test_a_stop_saves_and_the_next_call_goes_on(tmp_path: Path) -> None:
     assert_bitwise_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
 
 
+def test_what_killed_writers_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    config = tiny_config(epochs=1)
+    assert run(config, tmp_path, should_stop=lambda: True) is None
+    left = tmp_path / "checkpoints" / ".step-000000002-0123456789abcdef.pt.host.1.tmp"
+    left.write_bytes(b"half a checkpoint")
+    run(config, tmp_path)
+    assert not left.exists()
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     for workers in (0, 2):
         config = tiny_config(epochs=1)

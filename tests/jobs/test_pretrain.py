@@ -1,6 +1,7 @@
 """`python -m jobs.pretrain` as a user runs it: alone, stopped and resumed, under torchrun, as a Hydra multirun."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -77,6 +78,21 @@ def test_sigterm_saves_and_the_same_command_resumes_bit_for_bit(tmp_path: Path) 
     assert pretrain(arguments).returncode == 0
     assert pretrain([*arguments[:-1], f"run_dir={tmp_path / 'b'}"]).returncode == 0
     assert comparable(tmp_path / "a") == comparable(tmp_path / "b")
+
+
+def test_ctrl_c_to_the_whole_group_leaves_loader_processes_until_the_checkpoint_is_saved(tmp_path: Path) -> None:
+    arguments = [*SMALL, "epochs=50", "data.workers=2", f"run_dir={tmp_path / 'a'}"]
+    command = [sys.executable, "-m", "jobs.pretrain", *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not any(c.step >= 3 for c in checkpoint.find(tmp_path / "a" / "checkpoints")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "stopped, checkpoint saved" in out
+    assert err.count("saving a checkpoint") == 1
+    assert RunFolder(tmp_path / "a").result() is None
 
 
 def test_a_multirun_keeps_one_folder_a_run(tmp_path: Path) -> None:
