@@ -22,7 +22,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	for benchmark in tests/benchmarks/[!r]*.py; do $(BIN)/python $$benchmark || exit 1; done
+	for benchmark in tests/benchmarks/[!_]*.py; do $(BIN)/python $$benchmark || exit 1; done
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

@@ -6,6 +6,7 @@ plain `torch.load(path, weights_only=True)` still reads it.
 
 import hashlib
 import io
+import itertools
 import logging
 import re
 from dataclasses import dataclass
@@ -64,11 +65,14 @@ def read(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def newest_good(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose bytes are intact; a damaged one is reported, set aside as `*.damaged`, and the next is tried."""
-    for checkpoint in find(folder):
+def newest_good(folder: Path, set_aside: bool = False) -> Checkpoint | None:
+    """The newest checkpoint whose bytes are intact; a damaged one is reported, with `set_aside` renamed to `*.damaged`, and passed over."""
+    found = find(folder)
+    for checkpoint, before in itertools.zip_longest(found, found[1:]):
         if _digest(checkpoint.path.read_bytes()) == checkpoint.digest:
             return checkpoint
-        log.warning("checkpoint %s is damaged (checksum differs): using the one before it", checkpoint.path)
-        checkpoint.path.rename(checkpoint.path.with_suffix(".damaged"))
+        instead = "there is none before it: starting from the beginning" if before is None else "using the one before it"
+        log.warning("checkpoint %s is damaged (checksum differs): %s", checkpoint.path, instead)
+        if set_aside:
+            checkpoint.path.rename(checkpoint.path.with_suffix(".damaged"))
     return None

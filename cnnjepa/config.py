@@ -292,7 +292,8 @@ def validate_mask(mask: MaskConfig, key: str, grid: int) -> None:
     low, high = mask.block_scale_min, mask.block_scale_max
     _require(0 < low <= high < 1, f"{key}.block_scale_min and block_scale_max", "satisfy 0 < min <= max < 1", f"{low} and {high}")
     low, high = mask.block_aspect_min, mask.block_aspect_max
-    _require(0 < low <= high, f"{key}.block_aspect_min and block_aspect_max", "satisfy 0 < min <= max", f"{low} and {high}")
+    rule = "satisfy 0 < min <= max < infinity"
+    _require(0 < low <= high < math.inf, f"{key}.block_aspect_min and block_aspect_max", rule, f"{low} and {high}")
     rule = f"give a grid of at least {MIN_GRID}x{MIN_GRID} cells for the mask"
     _require(grid >= MIN_GRID, "data.image_size", rule, f"a {grid}x{grid} grid")
 
@@ -317,8 +318,13 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         _require(count >= 0, f"data.{key}", "be at least 0", count)
     _require(config.encoder.width >= 1, "encoder.width", "be at least 1", config.encoder.width)
     _require(config.encoder.blocks >= 1, "encoder.blocks", "be at least 1", config.encoder.blocks)
+    if config.encoder.name is not EncoderName.resnet_small:
+        plain = EncoderConfig()
+        for key in ("width", "blocks"):
+            value = getattr(config.encoder, key)
+            _require(value == getattr(plain, key), f"encoder.{key}", "be left alone, it shapes resnet_small only", value)
     _require(optimizer.lr > 0 and math.isfinite(optimizer.lr), "optimizer.lr", "be a positive number", optimizer.lr)
-    _require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "be at least 0", optimizer.weight_decay)
+    _require(0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", "be at least 0 and finite", optimizer.weight_decay)
     for key, beta in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2)):
         _require(0 <= beta < 1, f"optimizer.{key}", "lie in [0, 1)", beta)
     rule = f"lie in [0, epochs), epochs being {config.epochs}"
@@ -329,8 +335,8 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     for key, count in (("batch_size", probes.batch_size), ("linear_epochs", probes.linear_epochs), ("knn_k", probes.knn_k)):
         _require(count >= 1, f"probes.{key}", "be at least 1", count)
     _require(probes.every_epochs >= 0, "probes.every_epochs", "be at least 0", probes.every_epochs)
-    _require(probes.linear_lr > 0, "probes.linear_lr", "be positive", probes.linear_lr)
-    _require(probes.knn_temperature > 0, "probes.knn_temperature", "be positive", probes.knn_temperature)
+    for key, value in (("linear_lr", probes.linear_lr), ("knn_temperature", probes.knn_temperature)):
+        _require(0 < value < math.inf, f"probes.{key}", "be positive and finite", value)
     _require(config.checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "be at least 0", config.checkpoint.every_minutes)
     _require(config.checkpoint.keep >= 2, "checkpoint.keep", "be at least 2: one may be damaged", config.checkpoint.keep)
     _require(config.log.every_steps >= 1, "log.every_steps", "be at least 1", config.log.every_steps)

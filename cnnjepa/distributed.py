@@ -40,7 +40,10 @@ class Ranks:
 
 def rank_count() -> int:
     """How many ranks the launcher started; 1 where there is no launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    told = os.environ.get("WORLD_SIZE", "1")
+    if not told.isdigit() or told == "0":
+        raise ValueError(f"WORLD_SIZE must be the number of ranks; got {told}")
+    return int(told)
 
 
 def is_main_rank() -> bool:
@@ -48,7 +51,8 @@ def is_main_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _device(wish: Device) -> torch.device:
+def pick_device(wish: Device) -> torch.device:
+    """This rank's device; raises ValueError where CUDA is wished for and there is none."""
     if wish is Device.cpu or (wish is Device.auto and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -60,7 +64,7 @@ def _device(wish: Device) -> torch.device:
 @contextmanager
 def joined(wish: Device) -> Iterator[Ranks]:
     """Join the process group for the length of the block: gloo on CPU, NCCL on CUDA, nothing for a rank alone."""
-    device = _device(wish)
+    device = pick_device(wish)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if rank_count() == 1:
@@ -146,16 +150,29 @@ def broadcast_object(value: T, ranks: Ranks) -> T:
     return box[0]
 
 
+def first_of(text: str, ranks: Ranks) -> str:
+    """The text of the lowest rank whose text is not empty, on every rank; "" where all are."""
+    if ranks.count == 1:
+        return text
+    texts = [""] * ranks.count
+    dist.all_gather_object(texts, text)
+    return next((t for t in texts if t), "")
+
+
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
-    """The rows of all ranks in rank order, on every rank; each rank may hold another number of them."""
+    """The rows of all ranks in rank order on rank 0, which needs room for them once; no rows on the others."""
     if ranks.count == 1:
         return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.zeros_like(count) for _ in range(ranks.count)]
-    dist.all_gather(counts, count)
-    longest = int(max(counts))
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(ranks.count)]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+    counts: list[int] = [0] * ranks.count
+    dist.all_gather_object(counts, len(rows))
+    if not ranks.is_main:
+        if len(rows):
+            dist.send(rows.contiguous(), dst=0)
+        return rows[:0]
+    gathered = rows.new_empty(sum(counts), *rows.shape[1:])
+    parts = gathered.split(counts)
+    parts[0].copy_(rows)
+    for rank, part in enumerate(parts[1:], start=1):
+        if len(part):
+            dist.recv(part, src=rank)
+    return gathered

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar
 
-from cnnjepa.config import MethodConfig, TrainConfig, method_module
+from cnnjepa.config import DatasetName, MethodConfig, TrainConfig, method_module
 
 
 def to_dict(config: Any, neutral: bool = True) -> dict[str, Any]:
@@ -49,13 +49,23 @@ def _build(kind: Callable[..., T], values: dict[str, Any], path: str) -> T:
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The TrainConfig that `to_dict` wrote; raises ValueError at a key that this version does not know."""
+    """The TrainConfig that `to_dict` wrote; raises ValueError at a key that this version does not know, TypeError for no dictionary."""
+    if not isinstance(values, dict):
+        raise TypeError(f"a configuration is a dictionary and not a {type(values).__name__}")
     return _build(TrainConfig, values, "")
 
 
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What makes `config` another run than the next: all but the neutral keys. An image folder has no name but where it lies."""
+    values = to_dict(config, neutral=False)
+    if config.data.name is DatasetName.imagefolder:
+        values["data"]["root"] = config.data.root
+    return values
+
+
 def signature(config: TrainConfig) -> str:
-    """16 hex digits that are equal exactly when two configurations must compute the same run."""
-    text = json.dumps(to_dict(config, neutral=False), sort_keys=True, separators=(",", ":"))
+    """16 hex digits, the same for two configurations that are the same run."""
+    text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

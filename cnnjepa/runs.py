@@ -15,10 +15,10 @@ import yaml
 
 from cnnjepa.config import TrainConfig
 from cnnjepa.files import create_exclusive, to_json, write_atomic
-from cnnjepa.identity import differences, from_dict, signature, to_dict
+from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 
 # What depends on the machine and the moment: left out wherever two runs are compared.
-TIMING_KEYS = frozenset({"images_per_second", "seconds", "device_hours", "peak_memory_mb", "resumes", "claim"})
+TIMING_KEYS = frozenset({"images_per_second", "seconds", "training_seconds", "device_hours", "peak_memory_mb", "resumes", "claim"})
 
 
 class RunStatus(Enum):
@@ -88,7 +88,7 @@ class RunFolder:
         if self._config.exists():
             held = self.config()
             if signature(held) != signature(config):
-                first = differences(to_dict(held, neutral=False), to_dict(config, neutral=False))[0]
+                first = differences(identity(held), identity(config))[0]
                 raise ValueError(f"run folder must be empty or hold the same configuration; got {self.path}, where {first}")
         else:
             write_atomic(self._config, yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -97,7 +97,10 @@ class RunFolder:
         """The configuration of the run; raises ValueError where the folder holds none."""
         if not self._config.exists():
             raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
-        return from_dict(yaml.safe_load(self._config.read_text()))
+        try:
+            return from_dict(yaml.safe_load(self._config.read_text()))
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {type(error).__name__} {error}") from error
 
     def result(self) -> RunResult | None:
         """How the run ended; None while it has not."""
@@ -106,8 +109,15 @@ class RunFolder:
         return RunResult.from_dict(json.loads(self._result.read_text()))
 
     def write_result(self, result: RunResult) -> bool:
-        """Record how the run ended, once: False, and nothing changed, where a result stands already."""
-        return create_exclusive(self._result, to_json(result.to_dict()))
+        """Record how the run ended: False, and nothing changed, where a result of the same or a later claim stands already."""
+        text = to_json(result.to_dict())
+        if create_exclusive(self._result, text):
+            return True
+        standing = self.result()
+        if standing is not None and standing.claim >= result.claim:
+            return False
+        write_atomic(self._result, text)
+        return True
 
     def set_failure_aside(self) -> None:
         """Forget a recorded failure, keeping it as result.failed-N.json, so that the run is tried again from its checkpoint."""

@@ -1,10 +1,13 @@
 """The one loop: pretrains any method on any number of ranks, and resumes bit for bit on CPU."""
 
+import contextlib
 import logging
+import re
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +65,7 @@ class Run:
     resumes: int = 0
     earlier_seconds: float = 0.0  # spent before this process took over, as its checkpoint tells
     started: float = field(default_factory=time.perf_counter)
+    training_seconds: float = 0.0  # of `seconds`, those inside the loop
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,7 +79,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Spent training and probing so far, over all resumes."""
+        """Spent training and probing, over all resumes; what a kill threw away since the last checkpoint is not in it."""
         return self.earlier_seconds + time.perf_counter() - self.started
 
     @property
@@ -89,6 +93,7 @@ class Run:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
             "resumes": self.resumes,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -97,6 +102,7 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.step, self.earlier_seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
+        self.training_seconds = state["training_seconds"]
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -117,7 +123,7 @@ def resume(run: Run) -> None:
     found = None
     if run.ranks.is_main:
         remove_partial(run.folder.checkpoints)
-        found = checkpoint.newest_good(run.folder.checkpoints)
+        found = checkpoint.newest_good(run.folder.checkpoints, set_aside=True)
     found = broadcast_object(found, run.ranks)
     if found is not None:
         run.restore(checkpoint.read(found, run.ranks.device))
@@ -210,6 +216,7 @@ def train(config: TrainConfig, folder: RunFolder, should_stop: Callable[[], bool
     cannot run, and RunError, caused by a NonFiniteError where it diverged, when training breaks off.
     """
     torch.set_num_threads(config.threads)
+    reset_peak_memory()
     with joined(config.device) as ranks:
         validate(config, ranks.count)
         done = broadcast_object(folder.result() if ranks.is_main else None, ranks)
@@ -237,6 +244,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool]) -
     statistics = RunningStatistics(run.method, ranks, plan.micro_batches)
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
         while run.step < plan.total_steps:
+            step_started = time.perf_counter()
             lr = learning_rate(config.optimizer, run.step, plan.steps_per_epoch, plan.total_steps)
             set_learning_rate(run.optimizer, lr)
             run.optimizer.zero_grad()
@@ -250,6 +258,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool]) -
             run.optimizer.step()
             logged = run.method.after_step(run.step)
             run.step += 1
+            run.training_seconds += time.perf_counter() - step_started
 
             if run.step % config.log.every_steps == 0 or run.step == plan.total_steps:
                 pace = progress.images_per_second(run.step)
@@ -270,6 +279,25 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool]) -
     return True
 
 
+_PEAK_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def reset_peak_memory() -> None:
+    """Forget the peak of earlier runs in this process; a system that cannot keeps it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        _PEAK_RESET.write_text("5")
+
+
+def peak_memory_mb(ranks: Ranks) -> float:
+    """Peak of the device's memory on CUDA, of this process's resident memory on CPU, in MiB."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+    return int(found[1]) / 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def epoch_due(run: Run, every: int) -> bool:
     """True at the end of each `every`-th epoch."""
     return every > 0 and run.step % (every * run.plan.steps_per_epoch) == 0
@@ -286,8 +314,6 @@ def finish(run: Run, recorder: Recorder, claim: int) -> RunResult:
     metrics, missing = probe(run, final=True)
     recorder.record("final", metrics)
     report_missing(run, missing)
-    on_cuda = run.ranks.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() / 2**20 if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result = RunResult(
         RunStatus.completed,
         metrics=metrics,
@@ -295,12 +321,12 @@ def finish(run: Run, recorder: Recorder, claim: int) -> RunResult:
         step=run.step,
         seconds=run.seconds,
         device_hours=run.device_hours,
-        images_per_second=run.step * run.config.global_batch_size / run.seconds,
-        peak_memory_mb=peak,
+        images_per_second=run.step * run.config.global_batch_size / run.training_seconds,
+        peak_memory_mb=peak_memory_mb(run.ranks),
         parameters=sum(p.numel() for p in run.parameters),
         resumes=run.resumes,
         claim=claim,
     )
-    if run.ranks.is_main:
-        run.folder.write_result(result)
-    return result
+    if run.ranks.is_main and not run.folder.write_result(result):
+        log.warning("%s has a result of another claim already, which stands", run.folder.path)
+    return broadcast_object(run.folder.result() if run.ranks.is_main else None, run.ranks) or result

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, validate
 from cnnjepa.identity import from_dict, signature
-from jobs.spec import ClusterProfile, JobSpec
+from jobs.spec import ClusterProfile, JobSpec, validate_cluster
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
 CONFIG_NAME = "job"
@@ -32,6 +32,7 @@ class _Job(TrainConfig):
 
     cluster: ClusterProfile = field(default_factory=lambda: ClusterProfile("local"))
     run_dir: str = ""
+    retry_failed: bool = False  # run a failed run again, from its last checkpoint
     defaults: list[Any] = field(default_factory=lambda: list(_DEFAULTS))
 
 
@@ -55,7 +56,7 @@ def _groups() -> dict[str, list[str]]:
     return {"method": method_names(), "data": sorted(DATA_PRESETS), "cluster": cluster_names()}
 
 
-def _check_words(overrides: Sequence[str]) -> None:
+def _check_syntax(overrides: Sequence[str]) -> None:
     parser = OverridesParser.create()
     for override in overrides:
         if not re.match(r"[\w./@]+=", override):
@@ -64,10 +65,16 @@ def _check_words(overrides: Sequence[str]) -> None:
             parser.parse_override(override)
         except HydraException as error:
             raise ValueError(f"an override must have a value that Hydra can read; got {override}") from error
+
+
+def _check_choices(overrides: Sequence[str]) -> None:
+    for override in overrides:
         key, _, value = override.partition("=")
         options = _groups().get(key)
         if options is not None and value not in options:
             raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}")
+        if key == "threads":
+            raise ValueError(f"threads must be left to cluster.cores_per_slot; got {override}")
 
 
 def _leaves(node: Any, path: str = "") -> list[str]:
@@ -89,7 +96,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         known = _leaves(_compose(with_defaults))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
         hint = f"; did you mean {near[0]}?" if near else ""
-        override = next((o for o in overrides if o.startswith(key)), key)
+        override = next((o for o in overrides if o.startswith((f"{key}=", f"{key}."))), key)
         return f"{key} must be a key of the configuration; got {override}{hint}"
     expected = re.search(r"expected one of \[([^\]]*)\]", text)
     if expected:
@@ -117,22 +124,25 @@ def job_from(config: DictConfig, runs_dir: str = "") -> JobSpec:
     except OmegaConfBaseException as error:
         raise ValueError(_explain(error, [])) from error
     assert isinstance(cluster, ClusterProfile)
+    validate_cluster(cluster)
     names = {f.name for f in fields(TrainConfig)}
     train = from_dict({str(k): v for k, v in values.items() if k in names})
     train.threads = cluster.cores_per_slot
     run_dir = values["run_dir"] or str(Path(runs_dir or cluster.runs_dir) / "single" / signature(train))
-    return JobSpec(train, cluster, Path(run_dir).resolve())
+    return JobSpec(train, cluster, Path(run_dir).resolve(), bool(values["retry_failed"]))
 
 
 def split_multirun(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a Hydra multirun, such as two jobs for `optimizer.lr=0.003,0.01`."""
+    _check_syntax(overrides)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
 def compose_job(overrides: Sequence[str]) -> JobSpec:
     """A JobSpec that can run on one rank; raises ValueError, one line with key, rule and value, where it cannot."""
-    _check_words(overrides)
+    _check_syntax(overrides)
+    _check_choices(overrides)
     try:
         job = job_from(_compose(overrides))
     except (HydraException, OmegaConfBaseException) as error:

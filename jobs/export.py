@@ -11,6 +11,7 @@ from cnnjepa import checkpoint
 from cnnjepa.config import method_module
 from cnnjepa.identity import signature
 from cnnjepa.runs import RunFolder
+from jobs.run import require_writable
 
 
 def export(run_dir: Path, target: Path) -> int:
@@ -21,6 +22,7 @@ def export(run_dir: Path, target: Path) -> int:
     """
     folder = RunFolder(run_dir)
     config = folder.config()
+    require_writable(target.parent, "FILE's folder")
     found = checkpoint.newest_good(folder.checkpoints)
     if found is None:
         raise ValueError(f"a run folder must hold an intact checkpoint to export; got {run_dir}")

@@ -35,21 +35,30 @@ def run(job: JobSpec) -> int:
         result = run_job(job, should_stop)
     if is_main_rank():
         print(describe(job, result), flush=True)
+        if result is not None and result.status is RunStatus.failed:
+            print("retry_failed=true tries it again from its last checkpoint", flush=True)
     if result is None:
         return INTERRUPTED
     return 0 if result.status is RunStatus.completed and not result.missing else 1
 
 
+# Statuses of the runs of this process: Hydra hands none of them on, and ends a multirun at the first error.
+_statuses: list[int] = []
+
+
 @hydra.main(config_path=str(CONFIG_DIR), config_name=CONFIG_NAME, version_base="1.3")
-def _hydra_run(config: DictConfig) -> int:
-    status = run(job_from(config))
-    if status:
-        sys.exit(status)
-    return status
+def _hydra_run(config: DictConfig) -> None:
+    _statuses.append(run(job_from(config)))
 
 
 # Hydra's own folders would hold a second copy of what the run folder holds.
 _QUIET_HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+
+
+def check_multirun(overrides: list[str]) -> None:
+    """Raise ValueError where any run of a multirun could not start."""
+    for job in split_multirun([o for o in overrides if not o.startswith("hydra")]):
+        check_job(compose_job(job), rank_count())
 
 
 def main() -> int:
@@ -57,15 +66,15 @@ def main() -> int:
     adopt_srun_ranks()
     register_schemas()
     arguments = sys.argv[1:]
+    flags = [a for a in arguments if a.startswith("-")]
     try:
-        if {"-m", "--multirun"} & set(arguments):
-            for overrides in split_multirun([a for a in arguments if not a.startswith(("-", "hydra"))]):
-                compose_job(overrides)
-        if any(a.startswith("-") for a in arguments):
-            sys.argv[1:] = [*arguments, *_QUIET_HYDRA]
-            _hydra_run()
-            return 0
-        return run(compose_job(arguments))
+        if not flags:
+            return run(compose_job(arguments))
+        if {"-m", "--multirun"} & set(flags):
+            check_multirun([a for a in arguments if a not in flags])
+        sys.argv[1:] = [*arguments, *_QUIET_HYDRA]
+        _hydra_run()
+        return max(_statuses, default=0)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,9 +13,9 @@ from types import FrameType
 from cnnjepa.config import validate
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import build_plan
-from cnnjepa.distributed import is_main_rank, rank_count
+from cnnjepa.distributed import is_main_rank, pick_device, rank_count
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
-from cnnjepa.train import RunError, never, train
+from cnnjepa.train import NonFiniteError, RunError, never, train
 from jobs import provenance
 from jobs.spec import JobSpec
 
@@ -55,8 +55,13 @@ def require_writable(folder: Path, key: str) -> None:
 def check_job(job: JobSpec, ranks: int = 1, splits: Splits | None = None) -> Splits:
     """Raise ValueError for whatever would stop `job` at its start; returns the data's splits, to be handed to the next check."""
     validate(job.train, ranks)
+    pick_device(job.train.device)
     require_writable(job.run_dir, "run_dir")
-    RunFolder(job.run_dir).prepare(job.train)
+    folder = RunFolder(job.run_dir)
+    folder.prepare(job.train)
+    failed = folder.result()
+    if job.retry_failed and failed is not None and failed.status is RunStatus.failed and is_main_rank():
+        folder.set_failure_aside()
     splits = splits or load_splits(job.train.data)
     build_plan(job.train, len(splits.pretrain), ranks)
     return splits
@@ -65,8 +70,8 @@ def check_job(job: JobSpec, ranks: int = 1, splits: Splits | None = None) -> Spl
 def run_job(job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 0) -> RunResult | None:
     """Train to the end, or to None where `should_stop` ended it early and saved it.
 
-    Raises ValueError where the folder holds another configuration; whatever else goes wrong is a result `failed` with its cause, and
-    its traceback is in the log. With several ranks the launcher must end the others when one fails.
+    Raises ValueError where the folder holds another configuration; whatever else goes wrong on a rank alone is a result `failed` with
+    its cause, and its traceback is in the log. With several ranks it is raised, and the launcher must end the others.
     """
     folder = RunFolder(job.run_dir)
     if is_main_rank():
@@ -81,7 +86,11 @@ def run_job(job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 
         cause = f"{type(origin).__name__}: {' '.join(str(origin).split())}"[:500]
         result = RunResult(RunStatus.failed, cause, step=reached.step, seconds=reached.seconds, claim=claim)
         result.device_hours = reached.device_hours
-        folder.write_result(result)
-        if rank_count() > 1:
-            raise  # the other ranks wait in a collective: only this process's death tells the launcher
-        return result
+        if rank_count() == 1:
+            folder.write_result(result)
+            return result
+        # With several ranks an error may be no more than the death of a peer, from which the run can be resumed: only what every rank
+        # has seen alike is recorded. The others may wait in a collective: this process's death tells the launcher to end them.
+        if isinstance(origin, NonFiniteError):
+            folder.write_result(result)
+        raise

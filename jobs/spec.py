@@ -25,3 +25,18 @@ class JobSpec:
     train: TrainConfig
     cluster: ClusterProfile
     run_dir: Path
+    retry_failed: bool = False
+
+
+def validate_cluster(cluster: ClusterProfile) -> None:
+    """Raise ValueError, naming key, rule and value, for a profile that no slot can run by."""
+    rules = [
+        (cluster.cores_per_slot >= 1, "cores_per_slot", "be at least 1", cluster.cores_per_slot),
+        # A slot on this machine trains one rank.
+        (0 <= cluster.gpus_per_slot <= 1, "gpus_per_slot", "lie in [0, 1]", cluster.gpus_per_slot),
+        (0 < cluster.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be positive", cluster.memory_gb_per_slot),
+        (cluster.max_parallel >= 0, "max_parallel", "be at least 0", cluster.max_parallel),
+    ]
+    for holds, key, rule, value in rules:
+        if not holds:
+            raise ValueError(f"cluster.{key} must {rule}; got {value}")

@@ -29,18 +29,19 @@ class Process:
 
     host: str
     boot: str
+    namespace: str  # of process numbers: a container has its own
     pid: int
     started: float
 
     @staticmethod
     def me() -> "Process":
         """This process."""
-        return Process(platform.node(), _boot(), os.getpid(), psutil.Process().create_time())
+        return Process(platform.node(), _boot(), _namespace(), os.getpid(), psutil.Process().create_time())
 
     @property
     def is_local(self) -> bool:
         """Whether our process table can tell if it lives."""
-        return (self.host, self.boot) == (platform.node(), _boot())
+        return (self.host, self.boot, self.namespace) == (platform.node(), _boot(), _namespace())
 
     def lives(self) -> bool:
         """Whether a local process is still running; a zombie is not."""
@@ -53,12 +54,17 @@ class Process:
 
 
 def _boot() -> str:
-    """Changes with the boot and with the process namespace, whose process tables are not ours."""
-    parts = []
+    """Changes with each start of the machine; "" where the system does not tell."""
     with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _namespace() -> str:
+    """Names the process table that this process sees; "" where the system has but one."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,12 @@ def history(trial_dir: Path) -> list[Claim]:
     return claims
 
 
+def _ended(trial_dir: Path, epoch: int) -> str:
+    """'released' or 'crashed' where the owner has said so, else ''."""
+    ways = (way for way in ("released", "crashed") if (trial_dir / "claim" / f"{epoch:06d}.{way}").exists())
+    return next(ways, "")
+
+
 def _path(trial_dir: Path, epoch: int) -> Path:
     return trial_dir / "claim" / f"{epoch:06d}.json"
 
@@ -97,8 +109,10 @@ class Watch:
 
     def lives(self, trial_dir: Path, claim: Claim) -> bool:
         """Whether the owner of `claim` still runs; a released claim does not."""
-        if (trial_dir / "claim" / f"{claim.epoch:06d}.released").exists():
+        if _ended(trial_dir, claim.epoch):
             return False
+        if claim.owner.host == platform.node() and claim.owner.boot != _boot():
+            return False  # this machine has been started anew since
         if claim.owner.is_local:
             return claim.owner.lives()
         path, now = _path(trial_dir, claim.epoch), time.monotonic()
@@ -137,7 +151,7 @@ class Ownership:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-        (self.trial_dir / "claim" / f"{self.claim.epoch:06d}.released").touch()
+        (self.trial_dir / "claim" / f"{self.claim.epoch:06d}.{'crashed' if error else 'released'}").touch()
 
 
 def claim(trial_dir: Path, epoch: int, driver: Process, step: int) -> Ownership | None:
@@ -155,8 +169,7 @@ def crashes_in_place(claims: list[Claim], step: int, driver: Process, trial_dir:
     """
     crashes = 0
     for past in reversed(claims):
-        released = (trial_dir / "claim" / f"{past.epoch:06d}.released").exists()
-        if past.step != step or past.driver != driver or released:
+        if past.step != step or past.driver != driver or _ended(trial_dir, past.epoch) == "released":
             break
         crashes += 1
     return crashes

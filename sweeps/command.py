@@ -18,7 +18,7 @@ from jobs.compose import cluster_names, compose_job
 from jobs.run import check_job, require_writable
 from jobs.spec import ClusterProfile, JobSpec
 from sweeps import claims, results
-from sweeps.engine.local import LocalEngine
+from sweeps.engine.local import LocalEngine, slots_here
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.spec import ScaleName, SweepSpec, build_trials
 from sweeps.status import counts_line, live_table, sweep_status
@@ -45,9 +45,9 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
     """The sweep that was asked for, checked through and through; nothing has started. Raises ValueError at the first broken rule."""
     if asked.seeds is not None and asked.seeds < 1:
         raise ValueError(f"--seeds must be at least 1; got {asked.seeds}")
-    cluster = compose_job([f"cluster={asked.cluster}", *asked.overrides, "epochs=1", "optimizer.warmup_epochs=0"]).cluster
-    scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if cluster.name == "local" else ScaleName.paper
+    scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if asked.cluster == "local" else ScaleName.paper
     chosen = spec.scale(scale)
+    cluster = compose_job([f"cluster={asked.cluster}", *chosen.overrides, *asked.overrides]).cluster
     trials = build_trials(spec, chosen, asked.seeds or chosen.seeds, asked.cluster, asked.overrides)
     runs_dir = (asked.runs_dir or Path(cluster.runs_dir)).resolve()
     if not asked.dry_run:
@@ -75,8 +75,8 @@ def announce_changes(sweep: Sweep, console: Console) -> None:
 class Watcher:
     """Shows where the sweep stands: a live table on a terminal, else a line now and then."""
 
-    def __init__(self, view: View, console: Console, parallel: int) -> None:
-        self.view, self.console, self.parallel = view, console, parallel
+    def __init__(self, view: View, console: Console) -> None:
+        self.view, self.console = view, console
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._started = time.monotonic()
         self._first_done: float | None = None
@@ -117,7 +117,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
     view = View(sweep)
     if all(s.ended for s in view.states().values()):
         return True
-    engine = LocalEngine(sweep.path, cluster)
+    engine = LocalEngine(sweep, cluster)
     signals: list[int] = []
     told: list[str] = []
 
@@ -135,14 +135,15 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_slot=1 gives each trial one")
     console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
     try:
-        with Watcher(view, console, engine.parallel) as watcher:
+        engine.start()
+        with Watcher(view, console) as watcher:
             while not signals and not all(s.ended for s in view.states().values()):
                 ours = [s for s in view.states().values() if s in (TrialState.waiting, TrialState.interrupted)]
                 if ours:
-                    begun = claims_made(sweep)
+                    before_round = progress_made(view)
                     errors = watch_while(partial(engine.place, len(ours), view.watch.silent), watcher)
-                    if errors and not signals and claims_made(sweep) == begun:
-                        raise RuntimeError(f"slots end before they claim a trial: {errors[0]}")
+                    if not signals and progress_made(view) == before_round:
+                        raise RuntimeError(f"slots end before they claim a trial: {(errors or ['without an error'])[0]}")
                 else:  # the rest runs in another command's slots
                     if (hosts := view.hosts_elsewhere()) != told:
                         told = hosts
@@ -158,9 +159,10 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
     return not signals
 
 
-def claims_made(sweep: Sweep) -> int:
-    """How often trials of the sweep were begun or taken over."""
-    return sum(len(claims.history(sweep.trial_dir(t))) for t in sweep.trials)
+def progress_made(view: View) -> tuple[int, int]:
+    """How often trials were begun or taken over, and how many have ended: a round of slots that changes neither never will."""
+    begun = sum(len(claims.history(view.sweep.trial_dir(t))) for t in view.sweep.trials)
+    return begun, sum(s.ended for s in view.states().values())
 
 
 def watch_while(work: Callable[[], list[str]], watcher: Watcher) -> list[str]:
@@ -196,6 +198,8 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
             console.print(f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False)
         console.print(f"{len(sweep.trials)} trials, {sweep.trials[0].config.epochs} epochs each, in {sweep.path}", soft_wrap=True)
         return 0
+    if not all(s.ended for s in View(sweep).states().values()):
+        slots_here(cluster)
     splits = None
     for trial in sweep.trials:
         splits = check_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), splits=splits)

@@ -43,9 +43,10 @@ class Sweep:
 
     @staticmethod
     def of(spec: SweepSpec, scale: ScaleName, trials: list[Trial], path: Path) -> "Sweep":
-        """The sweep of `spec`; the paper's values are kept at paper scale alone."""
+        """The sweep of `spec`; the paper's values, and the metrics that they are values of, are kept at paper scale alone."""
         paper = {s.label: dict(s.paper) for s in spec.settings if s.paper} if scale is ScaleName.paper else {}
-        return Sweep(path, spec.name, spec.question, scale, spec.objective, list(spec.headline), paper, trials)
+        headline = list(dict.fromkeys([*spec.headline, *(metric for values in paper.values() for metric in values)]))
+        return Sweep(path, spec.name, spec.question, scale, spec.objective, headline, paper, trials)
 
     @staticmethod
     def load(path: Path) -> "Sweep":
@@ -53,9 +54,12 @@ class Sweep:
         file = path / "sweep.json"
         if not file.exists():
             raise ValueError(f"a sweep folder must hold sweep.json; got {path}")
-        values: dict[str, Any] = json.loads(file.read_text())
-        trials = [Trial.from_dict(t) for t in values.pop("trials")]
-        return Sweep(path=path, trials=trials, **{**values, "scale": ScaleName[values["scale"]]})
+        try:
+            values: dict[str, Any] = json.loads(file.read_text())
+            trials = [Trial.from_dict(t) for t in values.pop("trials")]
+            return Sweep(path=path, trials=trials, **{**values, "scale": ScaleName[values["scale"]]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"sweep.json must be one that a sweep wrote; got {file}: {type(error).__name__} {error}") from error
 
     def write(self) -> None:
         """Publish sweep.json; the same sweep writes the same bytes."""

@@ -12,7 +12,7 @@ from sweeps.spec import Scale, Setting, SweepSpec, Value
 
 
 def _setting(label: str, linear: float | None = None, knn: float | None = None, **predictor: Value) -> Setting:
-    paper = {"linear.test_top1": linear, "knn.test_top1": knn}
+    paper = {"linear.paper_protocol_top1": linear, "knn.test_top1": knn}
     return Setting(label, {f"method.predictor.{k}": v for k, v in predictor.items()}, {k: v for k, v in paper.items() if v is not None})
 
 

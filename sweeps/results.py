@@ -148,8 +148,9 @@ def _columns(view: View) -> list[str]:
 def title(metric: str) -> str:
     """'linear top-1, test' for 'linear.test_top1'."""
     probe, _, rest = metric.partition(".")
-    part, _, score = rest.partition("_")
-    return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {'held-out' if part == 'holdout' else part}"
+    part, _, score = rest.rpartition("_")
+    where = {"holdout": "held-out", "paper_protocol": "test, best epoch"}.get(part, part)
+    return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {where}"
 
 
 def cells(view: View) -> tuple[list[str], list[list[str]]]:

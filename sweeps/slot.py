@@ -59,7 +59,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 
 def run_slot(
-    sweep_dir: Path,
+    sweep: Sweep,
     cluster: ClusterProfile,
     driver: claims.Process,
     asked_to_stop: Callable[[], bool],
@@ -71,7 +71,7 @@ def run_slot(
     """
     if asked_to_stop():
         return None
-    view = View(Sweep.load(sweep_dir), silent)
+    view = View(sweep, silent)
     claimed = next_claim(view, driver)
     if claimed is None:
         return None
@@ -87,7 +87,7 @@ def run_slot(
 
     folder = view.sweep.trial_dir(trial)
     trial.config.threads = cluster.cores_per_slot
-    if not cluster.gpus_per_slot:  # else all slots would crowd the first device
+    if not cluster.gpus_per_slot and trial.config.device is Device.auto:  # else all slots would crowd the first device
         trial.config.device = Device.cpu
     with owned, _output_to(folder / "log" / "train.log"):
         run_job(JobSpec(trial.config, cluster, folder), should_stop, owned.claim.epoch)

@@ -80,7 +80,7 @@ def build_trials(spec: SweepSpec, scale: Scale, seeds: int, cluster: str, overri
     `overrides` come from the command line and hold for every trial. Raises ValueError at an override of a swept key, at a broken rule, and
     where two settings are the same configuration.
     """
-    swept = {key for setting in spec.settings for key in setting.overrides} | {"seed", "cluster"}
+    swept = {key for setting in spec.settings for key in setting.overrides} | {"seed", "cluster", "run_dir"}
     for override in overrides:
         key = override.partition("=")[0]
         if key in swept:

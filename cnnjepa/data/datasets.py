@@ -51,7 +51,10 @@ class FolderImages:
     def __init__(self, folder: Path, classes: list[str]) -> None:
         from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-        samples = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
+        try:
+            samples = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
+        except FileNotFoundError as error:  # a class without an image
+            raise ValueError(f"data.root must hold at least one image a class; got {folder}: {error}") from error
         # One array of bytes and not a list of strings: a worker process then shares the pages instead of copying them.
         self.paths = np.array([path.encode() for path, _ in samples])
         self.labels = np.array([label for _, label in samples], dtype=np.int64)
@@ -108,6 +111,8 @@ DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 def _read_idx(folder: Path, name: str) -> npt.NDArray[np.uint8]:
     plain, packed = folder / name, folder / f"{name}.gz"
+    if not plain.exists() and not packed.exists():
+        raise ValueError(f"data.root must hold fashion_mnist's {name}(.gz) beside its other files; got {folder}")
     data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
     dimensions = data[3]
     shape = np.frombuffer(data, ">i4", dimensions, 4)
@@ -197,6 +202,8 @@ def load_splits(config: DataConfig) -> Splits:
     for name, part in (("train", fit), ("held-out", holdout), ("test", test)):
         if not len(part):
             raise ValueError(f"data.{config.name.name} must have {name} images after the limits and holdout_fraction; got none")
+    if len(holdout) < 2:
+        raise ValueError(f"data.holdout_fraction must keep at least 2 images of {len(train)}; got {config.holdout_fraction}")
     present = len(np.unique(dataset.train.labels[fit]))
     if present < 2:
         raise ValueError(f"data.{config.name.name} must have at least 2 classes in its training images for the probes; got {present}")

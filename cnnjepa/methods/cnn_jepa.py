@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, TrainConfig, grid_size, validate_mask
+from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, PredictorConv, TrainConfig, grid_size, validate_mask
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.masking import draw_visible
 from cnnjepa.models.ema import ema_update, target_of
@@ -45,6 +45,8 @@ class Config(MethodConfig):
             raise ValueError(f"method.predictor.depth must lie in [1, 6]; got {predictor.depth}")
         if predictor.kernel not in (3, 5, 7, 9):
             raise ValueError(f"method.predictor.kernel must be 3, 5, 7 or 9; got {predictor.kernel}")
+        if predictor.conv is PredictorConv.pointwise and predictor.kernel != PredictorConfig.kernel:
+            raise ValueError(f"method.predictor.kernel must be left alone with conv=pointwise; got {predictor.kernel}")
         if not 0 < predictor.width <= 8:
             raise ValueError(f"method.predictor.width must lie in (0, 8]; got {predictor.width}")
         for key, momentum in (("momentum_start", ema.momentum_start), ("momentum_end", ema.momentum_end)):

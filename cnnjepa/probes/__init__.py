@@ -10,7 +10,7 @@ from torch import nn
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits
 from cnnjepa.distributed import Ranks, broadcast_object
-from cnnjepa.probes.features import probe_data
+from cnnjepa.probes.features import FeatureError, probe_data
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,13 @@ def run_probes(
     encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics named <probe>.<metric>, and the cause for each probe that has none; the same on every rank, computed on rank 0."""
-    data = probe_data(encoder, config, splits, ranks, final)
+    try:
+        data = probe_data(encoder, config, splits, ranks, final)
+    except FeatureError as error:
+        return {}, {name: str(error) for name in config.probes.names}
     metrics: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name in config.probes.names if ranks.is_main else ():
+    for name in config.probes.names if data is not None else ():
         try:
             values = importlib.import_module(f"cnnjepa.probes.{name}").run(data)
             broken = [k for k, v in values.items() if not math.isfinite(v)]

@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Images, Indices, Splits
 from cnnjepa.data.loader import normalise, probe_loader
-from cnnjepa.distributed import Ranks, gather_rows
+from cnnjepa.distributed import Ranks, first_of, gather_rows
+
+
+class FeatureError(RuntimeError):
+    """The features that all probes need could not be computed."""
 
 
 @dataclass
@@ -36,8 +40,8 @@ class ProbeData:
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, config: TrainConfig, splits: Splits, images: Images, indices: Indices, ranks: Ranks) -> Features:
-    """Features of `indices` in their order, on every rank; ranks share the work. The encoder's mode is put back."""
+def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, images: Images, indices: Indices, ranks: Ranks) -> Tensor:
+    """This rank's share of the features of `indices`, [n, C]; ranks hold consecutive shares. The encoder's mode is put back."""
     mine = [int(b) for b in torch.linspace(0, len(indices), ranks.count + 1).round()][ranks.rank : ranks.rank + 2]
     dtype = next(encoder.parameters()).dtype
     was_training = encoder.training
@@ -47,17 +51,28 @@ def extract(encoder: nn.Module, config: TrainConfig, splits: Splits, images: Ima
         pooled.append(encoder(normalise(pixels, splits, ranks.device, dtype)).mean((2, 3)).float())
     encoder.train(was_training)
     channels: int = encoder.out_channels  # type: ignore[assignment]
-    rows = torch.cat(pooled) if pooled else torch.empty(0, channels, device=ranks.device)
-    return Features(gather_rows(rows, ranks), torch.from_numpy(images.labels[indices]).to(ranks.device))
+    return torch.cat(pooled) if pooled else torch.empty(0, channels, device=ranks.device)
 
 
-def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> ProbeData:
-    """The features of fit and holdout, and of test where `final`; collective over ranks."""
+def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> ProbeData | None:
+    """The features of fit and holdout, and of test where `final`, on rank 0, None on the others; collective over ranks.
+
+    Raises FeatureError, on every rank, where any rank could not compute its share.
+    """
     data = splits.dataset
-    fit = extract(encoder, config, splits, data.train, splits.fit, ranks)
-    holdout = extract(encoder, config, splits, data.train, splits.holdout, ranks)
-    test = extract(encoder, config, splits, data.test, splits.test, ranks) if final else None
-    return ProbeData(fit, holdout, test, data.classes, config)
+    parts = [(data.train, splits.fit), (data.train, splits.holdout)] + [(data.test, splits.test)] * final
+    cause, shares = "", []
+    try:
+        shares = [pooled_features(encoder, config, splits, images, indices, ranks) for images, indices in parts]
+    except Exception as error:  # an image that cannot be decoded, no room on the device: told to all, so that nobody waits
+        cause = f"{type(error).__name__}: {error}"
+    if first := first_of(cause, ranks):
+        raise FeatureError(first)
+    features = [
+        Features(gather_rows(share, ranks), torch.from_numpy(images.labels[indices]).to(ranks.device))
+        for share, (images, indices) in zip(shares, parts, strict=True)
+    ]
+    return ProbeData(features[0], features[1], features[2] if final else None, data.classes, config) if ranks.is_main else None
 
 
 @torch.no_grad()

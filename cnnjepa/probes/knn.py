@@ -14,7 +14,8 @@ def knn_scores(bank_NC: Tensor, labels_N: Tensor, query_MC: Tensor, classes: int
     votes = []
     for query in F.normalize(query_MC, dim=1).split(1024):
         similarity, nearest = (query @ bank.T).topk(min(k, len(bank)), dim=1)
-        weights = ((similarity - 1) / temperature).exp()  # the shift by 1 scales all votes alike and cannot overflow
+        # The shift by the nearest scales a query's votes alike; without it a small temperature would leave nothing but zeros.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes.append(weights.new_zeros(len(query), classes).scatter_add_(1, labels_N[nearest], weights))
     return torch.cat(votes)
 

@@ -14,27 +14,41 @@ import torch
 from cnnjepa.files import write_atomic
 from jobs.spec import ClusterProfile
 from sweeps.claims import Process
+from sweeps.folder import Sweep
 from sweeps.slot import run_slot
 
 # What Ray's own processes hold beside the slots.
 RAY_MEMORY_GB = 1.0
 _OBJECT_STORE_BYTES = 80 * 2**20
 _TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"
-_CGROUP_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _cgroup(name: str) -> list[str]:
+    """The words of one of the container's limits; ["max"] where there is none."""
+    path = _CGROUP / name
+    return path.read_text().split() if path.exists() else ["max"]
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on, no more than the container's share of processor time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = _cgroup("cpu.max")
+    return cores if share[0] == "max" else max(min(cores, int(share[0]) // int(share[1])), 1)
 
 
 def usable_memory_gb() -> float:
-    """Memory that is free now, no more than the container allows in all."""
+    """Memory that is free now, no more than the container has left."""
     free = psutil.virtual_memory().available
-    for path in _CGROUP_LIMITS:
-        if path.exists() and (text := path.read_text().strip()).isdigit():
-            free = min(free, int(text))
+    limit, used = _cgroup("memory.max")[0], _cgroup("memory.current")[0]
+    if limit != "max" and used != "max":
+        free = min(free, int(limit) - int(used))
     return free / 2**30
+
+
+def slots_here(cluster: ClusterProfile) -> int:
+    """How many slots fit this machine now; raises ValueError, naming what is short, where not even one does."""
+    return parallel_slots(cluster, usable_cores(), torch.cuda.device_count(), usable_memory_gb())
 
 
 def parallel_slots(cluster: ClusterProfile, cores: int, devices: int, memory_gb: float) -> int:
@@ -78,14 +92,13 @@ class LocalEngine:
     The private folder holds Ray's sockets and logs and the stop file; when it is gone, or this process, slots stop at their next step.
     """
 
-    def __init__(self, sweep_dir: Path, cluster: ClusterProfile) -> None:
+    def __init__(self, sweep: Sweep, cluster: ClusterProfile) -> None:
         """Raises ValueError where the machine has no room for one slot."""
-        self.sweep_dir, self.cluster = sweep_dir, cluster
+        self.sweep, self.cluster = sweep, cluster
         self.cores = usable_cores()
-        devices = torch.cuda.device_count()
-        self.parallel = parallel_slots(cluster, self.cores, devices, usable_memory_gb())
+        self.parallel = slots_here(cluster)
         # Said once by the command: a slow surprise otherwise.
-        self.unused_devices = 0 if cluster.gpus_per_slot else devices
+        self.unused_devices = 0 if cluster.gpus_per_slot else torch.cuda.device_count()
         # Ray puts sockets into it, whose paths must stay below 107 characters.
         remove_abandoned()
         self._private = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
@@ -100,31 +113,34 @@ class LocalEngine:
         """Whether `stop` was called."""
         return self._stop.exists()
 
-    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
-        """Run `slots` slots, at most `parallel` at once; a slot whose process dies costs that slot alone. Returns their errors."""
+    def start(self) -> None:
+        """Start Ray; from the main thread, since Ray's processes end with the thread that started them."""
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         import ray
+
+        ray.init(
+            address="local",
+            num_cpus=self.cores,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(self._private / "ray"),
+            _node_ip_address="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
+        """Run `slots` slots, at most `parallel` at once; a slot whose process dies costs that slot alone. Returns their errors."""
         from ray import tune
 
-        if not ray.is_initialized():
-            ray.init(
-                address="local",
-                num_cpus=self.cores,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(self._private / "ray"),
-                _node_ip_address="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
         driver, stop, private = Process.me(), self._stop, self._private
-        sweep_dir, cluster = self.sweep_dir, self.cluster
+        sweep, cluster = self.sweep, self.cluster
 
         def asked_to_stop() -> bool:
             return stop.exists() or not private.exists() or not driver.lives()
 
         def slot(_config: dict[str, int]) -> None:
-            run_slot(sweep_dir, cluster, driver, asked_to_stop, silent)
+            run_slot(sweep, cluster, driver, asked_to_stop, silent)
 
         resources = {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}
         tuner = tune.Tuner(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import publish
+from _report import publish
 from rich.table import Table
 
 from cnnjepa.config import (

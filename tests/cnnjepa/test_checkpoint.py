@@ -34,11 +34,19 @@ def test_a_damaged_newest_file_is_passed_over_loudly(tmp_path: Path, damage: str
     with pytest.raises(ValueError, match="do not have the checksum"):
         checkpoint.read(newest, CPU)
     with caplog.at_level(logging.WARNING):
-        found = checkpoint.newest_good(tmp_path)
+        found = checkpoint.newest_good(tmp_path, set_aside=True)
     assert found is not None
     assert found.step == 1
-    assert "is damaged" in caplog.text
+    assert "is damaged (checksum differs): using the one before it" in caplog.text
     assert [p.suffix for p in tmp_path.glob("*.damaged")] == [".damaged"]
+
+
+def test_when_all_are_damaged_it_says_that_the_run_starts_from_the_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for each in saved(tmp_path, 2):
+        each.path.write_bytes(b"")
+    assert checkpoint.newest_good(tmp_path) is None
+    assert "starting from the beginning" in caplog.text
+    assert not list(tmp_path.glob("*.damaged"))
 
 
 def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, MaskStrategy, TrainConfig, method_names, validate
-from cnnjepa.identity import differences, from_dict, signature, to_dict
+from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName, MaskStrategy, TrainConfig, method_names, validate
+from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from tests.tiny import tiny_config
 
@@ -53,6 +53,14 @@ def test_neutral_are_only_what_cannot_change_a_result() -> None:
         "log.images_every_epochs",
         "log.tensorboard",
     }
+
+
+def test_an_image_folder_is_told_from_another_by_where_it_lies() -> None:
+    cars, pets = (tiny_config(data=DataConfig(DatasetName.imagefolder, root=root)) for root in ("/cars", "/pets"))
+    assert signature(cars) != signature(pets)
+    assert differences(identity(cars), identity(pets)) == ["data.root: /cars -> /pets"]
+    moved = [tiny_config(data=DataConfig(DatasetName.imagenet1k, root=root)) for root in ("/a", "/b")]
+    assert signature(moved[0]) == signature(moved[1])
 
 
 def test_a_configuration_survives_its_dictionary() -> None:

@@ -79,8 +79,8 @@ def test_normalised_digits_have_mean_0_and_deviation_1() -> None:
 
 
 def test_an_image_folder_is_read(tmp_path: Path) -> None:
-    splits = load_splits(DataConfig(DatasetName.imagefolder, root=str(image_tree(tmp_path, ["cat", "dog", "eel"]))))
-    assert (len(splits.pretrain), len(splits.test), splits.dataset.classes) == (12, 12, 3)
+    splits = load_splits(DataConfig(DatasetName.imagefolder, root=str(image_tree(tmp_path, ["cat", "dog", "eel"], images=8))))
+    assert (len(splits.pretrain), len(splits.test), splits.dataset.classes) == (24, 24, 3)
     assert splits.dataset.train.image(0).size == (40, 36)
 
 
@@ -113,6 +113,16 @@ def test_missing_data_says_what_is_expected_where_and_how_to_get_it(tmp_path: Pa
         load_splits(DataConfig(DatasetName.imagenet100, root=str(tmp_path / "few")))
     with pytest.raises(ValueError, match="imagenet1k's 1000 class folders; got 3"):
         load_splits(DataConfig(DatasetName.imagenet1k, root=str(tmp_path / "few")))
+
+
+def test_gaps_in_a_data_set_are_said(tmp_path: Path) -> None:
+    (image_tree(tmp_path / "tree", ["cat", "dog"]) / "train" / "eel").mkdir()
+    (tmp_path / "tree" / "val" / "eel").mkdir()
+    with pytest.raises(ValueError, match=r"data\.root must hold at least one image a class; got .*eel"):
+        load_splits(DataConfig(DatasetName.imagefolder, root=str(tmp_path / "tree")))
+    write_idx(tmp_path / "fashion" / "train-images-idx3-ubyte", np.zeros((3, 28, 28)), packed=False)
+    with pytest.raises(ValueError, match="must hold fashion_mnist's train-labels-idx1-ubyte"):
+        load_splits(DataConfig(DatasetName.fashion_mnist, root=str(tmp_path / "fashion")))
 
 
 def test_a_single_class_serves_no_probe(tmp_path: Path) -> None:

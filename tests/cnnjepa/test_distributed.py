@@ -56,16 +56,11 @@ def five_steps() -> TrainConfig:
 
 
 def assert_close(a: dict, b: dict) -> None:
-    """Weights, moments and running statistics to 1e-9 of each tensor's size; a predictor's convolution bias stands before a BatchNorm, so
-    its true gradient is 0 and AdamW turns rounding noise into steps of the learning rate: no arithmetic can make those agree."""
-    compared = 0
+    """Weights, running statistics and token to 1e-9 of each tensor's size."""
+    assert len(a["method"]) > 50
     for key, value in a["method"].items():
-        if key.startswith("predictor.") and key.endswith(".bias") and f"{key[:-4]}running_mean" not in a["method"]:
-            continue
         scale = value.double().abs().max().clamp_min(1e-12)
         assert ((value - b["method"][key]).double().abs().max() / scale) < 1e-9, key
-        compared += 1
-    assert compared > 50
 
 
 def test_two_ranks_equal_one_rank_with_twice_the_micro_batches(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from cnnjepa.config import ProbeConfig
+from cnnjepa.data import loader
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.distributed import Ranks
 from cnnjepa.models.resnet import build_encoder
 from cnnjepa.probes import collapse, knn, linear, run_probes
-from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm, extract, topk_accuracy
+from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm, pooled_features, topk_accuracy
 from cnnjepa.runs import RunFolder, RunStatus
 from cnnjepa.train import train
 from tests.tiny import tiny_config
@@ -36,6 +37,13 @@ def test_knn_votes_are_sklearns() -> None:
     votes = knn.knn_scores(data.fit.features_NC.double(), data.fit.labels_N, data.holdout.features_NC.double(), 3, 20, 0.1)
     expected = theirs.predict_proba(data.holdout.features_NC.double().numpy())
     np.testing.assert_allclose((votes / votes.sum(1, keepdim=True)).numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_small_temperature_makes_the_nearest_neighbour_decide_and_not_class_0() -> None:
+    bank, query = torch.tensor([[1.0, 0.2], [0.2, 1.0]]), torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    votes = knn.knn_scores(bank, torch.tensor([2, 1]), query, 3, 2, 1e-4)
+    assert votes.argmax(1).tolist() == [2, 1]
+    assert votes.sum() > 0
 
 
 def test_k_is_clipped_to_the_bank() -> None:
@@ -96,6 +104,23 @@ def test_a_failing_probe_is_a_missing_value_with_its_cause(monkeypatch: pytest.M
     assert "linear.test_top1" in result.metrics
 
 
+def test_a_feature_pass_that_fails_leaves_every_probe_without_value_and_the_run_completed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def undecodable(*_: object) -> None:
+        raise OSError("image file is truncated")
+
+    monkeypatch.setattr(loader, "probe_view", undecodable)
+    folder, config = RunFolder(tmp_path), tiny_config(epochs=1)
+    folder.prepare(config)
+    result = train(config, folder)
+    assert result is not None
+    assert result.status is RunStatus.completed
+    assert result.metrics == {}
+    assert set(result.missing.values()) == {"OSError: image file is truncated"}
+    assert set(result.missing) == {"linear", "knn", "collapse"}
+
+
 def test_features_that_are_not_finite_are_no_value() -> None:
     data = probe_data()
     data.fit.features_NC[3, 3] = float("inf")
@@ -109,8 +134,8 @@ def test_features_are_those_of_the_frozen_encoder_and_leave_it_unchanged() -> No
     splits = load_splits(config.data)
     encoder = build_encoder(config.encoder, 0).train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    features = extract(encoder, config, splits, splits.dataset.test, splits.test, ALONE)
-    assert features.features_NC.shape == (60, 32)
+    features = pooled_features(encoder, config, splits, splits.dataset.test, splits.test, ALONE)
+    assert features.shape == (60, 32)
     assert encoder.training
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
     assert run_probes(encoder, config, splits, ALONE, final=True)[1] == {}
@@ -123,7 +148,7 @@ def test_calibration_makes_features_of_a_random_encoder_normal() -> None:
     calibrate_batchnorm(encoder, config, splits, ALONE)
     hooked = []
     encoder.bn1.register_forward_hook(lambda _m, _i, out: hooked.append(out.clone()))  # a ReLU writes over it
-    extract(encoder, config, splits, splits.dataset.train, splits.pretrain, ALONE)
+    pooled_features(encoder, config, splits, splits.dataset.train, splits.pretrain, ALONE)
     values = torch.cat([h.permute(1, 0, 2, 3).flatten(1) for h in hooked], 1)
     assert values.mean(1).abs().max() < 0.05
     assert (values.std(1) - 1).abs().max() < 0.05

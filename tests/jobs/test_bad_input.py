@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cnnjepa.runs import RunFolder
 from jobs import pretrain
 from sweeps import command
+from sweeps.folder import Sweep
 from sweeps.predictor_ablation import SWEEP
+from tests.cnnjepa.test_data import image_tree
 from tests.tiny import tiny_config
 
 OK = ["optimizer.warmup_epochs=0"]
@@ -38,8 +41,23 @@ TABLE = [
     (["method.ema.momentum_start=1.1"], "method.ema.momentum_start must lie in [0, 1]; got 1.1"),
     (["optimizer.warmup_epochs=200"], "optimizer.warmup_epochs must lie in [0, epochs), epochs being 200; got 200.0"),
     (["probes.names=[linear,guess]"], "probes.names must hold names out of collapse, knn, linear; got guess"),
-    (["data.train_limit=2", "global_batch_size=2", "micro_batch_size=2", "data.holdout_fraction=0.5"], "must have at least 2 classes"),
     (["data=imagefolder", "encoder.name=resnet18"], "data.root must hold imagefolder as train/<class>/<image>"),
+    (["method.mask.block_aspect_max=inf"], "block_aspect_max must satisfy 0 < min <= max < infinity; got 0.75 and inf"),
+    (["data.holdout_fraction=0.0005"], "data.holdout_fraction must keep at least 2 images of 1437; got 0.0005"),
+    (["data.eval_crop_fraction=0.01"], "data.eval_crop_fraction must lie in [0.1, 1]; got 0.01"),
+    (["probes.linear_lr=inf"], "probes.linear_lr must be positive and finite; got inf"),
+    (["threads=4"], "threads must be left to cluster.cores_per_slot; got threads=4"),
+    (
+        ["encoder.name=resnet50", "encoder.width=64", "data.image_size=96"],
+        "encoder.width must be left alone, it shapes resnet_small only; got 64",
+    ),
+    (
+        ["method.predictor.conv=pointwise", "method.predictor.kernel=5"],
+        "method.predictor.kernel must be left alone with conv=pointwise; got 5",
+    ),
+    (["cluster.max_parallel=-1"], "cluster.max_parallel must be at least 0; got -1"),
+    (["cluster.gpus_per_slot=2"], "cluster.gpus_per_slot must lie in [0, 1]; got 2.0"),
+    (["cluster.memory_gb_per_slot=0"], "cluster.memory_gb_per_slot must be positive; got 0.0"),
     (["run_dir=/proc/none"], "run_dir must be a folder that can be written; got /proc/none"),
 ]
 
@@ -72,6 +90,32 @@ def test_a_run_folder_of_another_configuration_is_refused(
     assert "run folder must be empty or hold the same configuration" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused_and_leaves_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call_pretrain([*OK, "device=cuda", f"run_dir={tmp_path / 'run'}"], monkeypatch) == 2
+    assert "device must be cpu or auto where torch sees no CUDA device; got cuda" in capsys.readouterr().err
+    assert RunFolder(tmp_path / "run").result() is None
+
+
+@pytest.mark.parametrize("text", ["", "seed: 42", "][", "- 1"])
+def test_a_config_that_no_run_wrote_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert call_pretrain([*OK, f"run_dir={tmp_path}"], monkeypatch) == 2
+    assert "config.yaml must be one that a run wrote" in capsys.readouterr().err
+
+
+def test_classes_that_no_probe_can_serve_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tree = image_tree(tmp_path / "tree", ["cat"], images=20)
+    assert call_pretrain([*OK, "data=imagefolder", f"data.root={tree}", f"run_dir={tmp_path / 'run'}"], monkeypatch) == 2
+    assert "data.imagefolder must have at least 2 classes in its training images for the probes; got 1" in capsys.readouterr().err
+
+
 def test_ranks_that_do_not_divide_the_batch_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert call_pretrain(OK, monkeypatch) == 2
@@ -86,6 +130,8 @@ SWEEP_TABLE = [
     (["--seeds", "0"], "--seeds must be at least 1; got 0"),
     (["--runs-dir", "/proc/none"], "--runs-dir must be a folder that can be written; got /proc/none"),
     (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what predictor_ablation sets itself"),
+    (["run_dir=x"], "run_dir must not be overridden"),
+    (["cluster.memory_gb_per_slot=100000"], "memory_gb_per_slot must fit this machine at least once"),
     (["seed=3"], "seed must not be overridden"),
     (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
     (["--scale", "paper"], "data.root must hold imagenet100"),
@@ -99,7 +145,17 @@ def test_a_sweep_says_what_is_wrong(arguments: list[str], message: str, tmp_path
         command.run(SWEEP, [*runs, *arguments])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.rglob("sweep.json"))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_sweep_takes_a_batch_that_fits_its_own_scale(tmp_path: Path) -> None:
+    assert command.run(SWEEP, ["--runs-dir", str(tmp_path), "global_batch_size=192", "--dry-run"]) == 0
+
+
+def test_a_sweep_file_that_no_sweep_wrote_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"trials": []}')
+    with pytest.raises(ValueError, match=r"sweep\.json must be one that a sweep wrote"):
+        Sweep.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +163,15 @@ def test_a_sweep_says_what_is_wrong(arguments: list[str], message: str, tmp_path
     [
         ["-m", "jobs.pretrain", "epoch=3"],
         ["-m", "jobs.pretrain", "-m", "optimizer.lr=0.1,fast"],
+        ["-m", "jobs.pretrain", "-m", "epochs=[1"],
+        [
+            "-m",
+            "jobs.pretrain",
+            "-m",
+            "optimizer.warmup_epochs=0",
+            "data=digits,imagefolder",
+            "cluster.runs_dir=/tmp/cnnjepa-test-multirun",
+        ],
         ["sweeps/predictor_ablation.py", "epoch=3"],
         ["-m", "sweeps", "status", "nowhere"],
         ["-m", "jobs.export", "nowhere"],

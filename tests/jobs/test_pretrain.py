@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cnnjepa import checkpoint
-from cnnjepa.runs import RunFolder, RunStatus
+from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from jobs.compose import compose_job
 from jobs.ranks import adopt_srun_ranks
 from jobs.run import run_job
@@ -102,6 +103,45 @@ def test_a_multirun_keeps_one_folder_a_run(tmp_path: Path) -> None:
     assert [RunFolder(f).config().optimizer.lr for f in folders] != []
     assert {RunFolder(f).config().optimizer.lr for f in folders} == {0.001, 0.002}
     assert all(RunFolder(f).result().status is RunStatus.completed for f in folders)  # type: ignore[union-attr]
+
+
+def test_one_failing_run_of_a_multirun_stops_no_other(tmp_path: Path) -> None:
+    done = pretrain(["-m", *SMALL, "epochs=1", "optimizer.lr=1e30,0.002", "cluster.runs_dir=runs"], cwd=tmp_path)
+    assert done.returncode == 1
+    ended = {RunFolder(f).config().optimizer.lr: RunFolder(f).result() for f in (tmp_path / "runs" / "single").iterdir()}
+    assert {lr: r and r.status for lr, r in ended.items()} == {1e30: RunStatus.failed, 0.002: RunStatus.completed}
+
+
+def test_the_death_of_a_rank_is_no_failure_of_the_run(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    arguments = [*SMALL, "epochs=8", f"run_dir={tmp_path}"]
+    command = [*torchrun, f"--master-port={free_port()}", "-m", "jobs.pretrain", *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(c.step >= 3 for c in checkpoint.find(tmp_path / "checkpoints")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    ranks = [p for p in psutil.Process(child.pid).children(recursive=True) if p.environ().get("RANK") == "1"]
+    ranks[0].kill()
+    assert child.wait(timeout=120) != 0
+    assert RunFolder(tmp_path).result() is None
+    again = pretrain(arguments, [*torchrun, f"--master-port={free_port()}"])
+    assert again.returncode == 0, again.stderr
+    result = RunFolder(tmp_path).result()
+    assert result is not None
+    assert result.resumes == 1
+
+
+def test_a_failed_run_is_tried_again_when_asked(tmp_path: Path) -> None:
+    arguments = [*SMALL, "epochs=1", f"run_dir={tmp_path}"]
+    folder = RunFolder(tmp_path)
+    folder.prepare(compose_job(arguments).train)
+    folder.write_result(RunResult(RunStatus.failed, "OSError: No space left on device"))
+    done = pretrain(arguments)
+    assert done.returncode == 1
+    assert "cause: OSError: No space left on device" in done.stdout
+    assert "retry_failed=true" in done.stdout
+    assert pretrain([*arguments, "retry_failed=true"]).returncode == 0
+    assert (tmp_path / "result.failed-1.json").exists()
 
 
 def test_a_diverged_run_is_failed_with_step_and_learning_rate_and_what_it_cost(tmp_path: Path) -> None:

@@ -51,19 +51,25 @@ def test_a_killed_owner_is_dead_also_when_its_number_is_taken_again() -> None:
     me = Process.me()
     import psutil
 
-    alive = Process(me.host, me.boot, child.pid, psutil.Process(child.pid).create_time())
+    alive = Process(me.host, me.boot, me.namespace, child.pid, psutil.Process(child.pid).create_time())
     assert alive.lives()
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie until it is waited for
     assert not alive.lives()
     child.wait()
     assert not alive.lives()
-    assert not Process(me.host, me.boot, me.pid, me.started - 100).lives()
-    assert not Process(me.host, "another boot", me.pid, me.started).is_local
+    assert not Process(me.host, me.boot, me.namespace, me.pid, me.started - 100).lives()
+    assert not Process(me.host, me.boot, "another container", me.pid, me.started).is_local
+
+
+def test_what_ran_before_a_reboot_is_dead_at_once(tmp_path: Path) -> None:
+    me = Process.me()
+    earlier = Claim(1, Process(me.host, "an earlier boot", me.namespace, me.pid, me.started), me, 0)
+    assert not Watch().lives(tmp_path, earlier)
 
 
 def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_clock(tmp_path: Path) -> None:
-    foreign = Process("elsewhere", "boot", 1, 0.0)
+    foreign = Process("elsewhere", "boot", "", 1, 0.0)
     assert claims.claim(tmp_path, 1, foreign, 0)
     path = tmp_path / "claim" / "000001.json"
     claim = Claim(1, foreign, foreign, 0)
@@ -96,7 +102,7 @@ def test_the_heart_beats(tmp_path: Path, monkeypatch: object) -> None:
 
 def test_only_deaths_under_the_same_driver_and_without_a_step_count_as_crashes(tmp_path: Path) -> None:
     me = Process.me()
-    other = Process(me.host, me.boot, me.pid + 1, 0.0)
+    other = Process(me.host, me.boot, me.namespace, me.pid + 1, 0.0)
 
     def crashes(*past: tuple[int, Process]) -> int:
         made = [Claim(i + 1, me, driver, step) for i, (step, driver) in enumerate(past)]
@@ -108,3 +114,5 @@ def test_only_deaths_under_the_same_driver_and_without_a_step_count_as_crashes(t
     (tmp_path / "claim").mkdir()
     (tmp_path / "claim" / "000002.released").touch()
     assert crashes((7, me), (7, me)) == 0  # it was asked to stop
+    (tmp_path / "claim" / "000002.released").rename(tmp_path / "claim" / "000002.crashed")
+    assert crashes((7, me), (7, me)) == 2

@@ -45,6 +45,12 @@ def completed_and_running(runs: Path) -> tuple[int, int]:
     return counts["completed"], counts["running"]
 
 
+def running_claims(runs: Path) -> list[dict]:
+    """The claims whose owners have not let go."""
+    paths = folder(runs).glob("trials/*/claim/*.json")
+    return [json.loads(p.read_text()) for p in paths if not p.with_suffix(".released").exists()]
+
+
 def ray_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
@@ -75,10 +81,8 @@ def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: 
 
 def test_run_again_it_reruns_nothing_and_starts_no_ray(undisturbed: Path) -> None:
     files = {p: p.stat().st_mtime_ns for p in (folder(undisturbed) / "trials").rglob("*") if p.is_file()}
-    before = time.monotonic()
     done = run(undisturbed)
     assert done.returncode == 0
-    assert time.monotonic() - before < 30
     assert "at once" not in done.stdout
     assert "linear top-1, test" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in (folder(undisturbed) / "trials").rglob("*") if p.is_file()} == files
@@ -135,6 +139,23 @@ def test_killed_9_at_three_moments_it_ends_with_the_same_table_and_repeats_no_tr
         assert log.count("step 20/20 ") == 1
         resumed += log.count("resuming")
     assert resumed >= 1
+
+
+@pytest.mark.slow
+def test_a_slot_killed_9_costs_that_slot_alone(undisturbed: Path, tmp_path: Path) -> None:
+    """The worker of one slot dies, twice: the driver goes on, places another slot, and the trial resumes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    child = subprocess.Popen(command(tmp_path), cwd=ROOT, text=True, **pipes)
+    for steps in (8, 70):
+        wait_for_steps(tmp_path, steps, child)
+        claim = next(c for c in running_claims(tmp_path))
+        os.kill(claim["owner"]["pid"], signal.SIGKILL)
+        time.sleep(1)
+    out, _ = child.communicate(timeout=400)
+    assert child.returncode == 0, out
+    assert rows(tmp_path) == rows(undisturbed)
+    claims = [len(list((t / "claim").glob("*.json"))) for t in (folder(tmp_path) / "trials").iterdir()]
+    assert sum(claims) == 6 + 2
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def never() -> bool:
 
 def dead() -> Process:
     me = Process.me()
-    return Process(me.host, me.boot, me.pid, me.started - 1000)
+    return Process(me.host, me.boot, me.namespace, me.pid, me.started - 1000)
 
 
 def abandon(made: Sweep, number: int, epoch: int, driver: Process, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_deaths_of_killed_drivers_never_fail_a_trial(tiny: Sweep, monkeypatch: p
 
 
 def test_a_silent_owner_on_another_host_is_taken_over_by_a_slot_that_is_told(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = Process("elsewhere", "boot", 1, 0.0)
+    elsewhere = Process("elsewhere", "boot", "", 1, 0.0)
     for trial in tiny.trials:
         with monkeypatch.context() as patch:
             patch.setattr(Process, "me", staticmethod(lambda: elsewhere))
@@ -147,8 +147,8 @@ def test_the_replayed_study_tells_optuna_what_the_folders_say(tiny: Sweep, monke
 
 
 def test_a_slot_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:
-    assert run_slot(tiny.path, CLUSTER, Process.me(), lambda: True) is None
-    signature = run_slot(tiny.path, CLUSTER, Process.me(), never)
+    assert run_slot(tiny, CLUSTER, Process.me(), lambda: True) is None
+    signature = run_slot(tiny, CLUSTER, Process.me(), never)
     assert signature == tiny.trials[0].signature
     view = View(tiny)
     assert view.state(tiny.trials[0]) is TrialState.completed
@@ -166,14 +166,35 @@ def test_a_slot_that_lost_its_claim_stops_and_leaves_the_result_to_the_new_owner
             assert claims.claim(tiny.trial_dir(tiny.trials[0]), 2, Process.me(), 0)
         return False
 
-    run_slot(tiny.path, CLUSTER, Process.me(), usurp)
+    run_slot(tiny, CLUSTER, Process.me(), usurp)
     assert tiny.run(tiny.trials[0]).result() is None
 
 
-def test_a_result_is_written_once(tiny: Sweep) -> None:
+def test_a_slot_that_raises_twice_in_place_fails_its_trial_and_not_the_sweep(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong outside the training, such as a full disk, is raised; the trial is not tried for ever."""
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    me = Process.me()
+    with monkeypatch.context() as patch:
+        patch.setattr(slot, "run_job", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                run_slot(tiny, CLUSTER, me, never)
+    got = next_claim(View(tiny), me)
+    assert got is not None
+    assert got[0].number == 1
+    assert View(tiny).state(tiny.trials[0]) is TrialState.failed
+
+
+def test_a_result_is_written_once_for_a_claim_and_a_later_claim_stands(tiny: Sweep) -> None:
     folder = tiny.run(tiny.trials[0])
     folder.prepare(tiny.trials[0].config)
     assert folder.write_result(RunResult(RunStatus.completed, claim=2))
     assert not folder.write_result(RunResult(RunStatus.failed, "stale", claim=1))
     assert folder.result() == RunResult(RunStatus.completed, claim=2)
+    assert not folder.write_result(RunResult(RunStatus.failed, "again", claim=2))
+    assert folder.write_result(RunResult(RunStatus.completed, step=7, claim=3))
+    assert folder.result() == RunResult(RunStatus.completed, step=7, claim=3)
     assert not [p for p in os.listdir(folder.path) if p.endswith(".tmp")]
