@@ -92,7 +92,7 @@ def test_mixed_takes_one_strategy_for_a_whole_step() -> None:
         ({"multi_block_probability": -1}, "m.multi_block_probability must lie in [0, 1]; got -1"),
         ({"blocks": 0}, "m.blocks must be at least 1; got 0"),
         ({"block_scale_min": 0.3}, "m.block_scale_min and block_scale_max must satisfy 0 < min <= max < 1; got 0.3 and 0.2"),
-        ({"block_aspect_min": 2}, "m.block_aspect_min and block_aspect_max must satisfy 0 < min <= max; got 2 and 1.5"),
+        ({"block_aspect_min": 2}, "m.block_aspect_min and block_aspect_max must satisfy 0 < min <= max < infinity; got 2 and 1.5"),
     ],
 )
 def test_broken_rules_are_named(change: dict, message: str) -> None:

@@ -15,6 +15,7 @@ from sweeps.predictor_ablation import SWEEP
 from tests.cnnjepa.test_data import image_tree
 from tests.tiny import tiny_config
 
+ROOT = Path(__file__).parents[2]
 OK = ["optimizer.warmup_epochs=0"]
 TABLE = [
     (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
@@ -170,17 +171,16 @@ def test_a_sweep_file_that_no_sweep_wrote_is_refused(tmp_path: Path) -> None:
             "-m",
             "optimizer.warmup_epochs=0",
             "data=digits,imagefolder",
-            "cluster.runs_dir=/tmp/cnnjepa-test-multirun",
+            "cluster.runs_dir=runs",
         ],
-        ["sweeps/predictor_ablation.py", "epoch=3"],
+        [str(ROOT / "sweeps" / "predictor_ablation.py"), "epoch=3"],
         ["-m", "sweeps", "status", "nowhere"],
         ["-m", "jobs.export", "nowhere"],
     ],
-    ids=" ".join,
+    ids=lambda line: " ".join(line).replace(f"{ROOT}/", ""),
 )
-def test_as_a_process_it_exits_2_with_one_line(command_line: list[str]) -> None:
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, *command_line], cwd=root, capture_output=True, text=True, timeout=120, check=False)
+def test_as_a_process_it_exits_2_with_one_line(command_line: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, *command_line], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith("error: ")

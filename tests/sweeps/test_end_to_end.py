@@ -46,9 +46,9 @@ def completed_and_running(runs: Path) -> tuple[int, int]:
 
 
 def running_claims(runs: Path) -> list[dict]:
-    """The claims whose owners have not let go."""
-    paths = folder(runs).glob("trials/*/claim/*.json")
-    return [json.loads(p.read_text()) for p in paths if not p.with_suffix(".released").exists()]
+    """The claims of living owners who have not let go."""
+    paths = [p for p in folder(runs).glob("trials/*/claim/*.json") if not p.with_suffix(".released").exists()]
+    return [c for c in (json.loads(p.read_text()) for p in paths) if psutil.pid_exists(c["owner"]["pid"])]
 
 
 def ray_processes() -> list[psutil.Process]:
@@ -148,8 +148,7 @@ def test_a_slot_killed_9_costs_that_slot_alone(undisturbed: Path, tmp_path: Path
     child = subprocess.Popen(command(tmp_path), cwd=ROOT, text=True, **pipes)
     for steps in (8, 70):
         wait_for_steps(tmp_path, steps, child)
-        claim = next(c for c in running_claims(tmp_path))
-        os.kill(claim["owner"]["pid"], signal.SIGKILL)
+        os.kill(running_claims(tmp_path)[0]["owner"]["pid"], signal.SIGKILL)
         time.sleep(1)
     out, _ = child.communicate(timeout=400)
     assert child.returncode == 0, out
