@@ -9,7 +9,7 @@ from sweeps.folder import TrialState, View
 from sweeps.spec import Trial
 
 
-def total_steps_hint(trial: Trial, record: dict[str, Any]) -> float:
+def share_done(trial: Trial, record: dict[str, Any]) -> float:
     """Share of the run that is done after `record`, in [0, 1]."""
     return min(float(record["epoch"]) / trial.config.epochs, 1.0)
 
@@ -24,7 +24,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "setting": trial.setting,
         "seed": trial.seed,
         "state": state.name,
-        "done": 1.0 if state is TrialState.completed else total_steps_hint(trial, last) if last else 0.0,
+        "done": 1.0 if state is TrialState.completed else share_done(trial, last) if last else 0.0,
         "epoch": last.get("epoch"),
         "loss": last.get("loss"),
         "images_per_second": last.get("images_per_second"),

@@ -109,10 +109,6 @@ class LocalEngine:
         if self._private.exists():
             write_atomic(self._stop, "")
 
-    def stopping(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stop.exists()
-
     def start(self) -> None:
         """Start Ray; from the main thread, since Ray's processes end with the thread that started them."""
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
