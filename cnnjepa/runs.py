@@ -120,7 +120,10 @@ class RunFolder:
         return True
 
     def set_failure_aside(self) -> None:
-        """Forget a recorded failure, keeping it as result.failed-N.json, so that the run is tried again from its checkpoint."""
+        """Forget a recorded failure, if any, keeping it as result.failed-N.json: the run is tried again from its checkpoint."""
+        result = self.result()
+        if result is None or result.status is not RunStatus.failed:
+            return
         number = len(list(self.path.glob("result.failed-*.json"))) + 1
         os.rename(self._result, self.path / f"result.failed-{number}.json")
 

@@ -169,11 +169,6 @@ def save(run: Run) -> None:
         checkpoint.save(run.folder.checkpoints, run.step, run.state(), run.config.checkpoint.keep)
 
 
-def probe(run: Run, final: bool) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics of all probes and the causes of those that failed; collective. Test images are read only where `final`."""
-    return run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
-
-
 class Recorder:
     """Writes what a run tells: metrics.jsonl, TensorBoard and the terminal; silent on all ranks but the main one."""
 
@@ -268,9 +263,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool]) -
             if config.log.images_every_epochs and (run.step == 1 or epoch_due(run, config.log.images_every_epochs)):
                 recorder.pictures(batch)
             if epoch_due(run, config.probes.every_epochs) and run.step < plan.total_steps:
-                metrics, missing = probe(run, final=False)
-                recorder.record("probe", metrics)
-                report_missing(run, missing)
+                probe(run, recorder, final=False)
             if stop or save_now or run.step == plan.total_steps:
                 save(run)
                 last_save = time.perf_counter()
@@ -303,17 +296,18 @@ def epoch_due(run: Run, every: int) -> bool:
     return every > 0 and run.step % (every * run.plan.steps_per_epoch) == 0
 
 
-def report_missing(run: Run, missing: dict[str, str]) -> None:
-    """Say which probes have no value, and why."""
+def probe(run: Run, recorder: Recorder, final: bool) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics of all probes, recorded, and the causes of those without value, said; collective. Reads test images only where `final`."""
+    metrics, missing = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
+    recorder.record("final" if final else "probe", metrics)
     for name, cause in missing.items() if run.ranks.is_main else ():
         log.warning("probe %s has no value: %s", name, cause)
+    return metrics, missing
 
 
 def finish(run: Run, recorder: Recorder, claim: int) -> RunResult:
     """Probe the trained run and write its result."""
-    metrics, missing = probe(run, final=True)
-    recorder.record("final", metrics)
-    report_missing(run, missing)
+    metrics, missing = probe(run, recorder, final=True)
     result = RunResult(
         RunStatus.completed,
         metrics=metrics,

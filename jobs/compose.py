@@ -90,13 +90,13 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     text = str(cause)
     named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", str(error))
     key = named[1] if named else ""
-    given = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] in (key, f"{key}.") or o.startswith(f"{key}.")), "")
+    override = next((o for o in overrides if o.startswith((f"{key}=", f"{key}."))), key)
+    given = override.partition("=")[2]
     if "not in struct" in text or "Could not override" in str(error):
         with_defaults = [o for o in overrides if o.partition("=")[0] in ("method", "data", "cluster")]
         known = _leaves(_compose(with_defaults))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
         hint = f"; did you mean {near[0]}?" if near else ""
-        override = next((o for o in overrides if o.startswith((f"{key}=", f"{key}."))), key)
         return f"{key} must be a key of the configuration; got {override}{hint}"
     expected = re.search(r"expected one of \[([^\]]*)\]", text)
     if expected:
@@ -115,7 +115,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return compose(CONFIG_NAME, list(overrides))
 
 
-def job_from(config: DictConfig, runs_dir: str = "") -> JobSpec:
+def job_from(config: DictConfig) -> JobSpec:
     """The JobSpec of a composed configuration; raises ValueError where a profile or a value breaks a rule."""
     try:
         values = OmegaConf.to_container(config, resolve=True, enum_to_str=True, throw_on_missing=True)
@@ -128,7 +128,7 @@ def job_from(config: DictConfig, runs_dir: str = "") -> JobSpec:
     names = {f.name for f in fields(TrainConfig)}
     train = from_dict({str(k): v for k, v in values.items() if k in names})
     train.threads = cluster.cores_per_slot
-    run_dir = values["run_dir"] or str(Path(runs_dir or cluster.runs_dir) / "single" / signature(train))
+    run_dir = values["run_dir"] or str(Path(cluster.runs_dir) / "single" / signature(train))
     return JobSpec(train, cluster, Path(run_dir).resolve(), bool(values["retry_failed"]))
 
 

@@ -10,10 +10,8 @@ from cnnjepa.distributed import is_main_rank, rank_count
 from cnnjepa.runs import RunResult, RunStatus
 from jobs.compose import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, register_schemas, split_multirun
 from jobs.ranks import adopt_srun_ranks
-from jobs.run import check_job, run_job, stop_on_signals
+from jobs.run import INTERRUPTED, check_job, run_job, stop_on_signals
 from jobs.spec import JobSpec
-
-INTERRUPTED = 130
 
 
 def describe(job: JobSpec, result: RunResult | None) -> str:

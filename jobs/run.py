@@ -21,6 +21,8 @@ from jobs.spec import JobSpec
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED = 130  # exit status of a command that was stopped and has saved
+
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
@@ -57,11 +59,7 @@ def check_job(job: JobSpec, ranks: int = 1, splits: Splits | None = None) -> Spl
     validate(job.train, ranks)
     pick_device(job.train.device)
     require_writable(job.run_dir, "run_dir")
-    folder = RunFolder(job.run_dir)
-    folder.prepare(job.train)
-    failed = folder.result()
-    if job.retry_failed and failed is not None and failed.status is RunStatus.failed and is_main_rank():
-        folder.set_failure_aside()
+    RunFolder(job.run_dir).prepare(job.train)
     splits = splits or load_splits(job.train.data)
     build_plan(job.train, len(splits.pretrain), ranks)
     return splits
@@ -76,6 +74,8 @@ def run_job(job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 
     folder = RunFolder(job.run_dir)
     if is_main_rank():
         folder.prepare(job.train)
+        if job.retry_failed:
+            folder.set_failure_aside()
         provenance.record(job.run_dir)
     try:
         return train(job.train, folder, should_stop, claim)

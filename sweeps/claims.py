@@ -88,12 +88,11 @@ def history(trial_dir: Path) -> list[Claim]:
 
 def _ended(trial_dir: Path, epoch: int) -> str:
     """'released' or 'crashed' where the owner has said so, else ''."""
-    ways = (way for way in ("released", "crashed") if (trial_dir / "claim" / f"{epoch:06d}.{way}").exists())
-    return next(ways, "")
+    return next((way for way in ("released", "crashed") if _path(trial_dir, epoch, way).exists()), "")
 
 
-def _path(trial_dir: Path, epoch: int) -> Path:
-    return trial_dir / "claim" / f"{epoch:06d}.json"
+def _path(trial_dir: Path, epoch: int, what: str = "json") -> Path:
+    return trial_dir / "claim" / f"{epoch:06d}.{what}"
 
 
 class Watch:
@@ -151,7 +150,7 @@ class Ownership:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-        (self.trial_dir / "claim" / f"{self.claim.epoch:06d}.{'crashed' if error else 'released'}").touch()
+        _path(self.trial_dir, self.claim.epoch, "crashed" if error else "released").touch()
 
 
 def claim(trial_dir: Path, epoch: int, driver: Process, step: int) -> Ownership | None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from jobs.compose import cluster_names, compose_job
-from jobs.run import check_job, require_writable
+from jobs.run import INTERRUPTED, check_job, require_writable
 from jobs.spec import ClusterProfile, JobSpec
 from sweeps import claims, results
 from sweeps.engine.local import LocalEngine, slots_here
@@ -23,7 +23,6 @@ from sweeps.folder import Sweep, TrialState, View
 from sweeps.spec import ScaleName, SweepSpec, build_trials
 from sweeps.status import counts_line, live_table, sweep_status
 
-INTERRUPTED = 130
 _REFRESH_SECONDS = 1.0
 _PLAIN_LINE_SECONDS = 30.0
 
@@ -207,8 +206,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     sweep.write()
     if asked.retry_failed:
         for trial in sweep.trials:
-            if View(sweep).state(trial) is TrialState.failed:
-                sweep.run(trial).set_failure_aside()
+            sweep.run(trial).set_failure_aside()
     finished = run_missing(sweep, cluster, console)
     view = View(sweep)
     if not finished:

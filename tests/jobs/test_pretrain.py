@@ -18,20 +18,9 @@ from jobs.ranks import adopt_srun_ranks
 from jobs.run import run_job
 from tests.cnnjepa.test_distributed import free_port
 from tests.cnnjepa.test_train import comparable
+from tests.sweeps.tiny_sweep import OVERRIDES
 
-SMALL = [
-    "data.train_limit=160",
-    "data.test_limit=60",
-    "encoder.width=8",
-    "epochs=2",
-    "optimizer.warmup_epochs=0.5",
-    "global_batch_size=32",
-    "micro_batch_size=16",
-    "probes.linear_epochs=5",
-    "checkpoint.every_minutes=0",
-    "log.every_steps=1",
-    "log.tensorboard=false",
-]
+SMALL = [*OVERRIDES, "epochs=2"]
 
 
 def pretrain(arguments: list[str], launcher: list[str] | None = None, **more: object) -> subprocess.CompletedProcess:
