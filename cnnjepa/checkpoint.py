@@ -1,7 +1,7 @@
 """Checkpoints that are whole, verified and few.
 
 A file is `step-<step>-<sha256 of its bytes, 16 digits>.pt`: the name is the checksum, so that one atomic rename publishes both, and a
-plain `torch.load(path, weights_only=True)` still reads it.
+plain `torch.load(path, weights_only=True)` still reads it. Finding files needs no torch: who only watches runs does not pay for it.
 """
 
 import hashlib
@@ -11,11 +11,12 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cnnjepa.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
@@ -45,6 +46,8 @@ def _digest(data: bytes | memoryview) -> str:
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoint:
     """Publish `state`, whole or not at all, then remove all but the `keep` newest files."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
@@ -56,8 +59,10 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoin
     return saved
 
 
-def read(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
+def read(checkpoint: Checkpoint, device: "torch.device") -> dict[str, Any]:
     """The saved state; raises ValueError where the bytes are not those that were published."""
+    import torch
+
     data = checkpoint.path.read_bytes()
     if _digest(data) != checkpoint.digest:
         raise ValueError(f"{checkpoint.path.name}: {len(data)} bytes do not have the checksum of the name")

@@ -63,12 +63,18 @@ def pick_device(wish: Device) -> torch.device:
 
 @contextmanager
 def joined(wish: Device) -> Iterator[Ranks]:
-    """Join the process group for the length of the block: gloo on CPU, NCCL on CUDA, nothing for a rank alone."""
+    """Join the process group for the length of the block: gloo on CPU, NCCL on CUDA, nothing for a rank alone.
+
+    Within another such block the ranks are joined already, and stay so.
+    """
     device = pick_device(wish)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if rank_count() == 1:
         yield Ranks(0, 1, device)
+        return
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:

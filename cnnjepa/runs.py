@@ -55,12 +55,16 @@ class RunResult:
         return RunResult(**{**values, "status": RunStatus[values["status"]]})
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a torn last line, as a kill may leave, is not one."""
+def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, or of its last bytes; a torn last line, as a kill may leave, is not one."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    with open(path, "rb") as file:
+        skipped = max(path.stat().st_size - last_bytes, 0) if last_bytes is not None else 0
+        file.seek(skipped)
+        lines = file.read().split(b"\n")[:-1]
+    for line in lines[1:] if skipped else lines:
         try:
             records.append(json.loads(line))
         except ValueError:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, validate
 from cnnjepa.identity import from_dict, signature
-from jobs.spec import ClusterProfile, JobSpec, validate_cluster
+from jobs.spec import ClusterProfile, JobSpec, fit_to, validate_cluster
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
 CONFIG_NAME = "job"
@@ -56,6 +56,13 @@ def _groups() -> dict[str, list[str]]:
     return {"method": method_names(), "data": sorted(DATA_PRESETS), "cluster": cluster_names()}
 
 
+def qualified(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with the profile's keys in full: account=x for short is cluster.account=x."""
+    own = {f.name for f in fields(_Job)}
+    short = {f.name for f in fields(ClusterProfile)} - own
+    return [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
+
+
 def _check_syntax(overrides: Sequence[str]) -> None:
     parser = OverridesParser.create()
     for override in overrides:
@@ -90,14 +97,21 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     text = str(cause)
     named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", str(error))
     key = named[1] if named else ""
-    override = next((o for o in overrides if o.startswith((f"{key}=", f"{key}."))), key)
+    override = next((o for o in overrides if o.startswith((f"{key}=", f"{key}."))), "")
     given = override.partition("=")[2]
+    unknown = re.search(r"Key '([^']+)' not in 'ClusterProfile'", text)
+    if unknown and not override:
+        # Said of the profile's file, which no override names.
+        given = next((o.partition("=")[2] for o in overrides if o.startswith("cluster=")), "local")
+        near = difflib.get_close_matches(unknown[1], [f.name for f in fields(ClusterProfile)], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/spec.py); got {unknown[1]}{hint}"
     if "not in struct" in text or "Could not override" in str(error):
         with_defaults = [o for o in overrides if o.partition("=")[0] in ("method", "data", "cluster")]
         known = _leaves(_compose(with_defaults))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
         hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{key} must be a key of the configuration; got {override}{hint}"
+        return f"{key} must be a key of the configuration; got {override or key}{hint}"
     expected = re.search(r"expected one of \[([^\]]*)\]", text)
     if expected:
         return f"{key} must be one of {expected[1]}; got {given}"
@@ -117,6 +131,9 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 def job_from(config: DictConfig) -> JobSpec:
     """The JobSpec of a composed configuration; raises ValueError where a profile or a value breaks a rule."""
+    for key in config.cluster.required:
+        if not config.cluster.get(key):
+            raise ValueError(f"cluster.{key} must be given for cluster {config.cluster.name}; got none: add {key}=VALUE")
     try:
         values = OmegaConf.to_container(config, resolve=True, enum_to_str=True, throw_on_missing=True)
         assert isinstance(values, dict)
@@ -127,7 +144,7 @@ def job_from(config: DictConfig) -> JobSpec:
     validate_cluster(cluster)
     names = {f.name for f in fields(TrainConfig)}
     train = from_dict({str(k): v for k, v in values.items() if k in names})
-    train.threads = cluster.cores_per_slot
+    fit_to(cluster, train)
     run_dir = values["run_dir"] or str(Path(cluster.runs_dir) / "single" / signature(train))
     return JobSpec(train, cluster, Path(run_dir).resolve(), bool(values["retry_failed"]))
 
@@ -140,12 +157,13 @@ def split_multirun(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def compose_job(overrides: Sequence[str]) -> JobSpec:
-    """A JobSpec that can run on one rank; raises ValueError, one line with key, rule and value, where it cannot."""
+    """A JobSpec that can run on its profile's ranks; raises ValueError, one line with key, rule and value, where it cannot."""
+    overrides = qualified(overrides)
     _check_syntax(overrides)
     _check_choices(overrides)
     try:
         job = job_from(_compose(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, overrides)) from error
-    validate(job.train)
+    validate(job.train, job.cluster.ranks_per_slot)
     return job

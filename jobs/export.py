@@ -11,7 +11,7 @@ from cnnjepa import checkpoint
 from cnnjepa.config import method_module
 from cnnjepa.identity import signature
 from cnnjepa.runs import RunFolder
-from jobs.run import require_writable
+from jobs.door import require_writable
 
 
 def export(run_dir: Path, target: Path) -> int:

@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 from cnnjepa.distributed import is_main_rank, rank_count
 from cnnjepa.runs import RunResult, RunStatus
 from jobs.compose import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, register_schemas, split_multirun
+from jobs.door import INTERRUPTED, stop_on_signals
 from jobs.ranks import adopt_srun_ranks
-from jobs.run import INTERRUPTED, check_job, run_job, stop_on_signals
+from jobs.run import check_job, run_job
 from jobs.spec import JobSpec
 
 

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.files import to_json, write_atomic
+from jobs.snapshot import recorded_commit
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "ray", "optuna", "hydra-core", "submitit", "scikit-learn")
 _LONGEST_DIFF = 1_000_000
+
+
+def commit_and_diff() -> dict[str, str]:
+    """The commit of the code that runs, and what differs from it; empty strings where neither git nor a snapshot has an answer."""
+    return recorded_commit() or {"commit": _git("rev-parse", "HEAD").strip(), "diff": _git("diff", "HEAD")[:_LONGEST_DIFF]}
 
 
 def _git(*arguments: str) -> str:
@@ -27,8 +33,7 @@ def _git(*arguments: str) -> str:
 def provenance() -> dict[str, Any]:
     """Commit, uncommitted diff, package versions, host, time and command; empty strings where git has no answer."""
     return {
-        "commit": _git("rev-parse", "HEAD").strip(),
-        "diff": _git("diff", "HEAD")[:_LONGEST_DIFF],
+        **commit_and_diff(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "host": platform.node(),

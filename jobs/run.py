@@ -1,14 +1,8 @@
 """One job, from its JobSpec to its result: any failure of the run becomes a recorded cause."""
 
 import logging
-import signal
-import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 
 from cnnjepa.config import validate
 from cnnjepa.data.datasets import Splits, load_splits
@@ -17,41 +11,10 @@ from cnnjepa.distributed import is_main_rank, pick_device, rank_count
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from cnnjepa.train import NonFiniteError, RunError, never, train
 from jobs import provenance
+from jobs.door import require_writable
 from jobs.spec import JobSpec
 
 log = logging.getLogger(__name__)
-
-INTERRUPTED = 130  # exit status of a command that was stopped and has saved
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 make the yielded function true; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in received:
-            raise KeyboardInterrupt
-        received.append(number)
-        print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping", file=sys.stderr, flush=True)
-
-    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def require_writable(folder: Path, key: str) -> None:
-    """Raise ValueError unless files can be made in `folder`, which is created where it is missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{key} must be a folder that can be written; got {folder}: {error.strerror}") from error
 
 
 def check_job(job: JobSpec, ranks: int = 1, splits: Splits | None = None) -> Splits:

@@ -1,21 +1,59 @@
 """The nouns of a job: a machine park (ClusterProfile) and one run on it (JobSpec)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from cnnjepa.config import TrainConfig
+from cnnjepa.config import Device, TrainConfig
+
+
+class Scheduler(Enum):
+    """Who places the slots: Ray on this machine, or Slurm's queue."""
+
+    local = "local"
+    slurm = "slurm"
 
 
 @dataclass
 class ClusterProfile:
-    """One machine park's facts; each file of slurm/cluster is one. Nothing here changes what a run computes."""
+    """One machine park's facts; each file of slurm/cluster is one. Nothing here changes what a run computes.
+
+    A slot is the room in which one trial runs. On Slurm it is one element of a job array.
+    """
 
     name: str  # the file's name
-    cores_per_slot: int = 1  # CPU threads of one trial
-    gpus_per_slot: float = 0.0  # CUDA devices of one trial; a fraction shares a device
-    memory_gb_per_slot: float = 2.0  # host memory that one trial may need
-    max_parallel: int = 0  # trials at once; 0 means as many as cores, devices and memory allow
-    runs_dir: str = "runs"  # where sweeps and single runs are kept, unless --runs-dir says otherwise
+    scheduler: Scheduler = Scheduler.local
+    nodes_per_slot: int = 1
+    ranks_per_slot: int = 1  # processes of one trial over all its nodes; on Slurm, tasks
+    cores_per_slot: int = 1  # over all its nodes; each rank gets an equal share as its CPU threads
+    gpus_per_slot: float = 0.0  # over all its nodes; on this machine a fraction shares a device
+    memory_gb_per_slot: float = 2.0  # host memory over all its nodes, in 10^9 bytes
+    device: Device = Device.auto  # of the ranks; cuda stops a run that finds no GPU instead of crawling on CPU
+    max_parallel: int = 0  # trials at once; 0 means as many as the machine, or the queue, allows
+    runs_dir: str = "runs"  # where sweeps and single runs are kept, unless --runs-dir says otherwise; all nodes must see it
+    data_root: str = ""  # where the image sets lie, unless data.root says otherwise
+    # What follows is for Slurm alone.
+    required: list[str] = field(default_factory=list)  # keys of this profile that have no default and must be given
+    account: str = ""  # who pays; "" leaves it to the site's default
+    partition: str = ""  # "" leaves it to the site's default
+    qos: str = ""  # "" leaves it to the account's default
+    gres: str = ""  # generic resources of one node; "" asks for gpu:<GPUs of one node>
+    time_limit_minutes: int = 60  # of one job; a run that is longer goes on in the next by itself
+    stop_signal_seconds: int = 120  # before the limit the run is told to save; Slurm may say so up to 60 s earlier
+    setup: list[str] = field(default_factory=list)  # shell lines before the run, such as module load
+    python: str = ""  # shell words that start Python on a node, such as a container's; "" is the submitting one
+    sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options, such as {constraint: a100, exclude: node7}
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Whole GPUs that a slot takes of each of its nodes."""
+        return int(self.gpus_per_slot) // self.nodes_per_slot
+
+    @property
+    def threads_per_rank(self) -> int:
+        """CPU threads of one process."""
+        return self.cores_per_slot // self.ranks_per_slot
 
 
 @dataclass(frozen=True)
@@ -28,15 +66,45 @@ class JobSpec:
     retry_failed: bool = False
 
 
+def fit_to(cluster: ClusterProfile, train: TrainConfig) -> None:
+    """Give `train` the profile's threads, device and data folder; none of them can change what it computes."""
+    train.threads = cluster.threads_per_rank
+    train.data.root = train.data.root or cluster.data_root
+    if train.device is Device.auto and cluster.scheduler is Scheduler.slurm:
+        train.device = cluster.device if cluster.gpus_per_slot else Device.cpu
+
+
 def validate_cluster(cluster: ClusterProfile) -> None:
     """Raise ValueError, naming key, rule and value, for a profile that no slot can run by."""
+    c, slurm = cluster, cluster.scheduler is Scheduler.slurm
     rules = [
-        (cluster.cores_per_slot >= 1, "cores_per_slot", "be at least 1", cluster.cores_per_slot),
-        # A slot on this machine trains one rank.
-        (0 <= cluster.gpus_per_slot <= 1, "gpus_per_slot", "lie in [0, 1]", cluster.gpus_per_slot),
-        (0 < cluster.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be positive", cluster.memory_gb_per_slot),
-        (cluster.max_parallel >= 0, "max_parallel", "be at least 0", cluster.max_parallel),
+        (c.cores_per_slot >= 1, "cores_per_slot", "be at least 1", c.cores_per_slot),
+        (c.ranks_per_slot >= 1, "ranks_per_slot", "be at least 1", c.ranks_per_slot),
+        (c.nodes_per_slot >= 1, "nodes_per_slot", "be at least 1", c.nodes_per_slot),
+        (c.gpus_per_slot >= 0, "gpus_per_slot", "be at least 0", c.gpus_per_slot),
+        (0 < c.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be positive", c.memory_gb_per_slot),
+        (c.max_parallel >= 0, "max_parallel", "be at least 0", c.max_parallel),
     ]
+    if slurm:
+        whole = c.gpus_per_slot == int(c.gpus_per_slot) and not int(c.gpus_per_slot) % c.nodes_per_slot
+        rules += [
+            (whole, "gpus_per_slot", f"be whole GPUs, the same for each of {c.nodes_per_slot} nodes", c.gpus_per_slot),
+            (not c.ranks_per_slot % c.nodes_per_slot, "ranks_per_slot", f"be a multiple of {c.nodes_per_slot} nodes", c.ranks_per_slot),
+            (not c.cores_per_slot % c.ranks_per_slot, "cores_per_slot", f"be a multiple of {c.ranks_per_slot} ranks", c.cores_per_slot),
+            (c.time_limit_minutes >= 1, "time_limit_minutes", "be at least 1", c.time_limit_minutes),
+            (
+                1 <= c.stop_signal_seconds < 60 * c.time_limit_minutes,
+                "stop_signal_seconds",
+                f"lie in [1, {60 * c.time_limit_minutes}), within time_limit_minutes",
+                c.stop_signal_seconds,
+            ),
+        ]
+    else:
+        # A slot on this machine trains one rank.
+        rules += [
+            (c.gpus_per_slot <= 1, "gpus_per_slot", "lie in [0, 1]", c.gpus_per_slot),
+            (c.ranks_per_slot == 1, "ranks_per_slot", "be 1 on this machine; torchrun starts more", c.ranks_per_slot),
+        ]
     for holds, key, rule, value in rules:
         if not holds:
             raise ValueError(f"cluster.{key} must {rule}; got {value}")

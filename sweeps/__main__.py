@@ -1,4 +1,4 @@
-"""`python -m sweeps status|results SWEEP_FOLDER`: look at a sweep, running or ended; nothing is started."""
+"""`python -m sweeps status|results|logs|cancel SWEEP_FOLDER`: look at a sweep, running or ended, or stop it; nothing is started."""
 
 import argparse
 import json
@@ -6,9 +6,25 @@ import sys
 from pathlib import Path
 
 from sweeps import results
-from sweeps.command import wide_console
+from sweeps.cancel import cancel
 from sweeps.folder import Sweep, View
+from sweeps.slot_log import follow
+from sweeps.spec import Trial
 from sweeps.status import counts_line, live_table, sweep_status
+from sweeps.watch import wide_console
+
+
+def find_trials(view: View, names: list[str]) -> list[Trial]:
+    """The trials that `names` mean: the start of a signature, a trial's number, or 'setting/seed'; ValueError unless each means one."""
+    found = []
+    for name in names:
+        meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.setting}/{t.seed}")]
+        exact = [t for t in meant if name == str(t.number)] or meant
+        if len(exact) != 1:
+            choice = "a signature's start, a number or setting/seed of python -m sweeps status"
+            raise ValueError(f"TRIAL must name one trial by {choice}; got {name}, which names {len(exact)}")
+        found += exact
+    return found
 
 
 def main() -> int:
@@ -19,11 +35,23 @@ def main() -> int:
     status.add_argument("--json", action="store_true", help="one JSON object")
     table = commands.add_parser("results", help="rebuild results.csv, summary.csv and ablation.png, and print the table")
     table.add_argument("--format", choices=["table", "csv", "markdown"], default="table")
-    for command in (status, table):
+    logs = commands.add_parser("logs", help="what a trial prints, until it ends")
+    logs.add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
+    stop = commands.add_parser(
+        "cancel", help="stop all trials, or those named, after a checkpoint; the sweep's command takes them up again"
+    )
+    for command in (status, table, logs, stop):
         command.add_argument("folder", type=Path)
+    logs.add_argument("trial", nargs="?", help="default: one that runs")
+    stop.add_argument("trial", nargs="*", help="default: all, waiting jobs too")
     asked = parser.parse_args()
     try:
-        view = View(Sweep.load(asked.folder.resolve()))
+        view = View.here(Sweep.load(asked.folder.resolve()))
+        if asked.command == "logs":
+            return follow(view, next(iter(find_trials(view, [asked.trial] if asked.trial else [])), None), asked.follow)
+        if asked.command == "cancel":
+            print(cancel(view, find_trials(view, asked.trial)))
+            return 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

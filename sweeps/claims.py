@@ -1,7 +1,8 @@
 """Who owns a trial: claims that exactly one process wins, on a local disk and on NFS or Lustre alike.
 
 `trials/<signature>/claim/<epoch>.json` is created whole and exclusively; the highest epoch owns the trial. An owner touches its file
-every HEARTBEAT_SECONDS. Whoever finds the owner dead creates the next epoch; of two who try, one fails.
+every HEARTBEAT_SECONDS. Whoever finds the owner dead creates the next epoch; of two who try, one fails. Whether an owner in a Slurm job
+lives is asked of Slurm, on this machine of the process table, and only elsewhere of the clock.
 """
 
 import contextlib
@@ -10,13 +11,16 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
 from cnnjepa.files import create_exclusive, to_json
+from jobs.queue import ENDED, GONE, Queue, own_job
 
 HEARTBEAT_SECONDS = 20.0
 # An owner on another host is taken for dead only if its heartbeat stood still for so long on our own clock.
@@ -37,6 +41,11 @@ class Process:
     def me() -> "Process":
         """This process."""
         return Process(platform.node(), _boot(), _namespace(), os.getpid(), psutil.Process().create_time())
+
+    @property
+    def driver(self) -> str:
+        """This process as the driver of slots."""
+        return json.dumps(asdict(self))
 
     @property
     def is_local(self) -> bool:
@@ -68,13 +77,42 @@ def _namespace() -> str:
 
 
 @dataclass(frozen=True)
+class SlurmStart:
+    """One start of a Slurm job: a requeued job has the same id and a higher restart."""
+
+    cluster: str
+    job: str  # 17, or 17_3 for an array's element
+    restart: int
+    node: str
+    gpus: int
+    log: str  # what the job prints
+    code: str  # the snapshot that it runs
+
+    @staticmethod
+    def me(gpus: int, log: str, code: str, environment: Mapping[str, str] = os.environ) -> "SlurmStart | None":
+        """The start that this process belongs to; None outside of Slurm."""
+        job = own_job(environment)
+        if not job:
+            return None
+        cluster, node = environment.get("SLURM_CLUSTER_NAME", ""), environment.get("SLURM_JOB_NODELIST", platform.node())
+        return SlurmStart(cluster, job, int(environment.get("SLURM_RESTART_COUNT", "0")), node, gpus, log, code)
+
+    @property
+    def driver(self) -> str:
+        """Who started the process: the supervisor in this start of the job."""
+        return f"slurm {self.cluster} job {self.job} restart {self.restart}"
+
+
+@dataclass(frozen=True)
 class Claim:
-    """One epoch of ownership: who trains, for which driver, and the step from which it started."""
+    """One epoch of ownership: who trains, on whose behalf, since when, and the step from which it started."""
 
     epoch: int
     owner: Process
-    driver: Process
+    driver: str  # a death under the same driver is the trial's own; one that the driver shares is not
     step: int
+    time: float  # of the owner's clock, seconds since 1970
+    slurm: SlurmStart | None = None
 
 
 def history(trial_dir: Path) -> list[Claim]:
@@ -82,8 +120,18 @@ def history(trial_dir: Path) -> list[Claim]:
     claims = []
     for path in sorted((trial_dir / "claim").glob("[0-9]*.json")):
         values = json.loads(path.read_text())
-        claims.append(Claim(values["epoch"], Process(**values["owner"]), Process(**values["driver"]), values["step"]))
+        slurm = values.get("slurm")
+        known = {k: values[k] for k in ("epoch", "step")}
+        driver, time = json.dumps(values["driver"]) if isinstance(values["driver"], dict) else values["driver"], values.get("time", 0.0)
+        claims.append(Claim(**known, owner=Process(**values["owner"]), driver=driver, time=time, slurm=slurm and SlurmStart(**slurm)))
     return claims
+
+
+def held_seconds(trial_dir: Path, claim: Claim) -> float:
+    """How long the owner is known to have held the trial: from its claim to its last sign of life."""
+    signs = [_path(trial_dir, claim.epoch, what) for what in ("json", "released", "crashed")]
+    last = max(p.stat().st_mtime for p in signs if p.exists())
+    return max(last - claim.time, 0.0) if claim.time else 0.0
 
 
 def _ended(trial_dir: Path, epoch: int) -> str:
@@ -95,19 +143,78 @@ def _path(trial_dir: Path, epoch: int, what: str = "json") -> Path:
     return trial_dir / "claim" / f"{epoch:06d}.{what}"
 
 
+def _last_epoch(trial_dir: Path) -> int:
+    return max((int(p.stem) for p in (trial_dir / "claim").glob("[0-9]*.json")), default=0)
+
+
+def cancel(trial_dir: Path) -> None:
+    """Nobody shall run the trial until `uncancel`; its owner, if any, saves and stops."""
+    epoch = _last_epoch(trial_dir)
+    (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
+    _path(trial_dir, epoch, "resumed").unlink(missing_ok=True)
+    _path(trial_dir, epoch, "cancelled").touch()
+
+
+def uncancel(trial_dir: Path) -> None:
+    """A cancelled trial may run again; what ended its last job is no longer held against it."""
+    epoch = _last_epoch(trial_dir)
+    if (trial_dir / "claim").exists():
+        _path(trial_dir, epoch, "resumed").touch()
+
+
+def is_cancelled(trial_dir: Path, epoch: int) -> bool:
+    """Whether the trial was cancelled since its claim `epoch`, and not taken up again."""
+    return _path(trial_dir, epoch, "cancelled").exists() and not _path(trial_dir, epoch, "resumed").exists()
+
+
+class Standing(Enum):
+    """What became of an owner."""
+
+    alive = "alive"
+    requeued = "requeued"  # its Slurm job waits in the queue, and will go on with the trial
+    cancelled = "cancelled"  # its Slurm job was cancelled by a person
+    dead = "dead"
+
+
 class Watch:
     """Tells whether owners live; it must be kept to judge owners on other hosts, whose silence it times on our own clock.
 
     `silent` holds the claims that were found dead in this way, to be handed to those who have not watched for so long.
     """
 
-    def __init__(self, silent: frozenset[Path] = frozenset(), silence_seconds: float = SILENCE_SECONDS) -> None:
-        self.silent = silent
+    def __init__(self, silent: frozenset[Path] = frozenset(), silence_seconds: float = SILENCE_SECONDS, queue: Queue | None = None) -> None:
+        """`queue` is asked about owners in Slurm jobs; without it only the clock is."""
+        self.silent, self.queue = silent, queue
         self._silence = silence_seconds
         self._seen: dict[Path, tuple[float, float]] = {}
 
-    def lives(self, trial_dir: Path, claim: Claim) -> bool:
-        """Whether the owner of `claim` still runs; a released claim does not."""
+    def standing(self, trial_dir: Path, claim: Claim) -> Standing:
+        """What became of the owner of `claim`."""
+        if is_cancelled(trial_dir, claim.epoch):
+            return Standing.cancelled
+        if claim.slurm is not None and self.queue is not None:
+            return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue)
+        return Standing.alive if self._lives(trial_dir, claim) else Standing.dead
+
+    def _standing_in_slurm(self, trial_dir: Path, claim: Claim, start: SlurmStart, queue: Queue) -> Standing:
+        ended = bool(_ended(trial_dir, claim.epoch))
+        if start.cluster == os.environ.get("SLURM_CLUSTER_NAME") and start.job == own_job():
+            # This very job: its earlier starts and attempts are over.
+            return Standing.alive if claim.owner == Process.me() and not ended else Standing.dead
+        state = queue.state(start.job)
+        if state == "CANCELLED" and not _path(trial_dir, claim.epoch, "resumed").exists():
+            with contextlib.suppress(OSError):
+                _path(trial_dir, claim.epoch, "cancelled").touch()  # Slurm forgets it in minutes
+            return Standing.cancelled
+        if state in ENDED or state == GONE:
+            return Standing.dead
+        if not state:  # nothing is known now
+            return Standing.requeued if ended else Standing.alive
+        current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart
+        return Standing.alive if current and not ended else Standing.requeued
+
+    def _lives(self, trial_dir: Path, claim: Claim) -> bool:
+        """Whether the owner of `claim` still runs, by the process table here and by its heartbeat elsewhere."""
         if _ended(trial_dir, claim.epoch):
             return False
         if claim.owner.host == platform.node() and claim.owner.boot != _boot():
@@ -141,8 +248,8 @@ class Ownership:
                 os.utime(_path(self.trial_dir, self.claim.epoch))
 
     def lost(self) -> bool:
-        """Whether somebody took the trial over."""
-        return _path(self.trial_dir, self.claim.epoch + 1).exists()
+        """Whether somebody took the trial over, or cancelled it."""
+        return _path(self.trial_dir, self.claim.epoch + 1).exists() or is_cancelled(self.trial_dir, self.claim.epoch)
 
     def __enter__(self) -> "Ownership":
         self._beat.start()
@@ -153,15 +260,14 @@ class Ownership:
         _path(self.trial_dir, self.claim.epoch, "crashed" if error else "released").touch()
 
 
-def claim(trial_dir: Path, epoch: int, driver: Process, step: int) -> Ownership | None:
+def claim(trial_dir: Path, epoch: int, driver: str, step: int, slurm: SlurmStart | None = None) -> Ownership | None:
     """Ownership of a trial at `epoch`, one more than its last claim; None where another process won that epoch."""
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
-    won = Claim(epoch, Process.me(), driver, step)
-    text = to_json({"epoch": epoch, "owner": asdict(won.owner), "driver": asdict(driver), "step": step})
-    return Ownership(trial_dir, won) if create_exclusive(_path(trial_dir, epoch), text) else None
+    won = Claim(epoch, Process.me(), driver, step, time.time(), slurm)
+    return Ownership(trial_dir, won) if create_exclusive(_path(trial_dir, epoch), to_json(asdict(won))) else None
 
 
-def crashes_in_place(claims: list[Claim], step: int, driver: Process, trial_dir: Path) -> int:
+def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Path) -> int:
     """How many of the last claims died under this very driver without gaining a step over `step`.
 
     A claim whose driver died too was ended with it, and is no fault of the trial; nor is one that was released.
@@ -172,3 +278,13 @@ def crashes_in_place(claims: list[Claim], step: int, driver: Process, trial_dir:
             break
         crashes += 1
     return crashes
+
+
+def starts_in_vain(claims: list[Claim], step: int) -> int:
+    """How many of the last claims were Slurm jobs that gained no step over `step`, whatever ended them."""
+    vain = 0
+    for past in reversed(claims):
+        if past.step != step or past.slurm is None:
+            break
+        vain += 1
+    return vain

@@ -12,19 +12,19 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.live import Live
 
-from jobs.compose import cluster_names, compose_job
-from jobs.run import INTERRUPTED, check_job, require_writable
-from jobs.spec import ClusterProfile, JobSpec
-from sweeps import claims, results
+from jobs.compose import cluster_names, compose_job, qualified
+from jobs.door import INTERRUPTED, require_writable
+from jobs.run import check_job
+from jobs.spec import ClusterProfile, JobSpec, Scheduler
+from sweeps import claims, on_slurm
 from sweeps.engine.local import LocalEngine, slots_here
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.spec import ScaleName, SweepSpec, build_trials
-from sweeps.status import counts_line, live_table, sweep_status
+from sweeps.status import counts_line, sweep_status
+from sweeps.watch import Watcher, conclude, progress_made, wide_console
 
 _REFRESH_SECONDS = 1.0
-_PLAIN_LINE_SECONDS = 30.0
 
 
 def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
@@ -34,17 +34,28 @@ def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scale", choices=[s.name for s in ScaleName], help="default: smoke on local, paper elsewhere")
     parser.add_argument("--seeds", type=int, help="seeds a setting; default: the sweep's own number for the scale")
     parser.add_argument("--runs-dir", type=Path, help="where sweeps are kept; default: the cluster profile's")
-    parser.add_argument("--dry-run", action="store_true", help="list the trials and where they stand, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show trials, quote and batch script, and run nothing; needs no Slurm")
+    parser.add_argument("--max-gpu-hours", type=float, metavar="H", help="refuse to submit what is quoted above H")
+    parser.add_argument("--yes", action="store_true", help="ask nothing")
+    parser.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs need nobody")
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every trial, such as epochs=5")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for every trial, such as epochs=5; or of the profile, such as account=abc"
+    )
     return parser.parse_args(arguments)
+
+
+def profile_keys(overrides: Sequence[str]) -> list[str]:
+    """Those of `overrides` that are the cluster profile's."""
+    return [o for o in qualified(overrides) if o.startswith("cluster.")]
 
 
 def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProfile]:
     """The sweep that was asked for, checked through and through; nothing has started. Raises ValueError at the first broken rule."""
     if asked.seeds is not None and asked.seeds < 1:
         raise ValueError(f"--seeds must be at least 1; got {asked.seeds}")
-    scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if asked.cluster == "local" else ScaleName.paper
+    local = compose_job([f"cluster={asked.cluster}", *profile_keys(asked.overrides)]).cluster.scheduler is Scheduler.local
+    scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if local else ScaleName.paper
     chosen = spec.scale(scale)
     cluster = compose_job([f"cluster={asked.cluster}", *chosen.overrides, *asked.overrides]).cluster
     trials = build_trials(spec, chosen, asked.seeds or chosen.seeds, asked.cluster, asked.overrides)
@@ -55,66 +66,10 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
     return sweep, cluster
 
 
-def wide_console() -> Console:
-    """The terminal, or a file or pipe as wide as the tables need."""
-    console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=150)
-
-
-def announce_changes(sweep: Sweep, console: Console) -> None:
-    """Say what differs from the sweep that the folder held before."""
-    if not (sweep.path / "sweep.json").exists():
-        return
-    before, now = ({t.signature for t in s.trials} for s in (Sweep.load(sweep.path), sweep))
-    if before != now:
-        kept = f"{len(before - now)} withdrawn (their folders stay, they leave the tables)"
-        console.print(f"the sweep has changed since it was last run: {len(now - before)} trials added, {kept}")
-
-
-class Watcher:
-    """Shows where the sweep stands: a live table on a terminal, else a line now and then."""
-
-    def __init__(self, view: View, console: Console) -> None:
-        self.view, self.console = view, console
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._started = time.monotonic()
-        self._first_done: float | None = None
-        self._printed = (float("-inf"), "")
-
-    def __enter__(self) -> "Watcher":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def show(self) -> None:
-        """Look at the run folders and refresh what is shown."""
-        status = sweep_status(self.view)
-        done = sum(t["done"] if t["state"] != "failed" else 1.0 for t in status["trials"])
-        if self._first_done is None:
-            self._first_done = done
-        gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
-        left = minutes * (len(status["trials"]) - done) / gained if gained > 0.5 else None
-        if self._live:
-            self._live.update(live_table(status, left), refresh=True)
-            return
-        line, (when, before) = counts_line(status), self._printed
-        if line != before or time.monotonic() - when > _PLAIN_LINE_SECONDS:
-            running = ", ".join(
-                f"{t['setting']} seed {t['seed']} {100 * t['done']:.0f} %" for t in status["trials"] if t["state"] == "running"
-            )
-            tail = f", about {left:.0f} min left" if left is not None else ""
-            self.console.print(f"{line}{tail}" + (f": {running}" if running else ""), highlight=False, soft_wrap=True)
-            self._printed = time.monotonic(), line
-
-
 def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool:
     """Run until every trial has ended; False where a signal asked to stop, which saves running trials first."""
-    view = View(sweep)
-    if all(s.ended for s in view.states().values()):
+    view = View.here(sweep)
+    if all(s.settled for s in view.states().values()):
         return True
     engine = LocalEngine(sweep, cluster)
     signals: list[int] = []
@@ -136,7 +91,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
     try:
         engine.start()
         with Watcher(view, console) as watcher:
-            while not signals and not all(s.ended for s in view.states().values()):
+            while not signals and not all(s.settled for s in view.states().values()):
                 ours = [s for s in view.states().values() if s in (TrialState.waiting, TrialState.interrupted)]
                 if ours:
                     before_round = progress_made(view)
@@ -158,12 +113,6 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
     return not signals
 
 
-def progress_made(view: View) -> tuple[int, int]:
-    """How often trials were begun or taken over, and how many have ended: a round of slots that changes neither never will."""
-    begun = sum(len(claims.history(view.sweep.trial_dir(t))) for t in view.sweep.trials)
-    return begun, sum(s.ended for s in view.states().values())
-
-
 def watch_while(work: Callable[[], list[str]], watcher: Watcher) -> list[str]:
     """What `work` returns, run in a thread while the sweep is shown; what it raises is raised here."""
     with ThreadPoolExecutor(1) as pool:
@@ -174,16 +123,14 @@ def watch_while(work: Callable[[], list[str]], watcher: Watcher) -> list[str]:
         return future.result()
 
 
-def conclude(view: View, console: Console) -> int:
-    """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
-    paths = results.write_all(view)
-    console.print(results.terminal_table(view))
-    bad = [r for r in results.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
-    for row in bad:
-        console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
-    for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True)
-    return 1 if bad else 0
+def run_here(sweep: Sweep, cluster: ClusterProfile, console: Console) -> int:
+    """Run what is missing on this machine, to the table; returns the exit status."""
+    finished = run_missing(sweep, cluster, console)
+    view = View.here(sweep)
+    if finished and all(s.ended for s in view.states().values()):
+        return conclude(view, console)
+    console.print(f"stopped: {counts_line(sweep_status(view))}; the same command resumes", soft_wrap=True, highlight=False)
+    return INTERRUPTED
 
 
 def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
@@ -191,28 +138,26 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     asked = parse(spec, arguments)
     console = wide_console()
     sweep, cluster = plan(spec, asked)
+    slurm = cluster.scheduler is Scheduler.slurm
     if asked.dry_run:
-        view = View(sweep)
-        for trial in sweep.trials:
-            console.print(f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False)
-        console.print(f"{len(sweep.trials)} trials, {sweep.trials[0].config.epochs} epochs each, in {sweep.path}", soft_wrap=True)
+        on_slurm.dry_run(sweep, cluster, console)
         return 0
-    if not all(s.ended for s in View(sweep).states().values()):
-        slots_here(cluster)
-    splits = None
-    for trial in sweep.trials:
-        splits = check_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), splits=splits)
-    announce_changes(sweep, console)
-    sweep.write()
-    if asked.retry_failed:
+    if not slurm:
+        if not all(s.ended for s in View(sweep).states().values()):
+            slots_here(cluster)
+        splits = None
         for trial in sweep.trials:
-            sweep.run(trial).set_failure_aside()
-    finished = run_missing(sweep, cluster, console)
-    view = View(sweep)
-    if not finished:
-        console.print(f"stopped: {counts_line(sweep_status(view))}; the same command resumes", soft_wrap=True, highlight=False)
-        return INTERRUPTED
-    return conclude(view, console)
+            splits = check_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), splits=splits)
+    on_slurm.check_cap(asked.max_gpu_hours, on_slurm.quote_of(View.here(sweep), cluster))
+    return on_slurm.run(sweep, cluster, asked, console) if slurm else begin_here(sweep, cluster, asked, console)
+
+
+def begin_here(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, console: Console) -> int:
+    """Take up what failed or was cancelled, as asked, and run the sweep on this machine."""
+    on_slurm.announce_changes(sweep, console)
+    sweep.write()
+    on_slurm.take_up(sweep, asked.retry_failed)
+    return run_here(sweep, cluster, console)
 
 
 def main(spec: SweepSpec) -> None:

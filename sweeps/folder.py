@@ -9,16 +9,23 @@ from typing import Any
 from cnnjepa import checkpoint
 from cnnjepa.files import to_json, write_atomic
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from jobs.queue import Queue, has_slurm
 from sweeps import claims
 from sweeps.spec import ScaleName, SweepSpec, Trial
 
 
 class TrialState(Enum):
-    """Where a trial stands; `interrupted` was begun and waits for a slot to resume it."""
+    """Where a trial stands.
+
+    `interrupted` was begun and waits for any slot to resume it, `requeued` for its own Slurm job to start again; `cancelled` waits for a
+    person to run the sweep again.
+    """
 
     waiting = "waiting"
     running = "running"
+    requeued = "requeued"
     interrupted = "interrupted"
+    cancelled = "cancelled"
     completed = "completed"
     failed = "failed"
 
@@ -26,6 +33,19 @@ class TrialState(Enum):
     def ended(self) -> bool:
         """Whether nothing is left to run."""
         return self in (TrialState.completed, TrialState.failed)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing happens by itself any more."""
+        return self.ended or self is TrialState.cancelled
+
+
+_STATES = {
+    claims.Standing.alive: TrialState.running,
+    claims.Standing.requeued: TrialState.requeued,
+    claims.Standing.cancelled: TrialState.cancelled,
+    claims.Standing.dead: TrialState.interrupted,
+}
 
 
 @dataclass(frozen=True)
@@ -80,11 +100,17 @@ class Sweep:
 class View:
     """What the run folders say, read again only where it can have changed: an ended trial is read once."""
 
-    def __init__(self, sweep: Sweep, silent: frozenset[Path] = frozenset()) -> None:
-        """`silent` are claims of other hosts that a `claims.Watch` has found dead."""
+    @staticmethod
+    def here(sweep: Sweep) -> "View":
+        """A view that asks Slurm about the sweep's jobs, where it has any and Slurm is installed."""
+        return View(sweep, queue=Queue() if has_slurm() and (sweep.path / "submissions").is_dir() else None)
+
+    def __init__(self, sweep: Sweep, silent: frozenset[Path] = frozenset(), queue: Queue | None = None) -> None:
+        """`silent` are claims of other hosts that a `claims.Watch` has found dead; `queue` knows of owners in Slurm jobs."""
         self.sweep = sweep
-        self.watch = claims.Watch(silent)
+        self.watch = claims.Watch(silent, queue=queue)
         self._results: dict[str, RunResult] = {}
+        self._claims: dict[str, list[claims.Claim]] = {}
 
     def result(self, trial: Trial) -> RunResult | None:
         """The trial's result, once it has one."""
@@ -103,8 +129,17 @@ class View:
         folder = self.sweep.trial_dir(trial)
         past = claims.history(folder)
         if not past:
-            return TrialState.waiting
-        return TrialState.running if self.watch.lives(folder, past[-1]) else TrialState.interrupted
+            return TrialState.cancelled if claims.is_cancelled(folder, 0) else TrialState.waiting
+        return _STATES[self.watch.standing(folder, past[-1])]
+
+    def claims(self, trial: Trial) -> list[claims.Claim]:
+        """All claims of the trial, oldest first; those of an ended trial are read once."""
+        if trial.signature in self._claims:
+            return self._claims[trial.signature]
+        past = claims.history(self.sweep.trial_dir(trial))
+        if self.result(trial) is not None:
+            self._claims[trial.signature] = past
+        return past
 
     def states(self) -> dict[str, TrialState]:
         """The state of each trial by signature."""

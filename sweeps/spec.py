@@ -1,8 +1,9 @@
 """A sweep as a question: settings to compare, at two scales, over seeds; and the trials that follow from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from cnnjepa.config import TrainConfig
@@ -61,17 +62,27 @@ class Trial:
     number: int
     setting: str
     seed: int
-    config: TrainConfig
+    values: dict[str, Any]  # the TrainConfig as plain values: who only watches a sweep builds none
     signature: str
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """What the trial trains."""
+        return from_dict(self.values)
+
+    @property
+    def epochs(self) -> int:
+        """Of the run."""
+        return int(self.values["epochs"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**vars(self), "config": to_dict(self.config)}
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Trial":
         """What `to_dict` gave."""
-        return Trial(**{**values, "config": from_dict(values["config"])})
+        return Trial(**values)
 
 
 def build_trials(spec: SweepSpec, scale: Scale, seeds: int, cluster: str, overrides: Sequence[str]) -> list[Trial]:
@@ -87,15 +98,19 @@ def build_trials(spec: SweepSpec, scale: Scale, seeds: int, cluster: str, overri
             raise ValueError(f"{key} must not be overridden, it is what {spec.name} sets itself; got {override}")
     trials: list[Trial] = []
     known: dict[str, str] = {}
+    # Composed once a setting: seeds of one setting differ in nothing else.
+    composed = []
+    for setting in spec.settings:
+        own = [f"{key}={value}" for key, value in setting.overrides.items()]
+        composed.append(compose_job([f"cluster={cluster}", *scale.overrides, *own, *overrides]).train)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for setting in spec.settings:
-            own = [f"{key}={value}" for key, value in setting.overrides.items()]
-            config = compose_job([f"cluster={cluster}", *scale.overrides, *own, f"seed={seed}", *overrides]).train
+        for setting, train in zip(spec.settings, composed, strict=True):
+            config = replace(train, seed=seed)
             identity = signature(config)
             if identity in known:
                 raise ValueError(
                     f"settings of {spec.name} must differ; got the same configuration for {known[identity]} and {setting.label}"
                 )
             known[identity] = setting.label
-            trials.append(Trial(len(trials), setting.label, seed, config, identity))
+            trials.append(Trial(len(trials), setting.label, seed, to_dict(config), identity))
     return trials

@@ -136,7 +136,7 @@ class LocalEngine:
             return stop.exists() or not private.exists() or not driver.lives()
 
         def slot(_config: dict[str, int]) -> None:
-            run_slot(sweep, cluster, driver, asked_to_stop, silent)
+            run_slot(sweep, cluster, driver.driver, asked_to_stop, silent)
 
         resources = {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}
         tuner = tune.Tuner(

@@ -30,7 +30,7 @@ TABLE = [
     (["encoder.name=vgg"], "encoder.name must be one of resnet18, resnet34, resnet50, resnet101, resnet_small; got vgg"),
     (["method=dino"], "method must be one of cnn_jepa; got dino"),
     (["data=cifar"], "data must be one of digits, fashion_mnist, imagefolder, imagenet100, imagenet1k; got cifar"),
-    (["cluster=summit"], "cluster must be one of local; got summit"),
+    (["cluster=summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["method.mask.mask_ratio=1.5"], "method.mask.mask_ratio must lie in (0, 1); got 1.5"),
     (["method.mask.mask_ratio=0"], "method.mask.mask_ratio must lie in (0, 1); got 0.0"),
     (["data.image_size=30"], "data.image_size must be a multiple of the resnet_small cell of 8 pixels; got 30"),
@@ -127,7 +127,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(monkeypatch: pytest.Monk
 
 
 SWEEP_TABLE = [
-    (["--cluster", "summit"], "cluster must be one of local; got summit"),
+    (["--cluster", "summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["--seeds", "0"], "--seeds must be at least 1; got 0"),
     (["--runs-dir", "/proc/none"], "--runs-dir must be a folder that can be written; got /proc/none"),
     (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what predictor_ablation sets itself"),

@@ -12,7 +12,7 @@ from sweeps.claims import Claim, Process, Watch
 def try_to_claim(folder: Path, gate: object, wins: object) -> None:
     gate.wait()  # type: ignore[attr-defined]
     for epoch in range(1, 21):
-        owned = claims.claim(folder / str(epoch), 1, Process.me(), 0)
+        owned = claims.claim(folder / str(epoch), 1, "d", 0)
         if owned:
             wins.put((epoch, os.getpid()))  # type: ignore[attr-defined]
 
@@ -33,16 +33,16 @@ def test_of_many_who_claim_at_once_exactly_one_wins(tmp_path: Path) -> None:
 
 
 def test_an_owner_lives_until_its_process_ends_or_releases(tmp_path: Path) -> None:
-    owned = claims.claim(tmp_path, 1, Process.me(), 0)
+    owned = claims.claim(tmp_path, 1, "d", 0)
     assert owned is not None
     watch = Watch()
-    assert watch.lives(tmp_path, owned.claim)
+    assert watch._lives(tmp_path, owned.claim)
     with owned:
         assert not owned.lost()
-        assert claims.claim(tmp_path, 1, Process.me(), 0) is None
-        assert claims.claim(tmp_path, 2, Process.me(), 5) is not None
+        assert claims.claim(tmp_path, 1, "d", 0) is None
+        assert claims.claim(tmp_path, 2, "d", 5) is not None
         assert owned.lost()
-    assert not watch.lives(tmp_path, owned.claim)
+    assert not watch._lives(tmp_path, owned.claim)
     assert [(c.epoch, c.step) for c in claims.history(tmp_path)] == [(1, 0), (2, 5)]
 
 
@@ -64,32 +64,32 @@ def test_a_killed_owner_is_dead_also_when_its_number_is_taken_again() -> None:
 
 def test_what_ran_before_a_reboot_is_dead_at_once(tmp_path: Path) -> None:
     me = Process.me()
-    earlier = Claim(1, Process(me.host, "an earlier boot", me.namespace, me.pid, me.started), me, 0)
-    assert not Watch().lives(tmp_path, earlier)
+    earlier = Claim(1, Process(me.host, "an earlier boot", me.namespace, me.pid, me.started), "d", 0, 0.0)
+    assert not Watch()._lives(tmp_path, earlier)
 
 
 def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_clock(tmp_path: Path) -> None:
     foreign = Process("elsewhere", "boot", "", 1, 0.0)
-    assert claims.claim(tmp_path, 1, foreign, 0)
+    assert claims.claim(tmp_path, 1, "d", 0)
     path = tmp_path / "claim" / "000001.json"
-    claim = Claim(1, foreign, foreign, 0)
+    claim = Claim(1, foreign, "d", 0, 0.0)
     os.utime(path, (0, 0))  # the other clock is far off: that says nothing
     watch = Watch(silence_seconds=0.3)
-    assert watch.lives(tmp_path, claim)
+    assert watch._lives(tmp_path, claim)
     for i in range(5):
         time.sleep(0.1)
         os.utime(path, (i + 1, i + 1))
-        assert watch.lives(tmp_path, claim)
+        assert watch._lives(tmp_path, claim)
     time.sleep(0.35)
-    assert not watch.lives(tmp_path, claim)
+    assert not watch._lives(tmp_path, claim)
     assert watch.silent == {path}
-    assert Watch().lives(tmp_path, claim)
-    assert not Watch(watch.silent).lives(tmp_path, claim)  # who has not watched is told
+    assert Watch()._lives(tmp_path, claim)
+    assert not Watch(watch.silent)._lives(tmp_path, claim)  # who has not watched is told
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: object) -> None:
     monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.05)  # type: ignore[attr-defined]
-    owned = claims.claim(tmp_path, 1, Process.me(), 0)
+    owned = claims.claim(tmp_path, 1, "d", 0)
     assert owned is not None
     path = tmp_path / "claim" / "000001.json"
     os.utime(path, (0, 0))
@@ -101,11 +101,10 @@ def test_the_heart_beats(tmp_path: Path, monkeypatch: object) -> None:
 
 
 def test_only_deaths_under_the_same_driver_and_without_a_step_count_as_crashes(tmp_path: Path) -> None:
-    me = Process.me()
-    other = Process(me.host, me.boot, me.namespace, me.pid + 1, 0.0)
+    me, other = "this driver", "another"
 
-    def crashes(*past: tuple[int, Process]) -> int:
-        made = [Claim(i + 1, me, driver, step) for i, (step, driver) in enumerate(past)]
+    def crashes(*past: tuple[int, str]) -> int:
+        made = [Claim(i + 1, Process.me(), driver, step, 0.0) for i, (step, driver) in enumerate(past)]
         return claims.crashes_in_place(made, 7, me, tmp_path)
 
     assert crashes((7, me), (7, me)) == 2

@@ -103,5 +103,13 @@ def test_views_are_the_same_bytes_when_rebuilt(view: View, tmp_path: Path) -> No
 
 def test_status_counts_by_state(view: View) -> None:
     status = sweep_status(view)
-    assert status["counts"] == {"waiting": 1, "running": 0, "interrupted": 0, "completed": 4, "failed": 1}
+    assert status["counts"] == {
+        "waiting": 1,
+        "running": 0,
+        "requeued": 0,
+        "interrupted": 0,
+        "cancelled": 0,
+        "completed": 4,
+        "failed": 1,
+    }
     assert counts_line(status) == "1 failed, 4 completed, 1 waiting of 6 trials"

@@ -37,7 +37,7 @@ def dead() -> Process:
     return Process(me.host, me.boot, me.namespace, me.pid, me.started - 1000)
 
 
-def abandon(made: Sweep, number: int, epoch: int, driver: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+def abandon(made: Sweep, number: int, epoch: int, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim whose owner is gone."""
     gone = dead()
     with monkeypatch.context() as patch:
@@ -70,8 +70,8 @@ def test_two_equal_settings_are_refused() -> None:
 
 
 def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    abandon(tiny, 3, 1, dead(), monkeypatch)
-    got = [next_claim(View(tiny), Process.me()) for _ in range(7)]
+    abandon(tiny, 3, 1, dead().driver, monkeypatch)
+    got = [next_claim(View(tiny), Process.me().driver) for _ in range(7)]
     assert [g and g[0].number for g in got] == [3, 0, 1, 2, 4, 5, None]
     assert got[0] is not None
     assert got[0][1].claim.epoch == 2
@@ -80,18 +80,18 @@ def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pyte
 def test_a_trial_that_another_slot_took_is_not_taken_twice(tiny: Sweep) -> None:
     view = View(tiny)
     stale = study.replay(view)
-    first = next_claim(View(tiny), Process.me())
+    first = next_claim(View(tiny), Process.me().driver)
     assert first is not None
     assert first[0].number == 0
     assert study.ask(view, stale) == tiny.trials[0]  # the stale brain names it, and the claim refuses it
-    assert claims.claim(tiny.trial_dir(tiny.trials[0]), 1, Process.me(), 0) is None
-    again = next_claim(view, Process.me())
+    assert claims.claim(tiny.trial_dir(tiny.trials[0]), 1, "d", 0) is None
+    again = next_claim(view, Process.me().driver)
     assert again is not None
     assert again[0].number == 1
 
 
 def test_a_trial_whose_process_dies_twice_in_place_is_failed(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    me = Process.me()
+    me = Process.me().driver
     for epoch in (1, 2):
         abandon(tiny, 0, epoch, me, monkeypatch)
     got = next_claim(View(tiny), me)
@@ -105,8 +105,8 @@ def test_a_trial_whose_process_dies_twice_in_place_is_failed(tiny: Sweep, monkey
 
 def test_deaths_of_killed_drivers_never_fail_a_trial(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     for epoch in (1, 2, 3, 4):
-        abandon(tiny, 0, epoch, dead(), monkeypatch)
-    got = next_claim(View(tiny), Process.me())
+        abandon(tiny, 0, epoch, dead().driver, monkeypatch)
+    got = next_claim(View(tiny), Process.me().driver)
     assert got is not None
     assert (got[0].number, got[1].claim.epoch) == (0, 5)
 
@@ -116,13 +116,13 @@ def test_a_silent_owner_on_another_host_is_taken_over_by_a_slot_that_is_told(tin
     for trial in tiny.trials:
         with monkeypatch.context() as patch:
             patch.setattr(Process, "me", staticmethod(lambda: elsewhere))
-            assert claims.claim(tiny.trial_dir(trial), 1, elsewhere, 0)
+            assert claims.claim(tiny.trial_dir(trial), 1, "d", 0)
     assert View(tiny).hosts_elsewhere() == ["elsewhere"]
-    assert next_claim(View(tiny), Process.me()) is None
+    assert next_claim(View(tiny), Process.me().driver) is None
     watched = View(tiny)
     monkeypatch.setattr(watched.watch, "_silence", 0.0)
     assert set(watched.states().values()) == {TrialState.interrupted}
-    got = next_claim(View(tiny, watched.watch.silent), Process.me())
+    got = next_claim(View(tiny, watched.watch.silent), Process.me().driver)
     assert got is not None
     assert (got[0].number, got[1].claim.epoch) == (0, 2)
 
@@ -137,7 +137,7 @@ def test_the_replayed_study_tells_optuna_what_the_folders_say(tiny: Sweep, monke
         folder = tiny.run(tiny.trials[number])
         folder.prepare(tiny.trials[number].config)
         folder.write_result(result)
-    abandon(tiny, 3, 1, dead(), monkeypatch)
+    abandon(tiny, 3, 1, dead().driver, monkeypatch)
     told = study.replay(View(tiny)).get_trials()
     state = optuna.trial.TrialState
     assert [t.state for t in told] == [state.COMPLETE, state.FAIL, state.FAIL, state.RUNNING, state.WAITING, state.WAITING]
@@ -147,8 +147,8 @@ def test_the_replayed_study_tells_optuna_what_the_folders_say(tiny: Sweep, monke
 
 
 def test_a_slot_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:
-    assert run_slot(tiny, CLUSTER, Process.me(), lambda: True) is None
-    signature = run_slot(tiny, CLUSTER, Process.me(), never)
+    assert run_slot(tiny, CLUSTER, Process.me().driver, lambda: True) is None
+    signature = run_slot(tiny, CLUSTER, Process.me().driver, never)
     assert signature == tiny.trials[0].signature
     view = View(tiny)
     assert view.state(tiny.trials[0]) is TrialState.completed
@@ -163,10 +163,10 @@ def test_a_slot_that_lost_its_claim_stops_and_leaves_the_result_to_the_new_owner
 
     def usurp() -> bool:
         if next(calls) == 2:
-            assert claims.claim(tiny.trial_dir(tiny.trials[0]), 2, Process.me(), 0)
+            assert claims.claim(tiny.trial_dir(tiny.trials[0]), 2, "d", 0)
         return False
 
-    run_slot(tiny, CLUSTER, Process.me(), usurp)
+    run_slot(tiny, CLUSTER, Process.me().driver, usurp)
     assert tiny.run(tiny.trials[0]).result() is None
 
 
@@ -176,7 +176,7 @@ def test_a_slot_that_raises_twice_in_place_fails_its_trial_and_not_the_sweep(tin
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    me = Process.me()
+    me = Process.me().driver
     with monkeypatch.context() as patch:
         patch.setattr(slot, "run_job", full)
         for _ in range(2):

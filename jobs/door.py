@@ -1,0 +1,58 @@
+"""What every command shares, and no torch: exit statuses, folders that can be written, and signals that ask it to stop."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+INTERRUPTED = 130  # exit status of a command that was stopped and has saved
+
+
+class Stop:
+    """True once a signal has asked the process to stop; `cause` names the first one."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+
+    def __call__(self) -> bool:
+        """Whether a signal has come."""
+        return bool(self.received)
+
+    @property
+    def cause(self) -> str:
+        """'SIGTERM', or '' where no signal came."""
+        return signal.Signals(self.received[0]).name if self.received else ""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Within the block SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 make the yielded Stop true; a second SIGINT interrupts at once."""
+    stop = Stop()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in stop.received:
+            raise KeyboardInterrupt
+        stop.received.append(number)
+        # Not print: the signal may have come in the middle of one, which cannot be entered twice.
+        os.write(2, f"{signal.Signals(number).name}: saving a checkpoint, then stopping\n".encode())
+
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Raise ValueError unless files can be made in `folder`, which is created where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key} must be a folder that can be written; got {folder}: {error.strerror}") from error

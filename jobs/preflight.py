@@ -1,0 +1,275 @@
+"""`python -m jobs.preflight --cluster NAME [--on-node] [key=value ...]`: what would stop a submission, found before it is made."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cnnjepa.config import DataConfig, DatasetName, TrainConfig, method_module
+from cnnjepa.files import write_atomic
+from jobs import queue as slurm
+from jobs.door import require_writable
+from jobs.queue import SlurmError
+from jobs.spec import ClusterProfile, Scheduler
+from jobs.submit import Array, render
+
+# Images of the whole sets (train, test).
+EXPECTED_IMAGES = {
+    DatasetName.digits: (1437, 360),
+    DatasetName.fashion_mnist: (60_000, 10_000),
+    DatasetName.imagenet100: (126_689, 5_000),
+    DatasetName.imagenet1k: (1_281_167, 50_000),
+}
+# File systems that no other node sees.
+_NODE_LOCAL = {"tmpfs", "ext4", "ext3", "xfs", "btrfs", "overlay", "zfs"}
+_FILES_A_TRIAL = 40
+_ON_NODE_MINUTES = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; a problem stops a submission, a warning is said."""
+
+    what: str
+    level: str  # ok, warning, problem
+    said: str
+
+
+def ok(what: str, said: str) -> Finding:
+    """Nothing is in the way."""
+    return Finding(what, "ok", said)
+
+
+def warning(what: str, said: str) -> Finding:
+    """It may go wrong, or could not be looked at."""
+    return Finding(what, "warning", said)
+
+
+def problem(what: str, said: str) -> Finding:
+    """It would go wrong."""
+    return Finding(what, "problem", said)
+
+
+def minutes_of(limit: str) -> float:
+    """Slurm's [days-]hours:minutes:seconds in minutes, infinite for UNLIMITED."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+)*", limit):
+        return float("inf")
+    days, _, rest = limit.rpartition("-")
+    parts = [int(p) for p in rest.split(":")]
+    hours, minutes, seconds = ([*parts, 0, 0])[:3] if days or len(parts) == 3 else [0, *parts, 0][:3]
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+
+
+def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
+    """Account, partition, QOS, resources and array size are accepted: `sbatch --test-only` of the real script, which queues nothing."""
+    if shutil.which("sbatch") is None:
+        return [problem("Slurm", "sbatch must be on this machine's PATH; got none: submit from a login node, or use --dry-run")]
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
+        script.write(render(cluster, array))
+        script.flush()
+        try:
+            slurm.ask(["sbatch", "--test-only", script.name], patience_seconds=60)
+        except SlurmError as error:
+            asked = f"account {cluster.account or '-'}, partition {cluster.partition or '-'}, qos {cluster.qos or '-'}"
+            return [problem("request", f"Slurm must accept the job ({asked}, array of {array.slots}); got {error}")]
+    return [ok("request", f"sbatch --test-only accepts the script, array of {array.slots}")]
+
+
+def check_limits(cluster: ClusterProfile) -> list[Finding]:
+    """The time limit fits the partition: beyond it Slurm accepts the job and never starts it."""
+    try:
+        shown = slurm.ask(["scontrol", "show", "partition", "-o", *([cluster.partition] if cluster.partition else [])], 60)
+    except SlurmError as error:
+        return [problem("partition", f"cluster.partition must be one that Slurm has; got {cluster.partition}: {error}")]
+    partition = next((line for line in shown.splitlines() if cluster.partition or "Default=YES" in line), "")
+    longest = re.search(r"\bMaxTime=(\S+)", partition)
+    if longest and minutes_of(longest[1]) < cluster.time_limit_minutes:
+        said = f"cluster.time_limit_minutes must be at most the partition's {minutes_of(longest[1]):.0f}; got {cluster.time_limit_minutes}"
+        return [problem("time limit", said)]
+    state = re.search(r"\bState=(\S+)", partition)
+    found = [ok("time limit", f"{cluster.time_limit_minutes} min of the partition's {longest[1] if longest else 'unknown'}")]
+    if state and state[1] != "UP":
+        found.append(warning("partition", f"{cluster.partition} is {state[1]}: jobs wait until it is UP"))
+    return found
+
+
+def bytes_of_a_run(train: TrainConfig) -> int:
+    """What a run may hold on disk: its checkpoints, and one more while it writes."""
+    import torch
+
+    with torch.device("meta"):
+        method = method_module(train.method.name).Method(train, total_steps=1)
+    weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
+    moments = sum(2 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
+    return int(weights + moments) * (train.checkpoint.keep + 1)
+
+
+def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int, nodes: bool = True) -> list[Finding]:
+    """The runs folder can be written, is seen by all nodes as far as its file system tells, and has room and inodes left."""
+    try:
+        require_writable(runs_dir, "runs_dir")
+    except ValueError as error:
+        return [problem("runs folder", f"{error}; give another with --runs-dir")]
+    found = [ok("runs folder", f"{runs_dir} can be written")]
+    mounts = [] if not nodes else [m for m in psutil.disk_partitions(all=True) if runs_dir.is_relative_to(m.mountpoint)]
+    kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else "unknown"
+    if not nodes:
+        pass
+    elif kind in _NODE_LOCAL:
+        found.append(warning("shared", f"{runs_dir} lies on {kind}, which other nodes seldom see; --on-node proves it"))
+    else:
+        found.append(ok("shared", f"{runs_dir} lies on {kind}"))
+    room = os.statvfs(runs_dir)
+    free, inodes = room.f_bavail * room.f_frsize, room.f_favail
+    need, files = trials * bytes_a_trial, trials * _FILES_A_TRIAL
+    enough = free >= need and (inodes >= files or not room.f_files)
+    said = f"{need / 1e9:.1f} GB and {files} files needed at most, {free / 1e9:.1f} GB and {inodes} inodes free"
+    found.append(ok("room", said) if enough else problem("room", f"{runs_dir} must have room for {trials} runs; got: {said}"))
+    if shutil.which("squota"):
+        done = subprocess.run(["squota"], capture_output=True, text=True, timeout=60, check=False)
+        found.append(ok("squota", " | ".join(done.stdout.split("\n")[:6])))
+    return found
+
+
+def check_data(data: DataConfig) -> list[Finding]:
+    """The images are there, as many as the set has."""
+    from cnnjepa.data.datasets import load_splits
+
+    try:
+        splits = load_splits(data)
+    except ValueError as error:
+        return [problem("data", str(error))]
+    counts = len(splits.dataset.train), len(splits.dataset.test)
+    expected = EXPECTED_IMAGES.get(data.name)
+    said = f"{data.name.name}: {counts[0]} training and {counts[1]} test images in {data.root or 'the default place'}"
+    if expected and counts != expected:
+        return [problem("data", f"data.{data.name.name} must have {expected[0]} training and {expected[1]} test images; got {said}")]
+    if len(splits.pretrain) < 1:
+        return [problem("data", f"data.train_limit must leave images; got {said}")]
+    return [ok("data", said)]
+
+
+def checked_data(data: dict[str, object]) -> list[Finding]:
+    """`check_data` in a process of its own, whose libraries and image lists are gone with it."""
+    line = [sys.executable, "-m", "jobs.preflight", "--data-only", json.dumps(data)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parent.parent)
+    try:
+        return [Finding(**f) for f in json.loads(done.stdout)]
+    except ValueError:
+        return [problem("data", f"the images must be readable; got {' '.join(done.stderr.split())[-300:]}")]
+
+
+_ON_NODE = """
+import os, platform, sys
+from pathlib import Path
+import torch, torchvision, submitit, optuna
+folder, device = Path(sys.argv[1]), sys.argv[2]
+if os.environ.get("SLURM_PROCID", "0") == "0":
+    found = torch.cuda.device_count()
+    assert device != "cuda" or found, "torch sees no CUDA device here"
+    (folder / "from-node").write_text(f"{platform.node()}: torch {torch.__version__}, {found} CUDA devices")
+"""
+
+
+def check_on_node(cluster: ClusterProfile, runs_dir: Path) -> list[Finding]:
+    """A short job imports the environment on a node and writes into the runs folder; waits for it."""
+    folder = Path(tempfile.mkdtemp(prefix=".preflight-", dir=runs_dir))
+    code = Path(__file__).resolve().parent.parent
+    try:
+        write_atomic(folder / "on_node.py", _ON_NODE)
+        array = Array("cnnjepa-preflight", 1, 1, "jobs.preflight", "", code, folder)
+        head = [line for line in render(cluster, array).splitlines() if not line.startswith("#SBATCH --time")]
+        head = head[: head.index("# command")]
+        python = cluster.python or sys.executable
+        head.insert(1, f"#SBATCH --time={_ON_NODE_MINUTES}")
+        srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {folder}/on_node.py {folder}"
+        write_atomic(folder / "job.sh", "\n".join([*head, f"{srun} {cluster.device.name if cluster.gpus_per_slot else 'cpu'}", ""]))
+        job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
+        print(f"job {job} looks at a node; this waits for the queue (Ctrl-C cancels it)", flush=True)
+        try:
+            queue = slurm.Queue(2)
+            while (state := queue.state(f"{job}_0")) not in slurm.ENDED and state != slurm.GONE:
+                time.sleep(2)
+        except KeyboardInterrupt:
+            slurm.cancel([job])
+            raise
+        answer = folder / "from-node"
+        if state == "COMPLETED" and answer.exists():
+            return [ok("node", f"{answer.read_text()}; {runs_dir} is shared")]
+        log = next(iter(folder.glob("*.log")), None)
+        tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
+        return [problem("node", f"the environment must be importable on a node and {runs_dir} be shared; got {state}: {tail}")]
+    except SlurmError as error:
+        return [problem("node", f"a job must be able to look at a node; got {error}")]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def preflight(
+    cluster: ClusterProfile, array: Array, runs_dir: Path, trials: int, bytes_a_trial: int, data: Sequence[dict[str, object]]
+) -> list[Finding]:
+    """All findings about a submission of `array`; nothing is queued."""
+    found = check_request(cluster, array)
+    if found[0].what != "Slurm":
+        found += check_limits(cluster)
+    found += check_folders(runs_dir, trials, bytes_a_trial)
+    for one in data:
+        found += checked_data(one)
+    return found
+
+
+def _data_only(text: str) -> int:
+    values = json.loads(text)
+    data = DataConfig(**{**values, "name": DatasetName[values["name"]]})
+    print(json.dumps([vars(f) for f in check_data(data)]))
+    return 0
+
+
+def main() -> int:
+    """The door; exit status 0 nothing in the way, 1 problems, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.preflight", description=__doc__)
+    parser.add_argument("--cluster", default="local")
+    parser.add_argument("--runs-dir", type=Path, help="default: the profile's")
+    parser.add_argument("--slots", type=int, default=1, help="elements of the array to ask for")
+    parser.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
+    parser.add_argument("--data-only", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as account=abc or data=imagenet100")
+    asked = parser.parse_args()
+    if asked.data_only:
+        return _data_only(asked.data_only)
+    from cnnjepa.identity import to_dict
+    from jobs.compose import compose_job
+
+    try:
+        job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    cluster = job.cluster
+    runs_dir = (asked.runs_dir or Path(cluster.runs_dir)).resolve()
+    code = Path(__file__).resolve().parent.parent
+    array = Array("cnnjepa-preflight", asked.slots, 1, "sweeps.engine.rank", "", code, runs_dir)
+    data = to_dict(job.train.data)
+    if cluster.scheduler is Scheduler.slurm:
+        found = preflight(cluster, array, runs_dir, asked.slots, bytes_of_a_run(job.train), [data])
+        if asked.on_node and not any(f.level == "problem" for f in found):
+            found += check_on_node(cluster, runs_dir)
+    else:
+        found = check_folders(runs_dir, asked.slots, bytes_of_a_run(job.train), nodes=False) + checked_data(data)
+    for finding in found:
+        print(f"{finding.level:8} {finding.what}: {finding.said}")
+    return 1 if any(f.level == "problem" for f in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

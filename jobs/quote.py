@@ -1,0 +1,96 @@
+"""What a sweep will cost before it is submitted: GPU-hours and wall-clock, from this code's own runs where there are any."""
+
+import math
+import shutil
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.spec import ClusterProfile
+
+# Hours an epoch of ImageNet-100, ResNet-50, 224 pixels, batch 512, bf16 on 4 A100: 51.5 GPU-hours / 200 epochs / 4 (paper, table V).
+PAPER_HOURS_PER_EPOCH, PAPER_GPUS = 0.0644, 4
+PAPER_SHAPE = {
+    "data.name": "imagenet100",
+    "data.image_size": 224,
+    "data.train_limit": 0,
+    "encoder.name": "resnet50",
+    "precision": "bf16",
+    "method.name": "cnn_jepa",
+}
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Cost of the trials that are still to run; hours are None where nothing is known."""
+
+    trials: int
+    epochs: float  # still to train, over all trials
+    device_hours_per_epoch: float | None
+    source: str
+    unit: str  # GPU-hours, or core-hours where a slot has no GPU
+    wall_hours: float | None
+    parallel: int
+    chunks: int  # jobs that one trial needs, one after the other, by its time limit
+
+    @property
+    def device_hours(self) -> float | None:
+        """Of all trials together."""
+        return None if self.device_hours_per_epoch is None else self.epochs * self.device_hours_per_epoch
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        head = f"quote: {self.trials} runs, {self.epochs:g} epochs to train"
+        if self.device_hours is None or self.wall_hours is None:
+            return [head, f"  cost unknown: {self.source}"]
+        chain = f", each in {self.chunks} jobs one after the other" if self.chunks > 1 else ""
+        return [
+            f"{head} x {self.device_hours_per_epoch:.4g} {self.unit} an epoch = {self.device_hours:,.0f} {self.unit}",
+            f"  an epoch's cost: {self.source}",
+            f"  wall-clock: {self.wall_hours:,.1f} h with {self.parallel} at once{chain}, queueing not counted",
+        ]
+
+
+def lookup(config: dict[str, object], key: str) -> object:
+    """The value at a dotted key of nested dicts."""
+    value: object = config
+    for part in key.split("."):
+        assert isinstance(value, dict)
+        value = value[part]
+    return value
+
+
+def quote(
+    cluster: ClusterProfile, config: dict[str, object], epochs_left: Sequence[float], epochs_of_a_trial: float, measured: Sequence[float]
+) -> Quote:
+    """Cost of trials like `config` with `epochs_left` each; `measured` are device-hours an epoch of such runs by this code."""
+    unit = "GPU-hours" if cluster.gpus_per_slot else "core-hours"
+    devices = cluster.gpus_per_slot or cluster.cores_per_slot
+    per_epoch: float | None = None
+    if measured:
+        per_epoch = statistics.median(measured)
+        source = f"measured by this code, median of {len(measured)} runs"
+    elif cluster.gpus_per_slot and all(lookup(config, key) == value for key, value in PAPER_SHAPE.items()):
+        per_epoch = PAPER_HOURS_PER_EPOCH * PAPER_GPUS
+        source = f"the paper's {PAPER_HOURS_PER_EPOCH} h on {PAPER_GPUS} A100, no run of this code is there to measure"
+    else:
+        source = "no run of this shape is there to measure, and the paper has none; the first finished run gives it"
+    parallel = min(cluster.max_parallel or len(epochs_left), len(epochs_left)) or 1
+    wall, chunks = None, 1
+    if per_epoch is not None:
+        hours = [e * per_epoch / devices for e in epochs_left]
+        wall = max(sum(hours) / parallel, *hours, math.ceil(len(hours) / parallel) * statistics.fmean(hours)) if hours else 0.0
+        usable = (60 * cluster.time_limit_minutes - cluster.stop_signal_seconds) / 3600
+        chunks = max(math.ceil(epochs_of_a_trial * per_epoch / devices / usable), 1)
+    return Quote(len(epochs_left), sum(epochs_left), per_epoch, source, unit, wall, parallel, chunks)
+
+
+def balance() -> str:
+    """What the site's `sbalance` prints, "" where there is none or it fails."""
+    if shutil.which("sbalance") is None:
+        return ""
+    try:
+        return subprocess.run(["sbalance"], capture_output=True, text=True, timeout=60, check=True).stdout.rstrip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,37 @@
+"""Stops trials for good: marked in their folders first, so that whoever comes upon them leaves them alone, then ended in Slurm."""
+
+from pathlib import Path
+
+from jobs import queue as slurm
+from sweeps import claims
+from sweeps.engine.slurm import SlurmEngine
+from sweeps.engine.submission import Submission
+from sweeps.folder import TrialState, View
+from sweeps.spec import Trial
+
+
+def cancel(view: View, trials: list[Trial]) -> str:
+    """Cancel `trials`, or all that have not ended where none are named; returns a line that says what was done.
+
+    What runs saves a checkpoint first, if it can; running the sweep again takes it up.
+    """
+    sweep = view.sweep
+    chosen = [t for t in trials or sweep.trials if not view.state(t).settled]
+    jobs = []
+    for trial in chosen:
+        state, past = view.state(trial), view.claims(trial)
+        claims.cancel(sweep.trial_dir(trial))
+        if past and past[-1].slurm is not None and state in (TrialState.running, TrialState.requeued):
+            jobs.append(past[-1].slurm.job)
+    ended = len(jobs)
+    made = Submission.all_of(sweep)
+    if made and view.watch.queue is not None:
+        engine = SlurmEngine(sweep, made[-1].cluster, Path(made[-1].code), view.watch.queue)
+        if trials:
+            slurm.cancel(jobs)
+            ended += engine.withdraw(-engine.missing(View(sweep, queue=view.watch.queue)))
+        else:
+            live = [e.id for e in engine.live()]
+            slurm.cancel(live)
+            ended = len(live)
+    return f"{len(chosen)} trials cancelled, {ended} jobs ended; the sweep's command takes them up again"

@@ -1,0 +1,81 @@
+"""`python -m sweeps.engine.rank SUBMISSION`: one rank of a slot in a Slurm job; rank 0 claims a trial, all ranks train it.
+
+Exit status 0 where the trial has ended or none was left, 130 where the run was told to stop and has saved; anything else is a death.
+"""
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from jobs.door import INTERRUPTED, Stop, stop_on_signals
+
+
+def run_rank(submission_file: Path, stop: Stop) -> int:
+    """Run this rank's part of one slot; returns the exit status, the same on every rank."""
+    # Imported when signals are caught already: one that came during the seconds that torch takes would end the process.
+    from cnnjepa.config import Device
+    from cnnjepa.distributed import broadcast_object, joined
+    from cnnjepa.train import NonFiniteError, RunError
+    from jobs.queue import Queue
+    from jobs.ranks import adopt_srun_ranks
+    from jobs.run import run_job
+    from jobs.spec import JobSpec, fit_to
+    from sweeps.claims import Ownership, SlurmStart
+    from sweeps.engine.submission import Submission
+    from sweeps.folder import Sweep, View
+    from sweeps.slot import next_claim, output_to, stopper
+    from sweeps.spec import Trial
+
+    adopt_srun_ranks()
+    submission = Submission.load(submission_file)
+    sweep, cluster = Sweep.load(submission.sweep_path), submission.cluster
+    owned: Ownership | None = None
+
+    def choose() -> tuple[Trial, int] | int:
+        """A trial and the epoch of its claim, or the exit status where there is none to run."""
+        nonlocal owned
+        start = SlurmStart.me(int(cluster.gpus_per_slot), submission.log_of_this_job(), submission.code)
+        assert start is not None, "a rank runs in a Slurm job"
+        if stop():
+            return INTERRUPTED
+        found = next_claim(View(sweep, queue=Queue(patience_seconds=600)), start.driver, start)
+        if found is None:
+            print("no trial is left to begin", flush=True)
+            return 0
+        trial, owned = found
+        print(
+            f"trial {trial.signature}: {trial.setting}, seed {trial.seed}, claim {owned.claim.epoch}, step {owned.claim.step}", flush=True
+        )
+        return trial, owned.claim.epoch
+
+    with joined(cluster.device if cluster.gpus_per_slot else Device.cpu) as ranks, ExitStack() as ours:
+        chosen = broadcast_object(choose() if ranks.is_main else None, ranks)
+        assert chosen is not None
+        if isinstance(chosen, int):
+            return chosen
+        trial, epoch = chosen
+        fit_to(cluster, trial.config)
+        folder = sweep.trial_dir(trial)
+        if owned is not None:
+            ours.enter_context(owned)
+            ours.enter_context(output_to(folder / "log" / "train.log"))
+        try:
+            should_stop = stop if owned is None else stopper(owned, stop)
+            result = run_job(JobSpec(trial.config, cluster, folder), should_stop, epoch)
+        except RunError as error:
+            if isinstance(error.__cause__, NonFiniteError):
+                return 0  # every rank saw it, and it is recorded
+            raise
+        if result is not None:
+            return 0
+        return broadcast_object(0 if owned is not None and owned.lost() and not stop() else INTERRUPTED, ranks)
+
+
+def main() -> int:
+    """The door; srun starts one for each rank."""
+    with stop_on_signals() as stop:
+        return run_rank(Path(sys.argv[1]), stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

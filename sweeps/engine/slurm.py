@@ -1,0 +1,165 @@
+"""Slots in Slurm's queue: one throttled job array, one element a slot, nobody to watch it. The queue and the folder say what is missing."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs import queue as slurm
+from jobs.queue import Element, Queue, SlurmError
+from jobs.spec import ClusterProfile
+from jobs.submit import submit
+from sweeps import claims
+from sweeps.claims import Process
+from sweeps.engine.submission import Submission, job_prefix
+from sweeps.folder import Sweep, TrialState, View
+
+# sbatch may still be under way when the command that called it is dead; it has 60 s, and seldom needs one.
+_DEAD_WRITER_SECONDS, _FAR_WRITER_SECONDS = 15.0, 120.0
+_MAX_ARRAY_SIZE = 1001  # Slurm's default
+_SUBMIT_ATTEMPTS, _ATTEMPT_SECONDS = 8, 5.0
+
+
+def shares(slots: int, limit: int, free: int) -> list[tuple[int, int]]:
+    """(slots, elements at once) of each array: at most `limit` elements in one, together `free` at once.
+
+    Where there are more arrays than `free`, those past the first `free` wait for one before them, and may take its share.
+    """
+    count = -(-slots // limit)
+    sizes = [slots // count + (i < slots % count) for i in range(count)]
+    side_by_side = min(count, free)
+    room = [free // side_by_side + (i < free % side_by_side) for i in range(side_by_side)]
+    return [(size, min(size, room[i % side_by_side])) for i, size in enumerate(sizes)]
+
+
+class SlurmEngine:
+    """Submits the slots that a sweep misses, and finds those that it has."""
+
+    def __init__(self, sweep: Sweep, cluster: ClusterProfile, code: Path, queue: Queue) -> None:
+        self.sweep, self.cluster, self.code, self.queue = sweep, cluster, code, queue
+        self.prefix = job_prefix(sweep)
+
+    def live(self) -> list[Element]:
+        """The elements that are queued or run, also those of submissions whose number was never written down."""
+        return [e for e in self.queue.named(self.prefix) if not e.ended]
+
+    def settle(self, say: Callable[[str], None]) -> None:
+        """Find out what became of submissions that were begun and not written down; waits for one that may still be under way."""
+        told = False
+        while True:
+            open_ones = [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void]
+            undecided = [s for s in open_ones if not self._decide(s, say)]
+            if not undecided:
+                return
+            if not told:
+                say(f"waiting for a submission that {undecided[0].writer.host} has begun")
+                told = True
+            time.sleep(2)
+
+    def _decide(self, submission: Submission, say: Callable[[str], None]) -> bool:
+        found = next((e for e in Queue(0).named(submission.name)), None)
+        if found is not None:
+            if not submission.job:
+                say(f"adopted job {found.array}: its submitter did not live to write it down")
+                submission.write_job(found.array)
+            return True
+        writer = submission.writer
+        if writer.is_local:
+            over = not writer.lives() and submission.age_seconds > _DEAD_WRITER_SECONDS
+        else:
+            over = submission.age_seconds > _FAR_WRITER_SECONDS
+        if over and not submission.job:
+            submission.write_void()
+        return over
+
+    def serving(self, view: View) -> int:
+        """How many elements will run, or are running, a trial of this sweep that has not ended."""
+        current = self.trial_of_job(view)
+        count = 0
+        for element in self.live():
+            state = current.get(element.id)
+            started = element.state != "PENDING" or element.restarts > 0
+            # A trial that the sweep has withdrawn keeps its element until it ends.
+            if state is None and started and element.id in self._withdrawn_jobs(view):
+                continue
+            count += state is None or not state.settled
+        return count
+
+    def trial_of_job(self, view: View) -> dict[str, TrialState]:
+        """The state of the trial that each job has claimed last."""
+        latest: dict[str, tuple[float, TrialState]] = {}
+        for trial in self.sweep.trials:
+            last = next(iter(view.claims(trial)[-1:]), None)
+            if last is not None and last.slurm is not None:
+                known = latest.get(last.slurm.job)
+                if known is None or known[0] < last.time:
+                    latest[last.slurm.job] = last.time, view.state(trial)
+        return {job: state for job, (_, state) in latest.items()}
+
+    def _withdrawn_jobs(self, view: View) -> set[str]:
+        ours = {t.signature for t in self.sweep.trials}
+        jobs = set()
+        for folder in (self.sweep.path / "trials").glob("*"):
+            if folder.name not in ours and (past := claims.history(folder)) and past[-1].slurm:
+                jobs.add(past[-1].slurm.job)
+        return jobs
+
+    def missing(self, view: View) -> int:
+        """Slots to submit so that every trial that is to run has one; negative where so many are too many."""
+        return sum(not s.settled for s in view.states().values()) - self.serving(view)
+
+    def withdraw(self, slots: int) -> int:
+        """Cancel up to `slots` elements that have not started; returns how many there were."""
+        idle = [e.id for e in self.live() if e.state == "PENDING" and not e.restarts][-slots:] if slots > 0 else []
+        slurm.cancel(idle)
+        return len(idle)
+
+    def submit(self, slots: int) -> list[Submission]:
+        """Submit `slots` slots, never more than the profile's max_parallel at once with those that are queued already.
+
+        Raises SlurmError with Slurm's words where it refuses.
+        """
+        with contextlib.suppress(SlurmError, ValueError):
+            self.array_limit = int(slurm.controller_setting("MaxArraySize"))
+        limit = max(getattr(self, "array_limit", _MAX_ARRAY_SIZE), 1)
+        throttles = {s.job: s.throttle for s in Submission.all_of(self.sweep)}
+        queued = Counter(e.array for e in self.live())
+        taken = sum(min(count, throttles.get(array, count)) for array, count in queued.items())
+        most = self.cluster.max_parallel or slots + taken
+        after_all = sorted(queued) if taken >= most else []
+        parts = shares(slots, limit, most if after_all else most - taken)
+        made: list[Submission] = []
+        side_by_side = min(len(parts), most if after_all else most - taken)
+        for i, (size, throttle) in enumerate(parts):
+            before = [made[i - side_by_side].job] if i >= side_by_side else after_all
+            made.append(self._submit_array(size, throttle, before))
+        return made
+
+    def _submit_array(self, slots: int, throttle: int, after: list[str]) -> Submission:
+        while True:
+            number = max((s.number for s in Submission.all_of(self.sweep)), default=0) + 1
+            name = f"{self.prefix}{number:04d}"
+            cluster, code = self.cluster, str(self.code)
+            wanted = Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time())
+            if wanted.create():
+                break
+        refusal = ""
+        for _attempt in range(_SUBMIT_ATTEMPTS):
+            try:
+                wanted.write_job(submit(self.cluster, wanted.array()))
+                return wanted
+            except SlurmError as error:
+                refusal = str(error)
+            # The job may be there all the same: its answer was lost.
+            try:
+                if lost := next(iter(Queue(0).named(name)), None):
+                    wanted.write_job(lost.array)
+                    return wanted
+            except SlurmError as error:
+                refusal = str(error)
+            if not slurm.may_pass(refusal):
+                break
+            time.sleep(_ATTEMPT_SECONDS)
+        wanted.write_void()
+        raise SlurmError(refusal)

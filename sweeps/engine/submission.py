@@ -1,0 +1,115 @@
+"""What was, or was about to be, submitted: `submissions/<number>.json` is written before sbatch is called and says all that a job needs.
+
+`.job` beside it holds the array's number, `.void` says that sbatch never happened. A command killed between sbatch and writing the
+number down leaves neither; the array is then found by its name, which follows from the file.
+"""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+
+from cnnjepa.config import Device
+from cnnjepa.files import create_exclusive, to_json, write_atomic
+from jobs.spec import ClusterProfile, Scheduler
+from jobs.submit import Array
+from sweeps.claims import Process
+from sweeps.folder import Sweep
+
+RANK_MODULE = "sweeps.engine.rank"
+
+
+def job_prefix(sweep: Sweep) -> str:
+    """What the names of all jobs of this sweep folder start with, and of no other."""
+    return f"{sweep.path.name}-{hashlib.sha256(str(sweep.path).encode()).hexdigest()[:8]}-"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job array of a sweep."""
+
+    sweep_path: Path
+    number: int
+    name: str
+    slots: int
+    throttle: int
+    after: list[str]
+    cluster: ClusterProfile
+    code: str
+    writer: Process
+    time: float
+
+    @staticmethod
+    def file(sweep_path: Path, number: int, what: str = "json") -> Path:
+        """Where a part of submission `number` is kept."""
+        return sweep_path / "submissions" / f"{number:06d}.{what}"
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
+        return self.file(self.sweep_path, self.number)
+
+    def create(self) -> bool:
+        """Write it down; False where another command took the number."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        values = asdict(self)
+        cluster = {k: v.name if isinstance(v, Enum) else v for k, v in values["cluster"].items()}
+        return create_exclusive(self.path, to_json({**values, "sweep_path": str(self.sweep_path), "cluster": cluster}))
+
+    @staticmethod
+    def load(path: Path) -> "Submission":
+        """What `create` wrote."""
+        values = json.loads(path.read_text())
+        cluster = values["cluster"]
+        profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
+        known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}
+        return Submission(**{**known, "cluster": ClusterProfile(**profile)})
+
+    @staticmethod
+    def all_of(sweep: Sweep) -> list["Submission"]:
+        """All submissions of a sweep folder, oldest first."""
+        return [Submission.load(p) for p in sorted((sweep.path / "submissions").glob("[0-9]*.json"))]
+
+    @property
+    def job(self) -> str:
+        """The array's number, "" while it is not written down."""
+        path = self.file(self.sweep_path, self.number, "job")
+        return path.read_text().strip() if path.exists() else ""
+
+    def write_job(self, job: str) -> None:
+        """Write the array's number down."""
+        write_atomic(self.file(self.sweep_path, self.number, "job"), job + "\n")
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it is known that nothing was submitted."""
+        return self.file(self.sweep_path, self.number, "void").exists()
+
+    def write_void(self) -> None:
+        """Write down that nothing was submitted."""
+        self.file(self.sweep_path, self.number, "void").touch()
+
+    @property
+    def age_seconds(self) -> float:
+        """Since it was written, by the writer's clock and ours."""
+        return time.time() - self.time
+
+    @property
+    def log_folder(self) -> Path:
+        """What the jobs print."""
+        return self.sweep_path / "log"
+
+    def log_of_this_job(self) -> str:
+        """The file that this process's job prints into."""
+        array, element = os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
+        return str(self.log_folder / f"{array}_{element}.log")
+
+    def array(self) -> Array:
+        """What jobs/submit.py renders and submits."""
+        comment = f"{self.slots} slots of {self.sweep_path}"
+        return Array(
+            self.name, self.slots, self.throttle, RANK_MODULE, str(self.path), Path(self.code), self.log_folder, comment, tuple(self.after)
+        )

@@ -1,0 +1,50 @@
+"""What a slot printed, without torch: for causes of failure, and for those who watch."""
+
+import sys
+import time
+from pathlib import Path
+
+from sweeps.folder import TrialState, View
+from sweeps.spec import Trial
+
+_FOLLOW_SECONDS = 1.0
+
+_TAIL_LINES, _TAIL_CHARACTERS = 3, 300
+
+
+def log_tail(path: Path) -> str:
+    """The last lines of a log in one, "" where there is none."""
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - 10_000, 0))
+        lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return " | ".join(line for line in lines[-_TAIL_LINES:])[-_TAIL_CHARACTERS:]
+
+
+def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
+    """Print what `trial` prints, by default one that runs, until it is settled; returns an exit status, 1 where none has begun."""
+    sweep = view.sweep
+    states = view.states()
+    if trial is None:
+        order = [TrialState.running, TrialState.requeued, TrialState.interrupted, TrialState.failed, TrialState.completed]
+        begun = [t for state in order for t in sweep.trials if states[t.signature] is state]
+        if not begun:
+            print("no trial has begun", file=sys.stderr)
+            return 1
+        trial = begun[0]
+    path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)
+    print(f"{trial.setting}, seed {trial.seed}: {view.state(trial).name}: {path}")
+    if past and past[-1].slurm:
+        print(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.log}")
+    position = 0
+    while True:
+        settled = view.state(trial).settled
+        if path.exists():
+            with open(path, errors="replace") as file:
+                file.seek(position)
+                print(file.read(), end="", flush=True)
+                position = file.tell()
+        if settled or not keep_on:
+            return 0
+        time.sleep(_FOLLOW_SECONDS)

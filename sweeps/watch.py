@@ -1,0 +1,176 @@
+"""Shows where a sweep stands and writes its results; `python -m sweeps.watch SWEEP_FOLDER` does so while Slurm runs it.
+
+The command that submits a sweep becomes this process, which needs neither torch nor the sweep's own file: it is light enough for a login
+node, and may be ended at any moment. While it lives it submits slots again whose jobs Slurm has ended before their trial was.
+"""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from jobs.door import INTERRUPTED
+from jobs.queue import Queue, SlurmError
+from sweeps import results
+from sweeps.engine.slurm import SlurmEngine
+from sweeps.engine.submission import Submission
+from sweeps.folder import Sweep, TrialState, View
+from sweeps.slot_log import log_tail
+from sweeps.status import counts_line, live_table, sweep_status
+
+_LOOK_SECONDS = 10.0
+_PLAIN_LINE_SECONDS = 30.0
+
+
+def wide_console() -> Console:
+    """The terminal, or a file or pipe as wide as the tables need."""
+    console = Console(file=sys.stdout)
+    return console if console.is_terminal else Console(file=sys.stdout, width=150)
+
+
+class Watcher:
+    """Shows where the sweep stands: a live table on a terminal, else a line now and then."""
+
+    def __init__(self, view: View, console: Console) -> None:
+        self.view, self.console = view, console
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._started = time.monotonic()
+        self._first_done: float | None = None
+        self._printed = (float("-inf"), "")
+
+    def __enter__(self) -> "Watcher":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self) -> None:
+        """Look at the run folders and refresh what is shown."""
+        status = sweep_status(self.view)
+        done = sum(t["done"] if t["state"] != "failed" else 1.0 for t in status["trials"])
+        if self._first_done is None:
+            self._first_done = done
+        gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
+        left = minutes * (len(status["trials"]) - done) / gained if gained > 0.5 else None
+        if self._live:
+            self._live.update(live_table(status, left), refresh=True)
+            return
+        line, (when, before) = counts_line(status), self._printed
+        if line != before or time.monotonic() - when > _PLAIN_LINE_SECONDS:
+            running = ", ".join(
+                f"{t['setting']} seed {t['seed']} {100 * t['done']:.0f} %" for t in status["trials"] if t["state"] == "running"
+            )
+            tail = f", about {left:.0f} min left" if left is not None else ""
+            self.console.print(f"{line}{tail}" + (f": {running}" if running else ""), highlight=False, soft_wrap=True)
+            self._printed = time.monotonic(), line
+
+
+def progress_made(view: View) -> tuple[int, int]:
+    """How often trials were begun or taken over, and how many have ended: a round of slots that changes neither never will."""
+    begun = sum(len(view.claims(t)) for t in view.sweep.trials)
+    return begun, sum(s.ended for s in view.states().values())
+
+
+def conclude(view: View, console: Console) -> int:
+    """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
+    paths = results.write_all(view)
+    console.print(results.terminal_table(view))
+    bad = [r for r in results.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
+    for row in bad:
+        console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
+    for path in paths:
+        console.print(str(path), highlight=False, soft_wrap=True)
+    return 1 if bad else 0
+
+
+@contextlib.contextmanager
+def leaving_quietly() -> Iterator[None]:
+    """Within the block SIGTERM is as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class SlurmWatch:
+    """One look after another at a sweep whose slots are in Slurm's queue."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.folder, self.console = folder, console
+        self.queue = Queue(refresh_seconds=_LOOK_SECONDS / 2)
+        self.read = float("-inf")
+        self.reload()
+        self.missing_before = 0
+        self.progress_at_submission = progress_made(self.view)
+
+    def reload(self) -> None:
+        """Take up what another command has made of the sweep."""
+        changed = (self.folder / "sweep.json").stat().st_mtime
+        if changed == self.read:
+            return
+        self.read = changed
+        sweep = Sweep.load(self.folder)
+        self.view = View(sweep, queue=self.queue)
+        last = Submission.all_of(sweep)[-1]
+        self.engine = SlurmEngine(sweep, last.cluster, Path(last.code), self.queue)
+
+    def mend(self) -> None:
+        """Submit again what two looks in a row have missed; raises SlurmError where slots end before they begin a trial."""
+        missing = self.engine.missing(self.view)
+        slots, self.missing_before = min(missing, self.missing_before), missing
+        if slots <= 0 or self.queue.silent:
+            return
+        progress = progress_made(self.view)
+        if progress == self.progress_at_submission:
+            logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
+            raise SlurmError(
+                f"jobs end before they begin a trial: {log_tail(logs[-1]) if logs else 'they leave no log'}; see {self.folder / 'log'}"
+            )
+        self.progress_at_submission = progress
+        for made in self.engine.submit(slots):
+            self.console.print(f"submitted again: job {made.job}, {made.slots} slots whose jobs had ended", highlight=False)
+
+    def run(self) -> int:
+        """Until every trial is settled; returns the exit status."""
+        with leaving_quietly(), Watcher(self.view, self.console) as watcher:
+            while True:
+                self.reload()
+                watcher.view = self.view
+                watcher.show()
+                if all(s.settled for s in self.view.states().values()):
+                    break
+                self.mend()
+                time.sleep(_LOOK_SECONDS)
+        if all(s.ended for s in self.view.states().values()):
+            return conclude(self.view, self.console)
+        self.console.print(f"{counts_line(sweep_status(self.view))}; the same command takes up what was cancelled", soft_wrap=True)
+        return INTERRUPTED
+
+
+def main() -> int:
+    """The door; exit status as a sweep's."""
+    console = wide_console()
+    folder = Path(sys.argv[1])
+    try:
+        return SlurmWatch(folder, console).run()
+    except KeyboardInterrupt:
+        console.show_cursor()
+        console.print("the jobs go on without this command; the same command shows them again", soft_wrap=True)
+        console.print(f"python -m sweeps status|logs|cancel {folder}", soft_wrap=True, highlight=False)
+        return INTERRUPTED
+    except SlurmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
