@@ -1,0 +1,212 @@
+"""What the tests on a real Slurm share: a sweep on it, struck and then held against an undisturbed one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from cnnjepa import checkpoint
+from cnnjepa.runs import TIMING_KEYS
+from jobs.queue import Queue
+from sweeps import claims
+from sweeps.engine.slurm import SlurmEngine
+from sweeps.engine.submission import Submission
+from sweeps.folder import Sweep, View
+from tests.slurm_cluster import PACKAGES, SlurmCluster, missing_programs
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tests" / "sweeps" / "slurm_sweep.py"
+STEPS = 360
+# Each fault as a line of the README's table; see tests/faults_table.py.
+FAULTS_FILE = "FAULTS_JSON"
+
+needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not installed: apt-get install {PACKAGES}")
+
+
+class SweepOnSlurm:
+    """One sweep folder on the cluster."""
+
+    def __init__(self, cluster: SlurmCluster, runs: Path) -> None:
+        self.cluster, self.runs = cluster, runs
+        self.path = runs / "slurm_sweep-smoke"
+
+    # Commands.
+
+    def line(self, *arguments: str, script: Path = SCRIPT) -> list[str]:
+        common = ["--cluster", "test_cluster", "--scale", "smoke", "--runs-dir", str(self.runs)]
+        return [sys.executable, str(script), *arguments, *common]
+
+    def start(self, *arguments: str, environment: dict[str, str] | None = None, script: Path = SCRIPT) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        whole = {**self.cluster.environment, **(environment or {})}
+        return subprocess.Popen(self.line(*arguments, script=script), cwd=ROOT, env=whole, text=True, **pipes)
+
+    def run(self, *arguments: str, code: int = 0, seconds: float = 400, **more: Any) -> str:
+        """The command to its end; returns what it printed."""
+        child = self.start(*arguments, **more)
+        try:
+            out, _ = child.communicate(timeout=seconds)
+        finally:
+            child.kill()
+        assert child.returncode == code, out
+        return out
+
+    def submit(self, *arguments: str, **more: Any) -> str:
+        """Submit, and leave the jobs alone."""
+        return self.run(*arguments, "--detach", **more)
+
+    def ask(self, command: str, *arguments: str) -> str:
+        line = [sys.executable, "-m", "sweeps", command, *arguments[:1], str(self.path), *arguments[1:]] if command == "status" else None
+        line = line or [sys.executable, "-m", "sweeps", command, str(self.path), *arguments]
+        done = subprocess.run(line, cwd=ROOT, env=self.cluster.environment, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ask("status", "--json"))
+        return found
+
+    # What the folder and the queue say.
+
+    @property
+    def sweep(self) -> Sweep:
+        return Sweep.load(self.path)
+
+    def trial_dirs(self) -> list[Path]:
+        return [self.sweep.trial_dir(t) for t in self.sweep.trials]
+
+    def jobs(self) -> list[str]:
+        """All elements ever queued for the sweep, that Slurm still knows, as id:state."""
+        lines = self.cluster.run("squeue", "-r", "-t", "all", "-h", "-o", "%j %i %T").splitlines()
+        names = {s.name for s in Submission.all_of(self.sweep)}
+        return [f"{i}:{state}" for name, i, state in (line.split() for line in lines) if name in names]
+
+    def live_jobs(self) -> list[str]:
+        return [j.partition(":")[0] for j in self.jobs() if j.endswith((":PENDING", ":RUNNING", ":COMPLETING", ":CONFIGURING"))]
+
+    def step_of(self, trial_dir: Path) -> int:
+        """The last step that was recorded."""
+        path = trial_dir / "metrics.jsonl"
+        steps = re.findall(rb'"step": (\d+)', path.read_bytes()[-2000:]) if path.exists() else []
+        return int(steps[-1]) if steps else 0
+
+    def wait(self, what: str, holds: Callable[[], bool], seconds: float = 240) -> None:
+        self.cluster.wait(what, holds, seconds)
+
+    def wait_for_step(self, step: int, trial: int = 0) -> Path:
+        """Until the trial has recorded `step`; it must not be nearly done."""
+        self.wait("sweep.json", (self.path / "sweep.json").exists)
+        folder = self.trial_dirs()[trial]
+        self.wait(f"step {step}", lambda: self.step_of(folder) >= step)
+        assert self.step_of(folder) < STEPS - 20
+        return folder
+
+    def wait_for_end(self, seconds: float = 300) -> None:
+        """Until every trial has a result and no job is left."""
+        self.wait("results", lambda: all((d / "result.json").exists() for d in self.trial_dirs()), seconds)
+        self.wait("jobs to end", lambda: not self.live_jobs(), 60)
+
+    def node_of(self, trial_dir: Path) -> str:
+        last = claims.history(trial_dir)[-1].slurm
+        assert last is not None
+        return last.node
+
+    def job_of(self, trial_dir: Path) -> str:
+        last = claims.history(trial_dir)[-1].slurm
+        assert last is not None
+        return last.job
+
+    def rank_process(self, trial_dir: Path, rank: int) -> psutil.Process:
+        for pid in self.cluster.processes_of_node(self.node_of(trial_dir)):
+            process = psutil.Process(pid)
+            words = process.cmdline()
+            is_rank = "sweeps.engine.rank" in words and "jobs.supervisor" not in words and words[0] != "srun"
+            if is_rank and process.environ().get("SLURM_PROCID") == str(rank):
+                return process
+        raise AssertionError(f"no rank {rank} on {self.node_of(trial_dir)}")
+
+    # Proof.
+
+    def lost_steps(self, trial_dir: Path) -> int:
+        """Steps that were computed more than once."""
+        return len(re.findall(r"^step \d+/", (trial_dir / "log" / "train.log").read_text(), re.M)) - STEPS
+
+    def check_against(self, undisturbed: "SweepOnSlurm") -> None:
+        """Every trial ended once, and is bit for bit what it is without the fault."""
+        for folder in self.trial_dirs():
+            twin = undisturbed.path / "trials" / folder.name
+            result, expected = (json.loads((d / "result.json").read_text()) for d in (folder, twin))
+            assert result["status"] == "completed", result
+            assert {k: v for k, v in result.items() if k not in TIMING_KEYS} == {k: v for k, v in expected.items() if k not in TIMING_KEYS}
+            assert result["claim"] == claims.history(folder)[-1].epoch
+            assert records(folder) == records(twin)
+            assert_same_weights(folder, twin)
+            log = (folder / "log" / "train.log").read_text()
+            assert log.count(f"step {STEPS}/{STEPS} ") == 1
+            assert log.count(f"step 1/{STEPS} ") == 1, "it was begun anew"
+        engine_missing = SlurmEngine(self.sweep, Submission.all_of(self.sweep)[-1].cluster, self.path, Queue(0))
+        assert engine_missing.missing(View(self.sweep, queue=Queue(0))) == 0
+
+
+def records(trial_dir: Path) -> list[dict[str, Any]]:
+    lines = (trial_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMING_KEYS} for line in lines]
+
+
+def tensors(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors(inner, f"{path}.{key}")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """The newest checkpoints hold the same step, and the same bits in every tensor: weights, statistics, moments, target."""
+    states = []
+    for folder in (one, other):
+        found = checkpoint.find(folder / "checkpoints")[0]
+        assert found.step == STEPS
+        states.append(dict(tensors(checkpoint.read(found, torch.device("cpu")))))
+    first, second = states
+    assert first.keys() == second.keys()
+    assert len(first) > 100
+    different = [k for k in first if not torch.equal(first[k], second[k])]
+    assert different == []
+
+
+class Faults:
+    """Writes a line of the faults table for each fault that was survived, where asked to."""
+
+    @contextmanager
+    def line(self, name: str, sweep: SweepOnSlurm) -> Iterator[dict[str, str]]:
+        """`happened` is what the caller puts into the yielded dict; the rest is read off the run folders."""
+        said: dict[str, str] = {}
+        started = time.monotonic()
+        yield said
+        folders = sweep.trial_dirs()
+        lost = sum(sweep.lost_steps(d) for d in folders)
+        seconds = [json.loads((d / "result.json").read_text())["seconds"] / STEPS for d in folders]
+        starts = sum(len(claims.history(d)) for d in folders)
+        entry = {
+            "fault": name,
+            "happened": said["happened"],
+            "trials": len(folders),
+            "starts": starts,
+            "steps_lost": lost,
+            "seconds_lost": round(lost * sum(seconds) / len(seconds), 1),
+            "test_seconds": round(time.monotonic() - started, 1),
+        }
+        print(json.dumps(entry))
+        if os.environ.get(FAULTS_FILE):
+            with open(os.environ[FAULTS_FILE], "a") as file:
+                file.write(json.dumps(entry) + "\n")
