@@ -2,17 +2,23 @@
 
 import logging
 import sys
+import time
+import uuid
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from cnnjepa.distributed import is_main_rank, rank_count
-from cnnjepa.runs import RunResult, RunStatus
-from jobs.compose import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, register_schemas, split_multirun
-from jobs.door import INTERRUPTED, stop_on_signals
+from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from jobs.compose import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, qualified, register_schemas, split_multirun
+from jobs.door import INTERRUPTED, require_writable, stop_on_signals
+from jobs.queue import Queue, own_job
 from jobs.ranks import adopt_srun_ranks
 from jobs.run import check_job, run_job
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, Scheduler
+from jobs.submit import launcher_overrides
+from jobs.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
 
 
 def describe(job: JobSpec, result: RunResult | None) -> str:
@@ -47,30 +53,77 @@ _statuses: list[int] = []
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name=CONFIG_NAME, version_base="1.3")
 def _hydra_run(config: DictConfig) -> None:
-    _statuses.append(run(job_from(config)))
+    adopt_srun_ranks()  # in a job that hydra-submitit-launcher has started, this is the first of ours to run
+    status = run(job_from(config))
+    _statuses.append(status)
+    if status == INTERRUPTED and (job := own_job()):
+        # submitit would take the return for success. Nobody may leave before Slurm has the job back: a rank that ends ends the others.
+        if is_main_rank() and job_state(job) == "RUNNING":
+            requeue(job)
+        time.sleep(KILLED_WITHIN_SECONDS)
+        sys.exit(INTERRUPTED)
 
 
 # Hydra's own folders would hold a second copy of what the run folder holds.
 _QUIET_HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
 
 
-def check_multirun(overrides: list[str]) -> None:
-    """Raise ValueError where any run of a multirun could not start."""
-    for job in split_multirun([o for o in overrides if not o.startswith("hydra")]):
-        check_job(compose_job(job), rank_count())
+def checked_multirun(overrides: list[str]) -> list[JobSpec]:
+    """The runs of a multirun; raises ValueError where any of them could not start."""
+    jobs = [compose_job(job) for job in split_multirun([o for o in overrides if not o.startswith("hydra")])]
+    for job in jobs:
+        if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
+            require_writable(job.run_dir, "run_dir")
+            RunFolder(job.run_dir).prepare(job.train)
+        else:
+            check_job(job, rank_count())
+    return jobs
+
+
+def status_of(job: JobSpec) -> int:
+    """The exit status that the run folder stands for."""
+    result = RunFolder(job.run_dir).result()
+    if result is None:
+        return INTERRUPTED
+    return 0 if result.status is RunStatus.completed and not result.missing else 1
+
+
+def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
+    """Run a multirun through hydra-submitit-launcher, with the profile's values; what its jobs came to is read off their run folders.
+
+    The launcher's own word is not taken: a node loss ends its wait while Slurm runs the job again.
+    """
+    cluster = jobs[0].cluster
+    name = f"cnnjepa-{uuid.uuid4().hex[:8]}"
+    folder = Path(cluster.runs_dir).resolve() / "hydra" / name
+    sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
+    try:
+        _hydra_run()
+    except SystemExit as end:
+        if end.code:
+            print(f"{launcher} ended with status {end.code}; its logs: {folder}", file=sys.stderr)
+    queue = Queue()
+    while launcher == "submitit_slurm" and INTERRUPTED in map(status_of, jobs) and any(not e.ended for e in queue.named(name)):
+        time.sleep(5)
+    for job in jobs:
+        print(describe(job, RunFolder(job.run_dir).result()))
+    return max(map(status_of, jobs))
 
 
 def main() -> int:
     """The door; exit status 0 completed, 1 failed or a probe without value, 2 wrong usage, 130 stopped and saved."""
     adopt_srun_ranks()
     register_schemas()
-    arguments = sys.argv[1:]
+    arguments = qualified(sys.argv[1:])
     flags = [a for a in arguments if a.startswith("-")]
+    launcher = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), "basic")
     try:
         if not flags:
             return run(compose_job(arguments))
         if {"-m", "--multirun"} & set(flags):
-            check_multirun([a for a in arguments if a not in flags])
+            jobs = checked_multirun([a for a in arguments if a not in flags])
+            if launcher in ("submitit_slurm", "submitit_local"):
+                return launch(arguments, jobs, launcher)
         sys.argv[1:] = [*arguments, *_QUIET_HYDRA]
         _hydra_run()
         return max(_statuses, default=0)

@@ -4,11 +4,13 @@ submitit writes the script and speaks to sbatch. Its pickles are not used: a sub
 would fail every job of the array. What a job needs is in the sweep folder before it is submitted.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -54,6 +56,15 @@ def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     return shlex.join(supervisor) + " \\\n    " + shlex.join(srun) + " \\\n    " + shlex.join(rank)
 
 
+def _gres(cluster: ClusterProfile) -> str:
+    return cluster.gres or (f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else "")
+
+
+def _memory_mb(cluster: ClusterProfile) -> int:
+    """Of one node."""
+    return int(cluster.memory_gb_per_slot * _MB_A_GB / cluster.nodes_per_slot)
+
+
 def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
     executor = _Executor(folder=array.log_folder)
     code = shlex.quote(str(array.code))
@@ -63,15 +74,15 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
         **cluster.sbatch,
     }
-    gres = cluster.gres or (f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else "")
-    optional = {"account": cluster.account, "partition": cluster.partition, "qos": cluster.qos, "gres": gres, "comment": array.comment}
+    sites = {"account": cluster.account, "partition": cluster.partition, "qos": cluster.qos}
+    optional = {**sites, "gres": _gres(cluster), "comment": array.comment}
     executor.update_parameters(
         job_name=array.name,
         time=cluster.time_limit_minutes,
         nodes=cluster.nodes_per_slot,
         ntasks_per_node=cluster.ranks_per_slot // cluster.nodes_per_slot,
         cpus_per_task=cluster.threads_per_rank,
-        mem=f"{int(cluster.memory_gb_per_slot * _MB_A_GB / cluster.nodes_per_slot)}M",
+        mem=f"{_memory_mb(cluster)}M",
         signal_delay_s=cluster.stop_signal_seconds,
         setup=[
             *cluster.setup,
@@ -93,6 +104,39 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
 def render(cluster: ClusterProfile, array: Array, python: str = sys.executable) -> str:
     """The batch script that `submit` would hand to sbatch, to the letter; needs no Slurm."""
     return _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
+
+
+def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder: Path) -> list[str]:
+    """Hydra overrides that give hydra-submitit-launcher the profile's values: for `submitit_slurm`, or `submitit_local` on this machine."""
+    values: dict[str, Any] = {"name": name, "timeout_min": cluster.time_limit_minutes, "cpus_per_task": cluster.threads_per_rank}
+    if launcher == "submitit_slurm":
+        values |= {
+            "nodes": cluster.nodes_per_slot,
+            "tasks_per_node": cluster.ranks_per_slot // cluster.nodes_per_slot,
+            "mem_gb": int(_memory_mb(cluster) // 1024),
+            "account": cluster.account or None,
+            "partition": cluster.partition or None,
+            "qos": cluster.qos or None,
+            "gres": _gres(cluster) or None,
+            "signal_delay_s": cluster.stop_signal_seconds,
+            "array_parallelism": cluster.max_parallel or 256,
+            "max_num_timeout": 1000,  # a run that is longer than the limit goes on in the next job
+            "additional_parameters": {"requeue": True, **cluster.sbatch},
+            "stderr_to_stdout": True,
+            # The launcher has no place for srun's options.
+            "setup": [*cluster.setup, "export SLURM_KILL_BAD_EXIT=1", f"export SRUN_CPUS_PER_TASK={cluster.threads_per_rank}"],
+        }
+    shown = [f"hydra.launcher.{key}={_hydra_value(value)}" for key, value in values.items()]
+    return [f"hydra.sweep.dir={_hydra_value(str(folder))}", *shown]
+
+
+def _hydra_value(value: object) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_hydra_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_hydra_value, value)) + "]"
+    return json.dumps(value).replace("${", "\\${")
 
 
 def submit(cluster: ClusterProfile, array: Array) -> str:

@@ -27,6 +27,7 @@ _STOPPED = {INTERRUPTED, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2, 128 + signa
 DEATHS_ALLOWED = 4
 QUICK_SECONDS = 600.0
 PAUSE_SECONDS = 2.0
+KILLED_WITHIN_SECONDS = 600.0  # Slurm ends a job that it has requeued or cancelled within KillWait, 30 s by default
 _SHORTEST_MARGIN_SECONDS = 5.0
 
 
@@ -65,7 +66,7 @@ def requeue(job: str) -> None:
                 return
             say(f"requeueing again: {error}")
             time.sleep(PAUSE_SECONDS)
-    time.sleep(600)  # Slurm kills us meanwhile
+    time.sleep(KILLED_WITHIN_SECONDS)
 
 
 class Supervisor:

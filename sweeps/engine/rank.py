@@ -48,7 +48,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
         )
         return trial, owned.claim.epoch
 
-    with joined(cluster.device if cluster.gpus_per_slot else Device.cpu) as ranks, ExitStack() as ours:
+    with joined(cluster.device if cluster.gpus_per_slot else Device.cpu) as ranks:
         chosen = broadcast_object(choose() if ranks.is_main else None, ranks)
         assert chosen is not None
         if isinstance(chosen, int):
@@ -56,19 +56,20 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
         trial, epoch = chosen
         fit_to(cluster, trial.config)
         folder = sweep.trial_dir(trial)
-        if owned is not None:
-            ours.enter_context(owned)
-            ours.enter_context(output_to(folder / "log" / "train.log"))
-        try:
-            should_stop = stop if owned is None else stopper(owned, stop)
-            result = run_job(JobSpec(trial.config, cluster, folder), should_stop, epoch)
-        except RunError as error:
-            if isinstance(error.__cause__, NonFiniteError):
-                return 0  # every rank saw it, and it is recorded
-            raise
-        if result is not None:
-            return 0
-        return broadcast_object(0 if owned is not None and owned.lost() and not stop() else INTERRUPTED, ranks)
+        with ExitStack() as ours:
+            if owned is not None:
+                ours.enter_context(owned)
+                ours.enter_context(output_to(folder / "log" / "train.log"))
+            try:
+                should_stop = stop if owned is None else stopper(owned, stop)
+                ended = run_job(JobSpec(trial.config, cluster, folder), should_stop, epoch) is not None
+            except RunError as error:
+                if not isinstance(error.__cause__, NonFiniteError):
+                    raise
+                ended = True  # every rank saw it, and it is recorded
+        # The first rank to leave with a status ends the others: none may before rank 0 has saved and released its claim.
+        moved = broadcast_object(owned is not None and owned.lost() and not stop(), ranks)
+        return 0 if ended or moved else INTERRUPTED
 
 
 def main() -> int:

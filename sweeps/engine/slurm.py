@@ -76,13 +76,15 @@ class SlurmEngine:
     def serving(self, view: View) -> int:
         """How many elements will run, or are running, a trial of this sweep that has not ended."""
         current = self.trial_of_job(view)
-        count = 0
+        count, withdrawn = 0, None
         for element in self.live():
             state = current.get(element.id)
             started = element.state != "PENDING" or element.restarts > 0
             # A trial that the sweep has withdrawn keeps its element until it ends.
-            if state is None and started and element.id in self._withdrawn_jobs(view):
-                continue
+            if state is None and started:
+                withdrawn = self._withdrawn_jobs() if withdrawn is None else withdrawn
+                if element.id in withdrawn:
+                    continue
             count += state is None or not state.settled
         return count
 
@@ -97,7 +99,7 @@ class SlurmEngine:
                     latest[last.slurm.job] = last.time, view.state(trial)
         return {job: state for job, (_, state) in latest.items()}
 
-    def _withdrawn_jobs(self, view: View) -> set[str]:
+    def _withdrawn_jobs(self) -> set[str]:
         ours = {t.signature for t in self.sweep.trials}
         jobs = set()
         for folder in (self.sweep.path / "trials").glob("*"):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from sweeps import claims
 from sweeps.engine.slurm import SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
-from tests.slurm_cluster import PACKAGES, SlurmCluster, missing_programs
+from tests.slurm_cluster import PACKAGES, Options, SlurmCluster, free_ports, missing_programs
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "sweeps" / "slurm_sweep.py"
@@ -31,6 +32,25 @@ STEPS = 360
 FAULTS_FILE = "FAULTS_JSON"
 
 needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not installed: apt-get install {PACKAGES}")
+
+
+@contextmanager
+def running_cluster() -> Iterator[SlurmCluster]:
+    """A cluster of three nodes that Slurm's commands of this process find; everything of it is gone afterwards."""
+    base = Path(f"/tmp/slurm-{os.getpid()}")  # pytest's own folders are too long for sockets
+    base.mkdir()
+    made = SlurmCluster(base, Options(port=free_ports()))
+    before = os.environ.get("SLURM_CONF")
+    try:
+        made.start()
+        os.environ["SLURM_CONF"] = str(made.conf)
+        yield made
+    finally:
+        made.stop()
+        os.environ.pop("SLURM_CONF", None)
+        if before is not None:
+            os.environ["SLURM_CONF"] = before
+        shutil.rmtree(base, ignore_errors=True)
 
 
 class SweepOnSlurm:

@@ -12,28 +12,16 @@ import psutil
 import pytest
 
 from sweeps import claims
-from tests.slurm_cluster import Options, SlurmCluster, free_ports
-from tests.sweeps.slurm_bench import STEPS, Faults, SweepOnSlurm, needs_slurm
+from tests.slurm_cluster import SlurmCluster
+from tests.sweeps.slurm_bench import STEPS, Faults, SweepOnSlurm, needs_slurm, running_cluster
 
 pytestmark = [needs_slurm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
-    base = Path(f"/tmp/slurm-{os.getpid()}")  # pytest's own folders are too long for sockets
-    base.mkdir()
-    made = SlurmCluster(base, Options(port=free_ports()))
-    before = os.environ.get("SLURM_CONF")
-    try:
-        made.start()
-        os.environ["SLURM_CONF"] = str(made.conf)
+    with running_cluster() as made:
         yield made
-    finally:
-        made.stop()
-        os.environ.pop("SLURM_CONF", None)
-        if before is not None:
-            os.environ["SLURM_CONF"] = before
-        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture
@@ -106,14 +94,22 @@ def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faul
     assert sweep.lost_steps(folder) == 0
 
 
-def test_time_limits_chain_the_jobs_of_a_run(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
+def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
+    """A slow stretch, made by suspending the ranks, carries the run beyond the minute that its job has; Slurm tells it 15 s before."""
     with faults.line("time limit shorter than the run", sweep) as said:
-        sweep.submit("time_limit_minutes=1", "stop_signal_seconds=35")
-        sweep.wait_for_end(500)
-        said["happened"] = "saved before the limit, requeued, resumed"
+        sweep.submit("one", "time_limit_minutes=1", "stop_signal_seconds=15")
+        folder = sweep.wait_for_step(60)
+        ranks = [sweep.rank_process(folder, rank) for rank in range(4)]
+        for process in ranks:
+            process.suspend()
+        time.sleep(max(claims.history(folder)[0].owner.started + 46 - time.time(), 0))
+        for process in ranks:
+            process.resume()
+        sweep.wait_for_end()
+        said["happened"] = "saved before the limit, requeued, went on in the next start"
     sweep.check_against(undisturbed)
-    assert sum(len(claims.history(d)) for d in sweep.trial_dirs()) > 3
-    assert sum(sweep.lost_steps(d) for d in sweep.trial_dirs()) == 0
+    assert [c.slurm.restart for c in claims.history(folder) if c.slurm] == [0, 1]
+    assert sweep.lost_steps(folder) == 0
 
 
 def test_ranks_that_hang_at_the_limit(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
