@@ -9,6 +9,9 @@ from pathlib import Path
 from types import FrameType
 
 INTERRUPTED = 130  # exit status of a command that was stopped and has saved
+# The same of a rank under srun, which hands on the highest status of its tasks: above that of any error, and of any signal that ended
+# the other ranks (at most 128 + 64).
+STOPPED = 200
 
 
 class Stop:

@@ -2,7 +2,7 @@
 
 It runs the command, and when that ends:
   0                          the job is done;
-  130, or a stop signal      the run was told to stop: unless Slurm has ended or requeued the job itself, the job is requeued;
+  200                        the run was told to stop: unless Slurm has ended or requeued the job itself, the job is requeued;
   anything else              a rank died: the command is run again in place, on the same nodes, but not for ever.
 A job that was cancelled is no longer RUNNING to Slurm, and stays so. Where the ranks do not stop in time, the job is requeued just before
 its limit: past it, Slurm would end it for good.
@@ -17,11 +17,9 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from jobs.door import INTERRUPTED
+from jobs.door import INTERRUPTED, STOPPED
 from jobs.queue import SlurmError, ask, own_job, show_job
 
-# Exit statuses of a run that a signal ended before it could catch it: 128 + SIGUSR1, SIGUSR2, SIGTERM.
-_STOPPED = {INTERRUPTED, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2, 128 + signal.SIGTERM}
 # Deaths in a row, each within QUICK_SECONDS of its start, until the job itself is given up. A trial that dies twice without
 # gaining a step is recorded as failed by the next start, so a fault of the trial ends sooner.
 DEATHS_ALLOWED = 4
@@ -107,7 +105,7 @@ class Supervisor:
             if state != "RUNNING":
                 say(f"status {status}; the job is {state}: Slurm decides what comes next")
                 return INTERRUPTED
-            if status is None or status in _STOPPED or self.told_to_stop:
+            if status is None or status == STOPPED or self.told_to_stop:
                 say("stopped before the time limit" if status is None else f"status {status}, told to stop: requeueing {self.job}")
                 requeue(self.job)
                 return INTERRUPTED

@@ -1,13 +1,14 @@
 """`python -m sweeps.engine.rank SUBMISSION`: one rank of a slot in a Slurm job; rank 0 claims a trial, all ranks train it.
 
-Exit status 0 where the trial has ended or none was left, 130 where the run was told to stop and has saved; anything else is a death.
+Exit status 0 where the trial has ended or none was left, 200 where the run was told to stop and has saved; anything else is a death.
 """
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from jobs.door import INTERRUPTED, Stop, stop_on_signals
+from jobs.door import STOPPED, Stop, stop_on_signals
 
 
 def run_rank(submission_file: Path, stop: Stop) -> int:
@@ -37,7 +38,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
         start = SlurmStart.me(int(cluster.gpus_per_slot), submission.log_of_this_job(), submission.code)
         assert start is not None, "a rank runs in a Slurm job"
         if stop():
-            return INTERRUPTED
+            return STOPPED
         found = next_claim(View(sweep, queue=Queue(patience_seconds=600)), start.driver, start)
         if found is None:
             print("no trial is left to begin", flush=True)
@@ -69,14 +70,17 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
                 ended = True  # every rank saw it, and it is recorded
         # The first rank to leave with a status ends the others: none may before rank 0 has saved and released its claim.
         moved = broadcast_object(owned is not None and owned.lost() and not stop(), ranks)
-        return 0 if ended or moved else INTERRUPTED
+        return 0 if ended or moved else STOPPED
 
 
-def main() -> int:
+def main() -> None:
     """The door; srun starts one for each rank."""
     with stop_on_signals() as stop:
-        return run_rank(Path(sys.argv[1]), stop)
+        status = run_rank(Path(sys.argv[1]), stop)
+        sys.stdout.flush()
+        # From within the block: a signal that comes while Python takes itself down would make a completed run look like a stopped one.
+        os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

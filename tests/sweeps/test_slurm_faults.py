@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,32 +96,33 @@ def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faul
 
 
 def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
-    """A slow stretch, made by suspending the ranks, carries the run beyond the minute that its job has; Slurm tells it 15 s before."""
+    """Suspended ranks carry the run to the end of the minute that its job has; Slurm wakes them when it tells them."""
     with faults.line("time limit shorter than the run", sweep) as said:
         sweep.submit("one", "time_limit_minutes=1", "stop_signal_seconds=15")
-        folder = sweep.wait_for_step(60)
-        ranks = [sweep.rank_process(folder, rank) for rank in range(4)]
-        for process in ranks:
-            process.suspend()
-        time.sleep(max(claims.history(folder)[0].owner.started + 46 - time.time(), 0))
-        for process in ranks:
-            process.resume()
-        sweep.wait_for_end()
-        said["happened"] = "saved before the limit, requeued, went on in the next start"
-    sweep.check_against(undisturbed)
-    assert [c.slurm.restart for c in claims.history(folder) if c.slurm] == [0, 1]
-    assert sweep.lost_steps(folder) == 0
-
-
-def test_ranks_that_hang_at_the_limit(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
-    with faults.line("ranks hang until the time limit", sweep) as said:
-        sweep.submit("one", "time_limit_minutes=1", "stop_signal_seconds=20")
         folder = sweep.wait_for_step(60)
         for rank in range(4):
             sweep.rank_process(folder, rank).suspend()
         sweep.wait_for_end()
-        said["happened"] = "requeued by the supervisor just before the limit, resumed from the last checkpoint"
+        said["happened"] = "saved before the limit, requeued, went on in the next start"
     sweep.check_against(undisturbed)
+    assert len(claims.history(folder)) >= 2
+    assert len({c.slurm.job for c in claims.history(folder) if c.slurm}) == 1
+    assert sweep.lost_steps(folder) == 0
+
+
+def test_a_job_that_heeds_no_signal_is_requeued_just_before_its_limit(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Past its limit Slurm would end it for good, and with it the chain."""
+    root, log = Path(__file__).parents[2], tmp_path / "log"
+    supervisor = f"{sys.executable} -m jobs.supervisor --stop-signal-seconds 20 -- sh -c 'trap \"\" TERM USR2; sleep 200 & wait; wait'"
+    (tmp_path / "job.sh").write_text(f"#!/bin/bash\ncd {root}\nexport PYTHONPATH={root}\n{supervisor}\n")
+    options = ["--parsable", "--requeue", "--open-mode=append", "-t", "1", "--signal=USR2@20", "-o", str(log)]
+    job = cluster.run("sbatch", *options, str(tmp_path / "job.sh")).strip()
+    try:
+        cluster.wait("the second start", lambda: "Restarts=1" in cluster.run("scontrol", "show", "job", job), 100)
+        assert "stopped before the time limit" in log.read_text()
+    finally:
+        cluster.run("scancel", job)
+    cluster.wait("its end", lambda: not cluster.run("squeue", "-h", "-j", job, "-t", "PD,R,CG", check=False).strip(), 60)
 
 
 def test_requeue_by_the_administrator(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
