@@ -126,7 +126,8 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     register_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(CONFIG_NAME, list(overrides))
+        # The profile's sbatch options are open: any may be added.
+        return compose(CONFIG_NAME, [f"++{o}" if o.startswith("cluster.sbatch.") else o for o in overrides])
 
 
 def job_from(config: DictConfig) -> JobSpec:

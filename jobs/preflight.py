@@ -80,9 +80,22 @@ def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
         try:
             slurm.ask(["sbatch", "--test-only", script.name], patience_seconds=60)
         except SlurmError as error:
+            if "node configuration" in str(error) and (away := nodes_away(cluster)):
+                return [warning("request", f"{away}: Slurm cannot say now whether the nodes suffice; jobs wait for them")]
             asked = f"account {cluster.account or '-'}, partition {cluster.partition or '-'}, qos {cluster.qos or '-'}"
             return [problem("request", f"Slurm must accept the job ({asked}, array of {array.slots}); got {error}")]
     return [ok("request", f"sbatch --test-only accepts the script, array of {array.slots}")]
+
+
+def nodes_away(cluster: ClusterProfile) -> str:
+    """How many of the partition's nodes are drained, down or silent, "" for none: while they are, Slurm calls any request impossible."""
+    where = ["-p", cluster.partition] if cluster.partition else []
+    try:
+        states = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "%T"], 30).split()
+    except SlurmError:
+        return ""
+    away = [s for s in states if s not in ("idle", "mixed", "allocated", "completing", "planned", "reserved")]
+    return f"{len(away)} of {len(states)} nodes are {', '.join(sorted(set(away)))}" if away else ""
 
 
 def check_limits(cluster: ClusterProfile) -> list[Finding]:

@@ -77,10 +77,10 @@ def fit_to(cluster: ClusterProfile, train: TrainConfig) -> None:
 def validate_cluster(cluster: ClusterProfile) -> None:
     """Raise ValueError, naming key, rule and value, for a profile that no slot can run by."""
     c, slurm = cluster, cluster.scheduler is Scheduler.slurm
+    for key in ("cores_per_slot", "ranks_per_slot", "nodes_per_slot"):  # others are divided by them
+        if getattr(c, key) < 1:
+            raise ValueError(f"cluster.{key} must be at least 1; got {getattr(c, key)}")
     rules = [
-        (c.cores_per_slot >= 1, "cores_per_slot", "be at least 1", c.cores_per_slot),
-        (c.ranks_per_slot >= 1, "ranks_per_slot", "be at least 1", c.ranks_per_slot),
-        (c.nodes_per_slot >= 1, "nodes_per_slot", "be at least 1", c.nodes_per_slot),
         (c.gpus_per_slot >= 0, "gpus_per_slot", "be at least 0", c.gpus_per_slot),
         (0 < c.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be positive", c.memory_gb_per_slot),
         (c.max_parallel >= 0, "max_parallel", "be at least 0", c.max_parallel),

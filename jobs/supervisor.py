@@ -58,6 +58,7 @@ def requeue(job: str) -> None:
     while True:
         try:
             ask(["scontrol", "requeue", job])
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: the nodes are free at once, not after KillWait
             break
         except SlurmError as error:
             if job_state(job) != "RUNNING":

@@ -27,7 +27,7 @@ from tests.slurm_cluster import PACKAGES, Options, SlurmCluster, free_ports, mis
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "sweeps" / "slurm_sweep.py"
-STEPS = 360
+STEPS = 240
 # Each fault as a line of the README's table; see tests/faults_table.py.
 FAULTS_FILE = "FAULTS_JSON"
 

@@ -1,0 +1,28 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=abc
+#SBATCH --array=0-32%3
+#SBATCH --cpus-per-task=1
+#SBATCH --gres=gpu:4
+#SBATCH --job-name=sweep-1
+#SBATCH --mem=8000M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/log/%A_%a.log
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@20
+#SBATCH --time=30
+
+# setup
+export OMP_NUM_THREADS=1
+export PYTHONPATH=/runs/code/1${PYTHONPATH:+:$PYTHONPATH}
+cd /runs/code/1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+/venv/bin/python -u -m jobs.supervisor --stop-signal-seconds 20 -- \
+    srun --unbuffered --kill-on-bad-exit=1 --cpus-per-task=1 \
+    /venv/bin/python -u -m sweeps.engine.rank /runs/submissions/000001.json

@@ -1,0 +1,61 @@
+"""What would stop a submission, without Slurm; with it, tests/sweeps/test_slurm_faults.py submits nothing that preflight refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from cnnjepa.config import DATA_PRESETS, DatasetName
+from cnnjepa.identity import to_dict
+from cnnjepa.runs import RunFolder
+from cnnjepa.train import train
+from jobs import preflight
+from jobs.compose import compose_job
+from jobs.submit import Array
+from tests.tiny import tiny_config
+
+CLUSTER = compose_job(["cluster=test_cluster"]).cluster
+
+
+def levels(found: list[preflight.Finding]) -> dict[str, str]:
+    return {f.what: f.level for f in found}
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("2-00:00:00", 2880), ("01:00:00", 60), ("30", 30), ("15:30", 15.5), ("1-2", 1560), ("UNLIMITED", float("inf"))],
+)
+def test_slurms_durations(text: str, minutes: float) -> None:
+    assert preflight.minutes_of(text) == minutes
+
+
+def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = preflight.check_request(CLUSTER, Array("x", 1, 1, "m", "", tmp_path, tmp_path))
+    assert (found.level, found.what) == ("problem", "Slurm")
+
+
+def test_the_runs_folder_must_be_writable_and_have_room(tmp_path: Path) -> None:
+    assert levels(preflight.check_folders(tmp_path, 1, 1000))["room"] == "ok"
+    found = preflight.check_folders(tmp_path, 1000, 10**15)
+    assert levels(found)["room"] == "problem"
+    assert "1000 runs" in found[-1].said
+    (tmp_path / "file").touch()
+    assert levels(preflight.check_folders(tmp_path / "file", 1, 0)) == {"runs folder": "problem"}
+
+
+def test_the_images_must_be_there_and_be_as_many_as_the_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = DATA_PRESETS["digits"]
+    assert levels(preflight.check_data(digits)) == {"data": "ok"}
+    assert levels(preflight.check_data(DATA_PRESETS["imagenet100"])) == {"data": "problem"}
+    monkeypatch.setitem(preflight.EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
+    (found,) = preflight.check_data(digits)
+    assert found.said.startswith("data.digits must have 1437 training and 361 test images; got digits: 1437 training and 360 test images")
+    assert levels(preflight.checked_data(to_dict(digits))) == {"data": "ok"}  # in a process of its own
+
+
+def test_the_room_of_a_run_is_that_of_its_checkpoints(tmp_path: Path) -> None:
+    config, folder = tiny_config(epochs=1), RunFolder(tmp_path)
+    folder.prepare(config)
+    assert train(config, folder) is not None
+    real = max(p.stat().st_size for p in folder.checkpoints.glob("*.pt")) * (config.checkpoint.keep + 1)
+    assert real * 0.6 < preflight.bytes_of_a_run(config) <= real

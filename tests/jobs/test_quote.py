@@ -1,0 +1,66 @@
+"""What a sweep will cost, and the cap on it."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from cnnjepa.identity import to_dict
+from jobs.compose import compose_job
+from jobs.quote import Quote, balance, quote
+from sweeps.on_slurm import check_cap
+
+PAPER = ["cluster=komondor", "account=abc", "data=imagenet100", "encoder.name=resnet50", "precision=bf16"]
+JOB = compose_job(PAPER)
+CONFIG = to_dict(JOB.train)
+
+
+def of_33(config: dict[str, object] = CONFIG, measured: tuple[float, ...] = ()) -> Quote:
+    return quote(JOB.cluster, config, [200.0] * 33, 200.0, measured)
+
+
+def test_the_papers_shape_is_priced_by_the_paper() -> None:
+    price = of_33()
+    assert price.device_hours == pytest.approx(33 * 200 * 0.0644 * 4)
+    assert price.wall_hours == pytest.approx(math.ceil(33 / 8) * 200 * 0.0644)
+    assert "= 1,700 GPU-hours" in price.lines()[0]
+    assert "the paper's 0.0644 h on 4 A100" in price.source
+
+
+def test_own_runs_are_believed_before_the_paper() -> None:
+    price = of_33(measured=(0.1, 0.3, 0.2))
+    assert price.device_hours == pytest.approx(6600 * 0.2)
+    assert "median of 3 runs" in price.source
+
+
+def test_another_shape_has_no_price_until_it_was_measured() -> None:
+    other = to_dict(compose_job([*PAPER, "data.image_size=160"]).train)
+    assert of_33(other).device_hours is None
+    assert "cost unknown" in of_33(other).lines()[1]
+    assert of_33(other, (1.0,)).device_hours == 6600
+
+
+def test_a_short_limit_chains_jobs() -> None:
+    hour = compose_job([*PAPER, "cluster=komondor_test"]).cluster
+    price = quote(hour, CONFIG, [200.0], 200.0, [])
+    assert price.chunks == math.ceil(200 * 0.0644 / (57 / 60))
+    assert f"each in {price.chunks} jobs one after the other" in price.lines()[2]
+
+
+def test_the_cap_refuses_what_is_above_it_or_unknown() -> None:
+    check_cap(None, of_33())
+    check_cap(1701, of_33())
+    with pytest.raises(ValueError, match="--max-gpu-hours must be at least the quote of 1,700 GPU-hours; got 1000"):
+        check_cap(1000, of_33())
+    other = to_dict(compose_job([*PAPER, "data.image_size=160"]).train)
+    with pytest.raises(ValueError, match="--max-gpu-hours must be held against a quote; got 1000, and the cost is unknown"):
+        check_cap(1000, of_33(other))
+
+
+def test_the_sites_balance_is_shown_where_it_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake sbalance: the site's own cannot be had here."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert balance() == ""
+    (tmp_path / "sbalance").write_text("#!/bin/sh\necho 'abc  GPU 3200/5000 h'\n")
+    (tmp_path / "sbalance").chmod(0o755)
+    assert balance() == "abc  GPU 3200/5000 h"

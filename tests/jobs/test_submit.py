@@ -1,0 +1,66 @@
+"""The batch scripts, to the letter; rendering needs no Slurm."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.compose import cluster_names, compose_job
+from jobs.spec import ClusterProfile, Scheduler
+from jobs.submit import Array, render
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = [n for n in cluster_names() if n != "local"]
+
+
+def profile(name: str) -> ClusterProfile:
+    return compose_job([f"cluster={name}", "account=abc"]).cluster
+
+
+def array(throttle: int = 8, **changes: object) -> Array:
+    made = Array("sweep-1", 33, throttle, "sweeps.engine.rank", "/runs/submissions/000001.json", Path("/runs/code/1"), Path("/runs/log"))
+    return replace(made, **changes)
+
+
+def lines(cluster: ClusterProfile, **changes: object) -> list[str]:
+    return render(cluster, array(**changes), python="/venv/bin/python").splitlines()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_script_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no sbatch, no srun
+    cluster = profile(name)
+    assert (cluster.name, cluster.scheduler) == (name, Scheduler.slurm)
+    golden = (GOLDEN / f"{name}.sh").read_text().splitlines()
+    assert lines(cluster, throttle=cluster.max_parallel) == golden
+
+
+def test_every_golden_script_has_its_profile() -> None:
+    assert sorted(p.stem for p in GOLDEN.iterdir()) == NAMES
+
+
+def test_gpus_are_asked_for_by_gres_and_none_where_there_are_none() -> None:
+    cluster = profile("test_cluster")
+    assert "#SBATCH --gres=gpu:2" in lines(replace(cluster, gres="", gpus_per_slot=2.0))
+    assert not [x for x in lines(replace(cluster, gres="", gpus_per_slot=0.0)) if "gres" in x]
+
+
+def test_what_a_profile_leaves_open_is_left_to_the_site() -> None:
+    bare = replace(profile("test_cluster"), account="", partition="", qos="")
+    assert not [x for x in lines(bare) if "account" in x or "partition" in x or "qos" in x]
+
+
+def test_further_sbatch_options_and_a_dependency() -> None:
+    shown = lines(replace(profile("test_cluster"), sbatch={"constraint": "a100", "exclude": "node7"}), after=("12", "13"))
+    assert {"#SBATCH --constraint=a100", "#SBATCH --exclude=node7", "#SBATCH --dependency=afterany:12:13"} <= set(shown)
+
+
+def test_a_container_starts_the_ranks_and_not_the_supervisor() -> None:
+    shown = lines(replace(profile("test_cluster"), python="singularity exec --nv image.sif python"))
+    assert shown[-3].startswith("/venv/bin/python -u -m jobs.supervisor")
+    assert shown[-1].strip().startswith("singularity exec --nv image.sif python -u -m sweeps.engine.rank")
+
+
+def test_two_nodes_share_ranks_and_memory() -> None:
+    shown = lines(replace(profile("komondor"), nodes_per_slot=2, ranks_per_slot=8, cores_per_slot=128, gpus_per_slot=8.0))
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --cpus-per-task=16", "#SBATCH --mem=128000M"} <= set(shown)

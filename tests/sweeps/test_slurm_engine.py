@@ -1,0 +1,154 @@
+"""Shares, submissions and owners in Slurm jobs; the queue is a stub where a real one cannot be brought into a state at will."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs import queue as slurm
+from jobs.compose import compose_job
+from jobs.queue import Queue, SlurmError, SlurmSilentError, ask, own_job
+from sweeps import claims
+from sweeps.claims import Claim, Process, SlurmStart, Standing, Watch
+from sweeps.engine.slurm import shares
+from sweeps.engine.submission import Submission, job_prefix
+from sweeps.folder import Sweep
+from sweeps.spec import ScaleName
+
+
+@pytest.mark.parametrize(("slots", "limit", "free"), [(33, 1001, 8), (2500, 1001, 8), (5, 2, 1), (5, 2, 100), (1, 1, 1), (7, 3, 2)])
+def test_arrays_hold_all_slots_and_never_more_at_once_than_allowed(slots: int, limit: int, free: int) -> None:
+    parts = shares(slots, limit, free)
+    assert sum(size for size, _ in parts) == slots
+    assert all(1 <= throttle <= size <= limit for size, throttle in parts)
+    side_by_side = min(len(parts), free)
+    for first in range(side_by_side):  # those past the first wait for one whose share they take
+        assert sum(throttle for _, throttle in parts[first : first + side_by_side]) <= free
+
+
+def sweep_in(folder: Path) -> Sweep:
+    return Sweep(folder, "x", "?", ScaleName.smoke, "linear.holdout_top1", [], {}, [])
+
+
+def test_a_submission_is_written_once_and_read_back(tmp_path: Path) -> None:
+    cluster = compose_job(["cluster=test_cluster", "sbatch.constraint=a100"]).cluster
+    made = Submission(tmp_path, 1, "x-0001", 3, 2, ["12"], cluster, "/code", Process.me(), 5.0)
+    assert made.create()
+    assert not made.create()
+    assert Submission.all_of(sweep_in(tmp_path)) == [made]
+    assert (made.job, made.is_void) == ("", False)
+    made.write_job("77")
+    assert made.job == "77"
+
+
+def test_no_two_folders_share_the_names_of_their_jobs(tmp_path: Path) -> None:
+    first, second = (job_prefix(sweep_in(tmp_path / part / "sweep")) for part in ("a", "b"))
+    assert not first.startswith(second)
+    assert not second.startswith(first)
+
+
+class StubQueue:
+    """One job in one state."""
+
+    silent = False
+
+    def __init__(self, state: str, restarts: int = 0) -> None:
+        self._state, self._restarts = state, restarts
+
+    def state(self, job: str) -> str:
+        return self._state
+
+    def restarts(self, job: str) -> int:
+        return self._restarts
+
+
+START = SlurmStart("mini", "7_3", 0, "gpu01", 4, "/log", "/code")
+
+
+@pytest.fixture
+def claimed(tmp_path: Path) -> Claim:
+    elsewhere = Process("gpu01", "boot", "", 1, 0.0)
+    owned = claims.claim(tmp_path, 1, START.driver, 0, START)
+    assert owned is not None
+    return Claim(1, elsewhere, START.driver, 0, owned.claim.time, START)
+
+
+def standing(folder: Path, claim: Claim, state: str, restarts: int = 0) -> Standing:
+    return Watch(queue=StubQueue(state, restarts)).standing(folder, claim)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "expected"),
+    [
+        ("RUNNING", 0, Standing.alive),
+        ("RUNNING", 1, Standing.requeued),  # the next start has not claimed yet
+        ("PENDING", 1, Standing.requeued),
+        ("COMPLETING", 0, Standing.requeued),
+        ("", 0, Standing.alive),  # Slurm does not answer
+        *((state, 0, Standing.dead) for state in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", slurm.GONE)),
+    ],
+)
+def test_an_owner_is_what_slurm_says_of_its_job(tmp_path: Path, claimed: Claim, state: str, restarts: int, expected: Standing) -> None:
+    assert standing(tmp_path, claimed, state, restarts) is expected
+
+
+def test_a_cancelled_job_is_remembered_until_the_trial_is_taken_up(tmp_path: Path, claimed: Claim) -> None:
+    assert standing(tmp_path, claimed, "CANCELLED") is Standing.cancelled
+    assert standing(tmp_path, claimed, slurm.GONE) is Standing.cancelled  # Slurm forgets in minutes
+    claims.uncancel(tmp_path)
+    assert standing(tmp_path, claimed, "CANCELLED") is Standing.dead
+    claims.cancel(tmp_path)
+    assert standing(tmp_path, claimed, slurm.GONE) is Standing.cancelled
+
+
+def test_a_job_takes_up_what_its_earlier_start_left(tmp_path: Path, claimed: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"SLURM_CLUSTER_NAME": "mini", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "10"}.items():
+        monkeypatch.setenv(key, value)
+    assert own_job() == "7_3"
+    assert standing(tmp_path, claimed, "RUNNING") is Standing.dead
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    assert standing(tmp_path, claimed, "RUNNING") is Standing.alive
+
+
+def test_starts_in_vain_are_those_of_slurm_jobs_that_gained_no_step() -> None:
+    def past(*steps: int, start: SlurmStart | None = START) -> list[Claim]:
+        return [Claim(i, Process.me(), "d", step, 0.0, start) for i, step in enumerate(steps)]
+
+    assert claims.starts_in_vain(past(0, 5, 5, 5), 5) == 3
+    assert claims.starts_in_vain(past(5, 5), 6) == 0
+    assert claims.starts_in_vain(past(5, 5, start=None), 5) == 0
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    """A stand-in for one of Slurm's commands."""
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_refusal_is_said_at_once_and_silence_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    stand_in(tmp_path, "scancel", "echo 'scancel: error: Invalid job id 5' >&2; exit 1")
+    with pytest.raises(SlurmError, match="Invalid job id 5") as refused:
+        ask(["scancel", "5"], 100)
+    assert not isinstance(refused.value, SlurmSilentError)
+    stand_in(tmp_path, "squeue", "echo x >> $(dirname $0)/tries; echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    with pytest.raises(SlurmSilentError, match="Unable to contact slurm controller"):
+        ask(["squeue"], 3.5)
+    assert len((tmp_path / "tries").read_text().split()) == 3  # after 1 and 2 seconds
+
+
+def test_while_slurm_is_silent_its_last_word_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    queue = Queue(refresh_seconds=0, patience_seconds=0)
+    stand_in(tmp_path, "squeue", "exit 1")
+    stand_in(tmp_path, "sacct", "exit 1")
+    stand_in(tmp_path, "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert queue.state("7_3") == ""
+    stand_in(tmp_path, "squeue", "echo '7_3|RUNNING|1|None|gpu01|x-0001|'")
+    assert (queue.state("7_3"), queue.restarts("7_3"), queue.state("8_1")) == ("RUNNING", 1, "")
+    stand_in(tmp_path, "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert queue.state("7_3") == "RUNNING"
+    assert queue.silent
+    stand_in(tmp_path, "squeue", "true")
+    assert queue.state("7_3") == ""  # missing from one answer
+    monkeypatch.setattr(slurm, "_ABSENCE_SECONDS", 0.0)
+    assert queue.state("7_3") == slurm.GONE
