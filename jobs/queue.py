@@ -14,12 +14,14 @@ ENDED = frozenset(
 )
 GONE = "GONE"  # Slurm answered, and knows the job no more
 _PASSING = re.compile(
-    "contact slurm|timed out|time out|connect|communicat|zero bytes|temporarily|unreachable|down|socket|authentication|try again", re.I
+    "contact slurm|timed out|time out|connect|communicat|zero bytes|temporarily|unreachable|socket|authentication|try again|standby"
+    "|unexpected|exit status 124",
+    re.I,
 )
 _TIMEOUT_SECONDS = 60
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
-# A job may be absent from one answer, as while the controller restarts.
-_ABSENCE_SECONDS = 60.0
+# What a person or the run has ended; the others may be requeued after they were on record.
+_FINAL = frozenset({"CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
 
 
 class SlurmError(RuntimeError):
@@ -90,7 +92,7 @@ _FIELDS = ("JobArrayID", "State", "RestartCnt", "Reason", "NodeList", "Name")
 
 
 def _parse(line: str) -> Element:
-    array_id, state, restarts, reason, node, name = line.rstrip("|").split("|", 5)
+    array_id, state, restarts, reason, node, name = line.removesuffix("|").split("|", 5)
     return Element(array_id, state, int(restarts or 0), reason, node, name)
 
 
@@ -101,8 +103,9 @@ class Queue:
         self._refresh, self._patience = refresh_seconds, patience_seconds
         self._looked = float("-inf")
         self._elements: dict[str, Element] = {}
-        self._absent_since: dict[str, float] = {}
-        self._ended: dict[str, str] = {}  # told by the accounting, for good
+        self._answered = False
+        self._final: dict[str, str] = {}  # told by the accounting, for good
+        self._accounted: dict[str, str] = {}  # told by it since the last look
         self.silent = False  # whether the last request stayed without an answer
 
     def elements(self) -> Mapping[str, Element]:
@@ -111,18 +114,22 @@ class Queue:
         Raises SlurmSilentError where it has said nothing yet.
         """
         if time.monotonic() - self._looked < self._refresh:
-            return self._elements
+            return self._known()
+        self._accounted.clear()
         command = ["squeue", "--me", "-r", "-t", "all", "-h", "-O", ",".join(f"{f}:|" for f in _FIELDS)]
         try:
             lines = ask(command, self._patience).splitlines()
-        except SlurmSilentError:
+        except SlurmError:  # a request for all jobs cannot be refused: whatever is said, nothing is known
             self.silent = True
-            if self._looked == float("-inf"):
-                raise
         else:
-            self.silent = False
-            self._elements = {e.id: e for e in map(_parse, lines)}
+            self.silent, self._answered = False, True
+            self._elements = {e.id: e for e in map(_parse, (line for line in lines if line.count("|") >= len(_FIELDS)))}
         self._looked = time.monotonic()
+        return self._known()
+
+    def _known(self) -> Mapping[str, Element]:
+        if not self._answered:
+            raise SlurmSilentError("squeue: no answer yet")
         return self._elements
 
     def named(self, prefix: str) -> list[Element]:
@@ -130,24 +137,24 @@ class Queue:
         return [e for e in self.elements().values() if e.name.startswith(prefix)]
 
     def state(self, job: str) -> str:
-        """The state of one job; GONE where Slurm has forgotten it, "" where it cannot be known now."""
-        if job in self._ended:
-            return self._ended[job]
+        """The state of one job; GONE where Slurm answers and does not list it, "" where nothing can be known now."""
+        if job in self._final:
+            return self._final[job]
         try:
             found = self.elements().get(job)
         except SlurmSilentError:
             return ""
         if found is not None:
-            self._absent_since.pop(job, None)
             return found.state
         if self.silent:
             return ""
-        state = accounted_state(job)
-        if state in ENDED:
-            self._ended[job] = state
+        if job not in self._accounted:
+            self._accounted[job] = accounted_state(job)
+        state = self._accounted[job]
+        if state in _FINAL:
+            self._final[job] = state
             return state
-        since = self._absent_since.setdefault(job, time.monotonic())
-        return GONE if time.monotonic() - since >= _ABSENCE_SECONDS else ""
+        return "" if state == "?" else GONE
 
     def restarts(self, job: str) -> int | None:
         """How often a listed job was requeued."""
@@ -156,11 +163,11 @@ class Queue:
 
 
 def accounted_state(job: str) -> str:
-    """The state that the accounting has on record, "" where there is none, or no accounting."""
+    """The state that the accounting has on record, "" where there is none or no accounting, "?" where it does not answer."""
     try:
         out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "State"], patience_seconds=0)
-    except SlurmError:
-        return ""
+    except SlurmError as error:
+        return "" if "disabled" in str(error) else "?"
     words = out.split()
     return words[0] if words else ""
 
@@ -177,10 +184,10 @@ def controller_setting(name: str) -> str:
     return match[1].strip() if match else ""
 
 
-def cancel(jobs: Sequence[str]) -> None:
+def cancel(jobs: Sequence[str], only_pending: bool = False) -> None:
     """End `jobs`, which may be arrays, elements or both; those that have ended already are passed over."""
     if jobs:
-        ask(["scancel", "--quiet", *jobs])
+        ask(["scancel", "--quiet", *(["--state=PENDING"] if only_pending else []), *jobs])
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:

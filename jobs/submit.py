@@ -88,7 +88,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
             *cluster.setup,
             f"export OMP_NUM_THREADS={cluster.threads_per_rank}",
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
-            f"cd {code}",
+            f"cd {code} || exit 1",
         ],
         array_parallelism=array.throttle,
         stderr_to_stdout=True,

@@ -27,6 +27,7 @@ QUICK_SECONDS = 600.0
 PAUSE_SECONDS = 2.0
 KILLED_WITHIN_SECONDS = 600.0  # Slurm ends a job that it has requeued or cancelled within KillWait, 30 s by default
 _SHORTEST_MARGIN_SECONDS = 5.0
+_ASK_LIMIT_SECONDS = 300.0
 
 
 def say(text: str) -> None:
@@ -57,7 +58,7 @@ def requeue(job: str) -> None:
     """Send the job back to the queue, and wait for Slurm to end this incarnation of it; returns where Slurm refuses."""
     while True:
         try:
-            ask(["scontrol", "requeue", job])
+            ask(["scontrol", "requeue", job], patience_seconds=0)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: the nodes are free at once, not after KillWait
             break
         except SlurmError as error:
@@ -82,15 +83,17 @@ class Supervisor:
     def attempt(self) -> int | None:
         """Run the command; its exit status, None where it had not ended when the job's limit came."""
         child = subprocess.Popen(self.command)
-        deadline = time.monotonic() + seconds_left(self.job) - self.margin
+        asked = time.monotonic()
+        deadline = asked + seconds_left(self.job) - self.margin
         while True:
             try:
                 status = child.wait(timeout=1)
                 return 128 - status if status < 0 else status
             except subprocess.TimeoutExpired:
-                if time.monotonic() < deadline:
+                if time.monotonic() < min(deadline, asked + _ASK_LIMIT_SECONDS):
                     continue
-            deadline = time.monotonic() + seconds_left(self.job) - self.margin  # the limit may have been extended
+            asked = time.monotonic()
+            deadline = asked + seconds_left(self.job) - self.margin  # the limit may have been changed
             if time.monotonic() >= deadline:
                 return None
 

@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from jobs.door import INTERRUPTED
+from jobs.queue import SlurmError
 from sweeps import results
 from sweeps.cancel import cancel
 from sweeps.folder import Sweep, View
@@ -52,7 +54,9 @@ def main() -> int:
         if asked.command == "cancel":
             print(cancel(view, find_trials(view, asked.trial)))
             return 0
-    except ValueError as error:
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, SlurmError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console = wide_console()

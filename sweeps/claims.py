@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from jobs.queue import ENDED, GONE, Queue, own_job
 HEARTBEAT_SECONDS = 20.0
 # An owner on another host is taken for dead only if its heartbeat stood still for so long on our own clock.
 SILENCE_SECONDS = 600.0
+# One in a job that Slurm does not know, if its heart has not beaten for so long, whatever the clocks of two nodes differ by.
+STALE_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,12 @@ def history(trial_dir: Path) -> list[Claim]:
     claims = []
     for path in sorted((trial_dir / "claim").glob("[0-9]*.json")):
         values = json.loads(path.read_text())
-        slurm = values.get("slurm")
+        slurm = {f.name: values["slurm"][f.name] for f in fields(SlurmStart)} if values.get("slurm") else None
         known = {k: values[k] for k in ("epoch", "step")}
         driver, time = json.dumps(values["driver"]) if isinstance(values["driver"], dict) else values["driver"], values.get("time", 0.0)
-        claims.append(Claim(**known, owner=Process(**values["owner"]), driver=driver, time=time, slurm=slurm and SlurmStart(**slurm)))
+        claims.append(
+            Claim(**known, owner=Process(**values["owner"]), driver=driver, time=time, slurm=SlurmStart(**slurm) if slurm else None)
+        )
     return claims
 
 
@@ -192,22 +196,26 @@ class Watch:
         """What became of the owner of `claim`."""
         if is_cancelled(trial_dir, claim.epoch):
             return Standing.cancelled
+        if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
+            # This very job: its earlier starts and attempts are over.
+            return Standing.alive if claim.owner == Process.me() and not _ended(trial_dir, claim.epoch) else Standing.dead
         if claim.slurm is not None and self.queue is not None:
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue)
         return Standing.alive if self._lives(trial_dir, claim) else Standing.dead
 
     def _standing_in_slurm(self, trial_dir: Path, claim: Claim, start: SlurmStart, queue: Queue) -> Standing:
         ended = bool(_ended(trial_dir, claim.epoch))
-        if start.cluster == os.environ.get("SLURM_CLUSTER_NAME") and start.job == own_job():
-            # This very job: its earlier starts and attempts are over.
-            return Standing.alive if claim.owner == Process.me() and not ended else Standing.dead
         state = queue.state(start.job)
         if state == "CANCELLED" and not _path(trial_dir, claim.epoch, "resumed").exists():
             with contextlib.suppress(OSError):
                 _path(trial_dir, claim.epoch, "cancelled").touch()  # Slurm forgets it in minutes
             return Standing.cancelled
-        if state in ENDED or state == GONE:
+        if state in ENDED:
             return Standing.dead
+        if state == GONE:
+            # Absent from one answer, another user's, or long over: a heart that beat lately belongs to a living owner.
+            beat = _path(trial_dir, claim.epoch).stat().st_mtime
+            return Standing.dead if ended or abs(time.time() - beat) > STALE_SECONDS else Standing.alive
         if not state:  # nothing is known now
             return Standing.requeued if ended else Standing.alive
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart
@@ -249,7 +257,8 @@ class Ownership:
 
     def lost(self) -> bool:
         """Whether somebody took the trial over, or cancelled it."""
-        return _path(self.trial_dir, self.claim.epoch + 1).exists() or is_cancelled(self.trial_dir, self.claim.epoch)
+        epoch = self.claim.epoch
+        return _path(self.trial_dir, epoch + 1).exists() or any(is_cancelled(self.trial_dir, e) for e in (epoch - 1, epoch))
 
     def __enter__(self) -> "Ownership":
         self._beat.start()
@@ -274,17 +283,18 @@ def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Pat
     """
     crashes = 0
     for past in reversed(claims):
-        if past.step != step or past.driver != driver or _ended(trial_dir, past.epoch) == "released":
+        forgiven = _ended(trial_dir, past.epoch) == "released" or _path(trial_dir, past.epoch, "resumed").exists()
+        if past.step != step or past.driver != driver or forgiven:
             break
         crashes += 1
     return crashes
 
 
-def starts_in_vain(claims: list[Claim], step: int) -> int:
-    """How many of the last claims were Slurm jobs that gained no step over `step`, whatever ended them."""
+def starts_in_vain(claims: list[Claim], step: int, trial_dir: Path) -> int:
+    """How many of the last claims were Slurm jobs that gained no step over `step`, whatever ended them, since a person last asked."""
     vain = 0
     for past in reversed(claims):
-        if past.step != step or past.slurm is None:
+        if past.step != step or past.slurm is None or _path(trial_dir, past.epoch, "resumed").exists():
             break
         vain += 1
     return vain

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from jobs.compose import cluster_names, compose_job, qualified
 from jobs.door import INTERRUPTED, require_writable
+from jobs.queue import SlurmError
 from jobs.run import check_job
 from jobs.spec import ClusterProfile, JobSpec, Scheduler
 from sweeps import claims, on_slurm
@@ -139,8 +140,10 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     console = wide_console()
     sweep, cluster = plan(spec, asked)
     slurm = cluster.scheduler is Scheduler.slurm
+    price = on_slurm.quote_of(View.here(sweep), cluster, asked.retry_failed)
+    on_slurm.check_cap(asked.max_gpu_hours, price)
     if asked.dry_run:
-        on_slurm.dry_run(sweep, cluster, console)
+        on_slurm.dry_run(sweep, cluster, price, console)
         return 0
     if not slurm:
         if not all(s.ended for s in View(sweep).states().values()):
@@ -148,7 +151,6 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
         splits = None
         for trial in sweep.trials:
             splits = check_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), splits=splits)
-    on_slurm.check_cap(asked.max_gpu_hours, on_slurm.quote_of(View.here(sweep), cluster))
     return on_slurm.run(sweep, cluster, asked, console) if slurm else begin_here(sweep, cluster, asked, console)
 
 
@@ -156,7 +158,7 @@ def begin_here(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace,
     """Take up what failed or was cancelled, as asked, and run the sweep on this machine."""
     on_slurm.announce_changes(sweep, console)
     sweep.write()
-    on_slurm.take_up(sweep, asked.retry_failed)
+    on_slurm.take_up(View.here(sweep), asked.retry_failed)
     return run_here(sweep, cluster, console)
 
 
@@ -164,6 +166,6 @@ def main(spec: SweepSpec) -> None:
     """Run `spec` by the process's command line and exit: 0 all completed, 1 some failed, 2 wrong usage, 130 stopped."""
     try:
         sys.exit(run(spec, sys.argv[1:]))
-    except ValueError as error:
+    except (ValueError, SlurmError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -19,9 +19,9 @@ from jobs.spec import ClusterProfile, Scheduler
 from jobs.submit import render
 from sweeps import claims
 from sweeps.claims import Process
-from sweeps.engine.slurm import SlurmEngine
+from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission, job_prefix
-from sweeps.folder import Sweep, View
+from sweeps.folder import Sweep, TrialState, View
 from sweeps.status import counts_line, sweep_status, trial_status
 from sweeps.watch import conclude
 
@@ -52,10 +52,11 @@ def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile
     return hours
 
 
-def quote_of(view: View, cluster: ClusterProfile) -> Quote:
-    """What is left of the sweep, priced."""
+def quote_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Quote:
+    """What is left of the sweep, priced; with what failed, where that is to be tried again."""
     trials = view.sweep.trials
-    left = [t.epochs * (1 - trial_status(view, t)["done"]) for t in trials if not view.state(t).ended]
+    over = {TrialState.completed} if retry_failed else {TrialState.completed, TrialState.failed}
+    left = [t.epochs * (1 - trial_status(view, t)["done"]) for t in trials if view.state(t) not in over]
     measured = measured_hours(view.sweep.path.parent, trials[0].values, cluster)
     epochs = statistics.fmean(t.epochs for t in trials)
     return quote(cluster, trials[0].values, left, epochs, measured)
@@ -89,7 +90,7 @@ def first_submission(sweep: Sweep, cluster: ClusterProfile, slots: int) -> Submi
     )
 
 
-def dry_run(sweep: Sweep, cluster: ClusterProfile, console: Console) -> None:
+def dry_run(sweep: Sweep, cluster: ClusterProfile, price: Quote, console: Console) -> None:
     """Print the trials and where they stand, and on Slurm the quote and the very script; writes nothing, and needs no Slurm."""
     view = View.here(sweep)
     announce_changes(sweep, console)
@@ -99,7 +100,7 @@ def dry_run(sweep: Sweep, cluster: ClusterProfile, console: Console) -> None:
     if cluster.scheduler is not Scheduler.slurm:
         return
     slots = sum(not view.state(t).ended for t in sweep.trials)
-    show_quote(quote_of(view, cluster), console)
+    show_quote(price, console)
     if slots:
         wanted = first_submission(sweep, cluster, slots)
         console.print(f"\nbatch script of {slots} slots, {wanted.throttle} at once:\n", highlight=False)
@@ -125,13 +126,14 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
     return True
 
 
-def take_up(sweep: Sweep, retry_failed: bool) -> None:
-    """What was cancelled may run again; where asked, what failed too."""
-    for trial in sweep.trials:
-        if retry_failed:
-            sweep.run(trial).set_failure_aside()
-        if (sweep.trial_dir(trial) / "claim").exists() and sweep.run(trial).result() is None:
-            claims.uncancel(sweep.trial_dir(trial))
+def take_up(view: View, retry_failed: bool) -> None:
+    """What was cancelled until now may run again; where asked, what failed too."""
+    for trial in view.sweep.trials:
+        state = view.state(trial)
+        if state is TrialState.failed and retry_failed:
+            view.sweep.run(trial).set_failure_aside()
+        if state is TrialState.cancelled or (state is TrialState.failed and retry_failed):
+            claims.uncancel(view.sweep.trial_dir(trial))
 
 
 def refuse_problems(sweep: Sweep, cluster: ClusterProfile, slots: int, console: Console) -> None:
@@ -142,7 +144,7 @@ def refuse_problems(sweep: Sweep, cluster: ClusterProfile, slots: int, console: 
     room = preflight.bytes_of_a_run(sweep.trials[0].config)
     found = preflight.preflight(cluster, array, sweep.path.parent, slots, room, data)
     for finding in found:
-        if finding.level == "warning":
+        if finding.level == "warning" or finding.what == "squota":
             console.print(f"preflight: {finding.what}: {finding.said}", highlight=False, soft_wrap=True)
     problems = [f"{f.what}: {f.said}" for f in found if f.level == "problem"]
     if problems:
@@ -191,8 +193,7 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
 
 def submit_missing(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, queue: Queue, console: Console) -> None:
     """Check, quote, ask, and submit the slots that the sweep lacks; too many waiting ones are withdrawn."""
-    code = sweep.path / "code" / snapshot.digest()
-    engine = SlurmEngine(sweep, cluster, code, queue)
+    engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue)
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -204,19 +205,23 @@ def submit_missing(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namesp
         open_trials = len(sweep.trials) - sum(s.name == "completed" for s in view.states().values())
     slots = open_trials - engine.serving(view)
     if slots > 0:
-        show_quote(quote_of(view, cluster), console)
+        show_quote(quote_of(view, cluster, asked.retry_failed), console)
         refuse_problems(sweep, cluster, slots, console)
         if not confirmed(asked):
             raise KeyboardInterrupt
     sweep.write()
     for trial in sweep.trials:
         sweep.run(trial).prepare(trial.config)
-    snapshot.take(sweep.path / "code", commit_and_diff())
-    take_up(sweep, asked.retry_failed)
-    fresh = View(sweep, queue=queue)
-    missing = engine.missing(fresh)
-    if missing < 0 and (gone := engine.withdraw(-missing)):
-        say(f"{gone} waiting slots withdrawn, no trial is left for them")
-    for made in engine.submit(missing) if missing > 0 else []:
-        after = f", after {', '.join(made.after)}" if made.after else ""
-        say(f"submitted job {made.job}: {made.slots} slots, {made.throttle} at once{after}")
+    engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # as it is now: a question may have stood for an hour
+    take_up(View(sweep, queue=queue), asked.retry_failed)
+    while True:
+        missing = engine.missing(View(sweep, queue=queue))
+        if missing < 0 and (gone := engine.withdraw(-missing)):
+            say(f"{gone} waiting slots withdrawn, no trial is left for them")
+        try:
+            for made in engine.submit(missing) if missing > 0 else []:
+                after = f", after {', '.join(made.after)}" if made.after else ""
+                say(f"submitted job {made.job}: {made.slots} slots, {made.throttle} at once{after}")
+            return
+        except RacedError:  # another command has submitted meanwhile: look again
+            engine.settle(say)

@@ -29,7 +29,7 @@ def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver:
     log = Path(last.slurm.log) if last.slurm else folder / "log" / "train.log"
     if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
         return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {log_tail(log)}; see {log}"
-    if claims.starts_in_vain(past, step) >= STARTS_ALLOWED:
+    if claims.starts_in_vain(past, step, folder) >= STARTS_ALLOWED:
         return f"{STARTS_ALLOWED} jobs gained no step over step {step}, is the time limit too short? {log_tail(log)}; see {log}"
     return ""
 
@@ -55,6 +55,8 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
         cause = fault(view, trial, past, step, driver)
         if cause:
             sweep.run(trial).write_result(RunResult(RunStatus.failed, cause, step=step, claim=past[-1].epoch))
+            if mine and past[-1].slurm and past[-1].slurm.job == mine:
+                return None  # should the fault be this node's, the next trial is not tried on it too
             continue
         owned = claims.claim(folder, past[-1].epoch + 1, driver, step, start)
         if owned:
@@ -62,6 +64,9 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
     replayed = study.replay(view)
     while (fresh := study.ask(view, replayed)) is not None:
         owned = claims.claim(sweep.trial_dir(fresh), 1, driver, 0, start) if runnable(fresh) else None
+        if owned and claims.is_cancelled(sweep.trial_dir(fresh), 0):  # while the study was replayed
+            with owned:
+                continue
         if owned:
             return fresh, owned
     return None

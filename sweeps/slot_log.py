@@ -1,5 +1,6 @@
 """What a slot printed, without torch: for causes of failure, and for those who watch."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -9,17 +10,23 @@ from sweeps.spec import Trial
 
 _FOLLOW_SECONDS = 1.0
 
-_TAIL_LINES, _TAIL_CHARACTERS = 3, 300
+_TAIL_LINES, _LINE_CHARACTERS = 2, 160
+_KILLED = re.compile(r"srun: error: .*task.*: (Killed|Aborted|Segmentation|Bus error|Out Of Memory)", re.I)
+_AFTERMATH = re.compile(
+    r"supervisor: .*again in place|slurmstepd-|srun: (launch|Force|Job step|forcing|error: .*(Exited|Terminated))|saving a checkpoint"
+)
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of a log in one, "" where there is none."""
+    """What a log says last, in one line, "" where there is none: who was killed first, then the last errors, less what they set off."""
     if not path.exists():
         return ""
     with open(path, "rb") as file:
         file.seek(max(path.stat().st_size - 10_000, 0))
         lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return " | ".join(line for line in lines[-_TAIL_LINES:])[-_TAIL_CHARACTERS:]
+    killed = [line for line in lines if _KILLED.search(line)][-1:]
+    told = [line for line in lines if not _AFTERMATH.search(line) and not _KILLED.search(line)] or lines
+    return " | ".join(line[:_LINE_CHARACTERS] for line in killed + told[-_TAIL_LINES:])
 
 
 def follow(view: View, trial: Trial | None, keep_on: bool) -> int:

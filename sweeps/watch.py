@@ -17,7 +17,7 @@ from rich.live import Live
 from jobs.door import INTERRUPTED
 from jobs.queue import Queue, SlurmError
 from sweeps import results
-from sweeps.engine.slurm import SlurmEngine
+from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.slot_log import log_tail
@@ -108,9 +108,11 @@ class SlurmWatch:
         self.folder, self.console = folder, console
         self.queue = Queue(refresh_seconds=_LOOK_SECONDS / 2)
         self.read = float("-inf")
+        self.held: set[str] = set()
         self.reload()
         self.missing_before = 0
-        self.progress_at_submission = progress_made(self.view)
+        # What was cancelled before we looked was taken up, or withdrawn, by the command that we were.
+        self.cancelled_before = self.engine.cancelled_unclaimed(self.view)
 
     def reload(self) -> None:
         """Take up what another command has made of the sweep."""
@@ -123,37 +125,50 @@ class SlurmWatch:
         last = Submission.all_of(sweep)[-1]
         self.engine = SlurmEngine(sweep, last.cluster, Path(last.code), self.queue)
 
-    def mend(self) -> None:
-        """Submit again what two looks in a row have missed; raises SlurmError where slots end before they begin a trial."""
-        missing = self.engine.missing(self.view)
+    def mend(self) -> bool:
+        """Submit again what two looks in a row have missed; False where nothing more will happen by itself.
+
+        An element that a person cancelled before it had a trial is not replaced. Raises SlurmError where slots end before they begin one.
+        """
+        missing = self.engine.missing(self.view) - len(self.engine.cancelled_unclaimed(self.view) - self.cancelled_before)
         slots, self.missing_before = min(missing, self.missing_before), missing
-        if slots <= 0 or self.queue.silent:
-            return
-        progress = progress_made(self.view)
-        if progress == self.progress_at_submission:
+        if self.queue.silent:
+            return True
+        if slots <= 0:
+            return bool(self.engine.live()) or missing > 0
+        last = Submission.all_of(self.engine.sweep)[-1]
+        jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
+        if last.job and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
-            raise SlurmError(
-                f"jobs end before they begin a trial: {log_tail(logs[-1]) if logs else 'they leave no log'}; see {self.folder / 'log'}"
-            )
-        self.progress_at_submission = progress
-        for made in self.engine.submit(slots):
-            self.console.print(f"submitted again: job {made.job}, {made.slots} slots whose jobs had ended", highlight=False)
+            said = log_tail(logs[-1]) if logs else "they leave no log"
+            raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")
+        with contextlib.suppress(RacedError):  # another command mends too
+            for made in self.engine.submit(slots):
+                self.console.print(f"submitted again: job {made.job}, {made.slots} slots whose jobs had ended", highlight=False)
+        return True
 
     def run(self) -> int:
-        """Until every trial is settled; returns the exit status."""
+        """Until every trial is settled, or nothing more will happen; returns the exit status."""
         with leaving_quietly(), Watcher(self.view, self.console) as watcher:
             while True:
                 self.reload()
                 watcher.view = self.view
                 watcher.show()
-                if all(s.settled for s in self.view.states().values()):
+                self.warn_of_held()
+                if all(s.settled for s in self.view.states().values()) or not self.mend():
                     break
-                self.mend()
                 time.sleep(_LOOK_SECONDS)
         if all(s.ended for s in self.view.states().values()):
             return conclude(self.view, self.console)
         self.console.print(f"{counts_line(sweep_status(self.view))}; the same command takes up what was cancelled", soft_wrap=True)
         return INTERRUPTED
+
+    def warn_of_held(self) -> None:
+        """Say once of each job that Slurm holds it: it waits for a person."""
+        for element in self.engine.live():
+            if "held" in element.reason.lower() and element.id not in self.held:
+                self.held.add(element.id)
+                self.console.print(f"job {element.id} is held ({element.reason}): scontrol release {element.id}", highlight=False)
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     from cnnjepa.config import Device
     from cnnjepa.distributed import broadcast_object, joined
     from cnnjepa.train import NonFiniteError, RunError
-    from jobs.queue import Queue
+    from jobs.queue import Queue, has_slurm
     from jobs.ranks import adopt_srun_ranks
     from jobs.run import run_job
     from jobs.spec import JobSpec, fit_to
@@ -39,7 +39,8 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
         assert start is not None, "a rank runs in a Slurm job"
         if stop():
             return STOPPED
-        found = next_claim(View(sweep, queue=Queue(patience_seconds=600)), start.driver, start)
+        queue = Queue(refresh_seconds=60, patience_seconds=600) if has_slurm() else None  # a container may lack Slurm's commands
+        found = next_claim(View(sweep, queue=queue), start.driver, start)
         if found is None:
             print("no trial is left to begin", flush=True)
             return 0

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from jobs import queue as slurm
 from jobs.queue import Element, Queue, SlurmError
 from jobs.spec import ClusterProfile
@@ -15,10 +17,17 @@ from sweeps.claims import Process
 from sweeps.engine.submission import Submission, job_prefix
 from sweeps.folder import Sweep, TrialState, View
 
-# sbatch may still be under way when the command that called it is dead; it has 60 s, and seldom needs one.
-_DEAD_WRITER_SECONDS, _FAR_WRITER_SECONDS = 15.0, 120.0
+# sbatch may still be under way when the command that called it is dead, or its job not be listed yet. What another host's command is
+# about is not seen from here; it tries for as long as that at most.
+_DEAD_WRITER_SECONDS, _FAR_WRITER_SECONDS = 10.0, 600.0
 _MAX_ARRAY_SIZE = 1001  # Slurm's default
 _SUBMIT_ATTEMPTS, _ATTEMPT_SECONDS = 8, 5.0
+
+
+def _sbatch_lives(submission: Submission) -> bool:
+    """Whether a process of this machine submits from the sweep's log folder, where submitit puts its scripts."""
+    lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+    return any("sbatch" in line and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
 
 
 def shares(slots: int, limit: int, free: int) -> list[tuple[int, int]]:
@@ -33,12 +42,17 @@ def shares(slots: int, limit: int, free: int) -> list[tuple[int, int]]:
     return [(size, min(size, room[i % side_by_side])) for i, size in enumerate(sizes)]
 
 
+class RacedError(RuntimeError):
+    """Another command has submitted since `missing` was asked; nothing was submitted."""
+
+
 class SlurmEngine:
     """Submits the slots that a sweep misses, and finds those that it has."""
 
     def __init__(self, sweep: Sweep, cluster: ClusterProfile, code: Path, queue: Queue) -> None:
         self.sweep, self.cluster, self.code, self.queue = sweep, cluster, code, queue
         self.prefix = job_prefix(sweep)
+        self._seen = 0  # the last submission that `missing` took into account
 
     def live(self) -> list[Element]:
         """The elements that are queued or run, also those of submissions whose number was never written down."""
@@ -66,7 +80,7 @@ class SlurmEngine:
             return True
         writer = submission.writer
         if writer.is_local:
-            over = not writer.lives() and submission.age_seconds > _DEAD_WRITER_SECONDS
+            over = not writer.lives() and not _sbatch_lives(submission) and submission.age_seconds > _DEAD_WRITER_SECONDS
         else:
             over = submission.age_seconds > _FAR_WRITER_SECONDS
         if over and not submission.job:
@@ -109,18 +123,25 @@ class SlurmEngine:
 
     def missing(self, view: View) -> int:
         """Slots to submit so that every trial that is to run has one; negative where so many are too many."""
+        self._seen = max((s.number for s in Submission.all_of(self.sweep)), default=0)
         return sum(not s.settled for s in view.states().values()) - self.serving(view)
+
+    def cancelled_unclaimed(self, view: View) -> set[str]:
+        """Elements that were cancelled before they had claimed a trial."""
+        current = self.trial_of_job(view)
+        return {e.id for e in self.queue.named(self.prefix) if e.state == "CANCELLED" and e.id not in current}
 
     def withdraw(self, slots: int) -> int:
         """Cancel up to `slots` elements that have not started; returns how many there were."""
         idle = [e.id for e in self.live() if e.state == "PENDING" and not e.restarts][-slots:] if slots > 0 else []
-        slurm.cancel(idle)
+        slurm.cancel(idle, only_pending=True)  # one that has started meanwhile has a trial
         return len(idle)
 
     def submit(self, slots: int) -> list[Submission]:
         """Submit `slots` slots, never more than the profile's max_parallel at once with those that are queued already.
 
-        Raises SlurmError with Slurm's words where it refuses.
+        `missing` must have been asked just before. Raises RacedError where another command has submitted since, SlurmError with
+        Slurm's words where it refuses.
         """
         with contextlib.suppress(SlurmError, ValueError):
             self.array_limit = int(slurm.controller_setting("MaxArraySize"))
@@ -139,13 +160,12 @@ class SlurmEngine:
         return made
 
     def _submit_array(self, slots: int, throttle: int, after: list[str]) -> Submission:
-        while True:
-            number = max((s.number for s in Submission.all_of(self.sweep)), default=0) + 1
-            name = f"{self.prefix}{number:04d}"
-            cluster, code = self.cluster, str(self.code)
-            wanted = Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time())
-            if wanted.create():
-                break
+        number = self._seen + 1
+        name, cluster, code = f"{self.prefix}{number:04d}", self.cluster, str(self.code)
+        wanted = Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time())
+        if not wanted.create():
+            raise RacedError(f"submission {number} is another command's")
+        self._seen = number
         refusal = ""
         for _attempt in range(_SUBMIT_ATTEMPTS):
             try:

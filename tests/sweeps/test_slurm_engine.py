@@ -1,5 +1,7 @@
 """Shares, submissions and owners in Slurm jobs; the queue is a stub where a real one cannot be brought into a state at will."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -84,11 +86,18 @@ def standing(folder: Path, claim: Claim, state: str, restarts: int = 0) -> Stand
         ("PENDING", 1, Standing.requeued),
         ("COMPLETING", 0, Standing.requeued),
         ("", 0, Standing.alive),  # Slurm does not answer
-        *((state, 0, Standing.dead) for state in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", slurm.GONE)),
+        (slurm.GONE, 0, Standing.alive),  # absent from one answer, or another user's: its heart beats
+        *((state, 0, Standing.dead) for state in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")),
     ],
 )
 def test_an_owner_is_what_slurm_says_of_its_job(tmp_path: Path, claimed: Claim, state: str, restarts: int, expected: Standing) -> None:
     assert standing(tmp_path, claimed, state, restarts) is expected
+
+
+def test_a_job_that_slurm_forgot_is_dead_when_its_heart_stands_still(tmp_path: Path, claimed: Claim) -> None:
+    os.utime(tmp_path / "claim" / "000001.json", (time.time() - 200, time.time() - 200))
+    assert standing(tmp_path, claimed, slurm.GONE) is Standing.dead
+    assert standing(tmp_path, claimed, "") is Standing.alive
 
 
 def test_a_cancelled_job_is_remembered_until_the_trial_is_taken_up(tmp_path: Path, claimed: Claim) -> None:
@@ -109,13 +118,16 @@ def test_a_job_takes_up_what_its_earlier_start_left(tmp_path: Path, claimed: Cla
     assert standing(tmp_path, claimed, "RUNNING") is Standing.alive
 
 
-def test_starts_in_vain_are_those_of_slurm_jobs_that_gained_no_step() -> None:
+def test_starts_in_vain_are_those_of_slurm_jobs_that_gained_no_step(tmp_path: Path) -> None:
     def past(*steps: int, start: SlurmStart | None = START) -> list[Claim]:
         return [Claim(i, Process.me(), "d", step, 0.0, start) for i, step in enumerate(steps)]
 
-    assert claims.starts_in_vain(past(0, 5, 5, 5), 5) == 3
-    assert claims.starts_in_vain(past(5, 5), 6) == 0
-    assert claims.starts_in_vain(past(5, 5, start=None), 5) == 0
+    assert claims.starts_in_vain(past(0, 5, 5, 5), 5, tmp_path) == 3
+    assert claims.starts_in_vain(past(5, 5), 6, tmp_path) == 0
+    assert claims.starts_in_vain(past(5, 5, start=None), 5, tmp_path) == 0
+    (tmp_path / "claim").mkdir()
+    (tmp_path / "claim" / "000001.resumed").touch()  # asked for again after it: what was before is forgiven
+    assert claims.starts_in_vain(past(5, 5, 5, 5), 5, tmp_path) == 2
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:
@@ -144,11 +156,13 @@ def test_while_slurm_is_silent_its_last_word_stands(tmp_path: Path, monkeypatch:
     stand_in(tmp_path, "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     assert queue.state("7_3") == ""
     stand_in(tmp_path, "squeue", "echo '7_3|RUNNING|1|None|gpu01|x-0001|'")
-    assert (queue.state("7_3"), queue.restarts("7_3"), queue.state("8_1")) == ("RUNNING", 1, "")
-    stand_in(tmp_path, "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert (queue.state("7_3"), queue.restarts("7_3"), queue.state("8_1")) == ("RUNNING", 1, "")  # sacct fails: nothing is known of 8_1
+    stand_in(tmp_path, "squeue", "echo 'something unheard of' >&2; exit 1")
     assert queue.state("7_3") == "RUNNING"
     assert queue.silent
-    stand_in(tmp_path, "squeue", "true")
-    assert queue.state("7_3") == ""  # missing from one answer
-    monkeypatch.setattr(slurm, "_ABSENCE_SECONDS", 0.0)
+    stand_in(tmp_path, "squeue", "echo '||||'; true")
+    assert queue.state("7_3") == ""
+    stand_in(tmp_path, "sacct", "true")
     assert queue.state("7_3") == slurm.GONE
+    stand_in(tmp_path, "sacct", "echo 'CANCELLED by 0'")
+    assert queue.state("7_3") == "CANCELLED"

@@ -20,7 +20,7 @@
 export NCCL_DEBUG=WARN
 export OMP_NUM_THREADS=16
 export PYTHONPATH=/runs/code/1${PYTHONPATH:+:$PYTHONPATH}
-cd /runs/code/1
+cd /runs/code/1 || exit 1
 
 # command
 export SUBMITIT_EXECUTOR=slurm

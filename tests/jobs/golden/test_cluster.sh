@@ -19,7 +19,7 @@
 # setup
 export OMP_NUM_THREADS=1
 export PYTHONPATH=/runs/code/1${PYTHONPATH:+:$PYTHONPATH}
-cd /runs/code/1
+cd /runs/code/1 || exit 1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
