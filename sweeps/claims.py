@@ -123,11 +123,9 @@ def history(trial_dir: Path) -> list[Claim]:
     for path in sorted((trial_dir / "claim").glob("[0-9]*.json")):
         values = json.loads(path.read_text())
         slurm = {f.name: values["slurm"][f.name] for f in fields(SlurmStart)} if values.get("slurm") else None
-        known = {k: values[k] for k in ("epoch", "step")}
-        driver, time = json.dumps(values["driver"]) if isinstance(values["driver"], dict) else values["driver"], values.get("time", 0.0)
-        claims.append(
-            Claim(**known, owner=Process(**values["owner"]), driver=driver, time=time, slurm=SlurmStart(**slurm) if slurm else None)
-        )
+        driver = values["driver"] if isinstance(values["driver"], str) else json.dumps(values["driver"])
+        start = SlurmStart(**slurm) if slurm else None
+        claims.append(Claim(values["epoch"], Process(**values["owner"]), driver, values["step"], values.get("time", 0.0), start))
     return claims
 
 

@@ -79,6 +79,7 @@ class Options:
     kill_wait_seconds: int = 10  # from SIGTERM to SIGKILL
     again_seconds: int = 5  # until a requeued job may start; Slurm's default is 120
     node_timeout_seconds: int = 5
+    message_seconds: int = 5
     max_array_size: int = 1001
     cores: int = 64
 
@@ -145,7 +146,7 @@ class SlurmCluster:
                     "PriorityType=priority/basic",
                     "JobRequeue=1",
                     f"KillWait={o.kill_wait_seconds}",
-                    "MessageTimeout=5",
+                    f"MessageTimeout={o.message_seconds}",
                     "MinJobAge=300",
                     "MaxJobCount=20000",
                     f"MaxArraySize={o.max_array_size}",
