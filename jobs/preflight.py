@@ -33,6 +33,7 @@ EXPECTED_IMAGES = {
 # File systems that no other node sees.
 _NODE_LOCAL = {"tmpfs", "ext4", "ext3", "xfs", "btrfs", "overlay", "zfs"}
 _FILES_A_TRIAL = 40
+_CHECKPOINT_HEAD = 2**20  # names and indices, at most
 _ON_NODE_MINUTES = 10
 
 
@@ -124,7 +125,7 @@ def bytes_of_a_run(train: TrainConfig) -> int:
         method = method_module(train.method.name).Method(train, total_steps=1)
     weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
     moments = sum(2 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
-    return int(weights + moments) * (train.checkpoint.keep + 1)
+    return int(weights + moments + _CHECKPOINT_HEAD) * (train.checkpoint.keep + 1)
 
 
 def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int, nodes: bool = True) -> list[Finding]:

@@ -81,12 +81,12 @@ def validate_cluster(cluster: ClusterProfile) -> None:
         if getattr(c, key) < 1:
             raise ValueError(f"cluster.{key} must be at least 1; got {getattr(c, key)}")
     rules = [
-        (c.gpus_per_slot >= 0, "gpus_per_slot", "be at least 0", c.gpus_per_slot),
-        (0 < c.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be positive", c.memory_gb_per_slot),
+        (0 <= c.gpus_per_slot < float("inf"), "gpus_per_slot", "be at least 0 and finite", c.gpus_per_slot),
+        (0.01 <= c.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be at least 0.01 and finite", c.memory_gb_per_slot),
         (c.max_parallel >= 0, "max_parallel", "be at least 0", c.max_parallel),
     ]
     if slurm:
-        whole = c.gpus_per_slot == int(c.gpus_per_slot) and not int(c.gpus_per_slot) % c.nodes_per_slot
+        whole = c.gpus_per_slot % c.nodes_per_slot == 0  # false for what is not finite
         rules += [
             (whole, "gpus_per_slot", f"be whole GPUs, the same for each of {c.nodes_per_slot} nodes", c.gpus_per_slot),
             (not c.ranks_per_slot % c.nodes_per_slot, "ranks_per_slot", f"be a multiple of {c.nodes_per_slot} nodes", c.ranks_per_slot),

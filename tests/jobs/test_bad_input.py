@@ -58,7 +58,7 @@ TABLE = [
     ),
     (["cluster.max_parallel=-1"], "cluster.max_parallel must be at least 0; got -1"),
     (["cluster.gpus_per_slot=2"], "cluster.gpus_per_slot must lie in [0, 1]; got 2.0"),
-    (["cluster.memory_gb_per_slot=0"], "cluster.memory_gb_per_slot must be positive; got 0.0"),
+    (["cluster.memory_gb_per_slot=0"], "cluster.memory_gb_per_slot must be at least 0.01 and finite; got 0.0"),
     (["run_dir=/proc/none"], "run_dir must be a folder that can be written; got /proc/none"),
 ]
 

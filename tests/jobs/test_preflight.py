@@ -58,4 +58,4 @@ def test_the_room_of_a_run_is_that_of_its_checkpoints(tmp_path: Path) -> None:
     folder.prepare(config)
     assert train(config, folder) is not None
     real = max(p.stat().st_size for p in folder.checkpoints.glob("*.pt")) * (config.checkpoint.keep + 1)
-    assert real * 0.6 < preflight.bytes_of_a_run(config) <= real
+    assert real <= preflight.bytes_of_a_run(config) < real + 5 * 2**20

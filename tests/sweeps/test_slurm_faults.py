@@ -172,6 +172,9 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
         folder = sweep.wait_for_step(30)
         first.kill()
         first.communicate()
+        for rank in range(4):
+            sweep.rank_process(folder, rank).suspend()  # else it might end meanwhile; the job's end wakes it
+        sweep.submit("one")
         child = sweep.start("one")  # looked at again before it is cancelled
         time.sleep(5)
         sweep.cluster.run("scancel", sweep.job_of(folder))
