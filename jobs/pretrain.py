@@ -1,9 +1,9 @@
 """`python -m jobs.pretrain [-m] [key=value ...]`: one run, or a Hydra multirun; alone, under torchrun or under srun."""
 
+import hashlib
 import logging
 import sys
 import time
-import uuid
 from pathlib import Path
 
 import hydra
@@ -13,7 +13,7 @@ from cnnjepa.distributed import is_main_rank, rank_count
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from jobs.compose import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, qualified, register_schemas, split_multirun
 from jobs.door import INTERRUPTED, require_writable, stop_on_signals
-from jobs.queue import Queue, own_job
+from jobs.queue import Queue, SlurmError, own_job
 from jobs.ranks import adopt_srun_ranks
 from jobs.run import check_job, run_job
 from jobs.spec import JobSpec, Scheduler
@@ -94,7 +94,11 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
     The launcher's own word is not taken: a node loss ends its wait while Slurm runs the job again.
     """
     cluster = jobs[0].cluster
-    name = f"cnnjepa-{uuid.uuid4().hex[:8]}"
+    # The same grid has the same name: two jobs in one run folder would train it twice.
+    name = f"cnnjepa-{hashlib.sha256(' '.join(sorted(str(j.run_dir) for j in jobs)).encode()).hexdigest()[:12]}"
+    queue = Queue()
+    if launcher == "submitit_slurm" and (queued := [e.id for e in queue.named(name) if not e.ended]):
+        raise ValueError(f"a grid must be queued once; got this one again, it is job {', '.join(queued)}: wait for it, or scancel it")
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
     try:
@@ -102,7 +106,6 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
     except SystemExit as end:
         if end.code:
             print(f"{launcher} ended with status {end.code}; its logs: {folder}", file=sys.stderr)
-    queue = Queue()
     while launcher == "submitit_slurm" and INTERRUPTED in map(status_of, jobs) and any(not e.ended for e in queue.named(name)):
         time.sleep(5)
     for job in jobs:
@@ -127,7 +130,7 @@ def main() -> int:
         sys.argv[1:] = [*arguments, *_QUIET_HYDRA]
         _hydra_run()
         return max(_statuses, default=0)
-    except ValueError as error:
+    except (ValueError, SlurmError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -38,7 +38,7 @@ def cluster():
 @needs_slurm
 @pytest.mark.slow
 def test_a_grid_on_slurm_takes_the_profile_and_survives_a_requeue(cluster: SlurmCluster, tmp_path: Path) -> None:
-    grid = ["hydra/launcher=submitit_slurm", "cluster=test_cluster", "optimizer.lr=0.003,0.01", "epochs=40"]
+    grid = ["hydra/launcher=submitit_slurm", "cluster=test_cluster", "optimizer.lr=0.003,0.01", "epochs=100"]
     child = subprocess.Popen(
         line(tmp_path, *grid), cwd=ROOT, env=cluster.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -51,6 +51,11 @@ def test_a_grid_on_slurm_takes_the_profile_and_survives_a_requeue(cluster: Slurm
     shown = cluster.run("scontrol", "show", "job", job)
     for fact in ("Account=proj", "Partition=gpu", "Requeue=1", "NumTasks=4", "TresPerNode=gres:gpu:4", "TimeLimit=00:30:00"):
         assert fact in shown
+    again = subprocess.run(
+        line(tmp_path, *grid), cwd=ROOT, env=cluster.environment, text=True, capture_output=True, timeout=60, check=False
+    )
+    assert again.returncode == 2
+    assert "a grid must be queued once; got this one again, it is job" in again.stderr
     cluster.run("scontrol", "requeue", job)
     out, _ = child.communicate(timeout=300)
     assert child.returncode == 0, out
