@@ -10,8 +10,9 @@ from sweeps.spec import Trial
 
 _FOLLOW_SECONDS = 1.0
 
-_TAIL_LINES, _LINE_CHARACTERS = 2, 160
+_TAIL_BYTES, _TAIL_LINES, _LINE_CHARACTERS = 100_000, 2, 160  # four ranks' tracebacks are 20 kB
 _KILLED = re.compile(r"srun: error: .*task.*: (Killed|Aborted|Segmentation|Bus error|Out Of Memory)", re.I)
+_ERROR = re.compile(r"(Error|Exception|error): |giving up")
 _AFTERMATH = re.compile(
     r"supervisor: .*again in place|slurmstepd-|srun: (launch|Force|Job step|forcing|error: .*(Exited|Terminated))|saving a checkpoint"
 )
@@ -22,10 +23,11 @@ def log_tail(path: Path) -> str:
     if not path.exists():
         return ""
     with open(path, "rb") as file:
-        file.seek(max(path.stat().st_size - 10_000, 0))
+        file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
         lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     killed = [line for line in lines if _KILLED.search(line)][-1:]
-    told = [line for line in lines if not _AFTERMATH.search(line) and not _KILLED.search(line)] or lines
+    told = [line for line in lines if not _AFTERMATH.search(line) and not _KILLED.search(line)]
+    told = [line for line in told if _ERROR.search(line)] or told or lines
     return " | ".join(line[:_LINE_CHARACTERS] for line in killed + told[-_TAIL_LINES:])
 
 
