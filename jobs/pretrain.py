@@ -106,6 +106,8 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
     except SystemExit as end:
         if end.code:
             print(f"{launcher} ended with status {end.code}; its logs: {folder}", file=sys.stderr)
+            if not folder.exists():
+                return 1  # it has not come to submitting
     while launcher == "submitit_slurm" and INTERRUPTED in map(status_of, jobs) and any(not e.ended for e in queue.named(name)):
         time.sleep(5)
     for job in jobs:

@@ -184,10 +184,10 @@ def controller_setting(name: str) -> str:
     return match[1].strip() if match else ""
 
 
-def cancel(jobs: Sequence[str], only_pending: bool = False) -> None:
+def cancel(jobs: Sequence[str]) -> None:
     """End `jobs`, which may be arrays, elements or both; those that have ended already are passed over."""
     if jobs:
-        ask(["scancel", "--quiet", *(["--state=PENDING"] if only_pending else []), *jobs])
+        ask(["scancel", "--quiet", *jobs])
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:

@@ -121,19 +121,18 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
             "signal_delay_s": cluster.stop_signal_seconds,
             "array_parallelism": cluster.max_parallel or 256,
             "max_num_timeout": 1000,  # a run that is longer than the limit goes on in the next job
-            "additional_parameters": {"requeue": True, **cluster.sbatch},
             "stderr_to_stdout": True,
             # The launcher has no place for srun's options.
             "setup": [*cluster.setup, "export SLURM_KILL_BAD_EXIT=1", f"export SRUN_CPUS_PER_TASK={cluster.threads_per_rank}"],
         }
     shown = [f"hydra.launcher.{key}={_hydra_value(value)}" for key, value in values.items()]
+    further = {"requeue": True, **cluster.sbatch} if launcher == "submitit_slurm" else {}
+    shown += [f"++hydra.launcher.additional_parameters.{key}={_hydra_value(value)}" for key, value in further.items()]
     return [f"hydra.sweep.dir={_hydra_value(str(folder))}", *shown]
 
 
 def _hydra_value(value: object) -> str:
     """A value in the grammar of Hydra's overrides."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_hydra_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_hydra_value, value)) + "]"
     return json.dumps(value).replace("${", "\\${")

@@ -133,8 +133,10 @@ class SlurmEngine:
 
     def withdraw(self, slots: int) -> int:
         """Cancel up to `slots` elements that have not started; returns how many there were."""
-        idle = [e.id for e in self.live() if e.state == "PENDING" and not e.restarts][-slots:] if slots > 0 else []
-        slurm.cancel(idle, only_pending=True)  # one that has started meanwhile has a trial
+        # Asked anew: one that has started meanwhile has a trial. (`scancel --state=PENDING 7_1` would end all of array 7 that waits.)
+        waiting = [e for e in Queue(0).named(self.prefix) if e.state == "PENDING" and not e.restarts] if slots > 0 else []
+        idle = [e.id for e in waiting][-slots:]
+        slurm.cancel(idle)
         return len(idle)
 
     def submit(self, slots: int) -> list[Submission]:
