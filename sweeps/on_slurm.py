@@ -77,7 +77,7 @@ def show_quote(price: Quote, console: Console) -> None:
     for line in price.lines():
         console.print(line, highlight=False, soft_wrap=True)
     if has := balance():
-        console.print(f"sbalance:\n{has}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"sbalance:\n{has}", highlight=False, soft_wrap=True)
 
 
 def first_submission(sweep: Sweep, cluster: ClusterProfile, slots: int) -> Submission:

@@ -28,9 +28,9 @@ _PLAIN_LINE_SECONDS = 30.0
 
 
 def wide_console() -> Console:
-    """The terminal, or a file or pipe as wide as the tables need."""
-    console = Console(file=sys.stdout)
-    return console if console.is_terminal else Console(file=sys.stdout, width=150)
+    """The terminal, or a file or pipe as wide as the tables need; brackets in a cause or a path are text and no markup."""
+    console = Console(file=sys.stdout, markup=False)
+    return console if console.is_terminal else Console(file=sys.stdout, width=150, markup=False)
 
 
 class Watcher:

@@ -10,6 +10,7 @@ from sweeps import results
 from sweeps.folder import Sweep, View
 from sweeps.spec import ScaleName, build_trials
 from sweeps.status import counts_line, sweep_status
+from sweeps.watch import wide_console
 from tests.sweeps.tiny_sweep import sweep
 
 OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_top1"
@@ -113,3 +114,8 @@ def test_status_counts_by_state(view: View) -> None:
         "failed": 1,
     }
     assert counts_line(status) == "1 failed, 4 completed, 1 waiting of 6 trials"
+
+
+def test_brackets_in_a_cause_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    wide_console().print("RuntimeError: [/a/pair.cc:561] closed")
+    assert "[/a/pair.cc:561] closed" in capsys.readouterr().out
