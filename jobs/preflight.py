@@ -128,31 +128,31 @@ def bytes_of_a_run(train: TrainConfig) -> int:
     return int(weights + moments + _CHECKPOINT_HEAD) * (train.checkpoint.keep + 1)
 
 
-def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int, nodes: bool = True) -> list[Finding]:
-    """The runs folder can be written, is seen by all nodes as far as its file system tells, and has room and inodes left."""
+def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Finding]:
+    """The runs folder can be written, and has room and inodes left."""
     try:
         require_writable(runs_dir, "runs_dir")
     except ValueError as error:
         return [problem("runs folder", f"{error}; give another with --runs-dir")]
-    found = [ok("runs folder", f"{runs_dir} can be written")]
-    mounts = [] if not nodes else [m for m in psutil.disk_partitions(all=True) if runs_dir.is_relative_to(m.mountpoint)]
-    kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else "unknown"
-    if not nodes:
-        pass
-    elif kind in _NODE_LOCAL:
-        found.append(warning("shared", f"{runs_dir} lies on {kind}, which other nodes seldom see; --on-node proves it"))
-    else:
-        found.append(ok("shared", f"{runs_dir} lies on {kind}"))
     room = os.statvfs(runs_dir)
     free, inodes = room.f_bavail * room.f_frsize, room.f_favail
     need, files = trials * bytes_a_trial, trials * _FILES_A_TRIAL
     enough = free >= need and (inodes >= files or not room.f_files)
     said = f"{need / 1e9:.1f} GB and {files} files needed at most, {free / 1e9:.1f} GB and {inodes} inodes free"
+    found = [ok("runs folder", f"{runs_dir} can be written")]
     found.append(ok("room", said) if enough else problem("room", f"{runs_dir} must have room for {trials} runs; got: {said}"))
-    if shutil.which("squota"):
-        done = subprocess.run(["squota"], capture_output=True, text=True, timeout=60, check=False)
-        found.append(ok("squota", " | ".join(done.stdout.split("\n")[:6])))
+    if quota := slurm.site_tool("squota"):
+        found.append(ok("squota", " | ".join(quota.split("\n")[:6])))
     return found
+
+
+def check_shared(runs_dir: Path) -> Finding:
+    """Whether all nodes see the runs folder, as far as its file system tells."""
+    mounts = [m for m in psutil.disk_partitions(all=True) if runs_dir.is_relative_to(m.mountpoint)]
+    kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else "unknown"
+    if kind in _NODE_LOCAL:
+        return warning("shared", f"{runs_dir} lies on {kind}, which other nodes seldom see; --on-node proves it")
+    return ok("shared", f"{runs_dir} lies on {kind}")
 
 
 def check_data(data: DataConfig) -> list[Finding]:
@@ -168,8 +168,6 @@ def check_data(data: DataConfig) -> list[Finding]:
     said = f"{data.name.name}: {counts[0]} training and {counts[1]} test images in {data.root or 'the default place'}"
     if expected and counts != expected:
         return [problem("data", f"data.{data.name.name} must have {expected[0]} training and {expected[1]} test images; got {said}")]
-    if len(splits.pretrain) < 1:
-        return [problem("data", f"data.train_limit must leave images; got {said}")]
     return [ok("data", said)]
 
 
@@ -236,7 +234,7 @@ def preflight(
     found = check_request(cluster, array)
     if found[0].what != "Slurm":
         found += check_limits(cluster)
-    found += check_folders(runs_dir, trials, bytes_a_trial)
+    found += [*check_folders(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
     for one in data:
         found += checked_data(one)
     return found
@@ -279,7 +277,7 @@ def main() -> int:
         if asked.on_node and not any(f.level == "problem" for f in found):
             found += check_on_node(cluster, runs_dir)
     else:
-        found = check_folders(runs_dir, asked.slots, bytes_of_a_run(job.train), nodes=False) + checked_data(data)
+        found = check_folders(runs_dir, asked.slots, bytes_of_a_run(job.train)) + checked_data(data)
     for finding in found:
         print(f"{finding.level:8} {finding.what}: {finding.said}")
     return 1 if any(f.level == "problem" for f in found) else 0

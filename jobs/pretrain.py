@@ -42,6 +42,11 @@ def run(job: JobSpec) -> int:
         print(describe(job, result), flush=True)
         if result is not None and result.status is RunStatus.failed:
             print("retry_failed=true tries it again from its last checkpoint", flush=True)
+    return exit_status(result)
+
+
+def exit_status(result: RunResult | None) -> int:
+    """What a run came to, for the shell."""
     if result is None:
         return INTERRUPTED
     return 0 if result.status is RunStatus.completed and not result.missing else 1
@@ -82,10 +87,7 @@ def checked_multirun(overrides: list[str]) -> list[JobSpec]:
 
 def status_of(job: JobSpec) -> int:
     """The exit status that the run folder stands for."""
-    result = RunFolder(job.run_dir).result()
-    if result is None:
-        return INTERRUPTED
-    return 0 if result.status is RunStatus.completed and not result.missing else 1
+    return exit_status(RunFolder(job.run_dir).result())
 
 
 def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:

@@ -42,6 +42,14 @@ def has_slurm() -> bool:
     return shutil.which("squeue") is not None
 
 
+def site_tool(name: str) -> str:
+    """What a command of the site prints, such as sbalance or squota; "" where there is none or it fails."""
+    try:
+        return subprocess.run([name], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True).stdout.rstrip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def ask(command: Sequence[str], patience_seconds: float = 120.0) -> str:
     """What `command` prints; tried again with growing pauses while Slurm does not answer.
 

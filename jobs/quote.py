@@ -1,12 +1,11 @@
 """What a sweep will cost before it is submitted: GPU-hours and wall-clock, from this code's own runs where there are any."""
 
 import math
-import shutil
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jobs.queue import site_tool
 from jobs.spec import ClusterProfile
 
 # Hours an epoch of ImageNet-100, ResNet-50, 224 pixels, batch 512, bf16 on 4 A100: 51.5 GPU-hours / 200 epochs / 4 (paper, table V).
@@ -88,9 +87,4 @@ def quote(
 
 def balance() -> str:
     """What the site's `sbalance` prints, "" where there is none or it fails."""
-    if shutil.which("sbalance") is None:
-        return ""
-    try:
-        return subprocess.run(["sbalance"], capture_output=True, text=True, timeout=60, check=True).stdout.rstrip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    return site_tool("sbalance")

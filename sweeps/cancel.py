@@ -1,11 +1,8 @@
 """Stops trials for good: marked in their folders first, so that whoever comes upon them leaves them alone, then ended in Slurm."""
 
-from pathlib import Path
-
 from jobs import queue as slurm
 from sweeps import claims
 from sweeps.engine.slurm import SlurmEngine
-from sweeps.engine.submission import Submission
 from sweeps.folder import TrialState, View
 from sweeps.spec import Trial
 
@@ -24,12 +21,11 @@ def cancel(view: View, trials: list[Trial]) -> str:
         if past and past[-1].slurm is not None and state in (TrialState.running, TrialState.requeued):
             jobs.append(past[-1].slurm.job)
     ended = len(jobs)
-    made = Submission.all_of(sweep)
-    if made and view.watch.queue is not None:
-        engine = SlurmEngine(sweep, made[-1].cluster, Path(made[-1].code), view.watch.queue)
+    engine = SlurmEngine.of(sweep, view.watch.queue) if view.watch.queue is not None else None
+    if engine is not None:
         if trials:
             slurm.cancel(jobs)
-            ended += engine.withdraw(-engine.missing(View(sweep, queue=view.watch.queue)))
+            ended += engine.withdraw(-engine.missing(View(sweep, queue=engine.queue)))
         else:
             live = [e.id for e in engine.live()]
             slurm.cancel(live)

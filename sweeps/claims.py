@@ -145,13 +145,14 @@ def _path(trial_dir: Path, epoch: int, what: str = "json") -> Path:
     return trial_dir / "claim" / f"{epoch:06d}.{what}"
 
 
-def _last_epoch(trial_dir: Path) -> int:
-    return max((int(p.stem) for p in (trial_dir / "claim").glob("[0-9]*.json")), default=0)
+def _last_epoch(trial_dir: Path, what: str) -> int:
+    """The last claim that has a file of that kind, -1 where none has."""
+    return max((int(p.stem) for p in (trial_dir / "claim").glob(f"[0-9]*.{what}")), default=-1)
 
 
 def cancel(trial_dir: Path) -> None:
     """Nobody shall run the trial until `uncancel`; its owner, if any, saves and stops."""
-    epoch = _last_epoch(trial_dir)
+    epoch = max(_last_epoch(trial_dir, "json"), 0)
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
     _path(trial_dir, epoch, "resumed").unlink(missing_ok=True)
     _path(trial_dir, epoch, "cancelled").touch()
@@ -159,14 +160,13 @@ def cancel(trial_dir: Path) -> None:
 
 def uncancel(trial_dir: Path) -> None:
     """A cancelled trial may run again; what ended its last job is no longer held against it."""
-    epoch = _last_epoch(trial_dir)
     if (trial_dir / "claim").exists():
-        _path(trial_dir, epoch, "resumed").touch()
+        _path(trial_dir, max(_last_epoch(trial_dir, "json"), 0), "resumed").touch()
 
 
-def is_cancelled(trial_dir: Path, epoch: int) -> bool:
-    """Whether the trial was cancelled since its claim `epoch`, and not taken up again."""
-    return _path(trial_dir, epoch, "cancelled").exists() and not _path(trial_dir, epoch, "resumed").exists()
+def is_cancelled(trial_dir: Path) -> bool:
+    """Whether the trial was cancelled and not taken up again since, whoever has claimed it meanwhile."""
+    return _last_epoch(trial_dir, "cancelled") > _last_epoch(trial_dir, "resumed")
 
 
 class Standing(Enum):
@@ -192,7 +192,7 @@ class Watch:
 
     def standing(self, trial_dir: Path, claim: Claim) -> Standing:
         """What became of the owner of `claim`."""
-        if is_cancelled(trial_dir, claim.epoch):
+        if is_cancelled(trial_dir):
             return Standing.cancelled
         if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
             # This very job: its earlier starts and attempts are over.
@@ -255,8 +255,7 @@ class Ownership:
 
     def lost(self) -> bool:
         """Whether somebody took the trial over, or cancelled it."""
-        epoch = self.claim.epoch
-        return _path(self.trial_dir, epoch + 1).exists() or any(is_cancelled(self.trial_dir, e) for e in (epoch - 1, epoch))
+        return _path(self.trial_dir, self.claim.epoch + 1).exists() or is_cancelled(self.trial_dir)
 
     def __enter__(self) -> "Ownership":
         self._beat.start()

@@ -19,6 +19,7 @@ from jobs.queue import SlurmError
 from jobs.run import check_job
 from jobs.spec import ClusterProfile, JobSpec, Scheduler
 from sweeps import claims, on_slurm
+from sweeps.changes import announce_changes, take_up
 from sweeps.engine.local import LocalEngine, slots_here
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.spec import ScaleName, SweepSpec, build_trials
@@ -140,26 +141,34 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     console = wide_console()
     sweep, cluster = plan(spec, asked)
     slurm = cluster.scheduler is Scheduler.slurm
-    price = on_slurm.quote_of(View.here(sweep), cluster, asked.retry_failed)
-    on_slurm.check_cap(asked.max_gpu_hours, price)
+    price = on_slurm.quote_of(View.here(sweep), cluster, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
+    if price is not None:
+        on_slurm.check_cap(asked.max_gpu_hours, price)
     if asked.dry_run:
-        on_slurm.dry_run(sweep, cluster, price, console)
+        show_plan(sweep, console)
+        if slurm and price is not None:
+            on_slurm.show_script(sweep, cluster, price, console)
         return 0
-    if not slurm:
-        if not all(s.ended for s in View(sweep).states().values()):
-            slots_here(cluster)
-        splits = None
-        for trial in sweep.trials:
-            splits = check_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), splits=splits)
-    return on_slurm.run(sweep, cluster, asked, console) if slurm else begin_here(sweep, cluster, asked, console)
-
-
-def begin_here(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, console: Console) -> int:
-    """Take up what failed or was cancelled, as asked, and run the sweep on this machine."""
-    on_slurm.announce_changes(sweep, console)
+    if slurm and price is not None:
+        return on_slurm.run(sweep, cluster, price, asked, console)
+    if not all(s.ended for s in View(sweep).states().values()):
+        slots_here(cluster)
+    splits = None
+    for trial in sweep.trials:
+        splits = check_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), splits=splits)
+    announce_changes(sweep, console)
     sweep.write()
-    on_slurm.take_up(View.here(sweep), asked.retry_failed)
+    take_up(View.here(sweep), asked.retry_failed)
     return run_here(sweep, cluster, console)
+
+
+def show_plan(sweep: Sweep, console: Console) -> None:
+    """Print the trials and where they stand; writes nothing."""
+    view = View.here(sweep)
+    announce_changes(sweep, console)
+    for trial in sweep.trials:
+        console.print(f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False)
+    console.print(f"{len(sweep.trials)} trials, {sweep.trials[0].epochs} epochs each, in {sweep.path}", soft_wrap=True)
 
 
 def main(spec: SweepSpec) -> None:

@@ -1,6 +1,7 @@
 """The sweep folder: sweep.json (the trials and how they are ranked) and trials/<signature>/, which are the truth about them."""
 
 import json
+import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -105,8 +106,15 @@ class View:
         """A view that asks Slurm about the sweep's jobs, where it has any and Slurm is installed."""
         return View(sweep, queue=Queue() if has_slurm() and (sweep.path / "submissions").is_dir() else None)
 
-    def __init__(self, sweep: Sweep, silent: frozenset[Path] = frozenset(), queue: Queue | None = None) -> None:
-        """`silent` are claims of other hosts that a `claims.Watch` has found dead; `queue` knows of owners in Slurm jobs."""
+    def __init__(
+        self, sweep: Sweep, silent: frozenset[Path] = frozenset(), queue: Queue | None = None, remember_seconds: float = 0.0
+    ) -> None:
+        """`silent` are claims of other hosts that a `claims.Watch` has found dead; `queue` knows of owners in Slurm jobs.
+
+        A state is looked at anew after `remember_seconds`: who watches asks for it many times in one look.
+        """
+        self._remember = remember_seconds
+        self._states: dict[str, tuple[float, TrialState]] = {}
         self.sweep = sweep
         self.watch = claims.Watch(silent, queue=queue)
         self._results: dict[str, RunResult] = {}
@@ -123,13 +131,20 @@ class View:
 
     def state(self, trial: Trial) -> TrialState:
         """Where the trial stands now."""
+        known = self._states.get(trial.signature)
+        if known is None or time.monotonic() - known[0] >= self._remember:
+            known = time.monotonic(), self._look(trial)
+            self._states[trial.signature] = known
+        return known[1]
+
+    def _look(self, trial: Trial) -> TrialState:
         result = self.result(trial)
         if result is not None:
             return TrialState.completed if result.status is RunStatus.completed else TrialState.failed
         folder = self.sweep.trial_dir(trial)
-        past = claims.history(folder)
+        past = claims.history(folder) if (folder / "claim").is_dir() else []
         if not past:
-            return TrialState.cancelled if claims.is_cancelled(folder, 0) else TrialState.waiting
+            return TrialState.cancelled if claims.is_cancelled(folder) else TrialState.waiting
         return _STATES[self.watch.standing(folder, past[-1])]
 
     def claims(self, trial: Trial) -> list[claims.Claim]:
@@ -148,7 +163,7 @@ class View:
     def hosts_elsewhere(self) -> list[str]:
         """The other hosts (or containers) whose processes own trials that have not ended."""
         unfinished = [t for t in self.sweep.trials if self.state(t) is TrialState.running]
-        owners = [claims.history(self.sweep.trial_dir(t))[-1].owner for t in unfinished]
+        owners = [self.claims(t)[-1].owner for t in unfinished]
         return sorted({o.host for o in owners if not o.is_local})
 
     def objective(self, trial: Trial) -> float | None:

@@ -4,7 +4,7 @@ import argparse
 import os
 import statistics
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from rich.console import Console
 
 from cnnjepa.runs import RunStatus
 from jobs import preflight, snapshot
+from jobs.door import INTERRUPTED
 from jobs.provenance import commit_and_diff
 from jobs.queue import Queue, SlurmError, has_slurm
 from jobs.quote import Quote, balance, lookup, quote
-from jobs.spec import ClusterProfile, Scheduler
+from jobs.spec import ClusterProfile
 from jobs.submit import render
-from sweeps import claims
-from sweeps.claims import Process
+from sweeps.changes import announce_changes, left_to_run, take_up
 from sweeps.engine.slurm import RacedError, SlurmEngine
-from sweeps.engine.submission import Submission, job_prefix
-from sweeps.folder import Sweep, TrialState, View
+from sweeps.engine.submission import Submission
+from sweeps.folder import Sweep, View
 from sweeps.status import counts_line, sweep_status, trial_status
 from sweeps.watch import conclude
 
@@ -55,8 +55,7 @@ def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile
 def quote_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Quote:
     """What is left of the sweep, priced; with what failed, where that is to be tried again."""
     trials = view.sweep.trials
-    over = {TrialState.completed} if retry_failed else {TrialState.completed, TrialState.failed}
-    left = [t.epochs * (1 - trial_status(view, t)["done"]) for t in trials if view.state(t) not in over]
+    left = [t.epochs * (1 - trial_status(view, t)["done"]) for t in left_to_run(view, retry_failed)]
     measured = measured_hours(view.sweep.path.parent, trials[0].values, cluster)
     epochs = statistics.fmean(t.epochs for t in trials)
     return quote(cluster, trials[0].values, left, epochs, measured)
@@ -80,69 +79,28 @@ def show_quote(price: Quote, console: Console) -> None:
         console.print(f"sbalance:\n{has}", highlight=False, soft_wrap=True)
 
 
-def first_submission(sweep: Sweep, cluster: ClusterProfile, slots: int) -> Submission:
-    """The submission that would be made next, were there none queued."""
-    number = max((s.number for s in Submission.all_of(sweep)), default=0) + 1
-    code = sweep.path / "code" / snapshot.digest()
-    throttle = min(cluster.max_parallel or slots, slots)
-    return Submission(
-        sweep.path, number, f"{job_prefix(sweep)}{number:04d}", slots, throttle, [], cluster, str(code), Process.me(), time.time()
-    )
+def planned(engine: SlurmEngine, slots: int) -> Submission:
+    """The submission of `slots` slots that would come next, were nothing queued."""
+    return engine.planned(slots, min(engine.cluster.max_parallel or slots, slots), [])
 
 
-def dry_run(sweep: Sweep, cluster: ClusterProfile, price: Quote, console: Console) -> None:
-    """Print the trials and where they stand, and on Slurm the quote and the very script; writes nothing, and needs no Slurm."""
-    view = View.here(sweep)
-    announce_changes(sweep, console)
-    for trial in sweep.trials:
-        console.print(f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False)
-    console.print(f"{len(sweep.trials)} trials, {sweep.trials[0].epochs} epochs each, in {sweep.path}", soft_wrap=True)
-    if cluster.scheduler is not Scheduler.slurm:
-        return
-    slots = sum(not view.state(t).ended for t in sweep.trials)
+def show_script(sweep: Sweep, cluster: ClusterProfile, price: Quote, console: Console) -> None:
+    """Print the quote and the very script that would be submitted were nothing queued; needs no Slurm."""
+    slots = price.trials
     show_quote(price, console)
     if slots:
-        wanted = first_submission(sweep, cluster, slots)
+        wanted = planned(SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue()), slots)
         console.print(f"\nbatch script of {slots} slots, {wanted.throttle} at once:\n", highlight=False)
         console.out(render(cluster, wanted.array()), highlight=False)
 
 
-def announce_changes(sweep: Sweep, console: Console) -> bool:
-    """Say what differs from the sweep that the folder held before; whether anything does."""
-    if not (sweep.path / "sweep.json").exists():
-        return False
-    before, now = ({t.signature: t for t in s.trials} for s in (Sweep.load(sweep.path), sweep))
-    if before.keys() == now.keys():
-        return False
-    added, gone = len(now.keys() - before.keys()), before.keys() - now.keys()
-    kept = f"{len(gone)} withdrawn (their folders stay, they leave the tables)"
-    console.print(f"the sweep has changed since it was last run: {added} trials added, {kept}", soft_wrap=True)
-    old = View.here(Sweep.load(sweep.path))
-    for signature in sorted(gone):
-        last = next(iter(old.claims(before[signature])[-1:]), None)
-        if last is not None and last.slurm is not None and not old.state(before[signature]).settled:
-            what = f"withdrawn, but its job goes on to its end; to stop it: scancel {last.slurm.job}"
-            console.print(f"  {before[signature].setting}, seed {before[signature].seed}: {what}", highlight=False, soft_wrap=True)
-    return True
-
-
-def take_up(view: View, retry_failed: bool) -> None:
-    """What was cancelled until now may run again; where asked, what failed too."""
-    for trial in view.sweep.trials:
-        state = view.state(trial)
-        if state is TrialState.failed and retry_failed:
-            view.sweep.run(trial).set_failure_aside()
-        if state is TrialState.cancelled or (state is TrialState.failed and retry_failed):
-            claims.uncancel(view.sweep.trial_dir(trial))
-
-
-def refuse_problems(sweep: Sweep, cluster: ClusterProfile, slots: int, console: Console) -> None:
+def refuse_problems(engine: SlurmEngine, slots: int, console: Console) -> None:
     """Preflight; raises ValueError where anything would stop the submission, warnings are printed."""
+    sweep = engine.sweep
     by_data = {str(t.values["data"]): t for t in sweep.trials}
-    array = first_submission(sweep, cluster, slots).array()
     data = [t.values["data"] for t in by_data.values()]
     room = preflight.bytes_of_a_run(sweep.trials[0].config)
-    found = preflight.preflight(cluster, array, sweep.path.parent, slots, room, data)
+    found = preflight.preflight(engine.cluster, planned(engine, slots).array(), sweep.path.parent, slots, room, data)
     for finding in found:
         if finding.level == "warning" or finding.what == "squota":
             console.print(f"preflight: {finding.what}: {finding.said}", highlight=False, soft_wrap=True)
@@ -158,7 +116,7 @@ def confirmed(asked: argparse.Namespace) -> bool:
     return input("submit? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, console: Console) -> int:
+def run(sweep: Sweep, cluster: ClusterProfile, price: Quote, asked: argparse.Namespace, console: Console) -> int:
     """Submit what is missing and become the process that watches; returns the exit status where there is nothing to watch.
 
     Raises ValueError before anything was submitted.
@@ -172,14 +130,14 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
         console.print(text, highlight=False, soft_wrap=True)
 
     announce_changes(sweep, console)
-    if asked.retry_failed or not all(s.ended for s in view.states().values()):
+    if left_to_run(view, asked.retry_failed):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
+        engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue)
         try:
-            submit_missing(sweep, cluster, asked, queue, console)
+            if not submit_missing(engine, price, asked, console, say):
+                return INTERRUPTED
         except SlurmError as error:
             raise ValueError(f"Slurm must take the jobs; got {error}") from error
-        except KeyboardInterrupt:
-            return 130
     else:
         sweep.write()
     if all(s.ended for s in View(sweep).states().values()):
@@ -191,24 +149,17 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.watch", str(sweep.path)])
 
 
-def submit_missing(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, queue: Queue, console: Console) -> None:
-    """Check, quote, ask, and submit the slots that the sweep lacks; too many waiting ones are withdrawn."""
-    engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
+def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace, console: Console, say: Callable[[str], None]) -> bool:
+    """Check, quote, ask, and submit the slots that the sweep lacks; too many waiting ones are withdrawn. False where a person said no."""
+    sweep, queue = engine.sweep, engine.queue
     engine.settle(say)
     view = View(sweep, queue=queue)
-    open_trials = sum(not s.ended for s in view.states().values())
-    if asked.retry_failed:
-        open_trials = len(sweep.trials) - sum(s.name == "completed" for s in view.states().values())
-    slots = open_trials - engine.serving(view)
+    slots = len(left_to_run(view, asked.retry_failed)) - engine.serving(view)
     if slots > 0:
-        show_quote(quote_of(view, cluster, asked.retry_failed), console)
-        refuse_problems(sweep, cluster, slots, console)
+        show_quote(price, console)
+        refuse_problems(engine, slots, console)
         if not confirmed(asked):
-            raise KeyboardInterrupt
+            return False
     sweep.write()
     for trial in sweep.trials:
         sweep.run(trial).prepare(trial.config)
@@ -222,6 +173,6 @@ def submit_missing(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namesp
             for made in engine.submit(missing) if missing > 0 else []:
                 after = f", after {', '.join(made.after)}" if made.after else ""
                 say(f"submitted job {made.job}: {made.slots} slots, {made.throttle} at once{after}")
-            return
+            return True
         except RacedError:  # another command has submitted meanwhile: look again
             engine.settle(say)

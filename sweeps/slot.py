@@ -48,7 +48,7 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
     A job that was requeued finds its own trial first. A trial with a `fault` is recorded as failed instead.
     """
     sweep = view.sweep
-    half_done = [(claims.history(sweep.trial_dir(t)), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
+    half_done = [(view.claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
     mine = start.job if start else ""
     for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
         folder, step = sweep.trial_dir(trial), view.reached_step(trial)
@@ -64,7 +64,7 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
     replayed = study.replay(view)
     while (fresh := study.ask(view, replayed)) is not None:
         owned = claims.claim(sweep.trial_dir(fresh), 1, driver, 0, start) if runnable(fresh) else None
-        if owned and claims.is_cancelled(sweep.trial_dir(fresh), 0):  # while the study was replayed
+        if owned and claims.is_cancelled(sweep.trial_dir(fresh)):  # while the study was replayed
             with owned:
                 continue
         if owned:

@@ -121,9 +121,10 @@ class SlurmWatch:
             return
         self.read = changed
         sweep = Sweep.load(self.folder)
-        self.view = View(sweep, queue=self.queue)
-        last = Submission.all_of(sweep)[-1]
-        self.engine = SlurmEngine(sweep, last.cluster, Path(last.code), self.queue)
+        self.view = View(sweep, queue=self.queue, remember_seconds=_LOOK_SECONDS / 2)
+        engine = SlurmEngine.of(sweep, self.queue)
+        assert engine is not None, "who watches has submitted, or somebody before"
+        self.engine = engine
 
     def mend(self) -> bool:
         """Submit again what two looks in a row have missed; False where nothing more will happen by itself.

@@ -14,7 +14,7 @@ from jobs.spec import ClusterProfile
 from jobs.submit import submit
 from sweeps import claims
 from sweeps.claims import Process
-from sweeps.engine.submission import Submission, job_prefix
+from sweeps.engine.submission import Submission, job_prefix, last_number
 from sweeps.folder import Sweep, TrialState, View
 
 # sbatch may still be under way when the command that called it is dead, or its job not be listed yet. What another host's command is
@@ -52,7 +52,13 @@ class SlurmEngine:
     def __init__(self, sweep: Sweep, cluster: ClusterProfile, code: Path, queue: Queue) -> None:
         self.sweep, self.cluster, self.code, self.queue = sweep, cluster, code, queue
         self.prefix = job_prefix(sweep)
-        self._seen = 0  # the last submission that `missing` took into account
+        self._seen = last_number(sweep)  # the last submission that `missing` took into account
+
+    @staticmethod
+    def of(sweep: Sweep, queue: Queue) -> "SlurmEngine | None":
+        """The engine of the sweep's last submission: its profile and its code; None where there was none."""
+        made = Submission.all_of(sweep)
+        return SlurmEngine(sweep, made[-1].cluster, Path(made[-1].code), queue) if made else None
 
     def live(self) -> list[Element]:
         """The elements that are queued or run, also those of submissions whose number was never written down."""
@@ -123,7 +129,7 @@ class SlurmEngine:
 
     def missing(self, view: View) -> int:
         """Slots to submit so that every trial that is to run has one; negative where so many are too many."""
-        self._seen = max((s.number for s in Submission.all_of(self.sweep)), default=0)
+        self._seen = last_number(self.sweep)
         return sum(not s.settled for s in view.states().values()) - self.serving(view)
 
     def cancelled_unclaimed(self, view: View) -> set[str]:
@@ -145,29 +151,34 @@ class SlurmEngine:
         `missing` must have been asked just before. Raises RacedError where another command has submitted since, SlurmError with
         Slurm's words where it refuses.
         """
+        limit = _MAX_ARRAY_SIZE
         with contextlib.suppress(SlurmError, ValueError):
-            self.array_limit = int(slurm.controller_setting("MaxArraySize"))
-        limit = max(getattr(self, "array_limit", _MAX_ARRAY_SIZE), 1)
+            limit = int(slurm.controller_setting("MaxArraySize"))
         throttles = {s.job: s.throttle for s in Submission.all_of(self.sweep)}
         queued = Counter(e.array for e in self.live())
         taken = sum(min(count, throttles.get(array, count)) for array, count in queued.items())
         most = self.cluster.max_parallel or slots + taken
         after_all = sorted(queued) if taken >= most else []
-        parts = shares(slots, limit, most if after_all else most - taken)
+        free = most if after_all else most - taken
+        parts = shares(slots, limit, free)
         made: list[Submission] = []
-        side_by_side = min(len(parts), most if after_all else most - taken)
+        side_by_side = min(len(parts), free)
         for i, (size, throttle) in enumerate(parts):
             before = [made[i - side_by_side].job] if i >= side_by_side else after_all
             made.append(self._submit_array(size, throttle, before))
         return made
 
-    def _submit_array(self, slots: int, throttle: int, after: list[str]) -> Submission:
+    def planned(self, slots: int, throttle: int, after: list[str]) -> Submission:
+        """The submission that comes next."""
         number = self._seen + 1
         name, cluster, code = f"{self.prefix}{number:04d}", self.cluster, str(self.code)
-        wanted = Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time())
+        return Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time())
+
+    def _submit_array(self, slots: int, throttle: int, after: list[str]) -> Submission:
+        wanted = self.planned(slots, throttle, after)
         if not wanted.create():
-            raise RacedError(f"submission {number} is another command's")
-        self._seen = number
+            raise RacedError(f"submission {wanted.number} is another command's")
+        self._seen = wanted.number
         refusal = ""
         for _attempt in range(_SUBMIT_ATTEMPTS):
             try:
@@ -177,7 +188,7 @@ class SlurmEngine:
                 refusal = str(error)
             # The job may be there all the same: its answer was lost.
             try:
-                if lost := next(iter(Queue(0).named(name)), None):
+                if lost := next(iter(Queue(0).named(wanted.name)), None):
                     wanted.write_job(lost.array)
                     return wanted
             except SlurmError as error:

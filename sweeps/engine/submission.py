@@ -27,6 +27,11 @@ def job_prefix(sweep: Sweep) -> str:
     return f"{sweep.path.name}-{hashlib.sha256(str(sweep.path).encode()).hexdigest()[:8]}-"
 
 
+def last_number(sweep: Sweep) -> int:
+    """Of the sweep's submissions, 0 where there is none."""
+    return max((int(p.stem) for p in (sweep.path / "submissions").glob("[0-9]*.json")), default=0)
+
+
 @dataclass(frozen=True)
 class Submission:
     """One job array of a sweep."""

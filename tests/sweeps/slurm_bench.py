@@ -173,8 +173,9 @@ class SweepOnSlurm:
             log = (folder / "log" / "train.log").read_text()
             assert log.count(f"step {STEPS}/{STEPS} ") == 1
             assert log.count(f"step 1/{STEPS} ") == 1, "it was begun anew"
-        engine_missing = SlurmEngine(self.sweep, Submission.all_of(self.sweep)[-1].cluster, self.path, Queue(0))
-        assert engine_missing.missing(View(self.sweep, queue=Queue(0))) == 0
+        engine = SlurmEngine.of(self.sweep, Queue(0))
+        assert engine is not None
+        assert engine.missing(View(self.sweep, queue=engine.queue)) == 0
 
 
 def records(trial_dir: Path) -> list[dict[str, Any]]:

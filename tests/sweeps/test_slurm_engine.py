@@ -151,7 +151,6 @@ def test_a_refusal_is_said_at_once_and_silence_is_waited_for(tmp_path: Path, mon
 def test_while_slurm_is_silent_its_last_word_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     queue = Queue(refresh_seconds=0, patience_seconds=0)
-    stand_in(tmp_path, "squeue", "exit 1")
     stand_in(tmp_path, "sacct", "exit 1")
     stand_in(tmp_path, "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     assert queue.state("7_3") == ""
@@ -166,3 +165,16 @@ def test_while_slurm_is_silent_its_last_word_stands(tmp_path: Path, monkeypatch:
     assert queue.state("7_3") == slurm.GONE
     stand_in(tmp_path, "sacct", "echo 'CANCELLED by 0'")
     assert queue.state("7_3") == "CANCELLED"
+
+
+def test_a_trial_cancelled_while_it_is_claimed_stays_cancelled(tmp_path: Path) -> None:
+    claims.cancel(tmp_path)  # before anybody has it
+    owned = claims.claim(tmp_path, 1, "d", 0)
+    assert owned is not None
+    assert owned.lost()
+    assert claims.is_cancelled(tmp_path)
+    claims.uncancel(tmp_path)
+    assert not claims.is_cancelled(tmp_path)
+    assert not owned.lost()
+    claims.cancel(tmp_path)
+    assert owned.lost()
