@@ -7,69 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cnnjepa.config import Device
-from cnnjepa.identity import signature
-from cnnjepa.runs import RunResult, RunStatus
 from jobs.run import run_job
 from jobs.spec import ClusterProfile, JobSpec, fit_to
-from sweeps import claims, study
-from sweeps.folder import Sweep, TrialState, View
-from sweeps.slot_log import log_tail
-from sweeps.spec import Trial
+from sweeps import claims
+from sweeps.choice import next_claim
+from sweeps.folder import Sweep, View
 
-# The fault is the trial's own when its process has died so often in place; a machine's hiccup gets a second chance.
-CRASHES_ALLOWED = 2
-# Jobs that Slurm ended (preemption, node loss, time limit) are no fault, but so many that gain no step will never gain one.
-STARTS_ALLOWED = 10
 _CHECK_SECONDS = 0.5
-
-
-def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver: str) -> str:
-    """Why a half-done trial shall not be started again, "" where it shall."""
-    folder, last = view.sweep.trial_dir(trial), past[-1]
-    log = Path(last.slurm.log) if last.slurm else folder / "log" / "train.log"
-    if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
-        return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {log_tail(log)}; see {log}"
-    if claims.starts_in_vain(past, step, folder) >= STARTS_ALLOWED:
-        return f"{STARTS_ALLOWED} jobs gained no step over step {step}, is the time limit too short? {log_tail(log)}; see {log}"
-    return ""
-
-
-def runnable(trial: Trial) -> bool:
-    """Whether this code trains the trial as its signature says; one of a later version is left to later code."""
-    try:
-        return signature(trial.config) == trial.signature
-    except (ValueError, TypeError, KeyError):
-        return False
-
-
-def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) -> tuple[Trial, claims.Ownership] | None:
-    """A trial that is now ours: a half-done one whose owner is gone before a new one of the study; None where nothing is left to begin.
-
-    A job that was requeued finds its own trial first. A trial with a `fault` is recorded as failed instead.
-    """
-    sweep = view.sweep
-    half_done = [(view.claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
-    mine = start.job if start else ""
-    for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
-        folder, step = sweep.trial_dir(trial), view.reached_step(trial)
-        cause = fault(view, trial, past, step, driver)
-        if cause:
-            sweep.run(trial).write_result(RunResult(RunStatus.failed, cause, step=step, claim=past[-1].epoch))
-            if mine and past[-1].slurm and past[-1].slurm.job == mine:
-                return None  # should the fault be this node's, the next trial is not tried on it too
-            continue
-        owned = claims.claim(folder, past[-1].epoch + 1, driver, step, start)
-        if owned:
-            return trial, owned
-    replayed = study.replay(view)
-    while (fresh := study.ask(view, replayed)) is not None:
-        owned = claims.claim(sweep.trial_dir(fresh), 1, driver, 0, start) if runnable(fresh) else None
-        if owned and claims.is_cancelled(sweep.trial_dir(fresh)):  # while the study was replayed
-            with owned:
-                continue
-        if owned:
-            return fresh, owned
-    return None
 
 
 @contextlib.contextmanager

@@ -21,10 +21,11 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     from jobs.ranks import adopt_srun_ranks
     from jobs.run import run_job
     from jobs.spec import JobSpec, fit_to
+    from sweeps.choice import next_claim
     from sweeps.claims import Ownership, SlurmStart
     from sweeps.engine.submission import Submission
     from sweeps.folder import Sweep, View
-    from sweeps.slot import next_claim, output_to, stopper
+    from sweeps.slot import output_to, stopper
     from sweeps.spec import Trial
 
     adopt_srun_ranks()

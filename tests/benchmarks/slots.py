@@ -1,9 +1,9 @@
-"""What a slot costs beside its training: trivial trials on a real Slurm on this host, and the processor and memory of the watching command.
+"""What a slot costs beside its trial, on a real Slurm on this host, and what the watching command takes of processor and memory.
 
-python tests/benchmarks/slots.py [--slots 1000] [--parallel 64] [--json]     1,000 slots: about 20 minutes on two cores
+python tests/benchmarks/slots.py [--slots 1000] [--parallel 64] [--json]        trials that compute nothing, see _trivial_rank.py
+python tests/benchmarks/slots.py --train --slots 40 --parallel 4 [--json]       one step on one rank: torch's start is part of it
 
-A slot of one rank on CPU; its job starts the supervisor, srun and a Python that imports torch, claims a trial, trains one step, writes
-the result. Two cores run 64 such jobs at once, so the seconds are those of a crowded machine; the shares say where they go.
+Two cores run all jobs that are active at once, so the seconds are those of a crowded machine; the parts say where they go.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from sweeps.folder import Sweep, View
 from tests.slurm_cluster import Options, SlurmCluster, free_ports
 
 SCRIPT = Path(__file__).resolve().parent / "_slots_sweep.py"
+RANK = Path(__file__).resolve().parent / "_trivial_rank.py"
 PROFILE = ["ranks_per_slot=1", "cores_per_slot=1", "gpus_per_slot=0", "memory_gb_per_slot=0.5", "cluster.gres=''"]
 
 
@@ -107,13 +108,15 @@ def figures_of(sweep_path: Path, jobs: dict[str, tuple[float, float]]) -> dict[s
     return {"slots": len(view.sweep.trials), "duplicates": duplicates, **medians, **spread}
 
 
-def running_now(trials: Path) -> int:
-    """Trials that have been claimed and not been released."""
-    claimed, released = (len(list(trials.glob(f"*/claim/*.{what}"))) for what in ("json", "released"))
-    return claimed - released
+def running_now(cluster: SlurmCluster) -> int:
+    """Jobs that Slurm calls running; 0 where it is too busy to say."""
+    try:
+        return cluster.run("squeue", "-h", "-t", "R", "-o", "%i", check=False).count("\n")
+    except subprocess.TimeoutExpired:
+        return 0
 
 
-def measure(slots: int, parallel: int) -> dict[str, float]:
+def measure(slots: int, parallel: int, train: bool) -> dict[str, float]:
     """Start a cluster, run the sweep, look at it from outside, stop the cluster."""
     base = Path(f"/tmp/slots-{os.getpid()}")
     base.mkdir()
@@ -123,14 +126,14 @@ def measure(slots: int, parallel: int) -> dict[str, float]:
         make_images(base / "images")
         line = [sys.executable, str(SCRIPT), "--cluster", "test_cluster", "--scale", "smoke", "--runs-dir", str(base / "runs")]
         line += ["--seeds", str(slots), f"max_parallel={parallel}", f"data.root={base / 'images'}", *PROFILE]
+        line += [] if train else [f"cluster.python='{sys.executable} {RANK}'"]
         started = time.monotonic()
         with open(base / "watch.log", "w") as log:
             child = subprocess.Popen(line, env=cluster.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
             watched, most = Watched(child.pid), 0
             while child.poll() is None:
                 watched.sample()
-                # Who is active is read off the claims and not asked of Slurm, whose controller has enough to do.
-                most = max(most, running_now(base / "runs" / "slots-smoke" / "trials"))
+                most = max(most, running_now(cluster))
                 time.sleep(5)
         wall = time.monotonic() - started
         assert child.returncode == 0, (base / "watch.log").read_text()[-2000:]
@@ -148,9 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, default=1000)
     parser.add_argument("--parallel", type=int, default=64)
+    parser.add_argument("--train", action="store_true", help="trials train a step, and import torch for it")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
-    figures = measure(asked.slots, asked.parallel)
+    figures = measure(asked.slots, asked.parallel, asked.train)
     table = Table("figure", "value", title="one slot, medians in seconds, and the watching command")
     for name, value in figures.items():
         table.add_row(name, f"{value:.3g}" if value < 100 else f"{value:.0f}")

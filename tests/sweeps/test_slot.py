@@ -10,9 +10,10 @@ import pytest
 from cnnjepa.runs import RunResult, RunStatus
 from jobs.compose import compose_job
 from sweeps import claims, slot, study
+from sweeps.choice import next_claim
 from sweeps.claims import Process
 from sweeps.folder import Sweep, TrialState, View
-from sweeps.slot import next_claim, run_slot
+from sweeps.slot import run_slot
 from sweeps.spec import ScaleName, Setting, build_trials
 from tests.sweeps.tiny_sweep import sweep
 
