@@ -19,7 +19,7 @@ from jobs.quote import Quote, balance, lookup, quote
 from jobs.spec import ClusterProfile
 from jobs.submit import render
 from sweeps.changes import announce_changes, left_to_run, take_up
-from sweeps.engine.slurm import RacedError, SlurmEngine
+from sweeps.engine.slurm import RacedError, SlurmEngine, array_limit, shares
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
 from sweeps.status import counts_line, sweep_status, trial_status
@@ -79,9 +79,9 @@ def show_quote(price: Quote, console: Console) -> None:
         console.print(f"sbalance:\n{has}", highlight=False, soft_wrap=True)
 
 
-def planned(engine: SlurmEngine, slots: int) -> Submission:
-    """The submission of `slots` slots that would come next, were nothing queued."""
-    return engine.planned(slots, min(engine.cluster.max_parallel or slots, slots), [])
+def planned(engine: SlurmEngine, slots: int) -> list[Submission]:
+    """The submissions of `slots` slots that would come next, were nothing queued; all but their sizes is the same."""
+    return [engine.planned(size, throttle, []) for size, throttle in shares(slots, array_limit(), engine.cluster.max_parallel or slots)]
 
 
 def show_script(sweep: Sweep, cluster: ClusterProfile, price: Quote, console: Console) -> None:
@@ -89,9 +89,12 @@ def show_script(sweep: Sweep, cluster: ClusterProfile, price: Quote, console: Co
     slots = price.trials
     show_quote(price, console)
     if slots:
-        wanted = planned(SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue()), slots)
-        console.print(f"\nbatch script of {slots} slots, {wanted.throttle} at once:\n", highlight=False)
-        console.out(render(cluster, wanted.array()), highlight=False)
+        arrays = planned(SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue()), slots)
+        for size, throttle in dict.fromkeys((a.slots, a.throttle) for a in arrays):
+            alike = [a for a in arrays if (a.slots, a.throttle) == (size, throttle)]
+            many = f", {len(alike)} such arrays" if len(alike) > 1 else ""
+            console.print(f"\nbatch script of {size} slots, {throttle} at once{many}:\n", highlight=False)
+            console.out(render(cluster, alike[0].array()), highlight=False)
 
 
 def refuse_problems(engine: SlurmEngine, slots: int, console: Console) -> None:
@@ -100,7 +103,7 @@ def refuse_problems(engine: SlurmEngine, slots: int, console: Console) -> None:
     by_data = {str(t.values["data"]): t for t in sweep.trials}
     data = [t.values["data"] for t in by_data.values()]
     room = preflight.bytes_of_a_run(sweep.trials[0].config)
-    found = preflight.preflight(engine.cluster, planned(engine, slots).array(), sweep.path.parent, slots, room, data)
+    found = preflight.preflight(engine.cluster, planned(engine, slots)[0].array(), sweep.path.parent, slots, room, data)
     for finding in found:
         if finding.level == "warning" or finding.what == "squota":
             console.print(f"preflight: {finding.what}: {finding.said}", highlight=False, soft_wrap=True)

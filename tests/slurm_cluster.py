@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db", "sbatch", "srun", "squeue", "sacct")
@@ -288,11 +288,11 @@ class SlurmCluster:
         """Stop slurmctld, as for a restart; jobs go on."""
         self._end("slurmctld")
 
-    def set_preemption(self, user_signal: bool, grace_seconds: int) -> None:
-        """Change how a preempted job is told."""
-        self.options.user_signal, self.options.grace_seconds = user_signal, grace_seconds
+    def change(self, **options: int) -> None:
+        """Change some of the options; jobs go on."""
+        self.options = replace(self.options, **options)
         self.write()
-        self.stop_controller()  # SlurmctldParameters are read at its start
+        self.stop_controller()  # some parameters are read at its start alone
         self.start_controller()
         self.wait("nodes", self._nodes_answer)
 

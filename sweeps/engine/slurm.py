@@ -42,6 +42,13 @@ def shares(slots: int, limit: int, free: int) -> list[tuple[int, int]]:
     return [(size, min(size, room[i % side_by_side])) for i, size in enumerate(sizes)]
 
 
+def array_limit() -> int:
+    """Elements that one array of this site may have; Slurm's default where it does not say."""
+    with contextlib.suppress(SlurmError, ValueError):
+        return int(slurm.controller_setting("MaxArraySize"))
+    return _MAX_ARRAY_SIZE
+
+
 class RacedError(RuntimeError):
     """Another command has submitted since `missing` was asked; nothing was submitted."""
 
@@ -151,16 +158,13 @@ class SlurmEngine:
         `missing` must have been asked just before. Raises RacedError where another command has submitted since, SlurmError with
         Slurm's words where it refuses.
         """
-        limit = _MAX_ARRAY_SIZE
-        with contextlib.suppress(SlurmError, ValueError):
-            limit = int(slurm.controller_setting("MaxArraySize"))
         throttles = {s.job: s.throttle for s in Submission.all_of(self.sweep)}
         queued = Counter(e.array for e in self.live())
         taken = sum(min(count, throttles.get(array, count)) for array, count in queued.items())
         most = self.cluster.max_parallel or slots + taken
         after_all = sorted(queued) if taken >= most else []
         free = most if after_all else most - taken
-        parts = shares(slots, limit, free)
+        parts = shares(slots, array_limit(), free)
         made: list[Submission] = []
         side_by_side = min(len(parts), free)
         for i, (size, throttle) in enumerate(parts):

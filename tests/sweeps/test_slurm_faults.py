@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs.door import STOPPED
 from sweeps import claims
 from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import STEPS, Faults, SweepOnSlurm, needs_slurm, running_cluster
@@ -80,7 +81,7 @@ def test_a_sweep_runs_to_its_table(undisturbed: SweepOnSlurm) -> None:
 def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, user_signal: bool, grace: int, name: str) -> None:
     cluster = sweep.cluster
     if (cluster.options.user_signal, cluster.options.grace_seconds) != (user_signal, grace):
-        cluster.set_preemption(user_signal, grace)
+        cluster.change(user_signal=user_signal, grace_seconds=grace)
     with faults.line(name, sweep) as said:
         sweep.submit("one", "partition=gpu-preempt")
         folder = sweep.wait_for_step(60)
@@ -120,6 +121,22 @@ def test_a_job_that_heeds_no_signal_is_requeued_just_before_its_limit(cluster: S
     try:
         cluster.wait("the second start", lambda: "Restarts=1" in cluster.run("scontrol", "show", "job", job), 100)
         assert "stopped before the time limit" in log.read_text()
+    finally:
+        cluster.run("scancel", job)
+    cluster.wait("its end", lambda: not cluster.run("squeue", "-h", "-j", job, "-t", "PD,R,CG", check=False).strip(), 60)
+
+
+def test_a_chain_of_jobs_is_longer_than_slurms_own_count_of_requeues(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """max_batch_requeue (5) holds a job that Slurm itself requeues so often; 13 hours in a partition of one take 13 requeues."""
+    root, log = Path(__file__).parents[2], tmp_path / "log"
+    supervisor = f"{sys.executable} -m jobs.supervisor --stop-signal-seconds 20 -- srun sh -c 'exit {STOPPED}'"
+    (tmp_path / "job.sh").write_text(f"#!/bin/bash\ncd {root}\nexport PYTHONPATH={root}\n{supervisor}\n")
+    options = ["--parsable", "--requeue", "--open-mode=append", "-t", "5", "--array=0-0", "-o", str(log)]
+    job = cluster.run("sbatch", *options, str(tmp_path / "job.sh")).strip()
+    restarts = f"squeue -h -r -j {job} -O RestartCnt".split()
+    try:
+        cluster.wait("more requeues than that", lambda: int(cluster.run(*restarts)) > 6, 120)
+        assert "held" not in cluster.run("squeue", "-h", "-j", job, "-O", "Reason").lower()
     finally:
         cluster.run("scancel", job)
     cluster.wait("its end", lambda: not cluster.run("squeue", "-h", "-j", job, "-t", "PD,R,CG", check=False).strip(), 60)
@@ -312,6 +329,21 @@ def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
         time.sleep(0.3)
     assert seen <= {0, 1}
     assert 1 in seen
+    assert sweep.status()["counts"]["completed"] == 3
+
+
+def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sweep: SweepOnSlurm) -> None:
+    site = sweep.cluster.options.max_array_size
+    sweep.cluster.change(max_array_size=2)
+    try:
+        out = sweep.submit("epochs=2", "optimizer.warmup_epochs=0", "max_parallel=2")
+        assert "2 slots, 1 at once" in out
+        assert "1 slots, 1 at once" in out
+        sweep.wait_for_end()
+    finally:
+        sweep.cluster.change(max_array_size=site)
+    assert len({j.partition("_")[0] for j in sweep.jobs()}) == 2
+    assert all(len(claims.history(d)) == 1 for d in sweep.trial_dirs())
     assert sweep.status()["counts"]["completed"] == 3
 
 
