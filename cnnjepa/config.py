@@ -153,6 +153,10 @@ class ProbeConfig:
 
     names: list[str] = field(default_factory=lambda: ["linear", "knn", "collapse"])
     every_epochs: int = 0  # probe the held-out part while training; 0 probes at the end alone
+    at_epochs: list[int] = field(default_factory=list, metadata=NEUTRAL)  # and after these epochs; a look changes nothing
+    # A run whose features fall below either has collapsed and is failed: an even spread has std 1; rankme counts directions.
+    collapsed_std: float = field(default=0.01, metadata=NEUTRAL)
+    collapsed_rankme: float = field(default=1.2, metadata=NEUTRAL)
     batch_size: int = 256
     linear_epochs: int = 90
     linear_lr: float = 0.001
@@ -335,6 +339,10 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     for key, count in (("batch_size", probes.batch_size), ("linear_epochs", probes.linear_epochs), ("knn_k", probes.knn_k)):
         _require(count >= 1, f"probes.{key}", "be at least 1", count)
     _require(probes.every_epochs >= 0, "probes.every_epochs", "be at least 0", probes.every_epochs)
+    for epoch in probes.at_epochs:
+        _require(epoch >= 1, "probes.at_epochs", "hold epochs from 1 on", epoch)
+    for key, value in (("collapsed_std", probes.collapsed_std), ("collapsed_rankme", probes.collapsed_rankme)):
+        _require(0 <= value < math.inf, f"probes.{key}", "be at least 0 and finite", value)
     for key, value in (("linear_lr", probes.linear_lr), ("knn_temperature", probes.knn_temperature)):
         _require(0 < value < math.inf, f"probes.{key}", "be positive and finite", value)
     _require(config.checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "be at least 0", config.checkpoint.every_minutes)

@@ -15,6 +15,7 @@ class Stream(IntEnum):
     step = 5
     split = 6
     probe = 7
+    sampler = 8
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

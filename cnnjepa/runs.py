@@ -22,9 +22,10 @@ TIMING_KEYS = frozenset({"images_per_second", "seconds", "training_seconds", "de
 
 
 class RunStatus(Enum):
-    """How a run ended; one that has not ended has no result."""
+    """How a run ended; one that has not ended has no result. A pruned one was ended on its way and can be taken up from its checkpoint."""
 
     completed = "completed"
+    pruned = "pruned"
     failed = "failed"
 
 
@@ -33,9 +34,10 @@ class RunResult:
     """What a run came to. A number that could not be had is absent from `metrics` and its cause stands in `missing`."""
 
     status: RunStatus
-    cause: str = ""  # of a failure, one line
+    cause: str = ""  # of a failure, or of the pruning, one line
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # probe -> cause
+    probes: dict[str, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics, of the probes on the way
     step: int = 0
     seconds: float = 0.0  # spent training and probing, over all resumes
     device_hours: float = 0.0  # GPU-hours on CUDA, core-hours (threads x ranks) on CPU
@@ -53,6 +55,23 @@ class RunResult:
     def from_dict(values: dict[str, Any]) -> "RunResult":
         """What `to_dict` gave."""
         return RunResult(**{**values, "status": RunStatus[values["status"]]})
+
+
+def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Epoch -> metrics of the probes on the way among `records` of metrics.jsonl; what had no value is absent."""
+    return {
+        f"{r['epoch']:g}": {k: v for k, v in r.items() if k not in ("kind", "step", "epoch") and v is not None}
+        for r in records
+        if r["kind"] == "probe"
+    }
+
+
+def read_probes(path: Path) -> dict[str, dict[str, float]]:
+    """`probes_of` a metrics file, whose other lines, a thousand times as many, are not parsed."""
+    if not path.exists():
+        return {}
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return probes_of([json.loads(line) for line in lines if line.startswith(b'{"kind": "probe"') and line.endswith(b"}")])
 
 
 def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
@@ -123,13 +142,13 @@ class RunFolder:
         write_atomic(self._result, text)
         return True
 
-    def set_failure_aside(self) -> None:
-        """Forget a recorded failure, if any, keeping it as result.failed-N.json: the run is tried again from its checkpoint."""
+    def set_aside(self, status: RunStatus) -> None:
+        """Forget a result of that status, if any, keeping it as result.<status>-N.json: the run goes on from its checkpoint."""
         result = self.result()
-        if result is None or result.status is not RunStatus.failed:
+        if result is None or result.status is not status:
             return
-        number = len(list(self.path.glob("result.failed-*.json"))) + 1
-        os.rename(self._result, self.path / f"result.failed-{number}.json")
+        number = len(list(self.path.glob(f"result.{status.name}-*.json"))) + 1
+        os.rename(self._result, self.path / f"result.{status.name}-{number}.json")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records so far."""

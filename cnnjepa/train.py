@@ -24,15 +24,24 @@ from cnnjepa.distributed import Ranks, RunningStatistics, average_gradients, bro
 from cnnjepa.files import remove_partial
 from cnnjepa.optim import build_optimizer, set_learning_rate
 from cnnjepa.probes import run_probes
+from cnnjepa.probes.collapse import collapsed
 from cnnjepa.progress import TrainingProgress
 from cnnjepa.randomness import Stream, integer
-from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from cnnjepa.runs import RunFolder, RunResult, RunStatus, probes_of
 from cnnjepa.schedules import learning_rate
 
 log = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
+class HopelessError(RuntimeError):
+    """The run itself is at fault and every rank has seen it: tried again, it would come to the same."""
+
+
+class CollapsedError(HopelessError):
+    """The features have collapsed; training on would cost and give nothing."""
+
+
+class NonFiniteError(HopelessError):
     """The loss or the gradient was not a number; the weights are those before the step."""
 
 
@@ -47,6 +56,11 @@ class RunError(RuntimeError):
 def never() -> bool:
     """Nobody asks the run to stop."""
     return False
+
+
+def no_judge(epoch: int, metrics: dict[str, float]) -> str:
+    """Every run is worth its end."""
+    return ""
 
 
 @dataclass
@@ -203,12 +217,20 @@ class Recorder:
         self.run.folder.close()
 
 
-def train(config: TrainConfig, folder: RunFolder, should_stop: Callable[[], bool] = never, claim: int = 0) -> RunResult | None:
+def train(
+    config: TrainConfig,
+    folder: RunFolder,
+    should_stop: Callable[[], bool] = never,
+    claim: int = 0,
+    judge: Callable[[int, dict[str, float]], str] = no_judge,
+) -> RunResult | None:
     """Run `config` to its end in `folder`, from its newest intact checkpoint; None where `should_stop` ended it early, saved.
 
     `folder` is one that `RunFolder.prepare` made for `config`; where it has a result, that is returned and nothing is computed.
-    `should_stop` may differ between ranks: all stop at the same step, after a checkpoint. Raises ValueError for a configuration that
-    cannot run, and RunError, caused by a NonFiniteError where it diverged, when training breaks off.
+    `should_stop` may differ between ranks: all stop at the same step, after a checkpoint. `judge` is asked on the main rank after each
+    probe on the way, with the epoch and the metrics; a cause that it returns ends the run as pruned, after a checkpoint from which it can
+    be taken up. Raises ValueError for a configuration that cannot run, and RunError, caused by a HopelessError where it diverged or
+    collapsed, when training breaks off.
     """
     torch.set_num_threads(config.threads)
     reset_peak_memory()
@@ -223,16 +245,16 @@ def train(config: TrainConfig, folder: RunFolder, should_stop: Callable[[], bool
             save(run)  # a run killed before its first interval has a checkpoint to come back to
         recorder = Recorder(run)
         try:
-            finished = train_steps(run, recorder, should_stop)
-            return finish(run, recorder, claim) if finished else None
+            ended = train_steps(run, recorder, should_stop, judge)
+            return None if ended is None else finish(run, recorder, claim, ended)
         except Exception as error:
             raise RunError(run.step, run.seconds, run.device_hours) from error
         finally:
             recorder.close()
 
 
-def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool]) -> bool:
-    """The loop, from `run.step` on; False where it was asked to stop. Either way the last step is saved."""
+def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], judge: Callable[[int, dict[str, float]], str]) -> str | None:
+    """The loop, from `run.step` on: "" at the end, why where it was pruned, None where it was asked to stop; the last step is saved."""
     config, plan, ranks = run.config, run.plan, run.ranks
     last_save = time.perf_counter()
     loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step)
@@ -262,14 +284,18 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool]) -
                 progress.show(run.step, run.epoch, loss, lr, pace)
             if config.log.images_every_epochs and (run.step == 1 or epoch_due(run, config.log.images_every_epochs)):
                 recorder.pictures(batch)
-            if epoch_due(run, config.probes.every_epochs) and run.step < plan.total_steps:
-                probe(run, recorder, final=False)
-            if stop or save_now or run.step == plan.total_steps:
+            pruned = ""
+            if probe_due(run):
+                metrics, _ = probe(run, recorder, final=False)
+                pruned = broadcast_object(judge(round(run.epoch), metrics) if ranks.is_main else None, ranks) or ""
+            if stop or save_now or pruned or run.step == plan.total_steps:
                 save(run)
                 last_save = time.perf_counter()
+            if pruned:
+                return pruned
             if stop and run.step < plan.total_steps:
-                return False
-    return True
+                return None
+    return ""
 
 
 _PEAK_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -296,22 +322,36 @@ def epoch_due(run: Run, every: int) -> bool:
     return every > 0 and run.step % (every * run.plan.steps_per_epoch) == 0
 
 
+def probe_due(run: Run) -> bool:
+    """True at the end of an epoch at which the run is probed on its way, and not at the last, which is probed anyhow."""
+    epochs, rest = divmod(run.step, run.plan.steps_per_epoch)
+    wanted = epoch_due(run, run.config.probes.every_epochs) or (not rest and epochs in run.config.probes.at_epochs)
+    return wanted and run.step < run.plan.total_steps
+
+
 def probe(run: Run, recorder: Recorder, final: bool) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics of all probes, recorded, and the causes of those without value, said; collective. Reads test images only where `final`."""
+    """Metrics of all probes, recorded, and the causes of those without value, said; collective. Reads test images only where `final`.
+
+    Raises CollapsedError, on every rank, where the features are of no use.
+    """
     metrics, missing = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
     recorder.record("final" if final else "probe", metrics)
     for name, cause in missing.items() if run.ranks.is_main else ():
         log.warning("probe %s has no value: %s", name, cause)
+    if cause := collapsed(metrics, run.config.probes):
+        raise CollapsedError(f"collapsed: {cause}, at epoch {run.epoch:g}")
     return metrics, missing
 
 
-def finish(run: Run, recorder: Recorder, claim: int) -> RunResult:
-    """Probe the trained run and write its result."""
-    metrics, missing = probe(run, recorder, final=True)
+def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
+    """Write the run's result: of the trained run its last probe, of one that was `pruned`, for that cause, what it had reached."""
+    metrics, missing = ({}, {}) if pruned else probe(run, recorder, final=True)
     result = RunResult(
-        RunStatus.completed,
+        RunStatus.pruned if pruned else RunStatus.completed,
+        cause=pruned,
         metrics=metrics,
         missing=missing,
+        probes=probes_of(run.folder.metrics()) if run.ranks.is_main else {},
         step=run.step,
         seconds=run.seconds,
         device_hours=run.device_hours,

@@ -32,6 +32,7 @@ class Quote:
     wall_hours: float | None
     parallel: int
     chunks: int  # jobs that one trial needs, one after the other, by its time limit
+    at_most: bool  # runs may be stopped early, or not be needed
 
     @property
     def device_hours(self) -> float | None:
@@ -40,7 +41,7 @@ class Quote:
 
     def lines(self) -> list[str]:
         """What a person reads."""
-        head = f"quote: {self.trials} runs, {self.epochs:g} epochs to train"
+        head = f"quote: {'at most ' * self.at_most}{self.trials} runs, {self.epochs:g} epochs to train"
         if self.device_hours is None or self.wall_hours is None:
             return [head, f"  cost unknown: {self.source}"]
         chain = f", each in {self.chunks} jobs one after the other" if self.chunks > 1 else ""
@@ -61,7 +62,12 @@ def lookup(config: dict[str, object], key: str) -> object:
 
 
 def quote(
-    cluster: ClusterProfile, config: dict[str, object], epochs_left: Sequence[float], epochs_of_a_trial: float, measured: Sequence[float]
+    cluster: ClusterProfile,
+    config: dict[str, object],
+    epochs_left: Sequence[float],
+    epochs_of_a_trial: float,
+    measured: Sequence[float],
+    at_most: bool = False,
 ) -> Quote:
     """Cost of trials like `config` with `epochs_left` each; `measured` are device-hours an epoch of such runs by this code."""
     unit = "GPU-hours" if cluster.gpus_per_slot else "core-hours"
@@ -82,7 +88,7 @@ def quote(
         wall = max(sum(hours) / parallel, *hours, math.ceil(len(hours) / parallel) * statistics.fmean(hours)) if hours else 0.0
         usable = (60 * cluster.time_limit_minutes - cluster.stop_signal_seconds) / 3600
         chunks = max(math.ceil(epochs_of_a_trial * per_epoch / devices / usable), 1)
-    return Quote(len(epochs_left), sum(epochs_left), per_epoch, source, unit, wall, parallel, chunks)
+    return Quote(len(epochs_left), sum(epochs_left), per_epoch, source, unit, wall, parallel, chunks, at_most)
 
 
 def balance() -> str:

@@ -9,7 +9,7 @@ from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import build_plan
 from cnnjepa.distributed import is_main_rank, pick_device, rank_count
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
-from cnnjepa.train import NonFiniteError, RunError, never, train
+from cnnjepa.train import HopelessError, RunError, never, no_judge, train
 from jobs import provenance
 from jobs.door import require_writable
 from jobs.spec import JobSpec
@@ -28,8 +28,10 @@ def check_job(job: JobSpec, ranks: int = 1, splits: Splits | None = None) -> Spl
     return splits
 
 
-def run_job(job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 0) -> RunResult | None:
-    """Train to the end, or to None where `should_stop` ended it early and saved it.
+def run_job(
+    job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 0, judge: Callable[[int, dict[str, float]], str] = no_judge
+) -> RunResult | None:
+    """Train to the end, to where `judge` prunes it, or to None where `should_stop` ended it early and saved it.
 
     Raises ValueError where the folder holds another configuration; whatever else goes wrong on a rank alone is a result `failed` with
     its cause, and its traceback is in the log. With several ranks it is raised, and the launcher must end the others.
@@ -38,10 +40,10 @@ def run_job(job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 
     if is_main_rank():
         folder.prepare(job.train)
         if job.retry_failed:
-            folder.set_failure_aside()
+            folder.set_aside(RunStatus.failed)
         provenance.record(job.run_dir)
     try:
-        return train(job.train, folder, should_stop, claim)
+        return train(job.train, folder, should_stop, claim, judge)
     except Exception as error:
         log.error("%s", traceback.format_exc())
         reached = error if isinstance(error, RunError) else RunError(0, 0.0, 0.0)
@@ -54,6 +56,6 @@ def run_job(job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 
             return result
         # With several ranks an error may be no more than the death of a peer, from which the run can be resumed: only what every rank
         # has seen alike is recorded. The others may wait in a collective: this process's death tells the launcher to end them.
-        if isinstance(origin, NonFiniteError):
+        if isinstance(origin, HopelessError):
             folder.write_result(result)
         raise

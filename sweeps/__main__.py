@@ -12,7 +12,7 @@ from sweeps.cancel import cancel
 from sweeps.folder import Sweep, View
 from sweeps.slot_log import follow
 from sweeps.spec import Trial
-from sweeps.status import counts_line, live_table, sweep_status
+from sweeps.status import best_line, best_so_far, counts_line, live_table, rungs_line, sweep_status
 from sweeps.watch import wide_console
 
 
@@ -63,10 +63,12 @@ def main() -> int:
     if asked.command == "status":
         found = sweep_status(view)
         if asked.json:
-            print(json.dumps(found))
+            print(json.dumps({**found, "best": best_so_far(view)}))
         else:
             console.print(live_table(found, None))
-            console.print(counts_line(found), highlight=False)
+            for line in (counts_line(found), rungs_line(view), best_line(view)):
+                if line:
+                    console.print(line, highlight=False, soft_wrap=True)
         return 0
     results.write_all(view)
     if asked.format == "table":

@@ -2,15 +2,22 @@
 
 from rich.console import Console
 
+from cnnjepa.runs import RunStatus
 from sweeps import claims
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.spec import Trial
 
 
 def left_to_run(view: View, retry_failed: bool) -> list[Trial]:
-    """The trials that a command would run: those without a result, and what failed where that is to be tried again."""
-    over = {TrialState.completed} if retry_failed else {TrialState.completed, TrialState.failed}
-    return [t for t in view.sweep.trials if view.state(t) not in over]
+    """The trials that a command would run: those without a result, and those whose result `take_up` will set aside."""
+    again = set_aside(view.sweep, retry_failed)
+    return [t for t in view.sweep.trials if not (state := view.state(t)).ended or state in again]
+
+
+def set_aside(sweep: Sweep, retry_failed: bool) -> set[TrialState]:
+    """What has ended and shall go on: what failed where that is asked for, what was pruned where nothing is pruned any more."""
+    pruned = set() if sweep.rungs else {TrialState.pruned}
+    return pruned | ({TrialState.failed} if retry_failed else set())
 
 
 def announce_changes(sweep: Sweep, console: Console) -> bool:
@@ -36,7 +43,7 @@ def take_up(view: View, retry_failed: bool) -> None:
     """What was cancelled until now may run again; where asked, what failed too."""
     for trial in view.sweep.trials:
         state = view.state(trial)
-        if state is TrialState.failed and retry_failed:
-            view.sweep.run(trial).set_failure_aside()
+        if state in set_aside(view.sweep, retry_failed):
+            view.sweep.run(trial).set_aside(RunStatus[state.name])
         if state is TrialState.cancelled or (state is TrialState.failed and retry_failed):
             claims.uncancel(view.sweep.trial_dir(trial))

@@ -1,11 +1,13 @@
 """Which trial a slot takes, and why it leaves one alone; the choice itself needs no torch."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cnnjepa.identity import signature
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import claims, study
-from sweeps.folder import TrialState, View
+from sweeps import claims, search, study
+from sweeps.folder import Sweep, TrialState, View
+from sweeps.rungs import goes_on
 from sweeps.slot_log import log_tail
 from sweeps.spec import Trial
 
@@ -53,8 +55,7 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
         owned = claims.claim(folder, past[-1].epoch + 1, driver, step, start)
         if owned:
             return trial, owned
-    replayed = study.replay(view)
-    while (fresh := study.ask(view, replayed)) is not None:
+    for fresh in not_begun(view):
         owned = claims.claim(sweep.trial_dir(fresh), 1, driver, 0, start) if runnable(fresh) else None
         if owned and claims.is_cancelled(sweep.trial_dir(fresh)):  # while the study was replayed
             with owned:
@@ -62,3 +63,34 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
         if owned:
             return fresh, owned
     return None
+
+
+def not_begun(view: View) -> Iterator[Trial]:
+    """Trials that nobody has begun, in the order in which the study asks for them; a search chooses further ones."""
+    if view.sweep.search is None:
+        replayed = study.replay(view)
+        while (given := study.ask(view, replayed)) is not None:
+            yield given
+        return
+    # Chosen by a slot that did not live to begin it, or the baseline.
+    yield from [t for t in view.sweep.trials if view.state(t) is TrialState.waiting]
+    while (chosen := search.begin(view)) is not None:
+        yield chosen
+
+
+def judge(sweep: Sweep, trial: Trial) -> Callable[[int, dict[str, float]], str]:
+    """Who says at each rung whether a run of `trial` goes on; a probe without value is no reason to end it."""
+    view = View(sweep)
+
+    def verdict(epoch: int, metrics: dict[str, float]) -> str:
+        value = metrics.get(sweep.objective)
+        if value is None or epoch not in sweep.rungs or not search.is_judged(sweep, trial):
+            return ""
+        sweep.grow()
+        others = view.rung_values(epoch, trial.seed)
+        others.pop(trial.signature, None)
+        if goes_on(value, list(others.values()), sweep.eta):
+            return ""
+        return f"{sweep.objective} {value:.2f} at epoch {epoch} is not among the best 1/{sweep.eta} of {len(others) + 1} runs"
+
+    return verdict

@@ -13,17 +13,23 @@ from types import FrameType
 
 from rich.console import Console
 
+from cnnjepa.config import validate
+from cnnjepa.identity import from_dict
 from jobs.compose import cluster_names, compose_job, qualified
 from jobs.door import INTERRUPTED, require_writable
 from jobs.queue import SlurmError
 from jobs.run import check_job
 from jobs.spec import ClusterProfile, JobSpec, Scheduler
 from sweeps import claims, on_slurm
-from sweeps.changes import announce_changes, take_up
+from sweeps.changes import announce_changes, left_to_run, take_up
 from sweeps.engine.local import LocalEngine, slots_here
 from sweeps.folder import Sweep, TrialState, View
-from sweeps.spec import ScaleName, SweepSpec, build_trials
+from sweeps.rungs import DEFAULT_ETA, rung_epochs
+from sweeps.search import Outlook, is_over, to_come
+from sweeps.space import applied, baseline
+from sweeps.spec import FIRST_SEED, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
 from sweeps.status import counts_line, sweep_status
+from sweeps.study import SAMPLERS
 from sweeps.watch import Watcher, conclude, progress_made, wide_console
 
 _REFRESH_SECONDS = 1.0
@@ -35,6 +41,17 @@ def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
     parser.add_argument("--scale", choices=[s.name for s in ScaleName], help="default: smoke on local, paper elsewhere")
     parser.add_argument("--seeds", type=int, help="seeds a setting; default: the sweep's own number for the scale")
+    early = f"a run goes on at a rung if it is among the best 1/eta (default: {DEFAULT_ETA}); default: asha for searches, else none"
+    parser.add_argument("--early-stopping", choices=["asha", "none"], help=early)
+    parser.add_argument("--eta", type=int, default=DEFAULT_ETA, help="of the runs that reach a rung one in so many goes on")
+    if spec.space:
+        parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help=f"who chooses settings (default: {SAMPLERS[0]})")
+        parser.add_argument("--points", type=int, help="settings to try; default: the sweep's own number for the scale")
+        parser.add_argument(
+            "--two-objectives", action="store_true", help="search for accuracy and for few GPU-hours; nothing is stopped early"
+        )
+        budget = "begin no run that could take the search above H (core-hours where no GPU is used)"
+        parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help=budget)
     parser.add_argument("--runs-dir", type=Path, help="where sweeps are kept; default: the cluster profile's")
     parser.add_argument("--dry-run", action="store_true", help="show trials, quote and batch script, and run nothing; needs no Slurm")
     parser.add_argument("--max-gpu-hours", type=float, metavar="H", help="refuse to submit what is quoted above H")
@@ -60,18 +77,65 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
     scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if local else ScaleName.paper
     chosen = spec.scale(scale)
     cluster = compose_job([f"cluster={asked.cluster}", *chosen.overrides, *asked.overrides]).cluster
-    trials = build_trials(spec, chosen, asked.seeds or chosen.seeds, asked.cluster, asked.overrides)
     runs_dir = (asked.runs_dir or Path(cluster.runs_dir)).resolve()
     if not asked.dry_run:
         require_writable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
-    sweep = Sweep.of(spec, scale, trials, runs_dir / f"{spec.name}-{scale.name}")
-    return sweep, cluster
+    path, seeds = runs_dir / f"{spec.name}-{scale.name}", asked.seeds or chosen.seeds
+    rungs = rungs_of(spec, chosen, asked)
+    eta = asked.eta if rungs else 0
+    if not spec.space:
+        return Sweep.of(
+            spec, scale, build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, rungs), path, None, rungs, eta
+        ), cluster
+    if asked.sampler == "grid":
+        spec, path = grid_of(spec, chosen, asked.cluster, asked.overrides), path.with_name(f"{path.name}-grid")
+        return Sweep.of(
+            spec, scale, build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, rungs), path, None, rungs, eta
+        ), cluster
+    search = plan_search(spec, chosen, asked, rungs, seeds)
+    first = search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)
+    return Sweep.of(spec, scale, [first], path, search, rungs, eta), cluster
+
+
+def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:
+    """Epochs at which runs are held against each other: none where nothing is stopped early, and none within any run's warm-up."""
+    default = "asha" if spec.space and asked.sampler != "grid" and not asked.two_objectives else "none"
+    if (asked.early_stopping or default) == "none":
+        return []
+    if asked.eta < 2:
+        raise ValueError(f"--eta must be at least 2; got {asked.eta}")
+    train = compose_job([f"cluster={asked.cluster}", *scale.overrides, *asked.overrides]).train
+    swept = [d for d in spec.space_at(scale) if d.key == "optimizer.warmup_epochs"]
+    given = [float(s.overrides.get("optimizer.warmup_epochs", 0)) for s in spec.settings]
+    longest = max([train.optimizer.warmup_epochs, *given, *(max([d.high, *map(float, d.options)]) for d in swept)])
+    found = rung_epochs(train.epochs, longest, asked.eta)
+    if not found:
+        rule = f"leave an epoch between the warm-up of {longest:g} and {train.epochs} / {asked.eta}"
+        raise ValueError(f"--early-stopping=asha must {rule}; got none: give more epochs, or --early-stopping none")
+    return found
+
+
+def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int) -> Search:
+    """The search that was asked for; raises ValueError where the borders of its space cannot be trained."""
+    points, budget = scale.points if asked.points is None else asked.points, asked.budget_gpu_hours
+    if points < 1:
+        raise ValueError(f"--points must be at least 1; got {points}")
+    if budget is not None and not 0 < budget < float("inf"):
+        raise ValueError(f"--budget-gpu-hours must be positive and finite; got {budget:g}")
+    options = {"points": points, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}
+    search = build_search(spec, scale, asked.cluster, asked.overrides, rungs, sampler=asked.sampler, **options)
+    start = baseline(search.space, search.base)
+    for d in search.space:
+        for value in d.options or ((int(d.low), int(d.high)) if d.whole else (d.low, d.high)):
+            if d.key in start:
+                validate(from_dict(applied(search.base, {**start, d.key: value}, FIRST_SEED)))
+    return search
 
 
 def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool:
     """Run until every trial has ended; False where a signal asked to stop, which saves running trials first."""
     view = View.here(sweep)
-    if all(s.settled for s in view.states().values()):
+    if is_over(view):
         return True
     engine = LocalEngine(sweep, cluster)
     signals: list[int] = []
@@ -93,11 +157,12 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
     try:
         engine.start()
         with Watcher(view, console) as watcher:
-            while not signals and not all(s.settled for s in view.states().values()):
-                ours = [s for s in view.states().values() if s in (TrialState.waiting, TrialState.interrupted)]
+            while not signals and not is_over(view):
+                ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in view.states().values()) + to_come(view)
                 if ours:
                     before_round = progress_made(view)
-                    errors = watch_while(partial(engine.place, len(ours), view.watch.silent), watcher)
+                    slots = ours if sweep.search is None else engine.parallel  # one waits for what another's end brings about
+                    errors = watch_while(partial(engine.place, slots, view.watch.silent), watcher)
                     if not signals and progress_made(view) == before_round:
                         raise RuntimeError(f"slots end before they claim a trial: {(errors or ['without an error'])[0]}")
                 else:  # the rest runs in another command's slots
@@ -129,7 +194,7 @@ def run_here(sweep: Sweep, cluster: ClusterProfile, console: Console) -> int:
     """Run what is missing on this machine, to the table; returns the exit status."""
     finished = run_missing(sweep, cluster, console)
     view = View.here(sweep)
-    if finished and all(s.ended for s in view.states().values()):
+    if finished and all(s.ended for s in view.states().values()):  # nothing was cancelled
         return conclude(view, console)
     console.print(f"stopped: {counts_line(sweep_status(view))}; the same command resumes", soft_wrap=True, highlight=False)
     return INTERRUPTED
@@ -151,7 +216,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
         return 0
     if slurm and price is not None:
         return on_slurm.run(sweep, cluster, price, asked, console)
-    if not all(s.ended for s in View(sweep).states().values()):
+    if left_to_run(View(sweep), asked.retry_failed) or to_come(View(sweep)):
         slots_here(cluster)
     splits = None
     for trial in sweep.trials:
@@ -167,8 +232,16 @@ def show_plan(sweep: Sweep, console: Console) -> None:
     view = View.here(sweep)
     announce_changes(sweep, console)
     for trial in sweep.trials:
-        console.print(f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False)
+        console.print(
+            f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False, soft_wrap=True
+        )
     console.print(f"{len(sweep.trials)} trials, {sweep.trials[0].epochs} epochs each, in {sweep.path}", soft_wrap=True)
+    if sweep.rungs:
+        console.print(f"at epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs go on", highlight=False)
+    if (search := sweep.search) is not None:
+        more = Outlook(view).runs_left_at_most
+        what = f"{search.sampler} chooses up to {search.points} settings, the best of them get up to {search.seeds} seeds"
+        console.print(f"{what}: at most {more} further runs", highlight=False, soft_wrap=True)
 
 
 def main(spec: SweepSpec) -> None:

@@ -1,18 +1,23 @@
-"""The sweep folder: sweep.json (the trials and how they are ranked) and trials/<signature>/, which are the truth about them."""
+"""The sweep folder: sweep.json (the trials and how they are ranked) and trials/<signature>/, which are the truth about them.
+
+The trials of a search are not all known beforehand: points/<number>.json is written, by whoever chooses it, for each but the first.
+"""
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from cnnjepa import checkpoint
-from cnnjepa.files import to_json, write_atomic
-from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from cnnjepa.files import create_exclusive, to_json, write_atomic
+from cnnjepa.runs import RunFolder, RunResult, read_probes
 from jobs.queue import Queue, has_slurm
 from sweeps import claims
-from sweeps.spec import ScaleName, SweepSpec, Trial
+from sweeps.space import applied
+from sweeps.spec import ScaleName, Search, SweepSpec, Trial
 
 
 class TrialState(Enum):
@@ -28,12 +33,13 @@ class TrialState(Enum):
     interrupted = "interrupted"
     cancelled = "cancelled"
     completed = "completed"
+    pruned = "pruned"
     failed = "failed"
 
     @property
     def ended(self) -> bool:
         """Whether nothing is left to run."""
-        return self in (TrialState.completed, TrialState.failed)
+        return self in (TrialState.completed, TrialState.pruned, TrialState.failed)
 
     @property
     def settled(self) -> bool:
@@ -61,13 +67,27 @@ class Sweep:
     headline: list[str]
     paper: dict[str, dict[str, float]]  # setting -> metric -> the paper's value; only what the scale may be held against
     trials: list[Trial]
+    search: Search | None = None
+    rungs: list[int] = field(default_factory=list)  # epochs at which a run is held against the others; none: every run goes to its end
+    eta: int = 0  # of those that reached a rung one in so many goes on
+    _next: list[int] = field(default_factory=lambda: [1])
 
     @staticmethod
-    def of(spec: SweepSpec, scale: ScaleName, trials: list[Trial], path: Path) -> "Sweep":
+    def of(
+        spec: SweepSpec,
+        scale: ScaleName,
+        trials: list[Trial],
+        path: Path,
+        search: Search | None = None,
+        rungs: Sequence[int] = (),
+        eta: int = 0,
+    ) -> "Sweep":
         """The sweep of `spec`; the paper's values, and the metrics that they are values of, are kept at paper scale alone."""
         paper = {s.label: dict(s.paper) for s in spec.settings if s.paper} if scale is ScaleName.paper else {}
         headline = list(dict.fromkeys([*spec.headline, *(metric for values in paper.values() for metric in values)]))
-        return Sweep(path, spec.name, spec.question, scale, spec.objective, headline, paper, trials)
+        sweep = Sweep(path, spec.name, spec.question, scale, spec.objective, headline, paper, trials, search, list(rungs), eta)
+        sweep.grow()
+        return sweep
 
     @staticmethod
     def load(path: Path) -> "Sweep":
@@ -78,16 +98,49 @@ class Sweep:
         try:
             values: dict[str, Any] = json.loads(file.read_text())
             trials = [Trial.from_dict(t) for t in values.pop("trials")]
-            return Sweep(path=path, trials=trials, **{**values, "scale": ScaleName[values["scale"]]})
+            search = values.pop("search", None)
+            known = {**values, "scale": ScaleName[values["scale"]], "search": Search.from_dict(search) if search else None}
+            sweep = Sweep(path=path, trials=trials, **known)
+            sweep.grow()
+            return sweep
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"sweep.json must be one that a sweep wrote; got {file}: {type(error).__name__} {error}") from error
 
     def write(self) -> None:
         """Publish sweep.json; the same sweep writes the same bytes."""
         self.path.mkdir(parents=True, exist_ok=True)
-        values = {k: v for k, v in vars(self).items() if k != "path"}
-        text = to_json({**values, "scale": self.scale.name, "trials": [t.to_dict() for t in self.trials]})
+        values = {k: v for k, v in vars(self).items() if k not in ("path", "_next")}
+        given = [t.to_dict() for t in self.trials[: 1 if self.search else None]]
+        search = self.search.to_dict() if self.search else None
+        text = to_json({**values, "scale": self.scale.name, "trials": given, "search": search})
         write_atomic(self.path / "sweep.json", text)
+
+    def grow(self) -> None:
+        """Take in the trials that have been chosen since; those of another space or base are no trials of this search."""
+        if self.search is None:
+            return
+        while (file := self.point_file(self.next_number)).exists():
+            values = json.loads(file.read_text())
+            self._next[0] += 1
+            if values.pop("search") == self.search.digest:
+                self.trials.append(Trial(values=applied(self.search.base, values["params"], values["seed"]), **values))
+
+    @property
+    def next_number(self) -> int:
+        """Of the trial that is chosen next."""
+        return self._next[0]
+
+    def point_file(self, number: int) -> Path:
+        """Where the choice of trial `number` of a search is kept."""
+        return self.path / "points" / f"{number:06d}.json"
+
+    def register(self, trial: Trial) -> bool:
+        """Write down that `trial` is the next one; False where another slot has taken its number."""
+        assert self.search is not None
+        file = self.point_file(trial.number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        values = {k: v for k, v in trial.to_dict().items() if k != "values"}
+        return create_exclusive(file, to_json({**values, "search": self.search.digest}))
 
     def trial_dir(self, trial: Trial) -> Path:
         """The run folder of `trial`."""
@@ -140,7 +193,7 @@ class View:
     def _look(self, trial: Trial) -> TrialState:
         result = self.result(trial)
         if result is not None:
-            return TrialState.completed if result.status is RunStatus.completed else TrialState.failed
+            return TrialState[result.status.name]
         folder = self.sweep.trial_dir(trial)
         past = claims.history(folder) if (folder / "claim").is_dir() else []
         if not past:
@@ -157,7 +210,8 @@ class View:
         return past
 
     def states(self) -> dict[str, TrialState]:
-        """The state of each trial by signature."""
+        """The state of each trial by signature, those chosen meanwhile among them."""
+        self.sweep.grow()
         return {t.signature: self.state(t) for t in self.sweep.trials}
 
     def hosts_elsewhere(self) -> list[str]:
@@ -165,6 +219,20 @@ class View:
         unfinished = [t for t in self.sweep.trials if self.state(t) is TrialState.running]
         owners = [self.claims(t)[-1].owner for t in unfinished]
         return sorted({o.host for o in owners if not o.is_local})
+
+    def probes(self, trial: Trial) -> dict[str, dict[str, float]]:
+        """Epoch -> metrics of the probes on the way, so far; those of an ended trial are read once."""
+        result = self.result(trial)
+        return read_probes(self.sweep.trial_dir(trial) / "metrics.jsonl") if result is None else result.probes
+
+    def rung_values(self, epoch: int, seed: int) -> dict[str, float]:
+        """The objective at a rung, by signature, of the trials of that seed that have reached it with a value."""
+        found = {}
+        for trial in self.sweep.trials:
+            value = self.probes(trial).get(str(epoch), {}).get(self.sweep.objective) if trial.seed == seed else None
+            if value is not None:
+                found[trial.signature] = value
+        return found
 
     def objective(self, trial: Trial) -> float | None:
         """The number by which the trial is ranked; None where it has none."""

@@ -22,6 +22,7 @@ from sweeps.changes import announce_changes, left_to_run, take_up
 from sweeps.engine.slurm import RacedError, SlurmEngine, array_limit, shares
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
+from sweeps.search import Outlook, is_over, to_come
 from sweeps.status import counts_line, sweep_status, trial_status
 from sweeps.watch import conclude
 
@@ -56,9 +57,11 @@ def quote_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Quote:
     """What is left of the sweep, priced; with what failed, where that is to be tried again."""
     trials = view.sweep.trials
     left = [t.epochs * (1 - trial_status(view, t)["done"]) for t in left_to_run(view, retry_failed)]
+    if view.sweep.search is not None:  # as if nothing were stopped early
+        left += [float(trials[0].epochs)] * Outlook(view).runs_left_at_most
     measured = measured_hours(view.sweep.path.parent, trials[0].values, cluster)
     epochs = statistics.fmean(t.epochs for t in trials)
-    return quote(cluster, trials[0].values, left, epochs, measured)
+    return quote(cluster, trials[0].values, left, epochs, measured, at_most=bool(view.sweep.rungs))
 
 
 def check_cap(cap: float | None, price: Quote) -> None:
@@ -86,10 +89,11 @@ def planned(engine: SlurmEngine, slots: int) -> list[Submission]:
 
 def show_script(sweep: Sweep, cluster: ClusterProfile, price: Quote, console: Console) -> None:
     """Print the quote and the very script that would be submitted were nothing queued; needs no Slurm."""
-    slots = price.trials
+    engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue())
+    slots = engine.wanted(price.trials)
     show_quote(price, console)
     if slots:
-        arrays = planned(SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue()), slots)
+        arrays = planned(engine, slots)
         for size, throttle in dict.fromkeys((a.slots, a.throttle) for a in arrays):
             alike = [a for a in arrays if (a.slots, a.throttle) == (size, throttle)]
             many = f", {len(alike)} such arrays" if len(alike) > 1 else ""
@@ -133,7 +137,7 @@ def run(sweep: Sweep, cluster: ClusterProfile, price: Quote, asked: argparse.Nam
         console.print(text, highlight=False, soft_wrap=True)
 
     announce_changes(sweep, console)
-    if left_to_run(view, asked.retry_failed):
+    if left_to_run(view, asked.retry_failed) or to_come(view):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
         engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue)
         try:
@@ -143,7 +147,7 @@ def run(sweep: Sweep, cluster: ClusterProfile, price: Quote, asked: argparse.Nam
             raise ValueError(f"Slurm must take the jobs; got {error}") from error
     else:
         sweep.write()
-    if all(s.ended for s in View(sweep).states().values()):
+    if is_over(View(sweep)) and all(s.ended for s in View(sweep).states().values()):
         return conclude(View(sweep), console)
     if asked.detach:
         say(f"the jobs need nobody; python -m sweeps status|logs|cancel {sweep.path}")
@@ -157,7 +161,7 @@ def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace,
     sweep, queue = engine.sweep, engine.queue
     engine.settle(say)
     view = View(sweep, queue=queue)
-    slots = len(left_to_run(view, asked.retry_failed)) - engine.serving(view)
+    slots = engine.wanted(len(left_to_run(view, asked.retry_failed)) + to_come(view)) - engine.serving(view)
     if slots > 0:
         show_quote(price, console)
         refuse_problems(engine, slots, console)

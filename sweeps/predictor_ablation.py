@@ -8,7 +8,8 @@ size within a point. Smoke scale shows that everything works, and says nothing a
 """
 
 from sweeps.command import main
-from sweeps.spec import Scale, Setting, SweepSpec, Value
+from sweeps.space import Value
+from sweeps.spec import Scale, Setting, SweepSpec
 
 
 def _setting(label: str, linear: float | None = None, knn: float | None = None, **predictor: Value) -> Setting:

@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from cnnjepa.files import write_atomic
 from sweeps.folder import TrialState, View
 
+_LABEL_WIDTH = 60  # characters of a setting's name in a line of a table or picture
 COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes")
 
 
@@ -57,6 +59,7 @@ class Summary:
     setting: str
     spreads: dict[str, Spread]
     failed: int
+    pruned: int
     unfinished: int
     parameters: int
     device_hours: float
@@ -96,6 +99,7 @@ def summaries(view: View) -> list[Summary]:
                 setting,
                 {m: Spread.of([row.metrics[m] for row in done if m in row.metrics]) for m in metrics},
                 sum(row.state is TrialState.failed for row in mine),
+                sum(row.state is TrialState.pruned for row in mine),
                 sum(not row.state.ended for row in mine),
                 max((int(row.costs["parameters"]) for row in done), default=0),
                 sum(row.costs["device_hours"] for row in mine if row.costs),
@@ -112,6 +116,14 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows([["" if v is None else v for v in line] for line in lines])
     return out.getvalue()
+
+
+def told_settings(view: View) -> tuple[list[Summary], str]:
+    """The settings that a table or picture for people shows, and a line about those that it leaves out: all of whose runs were pruned."""
+    table = summaries(view)
+    shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())]
+    left_out = len(table) - len(shown)
+    return shown, f"{left_out} settings were pruned on their way, see summary.csv" if left_out else ""
 
 
 def results_csv(view: View) -> str:
@@ -137,8 +149,10 @@ def summary_csv(view: View) -> str:
     lines = []
     for s in table:
         spread = [v for m in metrics for v in (s.spreads[m].mean, s.spreads[m].std, s.spreads[m].n)]
-        lines.append([s.setting, *spread, *(s.paper.get(m) for m in papers), s.failed, s.unfinished, s.parameters, s.device_hours])
-    return _csv([*header, "failed", "unfinished", "parameters", "device_hours"], lines)
+        lines.append(
+            [s.setting, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours]
+        )
+    return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours"], lines)
 
 
 def _columns(view: View) -> list[str]:
@@ -156,12 +170,16 @@ def title(metric: str) -> str:
 def cells(view: View) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table that people read: mean ± std over seeds (n), ranked by the objective."""
     metrics = _columns(view)
-    table = summaries(view)
+    table, _ = told_settings(view)
     papers = [m for m in view.sweep.headline if any(m in s.paper for s in table)]
     header = ["setting", *(title(m) for m in metrics), *(f"paper: {title(m)}" for m in papers), "n", "parameters", "device-hours"]
     lines = []
     for s in table:
-        marks = [f"{s.failed} failed"] * bool(s.failed) + [f"{s.unfinished} to come"] * bool(s.unfinished)
+        marks = (
+            [f"{s.failed} failed"] * bool(s.failed)
+            + [f"{s.pruned} pruned"] * bool(s.pruned)
+            + [f"{s.unfinished} to come"] * bool(s.unfinished)
+        )
         n = str(s.spreads[view.sweep.objective].n) + (f" ({', '.join(marks)})" if marks else "")
         paper = [f"{s.paper[m]:.2f}" if m in s.paper else "-" for m in papers]
         lines.append([s.setting, *(str(s.spreads[m]) for m in metrics), *paper, n, f"{s.parameters:,}", f"{s.device_hours:.3g}"])
@@ -171,9 +189,10 @@ def cells(view: View) -> tuple[list[str], list[list[str]]]:
 def terminal_table(view: View) -> Table:
     """The table for a terminal."""
     header, lines = cells(view)
-    table = Table(title=f"{view.sweep.name} ({view.sweep.scale.name}): mean ± std over seeds, best first")
+    heading = f"{view.sweep.name} ({view.sweep.scale.name}): mean ± std over seeds, best first"
+    table = Table(title=heading, caption=told_settings(view)[1] or None)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(name, justify="right" if i else "left", max_width=None if i else _LABEL_WIDTH)
     for line in lines:
         table.add_row(*line)
     return table
@@ -183,7 +202,8 @@ def markdown_table(view: View) -> str:
     """The same table in Markdown."""
     header, lines = cells(view)
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines]) + "\n"
+    said = told_settings(view)[1]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines]) + "\n" + (f"\n{said}\n" if said else "")
 
 
 def draw(view: View, path: Path) -> None:
@@ -193,9 +213,13 @@ def draw(view: View, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    sweep, table, runs = view.sweep, summaries(view), rows(view)
+    sweep, table, runs = view.sweep, told_settings(view)[0], rows(view)
     figure, axes = pyplot.subplots(
-        1, len(sweep.headline), figsize=(5.2 * len(sweep.headline), 1.4 + 0.36 * len(table)), sharey=True, squeeze=False
+        1,
+        len(sweep.headline),
+        figsize=(5.2 * len(sweep.headline), 1.4 + 0.36 * sum(-(-len(s.setting) // _LABEL_WIDTH) for s in table)),
+        sharey=True,
+        squeeze=False,
     )
     for axis, metric, color in zip(axes[0], sweep.headline, ("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93"), strict=False):
         for y, summary in enumerate(table):
@@ -209,7 +233,7 @@ def draw(view: View, path: Path) -> None:
         axis.set_xlabel(f"{title(metric)} (%)")
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_yticks(range(len(table)), [s.setting for s in table])
+    axes[0][0].set_yticks(range(len(table)), [textwrap.fill(s.setting, _LABEL_WIDTH) for s in table], fontsize=8)
     axes[0][0].invert_yaxis()
     counts = sorted({s.spreads[sweep.objective].n for s in table})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"

@@ -10,10 +10,11 @@ from cnnjepa.config import Device
 from jobs.run import run_job
 from jobs.spec import ClusterProfile, JobSpec, fit_to
 from sweeps import claims
-from sweeps.choice import next_claim
-from sweeps.folder import Sweep, View
+from sweeps.choice import judge, next_claim
+from sweeps.folder import Sweep, TrialState, View
 
 _CHECK_SECONDS = 0.5
+_WAIT_SECONDS = 2.0
 
 
 @contextlib.contextmanager
@@ -50,6 +51,7 @@ def run_slot(
     driver: str,
     asked_to_stop: Callable[[], bool],
     silent: frozenset[Path] = frozenset(),
+    start: claims.SlurmStart | None = None,
 ) -> str | None:
     """Run one trial to its end, or to a checkpoint when asked to stop; returns its signature, None where there was none to run.
 
@@ -58,7 +60,7 @@ def run_slot(
     if asked_to_stop():
         return None
     view = View(sweep, silent)
-    claimed = next_claim(view, driver)
+    claimed = next_claim(view, driver, start)
     if claimed is None:
         return None
     trial, owned = claimed
@@ -67,5 +69,24 @@ def run_slot(
     if not cluster.gpus_per_slot and trial.config.device is Device.auto:  # else all slots would crowd the first device
         trial.config.device = Device.cpu
     with owned, output_to(folder / "log" / "train.log"):
-        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.epoch)
+        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.epoch, judge(sweep, trial))
     return trial.signature
+
+
+def run_slots(
+    sweep: Sweep,
+    cluster: ClusterProfile,
+    driver: str,
+    asked_to_stop: Callable[[], bool],
+    silent: frozenset[Path] = frozenset(),
+    start: claims.SlurmStart | None = None,
+) -> None:
+    """Run one trial; of a search one after the other, since the end of one brings about the next, also that of another slot."""
+    while not asked_to_stop():
+        done = run_slot(sweep, cluster, driver, asked_to_stop, silent, start)
+        if sweep.search is None:
+            return
+        if done is None:
+            if TrialState.running not in View(sweep, silent).states().values():
+                return
+            time.sleep(_WAIT_SECONDS)

@@ -1,5 +1,6 @@
 """Where a sweep stands, from its run folders and Slurm: for the live table, `python -m sweeps status` and scripts."""
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -7,6 +8,8 @@ from rich.table import Table
 from cnnjepa.runs import read_metrics
 from sweeps import claims
 from sweeps.folder import TrialState, View
+from sweeps.results import Spread, summaries
+from sweeps.search import Outlook
 from sweeps.spec import Trial
 
 # The end of metrics.jsonl that holds the latest step and probe.
@@ -21,6 +24,56 @@ def share_done(trial: Trial, record: dict[str, Any]) -> float:
 def latest(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     """The last record of its kind, {} where there is none."""
     return next((r for r in reversed(records) if r["kind"] == kind), {})
+
+
+def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
+    """Epoch -> objective, of the rungs that the trial has reached with a value."""
+    probes = view.probes(trial)
+    reached = {str(e): probes.get(str(e), {}).get(view.sweep.objective) for e in view.sweep.rungs}
+    return {epoch: value for epoch, value in reached.items() if value is not None}
+
+
+def best_so_far(view: View) -> dict[str, Any] | None:
+    """The setting with the best mean objective over its completed seeds, and the spread and n that say how far to trust it."""
+    ranked = [s for s in summaries(view) if s.spreads[view.sweep.objective].mean is not None]
+    if not ranked:
+        return None
+    spreads = [s.spreads[view.sweep.objective] for s in ranked[:2]]
+    return {
+        "setting": ranked[0].setting,
+        **asdict(spreads[0]),
+        "next": asdict(spreads[1]) | {"setting": ranked[1].setting} if spreads[1:] else None,
+    }
+
+
+def best_line(view: View) -> str:
+    """'best so far: lr 0.003: 71.2 ± 0.4 (n = 3); next ...', and whether that may be believed; "" before any run completed."""
+    best = best_so_far(view)
+    if best is None:
+        return ""
+
+    def told(values: dict[str, Any]) -> str:
+        return f"{values['setting']}: {Spread(values['mean'], values['std'], values['n'])} (n = {values['n']})"
+
+    line = f"best so far by {view.sweep.objective}: {told(best)}"
+    if best["next"] is None:
+        return line
+    doubt = "one seed each tells little" if min(best["n"], best["next"]["n"]) < 2 else ""
+    apart = best["mean"] - best["next"]["mean"]
+    if not doubt:
+        error = (best["std"] ** 2 / best["n"] + best["next"]["std"] ** 2 / best["next"]["n"]) ** 0.5
+        doubt = "" if apart > 2 * error else f"apart by {apart:.1f}, within twice its standard error of {error:.1f}"
+    return f"{line}; next: {told(best['next'])}" + (f"; {doubt}" if doubt else "")
+
+
+def rungs_line(view: View) -> str:
+    """'rungs: epoch 2: 9 runs, epoch 6: 3 runs; 6 pruned'; "" where nothing is stopped early."""
+    sweep = view.sweep
+    if not sweep.rungs:
+        return ""
+    reached = [sum(str(e) in rungs_reached(view, t) for t in sweep.trials) for e in sweep.rungs]
+    shown = ", ".join(f"epoch {epoch}: {n} runs" for epoch, n in zip(sweep.rungs, reached, strict=True))
+    return f"rungs: {shown}; at each the best 1/{sweep.eta} go on"
 
 
 def trial_status(view: View, trial: Trial) -> dict[str, Any]:
@@ -41,6 +94,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "loss": step.get("loss"),
         "images_per_second": step.get("images_per_second"),
         "probe": latest(records, "probe").get(view.sweep.objective),
+        "rungs": rungs_reached(view, trial) if view.sweep.rungs else {},
         "objective": view.objective(trial),
         "job": job.job if job else None,
         "node": job.node if job else None,
@@ -58,13 +112,18 @@ def sweep_status(view: View) -> dict[str, Any]:
     hours = sum(t["gpu_hours"] for t in trials)
     silent = view.watch.queue is not None and view.watch.queue.silent
     name, scale = view.sweep.name, view.sweep.scale.name
-    return {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
+    chosen = view.sweep.search
+    search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.points, "to_begin": Outlook(view).to_begin}
+    looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
+    return {**looked, "rungs": view.sweep.rungs, "search": search}
 
 
 def counts_line(status: dict[str, Any]) -> str:
     """'12 completed, 2 running, 8 waiting of 22 trials', and what they have used of GPUs in Slurm."""
     shown = [f"{n} {name}" for name, n in status["counts"].items() if n]
     line = ", ".join(reversed(shown)) + f" of {len(status['trials'])} trials"
+    if (search := status["search"]) is not None:
+        line += f" (of up to {search['points']} settings)"
     if status["gpu_hours"]:
         line += f", {status['gpu_hours']:.1f} GPU-hours used"
     return line + (" (Slurm does not answer; this is what it said last)" if status["slurm_silent"] else "")
@@ -82,7 +141,7 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
     for name, side in columns.items():
         table.add_column(name, justify="left" if side == "left" else "right")
     for t in status["trials"]:
-        if t["state"] in ("waiting", "completed"):
+        if t["state"] in ("waiting", "completed", "pruned"):
             continue
         numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]

@@ -1,40 +1,151 @@
 """The brain: an Optuna study that is built in memory from the run folders and asked what to run next; nothing of it is kept."""
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import TrialState as OptunaState
-from optuna.trial import create_trial
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
+
+from cnnjepa.randomness import Stream, integer
 from sweeps.folder import TrialState, View
-from sweeps.spec import Trial
+from sweeps.space import Dimension, Params, Value
+from sweeps.spec import Search, Trial
+
+if TYPE_CHECKING:
+    from sweeps.search import Point
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+COMPLETE, PRUNED, RUNNING, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.RUNNING, OptunaState.FAIL
+SAMPLERS = ("tpe", "random", "gp", "grid")
+# Settings that are drawn at random before a model is asked.
+STARTUP_POINTS = 10
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a study is told of one setting."""
+
+    params: Params
+    state: OptunaState
+    values: Sequence[float] = ()
+    reports: Mapping[int, float] = field(default_factory=dict)  # epoch -> objective, of one that was pruned
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """The dimension as Optuna has it."""
+    if dimension.options:
+        return CategoricalDistribution(list(dimension.options))
+    if dimension.whole:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def sampler_of(search: Search, number: int, draw: int) -> BaseSampler:
+    """The sampler for trial `number`; its seed follows from the number, so that a replayed study does not draw the first samples again."""
+    seed = integer(int(search.digest, 16), Stream.sampler, number, draw) % 2**32
+    if draw or search.sampler == "random":  # a model that proposes what was tried already would go on doing so
+        return RandomSampler(seed=seed)
+    if search.sampler == "gp":
+        return GPSampler(seed=seed, n_startup_trials=STARTUP_POINTS)
+    conditional = any(d.when is not None for d in search.space)
+    return TPESampler(seed=seed, n_startup_trials=STARTUP_POINTS, multivariate=True, group=conditional, constant_liar=True)
+
+
+def frozen(told: Told, space: Mapping[str, BaseDistribution], attributes: Mapping[str, str] | None = None) -> FrozenTrial:
+    """One setting as a trial of a study."""
+    return create_trial(
+        state=told.state,
+        params=dict(told.params),
+        distributions={key: space[key] for key in told.params},
+        values=list(told.values) if told.state is COMPLETE else None,
+        intermediate_values=dict(told.reports),
+        user_attrs=dict(attributes or {}),
+    )
+
+
+def reports(view: View, trial: Trial) -> dict[int, float]:
+    """Epoch -> objective of the probes on the way that have a value."""
+    return {int(float(e)): m[view.sweep.objective] for e, m in view.probes(trial).items() if view.sweep.objective in m}
+
+
+def told(view: View, point: "Point") -> Told:
+    """A setting as the sampler is told of it: its mean over seeds, or how far it came; a run or a probe that failed has no value."""
+    assert view.sweep.search is not None
+    first, params = point.trials[0], point.trials[0].params
+    if point.scores:
+        hours = [r.device_hours for t in point.trials if (r := view.result(t)) is not None and r.device_hours]
+        costs = [statistics.fmean(hours)] if view.sweep.search.costs and hours else []
+        return Told(params, COMPLETE, [point.mean, *costs])
+    if not point.states[0].ended:
+        return Told(params, RUNNING)
+    if point.states[0] is TrialState.pruned and not view.sweep.search.costs:
+        return Told(params, PRUNED, reports=reports(view, first))
+    return Told(params, FAIL)
+
+
+def directions(costs: bool) -> list[StudyDirection]:
+    """More of the objective is better, and fewer device-hours where they count."""
+    return [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costs]
+
+
+def suggest(past: Sequence[Told], search: Search, number: int, draw: int) -> Params:
+    """What the sampler proposes for trial `number` after `past`; the same for the same arguments."""
+    study = optuna.create_study(directions=directions(search.costs), sampler=sampler_of(search, number, draw))
+    space = {d.key: distribution(d) for d in search.space}
+    study.add_trials([frozen(t, space) for t in past if t.params.keys() <= space.keys() and t.state is not FAIL])
+    asked = study.ask()
+    chosen: Params = {}
+    for dimension in search.space:
+        if dimension.matters(chosen, search.base):
+            chosen[dimension.key] = draw_from(asked, dimension)
+    return chosen
+
+
+def draw_from(asked: optuna.Trial, dimension: Dimension) -> Value:
+    """A value of one dimension."""
+    key = dimension.key
+    if dimension.options:
+        chosen = asked.suggest_categorical(key, list(dimension.options))
+        assert isinstance(chosen, (str, int, float))
+        return chosen
+    if dimension.whole:
+        return asked.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
+    return asked.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+
 
 def replay(view: View) -> optuna.Study:
-    """The study as the folders tell it: trial i of the study is trial i of the sweep; those not begun are enqueued in order."""
+    """The study of given settings as the folders tell it: trial i of the study is trial i of the sweep; those not begun are enqueued."""
     sweep = view.sweep
     settings = list(dict.fromkeys(t.setting for t in sweep.trials))
     seeds = sorted({t.seed for t in sweep.trials})
     distributions: dict[str, BaseDistribution] = {"setting": CategoricalDistribution(settings), "seed": CategoricalDistribution(seeds)}
     study = optuna.create_study(direction="maximize", study_name=sweep.name)
     for trial in sweep.trials:
-        params = {"setting": trial.setting, "seed": trial.seed}
+        params: Params = {"setting": trial.setting, "seed": trial.seed}
         state, value = view.state(trial), view.objective(trial)
         if state is TrialState.waiting:
             study.enqueue_trial(params, user_attrs={"signature": trial.signature})
             continue
-        # A completed run whose probe failed has no value; to Optuna that is a failure, never a number.
-        told = OptunaState.RUNNING if not state.ended else OptunaState.COMPLETE if value is not None else OptunaState.FAIL
-        frozen = create_trial(
-            state=told,
-            params=params,
-            distributions=distributions,
-            value=value if told is OptunaState.COMPLETE else None,
-            user_attrs={"signature": trial.signature},
-        )
-        study.add_trial(frozen)
+        study.add_trial(frozen(told_alone(view, trial, params, state, value), distributions, {"signature": trial.signature}))
     return study
+
+
+def told_alone(view: View, trial: Trial, params: Params, state: TrialState, value: float | None) -> Told:
+    """One run as a study is told of it. A completed run whose probe failed has no value; to Optuna that is a failure, never a number."""
+    if not state.ended:
+        return Told(params, RUNNING)
+    if state is TrialState.completed and value is not None:
+        return Told(params, COMPLETE, [value])
+    if state is TrialState.pruned:
+        return Told(params, PRUNED, reports=reports(view, trial))
+    return Told(params, FAIL)
 
 
 def ask(view: View, study: optuna.Study) -> Trial | None:

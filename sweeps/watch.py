@@ -20,6 +20,7 @@ from sweeps import results
 from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
+from sweeps.search import is_over
 from sweeps.slot_log import log_tail
 from sweeps.status import counts_line, live_table, sweep_status
 
@@ -55,7 +56,7 @@ class Watcher:
     def show(self) -> None:
         """Look at the run folders and refresh what is shown."""
         status = sweep_status(self.view)
-        done = sum(t["done"] if t["state"] != "failed" else 1.0 for t in status["trials"])
+        done = sum(t["done"] if t["state"] not in ("failed", "pruned") else 1.0 for t in status["trials"])
         if self._first_done is None:
             self._first_done = done
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
@@ -156,10 +157,10 @@ class SlurmWatch:
                 watcher.view = self.view
                 watcher.show()
                 self.warn_of_held()
-                if all(s.settled for s in self.view.states().values()) or not self.mend():
+                if is_over(self.view) or not self.mend():
                     break
                 time.sleep(_LOOK_SECONDS)
-        if all(s.ended for s in self.view.states().values()):
+        if is_over(self.view) and all(s.ended for s in self.view.states().values()):
             return conclude(self.view, self.console)
         self.console.print(f"{counts_line(sweep_status(self.view))}; the same command takes up what was cancelled", soft_wrap=True)
         return INTERRUPTED

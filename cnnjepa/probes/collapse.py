@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from cnnjepa.config import ProbeConfig
 from cnnjepa.probes.features import ProbeData
 
 
@@ -22,3 +23,12 @@ def run(data: ProbeData) -> dict[str, float]:
         raise ValueError("all features are zero")
     spread = F.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5
     return {"feature_std": float(spread), "rankme": rankme(features[:4096])}
+
+
+def collapsed(metrics: dict[str, float], probes: ProbeConfig) -> str:
+    """Why the features of a run with these metrics are of no use, "" where they are, or where it was not probed."""
+    for key, least in (("collapse.feature_std", probes.collapsed_std), ("collapse.rankme", probes.collapsed_rankme)):
+        value = metrics.get(key)
+        if value is not None and value < least:
+            return f"{key} is {value:.3g}, below {least:g}"
+    return ""

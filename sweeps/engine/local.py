@@ -15,7 +15,7 @@ from cnnjepa.files import write_atomic
 from jobs.spec import ClusterProfile
 from sweeps.claims import Process
 from sweeps.folder import Sweep
-from sweeps.slot import run_slot
+from sweeps.slot import run_slots
 
 # What Ray's own processes hold beside the slots.
 RAY_MEMORY_GB = 1.0
@@ -136,7 +136,7 @@ class LocalEngine:
             return stop.exists() or not private.exists() or not driver.lives()
 
         def slot(_config: dict[str, int]) -> None:
-            run_slot(sweep, cluster, driver.driver, asked_to_stop, silent)
+            run_slots(sweep, cluster, driver.driver, asked_to_stop, silent)
 
         resources = {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}
         tuner = tune.Tuner(

@@ -16,12 +16,12 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     # Imported when signals are caught already: one that came during the seconds that torch takes would end the process.
     from cnnjepa.config import Device
     from cnnjepa.distributed import broadcast_object, joined
-    from cnnjepa.train import NonFiniteError, RunError
+    from cnnjepa.train import HopelessError, RunError
     from jobs.queue import Queue, has_slurm
     from jobs.ranks import adopt_srun_ranks
     from jobs.run import run_job
     from jobs.spec import JobSpec, fit_to
-    from sweeps.choice import next_claim
+    from sweeps.choice import judge, next_claim
     from sweeps.claims import Ownership, SlurmStart
     from sweeps.engine.submission import Submission
     from sweeps.folder import Sweep, View
@@ -51,12 +51,8 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
         )
         return trial, owned.claim.epoch
 
-    with joined(cluster.device if cluster.gpus_per_slot else Device.cpu) as ranks:
-        chosen = broadcast_object(choose() if ranks.is_main else None, ranks)
-        assert chosen is not None
-        if isinstance(chosen, int):
-            return chosen
-        trial, epoch = chosen
+    def run_one(trial: Trial, epoch: int) -> bool:
+        """Whether the trial has ended, or is no longer ours; False where the run was told to stop. The same on every rank."""
         fit_to(cluster, trial.config)
         folder = sweep.trial_dir(trial)
         with ExitStack() as ours:
@@ -65,14 +61,26 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
                 ours.enter_context(output_to(folder / "log" / "train.log"))
             try:
                 should_stop = stop if owned is None else stopper(owned, stop)
-                ended = run_job(JobSpec(trial.config, cluster, folder), should_stop, epoch) is not None
+                ended = run_job(JobSpec(trial.config, cluster, folder), should_stop, epoch, judge(sweep, trial)) is not None
             except RunError as error:
-                if not isinstance(error.__cause__, NonFiniteError):
+                if not isinstance(error.__cause__, HopelessError):
                     raise
                 ended = True  # every rank saw it, and it is recorded
         # The first rank to leave with a status ends the others: none may before rank 0 has saved and released its claim.
         moved = broadcast_object(owned is not None and owned.lost() and not stop(), ranks)
-        return 0 if ended or moved else STOPPED
+        return bool(ended or moved)
+
+    with joined(cluster.device if cluster.gpus_per_slot else Device.cpu) as ranks:
+        while True:
+            owned = None
+            chosen = broadcast_object(choose() if ranks.is_main else None, ranks)
+            assert chosen is not None
+            if isinstance(chosen, int):
+                return chosen
+            if not run_one(*chosen):
+                return STOPPED
+            if sweep.search is None:
+                return 0  # what a trial's end brings about in a search is begun by the slot that ended it
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from sweeps import claims
 from sweeps.claims import Process
 from sweeps.engine.submission import Submission, job_prefix, last_number
 from sweeps.folder import Sweep, TrialState, View
+from sweeps.search import to_come
 
 # sbatch may still be under way when the command that called it is dead, or its job not be listed yet. What another host's command is
 # about is not seen from here; it tries for as long as that at most.
@@ -135,9 +136,16 @@ class SlurmEngine:
         return jobs
 
     def missing(self, view: View) -> int:
-        """Slots to submit so that every trial that is to run has one; negative where so many are too many."""
+        """Slots to submit so that every trial that is to run has one; negative where so many are too many.
+
+        A slot of a search takes one trial after the other, and more than run at once are of no use to it.
+        """
         self._seen = last_number(self.sweep)
-        return sum(not s.settled for s in view.states().values()) - self.serving(view)
+        return self.wanted(sum(not s.settled for s in view.states().values()) + to_come(view)) - self.serving(view)
+
+    def wanted(self, runs: int) -> int:
+        """Slots for so many runs."""
+        return min(runs, self.cluster.max_parallel or runs) if self.sweep.search is not None else runs
 
     def cancelled_unclaimed(self, view: View) -> set[str]:
         """Elements that were cancelled before they had claimed a trial."""

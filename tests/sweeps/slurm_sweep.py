@@ -27,7 +27,8 @@ SIZES = {"one": 1, "two": 2}
 def sweep(settings: int = 3) -> SweepSpec:
     """The sweep with its first settings."""
     chosen = [Setting(f"depth {depth}", {"method.predictor.depth": depth}) for depth in range(1, settings + 1)]
-    return SweepSpec("slurm_sweep", "Do jobs survive?", chosen, smoke=Scale(OVERRIDES, seeds=1), paper=Scale(OVERRIDES, seeds=1))
+    scale = Scale(OVERRIDES, seeds=1)
+    return SweepSpec("slurm_sweep", "Do jobs survive?", settings=chosen, smoke=scale, paper=scale)
 
 
 if __name__ == "__main__":

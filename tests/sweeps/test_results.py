@@ -111,6 +111,7 @@ def test_status_counts_by_state(view: View) -> None:
         "interrupted": 0,
         "cancelled": 0,
         "completed": 4,
+        "pruned": 0,
         "failed": 1,
     }
     assert counts_line(status) == "1 failed, 4 completed, 1 waiting of 6 trials"

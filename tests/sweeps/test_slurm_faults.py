@@ -97,9 +97,9 @@ def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faul
 
 
 def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
-    """Suspended ranks carry the run to the end of the minute that its job has; Slurm wakes them when it tells them."""
+    """Suspended ranks carry the run to the end of the time that its job has; Slurm wakes them when it tells them."""
     with faults.line("time limit shorter than the run", sweep) as said:
-        sweep.submit("one", "time_limit_minutes=1", "stop_signal_seconds=15")
+        sweep.submit("one", "time_limit_minutes=2", "stop_signal_seconds=20")  # starting may take most of one on a busy machine
         folder = sweep.wait_for_step(60)
         for rank in range(4):
             sweep.rank_process(folder, rank).suspend()
@@ -192,8 +192,10 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
         for rank in range(4):
             sweep.rank_process(folder, rank).suspend()  # else it might end meanwhile; the job's end wakes it
         sweep.submit("one")
-        child = sweep.start("one")  # looked at again before it is cancelled
-        time.sleep(5)
+        child = sweep.start("one", environment={"PYTHONUNBUFFERED": "1"})
+        assert child.stdout is not None
+        first_look = child.stdout.readline()  # before the job is cancelled: a command started after that submits it again
+        assert "1 running of 1" in first_look, first_look
         sweep.cluster.run("scancel", sweep.job_of(folder))
         out, _ = child.communicate(timeout=120)
         assert child.returncode == 130, out

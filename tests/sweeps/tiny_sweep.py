@@ -32,7 +32,7 @@ def sweep(diverging: bool = False) -> SweepSpec:
     """The sweep; with `diverging`, a fourth setting whose loss is not finite."""
     more = [Setting("diverges", {"optimizer.lr": 1e30})] if diverging else []
     scale = Scale(OVERRIDES, seeds=2)
-    return SweepSpec("tiny_sweep", "Does depth matter at all?", [*SETTINGS, *more], smoke=scale, paper=scale)
+    return SweepSpec("tiny_sweep", "Does depth matter at all?", settings=[*SETTINGS, *more], smoke=scale, paper=scale)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""How fast should the target encoder follow? Start and end of its momentum, and the way between them (paper: cosine from .996 to 1).
+
+python sweeps/ema_momentum.py --cluster local                      10 settings of 12 epochs at most: two cores, about 3 minutes
+python sweeps/ema_momentum.py --cluster komondor account=abc       24 settings of 52 GPU-hours at most; early stopping spends about a third
+
+Trial 0 is the paper's setting. At smoke scale a run has 200 steps and .996 hardly moves the target: a low start wins there, and says
+nothing of runs of 49,000 steps.
+"""
+
+from sweeps.command import main
+from sweeps.space import choice, real
+from sweeps.spec import Scale, SweepSpec
+
+SWEEP = SweepSpec(
+    name="ema_momentum",
+    question="How fast should the target encoder follow the context encoder?",
+    space=[
+        real("method.ema.momentum_start", 0.9, 0.9999, 0.97, 0.99, 0.996, 0.999),
+        choice("method.ema.schedule", "cosine", "linear", "constant"),
+        real("method.ema.momentum_end", 0.99, 1.0, 0.999, 1.0, when=("method.ema.schedule", ("cosine", "linear"))),
+    ],
+    smoke=Scale(
+        [
+            "data=digits",
+            "encoder.name=resnet_small",
+            "epochs=12",
+            "global_batch_size=64",
+            "micro_batch_size=64",
+            "optimizer.warmup_epochs=1",
+            "checkpoint.every_minutes=0.1",
+        ],
+        seeds=2,
+        points=10,
+    ),
+    paper=Scale(["data=imagenet100", "encoder.name=resnet50", "precision=bf16"], seeds=3, points=24),
+)
+
+if __name__ == "__main__":
+    main(SWEEP)

@@ -1,0 +1,44 @@
+"""Which momentum, learning rate, mask and predictor together? What the other sweeps ask one by one, searched at once.
+
+python sweeps/joint_search.py --cluster local                                    16 settings of 12 epochs at most: two cores, 5 minutes
+python sweeps/joint_search.py --cluster komondor account=abc --budget-gpu-hours 1500  40 settings of 52 GPU-hours at most
+python sweeps/joint_search.py --cluster local --two-objectives                  accuracy and GPU-hours: nothing is stopped early
+
+Trial 0 is the paper's setting. A kernel matters only where the predictor looks beyond a cell, a ratio or blocks only where masks have them.
+"""
+
+from sweeps.command import main
+from sweeps.space import choice, real, whole
+from sweeps.spec import Scale, SweepSpec
+
+SWEEP = SweepSpec(
+    name="joint_search",
+    question="Which momentum, learning rate, mask and predictor together?",
+    space=[
+        real("optimizer.lr", 0.0003, 0.03, 0.001, 0.003, 0.01, log=True),
+        real("method.ema.momentum_start", 0.9, 0.9999, 0.97, 0.996),
+        choice("method.mask.strategy", "mixed", "multi_block", "random"),
+        real("method.mask.mask_ratio", 0.3, 0.9, 0.45, 0.6, 0.75, when=("method.mask.strategy", ("mixed", "random"))),
+        whole("method.mask.blocks", 1, 6, 2, 4, when=("method.mask.strategy", ("mixed", "multi_block"))),
+        choice("method.predictor.conv", "depthwise", "dense", "pointwise"),
+        whole("method.predictor.depth", 1, 4, 1, 3),
+        choice("method.predictor.kernel", 3, 5, when=("method.predictor.conv", ("depthwise", "dense"))),
+    ],
+    smoke=Scale(
+        [
+            "data=digits",
+            "encoder.name=resnet_small",
+            "epochs=12",
+            "global_batch_size=64",
+            "micro_batch_size=64",
+            "optimizer.warmup_epochs=1",
+            "checkpoint.every_minutes=0.1",
+        ],
+        seeds=2,
+        points=16,
+    ),
+    paper=Scale(["data=imagenet100", "encoder.name=resnet50", "precision=bf16"], seeds=3, points=40),
+)
+
+if __name__ == "__main__":
+    main(SWEEP)

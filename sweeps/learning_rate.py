@@ -1,0 +1,39 @@
+"""Which learning rate, with which weight decay and warm-up (paper: .01, .01 and 10 epochs, not scaled with the batch of 512)?
+
+python sweeps/learning_rate.py --cluster local                      12 settings of 12 epochs at most: two cores, about 3 minutes
+python sweeps/learning_rate.py --cluster komondor account=abc       24 settings of 52 GPU-hours at most; nothing is stopped within a warm-up
+
+Trial 0 is the paper's setting. The paper names no other that it tried.
+"""
+
+from sweeps.command import main
+from sweeps.space import choice, real
+from sweeps.spec import Scale, SweepSpec
+
+SWEEP = SweepSpec(
+    name="learning_rate",
+    question="Which learning rate, weight decay and warm-up?",
+    space=[
+        real("optimizer.lr", 0.0003, 0.03, 0.001, 0.003, 0.01, 0.03, log=True),
+        real("optimizer.weight_decay", 0.0001, 0.1, 0.001, 0.01, 0.1, log=True),
+        choice("optimizer.warmup_epochs", 5, 10, 20, 40),
+    ],
+    smoke=Scale(
+        [
+            "data=digits",
+            "encoder.name=resnet_small",
+            "epochs=12",
+            "global_batch_size=64",
+            "micro_batch_size=64",
+            "optimizer.warmup_epochs=1",
+            "checkpoint.every_minutes=0.1",
+        ],
+        seeds=2,
+        points=12,
+        space=[choice("optimizer.warmup_epochs", 1, 2)],
+    ),
+    paper=Scale(["data=imagenet100", "encoder.name=resnet50", "precision=bf16"], seeds=3, points=24),
+)
+
+if __name__ == "__main__":
+    main(SWEEP)

@@ -1,0 +1,170 @@
+"""What a search runs next: another seed of a setting that is still among the best, or a setting that nobody has tried.
+
+Work comes up only when a trial ends, and the slot that ended it asks again; so nothing is left lying, and nobody has to watch.
+"""
+
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+
+from sweeps.folder import Sweep, TrialState, View
+from sweeps.spec import FIRST_SEED, Trial
+
+SEED_ETA = 3  # of the settings with so many seeds, one in three gets another
+FINALISTS = 2  # settings that have all seeds at the end, so that the best is held against its next
+_DRAWS = 50  # of the sampler, until a setting is taken to be the last that was new
+
+
+@dataclass
+class Point:
+    """A setting: its trials, one a seed, oldest first."""
+
+    trials: list[Trial]
+    states: list[TrialState]
+    values: list[float | None]
+
+    @property
+    def number(self) -> int:
+        """Of its first trial."""
+        return self.trials[0].number
+
+    @property
+    def pending(self) -> bool:
+        """Whether a trial of it has not ended."""
+        return not all(s.ended for s in self.states)
+
+    @property
+    def scores(self) -> list[float]:
+        """Of the completed trials that have a value."""
+        return [v for s, v in zip(self.states, self.values, strict=True) if s is TrialState.completed and v is not None]
+
+    @property
+    def mean(self) -> float:
+        """Of the scores, of which there is one at least."""
+        return statistics.fmean(self.scores)
+
+
+def points(view: View) -> list[Point]:
+    """The settings that were tried so far, in the order of their numbers."""
+    found: dict[int, Point] = {}
+    for trial in view.sweep.trials:
+        point = found.setdefault(trial.point, Point([], [], []))
+        point.trials.append(trial)
+        point.states.append(view.state(trial))
+        point.values.append(view.objective(trial))
+    return list(found.values())
+
+
+class Outlook:
+    """One look at a search: what may begin now. Nothing is written."""
+
+    def __init__(self, view: View) -> None:
+        """Reads what has changed since the view's last look."""
+        view.sweep.grow()
+        assert view.sweep.search is not None
+        self.view, self.sweep, self.search = view, view.sweep, view.sweep.search
+        self.points = points(view)
+
+    @cached_property
+    def hours(self) -> tuple[float, float | None]:
+        """Device-hours that ended trials have taken, and those of an epoch, None while no trial has ended."""
+        ended = [(t, r) for t in self.sweep.trials if (r := self.view.result(t)) is not None]
+        spent = sum(r.device_hours for _, r in ended)
+        rates = [r.device_hours / epochs for t, r in ended if r.device_hours and (epochs := epochs_done(t, r.status.name, r.probes))]
+        return spent, statistics.median(rates) if rates else None
+
+    @cached_property
+    def affordable(self) -> int | None:
+        """How many runs may begin without the risk that the search costs more than its budget; None for any number."""
+        if self.search.budget_hours is None:
+            return None
+        spent, rate = self.hours
+        pending = [t for p in self.points for t, s in zip(p.trials, p.states, strict=True) if not s.ended]
+        if rate is None:
+            return 0 if pending else 1  # the first run tells what one costs
+        epochs = self.sweep.trials[0].epochs
+        left = self.search.budget_hours - spent - rate * epochs * len(pending)
+        return max(int(left / (rate * epochs)), 0)
+
+    @cached_property
+    def points_left(self) -> int:
+        """Settings that are still to be tried."""
+        return max(self.search.points - len(self.points), 0)
+
+    @cached_property
+    def seeds_due(self) -> list[tuple[Point, int]]:
+        """Settings that have earned another seed, those with most seeds first, and that seed."""
+        due: list[tuple[Point, int]] = []
+        over = not self.points_left and not any(p.pending for p in self.points if len(p.trials) == 1)
+        for seeds in range(self.search.seeds - 1, 0, -1):
+            reached = [p for p in self.points if len(p.scores) >= seeds]
+            ranked = sorted(reached, key=lambda p: (-statistics.fmean(p.scores[:seeds]), p.number))
+            kept = max(len(reached) // SEED_ETA, FINALISTS if over else 0)
+            due += [(p, FIRST_SEED + seeds) for p in ranked[:kept] if len(p.trials) == seeds]
+        return due
+
+    @property
+    def to_begin(self) -> int:
+        """How many trials beyond those registered may begin now."""
+        wanted = len(self.seeds_due) + self.points_left
+        return wanted if self.affordable is None else min(wanted, self.affordable)
+
+    @property
+    def runs_left_at_most(self) -> int:
+        """Trials that may still be chosen, if every one of them completes."""
+        bound, reached = 0, self.search.points
+        for _ in range(1, self.search.seeds):
+            reached = max(reached // SEED_ETA, FINALISTS)
+            bound += reached
+        extra = sum(len(p.trials) - 1 for p in self.points)
+        return self.points_left + max(bound - extra, 0)
+
+
+def epochs_done(trial: Trial, status: str, probes: dict[str, dict[str, float]]) -> float:
+    """Epochs that an ended trial was trained for; 0 where that is not known."""
+    return float(trial.epochs) if status == "completed" else float(max(map(float, probes), default=0)) if status == "pruned" else 0.0
+
+
+def choose(view: View) -> Trial | None:
+    """The trial that a slot should begin next, not yet registered; None where there is none now."""
+    outlook = Outlook(view)
+    search, sweep = outlook.search, outlook.sweep
+    if outlook.to_begin == 0:
+        return None
+    if outlook.seeds_due:
+        point, seed = outlook.seeds_due[0]
+        return search.trial(sweep.next_number, point.number, point.trials[0].params, seed)
+    from sweeps import study  # who only watches a search chooses nothing, and needs no Optuna
+
+    known = {t.signature for t in sweep.trials}
+    for draw in range(_DRAWS):
+        params = study.suggest([study.told(view, p) for p in outlook.points], search, sweep.next_number, draw)
+        trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED)
+        if trial.signature not in known:
+            return trial
+    return None
+
+
+def begin(view: View) -> Trial | None:
+    """The next trial, registered; None where there is none now, or none in the space that is new."""
+    while (trial := choose(view)) is not None:
+        if view.sweep.register(trial):
+            view.sweep.grow()
+            return trial
+        view.sweep.grow()  # another slot was first, and its choice counts in ours
+    return None
+
+
+def is_over(view: View) -> bool:
+    """Whether every trial is settled and none is to come."""
+    return all(s.settled for s in view.states().values()) and to_come(view) == 0
+
+
+def to_come(view: View) -> int:
+    """Trials beyond those of the sweep that may begin now; 0 where it is no search."""
+    return Outlook(view).to_begin if view.sweep.search is not None else 0
+
+
+def is_judged(sweep: Sweep, trial: Trial) -> bool:
+    """Whether a rung may end the trial: further seeds of a setting are run to measure it, and go to their end."""
+    return bool(sweep.rungs) and (sweep.search is None or trial.number == trial.point)
