@@ -66,12 +66,15 @@ def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def read_probes(path: Path) -> dict[str, dict[str, float]]:
-    """`probes_of` a metrics file, whose other lines, a thousand times as many, are not parsed."""
+def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]], int]:
+    """`probes_of` a metrics file from byte `start` on, and where to go on; of the other lines, a thousand times as many, none is parsed."""
     if not path.exists():
-        return {}
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return probes_of([json.loads(line) for line in lines if line.startswith(b'{"kind": "probe"') and line.endswith(b"}")])
+        return {}, 0
+    with open(path, "rb") as file:
+        file.seek(start)
+        *lines, rest = file.read().split(b"\n")
+        found = [json.loads(line) for line in lines if line.startswith(b'{"kind": "probe"') and line.endswith(b"}")]
+        return probes_of(found), file.tell() - len(rest)
 
 
 def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from cnnjepa.identity import signature
 from cnnjepa.runs import RunResult, RunStatus
 from sweeps import claims, search, study
-from sweeps.folder import Sweep, TrialState, View
+from sweeps.folder import TrialState, View
 from sweeps.rungs import goes_on
 from sweeps.slot_log import log_tail
 from sweeps.spec import Trial
@@ -39,9 +39,13 @@ def runnable(trial: Trial) -> bool:
 def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) -> tuple[Trial, claims.Ownership] | None:
     """A trial that is now ours: a half-done one whose owner is gone before a new one of the study; None where nothing is left to begin.
 
+    All that has changed is looked at anew, once: the view may remember states until the next call.
+
     A job that was requeued finds its own trial first. A trial with a `fault` is recorded as failed instead.
     """
     sweep = view.sweep
+    view.look_again()
+    sweep.grow()
     half_done = [(view.claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
     mine = start.job if start else ""
     for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
@@ -78,9 +82,9 @@ def not_begun(view: View) -> Iterator[Trial]:
         yield chosen
 
 
-def judge(sweep: Sweep, trial: Trial) -> Callable[[int, dict[str, float]], str]:
+def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
     """Who says at each rung whether a run of `trial` goes on; a probe without value is no reason to end it."""
-    view = View(sweep)
+    sweep = view.sweep
 
     def verdict(epoch: int, metrics: dict[str, float]) -> str:
         value = metrics.get(sweep.objective)

@@ -164,7 +164,7 @@ class View:
     ) -> None:
         """`silent` are claims of other hosts that a `claims.Watch` has found dead; `queue` knows of owners in Slurm jobs.
 
-        A state is looked at anew after `remember_seconds`: who watches asks for it many times in one look.
+        A state is looked at anew after `remember_seconds`, or after `look_again`: many ask for it in one look.
         """
         self._remember = remember_seconds
         self._states: dict[str, tuple[float, TrialState]] = {}
@@ -172,6 +172,11 @@ class View:
         self.watch = claims.Watch(silent, queue=queue)
         self._results: dict[str, RunResult] = {}
         self._claims: dict[str, list[claims.Claim]] = {}
+        self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}  # of runs that have not ended, and how far they were read
+
+    def look_again(self) -> None:
+        """Remember no state of a trial that has not ended: what happens next goes by how things stand now."""
+        self._states = {s: known for s, known in self._states.items() if known[1].ended}
 
     def result(self, trial: Trial) -> RunResult | None:
         """The trial's result, once it has one."""
@@ -185,7 +190,7 @@ class View:
     def state(self, trial: Trial) -> TrialState:
         """Where the trial stands now."""
         known = self._states.get(trial.signature)
-        if known is None or time.monotonic() - known[0] >= self._remember:
+        if known is None or (not known[1].ended and time.monotonic() - known[0] >= self._remember):
             known = time.monotonic(), self._look(trial)
             self._states[trial.signature] = known
         return known[1]
@@ -221,9 +226,18 @@ class View:
         return sorted({o.host for o in owners if not o.is_local})
 
     def probes(self, trial: Trial) -> dict[str, dict[str, float]]:
-        """Epoch -> metrics of the probes on the way, so far; those of an ended trial are read once."""
+        """Epoch -> metrics of the probes on the way, so far; what was read is not read again."""
         result = self.result(trial)
-        return read_probes(self.sweep.trial_dir(trial) / "metrics.jsonl") if result is None else result.probes
+        if result is not None:
+            return result.probes
+        # A resumed run writes again what came after its checkpoint, and the same: what is known of that stays true.
+        known, start = self._probes.get(trial.signature, ({}, 0))
+        path = self.sweep.trial_dir(trial) / "metrics.jsonl"
+        if path.exists() and path.stat().st_size < start:
+            start = 0
+        more, end = read_probes(path, start)
+        self._probes[trial.signature] = {**known, **more}, end
+        return self._probes[trial.signature][0]
 
     def rung_values(self, epoch: int, seed: int) -> dict[str, float]:
         """The objective at a rung, by signature, of the trials of that seed that have reached it with a value."""

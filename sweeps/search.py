@@ -3,16 +3,18 @@
 Work comes up only when a trial ends, and the slot that ended it asks again; so nothing is left lying, and nobody has to watch.
 """
 
+import itertools
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
 
 from sweeps.folder import Sweep, TrialState, View
+from sweeps.space import all_points
 from sweeps.spec import FIRST_SEED, Trial
 
 SEED_ETA = 3  # of the settings with so many seeds, one in three gets another
 FINALISTS = 2  # settings that have all seeds at the end, so that the best is held against its next
-_DRAWS = 50  # of the sampler, until a setting is taken to be the last that was new
+_DRAWS = 50  # of the sampler, until it is taken to find nothing new
 
 
 @dataclass
@@ -94,14 +96,16 @@ class Outlook:
     @cached_property
     def seeds_due(self) -> list[tuple[Point, int]]:
         """Settings that have earned another seed, those with most seeds first, and that seed."""
-        due: list[tuple[Point, int]] = []
-        over = not self.points_left and not any(p.pending for p in self.points if len(p.trials) == 1)
+        due: dict[int, tuple[Point, int]] = {}
         for seeds in range(self.search.seeds - 1, 0, -1):
             reached = [p for p in self.points if len(p.scores) >= seeds]
             ranked = sorted(reached, key=lambda p: (-statistics.fmean(p.scores[:seeds]), p.number))
-            kept = max(len(reached) // SEED_ETA, FINALISTS if over else 0)
-            due += [(p, FIRST_SEED + seeds) for p in ranked[:kept] if len(p.trials) == seeds]
-        return due
+            due |= {p.number: (p, FIRST_SEED + seeds) for p in ranked[: len(reached) // SEED_ETA] if len(p.trials) == seeds}
+        if not self.points_left and not any(p.pending for p in self.points):
+            # Whoever leads at last by few seeds gets the others too: many settings have one lucky seed among them.
+            ranked = sorted((p for p in self.points if p.scores), key=lambda p: (-p.mean, p.number))
+            due |= {p.number: (p, FIRST_SEED + len(p.trials)) for p in ranked[:FINALISTS] if len(p.trials) < self.search.seeds}
+        return list(due.values())
 
     @property
     def to_begin(self) -> int:
@@ -112,12 +116,8 @@ class Outlook:
     @property
     def runs_left_at_most(self) -> int:
         """Trials that may still be chosen, if every one of them completes."""
-        bound, reached = 0, self.search.points
-        for _ in range(1, self.search.seeds):
-            reached = max(reached // SEED_ETA, FINALISTS)
-            bound += reached
-        extra = sum(len(p.trials) - 1 for p in self.points)
-        return self.points_left + max(bound - extra, 0)
+        further = sum(self.search.seeds - len(p.trials) for p in self.points if p.pending or p.scores)
+        return self.points_left * self.search.seeds + max(further, 0)
 
 
 def epochs_done(trial: Trial, status: str, probes: dict[str, dict[str, float]]) -> float:
@@ -137,8 +137,10 @@ def choose(view: View) -> Trial | None:
     from sweeps import study  # who only watches a search chooses nothing, and needs no Optuna
 
     known = {t.signature for t in sweep.trials}
-    for draw in range(_DRAWS):
-        params = study.suggest([study.told(view, p) for p in outlook.points], search, sweep.next_number, draw)
+    told = [study.told(view, p) for p in outlook.points]
+    drawn = (study.suggest(told, search, sweep.next_number, draw) for draw in range(_DRAWS))
+    # Few are left where so many draws find none.
+    for params in itertools.chain(drawn, all_points(search.space, search.base) or []):
         trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED)
         if trial.signature not in known:
             return trial

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,20 +47,11 @@ def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Calla
 
 
 def run_slot(
-    sweep: Sweep,
-    cluster: ClusterProfile,
-    driver: str,
-    asked_to_stop: Callable[[], bool],
-    silent: frozenset[Path] = frozenset(),
-    start: claims.SlurmStart | None = None,
+    view: View, cluster: ClusterProfile, driver: str, asked_to_stop: Callable[[], bool], start: claims.SlurmStart | None = None
 ) -> str | None:
-    """Run one trial to its end, or to a checkpoint when asked to stop; returns its signature, None where there was none to run.
-
-    `silent` are claims of other hosts that the driver has watched for long enough to know that they are dead.
-    """
+    """Run one trial to its end, or to a checkpoint when asked to stop; returns its signature, None where there was none to run."""
     if asked_to_stop():
         return None
-    view = View(sweep, silent)
     claimed = next_claim(view, driver, start)
     if claimed is None:
         return None
@@ -69,7 +61,7 @@ def run_slot(
     if not cluster.gpus_per_slot and trial.config.device is Device.auto:  # else all slots would crowd the first device
         trial.config.device = Device.cpu
     with owned, output_to(folder / "log" / "train.log"):
-        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.epoch, judge(sweep, trial))
+        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.epoch, judge(view, trial))
     return trial.signature
 
 
@@ -81,12 +73,17 @@ def run_slots(
     silent: frozenset[Path] = frozenset(),
     start: claims.SlurmStart | None = None,
 ) -> None:
-    """Run one trial; of a search one after the other, since the end of one brings about the next, also that of another slot."""
+    """Run one trial; of a search one after the other, since the end of one brings about the next, also that of another slot.
+
+    `silent` are claims of other hosts that the driver has watched for long enough to know that they are dead.
+    """
+    view = View(sweep, silent, remember_seconds=math.inf)  # each choice looks anew, and what has ended is read once
     while not asked_to_stop():
-        done = run_slot(sweep, cluster, driver, asked_to_stop, silent, start)
+        done = run_slot(view, cluster, driver, asked_to_stop, start)
         if sweep.search is None:
             return
         if done is None:
-            if TrialState.running not in View(sweep, silent).states().values():
+            view.look_again()
+            if TrialState.running not in view.states().values():
                 return
             time.sleep(_WAIT_SECONDS)

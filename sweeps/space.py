@@ -2,12 +2,14 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.quote import lookup
 
+_COUNTABLE = 10_000
 Value = str | int | float
 Params = dict[str, Value]
 
@@ -48,8 +50,8 @@ class Dimension:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Dimension":
         """What a JSON file made of one."""
-        when = values["when"]
-        return Dimension(**{**values, "when": None if when is None else (when[0], tuple(when[1]))})
+        when = None if values["when"] is None else (values["when"][0], tuple(values["when"][1]))
+        return Dimension(**{**values, "options": tuple(values["options"]), "grid": tuple(values["grid"]), "when": when})
 
 
 def choice(key: str, *options: Value, when: tuple[str, Sequence[Value]] | None = None) -> Dimension:
@@ -72,15 +74,27 @@ def grid_points(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Par
     for dimension in space:
         if not (dimension.options or dimension.grid):
             raise ValueError(f"sampler=grid must have values to take of {dimension.key}; got a range without a grid")
-    points: list[Params] = []
-    for values in itertools.product(*(d.options or d.grid for d in space)):
+    return combinations(space, [d.options or d.grid for d in space], base)
+
+
+def all_points(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Params] | None:
+    """Every configuration of the space, each once; None where they cannot be counted, or are more than anybody would train."""
+    if any(not d.options and not d.whole for d in space):
+        return None
+    values = [d.options or range(int(d.low), int(d.high) + 1) for d in space]
+    return combinations(space, values, base) if math.prod(map(len, values)) <= _COUNTABLE else None
+
+
+def combinations(space: Sequence[Dimension], values: Sequence[Sequence[Value]], base: Mapping[str, Any]) -> list[Params]:
+    """All combinations of `values`, less those of dimensions that do not matter in them, each once."""
+    points: dict[tuple[tuple[str, Value], ...], Params] = {}
+    for combination in itertools.product(*values):
         chosen: Params = {}
-        for dimension, value in zip(space, values, strict=True):
+        for dimension, value in zip(space, combination, strict=True):
             if dimension.matters(chosen, base):
                 chosen[dimension.key] = value
-        if chosen not in points:
-            points.append(chosen)
-    return points
+        points[tuple(chosen.items())] = chosen
+    return list(points.values())
 
 
 def baseline(space: Sequence[Dimension], base: Mapping[str, Any]) -> Params:

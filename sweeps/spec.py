@@ -11,7 +11,7 @@ from typing import Any
 from cnnjepa.config import TrainConfig
 from cnnjepa.identity import from_dict, identity, signature, to_dict
 from jobs.compose import compose_job
-from sweeps.space import Dimension, Params, Value, applied, baseline, grid_points, label
+from sweeps.space import Dimension, Params, Value, all_points, applied, baseline, grid_points, label
 
 FIRST_SEED = 42  # the paper's one seed
 
@@ -171,6 +171,7 @@ def build_search(
     train.probes.at_epochs = list(rungs)
     base = to_dict(train)
     baseline(space, base)
+    points = min(points, len(all_points(space, base) or range(points)))
     text = json.dumps([identity(train), [asdict(d) for d in space]], sort_keys=True)
     return Search(space, base, sampler, points, seeds, costs, budget_hours, hashlib.sha256(text.encode()).hexdigest()[:12])
 

@@ -1,6 +1,7 @@
 """The brain: an Optuna study that is built in memory from the run folders and asked what to run next; nothing of it is kept."""
 
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sweeps.search import Point
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of TPE's multivariate mode, since 2021
 
 COMPLETE, PRUNED, RUNNING, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.RUNNING, OptunaState.FAIL
 SAMPLERS = ("tpe", "random", "gp", "grid")

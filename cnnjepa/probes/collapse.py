@@ -15,12 +15,15 @@ def rankme(features_NC: torch.Tensor) -> float:
 
 
 def run(data: ProbeData) -> dict[str, float]:
-    """feature_std: mean over channels of the std of unit features times sqrt(C), 1 for an even spread and 0 when collapsed; rankme."""
+    """feature_std: mean over channels of the std of unit features times sqrt(C), 1 for an even spread and 0 when collapsed; rankme.
+
+    Features that are all zero have no singular values to tell apart, and so no rankme.
+    """
     features = data.holdout.features_NC
     if not features.isfinite().all():
         raise ValueError("features are not finite")
     if not features.any():
-        raise ValueError("all features are zero")
+        return {"feature_std": 0.0}
     spread = F.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5
     return {"feature_std": float(spread), "rankme": rankme(features[:4096])}
 

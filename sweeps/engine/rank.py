@@ -3,6 +3,7 @@
 Exit status 0 where the trial has ended or none was left, 200 where the run was told to stop and has saved; anything else is a death.
 """
 
+import math
 import os
 import sys
 from contextlib import ExitStack
@@ -31,6 +32,8 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     adopt_srun_ranks()
     submission = Submission.load(submission_file)
     sweep, cluster = Sweep.load(submission.sweep_path), submission.cluster
+    queue = Queue(refresh_seconds=60, patience_seconds=600) if has_slurm() else None  # a container may lack Slurm's commands
+    view = View(sweep, queue=queue, remember_seconds=math.inf)  # rank 0 alone looks
     owned: Ownership | None = None
 
     def choose() -> tuple[Trial, int] | int:
@@ -40,8 +43,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
         assert start is not None, "a rank runs in a Slurm job"
         if stop():
             return STOPPED
-        queue = Queue(refresh_seconds=60, patience_seconds=600) if has_slurm() else None  # a container may lack Slurm's commands
-        found = next_claim(View(sweep, queue=queue), start.driver, start)
+        found = next_claim(view, start.driver, start)
         if found is None:
             print("no trial is left to begin", flush=True)
             return 0
@@ -61,7 +63,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
                 ours.enter_context(output_to(folder / "log" / "train.log"))
             try:
                 should_stop = stop if owned is None else stopper(owned, stop)
-                ended = run_job(JobSpec(trial.config, cluster, folder), should_stop, epoch, judge(sweep, trial)) is not None
+                ended = run_job(JobSpec(trial.config, cluster, folder), should_stop, epoch, judge(view, trial)) is not None
             except RunError as error:
                 if not isinstance(error.__cause__, HopelessError):
                     raise

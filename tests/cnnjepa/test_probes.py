@@ -84,6 +84,16 @@ def test_collapse_figures_tell_a_collapsed_from_a_spread_representation() -> Non
     collapsed = collapse.run(data)
     assert collapsed["rankme"] < 1.1
     assert collapsed["feature_std"] < 1e-3
+    data.holdout.features_NC = torch.zeros(500, 8)
+    assert collapse.run(data) == {"feature_std": 0.0}
+
+
+def test_collapsed_is_what_falls_below_a_limit_and_what_was_not_probed_is_not() -> None:
+    probes = tiny_config().probes
+    assert collapse.collapsed({"collapse.feature_std": 0.2, "collapse.rankme": 9.0}, probes) == ""
+    assert collapse.collapsed({}, probes) == ""
+    assert collapse.collapsed({"collapse.feature_std": 0.001}, probes) == "collapse.feature_std is 0.001, below 0.01"
+    assert collapse.collapsed({"collapse.feature_std": 0.2, "collapse.rankme": 1.1}, probes) == "collapse.rankme is 1.1, below 1.2"
 
 
 def test_a_failing_probe_is_a_missing_value_with_its_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from cnnjepa.config import TrainConfig
 from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.methods import cnn_jepa
 from cnnjepa.runs import TIMING_KEYS, RunFolder, RunResult, RunStatus
-from cnnjepa.train import NonFiniteError, RunError, train
+from cnnjepa.train import CollapsedError, NonFiniteError, RunError, train
 from tests.tiny import tiny_config
 
 # Slowed so that a kill lands between the steps; the slowness changes nothing that is computed.
@@ -115,6 +116,55 @@ def test_a_stop_saves_and_the_next_call_goes_on(tmp_path: Path) -> None:
     run(config, tmp_path / "b")
     assert comparable(tmp_path / "a") == comparable(tmp_path / "b")
     assert_bitwise_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+
+
+def test_a_pruned_run_is_kept_and_goes_on_from_its_checkpoint_when_taken_up(tmp_path: Path) -> None:
+    config = tiny_config(epochs=4)
+    config.probes.at_epochs = [1, 3]
+    run(config, tmp_path / "undisturbed")
+    asked: list[tuple[int, bool]] = []
+
+    def judge(epoch: int, metrics: dict[str, float]) -> str:
+        asked.append((epoch, "linear.holdout_top1" in metrics))
+        return "not among the best" if epoch == 3 else ""
+
+    pruned = run(config, tmp_path / "pruned", judge=judge)
+    assert asked == [(1, True), (3, True)]
+    assert pruned is not None
+    assert (pruned.status, pruned.cause, pruned.step) == (RunStatus.pruned, "not among the best", 15)
+    assert pruned.metrics == {}
+    assert list(pruned.probes) == ["1", "3"]
+    folder = RunFolder(tmp_path / "pruned")
+    assert folder.result() == pruned == run(config, folder.path, judge=judge)
+    folder.set_aside(RunStatus.failed)
+    assert folder.result() == pruned
+    folder.set_aside(RunStatus.pruned)
+    run(config, folder.path)
+    ours, theirs = comparable(folder.path), comparable(tmp_path / "undisturbed")
+    assert ours == theirs
+    assert_bitwise_equal(final_state(folder.path), final_state(tmp_path / "undisturbed"))
+
+
+def test_looks_on_the_way_change_nothing(tmp_path: Path) -> None:
+    config = tiny_config()
+    plain = run(config, tmp_path / "plain")
+    config.probes.at_epochs = [1]
+    probed = run(config, tmp_path / "probed")
+    assert plain is not None
+    assert probed is not None
+    assert plain.metrics == probed.metrics
+    assert (list(plain.probes), list(probed.probes)) == ([], ["1"])
+
+
+def test_a_collapsed_run_fails_with_that_cause_at_its_first_probe(tmp_path: Path) -> None:
+    config = tiny_config()
+    config.probes.at_epochs, config.probes.collapsed_rankme = [1], 1e9
+    with pytest.raises(RunError) as raised:
+        run(config, tmp_path)
+    assert isinstance(raised.value.__cause__, CollapsedError)
+    assert re.fullmatch(r"collapsed: collapse\.rankme is [0-9.]+, below 1e\+09, at epoch 1", str(raised.value.__cause__))
+    assert raised.value.step == 5
+    assert RunFolder(tmp_path).result() is None  # who runs jobs writes it down: jobs/run.py
 
 
 def test_what_killed_writers_left_is_removed_at_the_next_start(tmp_path: Path) -> None:

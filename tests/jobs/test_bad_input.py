@@ -1,5 +1,6 @@
 """Every wrong use is one line with the key, the rule and the value, and exit status 2, before anything starts."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from cnnjepa.runs import RunFolder
 from jobs import pretrain
 from sweeps import command
 from sweeps.folder import Sweep
+from sweeps.joint_search import SWEEP as JOINT_SEARCH
 from sweeps.predictor_ablation import SWEEP
+from sweeps.space import whole
 from tests.cnnjepa.test_data import image_tree
 from tests.tiny import tiny_config
 
@@ -137,6 +140,33 @@ SWEEP_TABLE = [
     (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
     (["--scale", "paper"], "data.root must hold imagenet100"),
 ]
+
+
+SEARCH_TABLE = [
+    (["--points", "0"], "--points must be at least 1; got 0"),
+    (["--eta", "1"], "--eta must be at least 2; got 1"),
+    (["--budget-gpu-hours", "0"], "--budget-gpu-hours must be positive and finite; got 0"),
+    (["--budget-gpu-hours", "nan"], "--budget-gpu-hours must be positive and finite; got nan"),
+    (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what joint_search sets itself"),
+    (["optimizer.lr=2"], "optimizer.lr must not be overridden, it is what joint_search sets itself"),
+    (["epochs=2"], "--early-stopping=asha must leave an epoch between the warm-up of 1 and 2 / 3; got none: give more epochs"),
+    (["epochs=200", "optimizer.warmup_epochs=90"], "--early-stopping=asha must leave an epoch between the warm-up of 90 and 200 / 3"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SEARCH_TABLE, ids=[" ".join(a) for a, _ in SEARCH_TABLE])
+def test_a_search_says_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must") as caught:
+        command.run(JOINT_SEARCH, ["--runs-dir", str(tmp_path), *arguments])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_space_whose_border_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    deep = dataclasses.replace(JOINT_SEARCH, space=[whole("method.predictor.depth", 1, 9)])
+    with pytest.raises(ValueError, match=r"method\.predictor\.depth must lie in \[1, 6\]; got 9"):
+        command.run(deep, ["--runs-dir", str(tmp_path)])
 
 
 @pytest.mark.parametrize(("arguments", "message"), SWEEP_TABLE, ids=[" ".join(a) for a, _ in SWEEP_TABLE])

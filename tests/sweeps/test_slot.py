@@ -148,8 +148,8 @@ def test_the_replayed_study_tells_optuna_what_the_folders_say(tiny: Sweep, monke
 
 
 def test_a_slot_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:
-    assert run_slot(tiny, CLUSTER, Process.me().driver, lambda: True) is None
-    signature = run_slot(tiny, CLUSTER, Process.me().driver, never)
+    assert run_slot(View(tiny), CLUSTER, Process.me().driver, lambda: True) is None
+    signature = run_slot(View(tiny), CLUSTER, Process.me().driver, never)
     assert signature == tiny.trials[0].signature
     view = View(tiny)
     assert view.state(tiny.trials[0]) is TrialState.completed
@@ -167,7 +167,7 @@ def test_a_slot_that_lost_its_claim_stops_and_leaves_the_result_to_the_new_owner
             assert claims.claim(tiny.trial_dir(tiny.trials[0]), 2, "d", 0)
         return False
 
-    run_slot(tiny, CLUSTER, Process.me().driver, usurp)
+    run_slot(View(tiny), CLUSTER, Process.me().driver, usurp)
     assert tiny.run(tiny.trials[0]).result() is None
 
 
@@ -182,7 +182,7 @@ def test_a_slot_that_raises_twice_in_place_fails_its_trial_and_not_the_sweep(tin
         patch.setattr(slot, "run_job", full)
         for _ in range(2):
             with pytest.raises(OSError, match="No space left"):
-                run_slot(tiny, CLUSTER, me, never)
+                run_slot(View(tiny), CLUSTER, me, never)
     got = next_claim(View(tiny), me)
     assert got is not None
     assert got[0].number == 1

@@ -1,0 +1,384 @@
+"""Searches without training: what is chosen next, what a rung decides, and what a sampler is told."""
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+
+from cnnjepa.runs import RunResult, RunStatus
+from sweeps import claims, search, study
+from sweeps.changes import left_to_run, take_up
+from sweeps.choice import judge, next_claim
+from sweeps.claims import Process
+from sweeps.folder import Sweep, TrialState, View
+from sweeps.results import cells, summary_csv, told_settings
+from sweeps.rungs import goes_on, rung_epochs
+from sweeps.search import Outlook
+from sweeps.space import baseline, choice, grid_points, label, real, whole
+from sweeps.spec import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search, grid_of
+from sweeps.status import best_line, rungs_line, sweep_status
+from tests.sweeps.tiny_search import SWEEP
+
+OBJECTIVE = SWEEP.objective
+State = optuna.trial.TrialState
+
+
+def searched(path: Path, rungs: list[int] | None = None, eta: int = 3, spec: SweepSpec = SWEEP, **changes: object) -> Sweep:
+    """A search in `path` whose trial 0 is there; `changes` are of how it chooses."""
+    rungs = [] if rungs is None else rungs
+    options: dict = {"sampler": "random", "points": 12, "seeds": 1, **changes}
+    chosen = build_search(spec, spec.smoke, "local", [], rungs, **options)
+    first = chosen.trial(0, 0, baseline(chosen.space, chosen.base), FIRST_SEED)
+    made = Sweep.of(spec, ScaleName.smoke, [first], path / "tiny_search-smoke", chosen, rungs, eta)
+    made.write()
+    return made
+
+
+def end(
+    made: Sweep, trial: Trial, score: float | None, status: RunStatus = RunStatus.completed, hours: float = 0.0, **probes: float
+) -> None:
+    """Give the trial a result; `probes` are scores on the way by epoch, such as e2=40.0."""
+    metrics = {} if score is None else {OBJECTIVE: score}
+    on_the_way = {epoch[1:]: {OBJECTIVE: value} for epoch, value in probes.items()}
+    folder = made.run(trial)
+    folder.prepare(trial.config)
+    folder.write_result(RunResult(status, metrics=metrics, probes=on_the_way, device_hours=hours))
+
+
+def run_to_the_end(made: Sweep, score: Callable[[Trial], float], hours: float = 0.0, limit: int = 100) -> list[Trial]:
+    """One slot after the other, each trial ending at once; returns the trials in the order of their begin."""
+    begun = []
+    view = View(made)
+    while (got := next_claim(view, Process.me().driver)) is not None:
+        with got[1]:
+            end(made, got[0], score(got[0]), hours=hours)
+        begun.append(got[0])
+        assert len(begun) < limit
+    return begun
+
+
+# The space.
+
+
+def test_a_dimension_that_cannot_matter_is_not_chosen() -> None:
+    space = [choice("method.predictor.conv", "depthwise", "pointwise"), choice("k", 3, 5, when=("method.predictor.conv", ("depthwise",)))]
+    assert grid_points(space, {"method": {"predictor": {"conv": "depthwise"}}}) == [
+        {"method.predictor.conv": "depthwise", "k": 3},
+        {"method.predictor.conv": "depthwise", "k": 5},
+        {"method.predictor.conv": "pointwise"},
+    ]
+
+
+def test_a_grid_needs_values_and_whole_numbers_have_them() -> None:
+    assert [p["a.b"] for p in grid_points([whole("a.b", 1, 3)], {})] == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"sampler=grid must have values to take of a\.b; got a range without a grid"):
+        grid_points([real("a.b", 0.1, 1)], {})
+
+
+@pytest.mark.parametrize(
+    ("dimension", "message"),
+    [
+        (real("a", 2, 1), r"dimension a must have low < high, above 0 where it is log; got \[2, 1\]"),
+        (real("a", 0, 1, log=True), r"above 0 where it is log; got \[0, 1\]"),
+        (real("a", 1, 2, 3), r"grid of a must lie in \[1, 2\]; got 3"),
+    ],
+)
+def test_a_dimension_that_makes_no_sense_is_refused(dimension: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dimension.check()  # type: ignore[attr-defined]
+
+
+def test_the_setting_without_changes_must_lie_in_the_space() -> None:
+    outside = dataclasses.replace(SWEEP, space=[real("optimizer.lr", 0.5, 1)])
+    with pytest.raises(ValueError, match=r"the setting without changes must be in the space: optimizer.lr must lie in \[0.5, 1\]; got"):
+        searched(Path("/none"), spec=outside)
+
+
+def test_a_point_is_called_by_its_short_keys() -> None:
+    assert label({"optimizer.lr": 0.0031234, "method.predictor.depth": 2}) == "lr 0.003123, depth 2"
+
+
+def test_the_grid_is_a_sweep_of_settings_that_begins_with_the_papers() -> None:
+    made = grid_of(SWEEP, SWEEP.smoke, "local", ["optimizer.lr=0.01"])
+    assert not made.space
+    assert made.settings[0].label == "lr 0.01, conv depthwise, kernel 3, depth 3"
+    assert len(made.settings) == 2 * (2 + 1) * 3  # kernels for depthwise alone
+
+
+# Rungs.
+
+
+def test_rungs_are_eta_apart_and_none_lies_in_the_warm_up() -> None:
+    assert rung_epochs(27, 1, 3) == [3, 9]
+    assert rung_epochs(200, 10, 3) == [22, 66]
+    assert rung_epochs(200, 0.5, 3) == [2, 7, 22, 66]
+    assert rung_epochs(12, 5, 3) == []
+
+
+def test_a_rung_lets_the_best_share_go_on_and_decides_as_optunas_does() -> None:
+    """Optuna's SuccessiveHalvingPruner on the same stream of values, one run after the other."""
+    random.seed(3)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    theirs = optuna.create_study(direction="maximize", pruner=pruner)
+    ours: list[float] = []
+    for _ in range(60):
+        value = random.random()
+        asked = theirs.ask()
+        asked.report(value, 1)
+        stopped = asked.should_prune()
+        theirs.tell(asked, None if stopped else value, State.PRUNED if stopped else State.COMPLETE)
+        assert goes_on(value, ours, 3) is not stopped
+        ours.append(value)
+
+
+def test_a_probe_without_value_is_no_reason_to_end_a_run(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2])
+    for score in (50.0, 60.0, 70.0):
+        trial = search.begin(View(made))
+        assert trial
+        end(made, trial, score, e2=score)
+    verdict = judge(View(made), made.trials[0])
+    assert verdict(2, {}) == ""
+    assert verdict(1, {OBJECTIVE: 1.0}) == ""  # no rung
+    assert verdict(2, {OBJECTIVE: 65.0}) == f"{OBJECTIVE} 65.00 at epoch 2 is not among the best 1/3 of 4 runs"
+    assert verdict(2, {OBJECTIVE: 71.0}) == ""
+
+
+def test_a_probe_without_value_does_not_count_at_a_rung(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2])
+    for _ in range(5):
+        trial = search.begin(View(made))
+        assert trial
+        end(made, trial, 90.0)  # its probe at the rung had none
+    assert judge(View(made), made.trials[0])(2, {OBJECTIVE: 1.0}) == ""
+
+
+def test_further_seeds_of_a_setting_are_not_judged(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], seeds=2, points=4)
+    begun = run_to_the_end(made, lambda t: float(t.number))
+    more = [t for t in begun if t.seed != FIRST_SEED]
+    assert more
+    assert all(judge(View(made), t)(2, {OBJECTIVE: -1.0}) == "" for t in more)
+
+
+# What is chosen next.
+
+
+def test_trial_0_is_the_setting_without_changes_and_all_others_are_new(tmp_path: Path) -> None:
+    begun = run_to_the_end(searched(tmp_path), lambda _: 50.0)
+    assert begun[0].setting == "baseline: lr 0.01, conv depthwise, kernel 3, depth 3"
+    assert begun[0].point == 0
+    assert [t.number for t in begun] == list(range(12))
+    assert len({t.signature for t in begun}) == 12
+    assert all(("method.predictor.kernel" in t.params) is (t.params["method.predictor.conv"] == "depthwise") for t in begun)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+def test_the_same_search_chooses_the_same_also_when_each_choice_is_a_new_process_s(tmp_path: Path, sampler: str) -> None:
+    def score(trial: Trial) -> float:
+        lr = trial.params["optimizer.lr"]
+        assert isinstance(lr, float)
+        return 50 - 1000 * abs(lr - 0.004)
+
+    one, two = (searched(tmp_path / name, sampler=sampler, points=14) for name in "ab")
+    begun = run_to_the_end(one, score)
+    again = []
+    while (got := next_claim(View(Sweep.load(two.path)), Process.me().driver)) is not None:
+        with got[1]:
+            end(two, got[0], score(got[0]))
+        again.append(got[0])
+    assert [t.params for t in begun] == [t.params for t in again]
+    assert Sweep.load(two.path).trials == Sweep.load(one.path).trials
+
+
+def test_a_model_based_sampler_looks_where_the_scores_are(tmp_path: Path) -> None:
+    """The optimum lies at lr 0.004; of the settings after the random ones most must lie within a factor of 3 of it."""
+
+    def score(trial: Trial) -> float:
+        lr = trial.params["optimizer.lr"]
+        assert isinstance(lr, float)
+        return 50 - 20 * abs(lr / 0.004 - 1) if lr > 0.004 else 50 - 20 * abs(0.004 / lr - 1)
+
+    begun = run_to_the_end(searched(tmp_path, sampler="tpe", points=40), score)
+    near = [0.004 / 3 < float(t.params["optimizer.lr"]) < 0.012 for t in begun]
+    late, early = near[20:], near[1:11]
+    assert sum(late) / len(late) > 0.6
+    assert sum(late) / len(late) > sum(early) / len(early)
+
+
+def test_two_slots_that_choose_at_once_take_two_numbers(tmp_path: Path) -> None:
+    made = searched(tmp_path)
+    first, second = View(made), View(Sweep.load(made.path))
+    stale = search.choose(second)
+    chosen = search.begin(first)
+    assert stale is not None
+    assert chosen is not None
+    assert not second.sweep.register(stale)  # its number is taken
+    other = search.begin(second)
+    assert other is not None
+    assert (chosen.number, other.number) == (1, 2)
+    assert chosen.signature != other.signature
+
+
+def test_a_choice_whose_slot_died_before_it_began_is_begun_by_another(tmp_path: Path) -> None:
+    made = searched(tmp_path)
+    got = next_claim(View(made), "d")
+    assert got is not None
+    left = search.begin(View(made))
+    assert left is not None
+    again = next_claim(View(Sweep.load(made.path)), "e")
+    assert again is not None
+    assert again[0] == left
+
+
+def test_points_of_another_space_are_no_points_of_this_search(tmp_path: Path) -> None:
+    run_to_the_end(searched(tmp_path, points=5), lambda _: 50.0)
+    narrower = dataclasses.replace(SWEEP, space=[*SWEEP.space[:-1], whole("method.predictor.depth", 2, 3)])
+    other = searched(tmp_path, spec=narrower, points=5)
+    assert len(other.trials) == 1
+    assert [t.number for t in run_to_the_end(other, lambda _: 50.0)] == [5, 6, 7, 8]  # the baseline has its result
+
+
+def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path) -> None:
+    small = dataclasses.replace(SWEEP, space=[whole("method.predictor.depth", 1, 3)])
+    made = searched(tmp_path, spec=small, points=50, seeds=2)
+    begun = run_to_the_end(made, lambda t: float(t.point))
+    assert {t.params["method.predictor.depth"] for t in begun} == {1, 2, 3}
+    assert len(begun) == 5  # a second seed for the best two
+    assert search.is_over(View(made))
+
+
+def test_seeds_go_to_settings_that_are_still_in_the_running(tmp_path: Path) -> None:
+    """Of 12 settings about a third gets a second seed while the search goes on, the best two all three at the end."""
+    made = searched(tmp_path, points=12, seeds=3)
+
+    def score(point: int) -> float:
+        return float(point * 37 % 101)
+
+    begun = run_to_the_end(made, lambda t: score(t.point))
+    points = {t.point for t in begun}
+    seeds = {point: [t.seed for t in begun if t.point == point] for point in points}
+    assert all(found == list(range(FIRST_SEED, FIRST_SEED + len(found))) for found in seeds.values())
+    counts = {point: sum(t.point == point for t in begun) for point in points}
+    best = sorted(points, key=score)[-2:]
+    assert [counts[p] for p in best] == [3, 3]
+    assert min(counts.values()) == 1
+    assert sum(counts.values()) <= 12 * 3 * 2 / 3
+    assert all(t.params == next(o.params for o in begun if o.point == t.point) for t in begun)
+
+
+def test_the_best_at_the_end_has_all_its_seeds_also_where_first_seeds_were_lucky(tmp_path: Path) -> None:
+    """The first seed of setting after setting is 20 too high; the winner must be believed by all its seeds, and not by that one."""
+    made = searched(tmp_path, points=9, seeds=3)
+    begun = run_to_the_end(made, lambda t: float(t.point) + (20.0 if t.seed == FIRST_SEED and t.point % 2 else 0.0))
+    view = View(made)
+    ranked = sorted(search.points(view), key=lambda p: -p.mean)
+    assert [len(p.scores) for p in ranked[: search.FINALISTS]] == [3, 3]
+    assert len(begun) <= Outlook(View(searched(tmp_path / "other", points=9, seeds=3))).runs_left_at_most + 1
+
+
+def test_a_failed_run_is_told_to_nobody_as_a_number(tmp_path: Path) -> None:
+    made = searched(tmp_path, seeds=2)
+    view = View(made)
+    states = itertools.cycle([(None, RunStatus.failed), (60.0, RunStatus.completed), (None, RunStatus.completed)])
+    for _ in range(6):
+        got = next_claim(view, Process.me().driver)
+        assert got is not None
+        end(made, got[0], *next(states))
+    told = [study.told(view, p) for p in search.points(view)]
+    assert {t.state for t in told} == {State.FAIL, State.COMPLETE}
+    assert all(not t.values for t in told if t.state is State.FAIL)
+    assert all(list(t.values) == [60.0] for t in told if t.state is State.COMPLETE)
+
+
+def test_a_pruned_setting_is_told_with_how_far_it_came(tmp_path: Path) -> None:
+    made = searched(tmp_path, [1, 2])
+    end(made, made.trials[0], None, RunStatus.pruned, e1=30.0, e2=35.0)
+    told = study.told(View(made), search.points(View(made))[0])
+    assert (told.state, dict(told.reports)) == (State.PRUNED, {1: 30.0, 2: 35.0})
+
+
+def test_two_objectives_are_accuracy_and_hours(tmp_path: Path) -> None:
+    made = searched(tmp_path, costs=True, sampler="tpe", points=14)
+    run_to_the_end(made, lambda _: 50.0, hours=2.0)
+    told = study.told(View(made), search.points(View(made))[0])
+    assert list(told.values) == [50.0, 2.0]
+
+
+def test_the_budget_is_never_exceeded_and_is_used(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=10.0)
+    begun = run_to_the_end(made, lambda _: 50.0, hours=1.5)
+    assert len(begun) == 6  # 9 hours; a seventh would take it to 10.5
+
+
+def test_a_budget_holds_for_slots_that_run_side_by_side(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=10.0)
+    view = View(made)
+    assert next_claim(view, "d") is not None
+    assert next_claim(view, "d") is None  # until the first has told what a run costs
+    end(made, made.trials[0], 50.0, hours=3.0)
+    owned = [next_claim(view, "d") for _ in range(4)]
+    assert [o is not None for o in owned] == [True, True, False, False]
+
+
+# What is taken up, and what is shown.
+
+
+def test_pruned_runs_are_taken_up_where_nothing_is_stopped_any_more(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2])
+    end(made, made.trials[0], None, RunStatus.pruned, e2=10.0)
+    assert left_to_run(View(made), retry_failed=False) == []
+    freed = dataclasses.replace(made, rungs=[], eta=0)
+    assert left_to_run(View(freed), retry_failed=False) == [made.trials[0]]
+    take_up(View(freed), retry_failed=False)
+    assert View(freed).state(made.trials[0]) is TrialState.waiting
+    assert (made.trial_dir(made.trials[0]) / "result.pruned-1.json").exists()
+
+
+def test_pruned_settings_are_counted_and_left_out_of_the_table_for_people(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], points=3)
+    view = View(made)
+    for number, (score, status) in enumerate([(60.0, RunStatus.completed), (None, RunStatus.pruned), (None, RunStatus.pruned)]):
+        got = next_claim(view, "d")
+        assert got is not None
+        end(made, got[0], score, status, e2=60.0 - 10 * number)
+    view = View(made)
+    assert len(cells(view)[1]) == 1
+    assert told_settings(view)[1] == "2 settings were pruned on their way, see summary.csv"
+    assert summary_csv(view).count("\n") == 4
+    assert rungs_line(view) == "rungs: epoch 2: 3 runs; at each the best 1/3 go on"
+    assert sweep_status(view)["counts"]["pruned"] == 2
+    assert best_line(view).startswith(f"best so far by {OBJECTIVE}: baseline: lr 0.01")
+
+
+def test_the_best_so_far_says_whether_it_may_be_believed(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=3, seeds=2)
+    noise = {42: 0.0, 43: 1.0}
+    run_to_the_end(made, lambda t: 50 + 0.1 * t.point + noise[t.seed])
+    assert "within twice its standard error" in best_line(View(made))
+
+
+def test_a_sweep_of_a_search_survives_its_file(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], seeds=2)
+    run_to_the_end(made, lambda t: float(t.number))
+    again = Sweep.load(made.path)
+    assert again == made
+    assert [t.setting for t in again.trials] == [t.setting for t in made.trials]
+    assert isinstance(again.search, Search)
+
+
+def test_runs_left_is_an_upper_bound_that_is_met_when_nothing_is_stopped(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=12, seeds=3)
+    bound = Outlook(View(made)).runs_left_at_most
+    assert len(run_to_the_end(made, lambda t: -float(t.point))) <= bound + 1
+
+
+def test_a_cancelled_trial_is_not_begun_and_holds_its_place(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=3)
+    claims.cancel(made.trial_dir(made.trials[0]))
+    begun = run_to_the_end(made, lambda _: 50.0)
+    assert [t.number for t in begun] == [1, 2]

@@ -1,0 +1,97 @@
+"""A search under real Ray Tune: pruned and completed trials, killed -9 twice, and taken up without early stopping."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cnnjepa.runs import TIMING_KEYS
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def command(runs: Path, *more: str) -> list[str]:
+    own = [str(ROOT / "tests" / "sweeps" / "tiny_search.py"), "--runs-dir", str(runs), "--eta", "2", "cluster.max_parallel=1"]
+    return [sys.executable, *own, *more]
+
+
+def run(runs: Path, *more: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command(runs, *more), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def folder(runs: Path) -> Path:
+    return runs / "tiny_search-smoke"
+
+
+def rows(runs: Path) -> list[dict[str, str]]:
+    """results.csv less what depends on the machine and the moment."""
+    lines = csv.DictReader((folder(runs) / "results.csv").open())
+    return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in lines]
+
+
+def choices(runs: Path) -> list[dict]:
+    return [json.loads(p.read_text()) for p in sorted((folder(runs) / "points").iterdir())]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    runs = tmp_path_factory.mktemp("undisturbed")
+    return runs, run(runs)
+
+
+def test_a_search_ends_with_pruned_and_completed_trials_and_says_so(undisturbed: tuple[Path, str]) -> None:
+    runs, said = undisturbed
+    states = [r["state"] for r in rows(runs)]
+    assert set(states) == {"pruned", "completed"}
+    assert len(choices(runs)) == len(states) - 1
+    assert rows(runs)[0]["setting"].startswith("baseline: lr ")
+    assert "settings were pruned on their way, see summary.csv" in " ".join(said.split())
+    pruned = next(r for r in rows(runs) if r["state"] == "pruned")
+    assert "is not among the best 1/2 of" in pruned["cause"]
+    line = [sys.executable, "-m", "sweeps", "status", str(folder(runs))]
+    status = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "rungs: epoch 1: " in status
+    assert "best so far by linear.holdout_top1: " in status
+
+
+def test_killed_9_twice_at_parallelism_1_it_ends_with_the_same_results(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for trials in (2, 5):  # the search is under way, and in the middle of a trial
+        child = subprocess.Popen(command(tmp_path), cwd=ROOT, start_new_session=True, env=environment, **quiet)
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and child.poll() is None:
+            running = [t for t in folder(tmp_path).glob("trials/*") if not (t / "result.json").exists()]
+            if len(list(folder(tmp_path).glob("trials/*/result.json"))) >= trials and any((t / "metrics.jsonl").exists() for t in running):
+                break
+            time.sleep(0.02)
+        assert child.poll() is None, "the search must be under way when it is killed"
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    run(tmp_path)
+    assert choices(tmp_path) == choices(undisturbed[0])
+    assert rows(tmp_path) == rows(undisturbed[0])
+
+
+def test_what_was_pruned_is_trained_to_its_end_where_nothing_is_stopped_any_more(undisturbed: tuple[Path, str]) -> None:
+    """After the others: it changes the folder that they look at."""
+    runs = undisturbed[0]
+    before = {r["signature"]: r for r in rows(runs)}
+    run(runs, "--early-stopping", "none")
+    after = {r["signature"]: r for r in rows(runs)}
+    assert {r["state"] for r in after.values()} == {"completed"}
+    assert before.keys() <= after.keys()
+    taken_up = next(s for s, r in before.items() if r["state"] == "pruned")
+    log = (folder(runs) / "trials" / taken_up / "log" / "train.log").read_text()
+    assert "resuming" in log
+    assert log.count("step 1/48 ") == 1
