@@ -1,7 +1,8 @@
-"""`python -m sweeps status|results|logs|cancel SWEEP_FOLDER`: look at a sweep, running or ended, or stop it; nothing is started."""
+"""`python -m sweeps status|results|study|logs|cancel SWEEP_FOLDER`: look at a sweep, running or ended, or stop it; nothing is started."""
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -37,12 +38,13 @@ def main() -> int:
     status.add_argument("--json", action="store_true", help="one JSON object")
     table = commands.add_parser("results", help="rebuild results.csv, summary.csv and ablation.png, and print the table")
     table.add_argument("--format", choices=["table", "csv", "markdown"], default="table")
+    study = commands.add_parser("study", help="write optuna.journal, which optuna-dashboard shows")
     logs = commands.add_parser("logs", help="what a trial prints, until it ends")
     logs.add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
     stop = commands.add_parser(
         "cancel", help="stop all trials, or those named, after a checkpoint; the sweep's command takes them up again"
     )
-    for command in (status, table, logs, stop):
+    for command in (status, table, study, logs, stop):
         command.add_argument("folder", type=Path)
     logs.add_argument("trial", nargs="?", help="default: one that runs")
     stop.add_argument("trial", nargs="*", help="default: all, waiting jobs too")
@@ -60,6 +62,11 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console = wide_console()
+    if asked.command == "study":
+        from sweeps.study import mirror  # who looks at a sweep otherwise needs no Optuna
+
+        print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
+        return 0
     if asked.command == "status":
         found = sweep_status(view)
         if asked.json:

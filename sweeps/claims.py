@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -117,11 +117,23 @@ class Claim:
     slurm: SlurmStart | None = None
 
 
-def history(trial_dir: Path) -> list[Claim]:
-    """All claims of a trial, oldest first."""
-    claims = []
-    for path in sorted((trial_dir / "claim").glob("[0-9]*.json")):
-        values = json.loads(path.read_text())
+def listing(trial_dir: Path) -> frozenset[str]:
+    """The names of all files about a trial's ownership, of which none ever changes its content; asked of the system in one request."""
+    try:
+        return frozenset(os.listdir(trial_dir / "claim"))
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+
+
+def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequence[Claim] = ()) -> list[Claim]:
+    """All claims of a trial, oldest first; of those in `names`, the folder's listing, only what is not `known` is read."""
+    names = listing(trial_dir) if names is None else names
+    read = {c.epoch for c in known}
+    claims = list(known)
+    for name in sorted(n for n in names if n.endswith(".json") and n[0].isdigit()):
+        if int(name.removesuffix(".json")) in read:
+            continue
+        values = json.loads((trial_dir / "claim" / name).read_text())
         slurm = {f.name: values["slurm"][f.name] for f in fields(SlurmStart)} if values.get("slurm") else None
         driver = values["driver"] if isinstance(values["driver"], str) else json.dumps(values["driver"])
         start = SlurmStart(**slurm) if slurm else None
@@ -136,23 +148,27 @@ def held_seconds(trial_dir: Path, claim: Claim) -> float:
     return max(last - claim.time, 0.0) if claim.time else 0.0
 
 
-def _ended(trial_dir: Path, epoch: int) -> str:
+def _ended(names: frozenset[str], epoch: int) -> str:
     """'released' or 'crashed' where the owner has said so, else ''."""
-    return next((way for way in ("released", "crashed") if _path(trial_dir, epoch, way).exists()), "")
+    return next((way for way in ("released", "crashed") if _name(epoch, way) in names), "")
+
+
+def _name(epoch: int, what: str) -> str:
+    return f"{epoch:06d}.{what}"
 
 
 def _path(trial_dir: Path, epoch: int, what: str = "json") -> Path:
-    return trial_dir / "claim" / f"{epoch:06d}.{what}"
+    return trial_dir / "claim" / _name(epoch, what)
 
 
-def _last_epoch(trial_dir: Path, what: str) -> int:
+def _last_epoch(names: frozenset[str], what: str) -> int:
     """The last claim that has a file of that kind, -1 where none has."""
-    return max((int(p.stem) for p in (trial_dir / "claim").glob(f"[0-9]*.{what}")), default=-1)
+    return max((int(n.partition(".")[0]) for n in names if n.endswith("." + what) and n[0].isdigit()), default=-1)
 
 
 def cancel(trial_dir: Path) -> None:
     """Nobody shall run the trial until `uncancel`; its owner, if any, saves and stops."""
-    epoch = max(_last_epoch(trial_dir, "json"), 0)
+    epoch = max(_last_epoch(listing(trial_dir), "json"), 0)
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
     _path(trial_dir, epoch, "resumed").unlink(missing_ok=True)
     _path(trial_dir, epoch, "cancelled").touch()
@@ -161,12 +177,13 @@ def cancel(trial_dir: Path) -> None:
 def uncancel(trial_dir: Path) -> None:
     """A cancelled trial may run again; what ended its last job is no longer held against it."""
     if (trial_dir / "claim").exists():
-        _path(trial_dir, max(_last_epoch(trial_dir, "json"), 0), "resumed").touch()
+        _path(trial_dir, max(_last_epoch(listing(trial_dir), "json"), 0), "resumed").touch()
 
 
-def is_cancelled(trial_dir: Path) -> bool:
+def is_cancelled(trial_dir: Path, names: frozenset[str] | None = None) -> bool:
     """Whether the trial was cancelled and not taken up again since, whoever has claimed it meanwhile."""
-    return _last_epoch(trial_dir, "cancelled") > _last_epoch(trial_dir, "resumed")
+    names = listing(trial_dir) if names is None else names
+    return _last_epoch(names, "cancelled") > _last_epoch(names, "resumed")
 
 
 class Standing(Enum):
@@ -190,21 +207,22 @@ class Watch:
         self._silence = silence_seconds
         self._seen: dict[Path, tuple[float, float]] = {}
 
-    def standing(self, trial_dir: Path, claim: Claim) -> Standing:
-        """What became of the owner of `claim`."""
-        if is_cancelled(trial_dir):
+    def standing(self, trial_dir: Path, claim: Claim, names: frozenset[str] | None = None) -> Standing:
+        """What became of the owner of `claim`, by the folder's listing `names`."""
+        names = listing(trial_dir) if names is None else names
+        if is_cancelled(trial_dir, names):
             return Standing.cancelled
         if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
             # This very job: its earlier starts and attempts are over.
-            return Standing.alive if claim.owner == Process.me() and not _ended(trial_dir, claim.epoch) else Standing.dead
+            return Standing.alive if claim.owner == Process.me() and not _ended(names, claim.epoch) else Standing.dead
         if claim.slurm is not None and self.queue is not None:
-            return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue)
-        return Standing.alive if self._lives(trial_dir, claim) else Standing.dead
+            return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
+        return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
 
-    def _standing_in_slurm(self, trial_dir: Path, claim: Claim, start: SlurmStart, queue: Queue) -> Standing:
-        ended = bool(_ended(trial_dir, claim.epoch))
+    def _standing_in_slurm(self, trial_dir: Path, claim: Claim, start: SlurmStart, queue: Queue, names: frozenset[str]) -> Standing:
+        ended = bool(_ended(names, claim.epoch))
         state = queue.state(start.job)
-        if state == "CANCELLED" and not _path(trial_dir, claim.epoch, "resumed").exists():
+        if state == "CANCELLED" and _name(claim.epoch, "resumed") not in names:
             with contextlib.suppress(OSError):
                 _path(trial_dir, claim.epoch, "cancelled").touch()  # Slurm forgets it in minutes
             return Standing.cancelled
@@ -219,9 +237,9 @@ class Watch:
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart
         return Standing.alive if current and not ended else Standing.requeued
 
-    def _lives(self, trial_dir: Path, claim: Claim) -> bool:
+    def _lives(self, trial_dir: Path, claim: Claim, names: frozenset[str]) -> bool:
         """Whether the owner of `claim` still runs, by the process table here and by its heartbeat elsewhere."""
-        if _ended(trial_dir, claim.epoch):
+        if _ended(names, claim.epoch):
             return False
         if claim.owner.host == platform.node() and claim.owner.boot != _boot():
             return False  # this machine has been started anew since
@@ -278,9 +296,9 @@ def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Pat
 
     A claim whose driver died too was ended with it, and is no fault of the trial; nor is one that was released.
     """
-    crashes = 0
+    crashes, names = 0, listing(trial_dir)
     for past in reversed(claims):
-        forgiven = _ended(trial_dir, past.epoch) == "released" or _path(trial_dir, past.epoch, "resumed").exists()
+        forgiven = _ended(names, past.epoch) == "released" or _name(past.epoch, "resumed") in names
         if past.step != step or past.driver != driver or forgiven:
             break
         crashes += 1
@@ -289,9 +307,9 @@ def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Pat
 
 def starts_in_vain(claims: list[Claim], step: int, trial_dir: Path) -> int:
     """How many of the last claims were Slurm jobs that gained no step over `step`, whatever ended them, since a person last asked."""
-    vain = 0
+    vain, names = 0, listing(trial_dir)
     for past in reversed(claims):
-        if past.step != step or past.slurm is None or _path(trial_dir, past.epoch, "resumed").exists():
+        if past.step != step or past.slurm is None or _name(past.epoch, "resumed") in names:
             break
         vain += 1
     return vain

@@ -170,6 +170,7 @@ class View:
         self._states: dict[str, tuple[float, TrialState]] = {}
         self.sweep = sweep
         self.watch = claims.Watch(silent, queue=queue)
+        self._runs: dict[str, RunFolder] = {}
         self._results: dict[str, RunResult] = {}
         self._claims: dict[str, list[claims.Claim]] = {}
         self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}  # of runs that have not ended, and how far they were read
@@ -178,10 +179,17 @@ class View:
         """Remember no state of a trial that has not ended: what happens next goes by how things stand now."""
         self._states = {s: known for s, known in self._states.items() if known[1].ended}
 
+    def _run(self, trial: Trial) -> RunFolder:
+        """The run of the trial; its paths are made once, since thousands are looked at for one choice."""
+        known = self._runs.get(trial.signature)
+        if known is None:
+            known = self._runs[trial.signature] = self.sweep.run(trial)
+        return known
+
     def result(self, trial: Trial) -> RunResult | None:
         """The trial's result, once it has one."""
         if trial.signature not in self._results:
-            found = self.sweep.run(trial).result()
+            found = self._run(trial).result()
             if found is None:
                 return None
             self._results[trial.signature] = found
@@ -199,20 +207,24 @@ class View:
         result = self.result(trial)
         if result is not None:
             return TrialState[result.status.name]
-        folder = self.sweep.trial_dir(trial)
-        past = claims.history(folder) if (folder / "claim").is_dir() else []
+        folder = self._run(trial).path
+        names = claims.listing(folder)
+        past = self._claims_among(trial, names)
         if not past:
-            return TrialState.cancelled if claims.is_cancelled(folder) else TrialState.waiting
-        return _STATES[self.watch.standing(folder, past[-1])]
+            return TrialState.cancelled if claims.is_cancelled(folder, names) else TrialState.waiting
+        return _STATES[self.watch.standing(folder, past[-1], names)]
+
+    def _claims_among(self, trial: Trial, names: frozenset[str]) -> list[claims.Claim]:
+        """The claims among the names of a listing; a claim that was read is not read again."""
+        past = claims.history(self._run(trial).path, names, self._claims.get(trial.signature, ()))
+        self._claims[trial.signature] = past
+        return past
 
     def claims(self, trial: Trial) -> list[claims.Claim]:
-        """All claims of the trial, oldest first; those of an ended trial are read once."""
-        if trial.signature in self._claims:
+        """All claims of the trial, oldest first; of one that has ended nothing is looked for again."""
+        if trial.signature in self._claims and trial.signature in self._results:
             return self._claims[trial.signature]
-        past = claims.history(self.sweep.trial_dir(trial))
-        if self.result(trial) is not None:
-            self._claims[trial.signature] = past
-        return past
+        return self._claims_among(trial, claims.listing(self._run(trial).path))
 
     def states(self) -> dict[str, TrialState]:
         """The state of each trial by signature, those chosen meanwhile among them."""
@@ -232,7 +244,7 @@ class View:
             return result.probes
         # A resumed run writes again what came after its checkpoint, and the same: what is known of that stays true.
         known, start = self._probes.get(trial.signature, ({}, 0))
-        path = self.sweep.trial_dir(trial) / "metrics.jsonl"
+        path = self._run(trial).path / "metrics.jsonl"
         if path.exists() and path.stat().st_size < start:
             start = 0
         more, end = read_probes(path, start)

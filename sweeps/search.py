@@ -53,7 +53,7 @@ def points(view: View) -> list[Point]:
         point = found.setdefault(trial.point, Point([], [], []))
         point.trials.append(trial)
         point.states.append(view.state(trial))
-        point.values.append(view.objective(trial))
+        point.values.append(view.objective(trial) if point.states[-1].ended else None)
     return list(found.values())
 
 
@@ -70,7 +70,7 @@ class Outlook:
     @cached_property
     def hours(self) -> tuple[float, float | None]:
         """Device-hours that ended trials have taken, and those of an epoch, None while no trial has ended."""
-        ended = [(t, r) for t in self.sweep.trials if (r := self.view.result(t)) is not None]
+        ended = [(t, r) for t in self.sweep.trials if self.view.state(t).ended and (r := self.view.result(t)) is not None]
         spent = sum(r.device_hours for _, r in ended)
         rates = [r.device_hours / epochs for t, r in ended if r.device_hours and (epochs := epochs_done(t, r.status.name, r.probes))]
         return spent, statistics.median(rates) if rates else None

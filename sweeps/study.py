@@ -1,14 +1,18 @@
 """The brain: an Optuna study that is built in memory from the run folders and asked what to run next; nothing of it is kept."""
 
+import os
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
@@ -24,7 +28,8 @@ if TYPE_CHECKING:
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of TPE's multivariate mode, since 2021
 
-COMPLETE, PRUNED, RUNNING, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.RUNNING, OptunaState.FAIL
+COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL
+RUNNING, WAITING = OptunaState.RUNNING, OptunaState.WAITING
 SAMPLERS = ("tpe", "random", "gp", "grid")
 # Settings that are drawn at random before a model is asked.
 STARTUP_POINTS = 10
@@ -99,9 +104,11 @@ def directions(costs: bool) -> list[StudyDirection]:
 
 def suggest(past: Sequence[Told], search: Search, number: int, draw: int) -> Params:
     """What the sampler proposes for trial `number` after `past`; the same for the same arguments."""
-    study = optuna.create_study(directions=directions(search.costs), sampler=sampler_of(search, number, draw))
+    sampler = sampler_of(search, number, draw)
+    study = optuna.create_study(directions=directions(search.costs), sampler=sampler)
     space = {d.key: distribution(d) for d in search.space}
-    study.add_trials([frozen(t, space) for t in past if t.params.keys() <= space.keys() and t.state is not FAIL])
+    if not isinstance(sampler, RandomSampler):
+        study.add_trials([frozen(t, space) for t in past if t.params.keys() <= space.keys() and t.state is not FAIL])
     asked = study.ask()
     chosen: Params = {}
     for dimension in search.space:
@@ -135,18 +142,55 @@ def replay(view: View) -> optuna.Study:
         if state is TrialState.waiting:
             study.enqueue_trial(params, user_attrs={"signature": trial.signature})
             continue
-        study.add_trial(frozen(told_alone(view, trial, params, state, value), distributions, {"signature": trial.signature}))
+        study.add_trial(frozen(told_alone(params, state, value), distributions, {"signature": trial.signature}))
     return study
 
 
-def told_alone(view: View, trial: Trial, params: Params, state: TrialState, value: float | None) -> Told:
+def mirror(view: View) -> Path:
+    """Write optuna.journal into the sweep's folder, a study for optuna-dashboard; it is never read back.
+
+    A trial of it is a run; what has no value is a failed trial with its cause, never a number. What was there is replaced whole.
+    """
+    sweep, search = view.sweep, view.sweep.search
+    path = sweep.path / "optuna.journal"
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    made.unlink(missing_ok=True)
+    if search is not None:
+        space = {d.key: distribution(d) for d in search.space}
+    else:
+        space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.setting for t in sweep.trials)))}
+    storage = JournalStorage(JournalFileBackend(str(made)))
+    costs = search is not None and search.costs
+    study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs))
+    study.set_metric_names([sweep.objective, "device-hours"][: 1 + costs])
+    study.set_user_attr("question", sweep.question)
+    told = []
+    for trial in sweep.trials:
+        params: Params = trial.params if search is not None else {"setting": trial.setting}
+        state, result = view.state(trial), view.result(trial)
+        one = told_alone(params, state, view.objective(trial))
+        if one.state is COMPLETE and costs and result is not None:
+            one = replace(one, values=[*one.values, result.device_hours])
+        about = {"setting": trial.setting, "seed": str(trial.seed), "signature": trial.signature, "state": state.name}
+        if result is not None:
+            causes = [result.cause, *(f"{name}: {cause}" for name, cause in result.missing.items())]
+            about["cause"] = "; ".join(filter(None, causes))
+        told.append(frozen(replace(one, reports=reports(view, trial)), space, about))
+    study.add_trials(told)
+    os.replace(made, path)
+    return path
+
+
+def told_alone(params: Params, state: TrialState, value: float | None) -> Told:
     """One run as a study is told of it. A completed run whose probe failed has no value; to Optuna that is a failure, never a number."""
+    if state is TrialState.waiting:
+        return Told(params, WAITING)
     if not state.ended:
         return Told(params, RUNNING)
     if state is TrialState.completed and value is not None:
         return Told(params, COMPLETE, [value])
     if state is TrialState.pruned:
-        return Told(params, PRUNED, reports=reports(view, trial))
+        return Told(params, PRUNED)
     return Told(params, FAIL)
 
 

@@ -6,14 +6,11 @@ One file a run is kept beside it while it works, so that it can be stopped and s
 """
 
 import json
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cnnjepa.runs import RunFolder
 from cnnjepa.train import train
@@ -28,7 +25,8 @@ GRID = {
 }
 BASE = [
     "data=digits",
-    "data.train_limit=720",
+    "data.train_limit=1200",
+    "data.holdout_fraction=0.4",
     "data.test_limit=60",
     "encoder.width=8",
     f"epochs={EPOCHS}",
@@ -37,6 +35,7 @@ BASE = [
     "micro_batch_size=64",
     "method.mask.strategy=random",
     "probes.names=[linear]",
+    "probes.linear_lr=0.01",
     "checkpoint.every_minutes=1000",
     "log.tensorboard=false",
     "log.images_every_epochs=0",

@@ -36,13 +36,13 @@ def test_an_owner_lives_until_its_process_ends_or_releases(tmp_path: Path) -> No
     owned = claims.claim(tmp_path, 1, "d", 0)
     assert owned is not None
     watch = Watch()
-    assert watch._lives(tmp_path, owned.claim)
+    assert watch._lives(tmp_path, owned.claim, claims.listing(tmp_path))
     with owned:
         assert not owned.lost()
         assert claims.claim(tmp_path, 1, "d", 0) is None
         assert claims.claim(tmp_path, 2, "d", 5) is not None
         assert owned.lost()
-    assert not watch._lives(tmp_path, owned.claim)
+    assert not watch._lives(tmp_path, owned.claim, claims.listing(tmp_path))
     assert [(c.epoch, c.step) for c in claims.history(tmp_path)] == [(1, 0), (2, 5)]
 
 
@@ -65,7 +65,7 @@ def test_a_killed_owner_is_dead_also_when_its_number_is_taken_again() -> None:
 def test_what_ran_before_a_reboot_is_dead_at_once(tmp_path: Path) -> None:
     me = Process.me()
     earlier = Claim(1, Process(me.host, "an earlier boot", me.namespace, me.pid, me.started), "d", 0, 0.0)
-    assert not Watch()._lives(tmp_path, earlier)
+    assert not Watch()._lives(tmp_path, earlier, claims.listing(tmp_path))
 
 
 def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_clock(tmp_path: Path) -> None:
@@ -75,16 +75,16 @@ def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_cloc
     claim = Claim(1, foreign, "d", 0, 0.0)
     os.utime(path, (0, 0))  # the other clock is far off: that says nothing
     watch = Watch(silence_seconds=0.3)
-    assert watch._lives(tmp_path, claim)
+    assert watch._lives(tmp_path, claim, claims.listing(tmp_path))
     for i in range(5):
         time.sleep(0.1)
         os.utime(path, (i + 1, i + 1))
-        assert watch._lives(tmp_path, claim)
+        assert watch._lives(tmp_path, claim, claims.listing(tmp_path))
     time.sleep(0.35)
-    assert not watch._lives(tmp_path, claim)
+    assert not watch._lives(tmp_path, claim, claims.listing(tmp_path))
     assert watch.silent == {path}
-    assert Watch()._lives(tmp_path, claim)
-    assert not Watch(watch.silent)._lives(tmp_path, claim)  # who has not watched is told
+    assert Watch()._lives(tmp_path, claim, claims.listing(tmp_path))
+    assert not Watch(watch.silent)._lives(tmp_path, claim, claims.listing(tmp_path))  # who has not watched is told
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: object) -> None:

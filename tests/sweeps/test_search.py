@@ -2,11 +2,19 @@
 
 import dataclasses
 import itertools
+import json
 import random
+import shlex
+import subprocess
+import sys
+import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
+import optuna_dashboard
 import pytest
 
 from cnnjepa.runs import RunResult, RunStatus
@@ -23,6 +31,7 @@ from sweeps.spec import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_s
 from sweeps.status import best_line, rungs_line, sweep_status
 from tests.sweeps.tiny_search import SWEEP
 
+ROOT = Path(__file__).parents[2]
 OBJECTIVE = SWEEP.objective
 State = optuna.trial.TrialState
 
@@ -382,3 +391,54 @@ def test_a_cancelled_trial_is_not_begun_and_holds_its_place(tmp_path: Path) -> N
     claims.cancel(made.trial_dir(made.trials[0]))
     begun = run_to_the_end(made, lambda _: 50.0)
     assert [t.number for t in begun] == [1, 2]
+
+
+# The mirror.
+
+
+def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], points=6)
+    view = View(made)
+    outcomes = [(60.0, RunStatus.completed), (None, RunStatus.pruned), (None, RunStatus.failed), (None, RunStatus.completed)]
+    for score, status in outcomes:
+        got = next_claim(view, "d")
+        assert got is not None
+        with got[1]:
+            end(made, got[0], score, status, e2=50.0)
+    assert next_claim(view, Process.me().driver) is not None
+    path = study.mirror(View(made))
+    assert [p.name for p in made.path.iterdir() if "journal" in p.name] == ["optuna.journal"]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    read = optuna.load_study(study_name="tiny_search-smoke", storage=storage)
+    assert [t.state for t in read.trials] == [State.COMPLETE, State.PRUNED, State.FAIL, State.FAIL, State.RUNNING]
+    assert [t.value for t in read.trials] == [60.0, None, None, None, None]
+    assert read.trials[1].intermediate_values == {2: 50.0}
+    assert [t.params for t in read.trials] == [t.params for t in made.trials]
+    assert read.best_trial.user_attrs["setting"] == made.trials[0].setting
+    assert study.mirror(View(made)) == path  # replaced, not added to
+    assert len(optuna.load_study(study_name="tiny_search-smoke", storage=storage).trials) == 5
+
+
+def test_optuna_dashboard_opens_the_mirror(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=5)
+    run_to_the_end(made, lambda t: float(t.number))
+    line = [sys.executable, "-m", "sweeps", "study", str(made.path)]
+    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    program, path = shlex.split(said)
+    assert program == "optuna-dashboard"
+    app = optuna_dashboard.wsgi(optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path)))
+    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        page = urllib.request.urlopen(f"{root}/dashboard", timeout=30).read().decode()
+        shown = json.load(urllib.request.urlopen(f"{root}/api/studies", timeout=30))["study_summaries"]
+        trials = json.load(urllib.request.urlopen(f"{root}/api/studies/{shown[0]['study_id']}", timeout=30))["trials"]
+        server.shutdown()
+    assert "Optuna Dashboard" in page
+    assert [s["study_name"] for s in shown] == ["tiny_search-smoke"]
+    assert [t["values"][0] for t in trials] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
