@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cnnjepa.config import Device
+from jobs.queue import Queue
 from jobs.run import run_job
 from jobs.spec import ClusterProfile, JobSpec, fit_to
 from sweeps import claims
 from sweeps.choice import judge, next_claim
-from sweeps.folder import Sweep, TrialState, View
+from sweeps.folder import Sweep, TrialState, View, slurm_queue
 
 _CHECK_SECONDS = 0.5
 _WAIT_SECONDS = 2.0
+_ASK_SLURM_SECONDS = 60.0  # many slots ask
 
 
 @contextlib.contextmanager
@@ -52,14 +54,16 @@ def run_slot(
     asked_to_stop: Callable[[], bool],
     silent: frozenset[Path] = frozenset(),
     start: claims.SlurmStart | None = None,
+    queue: Queue | None = None,
 ) -> str | None:
     """Run one trial to its end, or to a checkpoint when asked to stop; returns its signature, None where there was none to run.
 
-    `silent` are claims of other hosts that the driver has watched for long enough to know that they are dead.
+    `silent` are claims of other hosts that the driver has watched for long enough to know that they are dead; `queue` knows of owners in
+    Slurm jobs.
     """
     if asked_to_stop():
         return None
-    view = View(sweep, silent)
+    view = View(sweep, silent, queue)
     claimed = next_claim(view, driver, start)
     if claimed is None:
         return None
@@ -82,11 +86,12 @@ def run_slots(
     start: claims.SlurmStart | None = None,
 ) -> None:
     """Run one trial; of a search one after the other, since the end of one brings about the next, also that of another slot."""
+    queue = slurm_queue(sweep, _ASK_SLURM_SECONDS)
     while not asked_to_stop():
-        done = run_slot(sweep, cluster, driver, asked_to_stop, silent, start)
+        done = run_slot(sweep, cluster, driver, asked_to_stop, silent, start, queue)
         if sweep.search is None:
             return
         if done is None:
-            if TrialState.running not in View(sweep, silent).states().values():
+            if TrialState.running not in View(sweep, silent, queue).states().values():
                 return
             time.sleep(_WAIT_SECONDS)
