@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+_DEATHS = 2  # of the processes of one slot in a round: that after the second finds that its trial has failed
 _TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"
 
 
@@ -80,6 +81,7 @@ def without_client_server(parameters: Any, _head: bool) -> None:
 def place(slot: Callable[[], None], slots: int, parallel: int, resources: Mapping[str, float], folder: Path) -> list[str]:
     """Have Ray Tune run `slot` so often, at most `parallel` at once; one whose process dies costs that slot alone. Returns their errors.
 
+    Its place is taken by a new one at once, which finds the trial on the same node, and on another one once the round is over.
     Tune's own files go into `folder`, which all nodes see; they are never read back.
     """
     from ray import tune
@@ -92,7 +94,12 @@ def place(slot: Callable[[], None], slots: int, parallel: int, resources: Mappin
         param_space={"slot": tune.grid_search(list(range(slots)))},
         # Reused actors import torch once and not once a slot.
         tune_config=tune.TuneConfig(max_concurrent_trials=parallel, reuse_actors=True),
-        run_config=tune.RunConfig(name=uuid.uuid4().hex[:8], storage_path=str(folder / "tune"), verbose=0),
+        run_config=tune.RunConfig(
+            name=uuid.uuid4().hex[:8],
+            storage_path=str(folder / "tune"),
+            failure_config=tune.FailureConfig(max_failures=_DEATHS),
+            verbose=0,
+        ),
     )
     with open(folder / "tune.log", "a") as log, contextlib.redirect_stdout(log):  # the sweep shows its own table
         return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]
