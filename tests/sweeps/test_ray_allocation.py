@@ -16,7 +16,7 @@ import pytest
 from sweeps import claims
 from sweeps.claims import Claim
 from tests.slurm_cluster import SlurmCluster
-from tests.sweeps.slurm_bench import ROOT, SCRIPT, SweepOnSlurm, needs_slurm, running_cluster
+from tests.sweeps.slurm_bench import ROOT, SCRIPT, STEPS, SweepOnSlurm, needs_slurm, running_cluster
 
 pytestmark = [needs_slurm, pytest.mark.slow]
 
@@ -102,14 +102,15 @@ def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
     try:
         sweep.wait("sweep.json", (sweep.path / "sweep.json").exists)
         sweep.wait("a trial on this machine", lambda: midway(sweep, "local"))
-        first.send_signal(signal.SIGINT)
+        check_privacy_here(first.pid)
+        first.send_signal(signal.SIGTERM)
         out, _ = first.communicate(timeout=60)
         assert first.returncode == 130, out
     finally:
         first.kill()
     sweep.submit(*ONE_CORE, "max_parallel=1", *short, "--engine", "array")
     sweep.wait("a trial in the array", lambda: midway(sweep, "array"))
-    assert "1 jobs ended" in sweep.ask("cancel") or sweep.live_jobs()
+    assert "trials cancelled" in sweep.ask("cancel")
     sweep.wait("no job", lambda: not sweep.live_jobs(), 60)
     out = sweep.run(*ONE_CORE, *short, *ray(3))
     assert "3 nodes, 3 slots at once" in out
@@ -185,8 +186,29 @@ def check_privacy(sweep: SweepOnSlurm, tmp_path: Path) -> set[Path]:
     return temporary
 
 
+def check_privacy_here(driver: int) -> None:
+    """Of the Ray cluster that a command has started on this machine."""
+    (private,) = Path("/tmp").glob(f"cnnjepa-{driver}-*")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert stat.S_IMODE((private / "token").stat().st_mode) == 0o600
+    lines = [" ".join(p.cmdline()) for p in psutil.Process(driver).children(recursive=True)]
+    (address,) = {match for line in lines for match in re.findall(r"--gcs-address=(\S+)", line)}
+    assert connect(address, private / "token").returncode == 0
+    refused = connect(address, None)
+    assert refused.returncode != 0
+    assert "auth" in refused.stderr.lower()
+
+
+def raylet(sweep: SweepOnSlurm, node: str) -> psutil.Process:
+    (found,) = [p for p in ray_of_nodes(sweep.cluster)[node] if p.name() == "raylet"]
+    return found
+
+
 def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, tmp_path: Path) -> None:
-    """As the time limit nears Slurm sends the job's signal to its steps; later an administrator requeues the job. No step is lost."""
+    """As the time limit nears Slurm sends the job's signal to its steps; a node loses its Ray; an administrator requeues the job.
+
+    No step is lost but those that the slots of the one node had not saved.
+    """
     out = sweep.submit("two", *ONE_CORE, *ray(2))
     assert "submitted job" in out
     assert "submitted" not in sweep.submit("two", *ONE_CORE, *ray(2))
@@ -196,16 +218,24 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     sweep.cluster.run("scancel", "--signal=USR2", job)
     sweep.wait("its second start", lambda: len(claims.history(folder)) == 2)
     sweep.wait_for_step(sweep.step_of(folder) + 10)
+    assert sweep.lost_steps(folder) == sweep.step_of(folder) - STEPS, "none was computed twice"
+    temporary |= temporary_folders(sweep.cluster)
+    raylet(sweep, sweep.node_of(folder)).kill()
+    sweep.wait("its third start", lambda: len(claims.history(folder)) == 3)
+    sweep.wait_for_step(sweep.step_of(folder) + 10)
     temporary |= temporary_folders(sweep.cluster)
     sweep.cluster.run("scontrol", "requeue", job)
     sweep.wait_for_end()
     sweep.check_against(undisturbed)
     for trial in sweep.trial_dirs():
-        assert sweep.lost_steps(trial) == 0
-        starts = [c.slurm for c in claims.history(trial)]
-        assert [(s.job, s.restart, s.shared) for s in starts if s] == [(job, 0, True), (job, 1, True), (job, 2, True)]
-    assert {sweep.node_of(d) for d in sweep.trial_dirs()} <= set(sweep.cluster.names)
+        past = claims.history(trial)
+        assert [(c.slurm.job, c.slurm.restart, c.slurm.shared) for c in past if c.slurm] == [(job, i, True) for i in (0, 1, 1, 2)]
+        assert len({c.driver for c in past}) == 4
+        saved = [released(trial, c) for c in past]
+        assert saved == [True, trial != folder, True, True]
+        assert trial == folder or sweep.lost_steps(trial) == 0
     assert len(sweep.jobs()) == 1
+    assert "Ray has ended by itself" in Path(past[0].slurm.log).read_text()
     assert_nothing_is_left(sweep, temporary)
 
 
