@@ -206,3 +206,8 @@ def own_job(environment: Mapping[str, str] = os.environ) -> str:
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment.get("SLURM_JOB_ID", "")
+
+
+def own_restart(environment: Mapping[str, str] = os.environ) -> int:
+    """How often the job that this process runs in was requeued."""
+    return int(environment.get("SLURM_RESTART_COUNT", "0"))

@@ -1,6 +1,7 @@
 """The nouns of a job: a machine park (ClusterProfile) and one run on it (JobSpec)."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,66 @@ class ClusterProfile:
     def threads_per_rank(self) -> int:
         """CPU threads of one process."""
         return self.cores_per_slot // self.ranks_per_slot
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Nodes of one Slurm job that many slots share: each slot is one rank with its part of one node, on one GPU at most.
+
+    A node is what the profile asks of one node.
+    """
+
+    nodes: int
+    slots_per_node: int
+
+    @staticmethod
+    def of(cluster: ClusterProfile, nodes: int, slots_per_node: int | None) -> "Allocation":
+        """One slot a GPU, or a core where there are none, unless told otherwise; raises ValueError where that cannot be."""
+        cores, gpus = cluster.cores_per_slot // cluster.nodes_per_slot, cluster.gpus_per_node
+        slots = (gpus or cores) if slots_per_node is None else slots_per_node
+        rules = [
+            (nodes >= 1, "--nodes", "be at least 1", str(nodes)),
+            (1 <= slots <= cores, "--slots-per-node", f"lie in [1, {cores}], the cores of a node", str(slots)),
+            (
+                not gpus or slots % gpus == 0,
+                "--slots-per-node",
+                f"be a multiple of the {gpus} GPUs of a node, each of which serves whole slots",
+                f"{slots}: a slot is one rank; for several GPUs a trial use --engine array",
+            ),
+        ]
+        for holds, key, rule, value in rules:
+            if not holds:
+                raise ValueError(f"{key} must {rule}; got {value}")
+        return Allocation(nodes, slots)
+
+    @property
+    def slots(self) -> int:
+        """At once, on all nodes."""
+        return self.nodes * self.slots_per_node
+
+    def whole(self, cluster: ClusterProfile) -> ClusterProfile:
+        """What the job asks of Slurm: all of its nodes, with one task on each."""
+        share = self.nodes / cluster.nodes_per_slot
+        return replace(
+            cluster,
+            nodes_per_slot=self.nodes,
+            ranks_per_slot=self.nodes,
+            cores_per_slot=cluster.cores_per_slot // cluster.nodes_per_slot * self.nodes,
+            gpus_per_slot=float(cluster.gpus_per_node * self.nodes),
+            memory_gb_per_slot=cluster.memory_gb_per_slot * share,
+        )
+
+    def slot(self, cluster: ClusterProfile) -> ClusterProfile:
+        """What one slot has; of GPUs never so much that Ray, which counts in 1/10,000, could not place all slots."""
+        return replace(
+            cluster,
+            nodes_per_slot=1,
+            ranks_per_slot=1,
+            cores_per_slot=cluster.cores_per_slot // cluster.nodes_per_slot // self.slots_per_node,
+            gpus_per_slot=math.floor(10_000 * cluster.gpus_per_node / self.slots_per_node) / 10_000,
+            memory_gb_per_slot=cluster.memory_gb_per_slot / cluster.nodes_per_slot / self.slots_per_node,
+            max_parallel=self.slots,
+        )
 
 
 @dataclass(frozen=True)

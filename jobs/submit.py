@@ -24,7 +24,7 @@ _MB_A_GB = 1000  # Slurm's megabytes are 2^20 bytes; counting 1000 of them a GB 
 
 @dataclass(frozen=True)
 class Array:
-    """One job array: each of its elements is a slot that runs `module` with `argument` on every rank."""
+    """One job array: each of its elements runs `module` with `argument` on every rank, or `script` once on the first node."""
 
     name: str
     slots: int
@@ -35,6 +35,7 @@ class Array:
     log_folder: Path
     comment: str = ""
     after: Sequence[str] = ()  # arrays that must have ended before
+    script: str = ""  # a bash script of the snapshot, given `argument` and the words that start Python; it starts steps of its own
 
 
 class _Executor(SlurmExecutor):
@@ -49,11 +50,13 @@ class _Executor(SlurmExecutor):
 
 
 def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
+    words = shlex.split(cluster.python) or [python]
     # srun takes no --cpus-per-task from sbatch since Slurm 22.05.
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", f"--cpus-per-task={cluster.threads_per_rank}"]
-    rank = [*(shlex.split(cluster.python) or [python]), "-u", "-m", array.module, array.argument]
+    rank = [*words, "-u", "-m", array.module, array.argument]
     supervisor = [python, "-u", "-m", "jobs.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds), "--"]
-    return shlex.join(supervisor) + " \\\n    " + shlex.join(srun) + " \\\n    " + shlex.join(rank)
+    run = [["bash", str(array.code / array.script), array.argument], words] if array.script else [srun, rank]
+    return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
 
 
 def _gres(cluster: ClusterProfile) -> str:

@@ -18,8 +18,9 @@ def cancel(view: View, trials: list[Trial]) -> str:
     for trial in chosen:
         state, past = view.state(trial), view.claims(trial)
         claims.cancel(sweep.trial_dir(trial))
-        if past and past[-1].slurm is not None and state in (TrialState.running, TrialState.requeued):
-            jobs.append(past[-1].slurm.job)
+        job = past[-1].slurm if past and state in (TrialState.running, TrialState.requeued) else None
+        if job is not None and not job.shared:  # of a job with many slots one stops by itself, and takes another trial
+            jobs.append(job.job)
     ended = len(jobs)
     engine = SlurmEngine.of(sweep, view.watch.queue) if view.watch.queue is not None else None
     if engine is not None:

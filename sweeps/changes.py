@@ -34,7 +34,8 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
     for signature in sorted(gone):
         last = next(iter(old.claims(before[signature])[-1:]), None)
         if last is not None and last.slurm is not None and not old.state(before[signature]).settled:
-            what = f"withdrawn, but its job goes on to its end; to stop it: scancel {last.slurm.job}"
+            stop = f"scancel {last.slurm.job}, which ends the trials beside it too" if last.slurm.shared else f"scancel {last.slurm.job}"
+            what = f"withdrawn, but its job goes on to its end; to stop it: {stop}"
             console.print(f"  {before[signature].setting}, seed {before[signature].seed}: {what}", highlight=False, soft_wrap=True)
     return True
 

@@ -20,7 +20,7 @@ STARTS_ALLOWED = 10
 def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver: str) -> str:
     """Why a half-done trial shall not be started again, "" where it shall."""
     folder, last = view.sweep.trial_dir(trial), past[-1]
-    log = Path(last.slurm.log) if last.slurm else folder / "log" / "train.log"
+    log = Path(last.slurm.log) if last.slurm and not last.slurm.shared else folder / "log" / "train.log"
     if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
         return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {log_tail(log)}; see {log}"
     if claims.starts_in_vain(past, step, folder) >= STARTS_ALLOWED:
@@ -53,7 +53,7 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
         cause = fault(view, trial, past, step, driver)
         if cause:
             sweep.run(trial).write_result(RunResult(RunStatus.failed, cause, step=step, claim=past[-1].epoch))
-            if mine and past[-1].slurm and past[-1].slurm.job == mine:
+            if mine and past[-1].slurm and past[-1].slurm.job == mine and not past[-1].slurm.shared:
                 return None  # should the fault be this node's, the next trial is not tried on it too
             continue
         owned = claims.claim(folder, past[-1].epoch + 1, driver, step, start)

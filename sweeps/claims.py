@@ -20,7 +20,7 @@ from types import TracebackType
 import psutil
 
 from cnnjepa.files import create_exclusive, to_json
-from jobs.queue import ENDED, GONE, Queue, own_job
+from jobs.queue import ENDED, GONE, Queue, own_job, own_restart
 
 HEARTBEAT_SECONDS = 20.0
 # An owner on another host is taken for dead only if its heartbeat stood still for so long on our own clock.
@@ -86,18 +86,19 @@ class SlurmStart:
     job: str  # 17, or 17_3 for an array's element
     restart: int
     node: str
-    gpus: int
+    gpus: float  # that the owner holds
     log: str  # what the job prints
     code: str  # the snapshot that it runs
+    shared: bool = False  # whether the job is an allocation with many slots, each an owner of its own
 
     @staticmethod
-    def me(gpus: int, log: str, code: str, environment: Mapping[str, str] = os.environ) -> "SlurmStart | None":
+    def me(gpus: float, log: str, code: str, environment: Mapping[str, str] = os.environ, shared: bool = False) -> "SlurmStart | None":
         """The start that this process belongs to; None outside of Slurm."""
         job = own_job(environment)
         if not job:
             return None
-        cluster, node = environment.get("SLURM_CLUSTER_NAME", ""), environment.get("SLURM_JOB_NODELIST", platform.node())
-        return SlurmStart(cluster, job, int(environment.get("SLURM_RESTART_COUNT", "0")), node, gpus, log, code)
+        node = environment.get("SLURMD_NODENAME" if shared else "SLURM_JOB_NODELIST", platform.node())
+        return SlurmStart(environment.get("SLURM_CLUSTER_NAME", ""), job, own_restart(environment), node, gpus, log, code, shared)
 
     @property
     def driver(self) -> str:
@@ -134,7 +135,8 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
         if int(name.removesuffix(".json")) in read:
             continue
         values = json.loads((trial_dir / "claim" / name).read_text())
-        slurm = {f.name: values["slurm"][f.name] for f in fields(SlurmStart)} if values.get("slurm") else None
+        held = values.get("slurm") or {}
+        slurm = {f.name: held[f.name] for f in fields(SlurmStart) if f.name in held}
         driver = values["driver"] if isinstance(values["driver"], str) else json.dumps(values["driver"])
         start = SlurmStart(**slurm) if slurm else None
         claims.append(Claim(values["epoch"], Process(**values["owner"]), driver, values["step"], values.get("time", 0.0), start))
@@ -213,11 +215,20 @@ class Watch:
         if is_cancelled(trial_dir, names):
             return Standing.cancelled
         if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
-            # This very job: its earlier starts and attempts are over.
-            return Standing.alive if claim.owner == Process.me() and not _ended(names, claim.epoch) else Standing.dead
+            return Standing.alive if self._lives_in_this_job(trial_dir, claim, claim.slurm, names) else Standing.dead
         if claim.slurm is not None and self.queue is not None:
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
+
+    def bury(self, trial_dir: Path, claim: Claim) -> None:
+        """Take the owner of `claim` for dead from now on: the caller knows that it does not run."""
+        self.silent |= {_path(trial_dir, claim.epoch)}
+
+    def _lives_in_this_job(self, trial_dir: Path, claim: Claim, start: SlurmStart, names: frozenset[str]) -> bool:
+        """Earlier starts of this very job are over; where it has many slots, one of this start may well live, here or on another node."""
+        if start.shared:
+            return start.restart == own_restart() and self._lives(trial_dir, claim, names)
+        return claim.owner == Process.me() and not _ended(names, claim.epoch)
 
     def _standing_in_slurm(self, trial_dir: Path, claim: Claim, start: SlurmStart, queue: Queue, names: frozenset[str]) -> Standing:
         ended = bool(_ended(names, claim.epoch))
@@ -235,6 +246,8 @@ class Watch:
         if not state:  # nothing is known now
             return Standing.requeued if ended else Standing.alive
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart
+        if current and start.shared:  # it goes on with other slots, and what this one has left is for any slot to take up
+            return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
         return Standing.alive if current and not ended else Standing.requeued
 
     def _lives(self, trial_dir: Path, claim: Claim, names: frozenset[str]) -> bool:

@@ -5,9 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -23,16 +21,15 @@ from jobs.spec import ClusterProfile, JobSpec, Scheduler
 from sweeps import claims, on_slurm
 from sweeps.changes import announce_changes, left_to_run, take_up
 from sweeps.engine.local import LocalEngine, slots_here
-from sweeps.folder import Sweep, TrialState, View
+from sweeps.engine.rounds import REFRESH_SECONDS, run_round
+from sweeps.folder import Sweep, View
 from sweeps.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.search import Outlook, is_over, to_come
 from sweeps.space import applied, baseline
 from sweeps.spec import FIRST_SEED, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
 from sweeps.status import counts_line, sweep_status
 from sweeps.study import SAMPLERS
-from sweeps.watch import Watcher, conclude, progress_made, wide_console
-
-_REFRESH_SECONDS = 1.0
+from sweeps.watch import Watcher, conclude, wide_console
 
 
 def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
@@ -52,6 +49,11 @@ def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
         )
         budget = "begin no run that could take the search above H (core-hours where no GPU is used)"
         parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help=budget)
+    hands = "on Slurm: a job array, one element a trial (default), or one job of N nodes in which Ray places many trials"
+    parser.add_argument("--engine", choices=["array", "ray"], help=hands)
+    parser.add_argument("--nodes", type=int, metavar="N", help="of the job, with --engine ray")
+    share = "trials at once on each, with --engine ray; default: one a GPU, or a core where there are none"
+    parser.add_argument("--slots-per-node", type=int, metavar="K", help=share)
     parser.add_argument("--runs-dir", type=Path, help="where sweeps are kept; default: the cluster profile's")
     parser.add_argument("--dry-run", action="store_true", help="show trials, quote and batch script, and run nothing; needs no Slurm")
     parser.add_argument("--max-gpu-hours", type=float, metavar="H", help="refuse to submit what is quoted above H")
@@ -150,6 +152,9 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         console.show_cursor()
         os._exit(INTERRUPTED)  # a thread waits in Ray, and an ordinary exit would wait for it
 
+    def stopped() -> bool:
+        return bool(signals)
+
     before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
     if engine.unused_devices:
         console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_slot=1 gives each trial one")
@@ -157,37 +162,20 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
     try:
         engine.start()
         with Watcher(view, console) as watcher:
-            while not signals and not is_over(view):
-                ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in view.states().values()) + to_come(view)
-                if ours:
-                    before_round = progress_made(view)
-                    slots = ours if sweep.search is None else engine.parallel  # one waits for what another's end brings about
-                    errors = watch_while(partial(engine.place, slots, view.watch.silent), watcher)
-                    if not signals and progress_made(view) == before_round:
-                        raise RuntimeError(f"slots end before they claim a trial: {(errors or ['without an error'])[0]}")
-                else:  # the rest runs in another command's slots
+            while not stopped() and not is_over(view):
+                if not run_round(view, engine.place, engine.parallel, watcher, stopped):  # the rest runs in another command's slots
                     if (hosts := view.hosts_elsewhere()) != told:
                         told = hosts
                         minutes = claims.SILENCE_SECONDS / 60
                         if hosts:
                             console.print(f"waiting for trials of {', '.join(hosts)}; taken over once silent for {minutes:.0f} min")
                     watcher.show()
-                    time.sleep(_REFRESH_SECONDS)
+                    time.sleep(REFRESH_SECONDS)
     finally:
         engine.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     return not signals
-
-
-def watch_while(work: Callable[[], list[str]], watcher: Watcher) -> list[str]:
-    """What `work` returns, run in a thread while the sweep is shown; what it raises is raised here."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        while not wait([future], _REFRESH_SECONDS).done:
-            watcher.show()
-        watcher.show()
-        return future.result()
 
 
 def run_here(sweep: Sweep, cluster: ClusterProfile, console: Console) -> int:
@@ -205,17 +193,18 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     asked = parse(spec, arguments)
     console = wide_console()
     sweep, cluster = plan(spec, asked)
-    slurm = cluster.scheduler is Scheduler.slurm
-    price = on_slurm.quote_of(View.here(sweep), cluster, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
+    slurm, allocation = cluster.scheduler is Scheduler.slurm, on_slurm.allocation_of(asked, cluster)
+    slot = allocation.slot(cluster) if allocation else cluster
+    price = on_slurm.quote_of(View.here(sweep), slot, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
     if price is not None:
         on_slurm.check_cap(asked.max_gpu_hours, price)
     if asked.dry_run:
         show_plan(sweep, console)
         if slurm and price is not None:
-            on_slurm.show_script(sweep, cluster, price, console)
+            on_slurm.show_script(sweep, cluster, allocation, price, console)
         return 0
     if slurm and price is not None:
-        return on_slurm.run(sweep, cluster, price, asked, console)
+        return on_slurm.run(sweep, cluster, allocation, price, asked, console)
     if left_to_run(View(sweep), asked.retry_failed) or to_come(View(sweep)):
         slots_here(cluster)
     splits = None

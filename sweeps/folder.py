@@ -151,13 +151,18 @@ class Sweep:
         return RunFolder(self.trial_dir(trial))
 
 
+def slurm_queue(sweep: Sweep, refresh_seconds: float = 5.0) -> Queue | None:
+    """What Slurm says of the sweep's jobs; None where it has none, or Slurm is not installed here."""
+    return Queue(refresh_seconds) if has_slurm() and (sweep.path / "submissions").is_dir() else None
+
+
 class View:
     """What the run folders say, read again only where it can have changed: an ended trial is read once."""
 
     @staticmethod
     def here(sweep: Sweep) -> "View":
         """A view that asks Slurm about the sweep's jobs, where it has any and Slurm is installed."""
-        return View(sweep, queue=Queue() if has_slurm() and (sweep.path / "submissions").is_dir() else None)
+        return View(sweep, queue=slurm_queue(sweep))
 
     def __init__(
         self, sweep: Sweep, silent: frozenset[Path] = frozenset(), queue: Queue | None = None, remember_seconds: float = 0.0

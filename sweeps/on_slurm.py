@@ -16,7 +16,7 @@ from jobs.door import INTERRUPTED
 from jobs.provenance import commit_and_diff
 from jobs.queue import Queue, SlurmError, has_slurm
 from jobs.quote import Quote, balance, lookup, quote
-from jobs.spec import ClusterProfile
+from jobs.spec import Allocation, ClusterProfile, Scheduler
 from jobs.submit import render
 from sweeps.changes import announce_changes, left_to_run, take_up
 from sweeps.engine.slurm import RacedError, SlurmEngine, array_limit, shares
@@ -38,7 +38,6 @@ def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile) -> list[float]:
     """Device-hours an epoch of the completed Slurm runs of that shape under `runs_dir`."""
-    devices = cluster.gpus_per_slot or cluster.cores_per_slot
     hours = []
     for file in sorted(runs_dir.glob("*/sweep.json")):
         try:
@@ -49,6 +48,7 @@ def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile
             result = view.result(trial)
             past = view.claims(trial) if result and result.status is RunStatus.completed else []
             if result and past and past[-1].slurm is not None and same_shape(trial.values, like):
+                devices = past[-1].slurm.gpus or cluster.cores_per_slot
                 hours.append(result.seconds / 3600 / trial.epochs * devices)
     return hours
 
@@ -82,14 +82,33 @@ def show_quote(price: Quote, console: Console) -> None:
         console.print(f"sbalance:\n{has}", highlight=False, soft_wrap=True)
 
 
+def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocation | None:
+    """The allocation that the command line asks for, None for an array; raises ValueError where its parts do not fit."""
+    slurm = cluster.scheduler is Scheduler.slurm
+    if asked.engine != "ray" or not slurm:
+        for key, value in {"--nodes": asked.nodes, "--slots-per-node": asked.slots_per_node}.items():
+            if value is not None:
+                raise ValueError(f"{key} must come with --engine ray on a Slurm cluster; got {value}: add it, or leave {key} out")
+    if asked.engine and not slurm:
+        rule = "be left out where Ray Tune places the slots on this machine"
+        raise ValueError(f"--engine must {rule}; got {asked.engine}: give a Slurm --cluster, or leave it out")
+    if asked.engine != "ray":
+        return None
+    if asked.nodes is None:
+        raise ValueError("--nodes must be given with --engine ray; got none: add --nodes N")
+    return Allocation.of(cluster, asked.nodes, asked.slots_per_node)
+
+
 def planned(engine: SlurmEngine, slots: int) -> list[Submission]:
     """The submissions of `slots` slots that would come next, were nothing queued; all but their sizes is the same."""
+    if engine.allocation is not None:
+        return [engine.planned(1, 1, [])]
     return [engine.planned(size, throttle, []) for size, throttle in shares(slots, array_limit(), engine.cluster.max_parallel or slots)]
 
 
-def show_script(sweep: Sweep, cluster: ClusterProfile, price: Quote, console: Console) -> None:
+def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Quote, console: Console) -> None:
     """Print the quote and the very script that would be submitted were nothing queued; needs no Slurm."""
-    engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue())
+    engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue(), allocation)
     slots = engine.wanted(price.trials)
     show_quote(price, console)
     if slots:
@@ -97,8 +116,8 @@ def show_script(sweep: Sweep, cluster: ClusterProfile, price: Quote, console: Co
         for size, throttle in dict.fromkeys((a.slots, a.throttle) for a in arrays):
             alike = [a for a in arrays if (a.slots, a.throttle) == (size, throttle)]
             many = f", {len(alike)} such arrays" if len(alike) > 1 else ""
-            console.print(f"\nbatch script of {size} slots, {throttle} at once{many}:\n", highlight=False)
-            console.out(render(cluster, alike[0].array()), highlight=False)
+            console.print(f"\nbatch script of {alike[0].what}{many}:\n", highlight=False)
+            console.out(render(alike[0].job_profile, alike[0].array()), highlight=False)
 
 
 def refuse_problems(engine: SlurmEngine, slots: int, console: Console) -> None:
@@ -107,7 +126,9 @@ def refuse_problems(engine: SlurmEngine, slots: int, console: Console) -> None:
     by_data = {str(t.values["data"]): t for t in sweep.trials}
     data = [t.values["data"] for t in by_data.values()]
     room = preflight.bytes_of_a_run(sweep.trials[0].config)
-    found = preflight.preflight(engine.cluster, planned(engine, slots)[0].array(), sweep.path.parent, slots, room, data)
+    first = planned(engine, slots)[0]
+    runs = first.allocation.slots if first.allocation else slots
+    found = preflight.preflight(first.job_profile, first.array(), sweep.path.parent, runs, room, data)
     for finding in found:
         if finding.level == "warning" or finding.what == "squota":
             console.print(f"preflight: {finding.what}: {finding.said}", highlight=False, soft_wrap=True)
@@ -123,7 +144,9 @@ def confirmed(asked: argparse.Namespace) -> bool:
     return input("submit? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def run(sweep: Sweep, cluster: ClusterProfile, price: Quote, asked: argparse.Namespace, console: Console) -> int:
+def run(
+    sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Quote, asked: argparse.Namespace, console: Console
+) -> int:
     """Submit what is missing and become the process that watches; returns the exit status where there is nothing to watch.
 
     Raises ValueError before anything was submitted.
@@ -139,7 +162,7 @@ def run(sweep: Sweep, cluster: ClusterProfile, price: Quote, asked: argparse.Nam
     announce_changes(sweep, console)
     if left_to_run(view, asked.retry_failed) or to_come(view):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
-        engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue)
+        engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue, allocation)
         try:
             if not submit_missing(engine, price, asked, console, say):
                 return INTERRUPTED
@@ -161,7 +184,7 @@ def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace,
     sweep, queue = engine.sweep, engine.queue
     engine.settle(say)
     view = View(sweep, queue=queue)
-    slots = engine.wanted(len(left_to_run(view, asked.retry_failed)) + to_come(view)) - engine.serving(view)
+    slots = engine.lacking(view, len(left_to_run(view, asked.retry_failed)) + to_come(view))
     if slots > 0:
         show_quote(price, console)
         refuse_problems(engine, slots, console)
@@ -179,7 +202,7 @@ def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace,
         try:
             for made in engine.submit(missing) if missing > 0 else []:
                 after = f", after {', '.join(made.after)}" if made.after else ""
-                say(f"submitted job {made.job}: {made.slots} slots, {made.throttle} at once{after}")
+                say(f"submitted job {made.job}: {made.what}{after}")
             return True
         except RacedError:  # another command has submitted meanwhile: look again
             engine.settle(say)

@@ -12,10 +12,11 @@ from jobs.run import run_job
 from jobs.spec import ClusterProfile, JobSpec, fit_to
 from sweeps import claims
 from sweeps.choice import judge, next_claim
-from sweeps.folder import Sweep, TrialState, View
+from sweeps.folder import Sweep, TrialState, View, slurm_queue
 
 _CHECK_SECONDS = 0.5
 _WAIT_SECONDS = 2.0
+_ASK_SLURM_SECONDS = 60.0  # many slots ask
 
 
 @contextlib.contextmanager
@@ -77,7 +78,8 @@ def run_slots(
 
     `silent` are claims of other hosts that the driver has watched for long enough to know that they are dead.
     """
-    view = View(sweep, silent, remember_seconds=math.inf)  # each choice looks anew, and what has ended is read once
+    # Each choice looks anew, and what has ended is read once.
+    view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf)
     while not asked_to_stop():
         done = run_slot(view, cluster, driver, asked_to_stop, start)
         if sweep.search is None:

@@ -146,7 +146,8 @@ class SlurmWatch:
             raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")
         with contextlib.suppress(RacedError):  # another command mends too
             for made in self.engine.submit(slots):
-                self.console.print(f"submitted again: job {made.job}, {made.slots} slots whose jobs had ended", highlight=False)
+                what = made.what if made.allocation else f"{made.slots} slots whose jobs had ended"
+                self.console.print(f"submitted again: job {made.job}, {what}", highlight=False)
         return True
 
     def run(self) -> int:

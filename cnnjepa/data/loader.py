@@ -100,6 +100,7 @@ def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     # The signals that ask a run to save and stop are for the rank, which needs its workers until it has; SIGTERM must end a worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a slot in Ray runs with it blocked
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,11 +1,8 @@
 """Ray Tune places slots on this machine, within its cores, devices and memory. Its state is disposable: the run folders are the truth."""
 
-import contextlib
 import logging
 import os
 import shutil
-import tempfile
-import uuid
 from pathlib import Path
 
 import psutil
@@ -14,13 +11,12 @@ import torch
 from cnnjepa.files import write_atomic
 from jobs.spec import ClusterProfile
 from sweeps.claims import Process
+from sweeps.engine.placing import ENVIRONMENT, OBJECT_STORE_BYTES, kill, place, private_folder, signals_kept, write_token
 from sweeps.folder import Sweep
 from sweeps.slot import run_slots
 
 # What Ray's own processes hold beside the slots.
 RAY_MEMORY_GB = 1.0
-_OBJECT_STORE_BYTES = 80 * 2**20
-_TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -69,23 +65,6 @@ def parallel_slots(cluster: ClusterProfile, cores: int, devices: int, memory_gb:
     return min(most, cluster.max_parallel) if cluster.max_parallel else most
 
 
-def remove_abandoned() -> None:
-    """Remove our private folders whose process was killed before it could."""
-    for path in _TEMPORARY.glob(f"{_PREFIX}*-*"):
-        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
-        with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.getuid() and pid.isdigit() and not psutil.pid_exists(int(pid)):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL to those that still run, and wait until they are gone."""
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)
-
-
 class LocalEngine:
     """Places slots by Ray Tune until they have all returned; `place` blocks, `stop` may be called from another thread.
 
@@ -99,9 +78,7 @@ class LocalEngine:
         self.parallel = slots_here(cluster)
         # Said once by the command: a slow surprise otherwise.
         self.unused_devices = 0 if cluster.gpus_per_slot else torch.cuda.device_count()
-        # Ray puts sockets into it, whose paths must stay below 107 characters.
-        remove_abandoned()
-        self._private = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
+        self._private = private_folder()
         self._stop = self._private / "stop"
 
     def stop(self) -> None:
@@ -111,43 +88,33 @@ class LocalEngine:
 
     def start(self) -> None:
         """Start Ray; from the main thread, since Ray's processes end with the thread that started them."""
-        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        os.environ |= {**ENVIRONMENT, "RAY_AUTH_TOKEN_PATH": str(write_token(self._private))}
         import ray
 
-        ray.init(
-            address="local",
-            num_cpus=self.cores,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(self._private / "ray"),
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with signals_kept():
+            ray.init(
+                address="local",
+                num_cpus=self.cores,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(self._private / "ray"),
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
 
     def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
         """Run `slots` slots, at most `parallel` at once; a slot whose process dies costs that slot alone. Returns their errors."""
-        from ray import tune
-
         driver, stop, private = Process.me(), self._stop, self._private
         sweep, cluster = self.sweep, self.cluster
 
         def asked_to_stop() -> bool:
             return stop.exists() or not private.exists() or not driver.lives()
 
-        def slot(_config: dict[str, int]) -> None:
+        def slot() -> None:
             run_slots(sweep, cluster, driver.driver, asked_to_stop, silent)
 
-        resources = {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}
-        tuner = tune.Tuner(
-            tune.with_resources(slot, resources),
-            param_space={"slot": tune.grid_search(list(range(slots)))},
-            # Reused actors import torch once and not once a slot.
-            tune_config=tune.TuneConfig(max_concurrent_trials=self.parallel, reuse_actors=True),
-            run_config=tune.RunConfig(name=uuid.uuid4().hex[:8], storage_path=str(private / "tune"), verbose=0),
-        )
-        with open(private / "tune.log", "a") as log, contextlib.redirect_stdout(log):  # the sweep shows its own table
-            return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]
+        return place(slot, slots, self.parallel, {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}, private)
 
     def close(self) -> None:
         """Shut Ray down and remove the private folder."""

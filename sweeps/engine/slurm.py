@@ -1,4 +1,6 @@
-"""Slots in Slurm's queue: one throttled job array, one element a slot, nobody to watch it. The queue and the folder say what is missing."""
+"""Slots in Slurm's queue, nobody to watch them: one throttled job array, one element a slot; or one allocation of nodes, in which Ray
+places many. The queue and the folder say what is missing.
+"""
 
 import contextlib
 import time
@@ -10,7 +12,7 @@ import psutil
 
 from jobs import queue as slurm
 from jobs.queue import Element, Queue, SlurmError
-from jobs.spec import ClusterProfile
+from jobs.spec import Allocation, ClusterProfile
 from jobs.submit import submit
 from sweeps import claims
 from sweeps.claims import Process
@@ -57,20 +59,25 @@ class RacedError(RuntimeError):
 class SlurmEngine:
     """Submits the slots that a sweep misses, and finds those that it has."""
 
-    def __init__(self, sweep: Sweep, cluster: ClusterProfile, code: Path, queue: Queue) -> None:
-        self.sweep, self.cluster, self.code, self.queue = sweep, cluster, code, queue
+    def __init__(self, sweep: Sweep, cluster: ClusterProfile, code: Path, queue: Queue, allocation: Allocation | None = None) -> None:
+        """With `allocation` its slots share nodes of one job, else each is an element of an array."""
+        self.sweep, self.cluster, self.code, self.queue, self.allocation = sweep, cluster, code, queue, allocation
         self.prefix = job_prefix(sweep)
         self._seen = last_number(sweep)  # the last submission that `missing` took into account
 
     @staticmethod
     def of(sweep: Sweep, queue: Queue) -> "SlurmEngine | None":
-        """The engine of the sweep's last submission: its profile and its code; None where there was none."""
-        made = Submission.all_of(sweep)
-        return SlurmEngine(sweep, made[-1].cluster, Path(made[-1].code), queue) if made else None
+        """The engine of the sweep's last submission: its profile, its code and its allocation; None where there was none."""
+        made = Submission.all_of(sweep)[-1:]
+        return next((SlurmEngine(sweep, m.cluster, Path(m.code), queue, m.allocation) for m in made), None)
 
     def live(self) -> list[Element]:
         """The elements that are queued or run, also those of submissions whose number was never written down."""
         return [e for e in self.queue.named(self.prefix) if not e.ended]
+
+    def _allocations(self) -> dict[str, Allocation]:
+        """Those that were ever asked for, by the names of their jobs."""
+        return {s.name: s.allocation for s in Submission.all_of(self.sweep) if s.allocation}
 
     def settle(self, say: Callable[[str], None]) -> None:
         """Find out what became of submissions that were begun and not written down; waits for one that may still be under way."""
@@ -101,13 +108,18 @@ class SlurmEngine:
             submission.write_void()
         return over
 
-    def serving(self, view: View) -> int:
-        """How many elements will run, or are running, a trial of this sweep that has not ended."""
-        current = self.trial_of_job(view)
+    def serving(self, view: View, started_only: bool = False) -> int:
+        """How many slots will run, or are running, a trial of this sweep that has not ended; an allocation keeps all of its own."""
+        current, shared = self.trial_of_job(view), self._allocations()
         count, withdrawn = 0, None
         for element in self.live():
             state = current.get(element.id)
             started = element.state != "PENDING" or element.restarts > 0
+            if started_only and not started:
+                continue
+            if element.name in shared:
+                count += shared[element.name].slots
+                continue
             # A trial that the sweep has withdrawn keeps its element until it ends.
             if state is None and started:
                 withdrawn = self._withdrawn_jobs() if withdrawn is None else withdrawn
@@ -136,36 +148,54 @@ class SlurmEngine:
         return jobs
 
     def missing(self, view: View) -> int:
-        """Slots to submit so that every trial that is to run has one; negative where so many are too many.
+        """Elements to submit so that every trial that is to run has a slot; negative where so many are too many.
 
         A slot of a search takes one trial after the other, and more than run at once are of no use to it.
         """
         self._seen = last_number(self.sweep)
-        return self.wanted(sum(not s.settled for s in view.states().values()) + to_come(view)) - self.serving(view)
+        return self.lacking(view, sum(not s.settled for s in view.states().values()) + to_come(view))
+
+    def lacking(self, view: View, runs: int) -> int:
+        """Elements to submit for so many runs beside those that there are.
+
+        One allocation serves any number of them, and is not asked for twice; elements of an array that only wait do not keep it away, since
+        who asks for an allocation wants the trials to run there.
+        """
+        if self.allocation is None:
+            return self.wanted(runs) - self.serving(view)
+        shared = self._allocations()
+        there = any(e.name in shared for e in self.live())
+        return 0 if there or runs <= self.serving(view, started_only=True) else 1
 
     def wanted(self, runs: int) -> int:
-        """Slots for so many runs."""
+        """Elements for so many runs, were nothing queued."""
+        if self.allocation is not None:
+            return min(runs, 1)
         return min(runs, self.cluster.max_parallel or runs) if self.sweep.search is not None else runs
 
     def cancelled_unclaimed(self, view: View) -> set[str]:
-        """Elements that were cancelled before they had claimed a trial."""
-        current = self.trial_of_job(view)
-        return {e.id for e in self.queue.named(self.prefix) if e.state == "CANCELLED" and e.id not in current}
+        """Elements that were cancelled before they had claimed a trial; an allocation never has all that it would have claimed."""
+        current, shared = self.trial_of_job(view), self._allocations()
+        cancelled = [e for e in self.queue.named(self.prefix) if e.state == "CANCELLED"]
+        return {e.id for e in cancelled if e.id not in current or e.name in shared}
 
     def withdraw(self, slots: int) -> int:
-        """Cancel up to `slots` elements that have not started; returns how many there were."""
+        """Cancel up to `slots` elements of arrays that have not started; returns how many there were."""
         # Asked anew: one that has started meanwhile has a trial. (`scancel --state=PENDING 7_1` would end all of array 7 that waits.)
         waiting = [e for e in Queue(0).named(self.prefix) if e.state == "PENDING" and not e.restarts] if slots > 0 else []
-        idle = [e.id for e in waiting][-slots:]
+        shared = self._allocations()
+        idle = [e.id for e in waiting if e.name not in shared][-slots:]
         slurm.cancel(idle)
         return len(idle)
 
     def submit(self, slots: int) -> list[Submission]:
-        """Submit `slots` slots, never more than the profile's max_parallel at once with those that are queued already.
+        """Submit `slots` slots, never more than the profile's max_parallel at once with those that are queued already; or the allocation.
 
         `missing` must have been asked just before. Raises RacedError where another command has submitted since, SlurmError with
         Slurm's words where it refuses.
         """
+        if self.allocation is not None:
+            return [self._submit_array(1, 1, [])]
         throttles = {s.job: s.throttle for s in Submission.all_of(self.sweep)}
         queued = Counter(e.array for e in self.live())
         taken = sum(min(count, throttles.get(array, count)) for array, count in queued.items())
@@ -184,7 +214,7 @@ class SlurmEngine:
         """The submission that comes next."""
         number = self._seen + 1
         name, cluster, code = f"{self.prefix}{number:04d}", self.cluster, str(self.code)
-        return Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time())
+        return Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time(), self.allocation)
 
     def _submit_array(self, slots: int, throttle: int, after: list[str]) -> Submission:
         wanted = self.planned(slots, throttle, after)
@@ -194,7 +224,7 @@ class SlurmEngine:
         refusal = ""
         for _attempt in range(_SUBMIT_ATTEMPTS):
             try:
-                wanted.write_job(submit(self.cluster, wanted.array()))
+                wanted.write_job(submit(wanted.job_profile, wanted.array()))
                 return wanted
             except SlurmError as error:
                 refusal = str(error)

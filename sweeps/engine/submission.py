@@ -14,12 +14,13 @@ from pathlib import Path
 
 from cnnjepa.config import Device
 from cnnjepa.files import create_exclusive, to_json, write_atomic
-from jobs.spec import ClusterProfile, Scheduler
+from jobs.spec import Allocation, ClusterProfile, Scheduler
 from jobs.submit import Array
 from sweeps.claims import Process
 from sweeps.folder import Sweep
 
 RANK_MODULE = "sweeps.engine.rank"
+RAY_SCRIPT = "slurm/ray_cluster.sbatch"
 
 
 def job_prefix(sweep: Sweep) -> str:
@@ -34,18 +35,19 @@ def last_number(sweep: Sweep) -> int:
 
 @dataclass(frozen=True)
 class Submission:
-    """One job array of a sweep."""
+    """One job array of a sweep, or one allocation of nodes in which Ray places slots."""
 
     sweep_path: Path
     number: int
     name: str
-    slots: int
+    slots: int  # elements of the array: 1 where it is an allocation
     throttle: int
     after: list[str]
     cluster: ClusterProfile
     code: str
     writer: Process
     time: float
+    allocation: Allocation | None = None
 
     @staticmethod
     def file(sweep_path: Path, number: int, what: str = "json") -> Path:
@@ -70,7 +72,9 @@ class Submission:
         values = json.loads(path.read_text())
         cluster = values["cluster"]
         profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
+        shared = values.get("allocation")
         known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}
+        known["allocation"] = Allocation(**shared) if shared else None
         return Submission(**{**known, "cluster": ClusterProfile(**profile)})
 
     @staticmethod
@@ -103,6 +107,23 @@ class Submission:
         return time.time() - self.time
 
     @property
+    def slot_profile(self) -> ClusterProfile:
+        """What one slot has."""
+        return self.allocation.slot(self.cluster) if self.allocation else self.cluster
+
+    @property
+    def job_profile(self) -> ClusterProfile:
+        """What one job asks of Slurm."""
+        return self.allocation.whole(self.cluster) if self.allocation else self.cluster
+
+    @property
+    def what(self) -> str:
+        """'33 slots, 8 at once', or '3 nodes, 12 slots at once'."""
+        if self.allocation:
+            return f"{self.allocation.nodes} nodes, {self.allocation.slots} slots at once"
+        return f"{self.slots} slots, {self.throttle} at once"
+
+    @property
     def log_folder(self) -> Path:
         """What the jobs print."""
         return self.sweep_path / "log"
@@ -114,7 +135,8 @@ class Submission:
 
     def array(self) -> Array:
         """What jobs/submit.py renders and submits."""
-        comment = f"{self.slots} slots of {self.sweep_path}"
+        slots, script = (self.allocation.slots, RAY_SCRIPT) if self.allocation else (self.slots, "")
+        comment, after = f"{slots} slots of {self.sweep_path}", tuple(self.after)
         return Array(
-            self.name, self.slots, self.throttle, RANK_MODULE, str(self.path), Path(self.code), self.log_folder, comment, tuple(self.after)
+            self.name, self.slots, self.throttle, RANK_MODULE, str(self.path), Path(self.code), self.log_folder, comment, after, script
         )

@@ -129,6 +129,8 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(monkeypatch: pytest.Monk
     assert "global_batch_size must be at least the number of ranks, 8; got 4" in capsys.readouterr().err
 
 
+ON_SLURM = ["micro_batch_size=16", "--cluster=test_cluster", "--scale=smoke"]
+ALLOCATION = [*ON_SLURM, "--engine=ray"]
 SWEEP_TABLE = [
     (["--cluster", "summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["--seeds", "0"], "--seeds must be at least 1; got 0"),
@@ -139,6 +141,22 @@ SWEEP_TABLE = [
     (["seed=3"], "seed must not be overridden"),
     (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
     (["--scale", "paper"], "data.root must hold imagenet100"),
+    (["--engine", "ray"], "--engine must be left out where Ray Tune places the slots on this machine; got ray: give a Slurm --cluster"),
+    (["--nodes", "2"], "--nodes must come with --engine ray on a Slurm cluster; got 2: add it, or leave --nodes out"),
+    ([*ON_SLURM, "--nodes", "2"], "--nodes must come with --engine ray on a Slurm cluster; got 2"),
+    ([*ON_SLURM, "--slots-per-node", "4"], "--slots-per-node must come with --engine ray on a Slurm cluster; got 4"),
+    (ALLOCATION, "--nodes must be given with --engine ray; got none: add --nodes N"),
+    ([*ALLOCATION, "--nodes", "0"], "--nodes must be at least 1; got 0"),
+    ([*ALLOCATION, "--nodes", "1", "--slots-per-node", "0"], "--slots-per-node must lie in [1, 4], the cores of a node; got 0"),
+    ([*ALLOCATION, "--nodes", "1", "--slots-per-node", "8"], "--slots-per-node must lie in [1, 4], the cores of a node; got 8"),
+    (
+        [*ALLOCATION, "--nodes", "1", "--slots-per-node", "2"],
+        "--slots-per-node must be a multiple of the 4 GPUs of a node, each of which serves whole slots; got 2: a slot is one rank;",
+    ),
+    (
+        ["cores_per_slot=8", *ALLOCATION, "--nodes", "1", "--slots-per-node", "6"],
+        "--slots-per-node must be a multiple of the 4 GPUs of a node",
+    ),
 ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.compose import cluster_names, compose_job
-from jobs.spec import ClusterProfile, Scheduler
+from jobs.spec import Allocation, ClusterProfile, Scheduler
 from jobs.submit import Array, render
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,7 +36,49 @@ def test_the_script_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_golden_script_has_its_profile() -> None:
-    assert sorted(p.stem for p in GOLDEN.iterdir()) == NAMES
+    assert sorted(p.stem for p in GOLDEN.iterdir()) == sorted([*NAMES, "komondor_ray"])
+
+
+def test_the_script_of_an_allocation_is_the_golden_one() -> None:
+    cluster = profile("komondor")
+    whole = Allocation.of(cluster, 3, None).whole(cluster)
+    golden = (GOLDEN / "komondor_ray.sh").read_text().splitlines()
+    assert lines(whole, slots=1, throttle=1, script="slurm/ray_cluster.sbatch") == golden
+
+
+def test_a_container_starts_ray_and_not_its_script() -> None:
+    cluster = replace(profile("test_cluster"), python="singularity exec --nv image.sif python")
+    shown = lines(Allocation.of(cluster, 2, 8 // 2).whole(cluster), script="slurm/ray_cluster.sbatch")
+    assert shown[-2].strip() == "bash /runs/code/1/slurm/ray_cluster.sbatch /runs/submissions/000001.json \\"
+    assert shown[-1].strip() == "singularity exec --nv image.sif python"
+
+
+@pytest.mark.parametrize(
+    ("slots_per_node", "cores", "gpus", "memory"),
+    [(None, 16, 1.0, 64.0), (4, 16, 1.0, 64.0), (12, 5, 0.3333, 256 / 12), (64, 1, 0.0625, 4.0)],
+)
+def test_a_slot_has_its_part_of_a_node(slots_per_node: int | None, cores: int, gpus: float, memory: float) -> None:
+    cluster = profile("komondor")
+    allocation = Allocation.of(cluster, 3, slots_per_node)
+    slot = allocation.slot(cluster)
+    assert (slot.cores_per_slot, slot.gpus_per_slot, slot.memory_gb_per_slot) == (cores, gpus, memory)
+    assert (slot.nodes_per_slot, slot.ranks_per_slot, slot.max_parallel) == (1, 1, 3 * (slots_per_node or 4))
+    assert round(slot.gpus_per_slot * 10_000) * (allocation.slots_per_node // 4) <= 10_000, "Ray counts so, and has to place them all"
+
+
+def test_a_node_of_an_allocation_is_one_of_a_slot_of_several() -> None:
+    cluster = replace(
+        profile("komondor"), nodes_per_slot=2, ranks_per_slot=8, cores_per_slot=128, gpus_per_slot=8.0, memory_gb_per_slot=512.0
+    )
+    shown = lines(Allocation.of(cluster, 3, None).whole(cluster))
+    assert {"#SBATCH --nodes=3", "#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=64", "#SBATCH --gres=gpu:4"} <= set(shown)
+    assert "#SBATCH --mem=256000M" in shown
+
+
+def test_without_gpus_a_slot_is_a_core() -> None:
+    cluster = replace(profile("test_cluster"), gpus_per_slot=0.0, gres="")
+    allocation = Allocation.of(cluster, 2, None)
+    assert (allocation.slots, allocation.slot(cluster).cores_per_slot, allocation.slot(cluster).gpus_per_slot) == (8, 1, 0.0)
 
 
 def test_gpus_are_asked_for_by_gres_and_none_where_there_are_none() -> None:

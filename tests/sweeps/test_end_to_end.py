@@ -14,7 +14,8 @@ import pytest
 
 from cnnjepa.runs import TIMING_KEYS
 from jobs.spec import ClusterProfile
-from sweeps.engine.local import parallel_slots, remove_abandoned
+from sweeps.engine.local import parallel_slots
+from sweeps.engine.placing import remove_abandoned
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).parent / "tiny_sweep.py")
@@ -52,10 +53,11 @@ def running_claims(runs: Path) -> list[dict]:
 
 
 def ray_processes() -> list[psutil.Process]:
+    """Those of this machine's Ray; what runs in a Slurm job is another test's."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.process_iter(["cmdline", "environ"]):
         line = " ".join(process.info["cmdline"] or [])
-        if "/tmp/cnnjepa-" in line or line.startswith("ray::"):
+        if ("/tmp/cnnjepa-" in line or line.startswith("ray::")) and "SLURM_JOB_ID" not in (process.info["environ"] or {}):
             found.append(process)
     return found
 

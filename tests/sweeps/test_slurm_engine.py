@@ -1,20 +1,23 @@
 """Shares, submissions and owners in Slurm jobs; the queue is a stub where a real one cannot be brought into a state at will."""
 
+import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs import queue as slurm
 from jobs.compose import compose_job
-from jobs.queue import Queue, SlurmError, SlurmSilentError, ask, own_job
+from jobs.queue import Element, Queue, SlurmError, SlurmSilentError, ask, own_job
+from jobs.spec import Allocation
 from sweeps import claims
 from sweeps.claims import Claim, Process, SlurmStart, Standing, Watch
-from sweeps.engine.slurm import shares
+from sweeps.engine.slurm import SlurmEngine, shares
 from sweeps.engine.submission import Submission, job_prefix
-from sweeps.folder import Sweep
-from sweeps.spec import ScaleName
+from sweeps.folder import Sweep, View
+from sweeps.spec import ScaleName, Trial
 
 
 @pytest.mark.parametrize(("slots", "limit", "free"), [(33, 1001, 8), (2500, 1001, 8), (5, 2, 1), (5, 2, 100), (1, 1, 1), (7, 3, 2)])
@@ -92,6 +95,131 @@ def standing(folder: Path, claim: Claim, state: str, restarts: int = 0) -> Stand
 )
 def test_an_owner_is_what_slurm_says_of_its_job(tmp_path: Path, claimed: Claim, state: str, restarts: int, expected: Standing) -> None:
     assert standing(tmp_path, claimed, state, restarts) is expected
+
+
+SHARED = replace(START, shared=True, gpus=0.5)
+
+
+def share(claim: Claim, **changes: object) -> Claim:
+    return replace(claim, slurm=replace(SHARED, **changes))
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "released", "expected"),
+    [
+        ("RUNNING", 0, False, Standing.alive),
+        ("RUNNING", 0, True, Standing.dead),  # it goes on with other slots: this trial is for any slot to take up
+        ("RUNNING", 1, False, Standing.requeued),
+        ("RUNNING", 1, True, Standing.requeued),
+        ("PENDING", 1, True, Standing.requeued),
+        ("COMPLETING", 0, True, Standing.requeued),
+        ("", 0, False, Standing.alive),
+        ("", 0, True, Standing.requeued),
+        ("COMPLETED", 0, True, Standing.dead),
+        ("CANCELLED", 0, True, Standing.cancelled),
+    ],
+)
+def test_an_owner_in_a_job_of_many_slots_is_judged_by_itself_while_the_job_runs(
+    tmp_path: Path, claimed: Claim, state: str, restarts: int, released: bool, expected: Standing
+) -> None:
+    if released:
+        (tmp_path / "claim" / "000001.released").touch()
+    assert standing(tmp_path, share(claimed), state, restarts) is expected
+
+
+def test_a_slot_that_fell_silent_in_a_running_allocation_is_dead_on_our_own_clock(tmp_path: Path, claimed: Claim) -> None:
+    watch = Watch(queue=StubQueue("RUNNING"), silence_seconds=0.2)  # type: ignore[arg-type]
+    assert watch.standing(tmp_path, share(claimed)) is Standing.alive
+    time.sleep(0.3)
+    assert watch.standing(tmp_path, share(claimed)) is Standing.dead
+    assert watch.standing(tmp_path, claimed) is Standing.alive  # one slot a job: Slurm's word is enough
+
+
+def test_slots_of_one_allocation_let_each_other_live(tmp_path: Path, claimed: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"SLURM_CLUSTER_NAME": "mini", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "10"}.items():
+        monkeypatch.setenv(key, value)
+    beside = share(claimed)
+    assert standing(tmp_path, beside, "RUNNING") is Standing.alive  # on another node
+    assert standing(tmp_path, share(claimed, restart=1), "RUNNING") is Standing.dead
+    here = Process.me()
+    assert standing(tmp_path, replace(beside, owner=here), "RUNNING") is Standing.alive
+    assert standing(tmp_path, replace(beside, owner=replace(here, started=here.started - 100)), "RUNNING") is Standing.dead
+    watch = Watch(queue=StubQueue("RUNNING"))  # type: ignore[arg-type]
+    watch.bury(tmp_path, beside)  # the driver has seen all slots of its round end
+    assert watch.standing(tmp_path, beside) is Standing.dead
+    assert Watch(watch.silent).standing(tmp_path, beside) is Standing.dead
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert standing(tmp_path, beside, "RUNNING") is Standing.dead
+    (tmp_path / "claim" / "000001.released").touch()
+    assert standing(tmp_path, share(claimed, restart=1), "RUNNING") is Standing.dead
+
+
+def test_a_share_of_a_gpu_is_counted_and_old_claims_are_read(tmp_path: Path) -> None:
+    environment = {"SLURM_CLUSTER_NAME": "mini", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "gpu02", "SLURM_JOB_NODELIST": "gpu[01-03]"}
+    mine = SlurmStart.me(0.25, "/log", "/code", environment, shared=True)
+    assert mine == SlurmStart("mini", "7", 0, "gpu02", 0.25, "/log", "/code", True)
+    assert claims.claim(tmp_path, 1, "d", 0, mine)
+    path = tmp_path / "claim" / "000001.json"
+    assert claims.history(tmp_path)[0].slurm == mine
+    values = json.loads(path.read_text())
+    del values["slurm"]["shared"]
+    path.write_text(json.dumps(values))
+    found = claims.history(tmp_path)[0].slurm
+    assert found is not None
+    assert not found.shared
+
+
+def element(name: str, number: str, state: str) -> Element:
+    return Element(number, state, 0, "", "", name)
+
+
+class Listed:
+    """A queue that lists some elements."""
+
+    silent = False
+
+    def __init__(self, *elements: Element) -> None:
+        self.elements = elements
+
+    def named(self, prefix: str) -> list[Element]:
+        return [e for e in self.elements if e.name.startswith(prefix)]
+
+    def state(self, job: str) -> str:
+        return next((e.state for e in self.elements if e.id == job), "COMPLETED")
+
+    def restarts(self, job: str) -> int:
+        return 0
+
+
+def test_one_allocation_is_asked_for_and_serves_all_that_is_left(tmp_path: Path) -> None:
+    trials = [Trial(i, f"s{i}", 42, {}, f"{i}") for i in range(5)]
+    sweep = replace(sweep_in(tmp_path), trials=trials)
+    cluster = compose_job(["cluster=test_cluster"]).cluster
+    allocation = Allocation.of(cluster, 1, None)
+    array = Submission(tmp_path, 1, f"{job_prefix(sweep)}0001", 5, 1, [], cluster, "/code", Process.me(), 5.0)
+    shared = replace(array, number=2, name=f"{job_prefix(sweep)}0002", slots=1, allocation=allocation)
+    assert array.create()
+
+    def missing(*elements: Element, of: Allocation | None) -> int:
+        queue = Listed(*elements)
+        return SlurmEngine(sweep, cluster, Path("/code"), queue, of).missing(View(sweep, queue=queue))  # type: ignore[arg-type]
+
+    waiting = [element(array.name, f"1_{i}", "PENDING") for i in range(5)]
+    running = [element(array.name, f"1_{i}", "RUNNING") for i in range(5)]
+    assert missing(of=allocation) == 1
+    assert missing(*waiting, of=allocation) == 1  # who asks for an allocation does not want to wait for the array
+    assert missing(*running, of=allocation) == 0  # each trial runs
+    assert shared.create()
+    assert Submission.all_of(sweep)[1] == shared
+    engine = SlurmEngine.of(sweep, Listed())  # type: ignore[arg-type]
+    assert engine is not None
+    assert engine.allocation == allocation
+    for state in ("PENDING", "RUNNING"):
+        assert missing(element(shared.name, "2_0", state), of=allocation) == 0
+        assert missing(element(shared.name, "2_0", state), of=None) == 1  # of 5 trials 4 have a slot in it
+    assert missing(element(shared.name, "2_0", "COMPLETED"), of=allocation) == 1
+    gone = SlurmEngine(sweep, cluster, Path("/code"), Listed(element(shared.name, "2_0", "CANCELLED")), allocation)  # type: ignore[arg-type]
+    assert gone.cancelled_unclaimed(View(sweep, queue=gone.queue)) == {"2_0"}  # and is not asked for again by itself
 
 
 def test_a_job_that_slurm_forgot_is_dead_when_its_heart_stands_still(tmp_path: Path, claimed: Claim) -> None:

@@ -1,0 +1,30 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=abc
+#SBATCH --array=0-0%1
+#SBATCH --cpus-per-task=64
+#SBATCH --gres=gpu:4
+#SBATCH --job-name=sweep-1
+#SBATCH --mem=256000M
+#SBATCH --nodes=3
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/log/%A_%a.log
+#SBATCH --partition=gpu
+#SBATCH --qos=normal
+#SBATCH --requeue
+#SBATCH --signal=USR2@300
+#SBATCH --time=960
+
+# setup
+export NCCL_DEBUG=WARN
+export OMP_NUM_THREADS=64
+export PYTHONPATH=/runs/code/1${PYTHONPATH:+:$PYTHONPATH}
+cd /runs/code/1 || exit 1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+/venv/bin/python -u -m jobs.supervisor --stop-signal-seconds 300 -- \
+    bash /runs/code/1/slurm/ray_cluster.sbatch /runs/submissions/000001.json \
+    /venv/bin/python
