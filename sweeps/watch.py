@@ -60,7 +60,8 @@ class Watcher:
         if self._first_done is None:
             self._first_done = done
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
-        left = minutes * (len(status["trials"]) - done) / gained if gained > 0.5 else None
+        known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
+        left = minutes * (known - done) / gained if gained > 0.5 else None
         if self._live:
             self._live.update(live_table(status, left), refresh=True)
             return

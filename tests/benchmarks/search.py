@@ -1,0 +1,211 @@
+"""What a search costs and how often it is right, replayed on recorded learning curves: full grid, random, TPE, with early stopping or not.
+
+    python tests/benchmarks/search.py [--json] [--seeds 50] [--jobs 2] [--slots 4] [--all]
+
+tests/benchmarks/curves.json holds 64 settings x 3 seeds, trained to the end by record_curves.py. A search is replayed by the real engine on
+4 slots under a simulated clock; a setting between recorded ones is taken for the nearest, and each replay deals the recorded seeds anew.
+A winner is right if its mean over all recorded seeds is within one standard error of the best setting's. Epochs are shares of those of the
+full grid with one seed. Status 1 where the default fails: at most REQUIRED_SHARE of the epochs and right in REQUIRED_RIGHT of the replays.
+--all replays also the choices that the defaults were compared with.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from _simulated import Simulation
+from record_curves import BASE, CURVES, EPOCHS, GRID, SEEDS, key
+
+from sweeps.folder import Sweep
+from sweeps.rungs import DEFAULT_ETA, rung_epochs
+from sweeps.search import points as settings_of
+from sweeps.space import Params, baseline, real
+from sweeps.spec import FIRST_SEED, Scale, ScaleName, SweepSpec, Trial, build_search
+from sweeps.study import SAMPLERS
+
+REQUIRED_SHARE, REQUIRED_RIGHT = 0.25, 0.8
+LR, EMA, MASK = GRID
+SPACE = [
+    real(LR, min(GRID[LR]), max(GRID[LR]), log=True),
+    real(EMA, min(GRID[EMA]), max(GRID[EMA])),
+    real(MASK, min(GRID[MASK]), max(GRID[MASK])),
+]
+Setting = tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """How settings are chosen, and how many; `eta` 0 stops nothing early."""
+
+    name: str
+    sampler: str
+    eta: int
+    points: int
+    seeds: int
+
+
+DEFAULT = Strategy("TPE + ASHA (the default)", SAMPLERS[0], DEFAULT_ETA, 32, 2)
+STRATEGIES = [
+    Strategy("random, to the end", "random", 0, 12, 2),
+    Strategy("TPE, to the end", "tpe", 0, 12, 2),
+    Strategy("random + ASHA", "random", DEFAULT_ETA, 32, 2),
+    DEFAULT,
+]
+
+
+@cache
+def curves() -> dict[str, dict[str, float]]:
+    """The recorded curves: setting and seed -> epoch -> percent."""
+    found: dict[str, dict[str, float]] = json.loads(CURVES.read_text())["curves"]
+    return found
+
+
+@cache
+def settings() -> list[Setting]:
+    """Those that were recorded."""
+    return list(dict.fromkeys(tuple(map(float, name.split()[:-1])) for name in curves()))
+
+
+@cache
+def mean(setting: Setting) -> float:
+    """Of a setting at its end, over all recorded seeds."""
+    return statistics.fmean(curves()[key(setting, seed)][str(EPOCHS)] for seed in SEEDS)
+
+
+@cache
+def standard_error() -> float:
+    """Of a setting's mean; the spread over seeds is pooled over the better half of the settings."""
+    half = sorted(settings(), key=mean)[len(settings()) // 2 :]
+    variances = [statistics.variance(curves()[key(s, seed)][str(EPOCHS)] for seed in SEEDS) for s in half]
+    return math.sqrt(statistics.fmean(variances) / len(SEEDS))
+
+
+def is_right(setting: Setting) -> bool:
+    """Whether the setting is within one standard error of the best."""
+    return mean(setting) >= max(map(mean, settings())) - standard_error()
+
+
+def nearest(params: Params) -> Setting:
+    """The recorded setting nearest to a chosen one, in the scale of each dimension."""
+    scales = {LR: math.log, EMA: lambda v: math.log(1 - v), MASK: float}
+    chosen = {k: float(params[k]) for k in GRID}
+    return tuple(min(GRID[k], key=lambda v, k=k: abs(scales[k](v) - scales[k](chosen[k]))) for k in GRID)  # type: ignore[misc]
+
+
+def recorded(setting: Setting, number: int, replay: int) -> dict[str, float]:
+    """The curve of the setting's seed `number`; which seed that is was dealt anew for each replay."""
+    order = list(SEEDS)
+    random.Random(f"{replay} {setting}").shuffle(order)
+    return curves()[key(setting, order[number % len(order)])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What came of one replayed search."""
+
+    share: float  # of the grid's epochs
+    share_to_right: float | None  # when a right setting first led by its mean
+    right: bool
+    best: bool  # the very best setting won
+    regret: float  # points below the best
+    runs: int
+
+
+def grid(replay: int) -> Replay:
+    """Every setting once, with one seed, as the paper did."""
+    winner = max(settings(), key=lambda s: recorded(s, 0, replay)[str(EPOCHS)])
+    best = max(map(mean, settings()))
+    return Replay(1.0, 1.0 if is_right(winner) else None, is_right(winner), mean(winner) == best, best - mean(winner), len(settings()))
+
+
+def replayed(strategy: Strategy, slots: int, replay: int) -> Replay:
+    """One search by the real engine."""
+    rungs = rung_epochs(EPOCHS, 1, strategy.eta) if strategy.eta else []
+    spec = SweepSpec("replay", "?", space=SPACE, smoke=Scale(BASE, 1), paper=Scale(BASE, 1))
+    options: dict[str, Any] = {"sampler": strategy.sampler, "points": strategy.points, "seeds": strategy.seeds}
+    search = build_search(spec, spec.smoke, "local", [], rungs, **options)
+    search = dataclasses.replace(search, digest=f"{replay:012x}")  # seeds the sampler
+    with tempfile.TemporaryDirectory() as temporary:
+        first = search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)
+        sweep = Sweep.of(spec, ScaleName.smoke, [first], Path(temporary) / "replay-smoke", search, rungs, strategy.eta)
+        sweep.write()
+
+        def curve(trial: Trial, epoch: int) -> float:
+            return recorded(nearest(trial.params), trial.seed - FIRST_SEED, replay)[str(epoch)]
+
+        simulation = Simulation(sweep, curve, slots, random.Random(replay))
+        total, to_right = len(settings()) * EPOCHS, None
+        for _ in simulation.run():
+            leading = [p for p in settings_of(simulation.view) if p.scores]
+            if leading and to_right is None and is_right(nearest(max(leading, key=lambda p: p.mean).trials[0].params)):
+                to_right = simulation.epochs_trained / total
+        winner = nearest(max((p for p in settings_of(simulation.view) if p.scores), key=lambda p: p.mean).trials[0].params)
+    best = max(map(mean, settings()))
+    share = simulation.epochs_trained / total
+    return Replay(share, to_right, is_right(winner), mean(winner) == best, best - mean(winner), len(simulation.ends))
+
+
+def summary(name: str, replays: Sequence[Replay]) -> dict[str, Any]:
+    """Of all replays of a strategy."""
+    reached = [r.share_to_right if r.share_to_right is not None else math.inf for r in replays]
+    quartiles = statistics.quantiles([r.share for r in replays], n=4)
+    median = statistics.median(reached)
+    return {
+        "strategy": name,
+        "replays": len(replays),
+        "runs": round(statistics.fmean(r.runs for r in replays), 1),
+        "share_of_grid": round(statistics.median(r.share for r in replays), 3),
+        "share_quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+        "share_most": round(max(r.share for r in replays), 3),
+        "share_to_right_median": round(median, 3) if math.isfinite(median) else None,
+        "right": round(statistics.fmean(r.right for r in replays), 3),
+        "right_within_a_quarter": round(statistics.fmean(r.right and r.share <= REQUIRED_SHARE for r in replays), 3),
+        "wrong_winner": round(1 - statistics.fmean(r.best for r in replays), 3),
+        "regret_mean": round(statistics.fmean(r.regret for r in replays), 2),
+    }
+
+
+def considered() -> list[Strategy]:
+    """Further choices that the defaults were compared with."""
+    more = [
+        Strategy(f"{s} + ASHA eta {eta}, {n} points, {k} seeds", s, eta, n, k)
+        for s in ("tpe", "random")
+        for eta in (2, 3, 4)
+        for n in (24, 32, 40)
+        for k in (1, 2, 3)
+    ]
+    return [*more, Strategy("GP + ASHA", "gp", DEFAULT_ETA, 32, 2)]
+
+
+def main() -> int:
+    """Replay, and print a line a strategy."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seeds", type=int, default=50, help="replays of each strategy")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--all", action="store_true")
+    asked = parser.parse_args()
+    strategies = STRATEGIES + (considered() if asked.all else [])
+    lines = [summary("full grid, one seed", [grid(r) for r in range(asked.seeds)])]
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        for strategy in strategies:
+            found = [pool.submit(replayed, strategy, asked.slots, r) for r in range(asked.seeds)]
+            lines.append(summary(strategy.name, [f.result() for f in found]))
+            print(lines[-1], file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
