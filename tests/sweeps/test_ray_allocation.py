@@ -212,6 +212,8 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     out = sweep.submit("two", *ONE_CORE, *ray(2))
     assert "submitted job" in out
     assert "submitted" not in sweep.submit("two", *ONE_CORE, *ray(2))
+    assert "submitted" not in (out := sweep.submit("two", *ONE_CORE))
+    assert "an allocation of this sweep is queued or runs" in out
     folder = sweep.wait_for_step(20)
     temporary = check_privacy(sweep, tmp_path)
     job = sweep.job_of(folder)
