@@ -20,7 +20,7 @@ class Scheduler(Enum):
 class ClusterProfile:
     """One machine park's facts; each file of slurm/cluster is one. Nothing here changes what a run computes.
 
-    A slot is the room in which one trial runs. On Slurm it is one element of a job array.
+    A slot is the room in which one trial runs. On Slurm it is one element of a job array, or a part of a node of an Allocation.
     """
 
     name: str  # the file's name

@@ -2,7 +2,8 @@
 
 `trials/<signature>/claim/<epoch>.json` is created whole and exclusively; the highest epoch owns the trial. An owner touches its file
 every HEARTBEAT_SECONDS. Whoever finds the owner dead creates the next epoch; of two who try, one fails. Whether an owner in a Slurm job
-lives is asked of Slurm, on this machine of the process table, and only elsewhere of the clock.
+lives is asked of Slurm, on this machine of the process table, and only elsewhere of the clock; so too of one slot of a running job that has
+many.
 """
 
 import contextlib

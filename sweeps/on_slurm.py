@@ -163,6 +163,9 @@ def run(
     if left_to_run(view, asked.retry_failed) or to_come(view):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
         engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue, allocation)
+        if asked.engine is None and engine.allocated:  # who only looks again shall not get an array beside it
+            engine.allocation = engine.allocated
+            say("an allocation of this sweep is queued or runs; --engine array adds an array beside it")
         try:
             if not submit_missing(engine, price, asked, console, say):
                 return INTERRUPTED

@@ -79,6 +79,12 @@ class SlurmEngine:
         """Those that were ever asked for, by the names of their jobs."""
         return {s.name: s.allocation for s in Submission.all_of(self.sweep) if s.allocation}
 
+    @property
+    def allocated(self) -> Allocation | None:
+        """The allocation of this sweep that is queued or runs."""
+        shared = self._allocations()
+        return next((shared[e.name] for e in self.live() if e.name in shared), None)
+
     def settle(self, say: Callable[[str], None]) -> None:
         """Find out what became of submissions that were begun and not written down; waits for one that may still be under way."""
         told = False
@@ -163,9 +169,7 @@ class SlurmEngine:
         """
         if self.allocation is None:
             return self.wanted(runs) - self.serving(view)
-        shared = self._allocations()
-        there = any(e.name in shared for e in self.live())
-        return 0 if there or runs <= self.serving(view, started_only=True) else 1
+        return 0 if self.allocated or runs <= self.serving(view, started_only=True) else 1
 
     def wanted(self, runs: int) -> int:
         """Elements for so many runs, were nothing queued."""

@@ -7,9 +7,12 @@ import signal
 import stat
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
@@ -23,6 +26,13 @@ pytestmark = [needs_slurm, pytest.mark.slow]
 # A node with one GPU (of its four), for slots of one rank: on every hand a trial is then the same to the last bit.
 NODE = ["gres=gpu:1", "gpus_per_slot=1", "ranks_per_slot=1", "memory_gb_per_slot=4"]
 ONE_CORE, TWO_CORES = [*NODE, "cores_per_slot=1"], [*NODE, "cores_per_slot=2"]
+SERVICES = [
+    "InternalKVGcsService/InternalKVKeys",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/Push",
+    "CoreWorkerService/PushTask",
+    "ReporterService/GetTraceback",
+]
 DEFAULT_PORTS = {6379, 8265, 10001, 52365}
 
 
@@ -160,6 +170,25 @@ def connect(address: str, token: Path | None) -> subprocess.CompletedProcess[str
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
+def asks_for_a_token(host: str, port: int) -> bool:
+    """Whether who listens there turns away who has none: by gRPC, of whichever of Ray's services it is, or by HTTP."""
+    said = []
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        for service in SERVICES:
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/ray.rpc.{service}")(b"", timeout=20)
+            said.append(refused.value.code())
+    if grpc.StatusCode.UNAUTHENTICATED in said:
+        return True
+    try:
+        urllib.request.urlopen(f"http://{host}:{port}/", timeout=20).close()
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except OSError:
+        return False
+    return False
+
+
 def check_privacy(sweep: SweepOnSlurm, tmp_path: Path) -> set[Path]:
     """Nobody else can reach or read the running cluster; returns its temporary folders."""
     (private,) = (sweep.path / "ray").iterdir()
@@ -172,9 +201,13 @@ def check_privacy(sweep: SweepOnSlurm, tmp_path: Path) -> set[Path]:
         assert len(str(path)) < 45
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     mine = [p for below in ray_of_nodes(sweep.cluster).values() for p in below]
-    ports = {c.laddr.port for p in mine for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
-    assert ports
-    assert not ports & DEFAULT_PORTS, "two users of a node would both want it"
+    listening = {c.laddr for p in mine for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+    assert len(listening) > 10
+    assert not {a.port for a in listening} & DEFAULT_PORTS, "two users of a node would both want it"
+    assert [a for a in listening if not asks_for_a_token(a.ip if "." in a.ip else "127.0.0.1", a.port)] == []
+    for node in ray_of_nodes(sweep.cluster).values():
+        held = sum(p.memory_full_info().pss for p in node if "ray::ImplicitFunc" not in " ".join(p.cmdline()))
+        assert held < 700e6, "slots apart"
     address = (private / "address").read_text()
     assert connect(address, token).returncode == 0
     wrong = tmp_path / "wrong"
@@ -212,6 +245,8 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     out = sweep.submit("two", *ONE_CORE, *ray(2))
     assert "submitted job" in out
     assert "submitted" not in sweep.submit("two", *ONE_CORE, *ray(2))
+    assert "submitted" not in (out := sweep.submit("two", *ONE_CORE))
+    assert "an allocation of this sweep is queued or runs" in out
     folder = sweep.wait_for_step(20)
     temporary = check_privacy(sweep, tmp_path)
     job = sweep.job_of(folder)

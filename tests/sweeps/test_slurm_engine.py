@@ -211,9 +211,9 @@ def test_one_allocation_is_asked_for_and_serves_all_that_is_left(tmp_path: Path)
     assert missing(*running, of=allocation) == 0  # each trial runs
     assert shared.create()
     assert Submission.all_of(sweep)[1] == shared
-    engine = SlurmEngine.of(sweep, Listed())  # type: ignore[arg-type]
+    engine = SlurmEngine.of(sweep, Listed(element(shared.name, "2_0", "RUNNING")))  # type: ignore[arg-type]
     assert engine is not None
-    assert engine.allocation == allocation
+    assert engine.allocation == engine.allocated == allocation
     for state in ("PENDING", "RUNNING"):
         assert missing(element(shared.name, "2_0", state), of=allocation) == 0
         assert missing(element(shared.name, "2_0", state), of=None) == 1  # of 5 trials 4 have a slot in it
