@@ -27,7 +27,7 @@ from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.progress import TrainingProgress
 from cnnjepa.randomness import Stream, integer
-from cnnjepa.runs import RunFolder, RunResult, RunStatus, probes_of
+from cnnjepa.runs import RunFolder, RunResult, RunStatus, probes_of, read_probes
 from cnnjepa.schedules import learning_rate
 
 log = logging.getLogger(__name__)
@@ -228,8 +228,8 @@ def train(
 
     `folder` is one that `RunFolder.prepare` made for `config`; where it has a result, that is returned and nothing is computed.
     `should_stop` may differ between ranks: all stop at the same step, after a checkpoint. `judge` is asked on the main rank after each
-    probe on the way, with the epoch and the metrics; a cause that it returns ends the run as pruned, after a checkpoint from which it can
-    be taken up. Raises ValueError for a configuration that cannot run, and RunError, caused by a HopelessError where it diverged or
+    probe on the way, and again by a run that is resumed there, with the epoch and the metrics; a cause that it returns ends the run as
+    pruned, after a checkpoint from which it can be taken up. Raises ValueError for a configuration that cannot run, and RunError, caused by a HopelessError where it diverged or
     collapsed, when training breaks off.
     """
     torch.set_num_threads(config.threads)
@@ -256,6 +256,16 @@ def train(
 def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], judge: Callable[[int, dict[str, float]], str]) -> str | None:
     """The loop, from `run.step` on: "" at the end, why where it was pruned, None where it was asked to stop; the last step is saved."""
     config, plan, ranks = run.config, run.plan, run.ranks
+
+    def asked(metrics: dict[str, float]) -> str:
+        """The judge's verdict, on every rank."""
+        return broadcast_object(judge(round(run.epoch), metrics) if ranks.is_main else None, ranks) or ""
+
+    if run.step and probe_due(run):
+        # Saved at this probe: it may have been pruned here, and killed before that was written down.
+        known, _ = read_probes(run.folder.path / "metrics.jsonl")
+        if pruned := asked(known.get(f"{run.epoch:g}", {})):
+            return pruned
     last_save = time.perf_counter()
     loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step)
     statistics = RunningStatistics(run.method, ranks, plan.micro_batches)
@@ -287,7 +297,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             pruned = ""
             if probe_due(run):
                 metrics, _ = probe(run, recorder, final=False)
-                pruned = broadcast_object(judge(round(run.epoch), metrics) if ranks.is_main else None, ranks) or ""
+                pruned = asked(metrics)
             if stop or save_now or pruned or run.step == plan.total_steps:
                 save(run)
                 last_save = time.perf_counter()

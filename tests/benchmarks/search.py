@@ -24,8 +24,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from _report import publish
 from _simulated import Simulation
 from record_curves import BASE, CURVES, EPOCHS, GRID, SEEDS, key
+from rich.table import Table
 
 from sweeps.folder import Sweep
 from sweeps.rungs import DEFAULT_ETA, rung_epochs
@@ -85,10 +87,13 @@ def mean(setting: Setting) -> float:
 
 @cache
 def standard_error() -> float:
-    """Of a setting's mean; the spread over seeds is pooled over the better half of the settings."""
+    """Of a setting's mean, over the better half of the settings, less what a seed does to all of them: settings share their seeds."""
     half = sorted(settings(), key=mean)[len(settings()) // 2 :]
-    variances = [statistics.variance(curves()[key(s, seed)][str(EPOCHS)] for seed in SEEDS) for s in half]
-    return math.sqrt(statistics.fmean(variances) / len(SEEDS))
+    of_seed = {seed: statistics.fmean(curves()[key(s, seed)][str(EPOCHS)] for s in half) for seed in SEEDS}
+    overall = statistics.fmean(of_seed.values())
+    left = [curves()[key(s, seed)][str(EPOCHS)] - mean(s) - of_seed[seed] + overall for s in half for seed in SEEDS]
+    variance = sum(r * r for r in left) / ((len(half) - 1) * (len(SEEDS) - 1))
+    return math.sqrt(variance / len(SEEDS))
 
 
 def is_right(setting: Setting) -> bool:
@@ -104,9 +109,9 @@ def nearest(params: Params) -> Setting:
 
 
 def recorded(setting: Setting, number: int, replay: int) -> dict[str, float]:
-    """The curve of the setting's seed `number`; which seed that is was dealt anew for each replay."""
+    """The curve of the setting's seed `number`; which seed that is was dealt anew for each replay, the same for all settings."""
     order = list(SEEDS)
-    random.Random(f"{replay} {setting}").shuffle(order)
+    random.Random(replay).shuffle(order)
     return curves()[key(setting, order[number % len(order)])]
 
 
@@ -188,6 +193,38 @@ def considered() -> list[Strategy]:
     return [*more, Strategy("GP + ASHA", "gp", DEFAULT_ETA, 32, 2)]
 
 
+def shown(figures: dict[str, Any]) -> tuple[Table, list[str]]:
+    """The figures for a terminal."""
+    heads = [
+        "strategy",
+        "runs",
+        "epochs of the grid",
+        "quartiles",
+        "to a right leader",
+        "right",
+        "right, <= 25 %",
+        "not the best",
+        "points short",
+    ]
+    table = Table(*heads, title="Searches replayed on recorded curves")
+    for line in figures["strategies"]:
+        reached = line["share_to_right_median"]
+        low, high = line["share_quartiles"]
+        table.add_row(
+            line["strategy"],
+            f"{line['runs']:g}",
+            f"{100 * line['share_of_grid']:.0f} %",
+            f"{100 * low:.0f} to {100 * high:.0f} %",
+            "-" if reached is None else f"{100 * reached:.0f} %",
+            f"{100 * line['right']:.0f} %",
+            f"{100 * line['right_within_a_quarter']:.0f} %",
+            f"{100 * line['wrong_winner']:.0f} %",
+            f"{line['regret_mean']:.2f}",
+        )
+    counts = f"{figures['right_settings']} of {figures['settings']} settings are right"
+    return table, [f"{counts}: within {figures['standard_error']} points of {figures['best']:.1f} %"]
+
+
 def main() -> int:
     """Replay, and print a line a strategy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,8 +240,16 @@ def main() -> int:
         for strategy in strategies:
             found = [pool.submit(replayed, strategy, asked.slots, r) for r in range(asked.seeds)]
             lines.append(summary(strategy.name, [f.result() for f in found]))
-            print(lines[-1], file=sys.stderr)
-    return 0
+    by_default = next(line for line in lines if line["strategy"] == DEFAULT.name)
+    figures = {
+        "strategies": lines,
+        "settings": len(settings()),
+        "right_settings": sum(map(is_right, settings())),
+        "best": max(map(mean, settings())),
+        "standard_error": round(standard_error(), 2),
+    }
+    publish(asked.json, asked.seeds, figures, *shown(figures))
+    return 0 if by_default["right_within_a_quarter"] >= REQUIRED_RIGHT else 1
 
 
 if __name__ == "__main__":

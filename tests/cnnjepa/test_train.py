@@ -145,6 +145,24 @@ def test_a_pruned_run_is_kept_and_goes_on_from_its_checkpoint_when_taken_up(tmp_
     assert_bitwise_equal(final_state(folder.path), final_state(tmp_path / "undisturbed"))
 
 
+def test_a_run_killed_between_its_last_save_and_the_verdict_is_judged_again(tmp_path: Path) -> None:
+    config = tiny_config()
+    config.probes.at_epochs = [1]
+    assert run(config, tmp_path, should_stop=lambda: len(RunFolder(tmp_path).metrics()) >= 4) is None  # stops after the fifth step
+    assert checkpoint.find(tmp_path / "checkpoints")[0].step == 5
+    seen: list[dict[str, float]] = []
+
+    def judge(epoch: int, metrics: dict[str, float]) -> str:
+        seen.append(metrics)
+        return "late" if epoch == 1 else ""
+
+    result = run(config, tmp_path, judge=judge)
+    assert result is not None
+    assert (result.status, result.cause, result.step) == (RunStatus.pruned, "late", 5)
+    assert len(seen) == 1
+    assert seen[0] == result.probes["1"]
+
+
 def test_looks_on_the_way_change_nothing(tmp_path: Path) -> None:
     config = tiny_config()
     plain = run(config, tmp_path / "plain")
