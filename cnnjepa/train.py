@@ -229,8 +229,8 @@ def train(
     `folder` is one that `RunFolder.prepare` made for `config`; where it has a result, that is returned and nothing is computed.
     `should_stop` may differ between ranks: all stop at the same step, after a checkpoint. `judge` is asked on the main rank after each
     probe on the way, and again by a run that is resumed there, with the epoch and the metrics; a cause that it returns ends the run as
-    pruned, after a checkpoint from which it can be taken up. Raises ValueError for a configuration that cannot run, and RunError, caused by a HopelessError where it diverged or
-    collapsed, when training breaks off.
+    pruned, after a checkpoint from which it can be taken up. Raises ValueError for a configuration that cannot run, and RunError, caused
+    by a HopelessError where it diverged or collapsed, when training breaks off.
     """
     torch.set_num_threads(config.threads)
     reset_peak_memory()
