@@ -17,7 +17,7 @@ from cnnjepa.files import write_atomic
 from jobs.door import STOPPED, Stop, stop_on_signals
 from jobs.queue import own_job
 from sweeps.claims import SlurmStart
-from sweeps.engine.placing import ENVIRONMENT, place, signals_kept
+from sweeps.engine.placing import ENVIRONMENT, is_noted, place, signals_kept
 from sweeps.engine.rounds import run_round
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View, slurm_queue
@@ -52,7 +52,7 @@ class AllocationEngine:
 
     def stopping(self) -> bool:
         """Whether all slots were asked to return: by us, or by a node whose Ray has ended."""
-        return asked_to_stop(self.folder)
+        return is_noted(self.folder, "stop")
 
     def connect(self) -> None:
         """Join the Ray cluster on this node."""
@@ -81,18 +81,10 @@ class AllocationEngine:
             from sweeps.slot import run_slots  # the driver itself needs no torch
 
             start = AllocationEngine.start_of(submission)
-            run_slots(sweep, submission.slot_profile, driver, lambda: asked_to_stop(folder), silent, start)
+            run_slots(sweep, submission.slot_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
 
         share = submission.slot_profile
         return place(slot, slots, self.slots, {"cpu": share.cores_per_slot, "gpu": share.gpus_per_slot}, folder)
-
-
-def asked_to_stop(folder: Path) -> bool:
-    """Whether slots shall save and return; the folder's list is read anew by NFS, which may go on denying a file that it has denied."""
-    try:
-        return "stop" in os.listdir(folder)
-    except FileNotFoundError:
-        return True
 
 
 class HandOn:

@@ -65,6 +65,17 @@ def write_token(folder: Path) -> Path:
     return path
 
 
+def is_noted(folder: Path, name: str) -> bool:
+    """Whether another node has put a file of that name into `folder`, or removed the folder.
+
+    NFS may go on denying a file for a minute that it has denied once; the folder's list it reads anew.
+    """
+    try:
+        return name in os.listdir(folder)
+    except FileNotFoundError:
+        return True
+
+
 def kill(processes: list[psutil.Process]) -> None:
     """SIGKILL to those that still run, and wait until they are gone."""
     for process in processes:

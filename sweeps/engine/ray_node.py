@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from cnnjepa.files import write_atomic
-from sweeps.engine.placing import ENVIRONMENT, OBJECT_STORE_BYTES, kill, private_folder
+from sweeps.engine.placing import ENVIRONMENT, OBJECT_STORE_BYTES, is_noted, kill, private_folder
 from sweeps.engine.submission import Submission
 
 _LOOK_SECONDS = 0.3
@@ -73,12 +73,12 @@ def run_node(role: str, submission: Submission, folder: Path, temporary: Path) -
             stderr=output,
             preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
         )
-    while ray.poll() is None and folder.exists() and not (folder / "end").exists():
+    while ray.poll() is None and not is_noted(folder, "end"):
         if not published and current.exists() and (found := current.read_text().strip()):
             write_atomic(folder / "address", found)
             published = True
         time.sleep(_LOOK_SECONDS)
-    died = ray.poll() is not None and folder.exists() and not (folder / "end").exists()
+    died = ray.poll() is not None and not is_noted(folder, "end")
     while below := psutil.Process().children(recursive=True):
         kill(below)
     if died:

@@ -196,13 +196,13 @@ def check_privacy(sweep: SweepOnSlurm, tmp_path: Path) -> set[Path]:
     token = private / "token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     temporary = temporary_folders(sweep.cluster)
-    assert len(temporary) == 2
+    assert len(temporary) == 1
     for path in temporary:
         assert len(str(path)) < 45
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    mine = [p for below in ray_of_nodes(sweep.cluster).values() for p in below]
+    mine = [p for below in ray_of_nodes(sweep.cluster).values() for p in below if p.name() != "srun"]
     listening = {c.laddr for p in mine for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
-    assert len(listening) > 10
+    assert len(listening) >= 7, "of the head, the node's two processes, the driver and two slots"
     assert not {a.port for a in listening} & DEFAULT_PORTS, "two users of a node would both want it"
     assert [a for a in listening if not asks_for_a_token(a.ip if "." in a.ip else "127.0.0.1", a.port)] == []
     for node in ray_of_nodes(sweep.cluster).values():
@@ -237,7 +237,7 @@ def raylet(sweep: SweepOnSlurm, node: str) -> psutil.Process:
     return found
 
 
-def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, tmp_path: Path) -> None:
+def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm) -> None:
     """As the time limit nears Slurm sends the job's signal to its steps; a node loses its Ray; an administrator requeues the job.
 
     No step is lost but those that the slots of the one node had not saved.
@@ -248,7 +248,8 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     assert "submitted" not in (out := sweep.submit("two", *ONE_CORE))
     assert "an allocation of this sweep is queued or runs" in out
     folder = sweep.wait_for_step(20)
-    temporary = check_privacy(sweep, tmp_path)
+    temporary = temporary_folders(sweep.cluster)
+    assert len(temporary) == 2
     job = sweep.job_of(folder)
     sweep.cluster.run("scancel", "--signal=USR2", job)
     sweep.wait("its second start", lambda: len(claims.history(folder)) == 2)
@@ -274,12 +275,13 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     assert_nothing_is_left(sweep, temporary)
 
 
-def test_slots_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm) -> None:
-    """Two share a GPU. One is killed and goes on at once in the same job, one is cancelled by name, and at last the allocation itself."""
-    sweep.submit("two", *TWO_CORES, *ray(1, slots_per_node=2))
+def test_slots_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm, tmp_path: Path) -> None:
+    """Two share a GPU, and nobody else gets in. One is killed and goes on at once, one is cancelled by name, at last all."""
+    sweep.submit("two", "epochs=400", *TWO_CORES, *ray(1, slots_per_node=2))
     first = sweep.wait_for_step(10)
     (second,) = [d for d in sweep.trial_dirs() if d != first]
-    sweep.wait_for_step(5, trial=1)
+    sweep.wait("both", lambda: sweep.step_of(second) >= 5)
+    temporary = check_privacy(sweep, tmp_path)
     before = claims.history(first)[-1]
     assert before.slurm is not None
     assert before.slurm.gpus == 0.5
@@ -289,7 +291,7 @@ def test_slots_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnS
     assert after.slurm == before.slurm
     assert after.owner.pid != before.owner.pid
     assert len(claims.history(second)) == 1
-    assert "step 1/240" in sweep.ask("logs", second.name[:8], "--no-follow")
+    assert "step 1/2400 " in sweep.ask("logs", second.name[:8], "--no-follow")
     assert "1 trials cancelled, 0 jobs ended" in sweep.ask("cancel", second.name[:8])
     sweep.wait("it to be saved", lambda: released(second, claims.history(second)[-1]), 30)
     counts = sweep.status()["counts"]
@@ -301,4 +303,4 @@ def test_slots_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnS
     sweep.wait("no job", lambda: not sweep.live_jobs(), 60)
     assert sweep.status()["counts"]["cancelled"] == 2
     assert released(first, after)
-    assert_nothing_is_left(sweep, set())
+    assert_nothing_is_left(sweep, temporary)
