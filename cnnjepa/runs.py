@@ -153,6 +153,10 @@ class RunFolder:
         number = len(list(self.path.glob(f"result.{status.name}-*.json"))) + 1
         os.rename(self._result, self.path / f"result.{status.name}-{number}.json")
 
+    def probes(self) -> dict[str, dict[str, float]]:
+        """Epoch -> metrics of the probes on the way, so far."""
+        return read_probes(self._metrics)[0]
+
     def metrics(self) -> list[dict[str, Any]]:
         """All records so far."""
         return read_metrics(self._metrics)
@@ -169,10 +173,15 @@ class RunFolder:
         finite = {k: v if not isinstance(v, float) or abs(v) < float("inf") else None for k, v in values.items()}
         self._writer.write(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False) + "\n")
 
-    def close(self) -> None:
-        """Make the records durable and let go of the file."""
+    def sync(self) -> None:
+        """Make the records durable: a checkpoint must not outlive what was recorded before it."""
         if self._writer is not None:
             self._writer.flush()
             os.fsync(self._writer.fileno())
+
+    def close(self) -> None:
+        """Make the records durable and let go of the file."""
+        self.sync()
+        if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -27,7 +27,7 @@ from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.progress import TrainingProgress
 from cnnjepa.randomness import Stream, integer
-from cnnjepa.runs import RunFolder, RunResult, RunStatus, probes_of, read_probes
+from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from cnnjepa.schedules import learning_rate
 
 log = logging.getLogger(__name__)
@@ -180,6 +180,7 @@ def require_finite(run: Run, loss: float, lr: float) -> float:
 def save(run: Run) -> None:
     """Publish a checkpoint; all ranks hold the same state, so rank 0 alone writes."""
     if run.ranks.is_main:
+        run.folder.sync()
         checkpoint.save(run.folder.checkpoints, run.step, run.state(), run.config.checkpoint.keep)
 
 
@@ -261,11 +262,9 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
         """The judge's verdict, on every rank."""
         return broadcast_object(judge(round(run.epoch), metrics) if ranks.is_main else None, ranks) or ""
 
-    if run.step and probe_due(run):
-        # Saved at this probe: it may have been pruned here, and killed before that was written down.
-        known, _ = read_probes(run.folder.path / "metrics.jsonl")
-        if pruned := asked(known.get(f"{run.epoch:g}", {})):
-            return pruned
+    # Where it was saved at a probe it may have been pruned there, and killed before that was written down.
+    if run.step and probe_due(run) and (pruned := asked(run.folder.probes().get(f"{run.epoch:g}", {}))):
+        return pruned
     last_save = time.perf_counter()
     loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step)
     statistics = RunningStatistics(run.method, ranks, plan.micro_batches)
@@ -361,7 +360,7 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         cause=pruned,
         metrics=metrics,
         missing=missing,
-        probes=probes_of(run.folder.metrics()) if run.ranks.is_main else {},
+        probes=run.folder.probes() if run.ranks.is_main else {},
         step=run.step,
         seconds=run.seconds,
         device_hours=run.device_hours,

@@ -50,7 +50,7 @@ def run_job(
         origin = error.__cause__ or error
         cause = f"{type(origin).__name__}: {' '.join(str(origin).split())}"[:500]
         result = RunResult(RunStatus.failed, cause, step=reached.step, seconds=reached.seconds, claim=claim)
-        result.device_hours = reached.device_hours
+        result.device_hours, result.probes = reached.device_hours, folder.probes()
         if rank_count() == 1:
             folder.write_result(result)
             return result

@@ -13,6 +13,8 @@ def cancel(view: View, trials: list[Trial]) -> str:
     What runs saves a checkpoint first, if it can; running the sweep again takes it up.
     """
     sweep = view.sweep
+    if not trials:
+        sweep.cancel()
     chosen = [t for t in trials or sweep.trials if not view.state(t).settled]
     jobs = []
     for trial in chosen:

@@ -1,5 +1,7 @@
 """What a command changes of a sweep that is there already: trials that came or went, and what it takes up again."""
 
+import os
+
 from rich.console import Console
 
 from cnnjepa.runs import RunStatus
@@ -42,9 +44,12 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
 
 def take_up(view: View, retry_failed: bool) -> None:
     """What was cancelled until now may run again; where asked, what failed too."""
+    view.sweep.uncancel()
     for trial in view.sweep.trials:
         state = view.state(trial)
         if state in set_aside(view.sweep, retry_failed):
             view.sweep.run(trial).set_aside(RunStatus[state.name])
         if state is TrialState.cancelled or (state is TrialState.failed and retry_failed):
             claims.uncancel(view.sweep.trial_dir(trial))
+    if view.sweep.search is not None:
+        os.utime(view.sweep.path / "sweep.json")  # slots that run read anew what was set aside

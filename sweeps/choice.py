@@ -37,7 +37,7 @@ def runnable(trial: Trial) -> bool:
 
 
 def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) -> tuple[Trial, claims.Ownership] | None:
-    """A trial that is now ours: a half-done one whose owner is gone before a new one of the study; None where nothing is left to begin.
+    """A trial that is now ours: a half-done one whose owner is gone before a new one of the study; None where nothing is to begin here now.
 
     All that has changed is looked at anew, once: the view may remember states until the next call.
 
@@ -52,7 +52,8 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
         folder, step = sweep.trial_dir(trial), view.reached_step(trial)
         cause = fault(view, trial, past, step, driver)
         if cause:
-            sweep.run(trial).write_result(RunResult(RunStatus.failed, cause, step=step, claim=past[-1].epoch))
+            run = sweep.run(trial)
+            run.write_result(RunResult(RunStatus.failed, cause, probes=run.probes(), step=step, claim=past[-1].epoch))
             if mine and past[-1].slurm and past[-1].slurm.job == mine and not past[-1].slurm.shared:
                 return None  # should the fault be this node's, the next trial is not tried on it too
             continue

@@ -90,7 +90,7 @@ class SlurmStart:
     gpus: float  # that the owner holds
     log: str  # what the job prints
     code: str  # the snapshot that it runs
-    shared: bool = False  # whether the job is an allocation with many slots, each an owner of its own
+    shared: bool = False  # whether the job has other trials too: an allocation of many slots, or a search's slot, which takes one by one
 
     @staticmethod
     def me(gpus: float, log: str, code: str, environment: Mapping[str, str] = os.environ, shared: bool = False) -> "SlurmStart | None":

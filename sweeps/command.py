@@ -19,7 +19,7 @@ from sweeps.engine.local import LocalEngine, slots_here
 from sweeps.engine.rounds import REFRESH_SECONDS, run_round
 from sweeps.folder import Sweep, View
 from sweeps.plan import parse, plan
-from sweeps.search import Outlook, is_over, to_come
+from sweeps.search import Outlook, is_over, to_take_up
 from sweeps.spec import SweepSpec
 from sweeps.status import counts_line, sweep_status
 from sweeps.watch import Watcher, conclude, wide_console
@@ -88,7 +88,9 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     slot = allocation.slot(cluster) if allocation else cluster
     price = on_slurm.quote_of(View.here(sweep), slot, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
     if price is not None:
-        on_slurm.check_cap(asked.max_gpu_hours, price)
+        sweep = sweep.expecting(price.device_hours_per_epoch)
+        on_slurm.check_budget(sweep, price)
+        on_slurm.check_cap(asked.max_gpu_hours, price, on_slurm.budget_of(sweep))
     if asked.dry_run:
         show_plan(sweep, console)
         if slurm and price is not None:
@@ -96,7 +98,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
         return 0
     if slurm and price is not None:
         return on_slurm.run(sweep, cluster, allocation, price, asked, console)
-    if left_to_run(View(sweep), asked.retry_failed) or to_come(View(sweep)):
+    if left_to_run(View(sweep), asked.retry_failed) or to_take_up(View(sweep)):
         slots_here(cluster)
     splits = None
     for trial in sweep.trials:

@@ -6,14 +6,14 @@ The trials of a search are not all known beforehand: points/<number>.json is wri
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from cnnjepa import checkpoint
 from cnnjepa.files import create_exclusive, to_json, write_atomic
-from cnnjepa.runs import RunFolder, RunResult, read_probes
+from cnnjepa.runs import RunFolder, RunResult, RunStatus, read_probes
 from jobs.queue import Queue, has_slurm
 from sweeps import claims
 from sweeps.space import applied
@@ -130,6 +130,30 @@ class Sweep:
         """Of the trial that is chosen next."""
         return self._next[0]
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether a person has stopped the search: it chooses nothing until its command is run again."""
+        return self.search is not None and self._cancelled.exists()
+
+    @property
+    def _cancelled(self) -> Path:
+        return self.path / "cancelled"
+
+    def cancel(self) -> None:
+        """Choose no further trial until `uncancel`."""
+        if self.search is not None:
+            self._cancelled.touch()
+
+    def uncancel(self) -> None:
+        """Choose trials again."""
+        self._cancelled.unlink(missing_ok=True)
+
+    def expecting(self, hours_per_epoch: float | None) -> "Sweep":
+        """The same, told what an epoch is expected to cost."""
+        if self.search is None or hours_per_epoch is None:
+            return self
+        return replace(self, search=replace(self.search, hours_per_epoch=hours_per_epoch))
+
     def point_file(self, number: int) -> Path:
         """Where the choice of trial `number` of a search is kept."""
         return self.path / "points" / f"{number:06d}.json"
@@ -176,9 +200,28 @@ class View:
         self.sweep = sweep
         self.watch = claims.Watch(silent, queue=queue)
         self._runs: dict[str, RunFolder] = {}
+        self._hours: dict[str, float] = {}
+        self._followed = 0  # when the sweep.json that was taken up last had been written
         self._results: dict[str, RunResult] = {}
         self._claims: dict[str, list[claims.Claim]] = {}
         self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}  # of runs that have not ended, and how far they were read
+
+    def follow(self) -> bool:
+        """Take up what a command has made of a search since the last call; False where it is another search now."""
+        if self.sweep.search is None:
+            return True
+        written = (self.sweep.path / "sweep.json").stat().st_mtime_ns
+        if written == self._followed:
+            return True
+        now = Sweep.load(self.sweep.path)
+        if now.search is None or now.search.digest != self.sweep.search.digest:
+            return False
+        self.sweep, self._followed = now, written
+        # A failed or pruned trial may have been set aside, to be run again.
+        self._results = {s: r for s, r in self._results.items() if r.status is RunStatus.completed}
+        self._states.clear()
+        self._hours.clear()
+        return True
 
     def look_again(self) -> None:
         """Remember no state of a trial that has not ended: what happens next goes by how things stand now."""
@@ -241,6 +284,15 @@ class View:
         unfinished = [t for t in self.sweep.trials if self.state(t) is TrialState.running]
         owners = [self.claims(t)[-1].owner for t in unfinished]
         return sorted({o.host for o in owners if not o.is_local})
+
+    def device_hours(self, trial: Trial) -> float:
+        """What an ended trial has cost: the time that its jobs held GPUs in Slurm, lost steps among it; elsewhere what training took."""
+        if trial.signature not in self._hours:
+            folder, past = self._run(trial).path, self.claims(trial)
+            held = sum(claims.held_seconds(folder, c) * c.slurm.gpus / 3600 for c in past if c.slurm)
+            result = self.result(trial)
+            self._hours[trial.signature] = held or (result.device_hours if result is not None else 0.0)
+        return self._hours[trial.signature]
 
     def probes(self, trial: Trial) -> dict[str, dict[str, float]]:
         """Epoch -> metrics of the probes on the way, so far; what was read is not read again."""

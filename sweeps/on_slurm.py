@@ -22,7 +22,7 @@ from sweeps.changes import announce_changes, left_to_run, take_up
 from sweeps.engine.slurm import RacedError, SlurmEngine, array_limit, shares
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
-from sweeps.search import Outlook, is_over, to_come
+from sweeps.search import Outlook, is_over, to_take_up
 from sweeps.status import counts_line, sweep_status, trial_status
 from sweeps.watch import conclude
 
@@ -61,12 +61,25 @@ def quote_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Quote:
         left += [float(trials[0].epochs)] * Outlook(view).runs_left_at_most
     measured = measured_hours(view.sweep.path.parent, trials[0].values, cluster)
     epochs = statistics.fmean(t.epochs for t in trials)
-    return quote(cluster, trials[0].values, left, epochs, measured, at_most=bool(view.sweep.rungs))
+    return quote(cluster, trials[0].values, left, epochs, measured, at_most=bool(view.sweep.rungs) or view.sweep.search is not None)
 
 
-def check_cap(cap: float | None, price: Quote) -> None:
-    """Raise ValueError where the quote is above `cap` GPU-hours, or where it cannot be known."""
-    if cap is None or price.unit != "GPU-hours" or not price.trials:
+def budget_of(sweep: Sweep) -> float | None:
+    """Device-hours above which a search begins nothing; None without a budget."""
+    return sweep.search.budget_hours if sweep.search is not None else None
+
+
+def check_budget(sweep: Sweep, price: Quote) -> None:
+    """Raise ValueError where a search's budget is not enough for one run."""
+    budget, rate = budget_of(sweep), price.device_hours_per_epoch
+    if budget is not None and rate is not None and budget < rate * sweep.trials[0].epochs:
+        cost = rate * sweep.trials[0].epochs
+        raise ValueError(f"--budget-gpu-hours must be at least the {cost:,.1f} {price.unit} of one run; got {budget:g}")
+
+
+def check_cap(cap: float | None, price: Quote, budget: float | None = None) -> None:
+    """Raise ValueError where the quote, or a search's smaller budget, is above `cap` GPU-hours, or where it cannot be known."""
+    if cap is None or price.unit != "GPU-hours" or not price.trials or (budget is not None and budget <= cap):
         return
     if price.device_hours is None:
         raise ValueError(f"--max-gpu-hours must be held against a quote; got {cap:g}, and the cost is unknown: {price.source}")
@@ -74,10 +87,14 @@ def check_cap(cap: float | None, price: Quote) -> None:
         raise ValueError(f"--max-gpu-hours must be at least the quote of {price.device_hours:,.0f} GPU-hours; got {cap:g}")
 
 
-def show_quote(price: Quote, console: Console) -> None:
+def show_quote(sweep: Sweep, price: Quote, console: Console) -> None:
     """Print the quote, and the site's balance beside it."""
     for line in price.lines():
         console.print(line, highlight=False, soft_wrap=True)
+    if (budget := budget_of(sweep)) is not None:
+        console.print(f"  the search begins no run that could take it above {budget:g} {price.unit}", highlight=False, soft_wrap=True)
+        if price.device_hours_per_epoch is None:
+            console.print("  one run tells first what a run costs; for more at once, watch, or run the command again then", highlight=False)
     if has := balance():
         console.print(f"sbalance:\n{has}", highlight=False, soft_wrap=True)
 
@@ -109,8 +126,9 @@ def planned(engine: SlurmEngine, slots: int) -> list[Submission]:
 def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Quote, console: Console) -> None:
     """Print the quote and the very script that would be submitted were nothing queued; needs no Slurm."""
     engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue(), allocation)
-    slots = engine.wanted(price.trials)
-    show_quote(price, console)
+    view = View(sweep)
+    slots = engine.wanted(len(left_to_run(view, False)) + to_take_up(view) if sweep.search is not None else price.trials)
+    show_quote(sweep, price, console)
     if slots:
         arrays = planned(engine, slots)
         for size, throttle in dict.fromkeys((a.slots, a.throttle) for a in arrays):
@@ -120,14 +138,13 @@ def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | 
             console.out(render(alike[0].job_profile, alike[0].array()), highlight=False)
 
 
-def refuse_problems(engine: SlurmEngine, slots: int, console: Console) -> None:
-    """Preflight; raises ValueError where anything would stop the submission, warnings are printed."""
+def refuse_problems(engine: SlurmEngine, slots: int, runs: int, console: Console) -> None:
+    """Preflight, with room for so many runs; raises ValueError where anything would stop the submission, warnings are printed."""
     sweep = engine.sweep
     by_data = {str(t.values["data"]): t for t in sweep.trials}
     data = [t.values["data"] for t in by_data.values()]
     room = preflight.bytes_of_a_run(sweep.trials[0].config)
     first = planned(engine, slots)[0]
-    runs = first.allocation.slots if first.allocation else slots
     found = preflight.preflight(first.job_profile, first.array(), sweep.path.parent, runs, room, data)
     for finding in found:
         if finding.level == "warning" or finding.what == "squota":
@@ -160,7 +177,7 @@ def run(
         console.print(text, highlight=False, soft_wrap=True)
 
     announce_changes(sweep, console)
-    if left_to_run(view, asked.retry_failed) or to_come(view):
+    if left_to_run(view, asked.retry_failed) or to_take_up(view):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
         engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue, allocation)
         if asked.engine is None and engine.allocated:  # who only looks again shall not get an array beside it
@@ -187,10 +204,10 @@ def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace,
     sweep, queue = engine.sweep, engine.queue
     engine.settle(say)
     view = View(sweep, queue=queue)
-    slots = engine.lacking(view, len(left_to_run(view, asked.retry_failed)) + to_come(view))
+    slots = engine.lacking(view, len(left_to_run(view, asked.retry_failed)) + to_take_up(view))
     if slots > 0:
-        show_quote(price, console)
-        refuse_problems(engine, slots, console)
+        show_quote(sweep, price, console)
+        refuse_problems(engine, slots, price.trials, console)
         if not confirmed(asked):
             return False
     sweep.write()

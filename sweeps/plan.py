@@ -70,6 +70,11 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
     rungs = rungs_of(spec, chosen, asked)
     eta, search = asked.eta if rungs else 0, None
     if spec.space and asked.sampler == "grid":
+        for flag, value in {"--points": asked.points, "--budget-gpu-hours": asked.budget_gpu_hours}.items():
+            if value is not None:
+                raise ValueError(f"{flag} must be left out with --sampler grid, which runs every combination; got {value:g}")
+        if asked.two_objectives:
+            raise ValueError("--two-objectives must be left out with --sampler grid, which chooses nothing; got both")
         spec, path = grid_of(spec, chosen, asked.cluster, asked.overrides), path.with_name(f"{path.name}-grid")
     if spec.space:
         search = plan_search(spec, chosen, asked, rungs, seeds)
@@ -81,7 +86,10 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
 
 def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:
     """Epochs at which runs are held against each other: none where nothing is stopped early, and none within any run's warm-up."""
-    default = "asha" if spec.space and asked.sampler != "grid" and not asked.two_objectives else "none"
+    # A grid chooses nothing, a Gaussian process learns from completed runs alone, and what was stopped has no accuracy beside its cost.
+    default = "asha" if spec.space and asked.sampler in ("tpe", "random") and not asked.two_objectives else "none"
+    if spec.space and asked.two_objectives and asked.early_stopping == "asha":
+        raise ValueError("--early-stopping must be none with --two-objectives: a run that was stopped has no accuracy; got asha")
     if (asked.early_stopping or default) == "none":
         return []
     if asked.eta < 2:

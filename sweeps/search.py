@@ -1,6 +1,7 @@
 """What a search runs next: another seed of a setting that is still among the best, or a setting that nobody has tried.
 
-Work comes up only when a trial ends, and the slot that ended it asks again; so nothing is left lying, and nobody has to watch.
+Work comes up when a trial ends, and the slot that ended it asks again; so nothing is left lying as long as one slot is there. Who watches
+adds slots where more could run.
 """
 
 import itertools
@@ -69,21 +70,31 @@ class Outlook:
 
     @cached_property
     def hours(self) -> tuple[float, float | None]:
-        """Device-hours that ended trials have taken, and those of an epoch, None while no trial has ended."""
-        ended = [(t, r) for t in self.sweep.trials if self.view.state(t).ended and (r := self.view.result(t)) is not None]
-        spent = sum(r.device_hours for _, r in ended)
-        rates = [r.device_hours / epochs for t, r in ended if r.device_hours and (epochs := epochs_done(t, r.status.name, r.probes))]
-        return spent, statistics.median(rates) if rates else None
+        """Device-hours that ended trials have taken, and those of the dearest epoch seen or expected, None while nothing is known of it."""
+        spent, rates = 0.0, [] if self.search.hours_per_epoch is None else [self.search.hours_per_epoch]
+        for trial in self.sweep.trials:
+            result = self.view.result(trial) if self.view.state(trial).ended else None
+            if result is None:
+                continue
+            cost = self.view.device_hours(trial)
+            spent += cost
+            epochs = epochs_done(trial, result.status.name, result.probes)
+            if cost and epochs:
+                rates.append(cost / epochs)
+        return spent, max(rates, default=None)
 
     @cached_property
     def affordable(self) -> int | None:
-        """How many runs may begin without the risk that the search costs more than its budget; None for any number."""
+        """How many runs may begin, at the dearest epoch known, with the search within its budget; None for any number.
+
+        Where nothing is known one run begins, and the others wait for what it tells.
+        """
         if self.search.budget_hours is None:
             return None
         spent, rate = self.hours
         pending = [t for p in self.points for t, s in zip(p.trials, p.states, strict=True) if not s.ended]
         if rate is None:
-            return 0 if pending else 1  # the first run tells what one costs
+            return 0 if pending or spent >= self.search.budget_hours else 1
         epochs = self.sweep.trials[0].epochs
         left = self.search.budget_hours - spent - rate * epochs * len(pending)
         return max(int(left / (rate * epochs)), 0)
@@ -110,6 +121,11 @@ class Outlook:
     @property
     def to_begin(self) -> int:
         """How many trials beyond those registered may begin now."""
+        return 0 if self.sweep.cancelled else self.worth_beginning
+
+    @property
+    def worth_beginning(self) -> int:
+        """How many may begin once the search, where a person has cancelled it, is taken up."""
         wanted = len(self.seeds_due) + self.points_left
         return wanted if self.affordable is None else min(wanted, self.affordable)
 
@@ -165,6 +181,11 @@ def is_over(view: View) -> bool:
 def to_come(view: View) -> int:
     """Trials beyond those of the sweep that may begin now; 0 where it is no search."""
     return Outlook(view).to_begin if view.sweep.search is not None else 0
+
+
+def to_take_up(view: View) -> int:
+    """The same of a search that is taken up, should a person have cancelled it."""
+    return Outlook(view).worth_beginning if view.sweep.search is not None else 0
 
 
 def is_judged(sweep: Sweep, trial: Trial) -> bool:

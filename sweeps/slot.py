@@ -80,7 +80,7 @@ def run_slots(
     """
     # Each choice looks anew, and what has ended is read once.
     view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf)
-    while not asked_to_stop():
+    while not asked_to_stop() and view.follow():
         done = run_slot(view, cluster, driver, asked_to_stop, start)
         if sweep.search is None:
             return

@@ -110,8 +110,9 @@ class Search:
     points: int  # settings to try
     seeds: int  # of a setting, at most: more only for those that are still among the best
     costs: bool  # whether device-hours are a second objective
-    budget_hours: float | None  # device-hours: no run is begun that could take the search above it
+    budget_hours: float | None  # device-hours: no run is begun that could take the search above it, at the dearest epoch known
     digest: str  # names what points are points of: with another space, or another base, they are another search's
+    hours_per_epoch: float | None = None  # device-hours that an epoch is expected to cost; None where that is not known beforehand
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -58,16 +58,17 @@ def best_line(view: View) -> str:
     line = f"best so far by {view.sweep.objective}: {told(best)}"
     if best["next"] is None:
         return line
-    doubt = "one seed each tells little" if min(best["n"], best["next"]["n"]) < 2 else ""
     apart = best["mean"] - best["next"]["mean"]
-    if not doubt:
+    if min(best["n"], best["next"]["n"]) < 2:
+        judged = f"apart by {apart:.1f}, and of one there is a single seed, which tells little"
+    else:
         error = (best["std"] ** 2 / best["n"] + best["next"]["std"] ** 2 / best["next"]["n"]) ** 0.5
-        doubt = "" if apart > 2 * error else f"apart by {apart:.1f}, within twice its standard error of {error:.1f}"
-    return f"{line}; next: {told(best['next'])}" + (f"; {doubt}" if doubt else "")
+        judged = f"apart by {apart:.1f}, {'more than' if apart > 2 * error else 'within'} twice its standard error of {error:.1f}"
+    return f"{line}; next: {told(best['next'])}; {judged}"
 
 
 def rungs_line(view: View) -> str:
-    """'rungs: epoch 2: 9 runs, epoch 6: 3 runs; 6 pruned'; "" where nothing is stopped early."""
+    """'rungs: epoch 2: 9 runs, epoch 6: 3 runs; at each the best 1/3 go on'; "" where nothing is stopped early."""
     sweep = view.sweep
     if not sweep.rungs:
         return ""

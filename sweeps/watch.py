@@ -141,7 +141,8 @@ class SlurmWatch:
             return bool(self.engine.live()) or missing > 0
         last = Submission.all_of(self.engine.sweep)[-1]
         jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
-        if last.job and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
+        begun = bool(jobs) and self.engine.sweep.search is not None  # by others: a search's slot may find nothing to begin
+        if last.job and not begun and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
             said = log_tail(logs[-1]) if logs else "they leave no log"
             raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")

@@ -84,7 +84,8 @@ class AllocationEngine:
             run_slots(sweep, submission.slot_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
 
         share = submission.slot_profile
-        return place(slot, slots, self.slots, {"cpu": share.cores_per_slot, "gpu": share.gpus_per_slot}, folder)
+        trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
+        return place(slot, slots, self.slots, {"cpu": share.cores_per_slot, "gpu": share.gpus_per_slot}, folder, trials)
 
 
 class HandOn:

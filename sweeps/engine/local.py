@@ -114,7 +114,8 @@ class LocalEngine:
         def slot() -> None:
             run_slots(sweep, cluster, driver.driver, asked_to_stop, silent)
 
-        return place(slot, slots, self.parallel, {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}, private)
+        trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
+        return place(slot, slots, self.parallel, {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}, private, trials)
 
     def close(self) -> None:
         """Shut Ray down and remove the private folder."""

@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-_DEATHS = 2  # of the processes of one slot in a round: that after the second finds that its trial has failed
+_DEATHS = 2  # of the processes of one slot for each trial that it may take: that after the second finds that its trial has failed
 _TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"
 
 
@@ -89,7 +89,9 @@ def without_client_server(parameters: Any, _head: bool) -> None:
     parameters.ray_client_server_port = None
 
 
-def place(slot: Callable[[], None], slots: int, parallel: int, resources: Mapping[str, float], folder: Path) -> list[str]:
+def place(
+    slot: Callable[[], None], slots: int, parallel: int, resources: Mapping[str, float], folder: Path, trials_of_a_slot: int = 1
+) -> list[str]:
     """Have Ray Tune run `slot` so often, at most `parallel` at once; one whose process dies costs that slot alone. Returns their errors.
 
     Its place is taken by a new one at once, which finds the trial on the same node, and on another one once the round is over.
@@ -108,7 +110,7 @@ def place(slot: Callable[[], None], slots: int, parallel: int, resources: Mappin
         run_config=tune.RunConfig(
             name=uuid.uuid4().hex[:8],
             storage_path=str(folder / "tune"),
-            failure_config=tune.FailureConfig(max_failures=_DEATHS),
+            failure_config=tune.FailureConfig(max_failures=_DEATHS * trials_of_a_slot),
             verbose=0,
         ),
     )

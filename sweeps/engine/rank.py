@@ -39,13 +39,18 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     def choose() -> tuple[Trial, int] | int:
         """A trial and the epoch of its claim, or the exit status where there is none to run."""
         nonlocal owned
-        start = SlurmStart.me(int(cluster.gpus_per_slot), submission.log_of_this_job(), submission.code)
+        # A slot of a search takes one trial after the other: what becomes of its job is not what becomes of each of them.
+        many = view.sweep.search is not None
+        start = SlurmStart.me(int(cluster.gpus_per_slot), submission.log_of_this_job(), submission.code, shared=many)
         assert start is not None, "a rank runs in a Slurm job"
         if stop():
             return STOPPED
+        if not view.follow():
+            print("the sweep searches another space now", flush=True)
+            return 0
         found = next_claim(view, start.driver, start)
         if found is None:
-            print("no trial is left to begin", flush=True)
+            print("nothing is to begin now", flush=True)
             return 0
         trial, owned = found
         print(
@@ -56,7 +61,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     def run_one(trial: Trial, epoch: int) -> bool:
         """Whether the trial has ended, or is no longer ours; False where the run was told to stop. The same on every rank."""
         fit_to(cluster, trial.config)
-        folder = sweep.trial_dir(trial)
+        folder = view.sweep.trial_dir(trial)
         with ExitStack() as ours:
             if owned is not None:
                 ours.enter_context(owned)
@@ -81,7 +86,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
                 return chosen
             if not run_one(*chosen):
                 return STOPPED
-            if sweep.search is None:
+            if view.sweep.search is None:
                 return 0  # what a trial's end brings about in a search is begun by the slot that ended it
 
 

@@ -131,7 +131,7 @@ class SlurmEngine:
                 withdrawn = self._withdrawn_jobs() if withdrawn is None else withdrawn
                 if element.id in withdrawn:
                     continue
-            count += state is None or not state.settled
+            count += state is None or not state.settled or self.sweep.search is not None  # a search's goes on to another trial
         return count
 
     def trial_of_job(self, view: View) -> dict[str, TrialState]:

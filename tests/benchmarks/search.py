@@ -158,7 +158,7 @@ def replayed(strategy: Strategy, slots: int, replay: int) -> Replay:
         winner = nearest(max((p for p in settings_of(simulation.view) if p.scores), key=lambda p: p.mean).trials[0].params)
     best = max(map(mean, settings()))
     share = simulation.epochs_trained / total
-    return Replay(share, to_right, is_right(winner), mean(winner) == best, best - mean(winner), len(simulation.ends))
+    return Replay(share, to_right, is_right(winner), mean(winner) == best, best - mean(winner), simulation.ended)
 
 
 def summary(name: str, replays: Sequence[Replay]) -> dict[str, Any]:

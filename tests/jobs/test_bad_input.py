@@ -163,6 +163,9 @@ SWEEP_TABLE = [
 SEARCH_TABLE = [
     (["--points", "0"], "--points must be at least 1; got 0"),
     (["--eta", "1"], "--eta must be at least 2; got 1"),
+    (["--sampler", "grid", "--points", "3"], "--points must be left out with --sampler grid, which runs every combination; got 3"),
+    (["--sampler", "grid", "--two-objectives"], "--two-objectives must be left out with --sampler grid"),
+    (["--two-objectives", "--early-stopping", "asha"], "--early-stopping must be none with --two-objectives"),
     (["--budget-gpu-hours", "0"], "--budget-gpu-hours must be positive and finite; got 0"),
     (["--budget-gpu-hours", "nan"], "--budget-gpu-hours must be positive and finite; got nan"),
     (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what joint_search sets itself"),

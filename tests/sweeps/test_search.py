@@ -18,11 +18,14 @@ import optuna_dashboard
 import pytest
 
 from cnnjepa.runs import RunResult, RunStatus
+from jobs.quote import Quote
 from sweeps import claims, search, study
+from sweeps.cancel import cancel
 from sweeps.changes import left_to_run, take_up
 from sweeps.choice import judge, next_claim
 from sweeps.claims import Process
 from sweeps.folder import Sweep, TrialState, View
+from sweeps.on_slurm import check_budget
 from sweeps.results import cells, summary_csv, told_settings
 from sweeps.rungs import goes_on, rung_epochs
 from sweeps.search import Outlook
@@ -332,6 +335,86 @@ def test_a_budget_holds_for_slots_that_run_side_by_side(tmp_path: Path) -> None:
     end(made, made.trials[0], 50.0, hours=3.0)
     owned = [next_claim(view, "d") for _ in range(4)]
     assert [o is not None for o in owned] == [True, True, False, False]
+
+
+def test_a_budget_counts_what_failed_and_ends_a_search_whose_every_run_fails(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=10.0)
+    view, begun = View(made), 0
+    while (got := next_claim(view, "d")) is not None:
+        with got[1]:
+            end(made, got[0], None, RunStatus.failed, hours=5.0)
+        begun += 1
+    assert begun == 2
+
+
+def test_a_budget_goes_by_the_dearest_epoch(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=20.0)
+    costs = itertools.chain([1.0, 1.0, 4.0], itertools.repeat(1.0))
+    view, spent = View(made), 0.0
+    while (got := next_claim(view, "d")) is not None:
+        cost = next(costs)
+        with got[1]:
+            end(made, got[0], 50.0, hours=cost)
+        spent += cost
+    assert 16.0 < spent <= 20.0
+
+
+def test_an_expected_cost_lets_slots_begin_side_by_side_and_holds_the_first_run_too(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=10.0).expecting(3.0 / 4)  # 4 epochs a run
+    view = View(made)
+    assert [next_claim(view, "d") is not None for _ in range(5)] == [True, True, True, False, False]
+    price = Quote(1, 4, 3.0, "", "GPU-hours", None, 1, 1, True)
+    with pytest.raises(ValueError, match=r"--budget-gpu-hours must be at least the 12\.0 GPU-hours of one run; got 10"):
+        check_budget(made, price)
+
+
+# Changed while it runs.
+
+
+def test_a_cancelled_search_chooses_nothing_until_it_is_taken_up(tmp_path: Path) -> None:
+    made = searched(tmp_path)
+    running = next_claim(View(made), Process.me().driver)
+    assert running is not None
+    assert "1 trials cancelled" in cancel(View(made), [])
+    view = View(made)
+    assert next_claim(view, "d") is None
+    assert search.is_over(view)
+    assert search.to_take_up(view) > 0
+    with running[1]:
+        pass
+    take_up(View(made), retry_failed=False)
+    again = next_claim(View(made), "d")
+    assert again is not None
+    assert again[0] == running[0]
+    assert search.to_come(View(made)) > 0
+
+
+def test_slots_that_run_take_up_more_points_and_leave_another_space_alone(tmp_path: Path) -> None:
+    view = View(searched(tmp_path, points=3))
+    assert view.follow()
+    assert len(run_to_the_end(view.sweep, lambda _: 50.0)) == 3
+    searched(tmp_path, points=5)
+    assert view.follow()
+    assert len(run_to_the_end(view.sweep, lambda _: 50.0)) == 2
+    narrower = dataclasses.replace(SWEEP, space=SWEEP.space[:-1])
+    searched(tmp_path, points=5, spec=narrower)
+    assert not view.follow()
+
+
+def test_what_was_set_aside_is_run_again_by_slots_that_knew_its_result(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=1)
+    view = View(made)
+    assert view.follow()
+    got = next_claim(view, "d")
+    assert got is not None
+    with got[1]:
+        end(made, got[0], None, RunStatus.failed)
+    assert view.state(got[0]) is TrialState.failed
+    take_up(View(made), retry_failed=True)
+    assert view.follow()
+    again = next_claim(view, "d")
+    assert again is not None
+    assert again[0] == got[0]
 
 
 # What is taken up, and what is shown.
