@@ -42,7 +42,9 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
     A job that was requeued finds its own trial first. A trial with a `fault` is recorded as failed instead.
     """
     sweep = view.sweep
-    half_done = [(view.claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
+    left = [t for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
+    # The claims are read before the state that they are judged by: else one made between the two would be taken over from a living owner.
+    half_done = [(past, t) for t in left if (past := view.claims(t)) and view.state(t) is TrialState.interrupted]
     mine = start.job if start else ""
     for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
         folder, step = sweep.trial_dir(trial), view.reached_step(trial)
