@@ -46,7 +46,8 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
     sweep = view.sweep
     view.look_again()
     sweep.grow()
-    half_done = [(view.claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
+    # The claims are those that the state was judged by: with one made meanwhile a living owner would be taken over.
+    half_done = [(view.judged_claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
     mine = start.job if start else ""
     for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
         folder, step = sweep.trial_dir(trial), view.reached_step(trial)

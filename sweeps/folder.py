@@ -268,6 +268,10 @@ class View:
         self._claims[trial.signature] = past
         return past
 
+    def judged_claims(self, trial: Trial) -> list[claims.Claim]:
+        """The claims that the last look at the trial's state went by; nothing is asked anew."""
+        return self._claims.get(trial.signature, [])
+
     def claims(self, trial: Trial) -> list[claims.Claim]:
         """All claims of the trial, oldest first; of one that has ended nothing is looked for again."""
         if trial.signature in self._claims and trial.signature in self._results:

@@ -56,7 +56,8 @@ class AllocationEngine:
 
     def connect(self) -> None:
         """Join the Ray cluster on this node."""
-        os.environ |= ENVIRONMENT
+        # Where the head is gone there is nothing to wait for: the supervisor starts another.
+        os.environ |= {**ENVIRONMENT, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
         import ray
 
         address = (self.folder / "address").read_text()

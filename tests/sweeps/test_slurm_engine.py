@@ -12,11 +12,11 @@ from jobs import queue as slurm
 from jobs.compose import compose_job
 from jobs.queue import Element, Queue, SlurmError, SlurmSilentError, ask, own_job
 from jobs.spec import Allocation
-from sweeps import claims
+from sweeps import choice, claims
 from sweeps.claims import Claim, Process, SlurmStart, Standing, Watch
 from sweeps.engine.slurm import SlurmEngine, shares
 from sweeps.engine.submission import Submission, job_prefix
-from sweeps.folder import Sweep, View
+from sweeps.folder import Sweep, TrialState, View
 from sweeps.spec import ScaleName, Trial
 
 
@@ -220,6 +220,31 @@ def test_one_allocation_is_asked_for_and_serves_all_that_is_left(tmp_path: Path)
     assert missing(element(shared.name, "2_0", "COMPLETED"), of=allocation) == 1
     gone = SlurmEngine(sweep, cluster, Path("/code"), Listed(element(shared.name, "2_0", "CANCELLED")), allocation)  # type: ignore[arg-type]
     assert gone.cancelled_unclaimed(View(sweep, queue=gone.queue)) == {"2_0"}  # and is not asked for again by itself
+
+
+def test_a_trial_that_another_slot_takes_up_meanwhile_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a look at its state and one at its claims."""
+    trial = Trial(0, "s", 42, {}, "abc")
+    sweep = replace(sweep_in(tmp_path), trials=[trial])
+    folder, others = sweep.trial_dir(trial), []
+    first = claims.claim(folder, 1, "d", 0)
+    assert first is not None
+    with first:
+        pass
+    view = View(sweep)
+    looked = view.state
+
+    def state(trial: Trial) -> TrialState:
+        found = looked(trial)
+        if not others:
+            others.append(claims.claim(folder, 2, "d", 0))
+        return found
+
+    monkeypatch.setattr(view, "state", state)
+    monkeypatch.setattr(choice, "runnable", lambda _: True)
+    assert choice.next_claim(view, "d") is None
+    assert others[0] is not None
+    assert [c.epoch for c in claims.history(folder)] == [1, 2]
 
 
 def test_a_job_that_slurm_forgot_is_dead_when_its_heart_stands_still(tmp_path: Path, claimed: Claim) -> None:
