@@ -6,7 +6,7 @@ decides alike, but notes the rungs in its own trials, which a study that is repl
 
 from collections.abc import Sequence
 
-DEFAULT_ETA = 3
+DEFAULT_ETA = 4
 
 
 def rung_epochs(epochs: int, warmup_epochs: float, eta: int) -> list[int]:

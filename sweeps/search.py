@@ -13,7 +13,6 @@ from sweeps.folder import Sweep, TrialState, View
 from sweeps.space import all_points
 from sweeps.spec import FIRST_SEED, Trial
 
-SEED_ETA = 3  # of the settings with so many seeds, one in three gets another
 FINALISTS = 2  # settings that have all seeds at the end, so that the best is held against its next
 _DRAWS = 50  # of the sampler, until it is taken to find nothing new
 
@@ -106,17 +105,14 @@ class Outlook:
 
     @cached_property
     def seeds_due(self) -> list[tuple[Point, int]]:
-        """Settings that have earned another seed, those with most seeds first, and that seed."""
-        due: dict[int, tuple[Point, int]] = {}
-        for seeds in range(self.search.seeds - 1, 0, -1):
-            reached = [p for p in self.points if len(p.scores) >= seeds]
-            ranked = sorted(reached, key=lambda p: (-statistics.fmean(p.scores[:seeds]), p.number))
-            due |= {p.number: (p, FIRST_SEED + seeds) for p in ranked[: len(reached) // SEED_ETA] if len(p.trials) == seeds}
-        if not self.points_left and not any(p.pending for p in self.points):
-            # Whoever leads at last by few seeds gets the others too: many settings have one lucky seed among them.
-            ranked = sorted((p for p in self.points if p.scores), key=lambda p: (-p.mean, p.number))
-            due |= {p.number: (p, FIRST_SEED + len(p.trials)) for p in ranked[:FINALISTS] if len(p.trials) < self.search.seeds}
-        return list(due.values())
+        """Settings that have earned another seed, and that seed: when all settings have been tried, those that lead by their means.
+
+        Whoever leads then by fewer seeds is asked too: many settings have one lucky seed among them.
+        """
+        if self.points_left or any(p.pending for p in self.points):
+            return []
+        ranked = sorted((p for p in self.points if p.scores), key=lambda p: (-p.mean, p.number))
+        return [(p, FIRST_SEED + len(p.trials)) for p in ranked[:FINALISTS] if len(p.trials) < self.search.seeds]
 
     @property
     def to_begin(self) -> int:

@@ -148,7 +148,7 @@ class Simulation:
     def _begin(self, slot: int) -> Running | None:
         """The slot's next trial; its folder and claim are real."""
         job = self._job(slot)
-        start = SlurmStart(_CLUSTER, job, self.queue.jobs[job][1], "node", 1, "", "")
+        start = SlurmStart(_CLUSTER, job, self.queue.jobs[job][1], "node", 0, "", "")  # no GPUs: the clock is simulated
         before, cost = time.perf_counter(), self.cost()
         got = next_claim(self.view, start.driver, start)
         self.decisions.append((self.ended, time.perf_counter() - before, self.cost() - cost))

@@ -170,8 +170,8 @@ SEARCH_TABLE = [
     (["--budget-gpu-hours", "nan"], "--budget-gpu-hours must be positive and finite; got nan"),
     (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what joint_search sets itself"),
     (["optimizer.lr=2"], "optimizer.lr must not be overridden, it is what joint_search sets itself"),
-    (["epochs=2"], "--early-stopping=asha must leave an epoch between the warm-up of 1 and 2 / 3; got none: give more epochs"),
-    (["epochs=200", "optimizer.warmup_epochs=90"], "--early-stopping=asha must leave an epoch between the warm-up of 90 and 200 / 3"),
+    (["epochs=2"], "--early-stopping=asha must leave an epoch between the warm-up of 1 and 2 / 4; got none: give more epochs"),
+    (["epochs=200", "optimizer.warmup_epochs=90"], "--early-stopping=asha must leave an epoch between the warm-up of 90 and 200 / 4"),
 ]
 
 
