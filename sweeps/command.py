@@ -119,7 +119,7 @@ def show_plan(sweep: Sweep, console: Console) -> None:
         )
     console.print(f"{len(sweep.trials)} trials, {sweep.trials[0].epochs} epochs each, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:
-        console.print(f"at epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs go on", highlight=False)
+        console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs go on", highlight=False)
     if (search := sweep.search) is not None:
         more = Outlook(view).runs_left_at_most
         what = f"{search.sampler} chooses up to {search.points} settings, the best of them get up to {search.seeds} seeds"

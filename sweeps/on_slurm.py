@@ -22,7 +22,7 @@ from sweeps.changes import announce_changes, left_to_run, take_up
 from sweeps.engine.slurm import RacedError, SlurmEngine, array_limit, shares
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
-from sweeps.search import Outlook, is_over, to_take_up
+from sweeps.search import Outlook, epochs_expected, is_over, to_take_up
 from sweeps.status import counts_line, sweep_status, trial_status
 from sweeps.watch import conclude
 
@@ -91,6 +91,9 @@ def show_quote(sweep: Sweep, price: Quote, console: Console) -> None:
     """Print the quote, and the site's balance beside it."""
     for line in price.lines():
         console.print(line, highlight=False, soft_wrap=True)
+    if sweep.rungs and sweep.search is not None and (rate := price.device_hours_per_epoch) is not None:
+        hours = rate * epochs_expected(Outlook(View(sweep)))
+        console.print(f"  about {hours:,.0f} of them if one in {sweep.eta} goes on at each rung", highlight=False)
     if (budget := budget_of(sweep)) is not None:
         console.print(f"  the search begins no run that could take it above {budget:g} {price.unit}", highlight=False, soft_wrap=True)
         if price.device_hours_per_epoch is None:

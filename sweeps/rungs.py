@@ -7,13 +7,14 @@ decides alike, but notes the rungs in its own trials, which a study that is repl
 from collections.abc import Sequence
 
 DEFAULT_ETA = 4
+EARLIEST = 8  # in the first 1/8 of the epochs the order of settings says little of their end: docs/search.md
 
 
 def rung_epochs(epochs: int, warmup_epochs: float, eta: int) -> list[int]:
-    """Epochs at which runs are compared, each eta times the one before, none before the warm-up has ended."""
+    """Epochs at which runs are compared, each eta times the one before; none within the warm-up or the first eighth of the epochs."""
     found: list[int] = []
     epoch = epochs // eta
-    while epoch >= 1 and epoch > warmup_epochs:
+    while epoch >= max(epochs / EARLIEST, 1) and epoch > warmup_epochs:
         found.append(epoch)
         epoch //= eta
     return found[::-1]

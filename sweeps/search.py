@@ -5,6 +5,7 @@ adds slots where more could run.
 """
 
 import itertools
+import math
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,6 +131,14 @@ class Outlook:
         """Trials that may still be chosen, if every one of them completes."""
         further = sum(self.search.seeds - len(p.trials) for p in self.points if p.pending or p.scores)
         return self.points_left * self.search.seeds + max(further, 0)
+
+
+def epochs_expected(outlook: Outlook) -> float:
+    """Epochs that the settings still to be tried will take if one in eta goes on at each rung, and the further seeds of the leaders."""
+    sweep, epochs = outlook.sweep, outlook.sweep.trials[0].epochs
+    stages = [0, *sweep.rungs, epochs]
+    of_one = sum((end - start) / math.pow(max(sweep.eta, 1), i) for i, (start, end) in enumerate(itertools.pairwise(stages)))
+    return outlook.points_left * of_one + FINALISTS * (outlook.search.seeds - 1) * epochs
 
 
 def epochs_done(trial: Trial, status: str, probes: dict[str, dict[str, float]]) -> float:

@@ -70,9 +70,9 @@ STRATEGIES = [
 ]
 # What the defaults were chosen from.
 CONSIDERED = [
-    Strategy(f"{sampler} + ASHA eta {eta}, {n} settings, {seeds} seeds", sampler, eta, tuple(rung_epochs(EPOCHS, 1, eta)), n, seeds)
+    Strategy(f"{sampler} + ASHA eta {eta} at {rungs}, {n} settings, {seeds} seeds", sampler, eta, rungs, n, seeds)
     for sampler in ("tpe", "random")
-    for eta, n in ((2, 12), (3, 24), (4, 18))
+    for eta, rungs, n in ((2, (6, 13), 14), (3, (3, 9), 24), (3, (9,), 16), (4, (6,), 16))
     for seeds in (2, 3)
 ]
 

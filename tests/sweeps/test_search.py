@@ -125,10 +125,11 @@ def test_the_grid_is_a_sweep_of_settings_that_begins_with_the_papers() -> None:
 
 
 def test_rungs_are_eta_apart_and_none_lies_in_the_warm_up() -> None:
-    assert rung_epochs(27, 1, 3) == [3, 9]
-    assert rung_epochs(200, 10, 3) == [22, 66]
-    assert rung_epochs(200, 0.5, 3) == [2, 7, 22, 66]
+    assert rung_epochs(200, 10, 2) == [25, 50, 100]
+    assert rung_epochs(200, 60, 2) == [100]
+    assert rung_epochs(200, 10, 4) == [50]  # an earlier one would lie in the first eighth
     assert rung_epochs(12, 5, 3) == []
+    assert rung_epochs(3, 0, 4) == []
 
 
 def test_a_rung_lets_the_best_share_go_on_and_decides_as_optunas_does() -> None:
