@@ -110,10 +110,10 @@ class Outlook:
 
         Whoever leads then by fewer seeds is asked too: many settings have one lucky seed among them.
         """
-        if self.points_left or any(p.pending for p in self.points):
+        if self.points_left or any(p.pending for p in self.points if len(p.trials) == 1):
             return []
         ranked = sorted((p for p in self.points if p.scores), key=lambda p: (-p.mean, p.number))
-        return [(p, FIRST_SEED + len(p.trials)) for p in ranked[:FINALISTS] if len(p.trials) < self.search.seeds]
+        return [(p, FIRST_SEED + len(p.trials)) for p in ranked[:FINALISTS] if not p.pending and len(p.trials) < self.search.seeds]
 
     @property
     def to_begin(self) -> int:

@@ -284,6 +284,18 @@ def test_seeds_go_to_settings_that_are_still_in_the_running(tmp_path: Path) -> N
     assert all(t.params == next(o.params for o in begun if o.point == t.point) for t in begun)
 
 
+def test_the_leaders_get_their_seeds_side_by_side(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=4, seeds=2)
+    run_to_the_end(dataclasses.replace(made, search=dataclasses.replace(made.search, seeds=1)), lambda t: float(t.point))
+    view = View(made)
+    first, second = next_claim(view, "d"), next_claim(view, "d")
+    assert first is not None
+    assert second is not None
+    assert {first[0].seed, second[0].seed} == {FIRST_SEED + 1}
+    assert first[0].point != second[0].point
+    assert next_claim(view, "d") is None
+
+
 def test_the_best_at_the_end_has_all_its_seeds_also_where_first_seeds_were_lucky(tmp_path: Path) -> None:
     """The first seed of setting after setting is 20 too high; the winner must be believed by all its seeds, and not by that one."""
     made = searched(tmp_path, points=9, seeds=3)
