@@ -15,7 +15,7 @@ import pytest
 from jobs.door import STOPPED
 from sweeps import claims
 from tests.slurm_cluster import SlurmCluster
-from tests.sweeps.slurm_bench import STEPS, Faults, SweepOnSlurm, needs_slurm, running_cluster
+from tests.sweeps.slurm_bench import ROOT, STEPS, Faults, SweepOnSlurm, needs_slurm, running_cluster
 
 pytestmark = [needs_slurm, pytest.mark.slow]
 
@@ -403,3 +403,19 @@ def test_nothing_is_left_running(cluster: SlurmCluster) -> None:
     while left() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left() == []
+
+
+def test_slots_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep: SweepOnSlurm) -> None:
+    searched = SweepOnSlurm(sweep.cluster, sweep.runs)
+    searched.path = sweep.runs / "tiny_search-smoke"
+    script = ROOT / "tests" / "sweeps" / "tiny_search.py"
+    searched.run("--eta", "2", "micro_batch_size=8", "max_parallel=2", script=script, environment={"PYTHONPATH": str(ROOT)})
+    owners = [claims.history(d) for d in searched.trial_dirs()]
+    assert all(len(past) == 1 for past in owners)  # none was run twice
+    jobs = [past[0].slurm.job for past in owners if past[0].slurm]
+    assert len(owners) > 8
+    assert len(jobs) == len(owners)
+    assert len(set(jobs)) <= 2
+    counts = searched.status()["counts"]
+    assert counts["pruned"] >= 1
+    assert counts["pruned"] + counts["completed"] == len(owners)
