@@ -8,6 +8,7 @@ nothing of runs of 49,000 steps.
 """
 
 from sweeps.command import main
+from sweeps.scales import PAPER, SMOKE
 from sweeps.space import choice, real
 from sweeps.spec import Scale, SweepSpec
 
@@ -19,20 +20,8 @@ SWEEP = SweepSpec(
         choice("method.ema.schedule", "cosine", "linear", "constant"),
         real("method.ema.momentum_end", 0.99, 1.0, 0.999, 1.0, when=("method.ema.schedule", ("cosine", "linear"))),
     ],
-    smoke=Scale(
-        [
-            "data=digits",
-            "encoder.name=resnet_small",
-            "epochs=12",
-            "global_batch_size=64",
-            "micro_batch_size=64",
-            "optimizer.warmup_epochs=1",
-            "checkpoint.every_minutes=0.1",
-        ],
-        seeds=2,
-        points=10,
-    ),
-    paper=Scale(["data=imagenet100", "encoder.name=resnet50", "precision=bf16"], seeds=3, points=24),
+    smoke=Scale(SMOKE, seeds=2, points=10),
+    paper=Scale(PAPER, seeds=3, points=24),
 )
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Trial 0 is the paper's setting. A kernel matters only where the predictor looks 
 """
 
 from sweeps.command import main
+from sweeps.scales import PAPER, SMOKE
 from sweeps.space import choice, real, whole
 from sweeps.spec import Scale, SweepSpec
 
@@ -24,20 +25,8 @@ SWEEP = SweepSpec(
         whole("method.predictor.depth", 1, 4, 1, 3),
         choice("method.predictor.kernel", 3, 5, when=("method.predictor.conv", ("depthwise", "dense"))),
     ],
-    smoke=Scale(
-        [
-            "data=digits",
-            "encoder.name=resnet_small",
-            "epochs=12",
-            "global_batch_size=64",
-            "micro_batch_size=64",
-            "optimizer.warmup_epochs=1",
-            "checkpoint.every_minutes=0.1",
-        ],
-        seeds=2,
-        points=16,
-    ),
-    paper=Scale(["data=imagenet100", "encoder.name=resnet50", "precision=bf16"], seeds=3, points=40),
+    smoke=Scale(SMOKE, seeds=2, points=16),
+    paper=Scale(PAPER, seeds=3, points=40),
 )
 
 if __name__ == "__main__":

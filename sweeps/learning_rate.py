@@ -7,6 +7,7 @@ Trial 0 is the paper's setting. The paper names no other that it tried.
 """
 
 from sweeps.command import main
+from sweeps.scales import PAPER, SMOKE
 from sweeps.space import choice, real
 from sweeps.spec import Scale, SweepSpec
 
@@ -18,21 +19,8 @@ SWEEP = SweepSpec(
         real("optimizer.weight_decay", 0.0001, 0.1, 0.001, 0.01, 0.1, log=True),
         choice("optimizer.warmup_epochs", 5, 10, 20, 40),
     ],
-    smoke=Scale(
-        [
-            "data=digits",
-            "encoder.name=resnet_small",
-            "epochs=12",
-            "global_batch_size=64",
-            "micro_batch_size=64",
-            "optimizer.warmup_epochs=1",
-            "checkpoint.every_minutes=0.1",
-        ],
-        seeds=2,
-        points=12,
-        space=[choice("optimizer.warmup_epochs", 1, 2)],
-    ),
-    paper=Scale(["data=imagenet100", "encoder.name=resnet50", "precision=bf16"], seeds=3, points=24),
+    smoke=Scale(SMOKE, seeds=2, points=12, space=[choice("optimizer.warmup_epochs", 1, 2)]),
+    paper=Scale(PAPER, seeds=3, points=24),
 )
 
 if __name__ == "__main__":

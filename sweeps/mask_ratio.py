@@ -8,6 +8,7 @@ random 57.64 and 36.64.
 """
 
 from sweeps.command import main
+from sweeps.scales import PAPER, SMOKE
 from sweeps.space import choice, real, whole
 from sweeps.spec import Scale, SweepSpec
 
@@ -21,20 +22,8 @@ SWEEP = SweepSpec(
         real("method.mask.block_scale_min", 0.05, 0.2, 0.1, 0.15, when=("method.mask.strategy", ("mixed", "multi_block"))),
         real("method.mask.block_scale_max", 0.2, 0.4, 0.2, 0.3, when=("method.mask.strategy", ("mixed", "multi_block"))),
     ],
-    smoke=Scale(
-        [
-            "data=digits",
-            "encoder.name=resnet_small",
-            "epochs=12",
-            "global_batch_size=64",
-            "micro_batch_size=64",
-            "optimizer.warmup_epochs=1",
-            "checkpoint.every_minutes=0.1",
-        ],
-        seeds=2,
-        points=12,
-    ),
-    paper=Scale(["data=imagenet100", "encoder.name=resnet50", "precision=bf16"], seeds=3, points=24),
+    smoke=Scale(SMOKE, seeds=2, points=12),
+    paper=Scale(PAPER, seeds=3, points=24),
 )
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ size within a point. Smoke scale shows that everything works, and says nothing a
 """
 
 from sweeps.command import main
+from sweeps.scales import PAPER
 from sweeps.space import Value
 from sweeps.spec import Scale, Setting, SweepSpec
 
@@ -46,7 +47,7 @@ SWEEP = SweepSpec(
         ],
         seeds=2,
     ),
-    paper=Scale(["data=imagenet100", "encoder.name=resnet50", "precision=bf16"], seeds=3),
+    paper=Scale(PAPER, seeds=3),
 )
 
 if __name__ == "__main__":

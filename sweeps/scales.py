@@ -1,0 +1,12 @@
+"""What the sweeps share at each scale: a small ResNet on digits for minutes, and what the paper ran."""
+
+SMOKE = [
+    "data=digits",
+    "encoder.name=resnet_small",
+    "epochs=12",
+    "global_batch_size=64",
+    "micro_batch_size=64",
+    "optimizer.warmup_epochs=1",
+    "checkpoint.every_minutes=0.1",
+]
+PAPER = ["data=imagenet100", "encoder.name=resnet50", "precision=bf16"]
