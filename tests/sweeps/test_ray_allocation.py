@@ -242,11 +242,7 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
 
     No step is lost but those that the slots of the one node had not saved.
     """
-    out = sweep.submit("two", *ONE_CORE, *ray(2))
-    assert "submitted job" in out
-    assert "submitted" not in sweep.submit("two", *ONE_CORE, *ray(2))
-    assert "submitted" not in (out := sweep.submit("two", *ONE_CORE))
-    assert "an allocation of this sweep is queued or runs" in out
+    sweep.submit("two", *ONE_CORE, *ray(2))
     folder = sweep.wait_for_step(20)
     temporary = temporary_folders(sweep.cluster)
     assert len(temporary) == 2
@@ -261,22 +257,29 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     sweep.check_against(undisturbed)
     for trial in sweep.trial_dirs():
         past = claims.history(trial)
-        assert [(c.slurm.job, c.slurm.restart, c.slurm.shared) for c in past if c.slurm] == [(job, i, True) for i in (0, 1, 1)]
-        assert len({c.driver for c in past}) == 3
+        # The other trial's slot may come up only after the signal: how long a node's Ray takes is the machine's affair.
+        assert all(c.slurm is not None and c.slurm.job == job and c.slurm.shared for c in past)
+        restarts = [c.slurm.restart for c in past if c.slurm]
+        assert restarts in ([[0, 1, 1]] if trial == folder else [[0, 1, 1], [1, 1], [0, 1], [1]])
+        assert len({c.driver for c in past}) == len(past)
         saved = [released(trial, c) for c in past]
-        assert saved == [True, trial != folder, True]
+        assert saved == ([True, False, True] if trial == folder else [True] * len(past))
         assert trial == folder or sweep.lost_steps(trial) == 0
     assert len(sweep.jobs()) == 1
-    assert "Ray has ended by itself" in Path(past[0].slurm.log).read_text()
+    (log,) = {c.slurm.log for c in claims.history(folder) if c.slurm}
+    assert "Ray has ended by itself" in Path(log).read_text()
     assert_nothing_is_left(sweep, temporary)
 
 
 def test_slots_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     """Two share a GPU, and nobody else gets in. One is killed and goes on at once, one is cancelled by name, at last all."""
-    sweep.submit("two", "epochs=400", *TWO_CORES, *ray(1, slots_per_node=2))
-    first = sweep.wait_for_step(10)
-    (second,) = [d for d in sweep.trial_dirs() if d != first]
-    sweep.wait("both", lambda: sweep.step_of(second) >= 5)
+    again = "two", "epochs=400", *TWO_CORES
+    assert "submitted job" in sweep.submit(*again, *ray(1, slots_per_node=2))
+    assert "submitted" not in sweep.submit(*again, *ray(1, slots_per_node=2))
+    assert "submitted" not in (out := sweep.submit(*again))
+    assert "an allocation of this sweep is queued or runs" in out
+    first, second = sweep.trial_dirs()
+    sweep.wait("both", lambda: min(sweep.step_of(first), sweep.step_of(second)) >= 10)
     temporary = check_privacy(sweep, tmp_path)
     before = claims.history(first)[-1]
     assert before.slurm is not None
