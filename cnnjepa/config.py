@@ -52,6 +52,13 @@ class EncoderName(Enum):
     resnet_small = "resnet_small"
 
 
+class Execution(Enum):
+    """How hidden cells are left out: tiled never computes them, masked computes and discards them. Both come to the same result."""
+
+    tiled = "tiled"
+    masked = "masked"
+
+
 class MaskStrategy(Enum):
     """mixed takes multi_block or random, one draw an iteration (paper, section III-B)."""
 
@@ -100,6 +107,8 @@ class EncoderConfig:
     width: int = 32  # channels of the first stage; each further stage doubles them
     blocks: int = 1  # residual blocks a stage
     sync_bn: bool = False  # batch statistics over all ranks instead of per micro-batch
+    execution: Execution = field(default=Execution.tiled, metadata=NEUTRAL)
+    compile: bool = field(default=False, metadata=NEUTRAL)  # torch.compile for what has fixed shapes: target encoder and predictor
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Ranks: started by torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one rank alone.
 
-Gradients are averaged by one flat all-reduce a step and not by DistributedDataParallel, which rearranges its buckets after the first
-step: a run resumed at step k would then add up in another order than one that never stopped, and differ in the last bit. The
-same message carries the loss and the wishes to stop or save, so that all ranks act on the same step without a second message.
+Gradients are averaged in buckets that leave while the backward pass goes on, as DistributedDataParallel does it for a static graph, but not
+by that: it rearranges its buckets after the first step, so that a run resumed at step k would add up in another order than one that never
+stopped, and differ in the last bit. The last message carries the loss and the wishes to stop or save: all ranks act on the same step.
 """
 
 import os
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -83,18 +84,69 @@ def joined(wish: Device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def average_gradients(parameters: list[nn.Parameter], scalars: Tensor, ranks: Ranks) -> Tensor:
-    """Replace each gradient by its mean over ranks, in one message; returns the mean of the 1-d `scalars` too."""
-    if ranks.count == 1:
-        return scalars
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients] + [scalars.to(gradients[0].dtype)])
-    dist.all_reduce(flat)
-    flat /= ranks.count
-    sizes = [g.numel() for g in gradients]
-    for gradient, mean in zip(gradients, flat[: sum(sizes)].split(sizes), strict=True):
-        gradient.copy_(mean.view(gradient.shape))
-    return flat[sum(sizes) :]
+@dataclass
+class _Bucket:
+    """Parameters whose gradients travel in one message."""
+
+    parameters: list[nn.Parameter]
+    missing: int = 0  # gradients that the backward pass has yet to complete
+    message: Tensor | None = None
+    work: Any = None
+
+
+class GradientBuckets:
+    """Averages gradients over ranks, in the same messages and order at every step; a message leaves as soon as it is complete.
+
+    Every parameter must have a gradient after every backward pass, and the same ones on every rank.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], ranks: Ranks, megabytes: float = 25.0) -> None:
+        """Fills buckets of about `megabytes` from the last parameter to the first: what is used last has its gradient first."""
+        self._ranks, self._armed, self._next = ranks, False, 0
+        self._buckets: list[_Bucket] = []
+        size = float("inf")
+        for parameter in reversed(parameters) if ranks.count > 1 else ():
+            if size >= megabytes * 2**20:
+                self._buckets.append(_Bucket([]))
+                size = 0
+            self._buckets[-1].parameters.append(parameter)
+            size += parameter.numel() * parameter.element_size()
+            parameter.register_post_accumulate_grad_hook(partial(self._completed, self._buckets[-1]))
+
+    def arm(self) -> None:
+        """The next backward pass is the step's last: what it completes may leave."""
+        self._armed, self._next = True, 0
+        for bucket in self._buckets:
+            bucket.missing = len(bucket.parameters)
+
+    def _completed(self, bucket: _Bucket, _parameter: Tensor) -> None:
+        if not self._armed:
+            return
+        bucket.missing -= 1
+        # In the order of the buckets and not of their completion: all ranks must send the same message at the same time.
+        while self._next < len(self._buckets) and not self._buckets[self._next].missing:
+            bucket = self._buckets[self._next]
+            bucket.message = torch.cat([p.grad.flatten() for p in bucket.parameters if p.grad is not None])
+            bucket.work = dist.all_reduce(bucket.message, async_op=True)
+            self._next += 1
+
+    def finish(self, scalars: Tensor) -> Tensor:
+        """Wait until each gradient is its mean over ranks; returns the mean of the 1-d `scalars` too."""
+        self._armed = False
+        if self._ranks.count == 1:
+            return scalars
+        assert self._next == len(self._buckets), "a parameter has no gradient, or backward ran without `arm`"
+        last = dist.all_reduce(scalars, async_op=True)
+        for bucket in self._buckets:
+            assert bucket.message is not None
+            bucket.work.wait()
+            bucket.message /= self._ranks.count
+            for parameter, mean in zip(bucket.parameters, bucket.message.split([p.numel() for p in bucket.parameters]), strict=True):
+                assert parameter.grad is not None
+                parameter.grad.copy_(mean.view(parameter.grad.shape))
+            bucket.message = bucket.work = None
+        last.wait()
+        return scalars / self._ranks.count
 
 
 def tensor(buffer: Tensor | None) -> Tensor:

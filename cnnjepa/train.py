@@ -20,7 +20,7 @@ from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig, method_module, validate
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Plan, build_plan, normalise, train_loader
-from cnnjepa.distributed import Ranks, RunningStatistics, average_gradients, broadcast_object, joined
+from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, broadcast_object, joined
 from cnnjepa.files import remove_partial
 from cnnjepa.optim import build_optimizer, set_learning_rate
 from cnnjepa.probes import run_probes
@@ -75,6 +75,7 @@ class Run:
     method: Any  # a Method of cnnjepa/methods
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
+    buckets: GradientBuckets
     step: int = 0  # optimiser steps done
     resumes: int = 0
     earlier_seconds: float = 0.0  # spent before this process took over, as its checkpoint tells
@@ -129,7 +130,8 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     method = method_module(config.method.name).Method(config, plan.total_steps)
     method = method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
     parameters = [p for p in method.parameters() if p.requires_grad]
-    return Run(config, folder, ranks, splits, plan, method, build_optimizer(config.optimizer, parameters), parameters)
+    optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets)
 
 
 def resume(run: Run) -> None:
@@ -164,6 +166,8 @@ def forward_backward(run: Run, loader: Any) -> tuple[Tensor, Batch]:
         batch = micro_batch(run, next(loader), micro_step)
         with autocast:
             out = run.method(batch)
+        if micro_step == run.plan.micro_batches - 1:
+            run.buckets.arm()
         (out["loss"] / run.plan.micro_batches).backward()
         sums += torch.stack([out["loss"].detach(), out.get("visible_fraction", sums.new_ones(()))])
     return sums / run.plan.micro_batches, batch
@@ -279,7 +283,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             statistics.end_step()
             save_due = ranks.is_main and time.perf_counter() - last_save >= 60 * config.checkpoint.every_minutes
             wishes = torch.cat([sums, sums.new_tensor([float(should_stop()), float(save_due)])])
-            loss, visible, stop, save_now = average_gradients(run.parameters, wishes, ranks).tolist()
+            loss, visible, stop, save_now = run.buckets.finish(wishes).tolist()
             norm = require_finite(run, loss, lr)
             run.optimizer.step()
             logged = run.method.after_step(run.step)

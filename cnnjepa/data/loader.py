@@ -1,5 +1,6 @@
 """The order of the images and their loading: functions of (seed, epoch, position), so that resumes and ranks change nothing."""
 
+import functools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,9 +127,14 @@ def probe_loader(config: TrainConfig, images: Images, indices: Indices) -> DataL
     return DataLoader(_ProbeImages(images, indices, config), config.probes.batch_size, num_workers=config.data.workers)
 
 
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[C, 1, 1] on the device, sent there once."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+
 def normalise(pixels_BCHW: Tensor, splits: Splits, device: torch.device, dtype: torch.dtype) -> Tensor:
     """uint8 pixels on the host to normalised channels-last values on `device`."""
     pixels = pixels_BCHW.to(device, non_blocking=True).to(dtype, memory_format=torch.channels_last)
-    mean = torch.tensor(splits.dataset.mean, dtype=dtype, device=device)[:, None, None]
-    std = torch.tensor(splits.dataset.std, dtype=dtype, device=device)[:, None, None]
+    mean, std = (_per_channel(tuple(values), device, dtype) for values in (splits.dataset.mean, splits.dataset.std))
     return (pixels / 255 - mean) / std

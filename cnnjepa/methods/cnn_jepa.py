@@ -9,6 +9,8 @@ loss                 = mean over hidden cells of 1 - cos(prediction, target)
 target_encoder       = EMA(encoder), after each optimiser step
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,8 @@ from cnnjepa.models.predictor import build_predictor
 from cnnjepa.models.resnet import ResNet, build_encoder
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.schedules import ema_momentum
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,14 +58,38 @@ class Config(MethodConfig):
                 raise ValueError(f"method.ema.{key} must lie in [0, 1]; got {momentum}")
 
 
-def masked_prediction_loss(prediction_BChw: Tensor, target_BChw: Tensor, hidden_Bhw: Tensor) -> Tensor:
+def masked_prediction_loss(prediction_BChw: Tensor, target_BChw: Tensor, visibility: Visibility) -> Tensor:
     """Smooth-L1 between channel-normalised features, summed over channels, averaged over the hidden cells of the batch.
 
     Both are unit vectors without negative parts, so no difference exceeds 1 and this equals 1 - cos (paper, equation 1).
     """
-    prediction = F.normalize(prediction_BChw.permute(0, 2, 3, 1)[hidden_Bhw], dim=-1)
-    target = F.normalize(target_BChw.permute(0, 2, 3, 1)[hidden_Bhw], dim=-1)
+
+    def unit(features_BChw: Tensor) -> Tensor:
+        features = features_BChw.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, visibility.hidden_cells)
+        return F.normalize(features.to(features.dtype if features.dtype is torch.float64 else torch.float32), dim=-1)
+
+    prediction, target = unit(prediction_BChw), unit(target_BChw)
     return F.smooth_l1_loss(prediction, target, reduction="none").sum(-1).mean()
+
+
+def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tensor]:
+    """`module`, compiled by torch.compile where that is wanted and can be done; else as it is, after a warning."""
+    if not wanted:
+        return module.__call__  # not the module: as an attribute of another it would be registered twice
+    attempt = torch.compile(module.forward, dynamic=False)
+    fallen_back = False
+
+    def run(x_BCHW: Tensor) -> Tensor:
+        nonlocal fallen_back
+        if not fallen_back:
+            try:
+                return attempt(x_BCHW)
+            except (RuntimeError, OSError, TypeError) as error:  # no compiler, an unknown device, an operation it cannot take
+                log.warning("torch.compile is left alone: %s", str(error).partition("\n")[0])
+                fallen_back = True
+        return module(x_BCHW)
+
+    return run
 
 
 class Method(nn.Module):
@@ -79,6 +107,8 @@ class Method(nn.Module):
             channels = self.encoder.out_channels
             self.predictor = build_predictor(self.settings.predictor, channels, config.encoder.sync_bn)
             self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, channels, 1, 1), std=0.02, a=-0.02, b=0.02))
+        compiled = config.encoder.compile
+        self.run_target, self.run_predictor = (compiled_or_not(m, compiled) for m in (self.target_encoder, self.predictor))
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
@@ -90,25 +120,26 @@ class Method(nn.Module):
         """The network that is probed and exported: the target encoder."""
         return self.target_encoder
 
-    def visible(self, batch: Batch) -> Tensor:
-        """The context masks of a batch, [B, h, w] bool, on the batch's device."""
+    def visibility(self, batch: Batch) -> Visibility:
+        """The context masks of a batch, on its device."""
         mask = draw_visible(self.settings.mask, self.grid, self.config.seed, batch.step, batch.positions)
-        return torch.from_numpy(mask).to(batch.views[0].device, non_blocking=True)
+        return Visibility(torch.from_numpy(mask), batch.views[0].device)
 
-    def predict(self, image_BCHW: Tensor, visible_Bhw: Tensor) -> dict[str, Tensor]:
+    def predict(self, image_BCHW: Tensor, visibility: Visibility) -> dict[str, Tensor]:
         """Context features, prediction and target features, each [B, C, h, w]."""
-        context = self.encoder(image_BCHW, Visibility(visible_Bhw))
-        filled = torch.where(visible_Bhw[:, None], context, self.mask_token.to(context.dtype))
-        with torch.no_grad():
-            target = self.target_encoder(image_BCHW)
-        return {"context": context, "prediction": self.predictor(filled), "target": target}
+        context = self.encoder(image_BCHW, visibility)
+        filled = torch.where(visibility.visible_Bhw[:, None], context, self.mask_token.to(context.dtype))
+        # No gradient, but batch statistics: the target encoder stays in training mode, and its running statistics move.
+        with torch.inference_mode():
+            target = self.run_target(image_BCHW)
+        return {"context": context, "prediction": self.run_predictor(filled), "target": target}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
-        visible = self.visible(batch)
-        out = self.predict(batch.views[0], visible)
-        loss = masked_prediction_loss(out["prediction"].to(self.mask_token.dtype), out["target"].to(self.mask_token.dtype), ~visible)
-        return {"loss": loss, "visible_fraction": visible.to(loss.dtype).mean()}
+        visibility = self.visibility(batch)
+        out = self.predict(batch.views[0], visibility)
+        loss = masked_prediction_loss(out["prediction"], out["target"], visibility)
+        return {"loss": loss, "visible_fraction": loss.new_full((), visibility.fraction)}
 
     def after_step(self, step: int) -> dict[str, Any]:
         """Move the target encoder after optimiser step `step`; returns what is worth logging."""
@@ -119,6 +150,5 @@ class Method(nn.Module):
     @torch.no_grad()
     def sample_images(self, batch: Batch) -> dict[str, Tensor]:
         """Pictures for the log: the normalised images with their hidden cells black, at most 8."""
-        visible = self.visible(batch)[:8]
-        images = batch.views[0][:8]
-        return {"masked": images * Visibility(visible).at(images)}
+        images = batch.views[0]
+        return {"masked": (images * self.visibility(batch).at(images))[:8]}

@@ -13,11 +13,35 @@ from torch.distributed.nn.functional import all_reduce
 class Visibility:
     """The mask of one forward pass, at every resolution the network asks for; it lives as long as that pass."""
 
-    def __init__(self, visible_Bhw: Tensor) -> None:
-        """Takes a boolean [B, h, w], True where visible."""
-        self.visible_Bhw = visible_Bhw
+    def __init__(self, visible_Bhw: Tensor, device: torch.device | None = None) -> None:
+        """Takes a boolean [B, h, w], True where visible, and the device to work on; a mask on the host spares CUDA a wait."""
+        self.shape = visible_Bhw.shape
+        self.device = visible_Bhw.device if device is None else device
+        host = visible_Bhw.cpu()
+        # Counted on the host: to count on CUDA would have the host wait for all that is queued there.
+        self.cells = self._send(host.flatten().nonzero().squeeze(1))
+        self.hidden_cells = self._send((~host).flatten().nonzero().squeeze(1))
+        self.fraction = len(self.cells) / host.numel()
+        self.visible_Bhw = self._send(host)
         self._positions: dict[tuple[int, int], Tensor] = {}
         self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def _send(self, values: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+    def require_cells_of(self, image_BCHW: Tensor, cell: int) -> None:
+        """Raise ValueError unless the mask has one cell for each `cell` x `cell` pixels of each image."""
+        b, _, height, width = image_BCHW.shape
+        if self.shape != (b, height // cell, width // cell) or height % cell or width % cell:
+            shown = "x".join(map(str, self.shape))
+            raise ValueError(f"a mask must have a cell for each {cell}x{cell} pixels of {b} images of {height}x{width}; got {shown} cells")
+
+    def coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, row and column of each visible cell, each [N]."""
+        _, h, w = self.shape
+        return self.cells.div(h * w, rounding_mode="floor"), self.cells.div(w, rounding_mode="floor") % h, self.cells % w
 
     def _upsampled(self, height: int, width: int) -> Tensor:
         _, h, w = self.visible_Bhw.shape
@@ -55,9 +79,13 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
 
     sync = False
 
+    def is_synced(self) -> bool:
+        """Whether there are other ranks to share statistics with."""
+        return self.sync and dist.is_initialized() and dist.get_world_size() > 1
+
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
         """[B, C, H, W] to the same; `visibility` None means that all is visible."""
-        synced = self.training and self.sync and dist.is_initialized() and dist.get_world_size() > 1
+        synced = self.training and self.is_synced()
         if visibility is None and not synced:
             return super().forward(x_BCHW)
         if not self.training:

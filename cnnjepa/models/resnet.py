@@ -1,13 +1,15 @@
 """ResNets whose forward takes a mask: torchvision's keys without `fc`, timm's initialisation (paper, section IV-A).
 
-One readable network serves as context encoder (with a Visibility) and as target encoder (without).
+One readable network serves as context encoder (with a Visibility) and as target encoder (without). What it says for a Visibility is
+masked execution, the reference; models/tiles.py comes to the same result from the visible cells alone.
 """
 
 import torch
 from torch import Tensor, nn
 
-from cnnjepa.config import EncoderConfig, EncoderName
+from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool
+from cnnjepa.models.tiles import encode_tiles
 
 
 def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -83,7 +85,7 @@ class Bottleneck(nn.Module):
         return self.relu(y + shortcut)
 
 
-Block = type[BasicBlock] | type[Bottleneck]
+Block = BasicBlock | Bottleneck
 
 
 class ResNet(nn.Module):
@@ -93,9 +95,10 @@ class ResNet(nn.Module):
     a 32-pixel image has 4x4 of them. Otherwise the stem and the four stages are the usual ones: 32 pixels a cell.
     """
 
-    def __init__(self, block: Block, stages: list[int], width: int = 64, small: bool = False) -> None:
+    def __init__(self, block: type[Block], stages: list[int], width: int = 64, small: bool = False) -> None:
         super().__init__()
-        self.small = small
+        self.small, self.cell = small, 8 if small else 32
+        self.execution = Execution.tiled
         self.conv1 = nn.Conv2d(3, width, 3 if small else 7, 2, 1 if small else 3, bias=False)
         self.bn1 = MaskedBatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -117,19 +120,28 @@ class ResNet(nn.Module):
             elif isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_(module.last_norm.weight)
 
+    def blocks(self) -> list[Block]:
+        """All residual blocks, in order."""
+        return [block for name in self.stage_names for block in self.get_submodule(name).children()]  # type: ignore[misc]
+
     def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
-        """Features, zero where hidden."""
+        """Features, zero where hidden; raises ValueError where the mask's cells are not the network's."""
+        if visibility is not None:
+            visibility.require_cells_of(image_BCHW, self.cell)
+            visibility = None if visibility.fraction == 1 else visibility
+        # Tiles are for training; statistics that other ranks share are left to the masked way.
+        if visibility is not None and self.execution is Execution.tiled and self.training and not self.bn1.is_synced():
+            return encode_tiles(self, image_BCHW, visibility)
         x = hide(self.conv1(hide(image_BCHW, visibility)), visibility)
         x = self.relu(self.bn1(x, visibility))
         if not self.small:
             x = masked_max_pool(x, visibility)
-        for name in self.stage_names:
-            for block in self.get_submodule(name).children():
-                x = block(x, visibility)
+        for block in self.blocks():
+            x = block(x, visibility)
         return x
 
 
-_STAGES: dict[EncoderName, tuple[Block, list[int]]] = {
+_STAGES: dict[EncoderName, tuple[type[Block], list[int]]] = {
     EncoderName.resnet18: (BasicBlock, [2, 2, 2, 2]),
     EncoderName.resnet34: (BasicBlock, [3, 4, 6, 3]),
     EncoderName.resnet50: (Bottleneck, [3, 4, 6, 3]),
@@ -146,6 +158,7 @@ def build_encoder(config: EncoderConfig, generator_seed: int | None = None) -> R
             net = ResNet(BasicBlock, [config.blocks] * 3, config.width, small=True)
         else:
             net = ResNet(*_STAGES[config.name])
+    net.execution = config.execution
     for module in net.modules():
         if isinstance(module, MaskedBatchNorm2d):
             module.sync = config.sync_bn

@@ -45,6 +45,8 @@ def test_neutral_are_only_what_cannot_change_a_result() -> None:
     assert {".".join(p) for p, neutral in ALL_LEAVES if neutral} == {
         "data.root",
         "data.workers",
+        "encoder.execution",
+        "encoder.compile",
         "device",
         "threads",
         "checkpoint.every_minutes",

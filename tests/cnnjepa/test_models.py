@@ -98,8 +98,9 @@ def test_two_passes_may_be_open_at_once_under_different_masks() -> None:
 
 
 def test_a_mask_that_does_not_tile_the_map_is_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of the mask's 3x3 cells; got 32x32"):
-        build_encoder(EncoderConfig(width=8))(torch.randn(2, 3, 32, 32), Visibility(torch.ones(2, 3, 3).bool()))
+    for cells in ((2, 3, 3), (2, 8, 8), (1, 4, 4)):
+        with pytest.raises(ValueError, match="for each 8x8 pixels of 2 images of 32x32; got {}x{}x{} cells".format(*cells)):
+            build_encoder(EncoderConfig(width=8))(torch.randn(2, 3, 32, 32), Visibility(torch.ones(cells).bool()))
 
 
 def count(module: nn.Module) -> int:

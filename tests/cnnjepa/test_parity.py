@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, TrainConfig
+from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, TrainConfig
 from cnnjepa.methods.cnn_jepa import Config, Method, masked_prediction_loss
+from cnnjepa.models.masked import Visibility
 
 CASES = json.loads((Path(__file__).parent / "parity_step.json").read_text())
 
@@ -30,21 +31,23 @@ def draw_tensors(module: nn.Module, seed: int) -> None:
     module.load_state_dict(state)
 
 
+@pytest.mark.parametrize("execution", list(Execution), ids=lambda e: e.name)
 @pytest.mark.parametrize("case", CASES, ids=[f"{c['arch']}-{c['size']}" for c in CASES])
-def test_every_figure_is_reproduced(case: dict) -> None:
+def test_every_figure_is_reproduced(case: dict, execution: Execution) -> None:
     size, batch = case["size"], case["batch"]
-    config = TrainConfig(method=Config(), encoder=EncoderConfig(EncoderName[case["arch"]]), data=DataConfig(image_size=size))
+    encoder = EncoderConfig(EncoderName[case["arch"]], execution=execution)
+    config = TrainConfig(method=Config(), encoder=encoder, data=DataConfig(image_size=size))
     method = Method(config, total_steps=1)
     for seed, module in ((1, method.encoder), (2, method.target_encoder), (3, method.predictor)):
         draw_tensors(module, seed)
     token = 0.02 * torch.randn(1, method.encoder.out_channels, 1, 1, generator=torch.Generator().manual_seed(4))
     method.mask_token.data.copy_(token)
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(5)).double()
-    visible = torch.tensor(case["context_mask"]).bool()
+    visibility = Visibility(torch.tensor(case["context_mask"]).bool())
 
     method.double().train()
-    out = method.predict(images, visible)
-    loss = masked_prediction_loss(out["prediction"], out["target"], ~visible)
+    out = method.predict(images, visibility)
+    loss = masked_prediction_loss(out["prediction"], out["target"], visibility)
     loss.backward()
 
     parameters, buffers = dict(method.named_parameters()), dict(method.named_buffers())

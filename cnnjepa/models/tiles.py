@@ -1,0 +1,399 @@
+"""Tiled execution: the masked encoder computes the visible cells alone, and comes to the same result as masked execution.
+
+The visible cells of the whole batch are packed one after the other, each a tile of S x S positions; S halves with every stride, to 1
+at the end. Activations are rows, one a position, channels last: [M, C] with M = N S S. On rows without hidden positions a 1x1
+convolution is a matrix product, BatchNorm, ReLU and sums are the ordinary ones, and there is nothing to hide. Only a kernel that is
+wider than one position looks over the edge of its tile: there it reads the neighbouring tile where that is visible and zeros where it
+is not, which is what masked execution holds there. docs/tiles.md says why this is exact and what it costs.
+
+Shapes: N tiles, S positions a side, M rows, C and D channels in and out, K x K kernels.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
+
+if TYPE_CHECKING:
+    from cnnjepa.models.resnet import BasicBlock, Bottleneck, ResNet
+
+aten = torch.ops.aten
+_ONE, _NONE = [1, 1], [0, 0]
+
+
+class TileMap:
+    """Which rows each tile reads, for one mask; indices are computed once and without asking the device for anything."""
+
+    def __init__(self, visibility: Visibility) -> None:
+        self.shape = visibility.shape
+        self.cells = visibility.cells  # [N]
+        self.count = len(self.cells)
+        numbers = torch.full((self.shape.numel(),), self.count, dtype=torch.long, device=self.cells.device)
+        numbers[self.cells] = torch.arange(self.count, device=self.cells.device)
+        # The number of each cell's tile, N where it is hidden; one ring of hidden cells around each image.
+        self._numbers = F.pad(numbers.view(self.shape), (1, 1, 1, 1), value=self.count)
+        self._known: dict[tuple[int, ...], Any] = {}
+
+    def neighbour(self, down: int, right: int) -> Tensor:
+        """[N] number of the tile next to each in a direction out of -1, 0 and 1; N where none is visible."""
+        key = down, right
+        if key not in self._known:
+            _, h, w = self.shape
+            self._known[key] = self._numbers[:, 1 + down : 1 + down + h, 1 + right : 1 + right + w].flatten().index_select(0, self.cells)
+        return self._known[key]
+
+    def window(self, side: int, before: int, after: int) -> Tensor:
+        """[N, W, W] row behind each position of a tile and its edges; the row after the last where nothing is visible."""
+        key = side, before, after
+        if key not in self._known:
+            reach = torch.arange(-before, side + after, device=self.cells.device)
+            step, inside = reach.div(side, rounding_mode="floor"), reach % side
+            around = torch.stack([torch.stack([self.neighbour(i, j) for j in (-1, 0, 1)], 1) for i in (-1, 0, 1)], 1)  # [N, 3, 3]
+            tile = around[:, step[:, None] + 1, step[None] + 1]
+            row = tile * side**2 + inside[:, None] * side + inside[None]
+            self._known[key] = torch.where(tile == self.count, self.count * side**2, row)
+        return self._known[key]
+
+    def patches(self, side: int, kernel: int, stride: int) -> Tensor:
+        """[N s s K K] row behind each tap of each output position, s = side / stride."""
+        key = side, kernel, stride, 0
+        if key not in self._known:
+            window = self.window(side, kernel // 2, kernel // 2 - stride + 1)
+            self._known[key] = window.unfold(1, kernel, stride).unfold(2, kernel, stride).flatten()
+        return self._known[key]
+
+    def taps(self, side: int, kernel: int, stride: int) -> "Taps":
+        """The pairs of output and visible input rows, tap by tap; not for CUDA, where their numbers would have to be waited for."""
+        key = side, kernel, stride, 1
+        if key not in self._known:
+            self._known[key] = Taps(self.patches(side, kernel, stride).view(-1, kernel**2), self.count * side**2)
+        return self._known[key]
+
+
+class Taps:
+    """For each tap of a kernel the pairs (output row, input row) whose input is visible, and how to sum over taps."""
+
+    def __init__(self, rows_MT: Tensor, inputs: int) -> None:
+        outputs, taps = rows_MT.shape
+        tap, out = (rows_MT.t() < inputs).nonzero(as_tuple=True)
+        into = rows_MT.t()[tap, out]
+        self.count = len(tap)
+        self.sizes = tap.bincount(minlength=taps).tolist()
+        self.pairs = list(zip(out.split(self.sizes), into.split(self.sizes), strict=True))
+        self.by_output, self.by_input = self._sorted(out, outputs), self._sorted(into, inputs)
+
+    @staticmethod
+    def _sorted(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        sizes = rows.bincount(minlength=count)
+        return rows.argsort(stable=True), sizes.cumsum(0) - sizes
+
+    @staticmethod
+    def total(products: Tensor, order: tuple[Tensor, Tensor]) -> Tensor:
+        """The sum of the products that belong to each row."""
+        return F.embedding_bag(order[0], products, order[1], mode="sum")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Up to which side of the output's tiles each kind of arithmetic is taken; the last resort is a convolution of windows."""
+
+    product: int  # 1x1: a matrix product, else a convolution
+    taps: tuple[int, int] = (0, 0)  # one product a tap over the visible pairs alone, for stride 1 and 2
+    patches: int = 0  # one product of all taps
+    weight_patches: int = 0  # the same for the weight's gradient alone
+
+
+# Measured on Zen 4 with oneDNN and MKL (tests/benchmarks/encoder.py). For CUDA by reasoning alone: its products are as fast as its
+# convolutions, and taps would need the host to know how many pairs each has.
+CPU = {torch.float32: Kernels(2, (2, 2)), torch.float64: Kernels(2, (2, 2)), torch.bfloat16: Kernels(8, (2, 4), 0, 4)}
+CUDA = Kernels(product=64, patches=2, weight_patches=2)
+
+
+def _kernels(x_MC: Tensor) -> Kernels:
+    return CUDA if x_MC.is_cuda else CPU.get(x_MC.dtype, CPU[torch.float32])
+
+
+def _as_tiles(x_MC: Tensor, side: int) -> Tensor:
+    """[M, C] as [N, C, S, S] in channels-last memory; nothing is copied."""
+    return x_MC.view(-1, side, side, x_MC.shape[1]).permute(0, 3, 1, 2)
+
+
+def _as_rows(x_NCSS: Tensor) -> Tensor:
+    """The inverse of `_as_tiles`; copies what is not in channels-last memory."""
+    return x_NCSS.permute(0, 2, 3, 1).reshape(-1, x_NCSS.shape[1])
+
+
+def _read(x_MC: Tensor, rows: Tensor) -> Tensor:
+    """The chosen rows; zeros for the row after the last."""
+    return torch.cat([x_MC, x_MC.new_zeros(1, x_MC.shape[1])]).index_select(0, rows.flatten())
+
+
+def _read_window(x_MC: Tensor, tiles: TileMap, side: int, before: int, after: int) -> Tensor:
+    return _as_tiles(_read(x_MC, tiles.window(side, before, after)), side + before + after)
+
+
+def _thin(x_MC: Tensor, side: int, stride: int) -> Tensor:
+    """Every `stride`-th position of each tile, both ways."""
+    return x_MC if stride == 1 else x_MC.view(-1, side, side, x_MC.shape[1])[:, ::stride, ::stride].reshape(-1, x_MC.shape[1])
+
+
+def _fold(g_NCWW: Tensor, tiles: TileMap, side: int) -> Tensor:
+    """What a window of one position before and none after hands back to its tile and to the neighbours that it read."""
+    g_NCSS = g_NCWW[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
+
+    def from_neighbours(edge: Tensor, down: int, right: int) -> Tensor:
+        return torch.cat([edge, edge.new_zeros(1, *edge.shape[1:])]).index_select(0, tiles.neighbour(down, right))
+
+    g_NCSS[:, :, -1] += from_neighbours(g_NCWW[:, :, 0, 1:], 1, 0)
+    g_NCSS[:, :, :, -1] += from_neighbours(g_NCWW[:, :, 1:, 0], 0, 1)
+    g_NCSS[:, :, -1, -1] += from_neighbours(g_NCWW[:, :, 0, 0], 1, 1)
+    return _as_rows(g_NCSS)
+
+
+def _pointwise_forward(x_MC: Tensor, w: Tensor, side: int) -> Tensor:
+    if side <= _kernels(x_MC).product:
+        return x_MC @ w.flatten(1).t()
+    return _as_rows(F.conv2d(_as_tiles(x_MC, side), w))
+
+
+def _pointwise_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, side: int, add_to: Tensor | None) -> tuple[Tensor, Tensor]:
+    if side <= _kernels(x_MC).product:
+        to_w = (g_MD.t() @ x_MC).view_as(w)
+        return (g_MD @ w.flatten(1) if add_to is None else torch.addmm(add_to, g_MD, w.flatten(1), out=add_to)), to_w
+    to_x, to_w = _conv_backward(_as_tiles(g_MD, side), _as_tiles(x_MC, side), w, 1, True)
+    return (_as_rows(to_x) if add_to is None else add_to.add_(_as_rows(to_x))), to_w
+
+
+def _conv_backward(g: Tensor, x: Tensor, w: Tensor, stride: int, input_too: bool) -> tuple[Tensor, Tensor]:
+    wanted = [input_too, True, False]
+    to_x, to_w, _ = aten.convolution_backward(g, x, w, None, [stride, stride], _NONE, _ONE, False, _NONE, 1, wanted)
+    return to_x, to_w
+
+
+def _wide_forward(x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: int) -> Tensor:
+    k, kernels = w.shape[-1], _kernels(x_MC)
+    if side // stride <= kernels.taps[stride - 1]:
+        taps = tiles.taps(side, k, stride)
+        w_TCD = w.permute(2, 3, 1, 0).reshape(k * k, w.shape[1], w.shape[0])
+        products = x_MC.new_empty(taps.count, w.shape[0])
+        for (_, into), w_CD, product in zip(taps.pairs, w_TCD, products.split(taps.sizes), strict=True):
+            torch.mm(x_MC.index_select(0, into), w_CD, out=product)
+        return taps.total(products, taps.by_output)
+    if side // stride <= kernels.patches:
+        patches = _read(x_MC, tiles.patches(side, k, stride)).view(-1, k * k * x_MC.shape[1])
+        return patches @ w.permute(2, 3, 1, 0).reshape(-1, w.shape[0])
+    return _as_rows(F.conv2d(_read_window(x_MC, tiles, side, k // 2, k // 2 - stride + 1), w, None, stride))
+
+
+def _wide_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: int) -> tuple[Tensor, Tensor]:
+    k, (d, c), kernels = w.shape[-1], w.shape[:2], _kernels(x_MC)
+    if side // stride <= kernels.taps[stride - 1]:
+        taps = tiles.taps(side, k, stride)
+        w_TDC = w.permute(2, 3, 0, 1).reshape(k * k, d, c)
+        to_w, products = torch.empty_like(w_TDC), g_MD.new_empty(taps.count, c)
+        for (out, into), w_DC, to_w_DC, product in zip(taps.pairs, w_TDC, to_w, products.split(taps.sizes), strict=True):
+            g = g_MD.index_select(0, out)
+            torch.mm(g, w_DC, out=product)
+            torch.mm(g.t(), x_MC.index_select(0, into), out=to_w_DC)
+        return taps.total(products, taps.by_input), to_w.view(k, k, d, c).permute(2, 3, 0, 1)
+    g = _as_tiles(g_MD, side // stride)
+    if stride > 1:
+        to_x, to_w = _conv_backward(g, _read_window(x_MC, tiles, side, k // 2, k // 2 - stride + 1), w, stride, True)
+        return _fold(to_x, tiles, side), to_w
+    # The gradient of a convolution is the convolution of the gradient with the kernel turned round, and reads the same neighbours.
+    turned = w.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    to_x = _as_rows(F.conv2d(_read_window(g_MD, tiles, side, k // 2, k // 2), turned))
+    if side <= kernels.weight_patches:
+        to_w = (g_MD.t() @ _read(x_MC, tiles.patches(side, k, 1)).view(-1, k * k * c)).view(d, k, k, c).permute(0, 3, 1, 2)
+    else:
+        to_w = _conv_backward(g, _read_window(x_MC, tiles, side, k // 2, k // 2), w, 1, False)[1]
+    return to_x, to_w
+
+
+def _forward(x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: int) -> Tensor:
+    if w.shape[-1] == 1:
+        return _pointwise_forward(_thin(x_MC, side, stride), w, side // stride)
+    return _wide_forward(x_MC, w, tiles, side, stride)
+
+
+def _backward(
+    g_MD: Tensor, x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: int, add_to: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of input and weight; that of the input is added to `add_to`, in place, where there is one."""
+    if w.shape[-1] > 1:
+        to_x, to_w = _wide_backward(g_MD, x_MC, w, tiles, side, stride)
+        return (to_x if add_to is None else add_to.add_(to_x)), to_w
+    if stride == 1:
+        return _pointwise_backward(g_MD, x_MC, w, side, add_to)
+    to_thin, to_w = _pointwise_backward(g_MD, _thin(x_MC, side, stride), w, side // stride, None)
+    to_x = x_MC.new_zeros(x_MC.shape) if add_to is None else add_to
+    to_x.view(-1, side, side, x_MC.shape[1])[:, ::stride, ::stride] += to_thin.view(-1, side // stride, side // stride, x_MC.shape[1])
+    return to_x, to_w
+
+
+def _flat(x_MC: Tensor) -> Tensor:
+    """[M, C] as the image [1, C, M, 1], strides included: on other views ATen's BatchNorm leaves its vectorised path."""
+    return x_MC[None, :, None].permute(0, 3, 1, 2)
+
+
+def _norm_forward(z_MC: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm in training: values, and the mean and 1 / std that its backward pass needs."""
+    if len(z_MC) == 1:
+        raise ValueError(f"BatchNorm needs more than 1 visible position in a micro-batch; got {len(z_MC)}")
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    statistics = norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
+    y, mean, inverse_std = aten.native_batch_norm(_flat(z_MC), norm.weight, norm.bias, *statistics)
+    return y.permute(0, 2, 3, 1).view_as(z_MC), mean, inverse_std
+
+
+def _norm_backward(g_MC: Tensor, z_MC: Tensor, w: Tensor, mean: Tensor, inverse_std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = [True, True, True]
+    to_z, to_w, to_b = aten.native_batch_norm_backward(_flat(g_MC), _flat(z_MC), w, None, None, mean, inverse_std, True, 0.0, wanted)
+    return to_z.permute(0, 2, 3, 1).reshape_as(z_MC), to_w, to_b
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution and its norm, at work on tiles of `side`."""
+
+    conv: nn.Conv2d
+    norm: MaskedBatchNorm2d
+    side: int
+
+    @property
+    def stride(self) -> int:
+        """Of the convolution."""
+        return self.conv.stride[0]
+
+
+class _Residual(torch.autograd.Function):
+    """A whole residual block, so that ReLU's gradient is taken in place and the shortcut's is added within a product.
+
+    Takes its input, where the tiles lie, its layers (those of the branch, then the shortcut's where it has one), whether nobody else
+    reads its output's gradient, and then the weights of the convolutions in the type to compute in, and those and the biases of the norms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_MC: Tensor, tiles: TileMap, layers: list[_Layer], branch: int, owns: bool, *parameters: Tensor) -> Tensor:
+        saved: list[Tensor] = []
+        outputs: list[Tensor] = []
+        for i, (layer, w) in enumerate(zip(layers, parameters, strict=False)):
+            into = x_MC if i in (0, branch) else outputs[-1].relu_()
+            z = _forward(into, w, tiles, layer.side, layer.stride)
+            y, mean, inverse_std = _norm_forward(z, layer.norm)
+            outputs.append(y)
+            saved += [into, z, mean, inverse_std]
+        shortcut = x_MC if branch == len(layers) else outputs[branch]
+        out = outputs[branch - 1].add_(shortcut).relu_()
+        ctx.save_for_backward(out, *parameters[: 2 * len(layers)], *saved)
+        ctx.block = tiles, layers, branch, owns
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_out: Tensor) -> tuple[Any, ...]:
+        tiles, layers, branch, owns = ctx.block
+        count = len(layers)
+        out, *tensors = ctx.saved_tensors
+        to_weights: list[Any] = [None] * count
+        to_scales, to_shifts = to_weights.copy(), to_weights.copy()
+
+        def back(i: int, g: Tensor, add_to: Tensor | None = None) -> Tensor:
+            into, z, mean, inverse_std = tensors[2 * count + 4 * i :][:4]
+            g, to_scales[i], to_shifts[i] = _norm_backward(g, z, tensors[count + i], mean, inverse_std)
+            g, to_weights[i] = _backward(g, into, tensors[i], tiles, layers[i].side, layers[i].stride, add_to)
+            return g
+
+        def through_relu(g: Tensor, y: Tensor) -> Tensor:
+            return aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+
+        g_out = through_relu(g_out.contiguous() if owns else g_out.clone(memory_format=torch.contiguous_format), out)
+        g = g_out
+        for i in reversed(range(1, branch)):
+            g = through_relu(back(i, g), tensors[2 * count + 4 * i])
+        to_x = back(0, g, add_to=g_out if branch == count else None)
+        if branch < count:
+            to_x = back(branch, g_out, add_to=to_x)
+        return to_x, None, None, None, None, *to_weights, *to_scales, *to_shifts
+
+
+class _PoolFunction(torch.autograd.Function):
+    """3x3 max-pool of stride 2 on non-negative tiles: zeros for what is hidden or outside are neutral."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MC: Tensor, tiles: TileMap, side: int) -> Tensor:
+        window = _read_window(x_MC, tiles, side, 1, 0)
+        y, chosen = F.max_pool2d(window, 3, 2, return_indices=True)
+        ctx.save_for_backward(window, chosen)
+        ctx.where = tiles, side
+        return _as_rows(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_MC: Tensor) -> tuple[Any, ...]:
+        tiles, side = ctx.where
+        window, chosen = ctx.saved_tensors
+        g = _as_tiles(g_MC.contiguous(), side // 2)
+        g = aten.max_pool2d_with_indices_backward(g, window, [3, 3], [2, 2], _NONE, _ONE, False, chosen)
+        return _fold(g, tiles, side), None, None
+
+
+def _layers(block: "BasicBlock | Bottleneck", side: int) -> tuple[list[_Layer], int, int]:
+    """The layers on tiles of `side`, the shortcut's last; how many form the branch; and the side of what they hand on."""
+    layers, start = [], side
+    for i in range(1, 4 if hasattr(block, "conv3") else 3):
+        layers.append(_Layer(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), side))
+        side //= layers[-1].stride
+    branch = len(layers)
+    if block.downsample is not None:
+        layers.append(_Layer(*block.downsample, start))  # type: ignore[call-arg]
+    return layers, branch, side
+
+
+def _stem(net: "ResNet", image_BCHW: Tensor, visibility: Visibility, dtype: torch.dtype) -> Tensor:
+    """The first convolution and BatchNorm, from windows of the masked image; [M, C], non-negative."""
+    image_BCHW = image_BCHW * visibility.at(image_BCHW)
+    cell = image_BCHW.shape[-1] // visibility.shape[-1]
+    kernel, stride = net.conv1.weight.shape[-1], net.conv1.stride[0]
+    before, after = kernel // 2, kernel - kernel // 2 - stride
+    padded = F.pad(image_BCHW.to(dtype), (before, after, before, after)).permute(0, 2, 3, 1)
+    window = cell + before + after
+    image, row, column = visibility.coordinates()
+    windows = padded.unfold(1, window, cell).unfold(2, window, cell)[image, row, column]  # [N, 3, W, W]
+    weight = net.conv1.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    z = F.conv2d(windows.contiguous(memory_format=torch.channels_last), weight, None, stride)
+    return F.relu_(net.bn1(_flat(_as_rows(z))).permute(0, 2, 3, 1).flatten(0, 2))
+
+
+def run_blocks(blocks: "list[BasicBlock | Bottleneck]", x_MC: Tensor, tiles: TileMap, side: int) -> tuple[Tensor, int]:
+    """Rows [M, C] of tiles of `side`, non-negative, through residual blocks in training mode; and the side of what comes out."""
+    for block in blocks:
+        layers, branch, after = _layers(block, side)
+        weights = [layer.conv.weight.to(x_MC.dtype).contiguous(memory_format=torch.channels_last) for layer in layers]
+        norms = [n.norm.weight for n in layers] + [n.norm.bias for n in layers]
+        # The last block's gradient may be somebody else's too; the others' come from the next block and are nobody's.
+        x_MC = _Residual.apply(x_MC, tiles, layers, branch, block is not blocks[-1], *weights, *norms)
+        side = after
+    return x_MC, side
+
+
+def encode_tiles(net: "ResNet", image_BCHW: Tensor, visibility: Visibility) -> Tensor:
+    """What `net` makes of [B, 3, H, W] under masked execution, to rounding: features [B, C, h, w], zero where hidden."""
+    tiles, device = TileMap(visibility), image_BCHW.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
+    with torch.autocast(device, enabled=False):
+        x_MC = _stem(net, image_BCHW, visibility, dtype)
+        side = image_BCHW.shape[-1] // visibility.shape[-1] // 2
+        if not net.small:
+            x_MC = _PoolFunction.apply(x_MC, tiles, side)
+            side //= 2
+        x_MC, _ = run_blocks(net.blocks(), x_MC, tiles, side)
+        b, h, w = tiles.shape
+        features = x_MC.new_zeros(b * h * w, x_MC.shape[1]).index_copy(0, tiles.cells, x_MC)
+        return features.view(b, h, w, -1).permute(0, 3, 1, 2)
