@@ -127,11 +127,12 @@ class Method(nn.Module):
 
     def predict(self, image_BCHW: Tensor, visibility: Visibility) -> dict[str, Tensor]:
         """Context features, prediction and target features, each [B, C, h, w]."""
-        context = self.encoder(image_BCHW, visibility)
-        filled = torch.where(visibility.visible_Bhw[:, None], context, self.mask_token.to(context.dtype))
-        # No gradient, but batch statistics: the target encoder stays in training mode, and its running statistics move.
+        # No gradient, but batch statistics: the target encoder stays in training mode, and its running statistics move. It goes
+        # first: what it needs for a moment does not come on top of what the context encoder keeps.
         with torch.inference_mode():
             target = self.run_target(image_BCHW)
+        context = self.encoder(image_BCHW, visibility)
+        filled = torch.where(visibility.visible_Bhw[:, None], context, self.mask_token.to(context.dtype))
         return {"context": context, "prediction": self.run_predictor(filled), "target": target}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,18 +1,18 @@
 """Ways of doing the same thing, measured in turn in one process, and what a baseline of the official kind does."""
 
-import os
-import re
+import itertools
+import json
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from cnnjepa.config import MaskConfig
 from cnnjepa.masking import draw_visible
@@ -103,20 +103,17 @@ def official_style(net: ResNet, image_BCHW: Tensor, visible_Bhw: Tensor) -> Tens
     return x
 
 
-def peak_mb(device: torch.device) -> float:
-    """Peak memory so far: the device's on CUDA, else this process's resident memory, in MiB."""
+def peak_mb(do: Callable[[], None], device: torch.device) -> float:
+    """MiB of tensors at the peak of `do`, those that lived before it not counted."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
-
-
-def peaks_of(ways: Sequence[str], arguments: Sequence[str]) -> dict[str, float]:
-    """Peak MiB of each way, each in a process of its own: this script with `--peak-of WAY` and `arguments`, which prints it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    found = {}
-    for way in ways:
-        command = [sys.executable, sys.argv[0], "--peak-of", way, *arguments]
-        found[way] = float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
-    return found
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        do()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        do()
+    with tempfile.TemporaryDirectory() as folder:
+        profiled.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == 0)
+    return max(itertools.accumulate(b for _, b in changes)) / 2**20

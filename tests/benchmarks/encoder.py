@@ -6,7 +6,7 @@
 `dense` is the network without a mask, `masked` masked execution of the official kind (dense convolution x mask, gathered BatchNorm, in the
 default memory format), `reference` this project's masked execution. Each round runs all in turn, on new masks; figures are medians of the
 rounds' ratios. Seconds are processor seconds on one thread, else the clock's. `mixed` are the paper's masks, whose fraction differs from
-round to round; the others hide the same number of cells in each image. --stages says where the time goes.
+round to round; the others hide the same number of cells in each image, in half as many rounds. --stages says where the time goes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from _report import publish
-from _turns import AUTOCAST, exact_masks, in_turn, official_style, peak_mb, peaks_of, ratio, real_masks, spread
+from _turns import AUTOCAST, exact_masks, in_turn, official_style, peak_mb, ratio, real_masks, spread
 from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,8 +25,6 @@ from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.resnet import ResNet, build_encoder
 from cnnjepa.models.tiles import TileMap, run_blocks
-
-WAYS = ["tiled", "dense", "masked", "reference"]
 
 
 class Bench:
@@ -142,14 +140,6 @@ def dense_flops(bench: Bench) -> int:
     return counter.get_total_flops()
 
 
-def print_peak(asked: argparse.Namespace) -> None:
-    """Two passes one way, and this process's peak."""
-    bench = Bench(asked, asked.batches[0], asked.dtypes[0])
-    for turn in range(2):
-        bench.ways(real_masks(turn, bench.batch, bench.grid))[asked.peak_of]()
-    print(peak_mb(bench.device))
-
-
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,23 +153,19 @@ def main() -> int:
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.25, 0.4, 0.52, 0.6, 0.8, 0.96, 1.0])
     parser.add_argument("--stages", action="store_true", help="also stage by stage")
     parser.add_argument("--peak-tflops", type=float, help="of the device, to tell what share of it is reached")
-    parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    if asked.peak_of:
-        print_peak(asked)
-        return 0
     rows, stages, figures = [], [], {"threads": asked.threads, "encoder": asked.encoder, "size": asked.size}
     for dtype in asked.dtypes:
         for batch in asked.batches:
             bench = Bench(asked, batch, dtype)
             mixed = bench.measure(None, asked.rounds)
-            common = ["--batches", str(batch), "--dtypes", dtype, "--threads", str(asked.threads)]
-            mixed["peak_mb"] = peaks_of(WAYS, [*common, "--encoder", asked.encoder, "--size", str(asked.size)])
+            masks = real_masks(0, batch, bench.grid)
+            mixed["peak_mb"] = {name: peak_mb(do, bench.device) for name, do in bench.ways(masks).items()}
             if asked.peak_tflops:
                 done = dense_flops(bench) * mixed["visible"] / mixed["seconds"]["tiled"]
                 mixed["share_of_peak"] = done / 1e12 / asked.peak_tflops
-            rows += [mixed, *(bench.measure(f, asked.rounds) for f in (asked.fractions if batch == asked.batches[0] else []))]
+            rows += [mixed, *(bench.measure(f, (asked.rounds + 1) // 2) for f in (asked.fractions if batch == asked.batches[0] else []))]
             if asked.stages and batch == asked.batches[0]:
                 stages += bench.stages(asked.rounds)
     for row in rows:

@@ -6,13 +6,13 @@
 A step is masks, context encoder, target encoder, predictor, loss, backward pass, gradient norm, AdamW and EMA, on images that are on the
 device. `official` keeps to the official code's kind: masked execution (see encoder.py), default memory format, AdamW and EMA parameter by
 parameter; its masks are given to it and cost it nothing. `masked` is our step with `encoder.execution=masked`. All run in turn in one
-process on new masks; figures are medians of the rounds' ratios; peak memory is that of a process for each way, torch included.
+process on new masks; figures are medians of the rounds' ratios. Peak memory is that of all tensors of a third step: weights, gradients and
+the optimiser's averages among them.
 """
 
 import argparse
 import copy
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _report import publish
-from _turns import AUTOCAST, in_turn, official_style, peak_mb, peaks_of, ratio, real_masks, spread
+from _turns import AUTOCAST, in_turn, official_style, peak_mb, ratio, real_masks, spread
 from rich.table import Table
+from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, TrainConfig
@@ -31,6 +32,13 @@ from cnnjepa.optim import build_optimizer
 
 WAYS = ["tiled", "masked", "official"]
 MOMENTUM = 0.996
+
+
+def plain_predictor(predictor: nn.Module, x_BChw: Tensor) -> Tensor:
+    """The predictor with torch's own convolutions."""
+    for layer in predictor.children():
+        x_BChw = nn.Conv2d.forward(layer, x_BChw) if isinstance(layer, nn.Conv2d) else layer(x_BChw)
+    return x_BChw
 
 
 class Bench:
@@ -78,7 +86,7 @@ class Bench:
         with self.autocast():
             context = official_style(method.encoder, images, visible)
             filled = torch.where(visible[:, None], context, method.mask_token.to(context.dtype))
-            prediction = method.predictor(filled)
+            prediction = plain_predictor(method.predictor, filled)
             with torch.no_grad():
                 target = method.target_encoder(images)
         hidden = ~visible
@@ -128,6 +136,16 @@ class Bench:
             found[name] = statistics.median(spent)
         return found
 
+    def peak(self, way: str) -> float:
+        """MiB of tensors at the peak of a step, those of its method and optimiser among them."""
+        for step in range(2):
+            self.do(way, step)()
+        method, state = self.methods[way], self.optimizers[way].state.values()
+        lasting = [*method.parameters(), *method.buffers(), *(t for s in state for t in s.values()), self.images[way]]
+        held = sum(t.numel() * t.element_size() for t in lasting) / 2**20
+        self.optimizers[way].zero_grad()
+        return held + peak_mb(self.do(way, 2), self.device)
+
     def synchronisations(self) -> int | None:
         """How often the host waits for the device in one forward and backward pass; None without CUDA."""
         if self.device.type != "cuda":
@@ -152,7 +170,7 @@ def check_same_loss(bench: Bench) -> None:
             if way == "official":
                 visible = real_masks(0, bench.batch, method.grid).to(bench.device)
                 context = official_style(method.encoder, bench.images[way], visible)
-                out = method.predictor(torch.where(visible[:, None], context, method.mask_token.to(context.dtype)))
+                out = plain_predictor(method.predictor, torch.where(visible[:, None], context, method.mask_token.to(context.dtype)))
                 target = method.target_encoder(bench.images[way])
                 similar = F.cosine_similarity(out.float(), target.float(), dim=1)
                 losses[way] = (1 - similar)[~visible].mean().item()
@@ -167,6 +185,7 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
     """One batch size and type."""
     check_same_loss(bench)
     times = in_turn(lambda step: {way: bench.do(way, step) for way in WAYS}, rounds, bench.device)
+    peaks = {way: bench.peak(way) for way in WAYS}
     return {
         "batch": bench.batch,
         "dtype": bench.dtype,
@@ -175,6 +194,8 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
         "masked_over_fast": ratio(times, "masked", "tiled"),
         "seconds": {way: statistics.median(t) for way, t in times.items()},
         "images_per_second": bench.batch / statistics.median(times["tiled"]),
+        "peak_mb": peaks,
+        "peak_fast_over_official": peaks["tiled"] / peaks["official"],
         "parts": bench.breakdown(rounds),
         "synchronisations": bench.synchronisations(),
     }
@@ -191,29 +212,19 @@ def main() -> int:
     parser.add_argument("--encoder", choices=[e.name for e in EncoderName], default="resnet50")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--compile", action="store_true", help="ours with encoder.compile=true")
-    parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    if asked.peak_of:
-        bench = Bench(asked, asked.batches[0], asked.dtypes[0], [asked.peak_of])
-        for step in range(3):
-            bench.do(asked.peak_of, step)()
-        print(peak_mb(bench.device))
-        return 0
     rows = []
-    began = time.perf_counter()
     for dtype in asked.dtypes:
         for batch in asked.batches:
             row = measure(Bench(asked, batch, dtype, WAYS), asked.rounds)
-            common = ["--batches", str(batch), "--dtypes", dtype, "--threads", str(asked.threads)]
-            peaks = peaks_of(WAYS, [*common, "--encoder", asked.encoder, "--size", str(asked.size)])
-            rows.append({**row, "peak_mb": peaks, "peak_fast_over_official": peaks["tiled"] / peaks["official"]})
+            rows.append(row)
     figures: dict[str, Any] = {"threads": asked.threads, "encoder": asked.encoder, "size": asked.size, "compile": asked.compile}
     for row in rows:
         if row["batch"] == asked.batches[0]:
             suffix = "" if row["dtype"] == "fp32" else f"_{row['dtype']}"
             figures |= {f"{key}{suffix}": row[key] for key in ("official_style_over_fast", "peak_fast_over_official")}
-    figures |= {"rows": rows, "minutes": (time.perf_counter() - began) / 60}
+    figures["rows"] = rows
     table = Table("batch", "dtype", "official/ours", "range", "masked/ours", "images/s", "peak ours/official", "parts, s")
     for r in rows:
         low, high = r["official_style_over_fast_range"]
