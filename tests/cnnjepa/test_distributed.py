@@ -10,9 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
 
 from cnnjepa import checkpoint
 from cnnjepa.config import MaskStrategy, Precision, TrainConfig
+from cnnjepa.distributed import GradientBuckets, Ranks
 from cnnjepa.identity import to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.runs import RunFolder
@@ -119,3 +123,32 @@ def test_one_rank_asked_to_stop_stops_all_at_the_same_step(tmp_path: Path) -> No
     finish(start(config, tmp_path, 2, CHILD.replace("    return False", ASK_ON_RANK_1)))
     assert RunFolder(tmp_path).result() is None
     assert checkpoint.find(tmp_path / "checkpoints")[0].step == 4
+
+
+def test_gradients_leave_in_the_order_of_their_buckets_while_the_backward_pass_goes_on(tmp_path: Path) -> None:
+    """A group of one process that believes in two ranks: each sum is its own value, so each mean is half of it."""
+    layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))).double()
+    x = torch.randn(3, 8, dtype=torch.float64)
+    layers(x).square().sum().backward()
+    expected = [p.grad.clone() for p in layers.parameters() if p.grad is not None]
+    layers.zero_grad()
+    sent: list[int] = []
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        buckets = GradientBuckets(list(layers.parameters()), Ranks(0, 2, torch.device("cpu")), megabytes=0.0005)
+        layers[0].weight.register_post_accumulate_grad_hook(lambda _: sent.append(buckets._next))
+        layers(x).square().sum().backward()  # not the step's last: nothing leaves
+        assert sent == [0]
+        layers.zero_grad()
+        buckets.arm()
+        layers(x).square().sum().backward()
+        assert sent[1] > 0
+        assert len(buckets._buckets) == buckets._next == 4
+        assert buckets.finish(torch.tensor([4.0, 6.0])).tolist() == [2, 3]
+        for parameter, gradient in zip(layers.parameters(), expected, strict=True):
+            assert torch.equal(parameter.grad, gradient / 2)
+        buckets.arm()
+        with pytest.raises(AssertionError, match="without `arm`"):
+            buckets.finish(torch.zeros(1))
+    finally:
+        dist.destroy_process_group()

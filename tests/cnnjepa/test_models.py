@@ -1,11 +1,15 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 import torchvision
 from torch import Tensor, nn
 
-from cnnjepa.config import EncoderConfig, EncoderName, PredictorConfig, PredictorConv
+from cnnjepa.batch import Batch
+from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, PredictorConfig, PredictorConv, TrainConfig
+from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 from cnnjepa.models.predictor import build_predictor
@@ -145,3 +149,31 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     again, other = (build_encoder(EncoderConfig(width=8), generator_seed=s).state_dict() for s in (3, 4))
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [None, "/nowhere/c++"], ids=["compiler", "no_compiler"])
+def test_compiling_changes_nothing_and_is_left_alone_where_it_cannot_be_done(
+    compiler: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = torch.randn(6, 3, 24, 24, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+
+    def losses(compiled: bool) -> list[float]:
+        torch.compiler.reset()
+        config = TrainConfig(method=Config(), encoder=EncoderConfig(width=4, compile=compiled), data=DataConfig(image_size=24))
+        method = Method(config, total_steps=2).to(memory_format=torch.channels_last).train()
+        assert not [key for key in method.state_dict() if key.startswith("run_")]
+        found = []
+        for step in range(2):
+            loss = method(Batch([images], step, np.arange(6)))["loss"]
+            loss.backward()
+            assert all(p.grad is not None for p in method.predictor.parameters())
+            found += [loss.item(), method.target_encoder.bn1.running_mean.norm().item()]
+        return found
+
+    plain = losses(False)
+    if compiler:
+        monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (compiler,))
+        monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    assert losses(True) == pytest.approx(plain, rel=1e-4)
+    assert ("torch.compile is left alone" in caplog.text) or not compiler
