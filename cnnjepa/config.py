@@ -10,9 +10,10 @@ import math
 import pkgutil
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 NEUTRAL = {"neutral": True}
+ADDED = {"added": True}  # later than the first runs: at its default it is left out of the signature, so that their names stand
 MIN_GRID = 3
 
 
@@ -68,6 +69,13 @@ class PredictorConv(Enum):
     pointwise = "pointwise"
 
 
+class OptimizerName(Enum):
+    """adamw decouples the decay; lars scales each weight's step by the ratio of its norm to its gradient's (You et al. 2017)."""
+
+    adamw = "adamw"
+    lars = "lars"
+
+
 class Schedule(Enum):
     """How a value goes from its start to its end over a run."""
 
@@ -100,6 +108,21 @@ class EncoderConfig:
     width: int = 32  # channels of the first stage; each further stage doubles them
     blocks: int = 1  # residual blocks a stage
     sync_bn: bool = False  # batch statistics over all ranks instead of per micro-batch
+
+
+@dataclass
+class AugmentConfig:
+    """What a view of the joint-embedding methods goes through, in this order, beside the data's flip; strengths as torchvision's."""
+
+    min_crop_scale: float = 0.08  # smallest share of the image's area
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grey_probability: float = 0.2
+    blur_probability: float = 0.5  # sigma uniform in 0.1 to 2 pixels of a view of 224, and in proportion at other sizes
+    solarise_probability: float = 0.0  # inverts what is brighter than half
 
 
 @dataclass
@@ -137,14 +160,19 @@ class EmaConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay by step; the paper does not scale lr with the batch."""
+    """AdamW or LARS with linear warm-up and cosine decay by step; the paper does not scale lr with the batch."""
 
     lr: float = 0.01
-    weight_decay: float = 0.01  # applied to all parameters, norms and biases included, as the paper does
+    weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
     warmup_epochs: float = 10.0
     final_lr_fraction: float = 0.001
+    name: OptimizerName = field(default=OptimizerName.adamw, metadata=ADDED)
+    momentum: float = field(default=0.9, metadata=ADDED)  # lars
+    trust_coefficient: float = field(default=0.001, metadata=ADDED)  # lars
+    decay_norms_and_biases: bool = field(default=True, metadata=ADDED)  # the paper does; without, LARS does not scale their steps either
+    final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)  # reached by a cosine over the run
 
 
 @dataclass
@@ -186,6 +214,8 @@ class MethodConfig:
     """Base of the Config class that each file of cnnjepa/methods defines; `name` is the file's name."""
 
     name: str = ""
+    # The loss compares images of the whole global batch: a rank must see its share at once, with statistics over all ranks.
+    global_batch: ClassVar[bool] = False
 
     def validate(self, config: "TrainConfig") -> None:
         """Raise ValueError with key, rule and value where this method cannot run under `config`."""
@@ -241,7 +271,7 @@ def file_names(package: str) -> list[str]:
 
 
 def method_names() -> list[str]:
-    """Names of the self-supervised methods: the files of cnnjepa/methods."""
+    """Names of the methods: the files of cnnjepa/methods."""
     return file_names("cnnjepa.methods")
 
 
@@ -250,6 +280,14 @@ def method_module(name: str) -> Any:
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}; got {name}")
     return importlib.import_module(f"cnnjepa.methods.{name}")
+
+
+def optimizer_presets() -> dict[str, OptimizerConfig]:
+    """The optimisers by name: for each method that of its name, the default where its file has no OPTIMIZERS, and what else these hold."""
+    presets: dict[str, OptimizerConfig] = {}
+    for name in method_names():
+        presets |= {name: OptimizerConfig(), **getattr(method_module(name), "OPTIMIZERS", {})}
+    return presets
 
 
 # What is no probe in cnnjepa/probes: the shared feature pass.
@@ -302,6 +340,43 @@ def validate_mask(mask: MaskConfig, key: str, grid: int) -> None:
     _require(grid >= MIN_GRID, "data.image_size", rule, f"a {grid}x{grid} grid")
 
 
+def validate_augment(augment: AugmentConfig, key: str) -> None:
+    """Raise ValueError unless every probability, strength and scale of `augment` can be drawn by."""
+    _require(0 < augment.min_crop_scale <= 1, f"{key}.min_crop_scale", "lie in (0, 1]", augment.min_crop_scale)
+    for name in ("jitter", "grey", "blur", "solarise"):
+        p = getattr(augment, f"{name}_probability")
+        _require(0 <= p <= 1, f"{key}.{name}_probability", "lie in [0, 1]", p)
+    for name in ("brightness", "contrast", "saturation"):
+        strength = getattr(augment, name)
+        _require(0 <= strength < math.inf, f"{key}.{name}", "be at least 0 and finite", strength)
+    _require(0 <= augment.hue <= 0.5, f"{key}.hue", "lie in [0, 0.5]", augment.hue)
+
+
+def validate_ema(ema: EmaConfig, key: str) -> None:
+    """Raise ValueError unless both momenta lie in [0, 1]."""
+    for name in ("momentum_start", "momentum_end"):
+        momentum = getattr(ema, name)
+        _require(0 <= momentum <= 1, f"{key}.{name}", "lie in [0, 1]", momentum)
+
+
+def validate_sizes(config: MethodConfig, *names: str) -> None:
+    """Raise ValueError unless each named whole number of `config`, a layer's width or a depth, is at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= 1, f"method.{name}", "be at least 1", value)
+
+
+def validate_global_batch(config: TrainConfig, ranks: int) -> None:
+    """Raise ValueError where a loss over the whole global batch would see less, or would see it normalised rank by rank."""
+    name = config.method.name
+    if config.method.global_batch:
+        share = config.global_batch_size // ranks
+        rule = f"be global_batch_size / ranks = {share} with {name}, whose loss compares the images of the whole batch"
+        _require(accumulation_steps(config, ranks) == 1, "micro_batch_size", rule, config.micro_batch_size)
+        rule = f"be true with {name} on {ranks} ranks, whose loss compares the images of the whole batch"
+        _require(ranks == 1 or config.encoder.sync_bn, "encoder.sync_bn", rule, config.encoder.sync_bn)
+
+
 def validate(config: TrainConfig, ranks: int = 1) -> None:
     """Raise ValueError, one line with key, rule and value, unless `config` can be trained on `ranks` ranks."""
     data, optimizer, probes = config.data, config.optimizer, config.probes
@@ -334,6 +409,12 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     rule = f"lie in [0, epochs), epochs being {config.epochs}"
     _require(0 <= optimizer.warmup_epochs < config.epochs, "optimizer.warmup_epochs", rule, optimizer.warmup_epochs)
     _require(0 <= optimizer.final_lr_fraction <= 1, "optimizer.final_lr_fraction", "lie in [0, 1]", optimizer.final_lr_fraction)
+    _require(0 <= optimizer.momentum < 1, "optimizer.momentum", "lie in [0, 1)", optimizer.momentum)
+    for key, positive in (
+        ("trust_coefficient", optimizer.trust_coefficient),
+        ("final_weight_decay_fraction", optimizer.final_weight_decay_fraction),
+    ):
+        _require(0 < positive < math.inf, f"optimizer.{key}", "be positive and finite", positive)
     for name in probes.names:
         _require(name in probe_names(), "probes.names", f"hold names out of {', '.join(probe_names())}", name)
     for key, count in (("batch_size", probes.batch_size), ("linear_epochs", probes.linear_epochs), ("knn_k", probes.knn_k)):
@@ -350,3 +431,4 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     _require(config.log.every_steps >= 1, "log.every_steps", "be at least 1", config.log.every_steps)
     method_module(config.method.name)
     config.method.validate(config)
+    validate_global_batch(config, ranks)

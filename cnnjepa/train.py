@@ -19,16 +19,16 @@ from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig, method_module, validate
 from cnnjepa.data.datasets import Splits, load_splits
-from cnnjepa.data.loader import Plan, build_plan, normalise, train_loader
+from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import Ranks, RunningStatistics, average_gradients, broadcast_object, joined
 from cnnjepa.files import remove_partial
-from cnnjepa.optim import build_optimizer, set_learning_rate
+from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.progress import TrainingProgress
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
-from cnnjepa.schedules import learning_rate
+from cnnjepa.schedules import learning_rate, weight_decay
 
 log = logging.getLogger(__name__)
 
@@ -145,10 +145,12 @@ def resume(run: Run) -> None:
             log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
 
 
-def micro_batch(run: Run, views: list[Tensor], micro_step: int) -> Batch:
+def micro_batch(run: Run, loaded: Loaded, micro_step: int) -> Batch:
     """Loaded pixels as a method's batch."""
+    views, labels = loaded
     pixels = [normalise(v, run.splits, run.ranks.device, run.dtype) for v in views]
-    return Batch(pixels, run.step, run.plan.positions(run.ranks.rank, micro_step))
+    positions = run.plan.positions(run.ranks.rank, micro_step)
+    return Batch(pixels, run.step, positions, labels.to(run.ranks.device, non_blocking=True))
 
 
 def forward_backward(run: Run, loader: Any) -> tuple[Tensor, Batch]:
@@ -267,12 +269,13 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
         return pruned
     last_save = time.perf_counter()
     loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step)
-    statistics = RunningStatistics(run.method, ranks, plan.micro_batches)
+    statistics = RunningStatistics(run.method, ranks)
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
         while run.step < plan.total_steps:
             step_started = time.perf_counter()
             lr = learning_rate(config.optimizer, run.step, plan.steps_per_epoch, plan.total_steps)
             set_learning_rate(run.optimizer, lr)
+            set_weight_decay(run.optimizer, weight_decay(config.optimizer, run.step, plan.total_steps))
             run.optimizer.zero_grad()
             statistics.start_step()
             sums, batch = forward_backward(run, loader)
