@@ -44,13 +44,16 @@ class DatasetName(Enum):
 
 
 class EncoderName(Enum):
-    """ResNets with timm's initialisation and torchvision's keys; resnet_small halves its input 3 times instead of 5."""
+    """ResNets with timm's initialisation and torchvision's keys; resnet_small halves its input 3 times instead of 5. ViTs are timm's."""
 
     resnet18 = "resnet18"
     resnet34 = "resnet34"
     resnet50 = "resnet50"
     resnet101 = "resnet101"
     resnet_small = "resnet_small"
+    vit_tiny = "vit_tiny"
+    vit_small = "vit_small"
+    vit_base = "vit_base"
 
 
 class MaskStrategy(Enum):
@@ -108,6 +111,8 @@ class EncoderConfig:
     width: int = 32  # channels of the first stage; each further stage doubles them
     blocks: int = 1  # residual blocks a stage
     sync_bn: bool = False  # batch statistics over all ranks instead of per micro-batch
+    patch_size: int = field(default=14, metadata=ADDED)  # pixels a side; belongs to the ViTs alone, as does the next
+    vit_depth: int = field(default=12, metadata=ADDED)  # transformer blocks
 
 
 @dataclass
@@ -137,6 +142,19 @@ class MaskConfig:
     block_scale_max: float = 0.2
     block_aspect_min: float = 0.75  # height over width
     block_aspect_max: float = 1.5
+
+
+@dataclass
+class BlockMaskConfig:
+    """The blocks of I-JEPA: what is to be predicted, and the larger block that it is predicted from."""
+
+    blocks: int = 4  # target blocks a sample
+    target_scale_min: float = 0.15  # share of the grid's cells
+    target_scale_max: float = 0.2
+    target_aspect_min: float = 0.75  # height over width
+    target_aspect_max: float = 1.5
+    context_scale_min: float = 0.85  # a square block, less what the targets cover
+    context_scale_max: float = 1.0
 
 
 @dataclass
@@ -252,7 +270,9 @@ DATA_PRESETS: dict[str, DataConfig] = {
     "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, holdout_fraction=0.02, workers=8),
 }
 
-# Pixels of the image behind one cell of the last feature map, a side.
+VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)
+
+# Pixels of the image behind one cell of the last feature map, a side; a ViT's cells are its patches.
 CELL_PIXELS = {
     EncoderName.resnet18: 32,
     EncoderName.resnet34: 32,
@@ -301,7 +321,8 @@ def probe_names() -> list[str]:
 
 def grid_size(config: TrainConfig) -> int:
     """Cells a side of the last feature map; raises ValueError unless cells tile the image."""
-    cell, size = CELL_PIXELS[config.encoder.name], config.data.image_size
+    encoder, size = config.encoder, config.data.image_size
+    cell = encoder.patch_size if encoder.name in VITS else CELL_PIXELS[encoder.name]
     if size < cell or size % cell:
         raise ValueError(f"data.image_size must be a multiple of the {config.encoder.name.name} cell of {cell} pixels; got {size}")
     return size // cell
@@ -338,6 +359,29 @@ def validate_mask(mask: MaskConfig, key: str, grid: int) -> None:
     _require(0 < low <= high < math.inf, f"{key}.block_aspect_min and block_aspect_max", rule, f"{low} and {high}")
     rule = f"give a grid of at least {MIN_GRID}x{MIN_GRID} cells for the mask"
     _require(grid >= MIN_GRID, "data.image_size", rule, f"a {grid}x{grid} grid")
+
+
+def validate_block_mask(mask: BlockMaskConfig, key: str, grid: int) -> None:
+    """Raise ValueError unless blocks of any drawn size fit a grid x grid map."""
+    _require(mask.blocks >= 1, f"{key}.blocks", "be at least 1", mask.blocks)
+    low, high = mask.target_scale_min, mask.target_scale_max
+    _require(0 < low <= high < 1, f"{key}.target_scale_min and target_scale_max", "satisfy 0 < min <= max < 1", f"{low} and {high}")
+    low, high = mask.target_aspect_min, mask.target_aspect_max
+    rule = "satisfy 0 < min <= max < infinity"
+    _require(0 < low <= high < math.inf, f"{key}.target_aspect_min and target_aspect_max", rule, f"{low} and {high}")
+    low, high = mask.context_scale_min, mask.context_scale_max
+    rule = "satisfy target_scale_max < min <= max <= 1"
+    value = f"{low} and {high}"
+    _require(mask.target_scale_max < low <= high <= 1, f"{key}.context_scale_min and context_scale_max", rule, value)
+    rule = f"give a grid of at least {MIN_GRID}x{MIN_GRID} cells for the mask"
+    _require(grid >= MIN_GRID, "data.image_size", rule, f"a {grid}x{grid} grid")
+
+
+def require_encoder(config: TrainConfig, vit: bool) -> None:
+    """Raise ValueError where the method is made for the other family of encoders."""
+    names = [n.name for n in EncoderName if (n in VITS) is vit]
+    rule = f"be one of {', '.join(names)} with method={config.method.name}"
+    _require((config.encoder.name in VITS) is vit, "encoder.name", rule, config.encoder.name)
 
 
 def validate_augment(augment: AugmentConfig, key: str) -> None:
@@ -380,6 +424,11 @@ def validate_global_batch(config: TrainConfig, ranks: int) -> None:
 def validate(config: TrainConfig, ranks: int = 1) -> None:
     """Raise ValueError, one line with key, rule and value, unless `config` can be trained on `ranks` ranks."""
     data, optimizer, probes = config.data, config.optimizer, config.probes
+    for key in ("patch_size", "vit_depth"):
+        value = getattr(config.encoder, key)
+        _require(value >= 1, f"encoder.{key}", "be at least 1", value)
+        alone = config.encoder.name in VITS or value == getattr(EncoderConfig, key)
+        _require(alone, f"encoder.{key}", "be left alone, it shapes ViTs only", value)
     grid_size(config)
     for key, count in (("epochs", config.epochs), ("global_batch_size", config.global_batch_size)):
         _require(count >= 1, key, "be at least 1", count)

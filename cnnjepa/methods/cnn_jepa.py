@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, PredictorConv, TrainConfig, grid_size, validate_mask
+from cnnjepa.config import (
+    EmaConfig,
+    MaskConfig,
+    MethodConfig,
+    PredictorConfig,
+    PredictorConv,
+    TrainConfig,
+    grid_size,
+    require_encoder,
+    validate_mask,
+)
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.masking import draw_visible
 from cnnjepa.models.ema import ema_update, target_of
@@ -39,6 +49,7 @@ class Config(MethodConfig):
 
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError where mask, predictor or EMA settings break their rules."""
+        require_encoder(config, vit=False)
         validate_mask(self.mask, "method.mask", grid_size(config))
         predictor, ema = self.predictor, self.ema
         if not 1 <= predictor.depth <= 6:

@@ -34,7 +34,7 @@ class Method(nn.Module):
         self.config = config
         # Every rank sees all images of the calibration: there is nothing to synchronise.
         alone = replace(config.encoder, sync_bn=False)
-        self.encoder = build_encoder(alone, integer(config.seed, Stream.weights, 0)).requires_grad_(False)
+        self.encoder = build_encoder(alone, config.data.image_size, integer(config.seed, Stream.weights, 0)).requires_grad_(False)
         self.unused = nn.Parameter(torch.zeros(1))
 
     @staticmethod

@@ -45,7 +45,7 @@ class Method(nn.Module):
     def __init__(self, config: TrainConfig, total_steps: int) -> None:
         super().__init__()
         assert isinstance(config.method, Config)
-        self.encoder = build_encoder(config.encoder, integer(config.seed, Stream.weights, 0))
+        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(config.seed, Stream.weights, 1))
             self.classifier = nn.Linear(self.encoder.out_channels, config.method.classes or _CLASSES[config.data.name])

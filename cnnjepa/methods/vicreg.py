@@ -74,7 +74,7 @@ class Method(nn.Module):
         super().__init__()
         assert isinstance(config.method, Config)
         self.settings = config.method
-        self.encoder = build_encoder(config.encoder, integer(config.seed, Stream.weights, 0))
+        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(config.seed, Stream.weights, 1))
             sizes = [self.encoder.out_channels] + [self.settings.width] * self.settings.depth

@@ -31,12 +31,14 @@ SMALL: dict[str, dict] = {
     "simclr": {"hidden": 24, "projection": 12},
     "byol": {"hidden": 24, "projection": 12},
     "vicreg": {"width": 24},
+    "ijepa": {"predictor_width": 48, "predictor_depth": 1},
 }
-SMALL_ENCODER: dict[str, dict] = {}
+SMALL_ENCODER = {"ijepa": {"name": "vit_tiny", "width": 32, "patch_size": 8, "vit_depth": 2}}
 # Of the methods with a target: the modules that no gradient may reach, and whose weights they follow.
 TARGETS = {
     "cnn_jepa": {"target_encoder": "encoder"},
     "byol": {"target_encoder": "encoder", "target_projector": "projector"},
+    "ijepa": {"target_encoder": "encoder"},
 }
 UNTRAINED = {"random"}
 METHODS = method_names()
@@ -326,6 +328,28 @@ def test_cnn_jepas_loss_is_one_minus_the_cosine() -> None:
     assert float(masked_prediction_loss(prediction, target, hidden)) == pytest.approx(1 - sum(cosines) / len(cells), rel=1e-12)
 
 
+def test_ijepas_loss_is_the_mean_smooth_l1_to_normalised_features_at_the_targets() -> None:
+    config = small("ijepa")
+    method = build(config, torch.float64)
+    for parameter in method.target_encoder.parameters():  # type: ignore[union-attr]
+        parameter.data *= 1.1  # else it would not matter whose features they are
+    batch = batch_for(config, method, dtype=torch.float64)
+    context, targets = method.cells(batch)  # type: ignore[operator]
+    with torch.no_grad():
+        prediction = method.predictor(method.encoder.tokens(batch.views[0], context), context, targets)  # type: ignore[operator,union-attr]
+        features = method.target_encoder(batch.views[0]).flatten(2)  # type: ignore[operator]
+    total, count = 0.0, 0
+    for b in range(8):
+        for t in range(targets.shape[1]):
+            for i, cell in enumerate(targets[b, t]):
+                h = features[b, :, cell]
+                h = (h - h.mean()) / (h.var(unbiased=False) + 1e-5).sqrt()
+                d = (prediction[b, t, i] - h).abs()
+                total += float(torch.where(d < 1, d.square() / 2, d - 0.5).sum())
+                count += len(h)
+    assert method(batch)["loss"].item() == pytest.approx(total / count, rel=1e-9)
+
+
 def test_the_supervised_loss_is_cross_entropy_and_held_out_labels_do_not_enter() -> None:
     config = small("supervised")
     method = build(config, torch.float64)
@@ -369,6 +393,9 @@ def test_the_published_optimisers_and_heads_are_presets() -> None:
     assert table["byol_imagenet1k"] == ("lars", 0.45, 1e-6, False)
     assert table["simclr"] == ("lars", 1.7, 1e-6, False)
     assert table["vicreg"] == ("lars", 0.5, 1e-6, False)
+    assert table["ijepa"][0] == "adamw"
+    assert table["ijepa"][2:] == (0.04, False)
+    assert presets["ijepa"].weight_decay * presets["ijepa"].final_weight_decay_fraction == pytest.approx(0.4)
     assert all(p.momentum == 0.9 and p.trust_coefficient == 0.001 for p in presets.values())
 
 

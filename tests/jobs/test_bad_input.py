@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnjepa.config import method_names, optimizer_presets
+from cnnjepa.config import EncoderName, method_names, optimizer_presets
 from cnnjepa.runs import RunFolder
 from jobs import pretrain
 from sweeps import command
@@ -31,7 +31,24 @@ TABLE = [
     (["optimizer.lr=fast"], "optimizer.lr must be of type float; got fast"),
     (["epochs=1.5"], "epochs must be of type integer; got 1.5"),
     (["precision=fp8"], "precision must be one of fp32, bf16, fp64; got fp8"),
-    (["encoder.name=vgg"], "encoder.name must be one of resnet18, resnet34, resnet50, resnet101, resnet_small; got vgg"),
+    (["encoder.name=vgg"], f"encoder.name must be one of {', '.join(n.name for n in EncoderName)}; got vgg"),
+    (["encoder.name=vit_tiny", "data.image_size=56"], "with method=cnn_jepa; got vit_tiny"),
+    (["method=ijepa"], "encoder.name must be one of vit_tiny, vit_small, vit_base with method=ijepa; got resnet_small"),
+    (["method=ijepa", "encoder.name=vit_tiny"], "data.image_size must be a multiple of the vit_tiny cell of 14 pixels; got 32"),
+    (
+        ["method=ijepa", "encoder.name=vit_tiny", "data.image_size=28"],
+        "data.image_size must give a grid of at least 3x3 cells for the mask",
+    ),
+    (["encoder.patch_size=16"], "encoder.patch_size must be left alone, it shapes ViTs only; got 16"),
+    (["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=0"], "encoder.patch_size must be at least 1; got 0"),
+    (
+        ["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=8", "method.mask.context_scale_min=0.1"],
+        "method.mask.context_scale_min and context_scale_max must satisfy target_scale_max < min <= max <= 1; got 0.1 and 1.0",
+    ),
+    (
+        ["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=8", "method.predictor_width=50"],
+        "method.predictor_width must be a multiple of 12, for heads and sine positions; got 50",
+    ),
     (["method=dino"], f"method must be one of {', '.join(method_names())}; got dino"),
     (["optimizer=sgd"], f"optimizer must be one of {', '.join(sorted(optimizer_presets()))}; got sgd"),
     (
