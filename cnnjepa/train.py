@@ -21,6 +21,7 @@ from cnnjepa.config import Precision, TrainConfig, method_module, validate
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import Ranks, RunningStatistics, average_gradients, broadcast_object, joined
+from cnnjepa.energy import EnergyMeter, nvml_joules
 from cnnjepa.files import remove_partial
 from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.probes import run_probes
@@ -75,6 +76,7 @@ class Run:
     method: Any  # a Method of cnnjepa/methods
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
+    meter: EnergyMeter
     step: int = 0  # optimiser steps done
     resumes: int = 0
     earlier_seconds: float = 0.0  # spent before this process took over, as its checkpoint tells
@@ -102,6 +104,12 @@ class Run:
         devices = 1 if self.ranks.device.type == "cuda" else self.config.threads
         return self.seconds / 3600 * self.ranks.count * devices
 
+    @property
+    def energy_kwh(self) -> float | None:
+        """Of all ranks' GPUs, taken to be alike: the main rank reads its own. None where the device does not tell."""
+        joules = self.meter.joules
+        return None if joules is None else joules * self.ranks.count / 3.6e6
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; randomness is a function of the step and needs none of it."""
         return {
@@ -109,6 +117,7 @@ class Run:
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
             "resumes": self.resumes,
+            "joules": self.meter.joules,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -117,6 +126,7 @@ class Run:
         """Go on where `state` was taken."""
         self.step, self.earlier_seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
         self.training_seconds = state["training_seconds"]
+        self.meter.resume(state.get("joules"))  # checkpoints of earlier versions do not tell
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -129,7 +139,8 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     method = method_module(config.method.name).Method(config, plan.total_steps)
     method = method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
     parameters = [p for p in method.parameters() if p.requires_grad]
-    return Run(config, folder, ranks, splits, plan, method, build_optimizer(config.optimizer, parameters), parameters)
+    optimizer, meter = build_optimizer(config.optimizer, parameters), EnergyMeter(nvml_joules(ranks.device))
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, meter)
 
 
 def resume(run: Run) -> None:
@@ -367,11 +378,13 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         step=run.step,
         seconds=run.seconds,
         device_hours=run.device_hours,
-        images_per_second=run.step * run.config.global_batch_size / run.training_seconds,
+        # A method without views loads no image.
+        images_per_second=run.step * run.config.global_batch_size / run.training_seconds if run.method.views(run.config) else 0.0,
         peak_memory_mb=peak_memory_mb(run.ranks),
         parameters=sum(p.numel() for p in run.parameters),
         resumes=run.resumes,
         claim=claim,
+        energy_kwh=run.energy_kwh,
     )
     if run.ranks.is_main and not run.folder.write_result(result):
         log.warning("%s has a result of another claim already, which stands", run.folder.path)
