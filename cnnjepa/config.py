@@ -44,13 +44,19 @@ class DatasetName(Enum):
 
 
 class EncoderName(Enum):
-    """ResNets with timm's initialisation and torchvision's keys; resnet_small halves its input 3 times instead of 5. ViTs are timm's."""
+    """ResNets with timm's initialisation and torchvision's keys; resnet_small halves its input 3 times, not 5. Others have timm's keys."""
 
     resnet18 = "resnet18"
     resnet34 = "resnet34"
     resnet50 = "resnet50"
     resnet101 = "resnet101"
+    resnet152 = "resnet152"
+    resnet200 = "resnet200"
+    wide_resnet50_2 = "wide_resnet50_2"
     resnet_small = "resnet_small"
+    convnext_tiny = "convnext_tiny"
+    convnext_small = "convnext_small"
+    convnext_base = "convnext_base"
     vit_tiny = "vit_tiny"
     vit_small = "vit_small"
     vit_base = "vit_base"
@@ -273,13 +279,7 @@ DATA_PRESETS: dict[str, DataConfig] = {
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)
 
 # Pixels of the image behind one cell of the last feature map, a side; a ViT's cells are its patches.
-CELL_PIXELS = {
-    EncoderName.resnet18: 32,
-    EncoderName.resnet34: 32,
-    EncoderName.resnet50: 32,
-    EncoderName.resnet101: 32,
-    EncoderName.resnet_small: 8,
-}
+CELL_PIXELS = {name: 8 if name is EncoderName.resnet_small else 32 for name in EncoderName if name not in VITS}
 
 
 def file_names(package: str) -> list[str]:
