@@ -60,11 +60,16 @@ def variance_loss(z_ND: Tensor) -> Tensor:
 
 
 def covariance_loss(z_ND: Tensor) -> Tensor:
-    """Squared covariances of different dimensions, summed, over D (equation 4)."""
+    """Squared covariances of different dimensions, summed, over D (equation 4).
+
+    All entries of Z'Z squared sum up to those of ZZ', which has N x N of them and not D x D: with 512 images of 8192 dimensions a
+    sixteenth of the work, and 1 MB in place of 268.
+    """
     count, dimensions = z_ND.shape
     centred = z_ND - z_ND.mean(dim=0)
-    covariance = centred.T @ centred / (count - 1)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / dimensions
+    of_all = (centred @ centred.T).square().sum()
+    of_the_diagonal = centred.square().sum(dim=0).square().sum()
+    return (of_all - of_the_diagonal) / (count - 1) ** 2 / dimensions
 
 
 class Method(nn.Module):

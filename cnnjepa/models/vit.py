@@ -31,14 +31,14 @@ def take_cells(x_BND: Tensor, cells_BK: Tensor) -> Tensor:
 
 
 def initialise(module: nn.Module, blocks: nn.Sequential) -> None:
-    """Truncated normals of std .02, biases 0, and each block's outputs scaled down by the root of twice its depth, as in I-JEPA's code.
+    """Truncated normals of std .02 for 768 inputs, biases 0, and each block's outputs scaled down by the root of twice its depth.
 
-    The projection of patches keeps torch's initialisation, of std .0208 for patches of 16 pixels: what it gives is then as large for
-    smaller ones, where a std of .02 would leave little but positions.
+    That is I-JEPA's initialisation of a ViT-B of 16 pixels. For other numbers of inputs, of narrower networks or smaller patches, the std
+    goes with the inverse root, so that what comes out is as large: with .02 throughout, a ViT-Ti starts as little but its positions.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(part.weight, std=0.02 * (768 / part.weight[0].numel()) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
     with torch.no_grad():
