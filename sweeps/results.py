@@ -40,10 +40,14 @@ class Spread:
         return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def in_digits(self) -> str:
-        """As `str`, in three significant digits: for numbers that are not percents."""
+        """As `str`, in three significant digits, and from 100 on in whole numbers: for what is not a percentage."""
+
+        def told(value: float, digits: int) -> str:
+            return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+
         if self.mean is None:
             return "-"
-        return f"{self.mean:.3g}" if self.std is None else f"{self.mean:.3g} ± {self.std:.1g}"
+        return told(self.mean, 3) if self.std is None else f"{told(self.mean, 3)} ± {told(self.std, 2)}"
 
     def __str__(self) -> str:
         """'73.1 ± 0.4', '73.1' for a single value, a dash for none."""
@@ -318,6 +322,7 @@ def draw_costs(view: View, path: Path) -> None:
         axis.set_xlabel(title(cost))
         axis.set_ylabel(f"{title(metric)} (%)")
         axis.margins(x=0.25)
+        axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     note = "; hollow diamonds: the paper's values, one seed" if sweep.paper else ""

@@ -73,6 +73,11 @@ def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_told_is_missing(tm
     assert "linear.paper_protocol_top1_paper" not in lines["BYOL"]
 
 
+def test_costs_are_told_in_three_digits_or_whole() -> None:
+    spreads = {(): "-", (0.0123,): "0.0123", (1234.5, 1230.5): "1,232 ± 2.8", (0.0, 0.0): "0 ± 0"}
+    assert {values: results.Spread.of(values).in_digits() for values in spreads} == spreads
+
+
 def test_the_table_says_which_published_values_are_the_best_of_several_runs(tmp_path: Path) -> None:
     console = Console(record=True, width=300, file=io.StringIO())
     console.print(results.terminal_table(finished(ScaleName.paper, tmp_path)))
