@@ -10,9 +10,10 @@ import math
 import pkgutil
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 NEUTRAL = {"neutral": True}
+ADDED = {"added": True}  # later than the first runs: at its default it is left out of the signature, so that their names stand
 MIN_GRID = 3
 
 
@@ -43,13 +44,22 @@ class DatasetName(Enum):
 
 
 class EncoderName(Enum):
-    """ResNets with timm's initialisation and torchvision's keys; resnet_small halves its input 3 times instead of 5."""
+    """ResNets with timm's initialisation and torchvision's keys; resnet_small halves its input 3 times, not 5. Others have timm's keys."""
 
     resnet18 = "resnet18"
     resnet34 = "resnet34"
     resnet50 = "resnet50"
     resnet101 = "resnet101"
+    resnet152 = "resnet152"
+    resnet200 = "resnet200"
+    wide_resnet50_2 = "wide_resnet50_2"
     resnet_small = "resnet_small"
+    convnext_tiny = "convnext_tiny"
+    convnext_small = "convnext_small"
+    convnext_base = "convnext_base"
+    vit_tiny = "vit_tiny"
+    vit_small = "vit_small"
+    vit_base = "vit_base"
 
 
 class Execution(Enum):
@@ -73,6 +83,13 @@ class PredictorConv(Enum):
     depthwise = "depthwise"
     dense = "dense"
     pointwise = "pointwise"
+
+
+class OptimizerName(Enum):
+    """adamw decouples the decay; lars scales each weight's step by the ratio of its norm to its gradient's (You et al. 2017)."""
+
+    adamw = "adamw"
+    lars = "lars"
 
 
 class Schedule(Enum):
@@ -109,6 +126,23 @@ class EncoderConfig:
     sync_bn: bool = False  # batch statistics over all ranks instead of per micro-batch
     execution: Execution = field(default=Execution.tiled, metadata=NEUTRAL)
     compile: bool = field(default=False, metadata=NEUTRAL)  # torch.compile for what has fixed shapes: target encoder and predictor
+    patch_size: int = field(default=14, metadata=ADDED)  # pixels a side; belongs to the ViTs alone, as does the next
+    vit_depth: int = field(default=12, metadata=ADDED)  # transformer blocks
+
+
+@dataclass
+class AugmentConfig:
+    """What a view of the joint-embedding methods goes through, in this order, beside the data's flip; strengths as torchvision's."""
+
+    min_crop_scale: float = 0.08  # smallest share of the image's area
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grey_probability: float = 0.2
+    blur_probability: float = 0.5  # sigma uniform in 0.1 to 2 pixels of a view of 224, and in proportion at other sizes
+    solarise_probability: float = 0.0  # inverts what is brighter than half
 
 
 @dataclass
@@ -123,6 +157,19 @@ class MaskConfig:
     block_scale_max: float = 0.2
     block_aspect_min: float = 0.75  # height over width
     block_aspect_max: float = 1.5
+
+
+@dataclass
+class BlockMaskConfig:
+    """The blocks of I-JEPA: what is to be predicted, and the larger block that it is predicted from."""
+
+    blocks: int = 4  # target blocks a sample
+    target_scale_min: float = 0.15  # share of the grid's cells
+    target_scale_max: float = 0.2
+    target_aspect_min: float = 0.75  # height over width
+    target_aspect_max: float = 1.5
+    context_scale_min: float = 0.85  # a square block, less what the targets cover
+    context_scale_max: float = 1.0
 
 
 @dataclass
@@ -146,14 +193,19 @@ class EmaConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay by step; the paper does not scale lr with the batch."""
+    """AdamW or LARS with linear warm-up and cosine decay by step; the paper does not scale lr with the batch."""
 
     lr: float = 0.01
-    weight_decay: float = 0.01  # applied to all parameters, norms and biases included, as the paper does
+    weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
     warmup_epochs: float = 10.0
     final_lr_fraction: float = 0.001
+    name: OptimizerName = field(default=OptimizerName.adamw, metadata=ADDED)
+    momentum: float = field(default=0.9, metadata=ADDED)  # lars
+    trust_coefficient: float = field(default=0.001, metadata=ADDED)  # lars
+    decay_norms_and_biases: bool = field(default=True, metadata=ADDED)  # the paper does; without, LARS does not scale their steps either
+    final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)  # reached by a cosine over the run
 
 
 @dataclass
@@ -195,6 +247,8 @@ class MethodConfig:
     """Base of the Config class that each file of cnnjepa/methods defines; `name` is the file's name."""
 
     name: str = ""
+    # The loss compares images of the whole global batch: a rank must see its share at once, with statistics over all ranks.
+    global_batch: ClassVar[bool] = False
 
     def validate(self, config: "TrainConfig") -> None:
         """Raise ValueError with key, rule and value where this method cannot run under `config`."""
@@ -231,14 +285,10 @@ DATA_PRESETS: dict[str, DataConfig] = {
     "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, holdout_fraction=0.02, workers=8),
 }
 
-# Pixels of the image behind one cell of the last feature map, a side.
-CELL_PIXELS = {
-    EncoderName.resnet18: 32,
-    EncoderName.resnet34: 32,
-    EncoderName.resnet50: 32,
-    EncoderName.resnet101: 32,
-    EncoderName.resnet_small: 8,
-}
+VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)
+
+# Pixels of the image behind one cell of the last feature map, a side; a ViT's cells are its patches.
+CELL_PIXELS = {name: 8 if name is EncoderName.resnet_small else 32 for name in EncoderName if name not in VITS}
 
 
 def file_names(package: str) -> list[str]:
@@ -250,7 +300,7 @@ def file_names(package: str) -> list[str]:
 
 
 def method_names() -> list[str]:
-    """Names of the self-supervised methods: the files of cnnjepa/methods."""
+    """Names of the methods: the files of cnnjepa/methods."""
     return file_names("cnnjepa.methods")
 
 
@@ -259,6 +309,14 @@ def method_module(name: str) -> Any:
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}; got {name}")
     return importlib.import_module(f"cnnjepa.methods.{name}")
+
+
+def optimizer_presets() -> dict[str, OptimizerConfig]:
+    """The optimisers by name: for each method that of its name, the default where its file has no OPTIMIZERS, and what else these hold."""
+    presets: dict[str, OptimizerConfig] = {}
+    for name in method_names():
+        presets |= {name: OptimizerConfig(), **getattr(method_module(name), "OPTIMIZERS", {})}
+    return presets
 
 
 # What is no probe in cnnjepa/probes: the shared feature pass.
@@ -272,7 +330,8 @@ def probe_names() -> list[str]:
 
 def grid_size(config: TrainConfig) -> int:
     """Cells a side of the last feature map; raises ValueError unless cells tile the image."""
-    cell, size = CELL_PIXELS[config.encoder.name], config.data.image_size
+    encoder, size = config.encoder, config.data.image_size
+    cell = encoder.patch_size if encoder.name in VITS else CELL_PIXELS[encoder.name]
     if size < cell or size % cell:
         raise ValueError(f"data.image_size must be a multiple of the {config.encoder.name.name} cell of {cell} pixels; got {size}")
     return size // cell
@@ -311,9 +370,74 @@ def validate_mask(mask: MaskConfig, key: str, grid: int) -> None:
     _require(grid >= MIN_GRID, "data.image_size", rule, f"a {grid}x{grid} grid")
 
 
+def validate_block_mask(mask: BlockMaskConfig, key: str, grid: int) -> None:
+    """Raise ValueError unless blocks of any drawn size fit a grid x grid map."""
+    _require(mask.blocks >= 1, f"{key}.blocks", "be at least 1", mask.blocks)
+    low, high = mask.target_scale_min, mask.target_scale_max
+    _require(0 < low <= high < 1, f"{key}.target_scale_min and target_scale_max", "satisfy 0 < min <= max < 1", f"{low} and {high}")
+    low, high = mask.target_aspect_min, mask.target_aspect_max
+    rule = "satisfy 0 < min <= max < infinity"
+    _require(0 < low <= high < math.inf, f"{key}.target_aspect_min and target_aspect_max", rule, f"{low} and {high}")
+    low, high = mask.context_scale_min, mask.context_scale_max
+    rule = "satisfy target_scale_max < min <= max <= 1"
+    value = f"{low} and {high}"
+    _require(mask.target_scale_max < low <= high <= 1, f"{key}.context_scale_min and context_scale_max", rule, value)
+    rule = f"give a grid of at least {MIN_GRID}x{MIN_GRID} cells for the mask"
+    _require(grid >= MIN_GRID, "data.image_size", rule, f"a {grid}x{grid} grid")
+
+
+def require_encoder(config: TrainConfig, vit: bool) -> None:
+    """Raise ValueError where the method is made for the other family of encoders."""
+    names = [n.name for n in EncoderName if (n in VITS) is vit]
+    rule = f"be one of {', '.join(names)} with method={config.method.name}"
+    _require((config.encoder.name in VITS) is vit, "encoder.name", rule, config.encoder.name)
+
+
+def validate_augment(augment: AugmentConfig, key: str) -> None:
+    """Raise ValueError unless every probability, strength and scale of `augment` can be drawn by."""
+    _require(0 < augment.min_crop_scale <= 1, f"{key}.min_crop_scale", "lie in (0, 1]", augment.min_crop_scale)
+    for name in ("jitter", "grey", "blur", "solarise"):
+        p = getattr(augment, f"{name}_probability")
+        _require(0 <= p <= 1, f"{key}.{name}_probability", "lie in [0, 1]", p)
+    for name in ("brightness", "contrast", "saturation"):
+        strength = getattr(augment, name)
+        _require(0 <= strength < math.inf, f"{key}.{name}", "be at least 0 and finite", strength)
+    _require(0 <= augment.hue <= 0.5, f"{key}.hue", "lie in [0, 0.5]", augment.hue)
+
+
+def validate_ema(ema: EmaConfig, key: str) -> None:
+    """Raise ValueError unless both momenta lie in [0, 1]."""
+    for name in ("momentum_start", "momentum_end"):
+        momentum = getattr(ema, name)
+        _require(0 <= momentum <= 1, f"{key}.{name}", "lie in [0, 1]", momentum)
+
+
+def validate_sizes(config: MethodConfig, *names: str) -> None:
+    """Raise ValueError unless each named whole number of `config`, a layer's width or a depth, is at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= 1, f"method.{name}", "be at least 1", value)
+
+
+def validate_global_batch(config: TrainConfig, ranks: int) -> None:
+    """Raise ValueError where a loss over the whole global batch would see less, or would see it normalised rank by rank."""
+    name = config.method.name
+    if config.method.global_batch:
+        share = config.global_batch_size // ranks
+        rule = f"be global_batch_size / ranks = {share} with {name}, whose loss compares the images of the whole batch"
+        _require(accumulation_steps(config, ranks) == 1, "micro_batch_size", rule, config.micro_batch_size)
+        rule = f"be true with {name} on {ranks} ranks, whose loss compares the images of the whole batch"
+        _require(ranks == 1 or config.encoder.sync_bn, "encoder.sync_bn", rule, config.encoder.sync_bn)
+
+
 def validate(config: TrainConfig, ranks: int = 1) -> None:
     """Raise ValueError, one line with key, rule and value, unless `config` can be trained on `ranks` ranks."""
     data, optimizer, probes = config.data, config.optimizer, config.probes
+    for key in ("patch_size", "vit_depth"):
+        value = getattr(config.encoder, key)
+        _require(value >= 1, f"encoder.{key}", "be at least 1", value)
+        alone = config.encoder.name in VITS or value == getattr(EncoderConfig, key)
+        _require(alone, f"encoder.{key}", "be left alone, it shapes ViTs only", value)
     grid_size(config)
     for key, count in (("epochs", config.epochs), ("global_batch_size", config.global_batch_size)):
         _require(count >= 1, key, "be at least 1", count)
@@ -343,6 +467,12 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     rule = f"lie in [0, epochs), epochs being {config.epochs}"
     _require(0 <= optimizer.warmup_epochs < config.epochs, "optimizer.warmup_epochs", rule, optimizer.warmup_epochs)
     _require(0 <= optimizer.final_lr_fraction <= 1, "optimizer.final_lr_fraction", "lie in [0, 1]", optimizer.final_lr_fraction)
+    _require(0 <= optimizer.momentum < 1, "optimizer.momentum", "lie in [0, 1)", optimizer.momentum)
+    for key, positive in (
+        ("trust_coefficient", optimizer.trust_coefficient),
+        ("final_weight_decay_fraction", optimizer.final_weight_decay_fraction),
+    ):
+        _require(0 < positive < math.inf, f"optimizer.{key}", "be positive and finite", positive)
     for name in probes.names:
         _require(name in probe_names(), "probes.names", f"hold names out of {', '.join(probe_names())}", name)
     for key, count in (("batch_size", probes.batch_size), ("linear_epochs", probes.linear_epochs), ("knn_k", probes.knn_k)):
@@ -359,3 +489,4 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     _require(config.log.every_steps >= 1, "log.every_steps", "be at least 1", config.log.every_steps)
     method_module(config.method.name)
     config.method.validate(config)
+    validate_global_batch(config, ranks)

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from cnnjepa.config import Device
 
@@ -149,6 +151,18 @@ class GradientBuckets:
         return scalars / self._ranks.count
 
 
+def gather_batch(x_BD: Tensor) -> Tensor:
+    """The rows of all ranks in rank order, [R x B, D], with gradient; each rank must hold as many. The rows themselves for a rank alone.
+
+    A loss over them is the same on every rank, and R times its gradient comes back to each row: the mean over ranks that
+    `GradientBuckets` takes of the parameters' gradients is then the gradient of that one loss.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x_BD
+    rank, ranks, rows = dist.get_rank(), dist.get_world_size(), len(x_BD)
+    return all_reduce(F.pad(x_BD, (0, 0, rank * rows, (ranks - 1 - rank) * rows)))
+
+
 def tensor(buffer: Tensor | None) -> Tensor:
     """A BatchNorm buffer that is known to be there."""
     assert buffer is not None
@@ -158,45 +172,50 @@ def tensor(buffer: Tensor | None) -> Tensor:
 class RunningStatistics:
     """BatchNorm's running statistics over ranks: after each step they are what one rank would have, fed the micro-batches in order.
 
-    A rank folds its a micro-batches into r -> (1-m) r + m s. Folds chain: with d = (1-m)^a, R ranks that all started from r0 and
-    ended at r_k combine to d^R r0 + sum over k of d^(R-1-k) (r_k - d r0). Ranks hold consecutive micro-batches, so the order is the
-    global batch's. With synchronised BatchNorm all ranks hold the same numbers already and nothing is sent.
+    A rank folds what it sees in a step, in a passes, into r -> (1-m) r + m s. Folds chain: with d = (1-m)^a, R ranks that all started
+    from r0 and ended at r_k combine to d^R r0 + sum over k of d^(R-1-k) (r_k - d r0). Ranks hold consecutive micro-batches, so the order
+    is the global batch's. With synchronised BatchNorm all ranks hold the same numbers already and nothing is sent.
     """
 
-    def __init__(self, module: nn.Module, ranks: Ranks, micro_batches: int) -> None:
-        """Watches all BatchNorms of `module` but the synchronised ones; `micro_batches` is what each rank folds a step."""
+    def __init__(self, module: nn.Module, ranks: Ranks) -> None:
+        """Watches all BatchNorms of `module` but the synchronised ones; each must make as many passes in every step."""
         self._ranks = ranks
         norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and not getattr(m, "sync", False)]
         self._means_vars: list[Tensor] = []
         self._counts: list[Tensor] = []
-        decay: list[Tensor] = []
+        self._keep: list[float] = []  # what one pass keeps of the old numbers
         for norm in norms if ranks.count > 1 else []:
             assert norm.momentum is not None
             self._means_vars += [tensor(norm.running_mean), tensor(norm.running_var)]
             self._counts.append(tensor(norm.num_batches_tracked))
-            decay.append(torch.full_like(tensor(norm.running_mean), (1 - norm.momentum) ** micro_batches).repeat(2))
-        self._micro_batches = micro_batches
-        self._decay = torch.cat(decay) if decay else None
+            self._keep.append(1 - norm.momentum)
         self._before: Tensor | None = None
+        self._counts_before: Tensor | None = None
+        self._decay: Tensor | None = None  # per number, of one rank's step
 
     def start_step(self) -> None:
         """Remember where the step's statistics start."""
-        if self._decay is not None:
-            self._before = torch.cat(self._means_vars)
+        if self._counts:
+            self._before, self._counts_before = torch.cat(self._means_vars), torch.stack(self._counts)
 
     def end_step(self) -> None:
         """Combine what the ranks have folded since `start_step`."""
-        if self._decay is None:
+        if not self._counts:
             return
         assert self._before is not None
-        ranks = self._ranks
+        assert self._counts_before is not None
+        ranks, passes = self._ranks, torch.stack(self._counts) - self._counts_before
+        if self._decay is None:
+            sizes = [2 * b.numel() for b in self._means_vars[::2]]
+            step_keeps = [keep**n for keep, n in zip(self._keep, passes.tolist(), strict=True)]
+            self._decay = torch.cat([self._before.new_full((n,), keep) for n, keep in zip(sizes, step_keeps, strict=True)])
         part = (torch.cat(self._means_vars) - self._decay * self._before) * self._decay ** (ranks.count - 1 - ranks.rank)
         dist.all_reduce(part)
         combined = self._decay**ranks.count * self._before + part
         for buffer, value in zip(self._means_vars, combined.split([b.numel() for b in self._means_vars]), strict=True):
             buffer.copy_(value)
-        for count in self._counts:
-            count += self._micro_batches * (ranks.count - 1)
+        for count, n in zip(self._counts, passes, strict=True):
+            count += n * (ranks.count - 1)
 
 
 def broadcast_object(value: T, ranks: Ranks) -> T:

@@ -13,11 +13,14 @@ from cnnjepa.config import DatasetName, MethodConfig, TrainConfig, method_module
 
 
 def to_dict(config: Any, neutral: bool = True) -> dict[str, Any]:
-    """`config` as nested dicts of JSON values, enums by name; without the neutral fields where `neutral` is False."""
+    """`config` as nested dicts of JSON values, enums by name.
+
+    Where `neutral` is False, without the neutral fields, and without those that came later and hold their default.
+    """
     out: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if f.metadata.get("neutral") and not neutral:
+        if not neutral and (f.metadata.get("neutral") or (f.metadata.get("added") and value == f.default)):
             continue
         if dataclasses.is_dataclass(value):
             value = to_dict(value, neutral)

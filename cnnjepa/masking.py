@@ -8,7 +8,7 @@ can be targets; every rank draws its own samples' masks.
 import numpy as np
 import numpy.typing as npt
 
-from cnnjepa.config import MaskConfig, MaskStrategy
+from cnnjepa.config import BlockMaskConfig, MaskConfig, MaskStrategy
 from cnnjepa.randomness import Stream, generator
 
 
@@ -56,3 +56,53 @@ def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions:
     keeps_some = ~hidden.all(axis=(2, 3))
     last = keeps_some.sum(axis=1) - 1
     return ~hidden[np.arange(len(hidden)), last]
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return low + (high - low) * share
+
+
+def draw_blocks(
+    config: BlockMaskConfig, grid: int, seed: int, step: int, global_batch: int, positions: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """I-JEPA's cells as indices in row order: context [B, K] and targets [B, blocks, n] of the given positions of the global batch.
+
+    The sizes of the blocks are one draw an iteration, their places one a sample (Assran et al. 2023, section 3). The context is a block
+    less all targets; K is the least that any sample of the global batch keeps, so that any number of ranks computes the same, and a sample
+    that keeps more leaves out cells at random. A target that would leave less than an eighth of the grid as context is replaced by the
+    sample's first.
+    """
+    random = generator(seed, Stream.mask, step)
+    target_scale, target_aspect, context_scale = random.random(3)
+    height, width = block_shape(
+        _between(config.target_scale_min, config.target_scale_max, target_scale),
+        _between(config.target_aspect_min, config.target_aspect_max, target_aspect),
+        grid,
+    )
+    side, _ = block_shape(_between(config.context_scale_min, config.context_scale_max, context_scale), 1.0, grid)
+    places = random.random((global_batch, config.blocks + 1, 2))
+    noise = random.random((global_batch, grid * grid))
+    line = np.arange(grid)
+
+    def covered(corner: npt.NDArray[np.int64], rows: int, columns: int) -> npt.NDArray[np.bool_]:
+        """[samples, grid, grid], True within the block whose top left cell is `corner` [samples, 2]."""
+        top, left = corner[:, :1], corner[:, 1:]
+        in_rows, in_columns = (line >= top) & (line < top + rows), (line >= left) & (line < left + columns)
+        return in_rows[:, :, None] & in_columns[:, None, :]
+
+    context = covered((places[:, -1] * (grid - side + 1)).astype(np.int64), side, side)
+    corners = (places[:, :-1] * [grid - height + 1, grid - width + 1]).astype(np.int64)
+    for block in range(config.blocks):
+        left_over = context & ~covered(corners[:, block], height, width)
+        crowded = left_over.sum(axis=(1, 2)) < max(grid * grid // 8, 1)
+        if block:
+            corners[crowded, block] = corners[crowded, 0]
+            left_over[crowded] = context[crowded]
+        context = left_over
+    context = context.reshape(global_batch, -1)
+    kept = int(context.sum(axis=1).min())
+    order = np.where(context, noise, 2.0)[positions]
+    context_cells = np.sort(np.argpartition(order, kept - 1, axis=1)[:, :kept], axis=1)
+    block_cells = (np.arange(height)[:, None] * grid + np.arange(width)).reshape(-1)
+    target_cells = (corners[:, :, 0] * grid + corners[:, :, 1])[positions][:, :, None] + block_cells
+    return context_cells, target_cells

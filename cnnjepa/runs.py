@@ -18,7 +18,9 @@ from cnnjepa.files import create_exclusive, to_json, write_atomic
 from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 
 # What depends on the machine and the moment: left out wherever two runs are compared.
-TIMING_KEYS = frozenset({"images_per_second", "seconds", "training_seconds", "device_hours", "peak_memory_mb", "resumes", "claim"})
+TIMING_KEYS = frozenset(
+    {"images_per_second", "seconds", "training_seconds", "device_hours", "peak_memory_mb", "resumes", "claim", "energy_kwh", "joules"}
+)
 
 
 class RunStatus(Enum):
@@ -46,6 +48,7 @@ class RunResult:
     parameters: int = 0  # trainable
     resumes: int = 0
     claim: int = 0  # epoch of the claim under which it was written
+    energy_kwh: float | None = None  # of all GPUs, over all resumes; None where they do not tell
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -24,6 +24,12 @@ def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, tota
     return interpolate(Schedule.cosine, config.lr, config.lr * config.final_lr_fraction, progress)
 
 
+def weight_decay(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Weight decay of 0-based `step`: by a cosine from weight_decay at the first to final_weight_decay_fraction x that at the last."""
+    start = config.weight_decay
+    return interpolate(Schedule.cosine, start, start * config.final_weight_decay_fraction, step / max(total_steps - 1, 1))
+
+
 def ema_momentum(config: EmaConfig, step: int, total_steps: int) -> float:
     """Momentum applied after 0-based optimiser step `step`: momentum_start at the first, momentum_end at the last."""
     return interpolate(config.schedule, config.momentum_start, config.momentum_end, step / max(total_steps - 1, 1))

@@ -19,16 +19,17 @@ from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig, method_module, validate
 from cnnjepa.data.datasets import Splits, load_splits
-from cnnjepa.data.loader import Plan, build_plan, normalise, train_loader
+from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, broadcast_object, joined
+from cnnjepa.energy import EnergyMeter, nvml_joules
 from cnnjepa.files import remove_partial
-from cnnjepa.optim import build_optimizer, set_learning_rate
+from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.progress import TrainingProgress
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
-from cnnjepa.schedules import learning_rate
+from cnnjepa.schedules import learning_rate, weight_decay
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
     buckets: GradientBuckets
+    meter: EnergyMeter
     step: int = 0  # optimiser steps done
     resumes: int = 0
     earlier_seconds: float = 0.0  # spent before this process took over, as its checkpoint tells
@@ -103,6 +105,12 @@ class Run:
         devices = 1 if self.ranks.device.type == "cuda" else self.config.threads
         return self.seconds / 3600 * self.ranks.count * devices
 
+    @property
+    def energy_kwh(self) -> float | None:
+        """Of all ranks' GPUs, taken to be alike: the main rank reads its own. None where the device does not tell."""
+        joules = self.meter.joules
+        return None if joules is None else joules * self.ranks.count / 3.6e6
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; randomness is a function of the step and needs none of it."""
         return {
@@ -110,6 +118,7 @@ class Run:
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
             "resumes": self.resumes,
+            "joules": self.meter.joules,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -118,6 +127,7 @@ class Run:
         """Go on where `state` was taken."""
         self.step, self.earlier_seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
         self.training_seconds = state["training_seconds"]
+        self.meter.resume(state.get("joules"))  # checkpoints of earlier versions do not tell
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -131,7 +141,7 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     method = method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
-    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets)
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, EnergyMeter(nvml_joules(ranks.device)))
 
 
 def resume(run: Run) -> None:
@@ -147,10 +157,12 @@ def resume(run: Run) -> None:
             log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
 
 
-def micro_batch(run: Run, views: list[Tensor], micro_step: int) -> Batch:
+def micro_batch(run: Run, loaded: Loaded, micro_step: int) -> Batch:
     """Loaded pixels as a method's batch."""
+    views, labels = loaded
     pixels = [normalise(v, run.splits, run.ranks.device, run.dtype) for v in views]
-    return Batch(pixels, run.step, run.plan.positions(run.ranks.rank, micro_step))
+    positions = run.plan.positions(run.ranks.rank, micro_step)
+    return Batch(pixels, run.step, positions, labels.to(run.ranks.device, non_blocking=True))
 
 
 def forward_backward(run: Run, loader: Any) -> tuple[Tensor, Batch]:
@@ -271,12 +283,13 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
         return pruned
     last_save = time.perf_counter()
     loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step)
-    statistics = RunningStatistics(run.method, ranks, plan.micro_batches)
+    statistics = RunningStatistics(run.method, ranks)
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
         while run.step < plan.total_steps:
             step_started = time.perf_counter()
             lr = learning_rate(config.optimizer, run.step, plan.steps_per_epoch, plan.total_steps)
             set_learning_rate(run.optimizer, lr)
+            set_weight_decay(run.optimizer, weight_decay(config.optimizer, run.step, plan.total_steps))
             run.optimizer.zero_grad()
             statistics.start_step()
             sums, batch = forward_backward(run, loader)
@@ -368,11 +381,13 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         step=run.step,
         seconds=run.seconds,
         device_hours=run.device_hours,
-        images_per_second=run.step * run.config.global_batch_size / run.training_seconds,
+        # A method without views loads no image.
+        images_per_second=run.step * run.config.global_batch_size / run.training_seconds if run.method.views(run.config) else 0.0,
         peak_memory_mb=peak_memory_mb(run.ranks),
         parameters=sum(p.numel() for p in run.parameters),
         resumes=run.resumes,
         claim=claim,
+        energy_kwh=run.energy_kwh,
     )
     if run.ranks.is_main and not run.folder.write_result(result):
         log.warning("%s has a result of another claim already, which stands", run.folder.path)

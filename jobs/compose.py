@@ -17,13 +17,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, validate
+from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets, validate
 from cnnjepa.identity import from_dict, signature
 from jobs.spec import ClusterProfile, JobSpec, fit_to, validate_cluster
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
 CONFIG_NAME = "job"
-_DEFAULTS = ["_self_", {"method": "cnn_jepa"}, {"data": "digits"}, {"cluster": "local"}]
+# A method brings its own optimiser unless another is asked for.
+_DEFAULTS = ["_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data": "digits"}, {"cluster": "local"}]
 
 
 @dataclass
@@ -43,17 +44,19 @@ def cluster_names() -> list[str]:
 
 @functools.cache
 def register_schemas() -> None:
-    """Make the schema and the groups `method` and `data` known to Hydra."""
+    """Make the schema and the groups `method`, `optimizer` and `data` known to Hydra."""
     store = ConfigStore.instance()
     store.store(name=CONFIG_NAME, node=_Job)
     for name in method_names():
         store.store(group="method", name=name, node=method_module(name).Config)
+    for name, optimizer in optimizer_presets().items():
+        store.store(group="optimizer", name=name, node=optimizer)
     for name, preset in DATA_PRESETS.items():
         store.store(group="data", name=name, node=preset)
 
 
 def _groups() -> dict[str, list[str]]:
-    return {"method": method_names(), "data": sorted(DATA_PRESETS), "cluster": cluster_names()}
+    return {"method": method_names(), "optimizer": sorted(optimizer_presets()), "data": sorted(DATA_PRESETS), "cluster": cluster_names()}
 
 
 def qualified(overrides: Sequence[str]) -> list[str]:
@@ -107,7 +110,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/spec.py); got {unknown[1]}{hint}"
     if "not in struct" in text or "Could not override" in str(error):
-        with_defaults = [o for o in overrides if o.partition("=")[0] in ("method", "data", "cluster")]
+        with_defaults = [o for o in overrides if o.partition("=")[0] in ("method", "optimizer", "data", "cluster")]
         known = _leaves(_compose(with_defaults))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
         hint = f"; did you mean {near[0]}?" if near else ""

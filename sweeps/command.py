@@ -117,7 +117,8 @@ def show_plan(sweep: Sweep, console: Console) -> None:
         console.print(
             f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False, soft_wrap=True
         )
-    console.print(f"{len(sweep.trials)} trials, {sweep.trials[0].epochs} epochs each, in {sweep.path}", soft_wrap=True)
+    epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
+    console.print(f"{len(sweep.trials)} trials, {epochs} epochs each, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:
         console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs go on", highlight=False)
     if (search := sweep.search) is not None:

@@ -70,6 +70,8 @@ class Sweep:
     search: Search | None = None
     rungs: list[int] = field(default_factory=list)  # epochs at which a run is held against the others; none: every run goes to its end
     eta: int = 0  # of those that reached a rung one in so many goes on
+    costs: list[str] = field(default_factory=list)  # that belong to the answer
+    best_of_many: list[str] = field(default_factory=list)  # settings whose scores in the paper are each the best of several runs
     _next: list[int] = field(default_factory=lambda: [1])
 
     @staticmethod
@@ -83,9 +85,13 @@ class Sweep:
         eta: int = 0,
     ) -> "Sweep":
         """The sweep of `spec`; the paper's values, and the metrics that they are values of, are kept at paper scale alone."""
-        paper = {s.label: dict(s.paper) for s in spec.settings if s.paper} if scale is ScaleName.paper else {}
-        headline = list(dict.fromkeys([*spec.headline, *(metric for values in paper.values() for metric in values)]))
+        published = [s for s in spec.settings_at(spec.scale(scale)) if s.paper and scale is ScaleName.paper]
+        paper = {s.label: dict(s.paper) for s in published}
+        metrics = [metric for values in paper.values() for metric in values if metric not in spec.costs]
+        headline = list(dict.fromkeys([*spec.headline, *metrics]))
         sweep = Sweep(path, spec.name, spec.question, scale, spec.objective, headline, paper, trials, search, list(rungs), eta)
+        sweep.costs.extend(spec.costs)
+        sweep.best_of_many.extend(s.label for s in published if s.best_of_many)
         sweep.grow()
         return sweep
 

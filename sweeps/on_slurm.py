@@ -15,7 +15,7 @@ from jobs import preflight, snapshot
 from jobs.door import INTERRUPTED
 from jobs.provenance import commit_and_diff
 from jobs.queue import Queue, SlurmError, has_slurm
-from jobs.quote import Quote, balance, lookup, quote
+from jobs.quote import Quote, balance, combined, lookup, quote
 from jobs.spec import Allocation, ClusterProfile, Scheduler
 from jobs.submit import render
 from sweeps.changes import announce_changes, left_to_run, take_up
@@ -23,6 +23,7 @@ from sweeps.engine.slurm import RacedError, SlurmEngine, array_limit, shares
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
 from sweeps.search import Outlook, epochs_expected, is_over, to_take_up
+from sweeps.spec import Trial
 from sweeps.status import counts_line, sweep_status, trial_status
 from sweeps.watch import conclude
 
@@ -53,15 +54,32 @@ def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile
     return hours
 
 
+def kinds_of(sweep: Sweep) -> list[list[Trial]]:
+    """The trials by what an epoch of them costs; those of a search are taken to be alike."""
+    kinds: list[list[Trial]] = [list(sweep.trials)] if sweep.search is not None else []
+    for trial in sweep.trials if sweep.search is None else ():
+        alike = next((kind for kind in kinds if same_shape(trial.values, kind[0].values)), None)
+        if alike is None:
+            kinds.append([trial])
+        else:
+            alike.append(trial)
+    return kinds
+
+
 def quote_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Quote:
-    """What is left of the sweep, priced; with what failed, where that is to be tried again."""
-    trials = view.sweep.trials
-    left = [t.epochs * (1 - trial_status(view, t)["done"]) for t in left_to_run(view, retry_failed)]
-    if view.sweep.search is not None:  # as if nothing were stopped early
-        left += [float(trials[0].epochs)] * Outlook(view).runs_left_at_most
-    measured = measured_hours(view.sweep.path.parent, trials[0].values, cluster)
-    epochs = statistics.fmean(t.epochs for t in trials)
-    return quote(cluster, trials[0].values, left, epochs, measured, at_most=bool(view.sweep.rungs) or view.sweep.search is not None)
+    """What is left of the sweep, priced, each kind of runs by itself; with what failed, where that is to be tried again."""
+    search = view.sweep.search
+    left = {t.signature: t.epochs * (1 - trial_status(view, t)["done"]) for t in left_to_run(view, retry_failed)}
+    quotes = []
+    for kind in kinds_of(view.sweep):
+        epochs_left = [left[t.signature] for t in kind if t.signature in left]
+        if search is not None:  # as if nothing were stopped early
+            epochs_left += [float(kind[0].epochs)] * Outlook(view).runs_left_at_most
+        measured = measured_hours(view.sweep.path.parent, kind[0].values, cluster)
+        epochs = statistics.fmean(t.epochs for t in kind)
+        at_most = bool(view.sweep.rungs) or search is not None
+        quotes.append(quote(cluster, kind[0].values, epochs_left, epochs, measured, at_most=at_most))
+    return combined(quotes, cluster)
 
 
 def budget_of(sweep: Sweep) -> float | None:

@@ -96,7 +96,7 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
         raise ValueError(f"--eta must be at least 2; got {asked.eta}")
     train = compose_job([f"cluster={asked.cluster}", *scale.overrides, *asked.overrides]).train
     swept = [d for d in spec.space_at(scale) if d.key == "optimizer.warmup_epochs"]
-    given = [float(s.overrides.get("optimizer.warmup_epochs", 0)) for s in spec.settings]
+    given = [float(s.overrides.get("optimizer.warmup_epochs", 0)) for s in spec.settings_at(scale)]
     longest = max([train.optimizer.warmup_epochs, *given, *(max([d.high, *map(float, d.options)]) for d in swept)])
     found = rung_epochs(train.epochs, longest, asked.eta)
     if not found:

@@ -12,10 +12,17 @@ from typing import Any
 from rich.table import Table
 
 from cnnjepa.files import write_atomic
+from cnnjepa.runs import RunResult, RunStatus
 from sweeps.folder import TrialState, View
 
 _LABEL_WIDTH = 60  # characters of a setting's name in a line of a table or picture
-COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes")
+COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes", "pretraining_hours", "energy_kwh")
+_COST_TITLES = {
+    "pretraining_hours": "pretraining, device-hours",
+    "images_per_second": "images/s",
+    "energy_kwh": "energy, kWh",
+    "peak_memory_mb": "peak memory, MiB",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,16 @@ class Spread:
         """The spread of `values`."""
         mean = statistics.fmean(values) if values else None
         return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def in_digits(self) -> str:
+        """As `str`, in three significant digits, and from 100 on in whole numbers: for what is not a percentage."""
+
+        def told(value: float, digits: int) -> str:
+            return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+
+        if self.mean is None:
+            return "-"
+        return told(self.mean, 3) if self.std is None else f"{told(self.mean, 3)} ± {told(self.std, 2)}"
 
     def __str__(self) -> str:
         """'73.1 ± 0.4', '73.1' for a single value, a dash for none."""
@@ -64,6 +81,16 @@ class Summary:
     parameters: int
     device_hours: float
     paper: dict[str, float]
+    costs: dict[str, Spread]  # of the completed runs
+
+
+def costs_of(result: RunResult, global_batch_size: int) -> dict[str, float]:
+    """What a run cost, by the names in COSTS, less what is not known of it. Pretraining is device_hours without the probes' share."""
+    costs = {name: getattr(result, name) for name in COSTS if name != "pretraining_hours"}
+    if result.status is RunStatus.completed:  # at no images a second nothing was trained
+        training_seconds = result.step * global_batch_size / result.images_per_second if result.images_per_second else 0.0
+        costs["pretraining_hours"] = result.device_hours * training_seconds / max(result.seconds, 1e-9)
+    return {name: value for name, value in costs.items() if value is not None}
 
 
 def rows(view: View) -> list[Row]:
@@ -80,7 +107,7 @@ def rows(view: View) -> list[Row]:
                 view.state(trial),
                 "; ".join(c for c in causes if c),
                 {} if result is None else result.metrics,
-                {} if result is None else {name: getattr(result, name) for name in COSTS},
+                {} if result is None else costs_of(result, trial.values["global_batch_size"]),
             )
         )
     return table
@@ -104,6 +131,7 @@ def summaries(view: View) -> list[Summary]:
                 max((int(row.costs["parameters"]) for row in done), default=0),
                 sum(row.costs["device_hours"] for row in mine if row.costs),
                 sweep.paper.get(setting, {}),
+                {c: Spread.of([row.costs[c] for row in done if c in row.costs]) for c in COSTS},
             )
         )
     last = float("-inf")
@@ -145,10 +173,11 @@ def summary_csv(view: View) -> str:
     table = summaries(view)
     metrics = list(table[0].spreads) if table else []
     papers = sorted({m for s in table for m in s.paper})
-    header = ["setting", *(f"{m}_{part}" for m in metrics for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
+    told = [*metrics, *view.sweep.costs]
+    header = ["setting", *(f"{m}_{part}" for m in told for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
     lines = []
     for s in table:
-        spread = [v for m in metrics for v in (s.spreads[m].mean, s.spreads[m].std, s.spreads[m].n)]
+        spread = [v for m in told for v in vars({**s.spreads, **s.costs}[m]).values()]
         lines.append(
             [s.setting, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours]
         )
@@ -160,19 +189,37 @@ def _columns(view: View) -> list[str]:
 
 
 def title(metric: str) -> str:
-    """'linear top-1, test' for 'linear.test_top1'."""
+    """'linear top-1, test' for 'linear.test_top1'; a cost's name and unit."""
+    if metric in COSTS:
+        return _COST_TITLES.get(metric, metric)
     probe, _, rest = metric.partition(".")
     part, _, score = rest.rpartition("_")
     where = {"holdout": "held-out", "paper_protocol": "test, best epoch"}.get(part, part)
     return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {where}"
 
 
+def _note(view: View) -> str:
+    """What a reader of the table must know beside it."""
+    star = "* each score the best of several runs" if view.sweep.best_of_many else ""
+    return "; ".join(t for t in (told_settings(view)[1], star) if t)
+
+
 def cells(view: View) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table that people read: mean ± std over seeds (n), ranked by the objective."""
-    metrics = _columns(view)
+    metrics, costs = _columns(view), view.sweep.costs
     table, _ = told_settings(view)
-    papers = [m for m in view.sweep.headline if any(m in s.paper for s in table)]
-    header = ["setting", *(title(m) for m in metrics), *(f"paper: {title(m)}" for m in papers), "n", "parameters", "device-hours"]
+    papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
+    # Of a sweep that asks about costs the total would be one number too many.
+    total = [] if costs else ["device-hours"]
+    header = [
+        "setting",
+        *(title(m) for m in metrics),
+        *(f"paper: {title(m)}" for m in papers),
+        "n",
+        *map(title, costs),
+        "parameters",
+        *total,
+    ]
     lines = []
     for s in table:
         marks = (
@@ -181,8 +228,11 @@ def cells(view: View) -> tuple[list[str], list[list[str]]]:
             + [f"{s.unfinished} to come"] * bool(s.unfinished)
         )
         n = str(s.spreads[view.sweep.objective].n) + (f" ({', '.join(marks)})" if marks else "")
-        paper = [f"{s.paper[m]:.2f}" if m in s.paper else "-" for m in papers]
-        lines.append([s.setting, *(str(s.spreads[m]) for m in metrics), *paper, n, f"{s.parameters:,}", f"{s.device_hours:.3g}"])
+        star = "*" if s.setting in view.sweep.best_of_many else ""
+        paper = [f"{s.paper[m]:.2f}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
+        spent = [s.costs[c].in_digits() for c in costs]
+        hours = [] if costs else [f"{s.device_hours:.3g}"]
+        lines.append([s.setting, *(str(s.spreads[m]) for m in metrics), *paper, n, *spent, f"{s.parameters:,}", *hours])
     return header, lines
 
 
@@ -190,7 +240,7 @@ def terminal_table(view: View) -> Table:
     """The table for a terminal."""
     header, lines = cells(view)
     heading = f"{view.sweep.name} ({view.sweep.scale.name}): mean ± std over seeds, best first"
-    table = Table(title=heading, caption=told_settings(view)[1] or None)
+    table = Table(title=heading, caption=_note(view) or None)
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left", max_width=None if i else _LABEL_WIDTH)
     for line in lines:
@@ -202,7 +252,7 @@ def markdown_table(view: View) -> str:
     """The same table in Markdown."""
     header, lines = cells(view)
     rule = ["---", *["---:"] * (len(header) - 1)]
-    said = told_settings(view)[1]
+    said = _note(view)
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines]) + "\n" + (f"\n{said}\n" if said else "")
 
 
@@ -246,10 +296,53 @@ def draw(view: View, path: Path) -> None:
     write_atomic(path, data.getvalue())
 
 
+def draw_costs(view: View, path: Path) -> None:
+    """Write the picture of accuracy against cost: means with standard deviations, and the paper's values as hollow diamonds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sweep, table = view.sweep, told_settings(view)[0]
+    cost = sweep.costs[0]
+    shown = [m for m in sweep.headline if m.endswith("top1")]
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
+    for axis, metric in zip(axes[0], shown, strict=True):
+        for i, summary in enumerate(table):
+            color, x, y = f"C{i}", summary.costs[cost], summary.spreads[metric]
+            if x.mean is not None and y.mean is not None:
+                axis.errorbar(x.mean, y.mean, xerr=x.std, yerr=y.std, fmt="o", color=color, capsize=3)
+                axis.annotate(summary.setting, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8, color=color)
+            if metric in summary.paper and cost in summary.paper:
+                star = "*" if summary.setting in sweep.best_of_many else ""
+                point = summary.paper[cost], summary.paper[metric]
+                axis.plot(*point, "D", markerfacecolor="none", color=color)
+                label = f"{summary.setting}, paper{star}"
+                axis.annotate(label, point, xytext=(6, -10), textcoords="offset points", fontsize=7, color=color)
+        axis.set_xlabel(title(cost))
+        axis.set_ylabel(f"{title(metric)} (%)")
+        axis.margins(x=0.25)
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    note = "; hollow diamonds: the paper's values, one seed" if sweep.paper else ""
+    note += ", * each the best of several runs" if sweep.best_of_many else ""
+    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds{note}", fontsize=9)
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, dpi=130, metadata={"Software": None})
+    pyplot.close(figure)
+    write_atomic(path, data.getvalue())
+
+
 def write_all(view: View) -> list[Path]:
     """Rebuild every view in the sweep folder; returns their paths."""
     folder = view.sweep.path
     write_atomic(folder / "results.csv", results_csv(view))
     write_atomic(folder / "summary.csv", summary_csv(view))
     draw(view, folder / "ablation.png")
-    return [folder / "results.csv", folder / "summary.csv", folder / "ablation.png"]
+    written = [folder / "results.csv", folder / "summary.csv", folder / "ablation.png"]
+    if view.sweep.costs:
+        draw_costs(view, folder / "accuracy_against_cost.png")
+        written.append(folder / "accuracy_against_cost.png")
+    return written

@@ -27,27 +27,37 @@ class ScaleName(Enum):
 class Scale:
     """Overrides that all trials share at one scale, and how many seeds a setting gets by default, in a search at most.
 
-    Of a search also how many settings it tries, and the dimensions that are others at this scale, by their keys.
+    Of a search also how many settings it tries, and the dimensions that are others at this scale, by their keys. `settings` stand in place
+    of the sweep's where they are others at this scale.
     """
 
     overrides: Sequence[str]
     seeds: int
     points: int = 0
     space: Sequence[Dimension] = ()
+    settings: Sequence["Setting"] = ()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the space: what it sets, and the scores (percent) that the paper printed for it, by metric."""
+    """One point of the space: what it sets, and what the paper printed for it, by metric (percent) or cost (hours).
+
+    `best_of_many` where the paper's scores are each the best of several runs.
+    """
 
     label: str
     overrides: Mapping[str, Value]
     paper: Mapping[str, float] = field(default_factory=dict)
+    best_of_many: bool = False
 
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """A question, the settings or the space that answer it, and the metric by which they are ranked (on held-out training labels)."""
+    """A question, the settings or the space that answer it, and the metric by which they are ranked (on held-out training labels).
+
+    `costs` are what a run cost, by the names of results.csv, that belong to the answer: they get columns of their own, and a picture in
+    which the headline stands against the first.
+    """
 
     name: str
     question: str
@@ -57,10 +67,15 @@ class SweepSpec:
     space: Sequence[Dimension] = ()
     objective: str = "linear.holdout_top1"
     headline: Sequence[str] = ("linear.test_top1", "knn.test_top1")
+    costs: Sequence[str] = ()
 
     def scale(self, name: ScaleName) -> Scale:
         """The scale of that name."""
         return self.smoke if name is ScaleName.smoke else self.paper
+
+    def settings_at(self, scale: Scale) -> Sequence[Setting]:
+        """The settings of a scale."""
+        return scale.settings or self.settings
 
     def space_at(self, scale: Scale) -> list[Dimension]:
         """The space of a scale."""
@@ -185,16 +200,17 @@ def build_trials(
     `overrides` come from the command line and hold for every trial. Raises ValueError at an override of a swept key, at a broken rule, and
     where two settings are the same configuration.
     """
-    check_overrides(spec, {key for setting in spec.settings for key in setting.overrides}, overrides)
+    settings = spec.settings_at(scale)
+    check_overrides(spec, {key for setting in settings for key in setting.overrides}, overrides)
     trials: list[Trial] = []
     known: dict[str, str] = {}
     # Composed once a setting: seeds of one setting differ in nothing else.
     composed = []
-    for setting in spec.settings:
+    for setting in settings:
         own = [f"{key}={value}" for key, value in setting.overrides.items()]
         composed.append(compose_job([f"cluster={cluster}", *scale.overrides, *own, *overrides]).train)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for setting, train in zip(spec.settings, composed, strict=True):
+        for setting, train in zip(settings, composed, strict=True):
             config = replace(train, seed=seed, probes=replace(train.probes, at_epochs=list(rungs)))
             name = signature(config)
             if name in known:

@@ -73,17 +73,26 @@ class _MicroBatches(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, int(i)) for i in chosen]
 
 
-class _Views(Dataset[list[Tensor]]):
-    """Random views of an image, one a ViewSpec; decoded once."""
+# Views, each uint8 [B, 3, S, S], and labels [B].
+Loaded = tuple[list[Tensor], Tensor]
 
-    def __init__(self, images: Images, pretrain: Indices, specs: list[ViewSpec], seed: int) -> None:
-        self.images, self.pretrain, self.specs, self.seed = images, pretrain, specs, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
+class _Views(Dataset[tuple[list[Tensor], int]]):
+    """Random views of an image, one a ViewSpec, decoded once, or not at all where no view is asked for; and its label.
+
+    The label of an image that is not in `fit` is -1: nothing can be fitted to what choices are made on.
+    """
+
+    def __init__(self, splits: Splits, specs: list[ViewSpec], seed: int) -> None:
+        self.images, self.pretrain, self.specs, self.seed = splits.dataset.train, splits.pretrain, specs, seed
+        self.labels = np.where(np.isin(splits.pretrain, splits.fit), splits.dataset.train.labels[splits.pretrain], -1)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
         epoch, position = key
         index = int(self.pretrain[position])
-        image = self.images.image(index)
-        return [random_view(s, image, generator(self.seed, Stream.view, epoch, index, v)) for v, s in enumerate(self.specs)]
+        image = self.images.image(index) if self.specs else None
+        views = [random_view(s, image, generator(self.seed, Stream.view, epoch, index, v)) for v, s in enumerate(self.specs) if image]
+        return views, int(self.labels[position])
 
 
 class _ProbeImages(Dataset[Tensor]):
@@ -106,12 +115,10 @@ def _start_worker(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def train_loader(
-    config: TrainConfig, splits: Splits, specs: list[ViewSpec], plan: Plan, ranks: Ranks, start_step: int
-) -> Iterator[list[Tensor]]:
-    """This rank's micro-batches from `start_step` on, each a list over views of uint8 [B, 3, S, S]."""
+def train_loader(config: TrainConfig, splits: Splits, specs: list[ViewSpec], plan: Plan, ranks: Ranks, start_step: int) -> Iterator[Loaded]:
+    """This rank's micro-batches from `start_step` on."""
     loader = DataLoader(
-        _Views(splits.dataset.train, splits.pretrain, specs, config.seed),
+        _Views(splits, specs, config.seed),
         batch_sampler=_MicroBatches(plan, ranks.rank, start_step),
         num_workers=config.data.workers,
         pin_memory=ranks.device.type == "cuda",

@@ -8,28 +8,34 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from cnnjepa.config import DataConfig
+from cnnjepa.config import AugmentConfig, DataConfig
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One random view: a crop of random area and aspect, resized bicubically, perhaps mirrored."""
+    """One random view: a crop of random area and aspect, resized bicubically, perhaps mirrored, perhaps changed in colour and sharpness."""
 
     size: int  # pixels a side
     min_scale: float
     flip_probability: float
     min_aspect: float = 3 / 4
     max_aspect: float = 4 / 3
+    augment: AugmentConfig | None = None
 
 
 def crop_and_flip(config: DataConfig) -> ViewSpec:
     """The view of CNN-JEPA: random resized crop and horizontal flip."""
     return ViewSpec(config.image_size, config.min_crop_scale, config.flip_probability)
+
+
+def augmented(config: DataConfig, augment: AugmentConfig) -> ViewSpec:
+    """A view of the joint-embedding methods: the crop of `augment`, the flip of the data, and then the rest of `augment`."""
+    return ViewSpec(config.image_size, augment.min_crop_scale, config.flip_probability, augment=augment)
 
 
 def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
@@ -52,6 +58,38 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Brightness, contrast, saturation and hue, each drawn uniformly, one after the other in random order."""
+    strengths = [
+        (TF.adjust_brightness, augment.brightness),
+        (TF.adjust_contrast, augment.contrast),
+        (TF.adjust_saturation, augment.saturation),
+    ]
+    changes = [(change, random.uniform(max(0.0, 1 - s), 1 + s)) for change, s in strengths]
+    changes.append((TF.adjust_hue, random.uniform(-augment.hue, augment.hue)))
+    for i in random.permutation(len(changes)):
+        change, factor = changes[i]
+        view = change(view, factor)
+    return view
+
+
+def _augment(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Colour jitter, grey, blur and solarisation, each with its probability (SimCLR's and BYOL's order)."""
+    jitter, grey, blur, solarise = random.random(4) < (
+        augment.jitter_probability,
+        augment.grey_probability,
+        augment.blur_probability,
+        augment.solarise_probability,
+    )
+    if jitter:
+        view = _jitter(augment, view, random)
+    if grey:
+        view = view.convert("L").convert("RGB")
+    if blur:
+        view = view.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0) * view.width / 224))
+    return ImageOps.solarize(view) if solarise else view
+
+
 def random_view(spec: ViewSpec, image: Image.Image, random: np.random.Generator) -> Tensor:
     """A view of an RGB `image` as uint8 [3, size, size]; all randomness comes from `random`."""
     top, left, height, width = draw_crop(spec, image.height, image.width, random)
@@ -59,6 +97,8 @@ def random_view(spec: ViewSpec, image: Image.Image, random: np.random.Generator)
     view = TF.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC)
     if random.random() < spec.flip_probability:
         view = TF.horizontal_flip(view)
+    if spec.augment is not None:
+        view = _augment(spec.augment, view, random)
     return _pixels(view)
 
 

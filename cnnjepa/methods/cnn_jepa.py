@@ -19,13 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, PredictorConv, TrainConfig, grid_size, validate_mask
+from cnnjepa.config import (
+    EmaConfig,
+    MaskConfig,
+    MethodConfig,
+    PredictorConfig,
+    PredictorConv,
+    TrainConfig,
+    grid_size,
+    require_encoder,
+    validate_mask,
+)
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.masking import draw_visible
 from cnnjepa.models.ema import ema_update, target_of
+from cnnjepa.models.encoders import Encoder, build_encoder
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.predictor import build_predictor
-from cnnjepa.models.resnet import ResNet, build_encoder
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.schedules import ema_momentum
 
@@ -43,6 +53,7 @@ class Config(MethodConfig):
 
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError where mask, predictor or EMA settings break their rules."""
+        require_encoder(config, vit=False)
         validate_mask(self.mask, "method.mask", grid_size(config))
         predictor, ema = self.predictor, self.ema
         if not 1 <= predictor.depth <= 6:
@@ -100,7 +111,7 @@ class Method(nn.Module):
         assert isinstance(config.method, Config)
         self.config, self.settings, self.total_steps = config, config.method, total_steps
         self.grid = grid_size(config)
-        self.encoder = build_encoder(config.encoder, integer(config.seed, Stream.weights, 0))
+        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
         self.target_encoder = target_of(self.encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(config.seed, Stream.weights, 1))
@@ -116,7 +127,7 @@ class Method(nn.Module):
         return [crop_and_flip(config.data)]
 
     @property
-    def probe_encoder(self) -> ResNet:
+    def probe_encoder(self) -> Encoder:
         """The network that is probed and exported: the target encoder."""
         return self.target_encoder
 

@@ -58,10 +58,14 @@ class Visibility:
         return self._masks[key]
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Indices of the visible positions in the flat order (image, row, column) of a height x width map."""
+        """Indices, into the flat (image, row, column) order of a height x width map, of the visible positions, cell by cell."""
         key = height, width
         if key not in self._positions:
-            self._positions[key] = self._upsampled(height, width).flatten().nonzero().squeeze(1)
+            _, h, w = self.shape
+            image, row, column = (c[:, None, None] for c in self.coordinates())
+            down, right = (torch.arange(n, device=self.device) for n in (height // h, width // w))
+            rows = image * height + row * (height // h) + down[:, None]
+            self._positions[key] = (rows * width + column * (width // w) + right).flatten()
         return self._positions[key]
 
 

@@ -57,10 +57,11 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 (which carries the stride) and 1x1 convolutions and a shortcut."""
 
     expansion = 4
+    widening = 1  # of the inner channels
 
     def __init__(self, c_in: int, width: int, stride: int) -> None:
         super().__init__()
-        c_out = width * self.expansion
+        c_out, width = width * self.expansion, width * self.widening
         self.conv1 = _conv(c_in, width, 1)
         self.bn1 = MaskedBatchNorm2d(width)
         self.conv2 = _conv(width, width, 3, stride)
@@ -83,6 +84,12 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn2(hide(self.conv2(y), visibility), visibility))
         y = self.bn3(hide(self.conv3(y), visibility), visibility)
         return self.relu(y + shortcut)
+
+
+class WideBottleneck(Bottleneck):
+    """A Bottleneck with twice the inner channels (Zagoruyko and Komodakis 2016)."""
+
+    widening = 2
 
 
 Block = BasicBlock | Bottleneck
@@ -146,6 +153,9 @@ _STAGES: dict[EncoderName, tuple[type[Block], list[int]]] = {
     EncoderName.resnet34: (BasicBlock, [3, 4, 6, 3]),
     EncoderName.resnet50: (Bottleneck, [3, 4, 6, 3]),
     EncoderName.resnet101: (Bottleneck, [3, 4, 23, 3]),
+    EncoderName.resnet152: (Bottleneck, [3, 8, 36, 3]),
+    EncoderName.resnet200: (Bottleneck, [3, 24, 36, 3]),
+    EncoderName.wide_resnet50_2: (WideBottleneck, [3, 4, 6, 3]),
 }
 
 

@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--dtypes", choices=AUTOCAST, nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--encoder", choices=[e.name for e in EncoderName], default="resnet50")
+    parser.add_argument("--encoder", choices=[e.name for e in EncoderName if "resnet" in e.name], default="resnet50")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.25, 0.4, 0.52, 0.6, 0.8, 0.96, 1.0])
     parser.add_argument("--stages", action="store_true", help="also stage by stage")

@@ -209,7 +209,7 @@ def main() -> int:
     parser.add_argument("--dtypes", choices=AUTOCAST, nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--encoder", choices=[e.name for e in EncoderName], default="resnet50")
+    parser.add_argument("--encoder", choices=[e.name for e in EncoderName if "resnet" in e.name], default="resnet50")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--compile", action="store_true", help="ours with encoder.compile=true")
     asked = parser.parse_args()

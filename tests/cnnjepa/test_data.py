@@ -173,7 +173,7 @@ def stream(workers: int, ranks: int = 1, start: int = 0, epochs: int = 2) -> lis
     loaders = [train_loader(config, splits, specs, plan, Ranks(r, ranks, CPU), start) for r in range(ranks)]
     steps = []
     for _ in range(start, plan.total_steps):
-        steps.append(torch.cat([next(loader)[0] for loader in loaders for _ in range(plan.micro_batches)]))
+        steps.append(torch.cat([next(loader)[0][0] for loader in loaders for _ in range(plan.micro_batches)]))
     assert next(loaders[0], None) is None
     return steps
 

@@ -2,6 +2,7 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch._inductor.config
 import torchvision
@@ -15,7 +16,14 @@ from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 from cnnjepa.models.predictor import build_predictor
 from cnnjepa.models.resnet import build_encoder
 
-TORCHVISION = [EncoderName.resnet18, EncoderName.resnet34, EncoderName.resnet50, EncoderName.resnet101]
+TORCHVISION = [
+    EncoderName.resnet18,
+    EncoderName.resnet34,
+    EncoderName.resnet50,
+    EncoderName.resnet101,
+    EncoderName.resnet152,
+    EncoderName.wide_resnet50_2,
+]
 
 
 def lively(encoder: nn.Module) -> nn.Module:
@@ -28,11 +36,20 @@ def lively(encoder: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", TORCHVISION, ids=lambda n: n.name)
 def test_keys_and_shapes_are_torchvisions_less_the_classifier(name: EncoderName) -> None:
-    theirs = {k: v.shape for k, v in getattr(torchvision.models, name.name)().state_dict().items() if not k.startswith("fc.")}
-    assert {k: v.shape for k, v in build_encoder(EncoderConfig(name)).state_dict().items()} == theirs
+    with torch.device("meta"):
+        theirs = {k: v.shape for k, v in getattr(torchvision.models, name.name)().state_dict().items() if not k.startswith("fc.")}
+        ours = {k: v.shape for k, v in build_encoder(EncoderConfig(name)).state_dict().items()}
+    assert ours == theirs
 
 
-@pytest.mark.parametrize("name", [EncoderName.resnet18, EncoderName.resnet50], ids=lambda n: n.name)
+def test_resnet200_is_timms_less_the_classifier() -> None:
+    with torch.device("meta"):
+        theirs = {k: v.shape for k, v in timm.create_model("resnet200", num_classes=0).state_dict().items()}
+        ours = {k: v.shape for k, v in build_encoder(EncoderConfig(EncoderName.resnet200)).state_dict().items()}
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", [EncoderName.resnet18, EncoderName.resnet50, EncoderName.wide_resnet50_2], ids=lambda n: n.name)
 def test_dense_features_are_torchvisions(name: EncoderName) -> None:
     ours, theirs = lively(build_encoder(EncoderConfig(name))), getattr(torchvision.models, name.name)().double().train()
     theirs.load_state_dict(ours.state_dict(), strict=False)

@@ -13,6 +13,7 @@ from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, Ma
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models import tiles
+from cnnjepa.models.encoders import build_encoder as build_any
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.resnet import ResNet, build_encoder
 from cnnjepa.models.tiles import Kernels
@@ -81,6 +82,15 @@ def assert_same_pass(tiled: ResNet, visible: Tensor, training: bool = True) -> N
 @pytest.mark.parametrize("name", NETWORKS, ids=lambda n: n.name)
 def test_tiles_equal_masked_execution(name: EncoderName, mask: str) -> None:
     assert_same_pass(build_encoder(EncoderConfig(name, width=8, blocks=2)), MASKS[mask]())
+
+
+def test_a_convnext_computes_the_same_from_visible_rows() -> None:
+    encoder = build_any(EncoderConfig(EncoderName.convnext_tiny), 96, 0)
+    assert_same_pass(encoder, MASKS["one_image_sees_nothing"]())
+    shapes = []
+    encoder.stages[0].blocks[0].mlp["fc1"].register_forward_hook(lambda m, given, out: shapes.append(given[0].shape))  # type: ignore[union-attr, index]
+    encoder(torch.randn(3, 3, 96, 96, dtype=torch.float64), Visibility(MASKS["one_image_sees_nothing"]()))
+    assert shapes == [(3 * 8 * 8, 96)]
 
 
 @pytest.mark.slow
@@ -167,7 +177,7 @@ def trained(execution: Execution, encoder: EncoderName, size: int) -> tuple[nn.M
     ("encoder", "size"),
     [
         (EncoderName.resnet_small, 40),
-        (EncoderName.resnet18, 96),
+        pytest.param(EncoderName.resnet18, 96, marks=pytest.mark.slow),
         pytest.param(EncoderName.resnet34, 96, marks=pytest.mark.slow),
         pytest.param(EncoderName.resnet50, 96, marks=pytest.mark.slow),
         pytest.param(EncoderName.resnet101, 96, marks=pytest.mark.slow),

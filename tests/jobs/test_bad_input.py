@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cnnjepa.config import EncoderName, method_names, optimizer_presets
 from cnnjepa.runs import RunFolder
 from jobs import pretrain
 from sweeps import command
@@ -30,8 +31,39 @@ TABLE = [
     (["optimizer.lr=fast"], "optimizer.lr must be of type float; got fast"),
     (["epochs=1.5"], "epochs must be of type integer; got 1.5"),
     (["precision=fp8"], "precision must be one of fp32, bf16, fp64; got fp8"),
-    (["encoder.name=vgg"], "encoder.name must be one of resnet18, resnet34, resnet50, resnet101, resnet_small; got vgg"),
-    (["method=dino"], "method must be one of cnn_jepa; got dino"),
+    (["encoder.name=vgg"], f"encoder.name must be one of {', '.join(n.name for n in EncoderName)}; got vgg"),
+    (["encoder.name=vit_tiny", "data.image_size=56"], "with method=cnn_jepa; got vit_tiny"),
+    (["method=ijepa"], "encoder.name must be one of vit_tiny, vit_small, vit_base with method=ijepa; got resnet_small"),
+    (["method=ijepa", "encoder.name=vit_tiny"], "data.image_size must be a multiple of the vit_tiny cell of 14 pixels; got 32"),
+    (
+        ["method=ijepa", "encoder.name=vit_tiny", "data.image_size=28"],
+        "data.image_size must give a grid of at least 3x3 cells for the mask",
+    ),
+    (["encoder.patch_size=16"], "encoder.patch_size must be left alone, it shapes ViTs only; got 16"),
+    (["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=0"], "encoder.patch_size must be at least 1; got 0"),
+    (
+        ["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=8", "method.mask.context_scale_min=0.1"],
+        "method.mask.context_scale_min and context_scale_max must satisfy target_scale_max < min <= max <= 1; got 0.1 and 1.0",
+    ),
+    (
+        ["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=8", "method.predictor_width=50"],
+        "method.predictor_width must be a multiple of 12, for heads and sine positions; got 50",
+    ),
+    (["method=dino"], f"method must be one of {', '.join(method_names())}; got dino"),
+    (["optimizer=sgd"], f"optimizer must be one of {', '.join(sorted(optimizer_presets()))}; got sgd"),
+    (
+        ["method=simclr", "global_batch_size=64", "micro_batch_size=32"],
+        "micro_batch_size must be global_batch_size / ranks = 64 with simclr, whose loss compares the images of the whole batch; got 32",
+    ),
+    (["method=simclr", "method.temperature=0"], "method.temperature must be positive and finite; got 0.0"),
+    (["method=simclr", "method.augment.hue=0.6"], "method.augment.hue must lie in [0, 0.5]; got 0.6"),
+    (["method=byol", "method.view2.blur_probability=2"], "method.view2.blur_probability must lie in [0, 1]; got 2.0"),
+    (["method=byol", "method.hidden=0"], "method.hidden must be at least 1; got 0"),
+    (["method=vicreg", "method.covariance=-1"], "method.covariance must be at least 0 and finite; got -1.0"),
+    (["method=supervised", "method.classes=7"], "method.classes must be 0 or 10 with data=digits; got 7"),
+    (["method=supervised", "data=imagefolder"], "method.classes must be given, at least 2, with data=imagefolder; got 0"),
+    (["optimizer.trust_coefficient=0"], "optimizer.trust_coefficient must be positive and finite; got 0.0"),
+    (["optimizer.momentum=1"], "optimizer.momentum must lie in [0, 1); got 1.0"),
     (["data=cifar"], "data must be one of digits, fashion_mnist, imagefolder, imagenet100, imagenet1k; got cifar"),
     (["cluster=summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["method.mask.mask_ratio=1.5"], "method.mask.mask_ratio must lie in (0, 1); got 1.5"),

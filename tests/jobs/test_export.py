@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 
 from cnnjepa import checkpoint
 from cnnjepa.config import method_module
+from cnnjepa.models.encoders import build_encoder
 from cnnjepa.runs import RunFolder
 from cnnjepa.train import train
 from jobs.compose import compose_job
 from jobs.export import export
+from tests.cnnjepa.test_methods import METHODS, small
 
 BASE = ["epochs=1", "optimizer.warmup_epochs=0", "global_batch_size=4", "micro_batch_size=4", "data.train_limit=8", "data.test_limit=8"]
 
@@ -49,6 +51,23 @@ def test_the_target_backbone_loads_elsewhere(tmp_path: Path, name: str) -> None:
     assert missing.unexpected_keys == []
     other.reset_classifier(0)
     torch.testing.assert_close(other.eval()(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_methods_probed_encoder_is_exported(tmp_path: Path, name: str) -> None:
+    config = small(name, epochs=1)
+    folder = RunFolder(tmp_path)
+    folder.prepare(config)
+    train(config, folder)
+    assert export(tmp_path, tmp_path / "backbone.safetensors") == 5
+    method = method_module(name).Method(config, 1)
+    encoder = build_encoder(config.encoder, config.data.image_size, 99)
+    encoder.load_state_dict(load_file(tmp_path / "backbone.safetensors"))
+    found = checkpoint.newest_good(folder.checkpoints)
+    assert found is not None
+    method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(encoder.eval()(images), method.probe_encoder.eval()(images))
 
 
 def test_nothing_to_export_is_said(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from cnnjepa.identity import to_dict
 from jobs.compose import compose_job
-from jobs.quote import Quote, balance, quote
+from jobs.quote import Quote, balance, combined, quote
 from sweeps.on_slurm import check_cap
 
 PAPER = ["cluster=komondor", "account=abc", "data=imagenet100", "encoder.name=resnet50", "precision=bf16"]
@@ -38,6 +38,32 @@ def test_another_shape_has_no_price_until_it_was_measured() -> None:
     assert of_33(other).device_hours is None
     assert "cost unknown" in of_33(other).lines()[1]
     assert of_33(other, (1.0,)).device_hours == 6600
+
+
+def test_each_published_method_has_its_own_price() -> None:
+    """GPU-hours of 200 epochs on 4 A100."""
+    for name, hours in {"cnn_jepa": 51.5, "simclr": 62.0, "byol": 79.3, "vicreg": 67.6}.items():
+        config = to_dict(compose_job([*PAPER, f"method={name}", "encoder.sync_bn=true"]).train)
+        assert quote(JOB.cluster, config, [200.0], 200.0, []).device_hours == pytest.approx(hours, rel=1e-3)
+    other = to_dict(compose_job([*PAPER, "method=supervised"]).train)
+    assert quote(JOB.cluster, other, [200.0], 200.0, []).device_hours is None
+
+
+def test_kinds_of_runs_are_priced_each_by_itself_and_added_up() -> None:
+    configs = [
+        to_dict(compose_job([*PAPER, f"method={name}", "encoder.sync_bn=true"]).train) for name in ("cnn_jepa", "byol", "supervised")
+    ]
+    quotes = [quote(JOB.cluster, config, [200.0] * 3, 200.0, []) for config in configs]
+    both = combined(quotes[:2], JOB.cluster)
+    assert (both.trials, both.epochs) == (6, 1200)
+    assert both.device_hours == pytest.approx(3 * 51.5 + 3 * 79.3, rel=1e-3)
+    assert both.wall_hours == pytest.approx(79.3 / 4, rel=1e-3)  # all six at once: the longest run
+    everything = combined(quotes, JOB.cluster)
+    assert everything.device_hours is None
+    assert "3 of the runs: no run of this shape" in everything.source
+    assert "the others come to 392 GPU-hours" in everything.source
+    nothing_left = quote(JOB.cluster, configs[2], [], 200.0, [])
+    assert combined([quotes[0], nothing_left], JOB.cluster) == quotes[0]
 
 
 def test_a_short_limit_chains_jobs() -> None:

@@ -1,0 +1,117 @@
+"""BYOL: from one view, predict what a slowly moving copy of the network makes of the other (Grill et al. 2020, arXiv 2006.07733).
+
+p1, p2   = predictor(projector(encoder(view 1))), the same of view 2
+t1, t2   = target_projector(target_encoder(view 1)), the same of view 2       no gradient; batch statistics
+loss     = - (cos(p1, t2) + cos(p2, t1)) / 2, averaged over the batch
+target   = EMA(encoder, projector), after each optimiser step
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnjepa.batch import Batch
+from cnnjepa.config import (
+    AugmentConfig,
+    EmaConfig,
+    MethodConfig,
+    OptimizerConfig,
+    OptimizerName,
+    TrainConfig,
+    validate_augment,
+    validate_ema,
+    validate_sizes,
+)
+from cnnjepa.data.views import ViewSpec, augmented
+from cnnjepa.models.ema import ema_update, target_of
+from cnnjepa.models.encoders import Encoder, build_encoder
+from cnnjepa.models.heads import build_head
+from cnnjepa.randomness import Stream, integer
+from cnnjepa.schedules import ema_momentum
+
+OPTIMIZERS = {
+    "byol": OptimizerConfig(lr=0.01, weight_decay=0.01),  # ImageNet-100
+    # ImageNet-1k; the heads are wider there: method.hidden=4096.
+    "byol_imagenet1k": OptimizerConfig(name=OptimizerName.lars, lr=0.45, weight_decay=1e-6, decay_norms_and_biases=False),
+}
+
+
+def _view1() -> AugmentConfig:
+    return AugmentConfig(blur_probability=1.0)
+
+
+def _view2() -> AugmentConfig:
+    return AugmentConfig(blur_probability=0.1, solarise_probability=0.2)
+
+
+@dataclass
+class Config(MethodConfig):
+    """The method's own settings; the defaults are those of the CNN-JEPA paper on ImageNet-100."""
+
+    name: str = "byol"
+    view1: AugmentConfig = field(default_factory=_view1)
+    view2: AugmentConfig = field(default_factory=_view2)
+    hidden: int = 1024  # of projector and predictor
+    projection: int = 256
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+    def validate(self, config: TrainConfig) -> None:
+        """Raise ValueError where a size, a momentum or an augmentation breaks its rule."""
+        validate_augment(self.view1, "method.view1")
+        validate_augment(self.view2, "method.view2")
+        validate_sizes(self, "hidden", "projection")
+        validate_ema(self.ema, "method.ema")
+
+
+def cosine_loss(p1_BD: Tensor, t2_BD: Tensor, p2_BD: Tensor, t1_BD: Tensor) -> Tensor:
+    """Symmetric negative cosine: -1 where both predictions point as their targets do; half the paper's squared distance, less 1."""
+    return -(F.cosine_similarity(p1_BD, t2_BD).mean() + F.cosine_similarity(p2_BD, t1_BD).mean()) / 2
+
+
+class Method(nn.Module):
+    """The trainable whole: encoder, projector and predictor; and the target's encoder and projector."""
+
+    def __init__(self, config: TrainConfig, total_steps: int) -> None:
+        super().__init__()
+        assert isinstance(config.method, Config)
+        self.settings, self.total_steps = config.method, total_steps
+        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(config.seed, Stream.weights, 1))
+            hidden, projection, sync = self.settings.hidden, self.settings.projection, config.encoder.sync_bn
+            self.projector = build_head([self.encoder.out_channels, hidden, projection], sync)
+            self.predictor = build_head([projection, hidden, projection], sync)
+        self.target_encoder, self.target_projector = target_of(self.encoder), target_of(self.projector)
+
+    @staticmethod
+    def views(config: TrainConfig) -> list[ViewSpec]:
+        """Two views an image, drawn differently."""
+        assert isinstance(config.method, Config)
+        return [augmented(config.data, config.method.view1), augmented(config.data, config.method.view2)]
+
+    @property
+    def probe_encoder(self) -> Encoder:
+        """The network that is probed and exported: the online encoder."""
+        return self.encoder
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"loss": scalar} of one micro-batch."""
+        dtype = batch.views[0].dtype
+        p1, p2 = (self.predictor(self.projector(self.encoder(view).mean((2, 3)))).to(dtype) for view in batch.views)
+        with torch.no_grad():
+            t1, t2 = (self.target_projector(self.target_encoder(view).mean((2, 3))).to(dtype) for view in batch.views)
+        return {"loss": cosine_loss(p1, t2, p2, t1)}
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Move the target after optimiser step `step`; returns what is worth logging."""
+        momentum = ema_momentum(self.settings.ema, step, self.total_steps)
+        ema_update(self.target_encoder, self.encoder, momentum)
+        ema_update(self.target_projector, self.projector, momentum)
+        return {"ema_momentum": momentum}
+
+    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures for the log: the views."""
+        return batch.pictures()

@@ -1,0 +1,133 @@
+"""I-JEPA: predict a transformer's features of four blocks of an image from the rest of it (Assran et al. 2023, arXiv 2301.08243).
+
+context, targets = blocks(seed, step, position)                        cells of the patch grid
+c                = encoder(patches of the context)                     gradient; other patches are never computed
+h                = layer norm(target_encoder(image)), at the targets   no gradient; whole image
+p                = predictor(c, mask tokens with the targets' positions)
+loss             = mean smooth-L1 of p and h
+target_encoder   = EMA(encoder), after each optimiser step
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnjepa.batch import Batch
+from cnnjepa.config import (
+    BlockMaskConfig,
+    EmaConfig,
+    MethodConfig,
+    OptimizerConfig,
+    Schedule,
+    TrainConfig,
+    grid_size,
+    require_encoder,
+    validate_block_mask,
+    validate_ema,
+    validate_sizes,
+)
+from cnnjepa.data.views import ViewSpec
+from cnnjepa.masking import draw_blocks
+from cnnjepa.models.ema import ema_update, target_of
+from cnnjepa.models.encoders import build_encoder
+from cnnjepa.randomness import Stream, integer
+from cnnjepa.schedules import ema_momentum
+
+if TYPE_CHECKING:
+    from cnnjepa.models.vit import VisionTransformer
+
+# For the official 300 epochs of batch 2048.
+OPTIMIZERS = {
+    "ijepa": OptimizerConfig(
+        lr=0.001, weight_decay=0.04, final_weight_decay_fraction=10.0, decay_norms_and_biases=False, warmup_epochs=40.0
+    )
+}
+
+
+@dataclass
+class Config(MethodConfig):
+    """The method's own settings; the defaults are the official code's, for a ViT-B."""
+
+    name: str = "ijepa"
+    mask: BlockMaskConfig = field(default_factory=BlockMaskConfig)
+    predictor_width: int = 384
+    predictor_depth: int = 6
+    min_crop_scale: float = 0.3  # smallest share of the image's area; there is no flip
+    ema: EmaConfig = field(default_factory=lambda: EmaConfig(schedule=Schedule.linear))
+
+    def validate(self, config: TrainConfig) -> None:
+        """Raise ValueError where the encoder is no ViT, or mask, predictor, crop or EMA settings break their rules."""
+        require_encoder(config, vit=True)
+        validate_block_mask(self.mask, "method.mask", grid_size(config))
+        validate_sizes(self, "predictor_width", "predictor_depth")
+        if self.predictor_width % 12:
+            raise ValueError(f"method.predictor_width must be a multiple of 12, for heads and sine positions; got {self.predictor_width}")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"method.min_crop_scale must lie in (0, 1]; got {self.min_crop_scale}")
+        validate_ema(self.ema, "method.ema")
+
+
+class Method(nn.Module):
+    """The trainable whole: context encoder, target encoder and predictor."""
+
+    def __init__(self, config: TrainConfig, total_steps: int) -> None:
+        from cnnjepa.models.vit import BlockPredictor, VisionTransformer
+
+        super().__init__()
+        assert isinstance(config.method, Config)
+        self.config, self.settings, self.total_steps = config, config.method, total_steps
+        encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
+        assert isinstance(encoder, VisionTransformer)
+        self.encoder = encoder
+        self.target_encoder = target_of(encoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(config.seed, Stream.weights, 1))
+            width, depth = self.settings.predictor_width, self.settings.predictor_depth
+            self.predictor = BlockPredictor(encoder.grid, encoder.out_channels, width, depth, encoder.heads)
+
+    @staticmethod
+    def views(config: TrainConfig) -> list[ViewSpec]:
+        """One view an image: a random crop, nothing else."""
+        assert isinstance(config.method, Config)
+        return [ViewSpec(config.data.image_size, config.method.min_crop_scale, flip_probability=0.0)]
+
+    @property
+    def probe_encoder(self) -> "VisionTransformer":
+        """The network that is probed and exported: the target encoder."""
+        return self.target_encoder
+
+    def cells(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cells of the context [B, K] and of the targets [B, T, n], on the batch's device."""
+        config = self.config
+        drawn = draw_blocks(self.settings.mask, self.encoder.grid, config.seed, batch.step, config.global_batch_size, batch.positions)
+        context, targets = (torch.from_numpy(cells).to(batch.views[0].device, non_blocking=True) for cells in drawn)
+        return context, targets
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
+        image, dtype = batch.views[0], batch.views[0].dtype
+        context_BK, target_BTn = self.cells(batch)
+        prediction = self.predictor(self.encoder.tokens(image, context_BK), context_BK, target_BTn)
+        with torch.no_grad():
+            features_BND = self.target_encoder.tokens(image).to(dtype)
+            features_BND = F.layer_norm(features_BND, features_BND.shape[-1:])
+            target = features_BND.take_along_dim(target_BTn.flatten(1)[:, :, None], dim=1).view_as(prediction)
+        loss = F.smooth_l1_loss(prediction.to(dtype), target)
+        return {"loss": loss, "visible_fraction": loss.new_tensor(context_BK.shape[1] / self.encoder.grid**2)}
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Move the target encoder after optimiser step `step`; returns what is worth logging."""
+        momentum = ema_momentum(self.settings.ema, step, self.total_steps)
+        ema_update(self.target_encoder, self.encoder, momentum)
+        return {"ema_momentum": momentum}
+
+    @torch.no_grad()
+    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures for the log: the normalised images with all but their context black, at most 8."""
+        images, (context, _) = batch.views[0][:8], self.cells(batch)
+        visible = images.new_zeros(len(images), self.encoder.grid**2).scatter_(1, context[:8], 1.0).unflatten(1, (self.encoder.grid, -1))
+        patch = self.encoder.patch_size
+        return {"context": images * visible.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]}

@@ -1,0 +1,98 @@
+"""SimCLR: two views of an image are told to be alike, and unlike all other images of the batch (Chen et al. 2020, arXiv 2002.05709).
+
+z1, z2   = head(encoder(view 1)), head(encoder(view 2))        one projection per view
+gather   = z1 and z2 of all ranks
+loss     = cross-entropy of finding each projection's partner among the 2N - 1 others, by cosine / temperature
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnjepa.batch import Batch
+from cnnjepa.config import AugmentConfig, MethodConfig, OptimizerConfig, OptimizerName, TrainConfig, validate_augment, validate_sizes
+from cnnjepa.data.views import ViewSpec, augmented
+from cnnjepa.distributed import gather_batch
+from cnnjepa.models.encoders import Encoder, build_encoder
+from cnnjepa.models.heads import build_head
+from cnnjepa.randomness import Stream, integer
+
+# The same for ImageNet-100 and ImageNet-1k.
+OPTIMIZERS = {"simclr": OptimizerConfig(name=OptimizerName.lars, lr=1.7, weight_decay=1e-6, decay_norms_and_biases=False)}
+
+
+def _strong() -> AugmentConfig:
+    return AugmentConfig(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+
+
+@dataclass
+class Config(MethodConfig):
+    """The method's own settings; the defaults are those of the CNN-JEPA paper's comparison."""
+
+    name: str = "simclr"
+    augment: AugmentConfig = field(default_factory=_strong)  # of both views
+    hidden: int = 2048
+    projection: int = 128
+    temperature: float = 0.1
+    global_batch: ClassVar[bool] = True
+
+    def validate(self, config: TrainConfig) -> None:
+        """Raise ValueError where a size, the temperature or the augmentation breaks its rule."""
+        validate_augment(self.augment, "method.augment")
+        validate_sizes(self, "hidden", "projection")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"method.temperature must be positive and finite; got {self.temperature}")
+
+
+def nt_xent_loss(z1_ND: Tensor, z2_ND: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy over the 2N projections, averaged over them (equation 1)."""
+    z = F.normalize(torch.cat([z1_ND, z2_ND]), dim=1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    similarity = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
+    partner = torch.arange(len(z), device=z.device).roll(len(z1_ND))
+    return F.cross_entropy(similarity, partner)
+
+
+class Method(nn.Module):
+    """The trainable whole: encoder and projection head."""
+
+    def __init__(self, config: TrainConfig, total_steps: int) -> None:
+        super().__init__()
+        assert isinstance(config.method, Config)
+        self.settings = config.method
+        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(config.seed, Stream.weights, 1))
+            sizes = [self.encoder.out_channels, self.settings.hidden, self.settings.projection]
+            self.head = build_head(sizes, config.encoder.sync_bn, last_norm=True)
+
+    @staticmethod
+    def views(config: TrainConfig) -> list[ViewSpec]:
+        """Two views an image, drawn alike."""
+        assert isinstance(config.method, Config)
+        return [augmented(config.data, config.method.augment)] * 2
+
+    @property
+    def probe_encoder(self) -> Encoder:
+        """The network that is probed and exported."""
+        return self.encoder
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"loss": scalar} of the global batch, of which this micro-batch is the rank's share."""
+        z1, z2 = (self.head(self.encoder(view).mean((2, 3))) for view in batch.views)
+        # Similarities over a temperature of 0.1 are too coarse in bf16.
+        with torch.autocast(z1.device.type, enabled=False):
+            dtype = batch.views[0].dtype
+            loss = nt_xent_loss(gather_batch(z1.to(dtype)), gather_batch(z2.to(dtype)), self.settings.temperature)
+        return {"loss": loss}
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Nothing follows a step: there is no target."""
+        return {}
+
+    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures for the log: the views."""
+        return batch.pictures()

@@ -1,0 +1,109 @@
+"""ConvNeXts whose forward takes a mask: timm's keys less `head`, and its initialisation (Liu et al. 2022, arXiv 2201.03545).
+
+Only the depthwise 7x7 convolutions look beyond a cell: stem and downsampling cut the image into squares that tile the cells, all else is
+position by position. So what is hidden has to be zeroed once after each of them, and not after every operation; and with tiled execution
+all but those convolutions, stem and downsampling is computed for the visible positions alone.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnjepa.config import EncoderConfig, EncoderName, Execution
+from cnnjepa.models.masked import Visibility, hide
+
+# Blocks a stage, channels of the first.
+SHAPES = {
+    EncoderName.convnext_tiny: ([3, 3, 9, 3], 96),
+    EncoderName.convnext_small: ([3, 3, 27, 3], 96),
+    EncoderName.convnext_base: ([3, 3, 27, 3], 128),
+}
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of each position by itself: hidden positions enter no statistics, and none need be kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] to the same."""
+        return super().forward(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """Depthwise 7x7, LayerNorm, two pointwise layers with GELU between them, a scale for each channel, and a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
+        self.conv_dw = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(channels, 4 * channels), "fc2": nn.Linear(4 * channels, channels)})
+
+    def forward(self, x_BCHW: Tensor, visibility: Visibility | None, execution: Execution = Execution.masked) -> Tensor:
+        """[B, C, H, W] to the same; zero where hidden, if it comes in so."""
+        y_BHWC = self.conv_dw(x_BCHW).permute(0, 2, 3, 1)
+        if visibility is None or execution is Execution.masked:
+            return x_BCHW + hide(self._pointwise(y_BHWC).permute(0, 3, 1, 2), visibility)
+        # All but the convolution, and nearly all of the arithmetic, is for the visible positions alone.
+        b, h, w, c = y_BHWC.shape
+        rows = visibility.positions(h, w)
+        y_NC = self._pointwise(y_BHWC.reshape(-1, c).index_select(0, rows))
+        y_BHWC = y_NC.new_zeros(b * h * w, c).index_copy(0, rows, y_NC).view(b, h, w, c)
+        return x_BCHW + y_BHWC.permute(0, 3, 1, 2)
+
+    def _pointwise(self, y_xC: Tensor) -> Tensor:
+        return self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm(y_xC)))) * self.gamma
+
+
+class Stage(nn.Module):
+    """Halves the resolution, but in the first stage, and then its blocks."""
+
+    def __init__(self, c_in: int, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.downsample: nn.Module = nn.Identity()
+        if c_in != channels:
+            self.downsample = nn.Sequential(LayerNorm2d(c_in), nn.Conv2d(c_in, channels, 2, 2))
+        self.blocks = nn.ModuleList([Block(channels) for _ in range(blocks)])
+
+    def forward(self, x_BCHW: Tensor, visibility: Visibility | None, execution: Execution) -> Tensor:
+        """[B, C, H, W] to [B, C', H/2, W/2], or in the first stage to the same."""
+        x = hide(self.downsample(x_BCHW), visibility)
+        for block in self.blocks:
+            x = block(x, visibility, execution)
+        return x
+
+
+class ConvNeXt(nn.Module):
+    """Images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell], of either sign; 32 pixels a cell with four stages."""
+
+    def __init__(self, stages: list[int], width: int) -> None:
+        super().__init__()
+        self.execution, self.cell = Execution.tiled, 4 * 2 ** (len(stages) - 1)
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 4, 4), LayerNorm2d(width))
+        sizes = [width] + [width * 2**i for i in range(len(stages))]
+        self.stages = nn.ModuleList([Stage(sizes[i], sizes[i + 1], blocks) for i, blocks in enumerate(stages)])
+        self.out_channels = sizes[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
+        """Features, zero where hidden; raises ValueError where the mask's cells are not the network's."""
+        if visibility is not None:
+            visibility.require_cells_of(image_BCHW, self.cell)
+            visibility = None if visibility.fraction == 1 else visibility
+        x = hide(self.stem(hide(image_BCHW, visibility)), visibility)
+        for stage in self.stages:
+            x = stage(x, visibility, self.execution)
+        return x
+
+
+def build_convnext(config: EncoderConfig) -> ConvNeXt:
+    """A freshly initialised ConvNeXt of the named size."""
+    net = ConvNeXt(*SHAPES[config.name])
+    net.execution = config.execution
+    return net

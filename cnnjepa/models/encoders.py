@@ -1,0 +1,31 @@
+"""The encoder of a configuration, by its name: images [B, 3, H, W] to features [B, out_channels, h, w].
+
+The ViTs' file is imported when one is asked for: timm takes seconds, and only they need it.
+"""
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from cnnjepa.config import VITS, EncoderConfig
+from cnnjepa.models import convnext, resnet
+from cnnjepa.models.convnext import ConvNeXt
+from cnnjepa.models.resnet import ResNet
+
+if TYPE_CHECKING:
+    from cnnjepa.models.vit import VisionTransformer
+
+Encoder: TypeAlias = "ResNet | ConvNeXt | VisionTransformer"
+
+
+def build_encoder(config: EncoderConfig, image_size: int, generator_seed: int) -> Encoder:
+    """A freshly initialised encoder; equal weights for equal `generator_seed`, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_seed)
+        if config.name in VITS:
+            from cnnjepa.models.vit import build_vit
+
+            return build_vit(config, image_size)
+        if config.name in convnext.SHAPES:
+            return convnext.build_convnext(config)
+        return resnet.build_encoder(config, generator_seed)

@@ -1,0 +1,35 @@
+"""The fully connected heads of the joint-embedding methods.
+
+Shapes: B images, D features.
+"""
+
+import itertools
+
+from torch import Tensor, nn
+
+from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
+
+
+class HeadNorm(MaskedBatchNorm2d):
+    """BatchNorm of vectors, with the encoder's way of synchronising over ranks: equal to nn.BatchNorm1d on one rank."""
+
+    def forward(self, x_BD: Tensor, visibility: Visibility | None = None) -> Tensor:
+        """[B, D] to the same."""
+        return super().forward(x_BD[:, :, None, None], visibility).flatten(1)
+
+
+def build_head(sizes: list[int], sync_bn: bool, last_norm: bool = False) -> nn.Sequential:
+    """[B, sizes[0]] to [B, sizes[-1]]: linear layers with BatchNorm and ReLU between them, and with `last_norm` a BatchNorm at the end.
+
+    A layer before a BatchNorm has no bias, which the BatchNorm would take away again.
+    """
+    layers: list[nn.Module] = []
+    last = len(sizes) - 2
+    for i, (d_in, d_out) in enumerate(itertools.pairwise(sizes)):
+        normed = i < last or last_norm
+        layers.append(nn.Linear(d_in, d_out, bias=not normed))
+        layers += [HeadNorm(d_out)] * normed + [nn.ReLU(inplace=True)] * (i < last)
+    for layer in layers:
+        if isinstance(layer, HeadNorm):
+            layer.sync = sync_bn
+    return nn.Sequential(*layers)

@@ -1,0 +1,115 @@
+"""Vision transformers of timm's blocks, and I-JEPA's predictor (Assran et al. 2023, arXiv 2301.08243, appendix A.1).
+
+Shapes: B images, N patches of the image, K of them given, T target blocks of n patches, D features, d features in the predictor.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from cnnjepa.config import EncoderConfig, EncoderName
+
+# Features and attention heads.
+SHAPES = {EncoderName.vit_tiny: (192, 3), EncoderName.vit_small: (384, 6), EncoderName.vit_base: (768, 12)}
+
+
+def sine_positions(grid: int, width: int) -> Tensor:
+    """Fixed embeddings [1, grid x grid, width]: half of the features tell the row, half the column, each by sines and cosines."""
+    quarter = width // 4
+    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = line[:, None].expand(grid, grid, -1), line[None].expand(grid, grid, -1)
+    return torch.cat([columns, rows], dim=2).reshape(1, grid * grid, 4 * quarter).float()
+
+
+def take_cells(x_BND: Tensor, cells_BK: Tensor) -> Tensor:
+    """The rows of each sample at its `cells_BK`, [B, K, D]."""
+    return x_BND.take_along_dim(cells_BK[:, :, None], dim=1)
+
+
+def initialise(module: nn.Module, blocks: nn.Sequential) -> None:
+    """Truncated normals of std .02 for 768 inputs, biases 0, and each block's outputs scaled down by the root of twice its depth.
+
+    That is I-JEPA's initialisation of a ViT-B of 16 pixels. For other numbers of inputs, of narrower networks or smaller patches, the std
+    goes with the inverse root, so that what comes out is as large: with .02 throughout, a ViT-Ti starts as little but its positions.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(part.weight, std=0.02 * (768 / part.weight[0].numel()) ** 0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    with torch.no_grad():
+        for i, block in enumerate(blocks, start=1):
+            for name in ("attn.proj.weight", "mlp.fc2.weight"):
+                block.get_parameter(name).div_((2 * i) ** 0.5)
+
+
+def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
+    return nn.Sequential(*[Block(width, heads, qkv_bias=True) for _ in range(depth)])
+
+
+class VisionTransformer(nn.Module):
+    """Images [B, 3, S, S] to features [B, out_channels, S/patch, S/patch]; no class token, fixed positions; timm's keys less `head`."""
+
+    def __init__(self, image_size: int, patch_size: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.patch_size, self.grid, self.out_channels, self.heads = patch_size, image_size // patch_size, width, heads
+        self.patch_embed = PatchEmbed(image_size, patch_size, 3, width)
+        self.pos_embed = nn.Parameter(sine_positions(self.grid, width), requires_grad=False)
+        self.blocks = _blocks(width, depth, heads)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        initialise(self, self.blocks)
+
+    def tokens(self, image_BCHW: Tensor, cells_BK: Tensor | None = None) -> Tensor:
+        """Features [B, K, D] of the patches `cells_BK`, which see each other alone: nothing is computed for others. None takes all N."""
+        size, patch = image_BCHW.shape[-1], self.patch_size
+        if image_BCHW.shape[-2] != size or size != self.grid * patch:
+            raise ValueError(f"an image must have {self.grid * patch} pixels a side; got {tuple(image_BCHW.shape[-2:])}")
+        cut = image_BCHW.reshape(-1, 3, self.grid, patch, self.grid, patch)
+        x = cut.permute(0, 2, 4, 1, 3, 5).reshape(len(image_BCHW), self.grid**2, -1)
+        positions: Tensor = self.pos_embed
+        if cells_BK is not None:
+            x, positions = take_cells(x, cells_BK), take_cells(positions.expand(len(x), -1, -1), cells_BK)
+        projection = self.patch_embed.proj
+        x = F.linear(x, projection.weight.flatten(1), projection.bias) + positions
+        return self.norm(self.blocks(x))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """All patches, as a feature map."""
+        return self.tokens(image_BCHW).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+
+
+class BlockPredictor(nn.Module):
+    """A narrow transformer that is told where the context lies and where a target block lies, and predicts the block's features.
+
+    Each target block is predicted by itself: its cells see the context and each other.
+    """
+
+    def __init__(self, grid: int, features: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(sine_positions(grid, width), requires_grad=False)
+        self.blocks = _blocks(width, depth, heads)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.project = nn.Linear(width, features)
+        initialise(self, self.blocks)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, context_BKD: Tensor, context_BK: Tensor, target_BTn: Tensor) -> Tensor:
+        """Context features and the cells they and the target blocks stand at, to predictions [B, T, n, D]."""
+        b, t, n = target_BTn.shape
+        positions = self.pos_embed.expand(b, -1, -1)
+        context = self.embed(context_BKD) + take_cells(positions, context_BK)
+        asked = self.mask_token + take_cells(positions, target_BTn.flatten(1)).view(b * t, n, -1)
+        x = torch.cat([context.repeat_interleave(t, dim=0), asked], dim=1)
+        return self.project(self.norm(self.blocks(x))[:, -n:]).view(b, t, n, -1)
+
+
+def build_vit(config: EncoderConfig, image_size: int) -> VisionTransformer:
+    """A freshly initialised ViT of the named width."""
+    width, heads = SHAPES[config.name]
+    return VisionTransformer(image_size, config.patch_size, width, config.vit_depth, heads)

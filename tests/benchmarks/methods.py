@@ -1,0 +1,146 @@
+"""What a training step of each method costs, and what CNN-JEPA's saves: ResNet-50, 224 pixels, the same images, one process.
+
+    python tests/benchmarks/methods.py [--json] [--rounds 3] [--batch 16] [--precision fp32|bf16] [--threads 1] [--more]
+
+A step is the trainer's: normalisation, forward, backward, optimiser and EMA, with each method's published head and optimiser; decoding and
+augmentation are left out. The methods take turns, in an order that turns by one each round; the first round warms up and does not count. A
+saving is 1 - seconds of CNN-JEPA / seconds of the other, in percent, the median over rounds. --more adds supervised and I-JEPA (ViT-S/14).
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _report import publish
+from rich.table import Table
+
+from cnnjepa.config import DATA_PRESETS, EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets, validate
+from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, Dataset, GreyImages, Splits
+from cnnjepa.data.loader import Plan
+from cnnjepa.distributed import joined
+from cnnjepa.energy import EnergyMeter
+from cnnjepa.optim import build_optimizer
+from cnnjepa.runs import RunFolder
+from cnnjepa.train import Run, forward_backward, peak_memory_mb
+
+# Percent: GPU-hours of 200 epochs on 4 A100 (paper, table V), and the official code's step on one CPU core.
+PAPER_SAVING = {"simclr": 16.9, "byol": 35.0, "vicreg": 23.8}
+OFFICIAL_CPU_SAVING = {"simclr": 27.9, "byol": 48.3, "vicreg": 60.0}
+METHODS, MORE = ["cnn_jepa", "simclr", "byol", "vicreg"], ["supervised", "ijepa"]
+EPOCH_STEPS = 1000  # the step is taken in the middle of a run, whose schedules go on
+
+
+def settings(name: str, batch: int, precision: Precision, threads: int) -> TrainConfig:
+    """The method as published, on a batch that is one micro-batch."""
+    config = TrainConfig(
+        method=method_module(name).Config(),
+        data=DATA_PRESETS["imagenet100"],
+        encoder=EncoderConfig(EncoderName.vit_small if name == "ijepa" else EncoderName.resnet50),
+        optimizer=optimizer_presets()[name],
+        global_batch_size=batch,
+        micro_batch_size=batch,
+        precision=precision,
+        threads=threads,
+    )
+    validate(config)
+    return config
+
+
+def build(config: TrainConfig, ranks: Any, images: int) -> Run:
+    """A run as the trainer builds it, on no data set."""
+    none = GreyImages(np.zeros((0, 1, 1), np.uint8), np.zeros(0, np.int64))
+    no_indices = np.zeros(0, np.int64)
+    splits = Splits(Dataset(none, none, 100, IMAGENET_MEAN, IMAGENET_STD), no_indices, no_indices, no_indices, no_indices)
+    plan = Plan(images * EPOCH_STEPS, images, images, 1, config.epochs, config.seed)
+    method = method_module(config.method.name).Method(config, plan.total_steps)
+    method = method.to(device=ranks.device, memory_format=torch.channels_last).train()
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    optimizer = build_optimizer(config.optimizer, parameters)
+    return Run(config, RunFolder(Path()), ranks, splits, plan, method, optimizer, parameters, EnergyMeter(None))
+
+
+def pixels(views: int, batch: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What the loader would give: views of random pixels, and labels."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8, generator=random)
+    return [images] * views, torch.arange(batch) % 100
+
+
+def take_step(run: Run, loaded: Any) -> float:
+    """Seconds of one optimiser step."""
+    if run.ranks.device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    run.optimizer.zero_grad()
+    forward_backward(run, itertools.repeat(loaded))
+    run.optimizer.step()
+    run.method.after_step(run.step)
+    if run.ranks.device.type == "cuda":
+        torch.cuda.synchronize()
+    run.step += 1
+    return time.perf_counter() - began
+
+
+def measure(names: list[str], args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, int], float]:
+    """Seconds of each round's step by method, the trainable parameters, and the peak memory in MiB of all together."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with joined(settings(names[0], args.batch, Precision[args.precision], args.threads).device) as ranks:
+        runs = {name: build(settings(name, args.batch, Precision[args.precision], args.threads), ranks, args.batch) for name in names}
+        loaded = {name: pixels(len(run.method.views(run.config)), args.batch) for name, run in runs.items()}
+        for turn in range(args.rounds + 1):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                took = take_step(runs[name], loaded[name])
+                print(f"round {turn}: {name} {took:.2f} s{' (warm-up)' * (not turn)}", file=sys.stderr)
+                if turn:
+                    seconds[name].append(took)
+        return seconds, {name: sum(p.numel() for p in run.parameters) for name, run in runs.items()}, peak_memory_mb(ranks)
+
+
+def main() -> int:
+    """Measure and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="print one JSON object; progress goes to stderr either way")
+    parser.add_argument("--rounds", type=int, default=3, help="that count (3)")
+    parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--more", action="store_true", help="supervised and I-JEPA too")
+    args = parser.parse_args()
+    if args.rounds < 1 or args.batch < 2 or args.threads < 1:
+        parser.error(f"--rounds and --threads must be at least 1, --batch 2; got {args.rounds}, {args.threads} and {args.batch}")
+    torch.set_num_threads(args.threads)
+    names = METHODS + MORE * args.more
+    seconds, parameters, peak = measure(names, args)
+    ours = seconds["cnn_jepa"]
+    figures: dict[str, Any] = {}
+    table = Table(
+        "method", "s/step", "images/s", "trainable, M", "CNN-JEPA saves", "paper, GPU", "official, CPU", title="One training step"
+    )
+    for name in names:
+        saving = 100 * statistics.median(1 - a / b for a, b in zip(ours, seconds[name], strict=True))
+        middle = statistics.median(seconds[name])
+        told = f"{saving:.1f} %" if name != "cnn_jepa" else ""
+        theirs = [f"{values[name]:.1f} %" if name in values else "" for values in (PAPER_SAVING, OFFICIAL_CPU_SAVING)]
+        table.add_row(name, f"{middle:.2f}", f"{args.batch / middle:.2f}", f"{parameters[name] / 1e6:.1f}", told, *theirs)
+        figures[f"seconds_{name}"] = seconds[name]
+        if name != "cnn_jepa":
+            figures[f"saving_{name}"] = saving
+    figures |= {"batch": args.batch, "precision": args.precision, "threads": args.threads, "peak_memory_mb_all_together": peak}
+    figures |= {f"saving_{n}_paper": v for n, v in PAPER_SAVING.items()}
+    figures |= {f"saving_{n}_official_cpu": v for n, v in OFFICIAL_CPU_SAVING.items()}
+    notes = [
+        f"batch {args.batch}, {args.precision}, {args.threads} threads; the paper's batch is 128 a GPU, where a large head weighs less"
+    ]
+    publish(args.json, args.rounds, figures, table, notes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

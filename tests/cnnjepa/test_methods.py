@@ -1,0 +1,430 @@
+"""What every method must keep, whatever it computes: each file of cnnjepa/methods is found and put through the same tests."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnjepa import checkpoint
+from cnnjepa.batch import Batch
+from cnnjepa.config import Precision, TrainConfig, method_module, method_names, optimizer_presets, validate
+from cnnjepa.data.views import random_view
+from cnnjepa.identity import from_dict, to_dict
+from cnnjepa.randomness import Stream, generator
+from cnnjepa.runs import RunStatus
+from cnnjepa.train import CollapsedError, RunError
+from tests.cnnjepa.test_data import picture
+from tests.cnnjepa.test_distributed import assert_close, finish, free_port
+from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
+from tests.tiny import tiny_config
+
+# What each needs to be small, and what lets 2 ranks add up to 1: as many hidden cells in every sample.
+SMALL: dict[str, dict] = {
+    "cnn_jepa": {"mask": {"strategy": "random"}},
+    "simclr": {"hidden": 24, "projection": 12},
+    "byol": {"hidden": 24, "projection": 12},
+    "vicreg": {"width": 24},
+    "ijepa": {"predictor_width": 48, "predictor_depth": 1},
+}
+SMALL_ENCODER = {"ijepa": {"name": "vit_tiny", "width": 32, "patch_size": 8, "vit_depth": 2}}
+# Of the methods with a target: the modules that no gradient may reach, and whose weights they follow.
+TARGETS = {
+    "cnn_jepa": {"target_encoder": "encoder"},
+    "byol": {"target_encoder": "encoder", "target_projector": "projector"},
+    "ijepa": {"target_encoder": "encoder"},
+}
+UNTRAINED = {"random"}
+METHODS = method_names()
+TRAINED = [m for m in METHODS if m not in UNTRAINED]
+
+
+def merged(values: dict, more: dict) -> dict:
+    return {**values, **{k: merged(values[k], v) if isinstance(v, dict) else v for k, v in more.items()}}
+
+
+def small(name: str, **changes: object) -> TrainConfig:
+    """`tiny_config` with that method, its optimiser's kind, and micro-batches as large as the batch."""
+    values = to_dict(tiny_config(micro_batch_size=32))
+    values["method"] = merged(to_dict(method_module(name).Config()), SMALL.get(name, {}))
+    values["encoder"] = merged(values["encoder"], SMALL_ENCODER.get(name, {}))
+    preset = to_dict(optimizer_presets()[name])
+    values["optimizer"] = {**preset, "lr": 0.002 if preset["name"] == "adamw" else 0.2, "warmup_epochs": 0.5}
+    config = from_dict(values)
+    for key, value in changes.items():
+        setattr(config, key, value)
+    validate(config)
+    return config
+
+
+def build(config: TrainConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
+    method: nn.Module = method_module(config.method.name).Method(config, total_steps=10)
+    return method.to(dtype).train()
+
+
+def batch_for(config: TrainConfig, method: nn.Module, size: int = 8, step: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
+    g = torch.Generator().manual_seed(step)
+    views = [torch.randn(size, 3, 32, 32, generator=g).to(dtype) for _ in method.views(config)]  # type: ignore[operator]
+    return Batch(views, step, np.arange(size), torch.arange(size) % 10)
+
+
+def lively(method: nn.Module) -> nn.Module:
+    """Weights that start at 0 would hide the branches behind them from a test."""
+    g = torch.Generator().manual_seed(1)
+    for module in method.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and not parameter.any():
+                parameter.data.copy_(torch.empty(parameter.shape).uniform_(0.5, 1.5, generator=g))
+    return method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_is_one_finite_number(name: str) -> None:
+    config = small(name)
+    method = build(config)
+    out = method(batch_for(config, method))
+    assert out["loss"].shape == ()
+    assert out["loss"].isfinite()
+    assert out["loss"].requires_grad
+    assert set(method.sample_images(batch_for(config, method))) or name in UNTRAINED  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_reach_every_weight_of_the_encoder_and_none_of_a_target(name: str) -> None:
+    config = small(name)
+    method = lively(build(config))
+    method(batch_for(config, method))["loss"].backward()
+    without = [k for k, p in method.encoder.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]  # type: ignore[union-attr]
+    assert without == []
+    for target in TARGETS.get(name, {}):
+        module = method.get_submodule(target)
+        assert len(list(module.parameters())) > 1
+        assert all(p.grad is None and not p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_module_named_target_is_listed_here(name: str) -> None:
+    """A method whose target this file did not know would escape the tests of targets."""
+    found = {k for k, _ in build(small(name)).named_children() if "target" in k}
+    assert found == set(TARGETS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_after_step_moves_the_target_towards_the_online_network(name: str) -> None:
+    config = small(name)
+    method = build(config)
+    for target, online in TARGETS[name].items():
+        moving, leading = method.get_submodule(target), method.get_submodule(online)
+        with torch.no_grad():
+            for parameter in leading.parameters():
+                parameter += 1
+        before, buffers = copy.deepcopy(dict(moving.named_parameters())), copy.deepcopy(dict(moving.named_buffers()))
+        momentum = method.after_step(0)["ema_momentum"]  # type: ignore[operator]
+        assert 0 < momentum < 1
+        for key, parameter in moving.named_parameters():
+            if parameter.shape == dict(leading.named_parameters())[key].shape:
+                torch.testing.assert_close(parameter - before[key], (1 - momentum) * torch.ones_like(parameter), rtol=1e-3, atol=1e-6)
+        assert all(torch.equal(b, buffers[k]) for k, b in moving.named_buffers())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_state_goes_round_bit_for_bit(name: str, tmp_path: Path) -> None:
+    config = small(name)
+    method = build(config)
+    method(batch_for(config, method))
+    method.after_step(1)  # type: ignore[operator]
+    saved = checkpoint.save(tmp_path, 1, {"method": method.state_dict()}, keep=2)
+    other = build(config)
+    for tensor in other.state_dict().values():
+        tensor.fill_(3)
+    other.load_state_dict(checkpoint.read(saved, torch.device("cpu"))["method"])
+    assert_bitwise_equal(method.state_dict(), other.state_dict())
+    batch = batch_for(config, method, step=3)
+    assert torch.equal(method(batch)["loss"], other(batch)["loss"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_and_views_follow_the_seed_alone(name: str) -> None:
+    first = build(small(name)).state_dict()
+    torch.randn(5)
+    assert_bitwise_equal(first, build(small(name)).state_dict())
+    other = build(small(name, seed=9)).state_dict()
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    config = small(name)
+    undisturbed = run(config, tmp_path / "a")
+    assert undisturbed is not None
+    assert undisturbed.status is RunStatus.completed
+    assert {"linear.test_top1", "knn.test_top1", "collapse.rankme"} <= set(undisturbed.metrics)
+    for more_steps, reached in ((2, 2), (5, 7)):  # mid-epoch, and in the second epoch of 5 steps
+        calls = iter([False] * (more_steps - 1) + [True])
+        assert run(config, tmp_path / "b", should_stop=lambda calls=calls: next(calls)) is None  # type: ignore[misc]
+        assert checkpoint.find(tmp_path / "b" / "checkpoints")[0].step == reached
+    run(config, tmp_path / "b")
+    assert comparable(tmp_path / "a") == comparable(tmp_path / "b")
+    assert_bitwise_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_forced_collapse_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights at 0, and steps too small to leave it: every image gets the same features."""
+    config = small(name)
+    config.optimizer.lr, config.probes.at_epochs = 1e-12, [1]
+    module = method_module(name)
+    honest = module.Method.__init__
+
+    def collapsed(self: nn.Module, *arguments: object) -> None:
+        honest(self, *arguments)
+        for parameter in self.parameters():
+            parameter.data.zero_()
+
+    monkeypatch.setattr(module.Method, "__init__", collapsed)
+    with pytest.raises(RunError) as raised:
+        run(config, tmp_path)
+    assert isinstance(raised.value.__cause__, CollapsedError)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_stays_near_fp32(name: str) -> None:
+    config = small(name)
+    method = build(config)
+    batch = batch_for(config, method, size=16)
+    exact = copy.deepcopy(method)(batch)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = method(batch)["loss"]
+    assert coarse.dtype is torch.float32
+    torch.testing.assert_close(coarse, exact, rtol=0.05, atol=0.02)
+
+
+RANKS = """
+import json, sys
+from pathlib import Path
+from cnnjepa.distributed import joined
+from cnnjepa.config import Device
+from cnnjepa.identity import from_dict
+from cnnjepa.runs import RunFolder
+from cnnjepa.train import train
+with joined(Device.cpu) as ranks:
+    for name, values in json.loads(sys.argv[2]).items():
+        folder = RunFolder(Path(sys.argv[1]) / name)
+        if ranks.is_main:
+            folder.prepare(from_dict(values))
+        train(from_dict(values), folder)
+"""
+
+
+def train_on(ranks: int, configs: dict[str, TrainConfig], path: Path) -> None:
+    """Train the methods in turn, each in the folder of its name."""
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RANKS, str(path), json.dumps({name: to_dict(config) for name, config in configs.items()})]
+    finish([subprocess.Popen(command, env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(ranks)])
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_with_the_same_global_batch(tmp_path: Path) -> None:
+    """All methods in turn, float64, 5 steps, BatchNorm and losses over the global batch."""
+    for ranks in (1, 2):
+        configs = {}
+        for name in METHODS:
+            config = configs[name] = small(name, epochs=1, precision=Precision.fp64)
+            config.encoder.sync_bn, config.micro_batch_size, config.optimizer.warmup_epochs = True, 32 // ranks, 0
+            validate(config, ranks)
+        train_on(ranks, configs, tmp_path / str(ranks))
+    for name in METHODS:
+        one, two = (final_state(tmp_path / n / name) for n in "12")
+        assert one["step"] == 5
+        start = build(small(name), torch.float64).state_dict()
+        assert name in UNTRAINED or any(not torch.equal(v, one["method"][k]) for k, v in start.items())
+        assert_close(two, one, least=10)
+
+
+@pytest.mark.slow
+def test_byol_on_two_ranks_without_synchronised_batchnorm_is_one_rank_with_two_micro_batches(tmp_path: Path) -> None:
+    """Two passes a micro-batch: the running statistics of two ranks must be chained over both."""
+    config = small("byol", epochs=1, precision=Precision.fp64)
+    config.micro_batch_size = 16
+    for ranks in (1, 2):
+        train_on(ranks, {"byol": config}, tmp_path / str(ranks))
+    assert_close(final_state(tmp_path / "2" / "byol"), final_state(tmp_path / "1" / "byol"))
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if method_module(m).Config.global_batch])
+def test_a_loss_over_the_global_batch_says_what_it_needs(name: str) -> None:
+    config = small(name)
+    config.micro_batch_size = 16
+    with pytest.raises(ValueError, match=f"micro_batch_size must be global_batch_size / ranks = 32 with {name}, .*; got 16"):
+        validate(config)
+    with pytest.raises(ValueError, match=f"encoder.sync_bn must be true with {name} on 2 ranks, .*; got False"):
+        validate(config, 2)
+    config.encoder.sync_bn = True
+    validate(config, 2)
+
+
+# Each loss once more, written down from its paper, with loops where the method has matrices.
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.square().sum().sqrt()
+
+
+def test_simclrs_loss_is_equation_1() -> None:
+    from cnnjepa.methods.simclr import nt_xent_loss
+
+    z1, z2 = torch.randn(2, 5, 4, dtype=torch.float64).unbind()
+    z = [unit(v) for pair in zip(z1, z2, strict=True) for v in pair]  # a pair stands at 2k, 2k+1
+    total = 0.0
+    for i in range(10):
+        j = i + 1 if i % 2 == 0 else i - 1
+        others = sum(torch.exp(z[i] @ z[k] / 0.1) for k in range(10) if k != i)
+        total += float(-torch.log(torch.exp(z[i] @ z[j] / 0.1) / others))
+    assert float(nt_xent_loss(z1, z2, 0.1)) == pytest.approx(total / 10, rel=1e-12)
+
+
+def test_byols_loss_is_half_its_papers_squared_distance_less_1() -> None:
+    from cnnjepa.methods.byol import cosine_loss
+
+    p1, t2, p2, t1 = torch.randn(4, 5, 6, dtype=torch.float64).unbind()
+    squares = [(unit(p) - unit(t)).square().sum() for a, b in ((p1, t2), (p2, t1)) for p, t in zip(a, b, strict=True)]
+    assert float(cosine_loss(p1, t2, p2, t1)) == pytest.approx(float(sum(squares)) / len(squares) / 2 - 1, rel=1e-12)
+
+
+def test_vicregs_terms_are_equations_1_and_4() -> None:
+    from cnnjepa.methods.vicreg import covariance_loss, variance_loss
+
+    z = torch.randn(7, 3, dtype=torch.float64) * torch.tensor([0.3, 1.0, 3.0])
+    n, d = z.shape
+    mean = [sum(float(z[i, j]) for i in range(n)) / n for j in range(d)]
+    c = [[sum((float(z[i, j]) - mean[j]) * (float(z[i, k]) - mean[k]) for i in range(n)) / (n - 1) for k in range(d)] for j in range(d)]
+    assert float(variance_loss(z)) == pytest.approx(sum(max(0.0, 1 - (c[j][j] + 1e-4) ** 0.5) for j in range(d)) / d, rel=1e-12)
+    assert float(covariance_loss(z)) == pytest.approx(sum(c[j][k] ** 2 for j in range(d) for k in range(d) if j != k) / d, rel=1e-12)
+
+
+def test_vicregs_loss_weighs_its_terms_25_25_1() -> None:
+    config = small("vicreg")
+    method = build(config, torch.float64)
+    batch = batch_for(config, method, dtype=torch.float64)
+    out = method(batch)
+    with torch.no_grad():
+        z1, z2 = (method.head(method.encoder(v).mean((2, 3))) for v in batch.views)  # type: ignore[operator]
+    assert out["invariance"].item() == pytest.approx(float((z1 - z2).square().mean()), rel=1e-9)
+    weighed = 25 * out["invariance"] + 25 * out["variance"] + out["covariance"]
+    assert out["loss"].item() == pytest.approx(weighed.item(), rel=1e-12)
+
+
+def test_cnn_jepas_loss_is_one_minus_the_cosine() -> None:
+    from cnnjepa.methods.cnn_jepa import masked_prediction_loss
+    from cnnjepa.models.masked import Visibility
+
+    prediction, target = torch.rand(2, 3, 6, 4, 4, dtype=torch.float64).unbind()
+    hidden = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    cells = [(b, y, x) for b in range(3) for y in range(4) for x in range(4) if hidden[b, y, x]]
+    cosines = [float(unit(prediction[b, :, y, x]) @ unit(target[b, :, y, x])) for b, y, x in cells]
+    assert float(masked_prediction_loss(prediction, target, Visibility(~hidden))) == pytest.approx(1 - sum(cosines) / len(cells), rel=1e-12)
+
+
+def test_ijepas_loss_is_the_mean_smooth_l1_to_normalised_features_at_the_targets() -> None:
+    config = small("ijepa")
+    method = build(config, torch.float64)
+    for parameter in method.target_encoder.parameters():  # type: ignore[union-attr]
+        parameter.data *= 1.1  # else it would not matter whose features they are
+    batch = batch_for(config, method, dtype=torch.float64)
+    context, targets = method.cells(batch)  # type: ignore[operator]
+    with torch.no_grad():
+        prediction = method.predictor(method.encoder.tokens(batch.views[0], context), context, targets)  # type: ignore[operator,union-attr]
+        features = method.target_encoder(batch.views[0]).flatten(2)  # type: ignore[operator]
+    total, count = 0.0, 0
+    for b in range(8):
+        for t in range(targets.shape[1]):
+            for i, cell in enumerate(targets[b, t]):
+                h = features[b, :, cell]
+                h = (h - h.mean()) / (h.var(unbiased=False) + 1e-5).sqrt()
+                d = (prediction[b, t, i] - h).abs()
+                total += float(torch.where(d < 1, d.square() / 2, d - 0.5).sum())
+                count += len(h)
+    assert method(batch)["loss"].item() == pytest.approx(total / count, rel=1e-9)
+
+
+def test_the_supervised_loss_is_cross_entropy_and_held_out_labels_do_not_enter() -> None:
+    config = small("supervised")
+    method = build(config, torch.float64)
+    batch = batch_for(config, method, dtype=torch.float64)
+    assert batch.labels is not None
+    batch.labels[2] = -1
+    with torch.no_grad():
+        scores = method.classifier(method.encoder(batch.views[0]).mean((2, 3)))  # type: ignore[operator]
+    picked = [-torch.log(scores[i].exp()[batch.labels[i]] / scores[i].exp().sum()) for i in range(8) if i != 2]
+    assert method(batch)["loss"].item() == pytest.approx(float(sum(picked)) / 8, rel=1e-9)
+
+
+def test_the_views_of_the_joint_embedding_methods_are_as_published() -> None:
+    """reference: jitter strengths, and the probabilities of blur and solarisation by view."""
+    found = {}
+    for name in ("simclr", "byol", "vicreg"):
+        config = small(name)
+        for i, spec in enumerate(method_module(name).Method.views(config)):
+            a = spec.augment
+            assert (a.min_crop_scale, a.jitter_probability, a.grey_probability) == (0.08, 0.8, 0.2)
+            found[name, i] = (a.brightness, a.contrast, a.saturation, a.hue, a.blur_probability, a.solarise_probability)
+    assert found["simclr", 0] == found["simclr", 1] == (0.8, 0.8, 0.8, 0.2, 0.5, 0.0)
+    assert found["vicreg", 0] == found["vicreg", 1] == (0.4, 0.4, 0.2, 0.1, 0.5, 0.1)
+    assert found["byol", 0] == (0.4, 0.4, 0.2, 0.1, 1.0, 0.0)
+    assert found["byol", 1] == (0.4, 0.4, 0.2, 0.1, 0.1, 0.2)
+
+
+def test_a_view_depends_on_its_generator_alone_and_its_changes_come_as_often_as_asked() -> None:
+    spec = method_module("byol").Method.views(small("byol"))[1]
+    image = picture(64, 64)
+    views = [random_view(spec, image, generator(1, Stream.view, 0, i, 1)) for i in range(400)]
+    assert torch.equal(views[3], random_view(spec, image, generator(1, Stream.view, 0, 3, 1)))
+    grey = sum(bool((v[0] == v[1]).all() and (v[1] == v[2]).all()) for v in views) / 400
+    assert grey == pytest.approx(0.2, abs=0.06)  # three standard deviations
+
+
+def test_the_published_optimisers_and_heads_are_presets() -> None:
+    presets = optimizer_presets()
+    table = {n: (p.name.name, p.lr, p.weight_decay, p.decay_norms_and_biases) for n, p in presets.items()}
+    assert table["cnn_jepa"] == table["byol"] == ("adamw", 0.01, 0.01, True)
+    assert table["byol_imagenet1k"] == ("lars", 0.45, 1e-6, False)
+    assert table["simclr"] == ("lars", 1.7, 1e-6, False)
+    assert table["vicreg"] == ("lars", 0.5, 1e-6, False)
+    assert table["ijepa"][0] == "adamw"
+    assert table["ijepa"][2:] == (0.04, False)
+    assert presets["ijepa"].weight_decay * presets["ijepa"].final_weight_decay_fraction == pytest.approx(0.4)
+    assert all(p.momentum == 0.9 and p.trust_coefficient == 0.001 for p in presets.values())
+
+
+def test_head_sizes_are_the_papers() -> None:
+    from cnnjepa.models.heads import build_head
+
+    with torch.device("meta"):
+        head = build_head([2048, 8192, 8192, 8192], sync_bn=False)
+    assert sum(p.numel() for p in head.parameters()) == pytest.approx(151e6, rel=0.01)
+    assert [type(m).__name__ for m in build_head([8, 4, 2], False, last_norm=True)] == ["Linear", "HeadNorm", "ReLU", "Linear", "HeadNorm"]
+    assert [type(m).__name__ for m in build_head([8, 4, 2], False)] == ["Linear", "HeadNorm", "ReLU", "Linear"]
+
+
+def test_a_heads_norm_is_batchnorm_of_vectors() -> None:
+    from cnnjepa.models.heads import HeadNorm
+
+    ours, theirs = HeadNorm(6).double(), nn.BatchNorm1d(6).double()
+    x = torch.randn(9, 6, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_importing_the_package_or_its_methods_brings_no_framework() -> None:
+    code = (
+        "import sys, cnnjepa, cnnjepa.train, cnnjepa.config as c; [c.method_module(n) for n in c.method_names()];"
+        "print(*sorted({m.split('.')[0] for m in sys.modules} & {'timm', 'lightly', 'pytorch_lightning', 'ray', 'hydra', 'optuna'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,78 @@
+"""LARS by its formula, what is decayed by shape, and schedules that leave the other optimisers alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from cnnjepa.config import EncoderConfig, OptimizerConfig, OptimizerName
+from cnnjepa.models.heads import build_head
+from cnnjepa.models.resnet import build_encoder
+from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
+from cnnjepa.schedules import weight_decay
+
+LARS = OptimizerConfig(name=OptimizerName.lars, lr=0.5, weight_decay=0.1, decay_norms_and_biases=False)
+
+
+def test_lars_is_its_formula() -> None:
+    torch.manual_seed(0)
+    weight, bias = nn.Parameter(torch.randn(3, 4).double()), nn.Parameter(torch.randn(4).double())
+    optimizer = build_optimizer(LARS, [weight, bias])
+    w, b, v_w, v_b = weight.detach().clone(), bias.detach().clone(), torch.zeros(3, 4).double(), torch.zeros(4).double()
+    for _ in range(4):
+        g_w, g_b = torch.randn(3, 4).double(), torch.randn(4).double()
+        weight.grad, bias.grad = g_w.clone(), g_b.clone()
+        optimizer.step()
+        scale = 0.001 * w.norm() / (g_w.norm() + 0.1 * w.norm())
+        v_w = 0.9 * v_w + scale * (g_w + 0.1 * w)
+        v_b = 0.9 * v_b + g_b
+        w, b = w - 0.5 * v_w, b - 0.5 * v_b
+    torch.testing.assert_close(weight.detach(), w)
+    torch.testing.assert_close(bias.detach(), b)
+
+
+def test_lars_moves_a_weight_that_is_zero() -> None:
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = build_optimizer(LARS, [weight])
+    weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((2, 2), -0.5))
+
+
+def test_lars_resumes_bit_for_bit() -> None:
+    gradients = torch.randn(6, 3, 4)
+    ends = []
+    for stop in (None, 3):
+        weight = nn.Parameter(torch.ones(3, 4))
+        optimizer = build_optimizer(LARS, [weight])
+        for i, gradient in enumerate(gradients):
+            if i == stop:
+                state, weight = optimizer.state_dict(), nn.Parameter(weight.detach().clone())
+                optimizer = build_optimizer(LARS, [weight])
+                optimizer.load_state_dict(state)
+            weight.grad = gradient.clone()
+            optimizer.step()
+        ends.append(weight.detach())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("name", list(OptimizerName), ids=lambda n: n.name)
+def test_norms_and_biases_are_told_by_shape_whatever_they_are_called(name: OptimizerName) -> None:
+    """`downsample.1.weight` and the norms of heads are among them: by name they slip through."""
+    net = nn.ModuleDict({"encoder": build_encoder(EncoderConfig(width=8)), "head": build_head([32, 16, 8], False)})
+    config = OptimizerConfig(name=name, decay_norms_and_biases=False)
+    decayed, spared = build_optimizer(config, net.parameters()).param_groups
+    norms = {id(p) for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    biases = {id(p) for k, p in net.named_parameters() if k.endswith("bias")}
+    assert {id(p) for p in spared["params"]} == norms | biases
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(net.parameters()))
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0)
+
+
+def test_the_decay_schedule_spares_what_is_not_decayed_and_is_constant_by_default() -> None:
+    plain, rising = OptimizerConfig(), OptimizerConfig(weight_decay=0.04, final_weight_decay_fraction=10.0, decay_norms_and_biases=False)
+    assert {weight_decay(plain, s, 100) for s in range(100)} == {0.01}
+    assert [weight_decay(rising, s, 101) for s in (0, 50, 100)] == pytest.approx([0.04, 0.22, 0.4])
+    optimizer = build_optimizer(rising, [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))])
+    set_learning_rate(optimizer, 0.3)
+    set_weight_decay(optimizer, 0.2)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.3, 0.2), (0.3, 0)]

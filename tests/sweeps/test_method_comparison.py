@@ -1,0 +1,99 @@
+"""The comparison of methods: its settings can be trained at both scales, and its table and picture hold costs and the published values."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cnnjepa.config import method_names, validate
+from cnnjepa.runs import RunResult, RunStatus
+from sweeps import results
+from sweeps.folder import Sweep, View
+from sweeps.method_comparison import SWEEP
+from sweeps.spec import ScaleName, build_trials
+
+
+def trials_at(scale: ScaleName, seeds: int = 1) -> list:
+    cluster = "local" if scale is ScaleName.smoke else "komondor"
+    overrides = [] if scale is ScaleName.smoke else ["cluster.account=abc"]
+    return build_trials(SWEEP, SWEEP.scale(scale), seeds, cluster, overrides)
+
+
+def test_smoke_scale_has_one_row_a_method() -> None:
+    trials = trials_at(ScaleName.smoke)
+    assert sorted(t.values["method"]["name"] for t in trials) == method_names()
+    assert len(trials) == 7
+    assert {t.values["data"]["name"] for t in trials} == {"digits"}
+    assert len({str(t.values["probes"]) for t in trials}) == 1  # all are judged alike
+
+
+def test_paper_scale_is_what_was_published() -> None:
+    values = {t.setting: t.values for t in trials_at(ScaleName.paper)}
+    assert all(v["data"]["name"] == "imagenet100" and v["precision"] == "bf16" for v in values.values())
+    told = {
+        name: (v["optimizer"]["name"], v["optimizer"]["lr"], v["encoder"]["sync_bn"], v["global_batch_size"], v["epochs"])
+        for name, v in values.items()
+    }
+    assert told["CNN-JEPA"] == ("adamw", 0.01, False, 512, 200)
+    assert told["SimCLR"] == ("lars", 1.7, True, 512, 200)
+    assert told["BYOL"] == ("adamw", 0.01, True, 512, 200)
+    assert told["VICReg"] == ("lars", 0.5, True, 512, 200)
+    assert told["I-JEPA ViT-S/14"] == ("adamw", 0.001, False, 2048, 300)
+    assert {values[f"I-JEPA ViT-{s}/14"]["encoder"]["name"] for s in "SB"} == {"vit_small", "vit_base"}
+    for trial in trials_at(ScaleName.paper):
+        validate(trial.config, 4)
+
+
+def finished(scale: ScaleName, path: Path) -> View:
+    """Two seeds of every setting with made results, of SimCLR one seed alone."""
+    sweep = Sweep.of(SWEEP, scale, trials_at(scale, seeds=2), path)
+    sweep.write()
+    for i, trial in enumerate(sweep.trials):
+        if trial.setting == "SimCLR" and trial.seed == 43:
+            continue
+        probes = {f"{probe}.{part}": 50.0 + i for probe in ("linear", "knn") for part in ("holdout_top1", "test_top1", "test_top5")}
+        batch = trial.values["global_batch_size"]
+        costs = {"seconds": 200.0, "device_hours": 2.0, "images_per_second": batch * 10 / 100.0, "peak_memory_mb": 900.0}
+        result = RunResult(RunStatus.completed, metrics={**probes, "linear.paper_protocol_top1": 60.0}, step=10, **costs)  # type: ignore[arg-type]
+        result.energy_kwh = None if trial.setting == "random" else 1.5
+        sweep.run(trial).prepare(trial.config)
+        sweep.run(trial).write_result(result)
+    return View(sweep)
+
+
+def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_told_is_missing(tmp_path: Path) -> None:
+    view = finished(ScaleName.smoke, tmp_path)
+    lines = {line["setting"]: line for line in csv.DictReader(io.StringIO(results.summary_csv(view)))}
+    assert float(lines["BYOL"]["pretraining_hours_mean"]) == pytest.approx(1.0)  # 100 of the 200 seconds were training
+    assert (lines["BYOL"]["energy_kwh_mean"], lines["BYOL"]["energy_kwh_n"]) == ("1.5", "2")
+    assert (lines["random"]["energy_kwh_mean"], lines["random"]["energy_kwh_n"]) == ("", "0")
+    assert lines["SimCLR"]["peak_memory_mb_n"] == "1"
+    assert "linear.paper_protocol_top1_paper" not in lines["BYOL"]
+
+
+def test_costs_are_told_in_three_digits_or_whole() -> None:
+    spreads = {(): "-", (0.0123,): "0.0123", (1234.5, 1230.5): "1,232 ± 2.8", (0.0, 0.0): "0 ± 0"}
+    assert {values: results.Spread.of(values).in_digits() for values in spreads} == spreads
+
+
+def test_the_table_says_which_published_values_are_the_best_of_several_runs(tmp_path: Path) -> None:
+    console = Console(record=True, width=300, file=io.StringIO())
+    console.print(results.terminal_table(finished(ScaleName.paper, tmp_path)))
+    text = console.export_text()
+    assert "73.26*" in text
+    assert "* each score the best of several runs" in text
+    assert "51.50 " in text  # hours are no score
+    assert "images/s" in text
+    assert "peak memory, MiB" in text
+
+
+@pytest.mark.parametrize("scale", list(ScaleName), ids=lambda s: s.name)
+def test_the_picture_of_costs_is_drawn_and_the_same_bytes_when_rebuilt(scale: ScaleName, tmp_path: Path) -> None:
+    view = finished(scale, tmp_path)
+    assert "accuracy_against_cost.png" in [p.name for p in results.write_all(view)]
+    first = (tmp_path / "accuracy_against_cost.png").read_bytes()
+    assert len(first) > 5000
+    results.write_all(View(Sweep.load(tmp_path)))
+    assert (tmp_path / "accuracy_against_cost.png").read_bytes() == first
