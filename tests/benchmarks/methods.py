@@ -4,26 +4,27 @@
 
 A step is the trainer's: normalisation, forward, backward, optimiser and EMA, with each method's published head and optimiser; decoding and
 augmentation are left out. The methods take turns, in an order that turns by one each round; the first round warms up and does not count. A
-saving is 1 - seconds of CNN-JEPA / seconds of the other, in percent, the median over rounds. --more adds supervised and I-JEPA (ViT-S/14).
+saving is 1 - seconds of CNN-JEPA / seconds of the other, in percent, the median over rounds; on one CPU thread they are processor seconds.
+--more adds supervised and I-JEPA (ViT-S/14).
 """
 
 import argparse
 import itertools
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from _report import publish
+from _turns import seconds as seconds_of
 from rich.table import Table
 
 from cnnjepa.config import DATA_PRESETS, EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets, validate
 from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan
-from cnnjepa.distributed import joined
+from cnnjepa.distributed import GradientBuckets, joined
 from cnnjepa.energy import EnergyMeter
 from cnnjepa.optim import build_optimizer
 from cnnjepa.runs import RunFolder
@@ -62,7 +63,8 @@ def build(config: TrainConfig, ranks: Any, images: int) -> Run:
     method = method.to(device=ranks.device, memory_format=torch.channels_last).train()
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = build_optimizer(config.optimizer, parameters)
-    return Run(config, RunFolder(Path()), ranks, splits, plan, method, optimizer, parameters, EnergyMeter(None))
+    buckets = GradientBuckets(parameters, ranks)
+    return Run(config, RunFolder(Path()), ranks, splits, plan, method, optimizer, parameters, buckets, EnergyMeter(None))
 
 
 def pixels(views: int, batch: int) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -74,17 +76,16 @@ def pixels(views: int, batch: int) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 def take_step(run: Run, loaded: Any) -> float:
     """Seconds of one optimiser step."""
-    if run.ranks.device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    run.optimizer.zero_grad()
-    forward_backward(run, itertools.repeat(loaded))
-    run.optimizer.step()
-    run.method.after_step(run.step)
-    if run.ranks.device.type == "cuda":
-        torch.cuda.synchronize()
+
+    def step() -> None:
+        run.optimizer.zero_grad()
+        forward_backward(run, itertools.repeat(loaded))
+        run.optimizer.step()
+        run.method.after_step(run.step)
+
+    took = seconds_of(step, run.ranks.device)
     run.step += 1
-    return time.perf_counter() - began
+    return took
 
 
 def measure(names: list[str], args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, int], float]:
