@@ -473,6 +473,17 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         ("final_weight_decay_fraction", optimizer.final_weight_decay_fraction),
     ):
         _require(0 < positive < math.inf, f"optimizer.{key}", "be positive and finite", positive)
+    decayed = optimizer.name is not OptimizerName.lars or optimizer.weight_decay > 0
+    _require(
+        decayed,
+        "optimizer.weight_decay",
+        "be positive with optimizer.name=lars, which scales decayed weights alone",
+        optimizer.weight_decay,
+    )
+    if config.encoder.compile:
+        _require(config.method.name == "cnn_jepa", "encoder.compile", "be false with any method but cnn_jepa", config.encoder.compile)
+        alone = ranks == 1 or not config.encoder.sync_bn
+        _require(alone, "encoder.compile", "be false with encoder.sync_bn on several ranks", config.encoder.compile)
     for name in probes.names:
         _require(name in probe_names(), "probes.names", f"hold names out of {', '.join(probe_names())}", name)
     for key, count in (("batch_size", probes.batch_size), ("linear_epochs", probes.linear_epochs), ("knn_k", probes.knn_k)):

@@ -62,6 +62,17 @@ def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
 
 
+def require_context(config: BlockMaskConfig, key: str, grid: int) -> None:
+    """Raise ValueError unless the smallest context block keeps an eighth of the grid beside the largest target block."""
+    side, _ = block_shape(config.context_scale_min, 1.0, grid)
+    aspects = np.linspace(config.target_aspect_min, config.target_aspect_max, 64)
+    largest = max(height * width for height, width in (block_shape(config.target_scale_max, a, grid) for a in aspects))
+    left = side * side - largest
+    if left < max(grid * grid // 8, 1):
+        rule = f"leave {max(grid * grid // 8, 1)} of the {grid}x{grid} cells as context beside a target of {key}.target_scale_max"
+        raise ValueError(f"{key}.context_scale_min must {rule}; got {config.context_scale_min:g}, which leaves {max(left, 0)}")
+
+
 def draw_blocks(
     config: BlockMaskConfig, grid: int, seed: int, step: int, global_batch: int, positions: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -70,7 +81,7 @@ def draw_blocks(
     The sizes of the blocks are one draw an iteration, their places one a sample (Assran et al. 2023, section 3). The context is a block
     less all targets; K is the least that any sample of the global batch keeps, so that any number of ranks computes the same, and a sample
     that keeps more leaves out cells at random. A target that would leave less than an eighth of the grid as context is replaced by the
-    sample's first.
+    sample's first; `require_context` sees to it that one always fits.
     """
     random = generator(seed, Stream.mask, step)
     target_scale, target_aspect, context_scale = random.random(3)

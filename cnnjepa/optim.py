@@ -37,7 +37,10 @@ class Lars(torch.optim.Optimizer):
                 ]
                 torch._foreach_add_(updates, weights, alpha=decay)
                 torch._foreach_mul_(updates, scales)
-            buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in weights]
+            for p in weights:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in weights]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, updates)
             torch._foreach_add_(weights, buffers, alpha=-group["lr"])

@@ -185,12 +185,15 @@ def forward_backward(run: Run, loader: Any) -> tuple[Tensor, Batch]:
     return sums / run.plan.micro_batches, batch
 
 
-def require_finite(run: Run, loss: float, lr: float) -> float:
-    """The gradient's norm; raises NonFiniteError where it or the loss is not a number, before the weights are touched."""
-    norm = float(torch.nn.utils.get_total_norm(p.grad for p in run.parameters if p.grad is not None))
+def gradient_norm(run: Run) -> Tensor:
+    """[1], over all parameters."""
+    return torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None]).to(run.dtype).reshape(1)
+
+
+def require_finite(run: Run, loss: float, norm: float, lr: float) -> None:
+    """Raise NonFiniteError where the loss or the gradient's norm is not a number, before the weights are touched."""
     if not np.isfinite(loss) or not np.isfinite(norm):
         raise NonFiniteError(f"loss {loss:g} and gradient norm {norm:g} must be finite: step {run.step}, learning rate {lr:g}")
-    return norm
 
 
 def save(run: Run) -> None:
@@ -295,9 +298,10 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             sums, batch = forward_backward(run, loader)
             statistics.end_step()
             save_due = ranks.is_main and time.perf_counter() - last_save >= 60 * config.checkpoint.every_minutes
-            wishes = torch.cat([sums, sums.new_tensor([float(should_stop()), float(save_due)])])
-            loss, visible, stop, save_now = run.buckets.finish(wishes).tolist()
-            norm = require_finite(run, loss, lr)
+            wishes = torch.cat([sums, sums.new_full((1,), should_stop()), sums.new_full((1,), save_due)])
+            # The one place where the host waits for the device: whether to take the step, and whether to stop after it.
+            loss, visible, stop, save_now, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
+            require_finite(run, loss, norm, lr)
             run.optimizer.step()
             logged = run.method.after_step(run.step)
             run.step += 1

@@ -20,7 +20,7 @@ COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "para
 _COST_TITLES = {
     "pretraining_hours": "pretraining, device-hours",
     "images_per_second": "images/s",
-    "energy_kwh": "energy, kWh",
+    "energy_kwh": "energy with probes, kWh",
     "peak_memory_mb": "peak memory, MiB",
 }
 

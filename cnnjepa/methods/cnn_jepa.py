@@ -87,18 +87,23 @@ def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tenso
     """`module`, compiled by torch.compile where that is wanted and can be done; else as it is, after a warning."""
     if not wanted:
         return module.__call__  # not the module: as an attribute of another it would be registered twice
-    attempt = torch.compile(module.forward, dynamic=False)
-    fallen_back = False
+    chosen: Callable[[Tensor], Tensor] | None = None
 
     def run(x_BCHW: Tensor) -> Tensor:
-        nonlocal fallen_back
-        if not fallen_back:
-            try:
-                return attempt(x_BCHW)
-            except (RuntimeError, OSError, TypeError) as error:  # no compiler, an unknown device, an operation it cannot take
-                log.warning("torch.compile is left alone: %s", str(error).partition("\n")[0])
-                fallen_back = True
-        return module(x_BCHW)
+        nonlocal chosen
+        if chosen is not None:
+            return chosen(x_BCHW)
+        attempt = torch.compile(module.forward, dynamic=False)
+        try:
+            out = attempt(x_BCHW)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, OSError, TypeError) as error:  # no compiler, an unknown device, an operation it cannot take
+            log.warning("torch.compile is left alone: %s", str(error).partition("\n")[0])
+            chosen = module.__call__
+            return module(x_BCHW)
+        chosen = attempt
+        return out
 
     return run
 

@@ -30,9 +30,10 @@ from cnnjepa.config import (
     validate_sizes,
 )
 from cnnjepa.data.views import ViewSpec
-from cnnjepa.masking import draw_blocks
+from cnnjepa.masking import draw_blocks, require_context
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.encoders import build_encoder
+from cnnjepa.models.masked import to_device
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.schedules import ema_momentum
 
@@ -62,6 +63,7 @@ class Config(MethodConfig):
         """Raise ValueError where the encoder is no ViT, or mask, predictor, crop or EMA settings break their rules."""
         require_encoder(config, vit=True)
         validate_block_mask(self.mask, "method.mask", grid_size(config))
+        require_context(self.mask, "method.mask", grid_size(config))
         validate_sizes(self, "predictor_width", "predictor_depth")
         if self.predictor_width % 12:
             raise ValueError(f"method.predictor_width must be a multiple of 12, for heads and sine positions; got {self.predictor_width}")
@@ -103,7 +105,7 @@ class Method(nn.Module):
         """Cells of the context [B, K] and of the targets [B, T, n], on the batch's device."""
         config = self.config
         drawn = draw_blocks(self.settings.mask, self.encoder.grid, config.seed, batch.step, config.global_batch_size, batch.positions)
-        context, targets = (torch.from_numpy(cells).to(batch.views[0].device, non_blocking=True) for cells in drawn)
+        context, targets = (to_device(torch.from_numpy(cells), batch.views[0].device) for cells in drawn)
         return context, targets
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -116,7 +118,7 @@ class Method(nn.Module):
             features_BND = F.layer_norm(features_BND, features_BND.shape[-1:])
             target = features_BND.take_along_dim(target_BTn.flatten(1)[:, :, None], dim=1).view_as(prediction)
         loss = F.smooth_l1_loss(prediction.to(dtype), target)
-        return {"loss": loss, "visible_fraction": loss.new_tensor(context_BK.shape[1] / self.encoder.grid**2)}
+        return {"loss": loss, "visible_fraction": loss.new_full((), context_BK.shape[1] / self.encoder.grid**2)}
 
     def after_step(self, step: int) -> dict[str, Any]:
         """Move the target encoder after optimiser step `step`; returns what is worth logging."""

@@ -3,11 +3,18 @@
 Shapes: B images, C channels, H x W positions; h x w cells of the mask, each cell H/h x W/w positions at a given depth.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import once_differentiable
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the host on `device`, without the host waiting for what is queued there."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 class Visibility:
@@ -27,9 +34,7 @@ class Visibility:
         self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     def _send(self, values: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return values.to(self.device)
-        return values.pin_memory().to(self.device, non_blocking=True)
+        return to_device(values, self.device)
 
     def require_cells_of(self, image_BCHW: Tensor, cell: int) -> None:
         """Raise ValueError unless the mask has one cell for each `cell` x `cell` pixels of each image."""
@@ -113,16 +118,42 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        x = x_NC.to(self.weight.dtype)
-        count = all_reduce(x.new_tensor([len(x)]))
-        mean = all_reduce(x.sum(0)) / count
-        squares = all_reduce((x - mean).square().sum(0))
+        y_NC, mean, unbiased = _NormOverRanks.apply(x_NC, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(squares / (count - 1).clamp_min(1), self.momentum)
-        y = (x - mean) * (squares / count + self.eps).rsqrt() * self.weight + self.bias
-        return y.to(x_NC.dtype)
+            self.running_var.lerp_(unbiased, self.momentum)
+        return y_NC
+
+
+class _NormOverRanks(torch.autograd.Function):
+    """BatchNorm of the rows of all ranks together: three messages a layer and pass, and no more kept than BatchNorm keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        wide = weight.dtype
+        sums = torch.cat([x_NC.sum(0, dtype=wide), weight.new_full((1,), len(x_NC))])
+        dist.all_reduce(sums)
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        squares = (x_NC - mean).square().sum(0)
+        dist.all_reduce(squares)
+        inverse_std = (squares / count + eps).rsqrt()
+        y_NC = torch.addcmul(bias, x_NC - mean, inverse_std * weight).to(x_NC.dtype)
+        unbiased = squares / (count - 1).clamp_min(1)
+        ctx.save_for_backward(x_NC, weight, mean, inverse_std, count)
+        ctx.mark_non_differentiable(mean, unbiased)
+        return y_NC, mean, unbiased
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_NC: Tensor, *_: Any) -> tuple[Any, ...]:
+        x_NC, weight, mean, inverse_std, count = ctx.saved_tensors
+        normal = (x_NC - mean) * inverse_std
+        to_bias, to_weight = g_NC.sum(0, dtype=weight.dtype), (g_NC * normal).sum(0)
+        sums = torch.stack([to_bias, to_weight])
+        dist.all_reduce(sums)  # every rank's loss depends on this rank's rows
+        to_x = (g_NC - (sums[0] + normal * sums[1]) / count) * (inverse_std * weight)
+        return to_x.to(x_NC.dtype), to_weight, to_bias, None
 
 
 def masked_max_pool(x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:

@@ -128,6 +128,11 @@ def _as_rows(x_NCSS: Tensor) -> Tensor:
     return x_NCSS.permute(0, 2, 3, 1).reshape(-1, x_NCSS.shape[1])
 
 
+def _cast(w: Tensor, x_MC: Tensor) -> Tensor:
+    """The weight in the type to compute in; made anew by the backward pass, so that no copy is kept."""
+    return w.to(x_MC.dtype, memory_format=torch.channels_last)
+
+
 def _read(x_MC: Tensor, rows: Tensor) -> Tensor:
     """The chosen rows; zeros for the row after the last."""
     return torch.cat([x_MC, x_MC.new_zeros(1, x_MC.shape[1])]).index_select(0, rows.flatten())
@@ -153,12 +158,6 @@ def _fold(g_NCWW: Tensor, tiles: TileMap, side: int) -> Tensor:
     g_NCSS[:, :, :, -1] += from_neighbours(g_NCWW[:, :, 1:, 0], 0, 1)
     g_NCSS[:, :, -1, -1] += from_neighbours(g_NCWW[:, :, 0, 0], 1, 1)
     return _as_rows(g_NCSS)
-
-
-def _pointwise_forward(x_MC: Tensor, w: Tensor, side: int) -> Tensor:
-    if side <= _kernels(x_MC).product:
-        return x_MC @ w.flatten(1).t()
-    return _as_rows(F.conv2d(_as_tiles(x_MC, side), w))
 
 
 def _pointwise_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, side: int, add_to: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -216,9 +215,10 @@ def _wide_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, tiles: TileMap, side: 
 
 
 def _forward(x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: int) -> Tensor:
-    if w.shape[-1] == 1:
-        return _pointwise_forward(_thin(x_MC, side, stride), w, side // stride)
-    return _wide_forward(x_MC, w, tiles, side, stride)
+    if w.shape[-1] > 1:
+        return _wide_forward(x_MC, w, tiles, side, stride)
+    x_MC, side = _thin(x_MC, side, stride), side // stride
+    return x_MC @ w.flatten(1).t() if side <= _kernels(x_MC).product else _as_rows(F.conv2d(_as_tiles(x_MC, side), w))
 
 
 def _backward(
@@ -276,7 +276,7 @@ class _Residual(torch.autograd.Function):
     """A whole residual block, so that ReLU's gradient is taken in place and the shortcut's is added within a product.
 
     Takes its input, where the tiles lie, its layers (those of the branch, then the shortcut's where it has one), whether nobody else
-    reads its output's gradient, and then the weights of the convolutions in the type to compute in, and those and the biases of the norms.
+    reads its output's gradient, and then the weights of the convolutions, and the weights and biases of the norms.
     """
 
     @staticmethod
@@ -285,7 +285,7 @@ class _Residual(torch.autograd.Function):
         outputs: list[Tensor] = []
         for i, (layer, w) in enumerate(zip(layers, parameters, strict=False)):
             into = x_MC if i in (0, branch) else outputs[-1].relu_()
-            z = _forward(into, w, tiles, layer.side, layer.stride)
+            z = _forward(into, _cast(w, x_MC), tiles, layer.side, layer.stride)
             y, mean, inverse_std = _norm_forward(z, layer.norm)
             outputs.append(y)
             saved += [into, z, mean, inverse_std]
@@ -307,7 +307,8 @@ class _Residual(torch.autograd.Function):
         def back(i: int, g: Tensor, add_to: Tensor | None = None) -> Tensor:
             into, z, mean, inverse_std = tensors[2 * count + 4 * i :][:4]
             g, to_scales[i], to_shifts[i] = _norm_backward(g, z, tensors[count + i], mean, inverse_std)
-            g, to_weights[i] = _backward(g, into, tensors[i], tiles, layers[i].side, layers[i].stride, add_to)
+            g, to_w = _backward(g, into, _cast(tensors[i], into), tiles, layers[i].side, layers[i].stride, add_to)
+            to_weights[i] = to_w.to(tensors[i].dtype)
             return g
 
         def through_relu(g: Tensor, y: Tensor) -> Tensor:
@@ -330,17 +331,18 @@ class _PoolFunction(torch.autograd.Function):
     def forward(ctx: Any, x_MC: Tensor, tiles: TileMap, side: int) -> Tensor:
         window = _read_window(x_MC, tiles, side, 1, 0)
         y, chosen = F.max_pool2d(window, 3, 2, return_indices=True)
-        ctx.save_for_backward(window, chosen)
-        ctx.where = tiles, side
+        ctx.save_for_backward(chosen.to(torch.int16))  # an index into a window
+        ctx.where = tiles, side, window.shape
         return _as_rows(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_MC: Tensor) -> tuple[Any, ...]:
-        tiles, side = ctx.where
-        window, chosen = ctx.saved_tensors
+        tiles, side, shape = ctx.where
+        (chosen,) = ctx.saved_tensors
         g = _as_tiles(g_MC.contiguous(), side // 2)
-        g = aten.max_pool2d_with_indices_backward(g, window, [3, 3], [2, 2], _NONE, _ONE, False, chosen)
+        window = g.new_empty(shape).contiguous(memory_format=torch.channels_last)  # its shape is read, and not its values
+        g = aten.max_pool2d_with_indices_backward(g, window, [3, 3], [2, 2], _NONE, _ONE, False, chosen.long())
         return _fold(g, tiles, side), None, None
 
 
@@ -375,7 +377,7 @@ def run_blocks(blocks: "list[BasicBlock | Bottleneck]", x_MC: Tensor, tiles: Til
     """Rows [M, C] of tiles of `side`, non-negative, through residual blocks in training mode; and the side of what comes out."""
     for block in blocks:
         layers, branch, after = _layers(block, side)
-        weights = [layer.conv.weight.to(x_MC.dtype).contiguous(memory_format=torch.channels_last) for layer in layers]
+        weights = [layer.conv.weight for layer in layers]
         norms = [n.norm.weight for n in layers] + [n.norm.bias for n in layers]
         # The last block's gradient may be somebody else's too; the others' come from the next block and are nobody's.
         x_MC = _Residual.apply(x_MC, tiles, layers, branch, block is not blocks[-1], *weights, *norms)

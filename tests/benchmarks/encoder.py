@@ -181,7 +181,8 @@ def main() -> int:
         peak = " / ".join(f"{name} {mb:.0f}" for name, mb in r.get("peak_mb", {}).items())
         ratios = [f"{r['masked_over_tiled']:.2f}", f"{r['reference_over_tiled']:.2f}", f"{r['images_per_second']:.1f}"]
         table.add_row(r["masks"], str(r["batch"]), r["dtype"], *numbers, *ratios, peak)
-    notes = [f"{s['stage']} {s['dtype']}: {s['tiled_over_limit']:.2f} x the limit, {s['seconds']:.3f} s" for s in stages]
+    shares = [f"{r['dtype']}, batch {r['batch']}: {100 * r['share_of_peak']:.0f} % of the peak" for r in rows if "share_of_peak" in r]
+    notes = [*shares, *(f"{s['stage']} {s['dtype']}: {s['tiled_over_limit']:.2f} x the limit, {s['seconds']:.3f} s" for s in stages)]
     publish(asked.json, asked.rounds, figures, table, [f"{asked.threads} threads, {asked.encoder}, {asked.size} px", *notes])
     return 0
 

@@ -94,8 +94,8 @@ def test_a_convnext_computes_the_same_from_visible_rows() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [EncoderName.resnet34, EncoderName.resnet101], ids=lambda n: n.name)
-def test_the_deeper_ones_too(name: EncoderName) -> None:
+@pytest.mark.parametrize("name", [EncoderName.resnet34, EncoderName.resnet101, EncoderName.wide_resnet50_2], ids=lambda n: n.name)
+def test_the_deeper_and_wider_ones_too(name: EncoderName) -> None:
     assert_same_pass(build_encoder(EncoderConfig(name)), drawn(MaskStrategy.multi_block, 3))
 
 

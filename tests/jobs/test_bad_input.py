@@ -62,6 +62,15 @@ TABLE = [
     (["method=vicreg", "method.covariance=-1"], "method.covariance must be at least 0 and finite; got -1.0"),
     (["method=supervised", "method.classes=7"], "method.classes must be 0 or 10 with data=digits; got 7"),
     (["method=supervised", "data=imagefolder"], "method.classes must be given, at least 2, with data=imagefolder; got 0"),
+    (
+        ["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=8", "method.mask.target_scale_max=0.84"],
+        "method.mask.context_scale_min must leave 2 of the 4x4 cells as context beside a target of method.mask.target_scale_max; got 0.85",
+    ),
+    (
+        ["optimizer=simclr", "optimizer.weight_decay=0"],
+        "optimizer.weight_decay must be positive with optimizer.name=lars, which scales decayed weights alone; got 0.0",
+    ),
+    (["method=byol", "encoder.compile=true"], "encoder.compile must be false with any method but cnn_jepa; got True"),
     (["optimizer.trust_coefficient=0"], "optimizer.trust_coefficient must be positive and finite; got 0.0"),
     (["optimizer.momentum=1"], "optimizer.momentum must lie in [0, 1); got 1.0"),
     (["data=cifar"], "data must be one of digits, fashion_mnist, imagefolder, imagenet100, imagenet1k; got cifar"),
