@@ -19,7 +19,18 @@ from cnnjepa.identity import differences, from_dict, identity, signature, to_dic
 
 # What depends on the machine and the moment: left out wherever two runs are compared.
 TIMING_KEYS = frozenset(
-    {"images_per_second", "seconds", "training_seconds", "device_hours", "peak_memory_mb", "resumes", "claim", "energy_kwh", "joules"}
+    {
+        "images_per_second",
+        "seconds",
+        "training_seconds",
+        "device_hours",
+        "peak_memory_mb",
+        "resumes",
+        "claim",
+        "energy_kwh",
+        "joules",
+        "pretraining_hours",
+    }
 )
 
 

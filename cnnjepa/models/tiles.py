@@ -110,7 +110,7 @@ class Kernels:
 
 # Measured on Zen 4 with oneDNN and MKL (tests/benchmarks/encoder.py). For CUDA by reasoning alone: its products are as fast as its
 # convolutions, and taps would need the host to know how many pairs each has.
-CPU = {torch.float32: Kernels(2, (2, 2)), torch.float64: Kernels(2, (2, 2)), torch.bfloat16: Kernels(8, (2, 4), 0, 4)}
+CPU = {torch.float32: Kernels(2, (2, 2)), torch.float64: Kernels(2, (2, 2)), torch.bfloat16: Kernels(8, (2, 2), 0, 4)}
 CUDA = Kernels(product=64, patches=2, weight_patches=2)
 
 
@@ -169,8 +169,7 @@ def _pointwise_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, side: int, add_to
 
 
 def _conv_backward(g: Tensor, x: Tensor, w: Tensor, stride: int, input_too: bool) -> tuple[Tensor, Tensor]:
-    wanted = [input_too, True, False]
-    to_x, to_w, _ = aten.convolution_backward(g, x, w, None, [stride, stride], _NONE, _ONE, False, _NONE, 1, wanted)
+    to_x, to_w, _ = aten.convolution_backward(g, x, w, None, [stride] * 2, _NONE, _ONE, False, _NONE, 1, [input_too, True, False])
     return to_x, to_w
 
 
@@ -253,8 +252,7 @@ def _norm_forward(z_MC: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, T
 
 
 def _norm_backward(g_MC: Tensor, z_MC: Tensor, w: Tensor, mean: Tensor, inverse_std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = [True, True, True]
-    to_z, to_w, to_b = aten.native_batch_norm_backward(_flat(g_MC), _flat(z_MC), w, None, None, mean, inverse_std, True, 0.0, wanted)
+    to_z, to_w, to_b = aten.native_batch_norm_backward(_flat(g_MC), _flat(z_MC), w, None, None, mean, inverse_std, True, 0.0, [True] * 3)
     return to_z.permute(0, 2, 3, 1).reshape_as(z_MC), to_w, to_b
 
 
@@ -268,7 +266,6 @@ class _Layer:
 
     @property
     def stride(self) -> int:
-        """Of the convolution."""
         return self.conv.stride[0]
 
 

@@ -1,7 +1,7 @@
 """The context encoder, forward and backward: tiles against dense and masked execution, by visible fraction.
 
     python tests/benchmarks/encoder.py [--json] [--batches 16 32] [--dtypes fp32 bf16] [--threads 1] [--rounds 7] [--encoder resnet50]
-                                       [--size 224] [--fractions .25 .4 .52 .6 .8 .96 1] [--stages] [--peak-tflops 312]
+                                       [--size 224] [--fractions .25 .4 .52 .6 .8 .96 1] [--stages] [--quick] [--peak-tflops 312]
 
 `dense` is the network without a mask, `masked` masked execution of the official kind (dense convolution x mask, gathered BatchNorm, in the
 default memory format), `reference` this project's masked execution. Each round runs all in turn, on new masks; figures are medians of the
@@ -26,12 +26,15 @@ from cnnjepa.models.masked import Visibility
 from cnnjepa.models.resnet import ResNet, build_encoder
 from cnnjepa.models.tiles import TileMap, run_blocks
 
+HEADLINE = ("visible", "tiled_over_dense", "tiled_over_limit", "masked_over_tiled")
+
 
 class Bench:
     """One network and one batch of images."""
 
     def __init__(self, asked: argparse.Namespace, batch: int, dtype: str) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.quick = asked.quick
         self.batch, self.dtype, self.grid = batch, dtype, asked.size // (8 if asked.encoder == "resnet_small" else 32)
         config = EncoderConfig(EncoderName[asked.encoder])
         self.net: ResNet = build_encoder(config, 0).to(self.device, memory_format=torch.channels_last).train()
@@ -77,9 +80,19 @@ class Bench:
             masks = real_masks(turn, self.batch, self.grid) if fraction is None else exact_masks(fraction, turn, self.batch, self.grid)
             if turn:
                 seen.append(masks.float().mean().item())
-            return self.ways(masks)
+            found = self.ways(masks)
+            return {name: found[name] for name in ("tiled", "dense")} if self.quick else found
 
         times = in_turn(ways, rounds, self.device)
+        masked = (
+            {
+                "masked_over_tiled": ratio(times, "masked", "tiled"),
+                "masked_over_tiled_range": spread(times, "masked", "tiled"),
+                "reference_over_tiled": ratio(times, "reference", "tiled"),
+            }
+            if not self.quick
+            else {}
+        )
         return {
             "masks": "mixed" if fraction is None else f"{fraction:g}",
             "batch": self.batch,
@@ -88,9 +101,7 @@ class Bench:
             "tiled_over_dense": ratio(times, "tiled", "dense"),
             "tiled_over_dense_range": spread(times, "tiled", "dense"),
             "tiled_over_limit": statistics.median(a / b / v for a, b, v in zip(times["tiled"], times["dense"], seen, strict=True)),
-            "masked_over_tiled": ratio(times, "masked", "tiled"),
-            "masked_over_tiled_range": spread(times, "masked", "tiled"),
-            "reference_over_tiled": ratio(times, "reference", "tiled"),
+            **masked,
             "seconds": {name: statistics.median(t) for name, t in times.items()},
             "images_per_second": self.batch / statistics.median(times["tiled"]),
         }
@@ -152,6 +163,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.25, 0.4, 0.52, 0.6, 0.8, 0.96, 1.0])
     parser.add_argument("--stages", action="store_true", help="also stage by stage")
+    parser.add_argument("--quick", action="store_true", help="tiled and dense alone")
     parser.add_argument("--peak-tflops", type=float, help="of the device, to tell what share of it is reached")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -161,7 +173,7 @@ def main() -> int:
             bench = Bench(asked, batch, dtype)
             mixed = bench.measure(None, asked.rounds)
             masks = real_masks(0, batch, bench.grid)
-            mixed["peak_mb"] = {name: peak_mb(do, bench.device) for name, do in bench.ways(masks).items()}
+            mixed["peak_mb"] = {name: peak_mb(do, bench.device) for name, do in bench.ways(masks).items() if name in mixed["seconds"]}
             if asked.peak_tflops:
                 done = dense_flops(bench) * mixed["visible"] / mixed["seconds"]["tiled"]
                 mixed["share_of_peak"] = done / 1e12 / asked.peak_tflops
@@ -171,7 +183,7 @@ def main() -> int:
     for row in rows:
         suffix = "" if row["dtype"] == "fp32" else f"_{row['dtype']}"
         if row["masks"] == "mixed" and row["batch"] == asked.batches[0]:
-            figures |= {f"{key}{suffix}": row[key] for key in ("visible", "tiled_over_dense", "tiled_over_limit", "masked_over_tiled")}
+            figures |= {f"{key}{suffix}": row[key] for key in HEADLINE if key in row}
     figures |= {"rows": rows, "stages": stages}
     table = Table(
         "masks", "batch", "dtype", "visible", "tiled/dense", "over limit", "masked/tiled", "reference/tiled", "images/s", "peak MB"
@@ -179,7 +191,7 @@ def main() -> int:
     for r in rows:
         numbers = [f"{r[key]:.3f}" for key in ("visible", "tiled_over_dense", "tiled_over_limit")]
         peak = " / ".join(f"{name} {mb:.0f}" for name, mb in r.get("peak_mb", {}).items())
-        ratios = [f"{r['masked_over_tiled']:.2f}", f"{r['reference_over_tiled']:.2f}", f"{r['images_per_second']:.1f}"]
+        ratios = [f"{r[key]:.2f}" if key in r else "" for key in ("masked_over_tiled", "reference_over_tiled", "images_per_second")]
         table.add_row(r["masks"], str(r["batch"]), r["dtype"], *numbers, *ratios, peak)
     shares = [f"{r['dtype']}, batch {r['batch']}: {100 * r['share_of_peak']:.0f} % of the peak" for r in rows if "share_of_peak" in r]
     notes = [*shares, *(f"{s['stage']} {s['dtype']}: {s['tiled_over_limit']:.2f} x the limit, {s['seconds']:.3f} s" for s in stages)]
