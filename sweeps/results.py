@@ -289,6 +289,12 @@ def draw(view: View, path: Path) -> None:
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     note = "; hollow diamonds: the paper's value, one seed" if sweep.paper else ""
     figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds, {n}, ranked by {title(sweep.objective)}{note}", fontsize=9)
+    _write_figure(figure, path)
+
+
+def _write_figure(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
     figure.tight_layout()
     data = io.BytesIO()
     figure.savefig(data, dpi=130, metadata={"Software": None})
@@ -328,11 +334,7 @@ def draw_costs(view: View, path: Path) -> None:
     note = "; hollow diamonds: the paper's values, one seed" if sweep.paper else ""
     note += ", * each the best of several runs" if sweep.best_of_many else ""
     figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds{note}", fontsize=9)
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, dpi=130, metadata={"Software": None})
-    pyplot.close(figure)
-    write_atomic(path, data.getvalue())
+    _write_figure(figure, path)
 
 
 def write_all(view: View) -> list[Path]:
