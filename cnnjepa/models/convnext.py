@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
-from cnnjepa.models.masked import Visibility, hide
+from cnnjepa.models.masked import Visibility, hide, needed
 
 # Blocks a stage, channels of the first.
 SHAPES = {
@@ -93,9 +93,7 @@ class ConvNeXt(nn.Module):
 
     def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
         """Features, zero where hidden; raises ValueError where the mask's cells are not the network's."""
-        if visibility is not None:
-            visibility.require_cells_of(image_BCHW, self.cell)
-            visibility = None if visibility.fraction == 1 else visibility
+        visibility = needed(visibility, image_BCHW, self.cell)
         x = hide(self.stem(hide(image_BCHW, visibility)), visibility)
         for stage in self.stages:
             x = stage(x, visibility, self.execution)

@@ -26,22 +26,12 @@ class Visibility:
         self.device = visible_Bhw.device if device is None else device
         host = visible_Bhw.cpu()
         # Counted on the host: to count on CUDA would have the host wait for all that is queued there.
-        self.cells = self._send(host.flatten().nonzero().squeeze(1))
-        self.hidden_cells = self._send((~host).flatten().nonzero().squeeze(1))
+        self.cells = to_device(host.flatten().nonzero().squeeze(1), self.device)
+        self.hidden_cells = to_device((~host).flatten().nonzero().squeeze(1), self.device)
         self.fraction = len(self.cells) / host.numel()
-        self.visible_Bhw = self._send(host)
+        self.visible_Bhw = to_device(host, self.device)
         self._positions: dict[tuple[int, int], Tensor] = {}
         self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
-
-    def _send(self, values: Tensor) -> Tensor:
-        return to_device(values, self.device)
-
-    def require_cells_of(self, image_BCHW: Tensor, cell: int) -> None:
-        """Raise ValueError unless the mask has one cell for each `cell` x `cell` pixels of each image."""
-        b, _, height, width = image_BCHW.shape
-        if self.shape != (b, height // cell, width // cell) or height % cell or width % cell:
-            shown = "x".join(map(str, self.shape))
-            raise ValueError(f"a mask must have a cell for each {cell}x{cell} pixels of {b} images of {height}x{width}; got {shown} cells")
 
     def coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
         """Image, row and column of each visible cell, each [N]."""
@@ -72,6 +62,17 @@ class Visibility:
             rows = image * height + row * (height // h) + down[:, None]
             self._positions[key] = (rows * width + column * (width // w) + right).flatten()
         return self._positions[key]
+
+
+def needed(visibility: Visibility | None, image_BCHW: Tensor, cell: int) -> Visibility | None:
+    """`visibility`, or None where it hides nothing; raises ValueError unless it has a cell for each `cell` x `cell` pixels."""
+    if visibility is None:
+        return None
+    b, _, height, width = image_BCHW.shape
+    if visibility.shape != (b, height // cell, width // cell) or height % cell or width % cell:
+        shown = "x".join(map(str, visibility.shape))
+        raise ValueError(f"a mask must have a cell for each {cell}x{cell} pixels of {b} images of {height}x{width}; got {shown} cells")
+    return None if visibility.fraction == 1 else visibility
 
 
 def hide(x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:

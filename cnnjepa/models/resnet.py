@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
-from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool
+from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool, needed
 from cnnjepa.models.tiles import encode_tiles
 
 
@@ -133,9 +133,7 @@ class ResNet(nn.Module):
 
     def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
         """Features, zero where hidden; raises ValueError where the mask's cells are not the network's."""
-        if visibility is not None:
-            visibility.require_cells_of(image_BCHW, self.cell)
-            visibility = None if visibility.fraction == 1 else visibility
+        visibility = needed(visibility, image_BCHW, self.cell)
         # Tiles are for training; statistics that other ranks share are left to the masked way.
         if visibility is not None and self.execution is Execution.tiled and self.training and not self.bn1.is_synced():
             return encode_tiles(self, image_BCHW, visibility)
