@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import random
 import shlex
 import subprocess
 import sys
@@ -22,15 +21,14 @@ from jobs.quote import Quote
 from sweeps import claims, search, study
 from sweeps.cancel import cancel
 from sweeps.changes import left_to_run, take_up
-from sweeps.choice import judge, next_claim
+from sweeps.choice import next_claim
 from sweeps.claims import Process
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.on_slurm import check_budget
 from sweeps.results import cells, summary_csv, told_settings
-from sweeps.rungs import goes_on, rung_epochs
 from sweeps.search import Outlook
-from sweeps.space import baseline, choice, grid_points, label, real, whole
-from sweeps.spec import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search, grid_of
+from sweeps.space import baseline, whole
+from sweeps.spec import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search
 from sweeps.status import best_line, rungs_line, sweep_status
 from tests.sweeps.tiny_search import SWEEP
 
@@ -71,111 +69,6 @@ def run_to_the_end(made: Sweep, score: Callable[[Trial], float], hours: float = 
         begun.append(got[0])
         assert len(begun) < limit
     return begun
-
-
-# The space.
-
-
-def test_a_dimension_that_cannot_matter_is_not_chosen() -> None:
-    space = [choice("method.predictor.conv", "depthwise", "pointwise"), choice("k", 3, 5, when=("method.predictor.conv", ("depthwise",)))]
-    assert grid_points(space, {"method": {"predictor": {"conv": "depthwise"}}}) == [
-        {"method.predictor.conv": "depthwise", "k": 3},
-        {"method.predictor.conv": "depthwise", "k": 5},
-        {"method.predictor.conv": "pointwise"},
-    ]
-
-
-def test_a_grid_needs_values_and_whole_numbers_have_them() -> None:
-    assert [p["a.b"] for p in grid_points([whole("a.b", 1, 3)], {})] == [1, 2, 3]
-    with pytest.raises(ValueError, match=r"sampler=grid must have values to take of a\.b; got a range without a grid"):
-        grid_points([real("a.b", 0.1, 1)], {})
-
-
-@pytest.mark.parametrize(
-    ("dimension", "message"),
-    [
-        (real("a", 2, 1), r"dimension a must have low < high, above 0 where it is log; got \[2, 1\]"),
-        (real("a", 0, 1, log=True), r"above 0 where it is log; got \[0, 1\]"),
-        (real("a", 1, 2, 3), r"grid of a must lie in \[1, 2\]; got 3"),
-    ],
-)
-def test_a_dimension_that_makes_no_sense_is_refused(dimension: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dimension.check()  # type: ignore[attr-defined]
-
-
-def test_the_setting_without_changes_must_lie_in_the_space() -> None:
-    outside = dataclasses.replace(SWEEP, space=[real("optimizer.lr", 0.5, 1)])
-    with pytest.raises(ValueError, match=r"the setting without changes must be in the space: optimizer.lr must lie in \[0.5, 1\]; got"):
-        searched(Path("/none"), spec=outside)
-
-
-def test_a_point_is_called_by_its_short_keys() -> None:
-    assert label({"optimizer.lr": 0.0031234, "method.predictor.depth": 2}) == "lr 0.003123, depth 2"
-
-
-def test_the_grid_is_a_sweep_of_settings_that_begins_with_the_papers() -> None:
-    made = grid_of(SWEEP, SWEEP.smoke, "local", ["optimizer.lr=0.01"])
-    assert not made.space
-    assert made.settings[0].label == "lr 0.01, conv depthwise, kernel 3, depth 3"
-    assert len(made.settings) == 2 * (2 + 1) * 3  # kernels for depthwise alone
-
-
-# Rungs.
-
-
-def test_rungs_are_eta_apart_and_none_lies_in_the_warm_up() -> None:
-    assert rung_epochs(200, 10, 2) == [25, 50, 100]
-    assert rung_epochs(200, 60, 2) == [100]
-    assert rung_epochs(200, 10, 4) == [50]  # an earlier one would lie in the first eighth
-    assert rung_epochs(12, 5, 3) == []
-    assert rung_epochs(3, 0, 4) == []
-
-
-def test_a_rung_lets_the_best_share_go_on_and_decides_as_optunas_does() -> None:
-    """Optuna's SuccessiveHalvingPruner on the same stream of values, one run after the other."""
-    random.seed(3)
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    theirs = optuna.create_study(direction="maximize", pruner=pruner)
-    ours: list[float] = []
-    for _ in range(60):
-        value = random.random()
-        asked = theirs.ask()
-        asked.report(value, 1)
-        stopped = asked.should_prune()
-        theirs.tell(asked, None if stopped else value, State.PRUNED if stopped else State.COMPLETE)
-        assert goes_on(value, ours, 3) is not stopped
-        ours.append(value)
-
-
-def test_a_probe_without_value_is_no_reason_to_end_a_run(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2])
-    for score in (50.0, 60.0, 70.0):
-        trial = search.begin(View(made))
-        assert trial
-        end(made, trial, score, e2=score)
-    verdict = judge(View(made), made.trials[0])
-    assert verdict(2, {}) == ""
-    assert verdict(1, {OBJECTIVE: 1.0}) == ""  # no rung
-    assert verdict(2, {OBJECTIVE: 65.0}) == f"{OBJECTIVE} 65.00 at epoch 2 is not among the best 1/3 of 4 runs"
-    assert verdict(2, {OBJECTIVE: 71.0}) == ""
-
-
-def test_a_probe_without_value_does_not_count_at_a_rung(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2])
-    for _ in range(5):
-        trial = search.begin(View(made))
-        assert trial
-        end(made, trial, 90.0)  # its probe at the rung had none
-    assert judge(View(made), made.trials[0])(2, {OBJECTIVE: 1.0}) == ""
-
-
-def test_further_seeds_of_a_setting_are_not_judged(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2], seeds=2, points=4)
-    begun = run_to_the_end(made, lambda t: float(t.number))
-    more = [t for t in begun if t.seed != FIRST_SEED]
-    assert more
-    assert all(judge(View(made), t)(2, {OBJECTIVE: -1.0}) == "" for t in more)
 
 
 # What is chosen next.
