@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
-from cnnjepa.config import Precision, TrainConfig, method_module, validate
+from cnnjepa.config import Precision, TrainConfig, method_module
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, broadcast_object, joined
@@ -28,6 +28,7 @@ from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.progress import TrainingProgress
 from cnnjepa.randomness import Stream, integer
+from cnnjepa.rules import validate
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from cnnjepa.schedules import learning_rate, weight_decay
 

@@ -17,8 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets, validate
+from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
 from cnnjepa.identity import from_dict, signature
+from cnnjepa.rules import validate
 from jobs.spec import ClusterProfile, JobSpec, fit_to, validate_cluster
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"

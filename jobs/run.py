@@ -4,10 +4,10 @@ import logging
 import traceback
 from collections.abc import Callable
 
-from cnnjepa.config import validate
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import build_plan
 from cnnjepa.distributed import is_main_rank, pick_device, rank_count
+from cnnjepa.rules import validate
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from cnnjepa.train import HopelessError, RunError, never, no_judge, train
 from jobs import provenance

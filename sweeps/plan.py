@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnnjepa.config import validate
 from cnnjepa.identity import from_dict
+from cnnjepa.rules import validate
 from jobs.compose import cluster_names, compose_job, qualified
 from jobs.door import require_writable
 from jobs.spec import ClusterProfile, Scheduler

@@ -14,22 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import (
-    AugmentConfig,
-    EmaConfig,
-    MethodConfig,
-    OptimizerConfig,
-    OptimizerName,
-    TrainConfig,
-    validate_augment,
-    validate_ema,
-    validate_sizes,
-)
+from cnnjepa.config import AugmentConfig, EmaConfig, MethodConfig, OptimizerConfig, OptimizerName, TrainConfig
 from cnnjepa.data.views import ViewSpec, augmented
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.encoders import Encoder, build_encoder
 from cnnjepa.models.heads import build_head
 from cnnjepa.randomness import Stream, integer
+from cnnjepa.rules import validate_augment, validate_ema, validate_sizes
 from cnnjepa.schedules import ema_momentum
 
 OPTIMIZERS = {

@@ -19,17 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import (
-    EmaConfig,
-    MaskConfig,
-    MethodConfig,
-    PredictorConfig,
-    PredictorConv,
-    TrainConfig,
-    grid_size,
-    require_encoder,
-    validate_mask,
-)
+from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, PredictorConv, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.masking import draw_visible
 from cnnjepa.models.ema import ema_update, target_of
@@ -37,6 +27,7 @@ from cnnjepa.models.encoders import Encoder, build_encoder
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.predictor import build_predictor
 from cnnjepa.randomness import Stream, integer
+from cnnjepa.rules import require_encoder, validate_ema, validate_mask
 from cnnjepa.schedules import ema_momentum
 
 log = logging.getLogger(__name__)
@@ -55,7 +46,7 @@ class Config(MethodConfig):
         """Raise ValueError where mask, predictor or EMA settings break their rules."""
         require_encoder(config, vit=False)
         validate_mask(self.mask, "method.mask", grid_size(config))
-        predictor, ema = self.predictor, self.ema
+        predictor = self.predictor
         if not 1 <= predictor.depth <= 6:
             raise ValueError(f"method.predictor.depth must lie in [1, 6]; got {predictor.depth}")
         if predictor.kernel not in (3, 5, 7, 9):
@@ -64,9 +55,7 @@ class Config(MethodConfig):
             raise ValueError(f"method.predictor.kernel must be left alone with conv=pointwise; got {predictor.kernel}")
         if not 0 < predictor.width <= 8:
             raise ValueError(f"method.predictor.width must lie in (0, 8]; got {predictor.width}")
-        for key, momentum in (("momentum_start", ema.momentum_start), ("momentum_end", ema.momentum_end)):
-            if not 0 <= momentum <= 1:
-                raise ValueError(f"method.ema.{key} must lie in [0, 1]; got {momentum}")
+        validate_ema(self.ema, "method.ema")
 
 
 def masked_prediction_loss(prediction_BChw: Tensor, target_BChw: Tensor, visibility: Visibility) -> Tensor:

@@ -16,25 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import (
-    BlockMaskConfig,
-    EmaConfig,
-    MethodConfig,
-    OptimizerConfig,
-    Schedule,
-    TrainConfig,
-    grid_size,
-    require_encoder,
-    validate_block_mask,
-    validate_ema,
-    validate_sizes,
-)
+from cnnjepa.config import BlockMaskConfig, EmaConfig, MethodConfig, OptimizerConfig, Schedule, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec
 from cnnjepa.masking import draw_blocks, require_context
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.encoders import build_encoder
 from cnnjepa.models.masked import to_device
 from cnnjepa.randomness import Stream, integer
+from cnnjepa.rules import require_encoder, validate_block_mask, validate_ema, validate_sizes
 from cnnjepa.schedules import ema_momentum
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import AugmentConfig, MethodConfig, OptimizerConfig, OptimizerName, TrainConfig, validate_augment, validate_sizes
+from cnnjepa.config import AugmentConfig, MethodConfig, OptimizerConfig, OptimizerName, TrainConfig
 from cnnjepa.data.views import ViewSpec, augmented
 from cnnjepa.distributed import gather_batch
 from cnnjepa.models.encoders import Encoder, build_encoder
 from cnnjepa.models.heads import build_head
 from cnnjepa.randomness import Stream, integer
+from cnnjepa.rules import validate_augment, validate_sizes
 
 # The same for ImageNet-100 and ImageNet-1k.
 OPTIMIZERS = {"vicreg": OptimizerConfig(name=OptimizerName.lars, lr=0.5, weight_decay=1e-6, decay_norms_and_biases=False)}

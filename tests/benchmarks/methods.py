@@ -21,12 +21,13 @@ from _report import publish
 from _turns import seconds as seconds_of
 from rich.table import Table
 
-from cnnjepa.config import DATA_PRESETS, EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets, validate
+from cnnjepa.config import DATA_PRESETS, EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets
 from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan
 from cnnjepa.distributed import GradientBuckets, joined
 from cnnjepa.energy import EnergyMeter
 from cnnjepa.optim import build_optimizer
+from cnnjepa.rules import validate
 from cnnjepa.runs import RunFolder
 from cnnjepa.train import Run, forward_backward, peak_memory_mb
 

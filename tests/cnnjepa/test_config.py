@@ -2,9 +2,10 @@ import dataclasses
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName, MaskStrategy, TrainConfig, method_names, validate
+from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName, MaskStrategy, TrainConfig, method_names
 from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 from cnnjepa.methods.cnn_jepa import Config
+from cnnjepa.rules import validate
 from tests.tiny import tiny_config
 
 

@@ -3,8 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
-from cnnjepa.config import MaskConfig, MaskStrategy, validate_mask
+from cnnjepa.config import MaskConfig, MaskStrategy
 from cnnjepa.masking import block_shape, draw_visible, visible_cells
+from cnnjepa.rules import validate_mask
 
 
 def draw(strategy: MaskStrategy, grid: int, step: int = 0, batch: int = 64, seed: int = 0, **changes: float) -> np.ndarray:

@@ -14,10 +14,11 @@ from torch import nn
 
 from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
-from cnnjepa.config import Precision, TrainConfig, method_module, method_names, optimizer_presets, validate
+from cnnjepa.config import Precision, TrainConfig, method_module, method_names, optimizer_presets
 from cnnjepa.data.views import random_view
 from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.randomness import Stream, generator
+from cnnjepa.rules import validate
 from cnnjepa.runs import RunStatus
 from cnnjepa.train import CollapsedError, RunError
 from tests.cnnjepa.test_data import picture

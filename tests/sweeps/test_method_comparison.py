@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cnnjepa.config import method_names, validate
+from cnnjepa.config import method_names
+from cnnjepa.rules import validate
 from cnnjepa.runs import RunResult, RunStatus
 from sweeps import results
 from sweeps.folder import Sweep, View

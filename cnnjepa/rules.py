@@ -1,0 +1,175 @@
+"""What a configuration must satisfy before anything starts; each rule broken is one line with key, rule and value."""
+
+import math
+from enum import Enum
+
+from cnnjepa.config import (
+    MIN_GRID,
+    VITS,
+    AugmentConfig,
+    BlockMaskConfig,
+    EmaConfig,
+    EncoderConfig,
+    EncoderName,
+    MaskConfig,
+    MethodConfig,
+    OptimizerName,
+    TrainConfig,
+    accumulation_steps,
+    grid_size,
+    method_module,
+    probe_names,
+)
+
+
+def _require(condition: bool, key: str, rule: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{key} must {rule}; got {value.name if isinstance(value, Enum) else value}")
+
+
+def validate_mask(mask: MaskConfig, key: str, grid: int) -> None:
+    """Raise ValueError unless every strategy of `mask` leaves at least one visible and one hidden cell on a grid x grid map."""
+    _require(0 < mask.mask_ratio < 1, f"{key}.mask_ratio", "lie in (0, 1)", mask.mask_ratio)
+    p = mask.multi_block_probability
+    _require(0 <= p <= 1, f"{key}.multi_block_probability", "lie in [0, 1]", p)
+    _require(mask.blocks >= 1, f"{key}.blocks", "be at least 1", mask.blocks)
+    low, high = mask.block_scale_min, mask.block_scale_max
+    _require(0 < low <= high < 1, f"{key}.block_scale_min and block_scale_max", "satisfy 0 < min <= max < 1", f"{low} and {high}")
+    low, high = mask.block_aspect_min, mask.block_aspect_max
+    rule = "satisfy 0 < min <= max < infinity"
+    _require(0 < low <= high < math.inf, f"{key}.block_aspect_min and block_aspect_max", rule, f"{low} and {high}")
+    rule = f"give a grid of at least {MIN_GRID}x{MIN_GRID} cells for the mask"
+    _require(grid >= MIN_GRID, "data.image_size", rule, f"a {grid}x{grid} grid")
+
+
+def validate_block_mask(mask: BlockMaskConfig, key: str, grid: int) -> None:
+    """Raise ValueError unless blocks of any drawn size fit a grid x grid map."""
+    _require(mask.blocks >= 1, f"{key}.blocks", "be at least 1", mask.blocks)
+    low, high = mask.target_scale_min, mask.target_scale_max
+    _require(0 < low <= high < 1, f"{key}.target_scale_min and target_scale_max", "satisfy 0 < min <= max < 1", f"{low} and {high}")
+    low, high = mask.target_aspect_min, mask.target_aspect_max
+    rule = "satisfy 0 < min <= max < infinity"
+    _require(0 < low <= high < math.inf, f"{key}.target_aspect_min and target_aspect_max", rule, f"{low} and {high}")
+    low, high = mask.context_scale_min, mask.context_scale_max
+    rule = "satisfy target_scale_max < min <= max <= 1"
+    value = f"{low} and {high}"
+    _require(mask.target_scale_max < low <= high <= 1, f"{key}.context_scale_min and context_scale_max", rule, value)
+    rule = f"give a grid of at least {MIN_GRID}x{MIN_GRID} cells for the mask"
+    _require(grid >= MIN_GRID, "data.image_size", rule, f"a {grid}x{grid} grid")
+
+
+def require_encoder(config: TrainConfig, vit: bool) -> None:
+    """Raise ValueError where the method is made for the other family of encoders."""
+    names = [n.name for n in EncoderName if (n in VITS) is vit]
+    rule = f"be one of {', '.join(names)} with method={config.method.name}"
+    _require((config.encoder.name in VITS) is vit, "encoder.name", rule, config.encoder.name)
+
+
+def validate_augment(augment: AugmentConfig, key: str) -> None:
+    """Raise ValueError unless every probability, strength and scale of `augment` can be drawn by."""
+    _require(0 < augment.min_crop_scale <= 1, f"{key}.min_crop_scale", "lie in (0, 1]", augment.min_crop_scale)
+    for name in ("jitter", "grey", "blur", "solarise"):
+        p = getattr(augment, f"{name}_probability")
+        _require(0 <= p <= 1, f"{key}.{name}_probability", "lie in [0, 1]", p)
+    for name in ("brightness", "contrast", "saturation"):
+        strength = getattr(augment, name)
+        _require(0 <= strength < math.inf, f"{key}.{name}", "be at least 0 and finite", strength)
+    _require(0 <= augment.hue <= 0.5, f"{key}.hue", "lie in [0, 0.5]", augment.hue)
+
+
+def validate_ema(ema: EmaConfig, key: str) -> None:
+    """Raise ValueError unless both momenta lie in [0, 1]."""
+    for name in ("momentum_start", "momentum_end"):
+        momentum = getattr(ema, name)
+        _require(0 <= momentum <= 1, f"{key}.{name}", "lie in [0, 1]", momentum)
+
+
+def validate_sizes(config: MethodConfig, *names: str) -> None:
+    """Raise ValueError unless each named whole number of `config`, a layer's width or a depth, is at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= 1, f"method.{name}", "be at least 1", value)
+
+
+def validate_global_batch(config: TrainConfig, ranks: int) -> None:
+    """Raise ValueError where a loss over the whole global batch would see less, or would see it normalised rank by rank."""
+    name = config.method.name
+    if config.method.global_batch:
+        share = config.global_batch_size // ranks
+        rule = f"be global_batch_size / ranks = {share} with {name}, whose loss compares the images of the whole batch"
+        _require(accumulation_steps(config, ranks) == 1, "micro_batch_size", rule, config.micro_batch_size)
+        rule = f"be true with {name} on {ranks} ranks, whose loss compares the images of the whole batch"
+        _require(ranks == 1 or config.encoder.sync_bn, "encoder.sync_bn", rule, config.encoder.sync_bn)
+
+
+def validate(config: TrainConfig, ranks: int = 1) -> None:
+    """Raise ValueError, one line with key, rule and value, unless `config` can be trained on `ranks` ranks."""
+    data, optimizer, probes = config.data, config.optimizer, config.probes
+    for key in ("patch_size", "vit_depth"):
+        value = getattr(config.encoder, key)
+        _require(value >= 1, f"encoder.{key}", "be at least 1", value)
+        alone = config.encoder.name in VITS or value == getattr(EncoderConfig, key)
+        _require(alone, f"encoder.{key}", "be left alone, it shapes ViTs only", value)
+    grid_size(config)
+    for key, count in (("epochs", config.epochs), ("global_batch_size", config.global_batch_size)):
+        _require(count >= 1, key, "be at least 1", count)
+    # BatchNorm over a single image's single cell has no variance.
+    _require(config.micro_batch_size >= 2, "micro_batch_size", "be at least 2 for batch statistics", config.micro_batch_size)
+    accumulation_steps(config, ranks)
+    _require(0 <= config.seed < 2**32, "seed", "lie in [0, 2**32)", config.seed)
+    _require(config.threads >= 1, "threads", "be at least 1", config.threads)
+    _require(0 < data.min_crop_scale <= 1, "data.min_crop_scale", "lie in (0, 1]", data.min_crop_scale)
+    _require(0 <= data.flip_probability <= 1, "data.flip_probability", "lie in [0, 1]", data.flip_probability)
+    # The resized image grows with its inverse.
+    _require(0.1 <= data.eval_crop_fraction <= 1, "data.eval_crop_fraction", "lie in [0.1, 1]", data.eval_crop_fraction)
+    _require(0 < data.holdout_fraction < 1, "data.holdout_fraction", "lie in (0, 1)", data.holdout_fraction)
+    for key, count in (("train_limit", data.train_limit), ("test_limit", data.test_limit), ("workers", data.workers)):
+        _require(count >= 0, f"data.{key}", "be at least 0", count)
+    _require(config.encoder.width >= 1, "encoder.width", "be at least 1", config.encoder.width)
+    _require(config.encoder.blocks >= 1, "encoder.blocks", "be at least 1", config.encoder.blocks)
+    if config.encoder.name is not EncoderName.resnet_small:
+        plain = EncoderConfig()
+        for key in ("width", "blocks"):
+            value = getattr(config.encoder, key)
+            _require(value == getattr(plain, key), f"encoder.{key}", "be left alone, it shapes resnet_small only", value)
+    _require(optimizer.lr > 0 and math.isfinite(optimizer.lr), "optimizer.lr", "be a positive number", optimizer.lr)
+    _require(0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", "be at least 0 and finite", optimizer.weight_decay)
+    for key, beta in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2)):
+        _require(0 <= beta < 1, f"optimizer.{key}", "lie in [0, 1)", beta)
+    rule = f"lie in [0, epochs), epochs being {config.epochs}"
+    _require(0 <= optimizer.warmup_epochs < config.epochs, "optimizer.warmup_epochs", rule, optimizer.warmup_epochs)
+    _require(0 <= optimizer.final_lr_fraction <= 1, "optimizer.final_lr_fraction", "lie in [0, 1]", optimizer.final_lr_fraction)
+    _require(0 <= optimizer.momentum < 1, "optimizer.momentum", "lie in [0, 1)", optimizer.momentum)
+    for key, positive in (
+        ("trust_coefficient", optimizer.trust_coefficient),
+        ("final_weight_decay_fraction", optimizer.final_weight_decay_fraction),
+    ):
+        _require(0 < positive < math.inf, f"optimizer.{key}", "be positive and finite", positive)
+    decayed = optimizer.name is not OptimizerName.lars or optimizer.weight_decay > 0
+    _require(
+        decayed,
+        "optimizer.weight_decay",
+        "be positive with optimizer.name=lars, which scales decayed weights alone",
+        optimizer.weight_decay,
+    )
+    if config.encoder.compile:
+        _require(config.method.name == "cnn_jepa", "encoder.compile", "be false with any method but cnn_jepa", config.encoder.compile)
+        alone = ranks == 1 or not config.encoder.sync_bn
+        _require(alone, "encoder.compile", "be false with encoder.sync_bn on several ranks", config.encoder.compile)
+    for name in probes.names:
+        _require(name in probe_names(), "probes.names", f"hold names out of {', '.join(probe_names())}", name)
+    for key, count in (("batch_size", probes.batch_size), ("linear_epochs", probes.linear_epochs), ("knn_k", probes.knn_k)):
+        _require(count >= 1, f"probes.{key}", "be at least 1", count)
+    _require(probes.every_epochs >= 0, "probes.every_epochs", "be at least 0", probes.every_epochs)
+    for epoch in probes.at_epochs:
+        _require(epoch >= 1, "probes.at_epochs", "hold epochs from 1 on", epoch)
+    for key, value in (("collapsed_std", probes.collapsed_std), ("collapsed_rankme", probes.collapsed_rankme)):
+        _require(0 <= value < math.inf, f"probes.{key}", "be at least 0 and finite", value)
+    for key, value in (("linear_lr", probes.linear_lr), ("knn_temperature", probes.knn_temperature)):
+        _require(0 < value < math.inf, f"probes.{key}", "be positive and finite", value)
+    _require(config.checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "be at least 0", config.checkpoint.every_minutes)
+    _require(config.checkpoint.keep >= 2, "checkpoint.keep", "be at least 2: one may be damaged", config.checkpoint.keep)
+    _require(config.log.every_steps >= 1, "log.every_steps", "be at least 1", config.log.every_steps)
+    method_module(config.method.name)
+    config.method.validate(config)
+    validate_global_batch(config, ranks)
