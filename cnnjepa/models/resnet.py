@@ -50,7 +50,7 @@ class BasicBlock(nn.Module):
         shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
         y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
         y = self.bn2(hide(self.conv2(y), visibility), visibility)
-        return self.relu(y + shortcut)
+        return self.relu(y.add_(shortcut))
 
 
 class Bottleneck(nn.Module):
@@ -83,7 +83,7 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
         y = self.relu(self.bn2(hide(self.conv2(y), visibility), visibility))
         y = self.bn3(hide(self.conv3(y), visibility), visibility)
-        return self.relu(y + shortcut)
+        return self.relu(y.add_(shortcut))
 
 
 class WideBottleneck(Bottleneck):
