@@ -7,6 +7,11 @@ Each row has the method's published optimiser, heads and augmentations (cnnjepa/
 digits and minutes, and I-JEPA trains a ViT of two blocks in smaller batches: the order of the rows says nothing about the paper's question,
 only that every method learns: all must end above `random` in linear top-1.
 
+The smoke settings were chosen on seed 7, which is not among those compared, by linear.holdout_top1 (percent; random has 68.3). EMA from
+.97, .99 or .996: CNN-JEPA 90.2, 87.5, 79.1; BYOL 85.7, 88.5, 84.0; I-JEPA from .99, .996 or .998 at a rate of .0003: 79.1, 84.3, 81.2;
+at .001 from .996 or .998: 46.7, 51.6; at .0001 from .998: 73.9. One run each on 287 labels, whose standard error is 2 points. I-JEPA's
+batch, depth, predictor, warm-up and number of blocks are older: they came of some twenty tries that saw the test images of seed 42.
+
 Expected at paper scale (linear and k-NN top-1, GPU-hours on 4 A100; one seed; linear is the best of 90 probe epochs, and the paper's table
 takes for each score the best run of a method): SimCLR 76.20/67.26, 62.0; BYOL 79.02/68.20, 79.3; VICReg 74.18/64.32, 67.6; CNN-JEPA
 73.26/59.22, 51.5; I-JEPA ViT-S/14 42.30/34.84, ViT-B/14 46.36/31.36. The supervised and the random row are not in the paper.
@@ -31,10 +36,17 @@ def _crops(*views: str) -> dict[str, Value]:
     return {f"method.{view}.min_crop_scale": 0.5 for view in views}
 
 
-_EMA = {"method.ema.momentum_start": 0.97}  # 264 steps: the target must follow faster than over the paper's 200 epochs
+# 264 steps: the targets must follow faster than over the paper's 200 epochs.
+_SMALL_BYOL: dict[str, Value] = {
+    "method": "byol",
+    "method.hidden": 256,
+    "method.projection": 64,
+    "method.ema.momentum_start": 0.99,
+    **_crops("view1", "view2"),
+}
 
 # Two transformer blocks of a ViT-Ti's width on a grid of 4x4 patches. Small batches: the number of steps is what is short. At the official
-# rate and momentum it collapses within them; with 4 target blocks the smallest context of a batch is 3 cells.
+# rate it ends below random within them; with 4 target blocks the smallest context of a batch is 3 cells.
 _SMALL_IJEPA: dict[str, Value] = {
     "method": "ijepa",
     "encoder.name": "vit_tiny",
@@ -48,14 +60,13 @@ _SMALL_IJEPA: dict[str, Value] = {
     "method.predictor_depth": 1,
     "method.mask.blocks": 2,
     "method.min_crop_scale": 0.5,
-    "method.ema.momentum_start": 0.998,
 }
 
 SMALL = [
     Setting("supervised", {"method": "supervised"}),
-    Setting("CNN-JEPA", {"method": "cnn_jepa", **_EMA}),
+    Setting("CNN-JEPA", {"method": "cnn_jepa", "method.ema.momentum_start": 0.97}),
     Setting("SimCLR", {"method": "simclr", "method.hidden": 256, **_crops("augment")}),
-    Setting("BYOL", {"method": "byol", "method.hidden": 256, "method.projection": 64, **_EMA, **_crops("view1", "view2")}),
+    Setting("BYOL", _SMALL_BYOL),
     Setting("VICReg", {"method": "vicreg", "method.width": 512, **_crops("augment")}),
     Setting("I-JEPA", _SMALL_IJEPA),
     Setting("random", {"method": "random"}),

@@ -5,6 +5,8 @@
 A step is the trainer's: normalisation, forward, backward, optimiser and EMA, with each method's published head and optimiser; decoding and
 augmentation are left out. The methods take turns, in an order that turns by one each round; the first round warms up and does not count. A
 saving is 1 - seconds of CNN-JEPA / seconds of the other, in percent, the median over rounds; on one CPU thread they are processor seconds.
+SimCLR, BYOL and VICReg take a step of the official kind too (_official_methods.py), from the same weights, whose loss must be ours:
+`simclr_over_official` and the like are seconds of ours / seconds of that, the median over rounds. What it is for CNN-JEPA, step.py tells.
 --more adds supervised and I-JEPA (ViT-S/14).
 """
 
@@ -12,13 +14,15 @@ import argparse
 import itertools
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _official_methods import OfficialStyle
 from _report import publish
-from _turns import seconds as seconds_of
+from _turns import AUTOCAST, in_turn, ratio, spread
 from rich.table import Table
 
 from cnnjepa.config import DATA_PRESETS, EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets
@@ -29,7 +33,7 @@ from cnnjepa.energy import EnergyMeter
 from cnnjepa.optim import build_optimizer
 from cnnjepa.rules import validate
 from cnnjepa.runs import RunFolder
-from cnnjepa.train import Run, forward_backward, peak_memory_mb
+from cnnjepa.train import Run, forward_backward, micro_batch, peak_memory_mb
 
 # Percent: GPU-hours of 200 epochs on 4 A100 (paper, table V), and the official code's step on one CPU core.
 PAPER_SAVING = {"simclr": 16.9, "byol": 35.0, "vicreg": 23.8}
@@ -75,34 +79,42 @@ def pixels(views: int, batch: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     return [images] * views, torch.arange(batch) % 100
 
 
-def take_step(run: Run, loaded: Any) -> float:
-    """Seconds of one optimiser step."""
-
-    def step() -> None:
-        run.optimizer.zero_grad()
-        forward_backward(run, itertools.repeat(loaded))
-        run.optimizer.step()
-        run.method.after_step(run.step)
-
-    took = seconds_of(step, run.ranks.device)
+def take_step(run: Run, loaded: Any) -> None:
+    """One optimiser step of ours."""
+    run.optimizer.zero_grad()
+    forward_backward(run, itertools.repeat(loaded))
+    run.optimizer.step()
+    run.method.after_step(run.step)
     run.step += 1
-    return took
+
+
+def official_of(run: Run, loaded: Any) -> Callable[[], None]:
+    """One optimiser step of the official kind from the weights of `run`; raises RuntimeError unless both have the same loss."""
+    official = OfficialStyle(run.config, run.method).to(run.ranks.device)
+    batch = micro_batch(run, loaded, 0)
+    views = [v.contiguous() for v in batch.views]
+    with torch.no_grad():
+        ours, theirs = run.method(batch)["loss"].item(), official.loss(*views).item()
+    if not abs(ours - theirs) < 1e-3 * max(abs(ours), 1):
+        raise RuntimeError(
+            f"the loss of {run.config.method.name} must agree to 1e-3 in fp32; ours is {ours:g}, the official kind's {theirs:g}"
+        )
+    bf16 = run.config.precision is Precision.bf16
+    return lambda: official.step(views, torch.autocast(run.ranks.device.type, torch.bfloat16, enabled=bf16))
 
 
 def measure(names: list[str], args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, int], float]:
-    """Seconds of each round's step by method, the trainable parameters, and the peak memory in MiB of all together."""
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    """Seconds of each round's step by method and by 'official <method>', trainable parameters, and all's peak memory in MiB."""
     with joined(settings(names[0], args.batch, Precision[args.precision], args.threads).device) as ranks:
         runs = {name: build(settings(name, args.batch, Precision[args.precision], args.threads), ranks, args.batch) for name in names}
         loaded = {name: pixels(len(run.method.views(run.config)), args.batch) for name, run in runs.items()}
-        for turn in range(args.rounds + 1):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
-                took = take_step(runs[name], loaded[name])
-                print(f"round {turn}: {name} {took:.2f} s{' (warm-up)' * (not turn)}", file=sys.stderr)
-                if turn:
-                    seconds[name].append(took)
-        return seconds, {name: sum(p.numel() for p in run.parameters) for name, run in runs.items()}, peak_memory_mb(ranks)
+        steps: dict[str, Callable[[], None]] = {}
+        for name, run in runs.items():
+            if name in PAPER_SAVING:
+                steps[f"official {name}"] = official_of(run, loaded[name])
+            steps[name] = lambda name=name: take_step(runs[name], loaded[name])  # type: ignore[misc]
+        times = in_turn(lambda _: steps, args.rounds, ranks.device)
+        return times, {name: sum(p.numel() for p in run.parameters) for name, run in runs.items()}, peak_memory_mb(ranks)
 
 
 def main() -> int:
@@ -111,7 +123,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object; progress goes to stderr either way")
     parser.add_argument("--rounds", type=int, default=3, help="that count (3)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--precision", choices=AUTOCAST, default="fp32")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--more", action="store_true", help="supervised and I-JEPA too")
     args = parser.parse_args()
@@ -123,14 +135,24 @@ def main() -> int:
     ours = seconds["cnn_jepa"]
     figures: dict[str, Any] = {}
     table = Table(
-        "method", "s/step", "images/s", "trainable, M", "CNN-JEPA saves", "paper, GPU", "official, CPU", title="One training step"
+        *("method", "s/step", "images/s", "trainable, M", "over the official kind", "CNN-JEPA saves", "paper, GPU", "official, CPU"),
+        title="One training step",
     )
     for name in names:
         saving = 100 * statistics.median(1 - a / b for a, b in zip(ours, seconds[name], strict=True))
         middle = statistics.median(seconds[name])
         told = f"{saving:.1f} %" if name != "cnn_jepa" else ""
         theirs = [f"{values[name]:.1f} %" if name in values else "" for values in (PAPER_SAVING, OFFICIAL_CPU_SAVING)]
-        table.add_row(name, f"{middle:.2f}", f"{args.batch / middle:.2f}", f"{parameters[name] / 1e6:.1f}", told, *theirs)
+        over = ""
+        if (official := f"official {name}") in seconds:
+            share, between = ratio(seconds, name, official), spread(seconds, name, official)
+            over = f"{share:.2f} ({between[0]:.2f}-{between[1]:.2f})"
+            figures |= {
+                f"{name}_over_official": share,
+                f"{name}_over_official_range": between,
+                f"seconds_official_{name}": seconds[official],
+            }
+        table.add_row(name, f"{middle:.2f}", f"{args.batch / middle:.2f}", f"{parameters[name] / 1e6:.1f}", over, told, *theirs)
         figures[f"seconds_{name}"] = seconds[name]
         if name != "cnn_jepa":
             figures[f"saving_{name}"] = saving

@@ -1,6 +1,6 @@
 """Do jobs survive? Settings that train for some seconds on 4 ranks, long enough to be struck in the middle.
 
-python tests/sweeps/slurm_sweep.py [one|two] --cluster test_cluster
+python tests/sweeps/slurm_sweep.py [one|two|methods|vicreg] --cluster test_cluster
 """
 
 import sys
@@ -21,17 +21,19 @@ OVERRIDES = [
     "log.every_steps=1",
     "log.tensorboard=false",
 ]
-SIZES = {"one": 1, "two": 2}
+DEPTHS = [Setting(f"depth {depth}", {"method.predictor.depth": depth}) for depth in (1, 2, 3)]
+# Its loss and its BatchNorm need all ranks in every step.
+VICREG = Setting("VICReg", {"method": "vicreg", "method.width": 64, "encoder.sync_bn": True})
+CHOICES = {"one": DEPTHS[:1], "two": DEPTHS[:2], "methods": [*DEPTHS[:2], VICREG], "vicreg": [VICREG]}
 
 
-def sweep(settings: int = 3) -> SweepSpec:
-    """The sweep with its first settings."""
-    chosen = [Setting(f"depth {depth}", {"method.predictor.depth": depth}) for depth in range(1, settings + 1)]
+def sweep(settings: list[Setting]) -> SweepSpec:
+    """The sweep with those settings."""
     scale = Scale(OVERRIDES, seeds=1)
-    return SweepSpec("slurm_sweep", "Do jobs survive?", settings=chosen, smoke=scale, paper=scale)
+    return SweepSpec("slurm_sweep", "Do jobs survive?", settings=settings, smoke=scale, paper=scale)
 
 
 if __name__ == "__main__":
-    size = SIZES.get(sys.argv[1], 3)
-    sys.argv[1:] = [a for a in sys.argv[1:] if a not in SIZES]
-    main(sweep(size))
+    chosen = CHOICES.get(sys.argv[1], DEPTHS)
+    sys.argv[1:] = [a for a in sys.argv[1:] if a not in CHOICES]
+    main(sweep(chosen))

@@ -45,9 +45,9 @@ def faults() -> Faults:
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SweepOnSlurm:
-    """A sweep from the command to its table."""
+    """A sweep of two CNN-JEPAs and a VICReg from the command to its table."""
     made = SweepOnSlurm(cluster, tmp_path_factory.mktemp("undisturbed"))
-    out = made.run()
+    out = made.run("methods")
     assert "3 slots, 3 at once" in out
     assert "linear top-1, test" in out
     return made
@@ -65,7 +65,7 @@ def test_a_sweep_runs_to_its_table(undisturbed: SweepOnSlurm) -> None:
     for folder in undisturbed.trial_dirs():
         provenance = json.loads((folder / "provenance.json").read_text())
         assert provenance["command"][0].startswith(str(undisturbed.path / "code"))
-    again = undisturbed.run()
+    again = undisturbed.run("methods")
     assert "submitted" not in again
     assert len(undisturbed.jobs()) == 3
 
@@ -143,8 +143,9 @@ def test_a_chain_of_jobs_is_longer_than_slurms_own_count_of_requeues(cluster: Sl
 
 
 def test_requeue_by_the_administrator(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
-    with faults.line("scontrol requeue", sweep) as said:
-        sweep.submit("one")
+    """VICReg: batch statistics and covariances are over all four ranks, before and after."""
+    with faults.line("scontrol requeue (VICReg)", sweep) as said:
+        sweep.submit("vicreg")
         folder = sweep.wait_for_step(60)
         sweep.cluster.run("scontrol", "requeue", sweep.job_of(folder))
         sweep.wait("requeued", lambda: sweep.status()["counts"]["requeued"] == 1, 30)
@@ -296,11 +297,11 @@ def test_the_submitting_command_is_killed_around_sbatch(
 
 def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("submitting command killed -9 while it watches, then run twice at once", sweep) as said:
-        child = sweep.start()
+        child = sweep.start("methods")
         sweep.wait_for_step(30)
         child.kill()
         child.communicate()
-        pair = [sweep.start() for _ in range(2)]
+        pair = [sweep.start("methods") for _ in range(2)]
         outs = [c.communicate(timeout=300)[0] for c in pair]
         assert [c.returncode for c in pair] == [0, 0], outs
         assert not any("submitted" in out for out in outs)
