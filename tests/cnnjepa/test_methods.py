@@ -15,7 +15,8 @@ from torch import nn
 from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig, method_module, method_names, optimizer_presets
-from cnnjepa.data.views import random_view
+from cnnjepa.data.pictures import Drawn
+from cnnjepa.data.views import random_views
 from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.randomness import Stream, generator
 from cnnjepa.rules import validate
@@ -287,9 +288,9 @@ def test_the_views_of_the_joint_embedding_methods_are_as_published() -> None:
 
 def test_a_view_depends_on_its_generator_alone_and_its_changes_come_as_often_as_asked() -> None:
     spec = method_module("byol").Method.views(small("byol"))[1]
-    image = picture(64, 64)
-    views = [random_view(spec, image, generator(1, Stream.view, 0, i, 1)) for i in range(400)]
-    assert torch.equal(views[3], random_view(spec, image, generator(1, Stream.view, 0, 3, 1)))
+    image = Drawn(np.array(picture(64, 64)))
+    views = [random_views([spec], image, [generator(1, Stream.view, 0, i, 1)])[0] for i in range(400)]
+    assert torch.equal(views[3], random_views([spec], image, [generator(1, Stream.view, 0, 3, 1)])[0])
     grey = sum(bool((v[0] == v[1]).all() and (v[1] == v[2]).all()) for v in views) / 400
     assert grey == pytest.approx(0.2, abs=0.06)  # three standard deviations
 
