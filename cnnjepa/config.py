@@ -113,6 +113,9 @@ class DataConfig:
     test_limit: int = 0
     holdout_fraction: float = 0.1  # share of the training labels kept for selection
     workers: int = field(default=0, metadata=NEUTRAL)  # loader processes a rank
+    short_side: int = field(default=0, metadata=ADDED)  # pixels that a packed set was shrunk to, with the next; 0: images as they came
+    jpeg_quality: int = field(default=0, metadata=ADDED)
+    dct_scaling: bool = field(default=False, metadata=ADDED)  # decode at 1/2, 1/4 or 1/8 where every crop stays as large as its view
 
 
 @dataclass

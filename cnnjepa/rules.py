@@ -123,8 +123,14 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     # The resized image grows with its inverse.
     _require(0.1 <= data.eval_crop_fraction <= 1, "data.eval_crop_fraction", "lie in [0.1, 1]", data.eval_crop_fraction)
     _require(0 < data.holdout_fraction < 1, "data.holdout_fraction", "lie in (0, 1)", data.holdout_fraction)
-    for key, count in (("train_limit", data.train_limit), ("test_limit", data.test_limit), ("workers", data.workers)):
+    for key, count in (
+        ("train_limit", data.train_limit),
+        ("test_limit", data.test_limit),
+        ("workers", data.workers),
+        ("short_side", data.short_side),
+    ):
         _require(count >= 0, f"data.{key}", "be at least 0", count)
+    _require(0 <= data.jpeg_quality <= 100, "data.jpeg_quality", "lie in [0, 100]", data.jpeg_quality)
     _require(config.encoder.width >= 1, "encoder.width", "be at least 1", config.encoder.width)
     _require(config.encoder.blocks >= 1, "encoder.blocks", "be at least 1", config.encoder.blocks)
     if config.encoder.name is not EncoderName.resnet_small:

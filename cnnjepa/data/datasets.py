@@ -1,17 +1,19 @@
 """Image sets by name, each as labelled train and test images; a missing folder says what is expected where, and how to get it."""
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from cnnjepa.config import DataConfig, DatasetName
+from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.packed import PackedImages, is_packed, read_manifest
+from cnnjepa.data.pictures import Drawn, EncodedPicture, Picture
+from cnnjepa.data.sources import files_of, tree_of
 from cnnjepa.randomness import Stream, generator
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,8 +27,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image:
-        """The RGB image at `index`."""
+    def pictures(self, indices: list[int]) -> Sequence[Picture]:
+        """The images at `indices`, to be decoded by whoever cuts them."""
         ...
 
 
@@ -40,21 +42,16 @@ class GreyImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
-        """The RGB image at `index`."""
-        return Image.fromarray(self.pixels[index]).convert("RGB")
+    def pictures(self, indices: list[int]) -> list[Drawn]:
+        """The images at `indices`."""
+        return [Drawn(np.repeat(self.pixels[index][:, :, None], 3, axis=2)) for index in indices]
 
 
 class FolderImages:
     """Image files in one folder a class, opened when asked for."""
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
-        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-        try:
-            samples = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
-        except FileNotFoundError as error:  # a class without an image
-            raise ValueError(f"data.root must hold at least one image a class; got {folder}: {error}") from error
+        samples = files_of(folder, classes, "data.root")
         # One array of bytes and not a list of strings: a worker process then shares the pages instead of copying them.
         self.paths = np.array([path.encode() for path, _ in samples])
         self.labels = np.array([label for _, label in samples], dtype=np.int64)
@@ -62,10 +59,9 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
-        """The RGB image at `index`, decoded now."""
-        with open(self.paths[index].decode(), "rb") as file:
-            return Image.open(file).convert("RGB")
+    def pictures(self, indices: list[int]) -> list[EncodedPicture]:
+        """The images at `indices`, read now."""
+        return [EncodedPicture(Path(self.paths[index].decode()).read_bytes()) for index in indices]
 
 
 @dataclass
@@ -138,39 +134,49 @@ def _fashion_mnist(config: DataConfig) -> Dataset:
 
 
 def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset:
-    name = config.name.name
-    root = Path(config.root) if config.root else Path("(data.root is empty)")
-    train, test = root / "train", root / "val"
-    if not test.is_dir():
-        test = root / "test"
-    if not config.root or not train.is_dir() or not test.is_dir():
-        raise ValueError(f"data.root must hold {name} as train/<class>/<image> and val/<class>/<image>; got {root}; to get it: {how}")
-    if classes is None:
-        classes = sorted(p.name for p in train.iterdir() if p.is_dir())
-    missing = [str(f) for f in (split / c for split in (train, test) for c in classes) if not f.is_dir()]
-    if missing or not classes:
-        first = missing[0] if missing else f"no class folder in {train}"
-        raise ValueError(f"data.root must hold one folder a class, {len(classes)} of them; got {root}; missing: {first}")
+    """An image tree under `data.root`, or what was packed from one: the same images in the same order."""
+    name, root = config.name.name, Path(config.root) if config.root else Path("(data.root is empty)")
+    if config.root and is_packed(root):
+        return _packed(config, root, classes)
+    train, test, classes = tree_of(root, "data.root", name, classes, how)
+    for key, value in (("short_side", config.short_side), ("jpeg_quality", config.jpeg_quality)):
+        if value:
+            raise ValueError(f"data.{key} must be 0 for images that are not packed; got {value} with {root}")
     return Dataset(FolderImages(train, classes), FolderImages(test, classes), len(classes), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Dataset:
+    manifest = read_manifest(root)
+    for key, asked, packed in (
+        ("short_side", config.short_side, manifest.short_side),
+        ("jpeg_quality", config.jpeg_quality, manifest.jpeg_quality),
+    ):
+        if asked != packed:
+            raise ValueError(f"data.{key} must be {packed}, as {root} was packed, since it changes pixels; got {asked}")
+    classes = manifest.classes if classes is None else classes
+    if missing := sorted(set(classes) - set(manifest.classes)):
+        raise ValueError(f"data.root must hold {config.name.name}'s {len(classes)} classes; got {root}; missing: {missing[0]}")
+    try:
+        train, val = (PackedImages(root, manifest, split, classes) for split in ("train", "val"))
+    except ValueError as error:
+        raise ValueError(f"data.root must hold a packed set that can be read; got {error}") from error
+    return Dataset(train, val, len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _imagefolder(config: DataConfig) -> Dataset:
     return _folders(config, None, "sort your images into one folder a class")
 
 
-_IMAGENET_HOW = "download ILSVRC2012 from image-net.org and unpack it into one folder a WordNet id"
+_IMAGENET_HOW = (
+    "download ILSVRC2012 from image-net.org and pack it (python -m cnnjepa.data.pack), or unpack it into one folder a WordNet id"
+)
 
 
 def _imagenet1k(config: DataConfig) -> Dataset:
     dataset = _folders(config, None, _IMAGENET_HOW)
     if dataset.classes != 1000:
-        raise ValueError(f"data.root must hold imagenet1k's 1000 class folders; got {dataset.classes} in {config.root}/train")
+        raise ValueError(f"data.root must hold imagenet1k's 1000 classes; got {dataset.classes} in {config.root}")
     return dataset
-
-
-def imagenet100_classes() -> list[str]:
-    """The 100 WordNet ids of ImageNet-100 (Tian et al., Contrastive Multiview Coding), sorted."""
-    return sorted(resources.files("cnnjepa.data").joinpath("imagenet100.txt").read_text().split())
 
 
 def _imagenet100(config: DataConfig) -> Dataset:

@@ -4,6 +4,7 @@ import functools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cnnjepa.config import TrainConfig, accumulation_steps
 from cnnjepa.data.datasets import Images, Indices, Splits
-from cnnjepa.data.views import ViewSpec, probe_view, random_view
+from cnnjepa.data.views import ViewSpec, probe_view, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.randomness import Stream, generator, integer
 
@@ -77,33 +78,52 @@ class _MicroBatches(Sampler[list[tuple[int, int]]]):
 Loaded = tuple[list[Tensor], Tensor]
 
 
-class _Views(Dataset[tuple[list[Tensor], int]]):
-    """Random views of an image, one a ViewSpec, decoded once, or not at all where no view is asked for; and its label.
+def _batch(views: list[Tensor]) -> Tensor:
+    """uint8 [B, 3, S, S], channels last."""
+    return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
+
+
+class _Views(Dataset[Loaded]):
+    """Random views of a micro-batch, one a ViewSpec, each image decoded once, or not at all where no view is asked for; and its labels.
 
     The label of an image that is not in `fit` is -1: nothing can be fitted to what choices are made on.
     """
 
-    def __init__(self, splits: Splits, specs: list[ViewSpec], seed: int) -> None:
-        self.images, self.pretrain, self.specs, self.seed = splits.dataset.train, splits.pretrain, specs, seed
+    def __init__(self, config: TrainConfig, splits: Splits, specs: list[ViewSpec]) -> None:
+        self.images, self.pretrain, self.specs = splits.dataset.train, splits.pretrain, specs
+        self.seed, self.dct_scaling = config.seed, config.data.dct_scaling
         self.labels = np.where(np.isin(splits.pretrain, splits.fit), splits.dataset.train.labels[splits.pretrain], -1)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
-        epoch, position = key
-        index = int(self.pretrain[position])
-        image = self.images.image(index) if self.specs else None
-        views = [random_view(s, image, generator(self.seed, Stream.view, epoch, index, v)) for v, s in enumerate(self.specs) if image]
-        return views, int(self.labels[position])
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Loaded:
+        labels = torch.from_numpy(self.labels[[position for _, position in keys]])
+        if not self.specs:
+            return [], labels
+        indices = [int(self.pretrain[position]) for _, position in keys]
+        views = []
+        for (epoch, _), index, picture in zip(keys, indices, self.images.pictures(indices)):
+            randoms = [generator(self.seed, Stream.view, epoch, index, v) for v in range(len(self.specs))]
+            views.append(random_views(self.specs, picture, randoms, self.dct_scaling))
+        return [_batch(list(of_spec)) for of_spec in zip(*views)], labels
 
 
 class _ProbeImages(Dataset[Tensor]):
+    """Fixed views of a batch of images."""
+
     def __init__(self, images: Images, indices: Indices, config: TrainConfig) -> None:
         self.images, self.indices, self.config = images, indices, config
 
-    def __getitem__(self, position: int) -> Tensor:
-        return probe_view(self.config.data, self.images.image(int(self.indices[position])))
+    def __getitems__(self, positions: list[int]) -> Tensor:
+        return _batch([probe_view(self.config.data, p) for p in self.images.pictures([int(self.indices[i]) for i in positions])])
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+T = TypeVar("T")
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
 
 
 def _start_worker(_worker: int) -> None:
@@ -118,9 +138,10 @@ def _start_worker(_worker: int) -> None:
 def train_loader(config: TrainConfig, splits: Splits, specs: list[ViewSpec], plan: Plan, ranks: Ranks, start_step: int) -> Iterator[Loaded]:
     """This rank's micro-batches from `start_step` on."""
     loader = DataLoader(
-        _Views(splits, specs, config.seed),
+        _Views(config, splits, specs),
         batch_sampler=_MicroBatches(plan, ranks.rank, start_step),
         num_workers=config.data.workers,
+        collate_fn=_as_it_is,
         pin_memory=ranks.device.type == "cuda",
         worker_init_fn=_start_worker,
         # Workers' base seed is of no use here, but drawing it from the global generator would disturb that.
@@ -129,9 +150,16 @@ def train_loader(config: TrainConfig, splits: Splits, specs: list[ViewSpec], pla
     return iter(loader)
 
 
-def probe_loader(config: TrainConfig, images: Images, indices: Indices) -> DataLoader[Tensor]:
+def probe_loader(config: TrainConfig, images: Images, indices: Indices, device: torch.device) -> DataLoader[Tensor]:
     """Fixed views of `indices` in order, uint8 [B, 3, S, S]."""
-    return DataLoader(_ProbeImages(images, indices, config), config.probes.batch_size, num_workers=config.data.workers)
+    return DataLoader(
+        _ProbeImages(images, indices, config),
+        config.probes.batch_size,
+        num_workers=config.data.workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker,
+    )
 
 
 @functools.cache

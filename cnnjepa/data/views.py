@@ -1,19 +1,23 @@
 """How training views and probe views are drawn from an image (paper, section IV-A); randomness is (seed, epoch, sample, view).
 
-Views are uint8 [3, S, S]: normalisation happens on the device, where it is cheap.
+Views are uint8 [3, S, S], channels last in memory: normalisation happens on the device, where it is cheap. Pixels are resized by the
+function to which torchvision's transforms come on uint8 tensors.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from cnnjepa.config import AugmentConfig, DataConfig
+from cnnjepa.data.pictures import Picture, Pixels
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generat
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _tensor(pixels_HW3: Pixels) -> Tensor:
+    """[3, H, W], channels last; contiguous pixels are resized twice as fast as a crop's."""
+    return torch.from_numpy(np.ascontiguousarray(pixels_HW3)).permute(2, 0, 1)
 
 
 def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -90,19 +95,37 @@ def _augment(augment: AugmentConfig, view: Image.Image, random: np.random.Genera
     return ImageOps.solarize(view) if solarise else view
 
 
-def random_view(spec: ViewSpec, image: Image.Image, random: np.random.Generator) -> Tensor:
-    """A view of an RGB `image` as uint8 [3, size, size]; all randomness comes from `random`."""
-    top, left, height, width = draw_crop(spec, image.height, image.width, random)
-    size = [spec.size, spec.size]
-    view = TF.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC)
-    if random.random() < spec.flip_probability:
-        view = TF.horizontal_flip(view)
-    if spec.augment is not None:
-        view = _augment(spec.augment, view, random)
-    return _pixels(view)
+def _reduction(specs: Sequence[ViewSpec], crops: Sequence[tuple[int, int, int, int]]) -> int:
+    """The largest of 8, 4, 2 and 1 by which every crop may be divided and be no smaller than its view."""
+    least = min(min(height, width) // spec.size for spec, (_, _, height, width) in zip(specs, crops))
+    return next(f for f in (8, 4, 2, 1) if f <= max(least, 1))
 
 
-def probe_view(config: DataConfig, image: Image.Image) -> Tensor:
+def random_views(
+    specs: Sequence[ViewSpec], picture: Picture, randoms: Sequence[np.random.Generator], dct_scaling: bool = False
+) -> list[Tensor]:
+    """One view a spec, uint8 [3, size, size], of one decoding of `picture`; all randomness of a view comes from its generator."""
+    crops = [draw_crop(spec, picture.height, picture.width, random) for spec, random in zip(specs, randoms)]
+    factor = _reduction(specs, crops) if dct_scaling else 1
+    pixels = picture.pixels(max(top + height for top, _, height, _ in crops), factor)
+    if pixels.shape[1] != picture.width:  # edges of crops move to the next pixel of the smaller image
+        edges = np.round(np.array([(t, x, t + h, x + w) for t, x, h, w in crops]) / factor).astype(int)
+        crops = [(t, x, min(b, pixels.shape[0]) - t, min(r, pixels.shape[1]) - x) for t, x, b, r in edges.tolist()]
+    views = []
+    for spec, random, (top, left, height, width) in zip(specs, randoms, crops):
+        crop = _tensor(pixels[top : top + height, left : left + width])
+        view = F.interpolate(crop[None], (spec.size, spec.size), mode="bicubic", antialias=True)[0]
+        if random.random() < spec.flip_probability:
+            view = view.flip(-1)
+        if spec.augment is not None:
+            changed = _augment(spec.augment, Image.fromarray(view.permute(1, 2, 0).contiguous().numpy()), random)
+            view = _tensor(np.array(changed))
+        views.append(view)
+    return views
+
+
+def probe_view(config: DataConfig, picture: Picture) -> Tensor:
     """The fixed view of a probe, uint8 [3, S, S]: short side to S / eval_crop_fraction, then the centre (224 of 256)."""
-    view = TF.resize(image, [round(config.image_size / config.eval_crop_fraction)], InterpolationMode.BICUBIC)
-    return _pixels(TF.center_crop(view, [config.image_size, config.image_size]))
+    size = round(config.image_size / config.eval_crop_fraction)
+    view = TF.resize(_tensor(picture.pixels()), [size], InterpolationMode.BICUBIC, antialias=True)
+    return TF.center_crop(view, [config.image_size, config.image_size])

@@ -47,7 +47,7 @@ def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, ima
     was_training = encoder.training
     encoder.eval()
     pooled = []
-    for pixels in probe_loader(config, images, indices[mine[0] : mine[1]]):
+    for pixels in probe_loader(config, images, indices[mine[0] : mine[1]], ranks.device):
         pooled.append(encoder(normalise(pixels, splits, ranks.device, dtype)).mean((2, 3)).float())
     encoder.train(was_training)
     channels: int = encoder.out_channels  # type: ignore[assignment]
@@ -85,7 +85,7 @@ def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits,
         norm.momentum = None  # cumulative average
     encoder.train()
     dtype = next(encoder.parameters()).dtype
-    for pixels in probe_loader(config, splits.dataset.train, splits.pretrain):
+    for pixels in probe_loader(config, splits.dataset.train, splits.pretrain, ranks.device):
         encoder(normalise(pixels, splits, ranks.device, dtype))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

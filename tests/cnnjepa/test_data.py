@@ -9,9 +9,11 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, DatasetName, TrainConfig
-from cnnjepa.data.datasets import DEBIAN_FASHION, imagenet100_classes, load_splits
+from cnnjepa.data.datasets import DEBIAN_FASHION, Images, load_splits
+from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.loader import build_plan, normalise, train_loader
-from cnnjepa.data.views import ViewSpec, augmented, crop_and_flip, draw_crop, probe_view, random_view
+from cnnjepa.data.pictures import Drawn, Pixels
+from cnnjepa.data.views import ViewSpec, augmented, crop_and_flip, draw_crop, probe_view, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.randomness import Stream, generator
 from tests.tiny import tiny_config
@@ -24,6 +26,10 @@ def picture(width: int = 100, height: int = 80, seed: int = 0) -> Image.Image:
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 256, (8, 10, 3), dtype=np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def pixels_of(images: Images, index: int) -> Pixels:
+    return images.pictures([index])[0].pixels()
 
 
 def image_tree(root: Path, classes: list[str], images: int = 4) -> Path:
@@ -47,7 +53,7 @@ def test_digits_need_no_network_and_split_the_same_every_time() -> None:
     assert np.array_equal(first.holdout, again.holdout)
     assert not set(first.fit) & set(first.holdout)
     assert set(first.fit) | set(first.holdout) == set(first.pretrain)
-    assert first.dataset.train.image(0).mode == "RGB"
+    assert pixels_of(first.dataset.train, 0).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -59,7 +65,7 @@ def test_fashion_mnist_is_read_in_torchvisions_and_debians_layout(tmp_path: Path
         write_idx(tmp_path / folder / f"{part}-images-idx3-ubyte", images, packed)
         write_idx(tmp_path / folder / f"{part}-labels-idx1-ubyte", np.arange(len(images)) % 10, packed)
     splits = load_splits(DataConfig(DatasetName.fashion_mnist, root=str(tmp_path)))
-    assert np.array_equal(np.asarray(splits.dataset.test.image(3))[:, :, 0], pixels["t10k"][3])
+    assert np.array_equal(pixels_of(splits.dataset.test, 3)[:, :, 0], pixels["t10k"][3])
     assert splits.dataset.train.labels[13] == 3
 
 
@@ -67,13 +73,13 @@ def test_fashion_mnist_is_read_in_torchvisions_and_debians_layout(tmp_path: Path
 def test_debians_fashion_mnist_is_found_by_itself() -> None:
     splits = load_splits(DATA_PRESETS["fashion_mnist"])
     assert (len(splits.pretrain), len(splits.test), splits.dataset.classes) == (60000, 10000, 10)
-    means = np.asarray([np.asarray(splits.dataset.train.image(i)).mean() / 255 for i in range(2000)])
+    means = np.asarray([pixels_of(splits.dataset.train, i).mean() / 255 for i in range(2000)])
     assert means.mean() == pytest.approx(splits.dataset.mean[0], abs=0.01)
 
 
 def test_normalised_digits_have_mean_0_and_deviation_1() -> None:
     splits = load_splits(DATA_PRESETS["digits"])
-    images = torch.stack([probe_view(DATA_PRESETS["digits"], splits.dataset.train.image(i)) for i in range(500)])
+    images = torch.stack([probe_view(DATA_PRESETS["digits"], p) for p in splits.dataset.train.pictures(list(range(500)))])
     values = normalise(images, splits, CPU, torch.float64)
     assert float(values.mean()) == pytest.approx(0, abs=0.05)
     assert float(values.std()) == pytest.approx(1, abs=0.05)
@@ -82,7 +88,7 @@ def test_normalised_digits_have_mean_0_and_deviation_1() -> None:
 def test_an_image_folder_is_read(tmp_path: Path) -> None:
     splits = load_splits(DataConfig(DatasetName.imagefolder, root=str(image_tree(tmp_path, ["cat", "dog", "eel"], images=8))))
     assert (len(splits.pretrain), len(splits.test), splits.dataset.classes) == (24, 24, 3)
-    assert splits.dataset.train.image(0).size == (40, 36)
+    assert pixels_of(splits.dataset.train, 0).shape == (36, 40, 3)
 
 
 def test_imagenet100_takes_its_classes_out_of_a_larger_tree(tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ def test_missing_data_says_what_is_expected_where_and_how_to_get_it(tmp_path: Pa
     image_tree(tmp_path / "few", imagenet100_classes()[:3])
     with pytest.raises(ValueError, match="one folder a class, 100 of them"):
         load_splits(DataConfig(DatasetName.imagenet100, root=str(tmp_path / "few")))
-    with pytest.raises(ValueError, match="imagenet1k's 1000 class folders; got 3"):
+    with pytest.raises(ValueError, match="imagenet1k's 1000 classes; got 3"):
         load_splits(DataConfig(DatasetName.imagenet1k, root=str(tmp_path / "few")))
 
 
@@ -131,13 +137,21 @@ def test_a_single_class_serves_no_probe(tmp_path: Path) -> None:
         load_splits(DataConfig(DatasetName.imagefolder, root=str(image_tree(tmp_path, ["cat"], images=20))))
 
 
-def test_crops_are_torchvisions_on_the_same_parameters() -> None:
+def test_crops_and_flips_are_torchvisions_on_the_same_parameters() -> None:
+    """Bit for bit on tensors; on Pillow's images within 1, but for 2 in 1 of 10,000 values at sharp edges."""
     image, spec = picture(500, 375), ViewSpec(224, 0.2, 1.0)
+    whole = v2.functional.pil_to_tensor(image)
     for seed in range(20):
-        view = random_view(spec, image, np.random.default_rng(seed))
-        top, left, height, width = draw_crop(spec, 375, 500, np.random.default_rng(seed))
-        theirs = v2.functional.resized_crop(image, top, left, height, width, [224, 224], InterpolationMode.BICUBIC)
-        assert torch.equal(view, v2.functional.pil_to_tensor(v2.functional.horizontal_flip(theirs)))
+        (view,) = random_views([spec], Drawn(np.array(image)), [np.random.default_rng(seed)])
+        crop = draw_crop(spec, 375, 500, np.random.default_rng(seed))
+        theirs, pillows = (
+            v2.functional.horizontal_flip(v2.functional.resized_crop(i, *crop, [224, 224], InterpolationMode.BICUBIC, antialias=True))
+            for i in (whole, image)
+        )
+        assert torch.equal(view, theirs)
+        off = (view.int() - v2.functional.pil_to_tensor(pillows).int()).abs()
+        assert off.max() <= 2
+        assert (off > 1).float().mean() <= 1e-4
 
 
 def test_crop_areas_and_aspects_have_the_distribution_of_random_resized_crop() -> None:
@@ -159,9 +173,9 @@ def test_an_image_too_narrow_for_any_crop_gives_its_centre() -> None:
 
 
 def test_the_probe_sees_224_of_256() -> None:
-    view = probe_view(DataConfig(image_size=224), picture(500, 375))
+    view = probe_view(DataConfig(image_size=224), Drawn(np.array(picture(500, 375))))
     transform = v2.Compose([v2.Resize(256, InterpolationMode.BICUBIC), v2.CenterCrop(224)])
-    assert torch.equal(view, v2.functional.pil_to_tensor(transform(picture(500, 375))))
+    assert (view.int() - v2.functional.pil_to_tensor(transform(picture(500, 375))).int()).abs().max() <= 1
 
 
 def image_files(folder: Path) -> TrainConfig:
@@ -227,11 +241,9 @@ def test_a_view_is_a_function_of_seed_epoch_and_image() -> None:
         seen.append(dict(zip(first.tolist(), views[0], strict=True)))
     assert seen[0].keys() == seen[1].keys()
     assert all(torch.equal(seen[0][i], seen[1][i]) for i in seen[0])
-    view = random_view(
-        crop_and_flip(config.data),
-        splits.dataset.train.image(int(splits.pretrain[first[3]])),
-        generator(config.seed, Stream.view, 0, int(splits.pretrain[first[3]]), 0),
-    )
+    index = int(splits.pretrain[first[3]])
+    (drawn,) = splits.dataset.train.pictures([index])
+    (view,) = random_views([crop_and_flip(config.data)], drawn, [generator(config.seed, Stream.view, 0, index, 0)])
     assert torch.equal(seen[0][int(first[3])], view)
 
 

@@ -8,14 +8,14 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from cnnjepa.config import AugmentConfig, TrainConfig, method_module
 from cnnjepa.data.datasets import Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan, train_loader
-from cnnjepa.data.views import ViewSpec, random_view
+from cnnjepa.data.pictures import Drawn
+from cnnjepa.data.views import ViewSpec, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.randomness import Stream, generator
 from tests.cnnjepa.test_methods import METHODS, small
@@ -104,7 +104,7 @@ KINDS: dict[str, Callable[[Tensor], bool]] = {
 def drawn(spec: ViewSpec) -> list[Tensor]:
     """Views of the noise whose crop is always the whole of it."""
     whole = replace(spec, size=224, min_scale=1.0, min_aspect=1.0, max_aspect=1.0)
-    return [random_view(whole, Image.fromarray(NOISE), generator(1, Stream.view, 0, i, 0)) for i in range(DRAWS)]
+    return [random_views([whole], Drawn(NOISE), [generator(1, Stream.view, 0, i, 0)])[0] for i in range(DRAWS)]
 
 
 def is_noise(view: Tensor) -> bool:

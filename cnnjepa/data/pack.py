@@ -1,0 +1,276 @@
+"""`python -m cnnjepa.data.pack SOURCE TARGET`: a data set as a few large files, the same bytes however often the packing was killed.
+
+SOURCE is an image tree (train/<class>/<image> and val/), the folder of ImageNet's tar files as downloaded (ILSVRC2012_img_train.tar,
+ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz), or torchvision:NAME, whose files lie in --root. Each file of TARGET is written beside
+and renamed once it is whole; the same command goes on after a kill. Every image is decoded while it is packed. Exit status 0 packed and
+verified, 1 some images cannot be decoded or a file is not as it was written, 2 wrong usage.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from cnnjepa.data import sources
+from cnnjepa.data.check import UNREADABLE, check, cores, done, in_processes
+from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.packed import MANIFEST, UNFINISHED, Manifest, PackedFile, read_manifest
+from cnnjepa.data.pictures import EncodedPicture
+from cnnjepa.data.sources import Entry
+from cnnjepa.files import sync_folder, to_json, write_atomic
+
+SCHEMA = pa.schema([("image", pa.large_binary()), ("label", pa.int64()), ("name", pa.string())])
+IMAGES_A_FILE = 8192  # about 0.9 GB of ImageNet
+_IMAGES_A_BATCH = 256  # what a worker holds in memory
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Images whose short side is above `short_side` pixels are resized to it and encoded again as JPEG of `quality`; 0 for none."""
+
+    short_side: int = 0
+    quality: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file to be written."""
+
+    name: str
+    split: str
+    entries: list[Entry]
+
+
+class _Hashed:
+    """A file that is hashed while it is written, so that nobody has to read it again."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = open(path, "wb")  # noqa: SIM115
+        self.digest, self.bytes, self.closed = hashlib.sha256(), 0, False
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.bytes += memoryview(data).nbytes
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            self.closed = True
+
+
+def _shrunk(data: bytes, picture: EncodedPicture, shrink: Shrink) -> bytes:
+    side = min(picture.height, picture.width)
+    pixels = picture.pixels()  # also where nothing is to be shrunk: what cannot be decoded must not be packed
+    if not shrink.short_side or side <= shrink.short_side:
+        return data
+    size = round(picture.width * shrink.short_side / side), round(picture.height * shrink.short_side / side)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=shrink.quality)
+    return encoded.getvalue()
+
+
+def write_part(folder: Path, part: Part, shrink: Shrink, skip_corrupt: bool) -> tuple[PackedFile | None, list[str]]:
+    """The file, and the images of it that cannot be decoded; no file where there are such and they are not to be skipped."""
+    path, note = folder / part.name, folder / f".{part.name}.json"
+    if note.exists() and path.exists():
+        noted = json.loads(note.read_text())
+        file = PackedFile(**noted["file"])
+        if path.stat().st_size == file.bytes:
+            done(len(part.entries))
+            return file, noted["corrupt"]
+    corrupt: list[str] = []
+    beside = folder / f".{part.name}.{os.getpid()}.tmp"
+    written, images = _Hashed(beside), 0
+
+    def rows() -> Iterator[tuple[bytes, int, str]]:
+        for entry in part.entries:
+            try:
+                data, label = sources.read(entry)
+                yield _shrunk(data, EncodedPicture(data), shrink), label, entry.name
+            except (*UNREADABLE, Image.DecompressionBombError) as error:
+                corrupt.append(f"{part.split}/{entry.name}: {' '.join(str(error).split())}")
+            done()
+
+    try:
+        with pa.ipc.new_file(pa.PythonFile(written, mode="w"), SCHEMA) as writer:
+            batch: list[tuple[bytes, int, str]] = []
+            for row in rows():
+                batch.append(row)
+                if len(batch) == _IMAGES_A_BATCH:
+                    images += _write(writer, batch)
+            images += _write(writer, batch)
+        written.close()
+        if corrupt and not skip_corrupt:
+            return None, corrupt
+        file = PackedFile(part.name, part.split, images, written.bytes, written.digest.hexdigest())
+        os.replace(beside, path)
+        sync_folder(folder)
+        write_atomic(note, to_json({"file": vars(file), "corrupt": corrupt}))
+    finally:
+        written.close()
+        beside.unlink(missing_ok=True)
+    return file, corrupt
+
+
+def _write(writer: Any, batch: list[tuple[bytes, int, str]]) -> int:
+    if not batch:
+        return 0
+    writer.write_batch(pa.record_batch([pa.array(column, kind.type) for column, kind in zip(zip(*batch), SCHEMA)], schema=SCHEMA))
+    images = len(batch)
+    batch.clear()
+    return images
+
+
+def plan(source: sources.Source, images_a_file: int) -> list[Part]:
+    """The files, each a run of `images_a_file` images in the order of the source."""
+    parts = []
+    for split, entries in source.splits.items():
+        for number, first in enumerate(range(0, len(entries), images_a_file)):
+            parts.append(Part(f"{split}-{number:05}.arrow", split, entries[first : first + images_a_file]))
+    return parts
+
+
+def _identity(source: sources.Source, shrink: Shrink, images_a_file: int) -> dict[str, Any]:
+    """What two packings must share so that one goes on with the other: options, and name, label and size of each image."""
+    digest = hashlib.sha256()
+    for split, entries in source.splits.items():
+        for e in entries:
+            digest.update(f"{split}/{e.name} {e.label} {e.size}\n".encode())
+    options = {"short_side": shrink.short_side, "jpeg_quality": shrink.quality, "images_per_file": images_a_file}
+    return {**options, "images": sum(map(len, source.splits.values())), "listing_sha256": digest.hexdigest()}
+
+
+def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> None:
+    """Make TARGET the folder of this packing; ValueError, one line, where it is another's, or has no room."""
+    note = target / UNFINISHED
+    if note.is_file():
+        before = json.loads(note.read_text())
+        if different := [k for k in identity if before.get(k) != identity[k]]:
+            values = ", ".join(f"{k} {before.get(k)}, now {identity[k]}" for k in different)
+            raise ValueError(f"TARGET must be new or hold the beginning of the same packing; got {target}, which differs in {values}")
+    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"TARGET must be new, empty or hold the beginning of the same packing; got {target}")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        there = sum(p.stat().st_size for p in target.iterdir())
+        free = shutil.disk_usage(target).free
+        if not identity["short_side"] and (need := source.bytes() - there) > free:
+            raise ValueError(f"TARGET must have room for {need / 1e9:.1f} GB; got {free / 1e9:.1f} GB free in {target}")
+        write_atomic(note, to_json(identity))
+    except OSError as error:
+        raise ValueError(f"TARGET must be a folder that can be written; got {target}: {error}") from error
+    for partial in target.glob(".*.tmp"):
+        partial.unlink(missing_ok=True)  # of a packing that was killed
+
+
+def pack(
+    source: sources.Source, target: Path, shrink: Shrink, workers: int, skip_corrupt: bool, images_a_file: int = IMAGES_A_FILE
+) -> tuple[Manifest | None, list[str]]:
+    """Pack `source` into `target`, or go on with it: the manifest, None if corrupt images are in the way, and a line for each of those."""
+    _begin(target, source, _identity(source, shrink, images_a_file))
+    parts = plan(source, images_a_file)
+    tasks = [(target, part, shrink, skip_corrupt) for part in parts]
+    images = sum(len(p.entries) for p in parts)
+    written = in_processes("packed", images, min(workers, len(tasks)), write_part, tasks)
+    corrupt = [line for _, lines in written for line in lines]
+    files = [file for file, _ in written if file is not None]
+    if len(files) < len(parts):
+        return None, corrupt
+    skipped = {split: [line.split(": ")[0] for line in corrupt if line.startswith(f"{split}/")] for split in source.splits}
+    assert sum(f.images for f in files) + len(corrupt) == images
+    return Manifest(source.classes, files, shrink.short_side, shrink.quality, skipped), corrupt
+
+
+def _classes(asked: str | None) -> list[str] | None:
+    if asked is None:
+        return None
+    if asked == "imagenet100":
+        return imagenet100_classes()
+    try:
+        return sorted(Path(asked).read_text().split())
+    except OSError as error:
+        raise ValueError(f"--classes must be imagenet100 or a text file of class names; got {asked}: {error.strerror}") from error
+
+
+def _run(asked: argparse.Namespace) -> int:
+    if not 1 <= asked.quality <= 100 or asked.short_side < 0 or asked.workers < 1 or asked.images_per_file < 1:
+        raise ValueError("--quality must lie in [1, 100], --workers and --images-per-file be at least 1, --short-side at least 0")
+    shrink = Shrink(asked.short_side, asked.quality if asked.short_side else 0)
+    if (asked.target / MANIFEST).is_file():
+        manifest: Manifest | None = read_manifest(asked.target, "TARGET")
+        print(f"{asked.target} is packed to its end; it is verified again")
+    else:
+        source = sources.find(asked.source, asked.root, _classes(asked.classes))
+        manifest, corrupt = pack(source, asked.target, shrink, asked.workers, asked.skip_corrupt, asked.images_per_file)
+        for line in corrupt:
+            print(f"corrupt: {line}", file=sys.stderr)
+        if manifest is None:
+            rule = "error: every image must be one that Pillow decodes"
+            print(f"{rule}; got {len(corrupt)} that it does not: mend them, or leave them out with --skip-corrupt", file=sys.stderr)
+            return 1
+    assert manifest is not None
+    wrong = check(asked.target, manifest, asked.workers, asked.verify)
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        return 1
+    manifest.write(asked.target)
+    for path in (asked.target / UNFINISHED, *asked.target.glob(".*.arrow.json")):
+        path.unlink(missing_ok=True)
+    train, val = (sum(f.images for f in manifest.files if f.split == split) for split in sources.SPLITS)
+    skipped = sum(map(len, manifest.skipped.values()))
+    size = sum(f.bytes for f in manifest.files)
+    print(f"{asked.target}: {train} training and {val} validation images of {len(manifest.classes)} classes, {skipped} skipped")
+    print(f"{len(manifest.files)} files, {size / 1e9:.2f} GB, verified{', every image decoded' if asked.verify else ''}")
+    return 0
+
+
+def main() -> int:
+    """The door."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cnnjepa.data.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("target", metavar="TARGET", type=Path)
+    parser.add_argument("--classes", help="imagenet100, or a text file of class names: pack these alone")
+    parser.add_argument("--root", default="", help="where torchvision keeps the set of torchvision:NAME")
+    parser.add_argument(
+        "--short-side", type=int, default=0, help="shrink larger images to this many pixels; data.short_side must say so too"
+    )
+    parser.add_argument("--quality", type=int, default=95, help="JPEG quality of images that are shrunk")
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave out what cannot be decoded; the manifest names it")
+    parser.add_argument("--verify", action="store_true", help="decode every packed image once more at the end")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes; default: all cores")
+    parser.add_argument("--images-per-file", type=int, default=IMAGES_A_FILE, help="default %(default)s, about 0.9 GB of ImageNet")
+    asked = parser.parse_args()
+    try:
+        return _run(asked)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""A packed image set is one folder: Arrow files of encoded images, and a manifest that names each with its size and checksum.
+
+The files are mapped into memory and never copied: the pages of images are the system's, shared by all processes of a node, and the index
+(13 bytes an image) is made once and shared with loader processes by the fork.
+"""
+
+import json
+import mmap
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnjepa.data.pictures import EncodedPicture
+from cnnjepa.files import to_json, write_atomic
+
+MANIFEST = "manifest.json"
+FORMAT = "cnnjepa-packed-1"
+UNFINISHED = "packing.json"  # stands in the folder until the manifest does
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """One Arrow file: its images follow those of the file before it."""
+
+    name: str
+    split: str  # train or val
+    images: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """What a packed folder holds; `skipped` names the images that could not be decoded and were left out by request."""
+
+    classes: list[str]
+    files: list[PackedFile]
+    short_side: int = 0  # pixels to which larger images were shrunk; 0: every image is byte for byte the source's
+    jpeg_quality: int = 0  # of the images that were shrunk
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    format: str = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Put the manifest into `folder`, whole or not at all."""
+        write_atomic(folder / MANIFEST, to_json(asdict(self)))
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether `folder` is a packed set, or the beginning of one."""
+    return (folder / MANIFEST).is_file() or (folder / UNFINISHED).is_file()
+
+
+def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
+    """The manifest of a packed folder all of whose files are there in their size; ValueError, one line with `key`, where it is not so."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{key} must hold a set packed to its end; got {folder}, begun and not ended: run the same packing command again")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+        manifest = Manifest(**{**values, "files": [PackedFile(**f) for f in values["files"]]})
+    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{key} must hold a {MANIFEST} that this version reads, {FORMAT}; got {path}: {error!r}") from error
+    if manifest.format != FORMAT:
+        raise ValueError(f"{key} must hold a {MANIFEST} of the format {FORMAT}; got {manifest.format} in {path}")
+    for file in manifest.files:
+        try:
+            size = (folder / file.name).stat().st_size
+        except FileNotFoundError:
+            raise ValueError(
+                f"{key} must hold every file of its manifest; got {folder} without {file.name}: copy or pack it again"
+            ) from None
+        if size != file.bytes:
+            rule = f"{key} must hold {file.name} in its whole length of {file.bytes} bytes"
+            raise ValueError(f"{rule}; got {size} bytes in {folder}: copy or pack it again")
+    return manifest
+
+
+class PackedImages:
+    """The images of one split of a packed folder, of the given classes, in the order of the same images in one folder a class."""
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str, classes: list[str]) -> None:
+        self.paths = [folder / f.name for f in manifest.files if f.split == split]
+        self._maps = [_map(path) for path in self.paths]
+        parts = [_index(i, path, where) for i, (path, where) in enumerate(zip(self.paths, self._maps, strict=True))]
+        wanted = np.full(len(manifest.classes), -1)
+        for label, name in enumerate(classes):
+            wanted[manifest.classes.index(name)] = label
+        file, start, size, label_of = (np.concatenate(column) for column in zip(*parts))
+        labels = wanted[label_of]
+        kept = labels >= 0
+        self.labels: npt.NDArray[np.int64] = labels[kept]
+        self._file, self._start, self._size = file[kept], start[kept], size[kept]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": None}  # a process that was not forked maps the files itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._maps = [_map(path) for path in self.paths]
+
+    def encoded(self, index: int) -> memoryview:
+        """The bytes of the image file at `index`, not copied."""
+        start = int(self._start[index])
+        return memoryview(self._maps[self._file[index]])[start : start + int(self._size[index])]
+
+    def pictures(self, indices: list[int]) -> list[EncodedPicture]:
+        """The images at `indices`; the system is told of all before the first is decoded, so that a cold file system reads ahead."""
+        for index in indices:
+            first = int(self._start[index]) // mmap.PAGESIZE * mmap.PAGESIZE
+            length = int(self._start[index]) + int(self._size[index]) - first
+            self._maps[self._file[index]].madvise(mmap.MADV_WILLNEED, first, length)
+        return [EncodedPicture(self.encoded(index), sound=True) for index in indices]
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
+
+
+def _index(number: int, path: Path, mapped: mmap.mmap) -> tuple[npt.NDArray[Any], ...]:
+    """File number, first byte, length and label of each image of one file; ValueError where it is no Arrow file of ours."""
+    import pyarrow as pa
+
+    whole = pa.py_buffer(mapped)
+    starts, sizes, labels = [], [], []
+    try:
+        reader = pa.ipc.open_file(whole)
+        for i in range(reader.num_record_batches):
+            batch = reader.get_batch(i)
+            _, offsets, data = batch.column("image").buffers()
+            bounds = np.frombuffer(offsets, np.int64, len(batch) + 1)
+            starts.append(bounds[:-1] + (data.address - whole.address))
+            sizes.append(np.diff(bounds).astype(np.int32))
+            labels.append(batch.column("label").to_numpy())
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise ValueError(f"{path} must be an Arrow file with the columns image and label; got {' '.join(str(error).split())}") from error
+    start = np.concatenate(starts)
+    return np.full(len(start), number, np.int16), start, np.concatenate(sizes), np.concatenate(labels).astype(np.int64)

@@ -1,0 +1,110 @@
+"""Pictures that are decoded when they are cut, and no further than their crops reach; the pixels are Pillow's."""
+
+import io
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
+
+_JPEG = b"\xff\xd8\xff"
+# Frame headers of JPEGs that are decoded from top to bottom (baseline, extended), and of all others.
+_SEQUENTIAL, _OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_SCAN = 0xDA
+
+
+class Picture(Protocol):
+    """One RGB image of known size."""
+
+    height: int
+    width: int
+
+    def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
+        """The uppermost `rows` rows or more, 0 for all; with a factor of 2, 4 or 8 a decoder may give every side divided by it."""
+        ...
+
+
+@dataclass
+class Drawn:
+    """A picture whose pixels are at hand."""
+
+    whole: Pixels
+
+    def __post_init__(self) -> None:
+        self.height, self.width = self.whole.shape[:2]
+
+    def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
+        """All pixels."""
+        return self.whole
+
+
+class EncodedPicture:
+    """A picture in the bytes of its file: JPEG by libjpeg-turbo, whatever else Pillow reads, or that decoder refuses, by Pillow.
+
+    `sound` bytes have been decoded before without a fault: of them what lies below the last crop is not decoded. Raises OSError where
+    Pillow cannot read the bytes either.
+    """
+
+    def __init__(self, data: bytes | memoryview, sound: bool = False) -> None:
+        self.data, self.sound = data, sound
+        self._pillow: Image.Image | None = None
+        if bytes(data[:3]) == _JPEG:
+            try:
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+                self.height, self.width = int(height), int(width)
+                if colours in ("YCbCr", "Gray", "RGB"):
+                    return
+            except (ValueError, KeyError):  # KeyError: a header without a frame
+                pass  # Pillow says what is wrong with it
+        self._pillow = Image.open(io.BytesIO(data))
+        self.width, self.height = self._pillow.size
+
+    def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
+        """See Picture. Raises OSError where the bytes are damaged."""
+        if self._pillow is None:
+            try:
+                if factor > 1:
+                    least = {"min_height": -(-self.height // factor), "min_width": -(-self.width // factor), "min_factor": factor}
+                    return simplejpeg.decode_jpeg(self.data, strict=not self.sound, **least)
+                if self.sound and 0 < rows < self.height and (shorter := _of_height(self.data, rows)):
+                    return simplejpeg.decode_jpeg(shorter, strict=False)
+                return simplejpeg.decode_jpeg(self.data, strict=not self.sound)
+            except ValueError:
+                self._pillow = Image.open(io.BytesIO(self.data))
+        return np.array(self._pillow.convert("RGB"))
+
+
+def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:
+    """The JPEG with a header that tells of at least the first `rows` rows alone, so that a decoder stops there; None where that cannot be.
+
+    One block row more is kept, since chroma is interpolated across the last. The pixels of the first `rows` rows are those of the whole.
+    """
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        kind, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if kind in _SEQUENTIAL:
+            height, components = data[at + 5] << 8 | data[at + 6], data[at + 9]
+            block = 8 * max(data[at + 11 + 3 * c] & 15 for c in range(components))
+            kept = -(-rows // block) * block + block
+            if kept >= height or not _one_scan(data, at + 2 + length, components):
+                return None
+            shorter = bytearray(data)
+            shorter[at + 5 : at + 7] = kept.to_bytes(2, "big")
+            return shorter
+        if kind in _OTHER_FRAMES or kind == _SCAN:
+            return None
+        at += 2 + length
+    return None
+
+
+def _one_scan(data: bytes | memoryview, at: int, components: int) -> bool:
+    """Whether all components come in the scan that follows: else the rows of the second come after all rows of the first."""
+    while at + 4 < len(data) and data[at] == 0xFF:
+        if data[at + 1] == _SCAN:
+            return data[at + 4] == components
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return False

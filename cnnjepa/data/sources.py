@@ -1,0 +1,208 @@
+"""What can be packed: a tree of one folder a class, ImageNet's tar files as downloaded, a torchvision data set.
+
+Each lists its images in the order in which an image folder would be read, so that a packed set numbers them alike.
+"""
+
+import inspect
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SPLITS = ("train", "val")
+TORCHVISION = "torchvision:"
+_TRAIN_TAR, _VAL_TAR, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+
+
+class Entry(NamedTuple):
+    """One image of a source: where its bytes are. In a torchvision set `offset` is its index, and the label is found when it is read."""
+
+    name: str  # <class>/<file>
+    label: int
+    path: str
+    offset: int
+    size: int  # bytes; 0 where nobody knows before it is read
+
+
+@dataclass
+class Source:
+    """All images of a data set, by split."""
+
+    classes: list[str]
+    splits: dict[str, list[Entry]]
+
+    def bytes(self) -> int:
+        """Of all images, as far as they are known."""
+        return sum(e.size for entries in self.splits.values() for e in entries)
+
+
+def read(entry: Entry) -> tuple[bytes, int]:
+    """The encoded image and its label; OSError where the file has become shorter."""
+    if entry.path.startswith(TORCHVISION):
+        return _from_torchvision(entry)
+    with open(entry.path, "rb", buffering=0) as file:
+        data = os.pread(file.fileno(), entry.size, entry.offset)
+    if len(data) != entry.size:
+        raise OSError(f"{entry.path} ends within the image")
+    return data, entry.label
+
+
+def find(source: str, root: str, classes: list[str] | None) -> Source:
+    """The images of `source`, those of `classes` alone where given; ValueError, one line, where they are not there."""
+    if source.startswith(TORCHVISION):
+        if classes is not None:
+            raise ValueError(f"--classes must be left alone with a torchvision set; got {source}")
+        return _torchvision(source, root)
+    folder = Path(source)
+    tars = any((folder / name).exists() for name in (_TRAIN_TAR, _VAL_TAR))
+    found = _imagenet_tars(folder, classes) if tars else _tree(folder, classes)
+    for split, entries in found.splits.items():
+        if not entries:
+            raise ValueError(f"SOURCE must hold images of the split {split}; got none in {source}")
+    return found
+
+
+def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str) -> tuple[Path, Path, list[str]]:
+    """Training and validation folder of an image tree, and its classes, sorted; ValueError with `key` where one is missing."""
+    train, val = root / "train", root / "val"
+    if not val.is_dir():
+        val = root / "test"
+    if not train.is_dir() or not val.is_dir():
+        raise ValueError(f"{key} must hold {what} as train/<class>/<image> and val/<class>/<image>; got {root}; to get it: {how}")
+    if classes is None:
+        classes = sorted(p.name for p in train.iterdir() if p.is_dir())
+    missing = [str(f) for f in (split / c for split in (train, val) for c in classes) if not f.is_dir()]
+    if missing or not classes:
+        first = missing[0] if missing else f"no class folder in {train}"
+        raise ValueError(f"{key} must hold one folder a class, {len(classes)} of them; got {root}; missing: {first}")
+    return train, val, classes
+
+
+def files_of(folder: Path, classes: list[str], key: str) -> list[tuple[str, int]]:
+    """(path, label) of the images below `folder`, class by class, sorted, as torchvision's ImageFolder has them."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    try:
+        samples: list[tuple[str, int]] = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
+    except FileNotFoundError as error:  # a class without an image
+        raise ValueError(f"{key} must hold at least one image a class; got {folder}: {error}") from error
+    return samples
+
+
+def _tree(root: Path, classes: list[str] | None) -> Source:
+    how = f"or give a folder that holds {_TRAIN_TAR}, or torchvision:NAME with --root"
+    train, val, classes = tree_of(root, "SOURCE", "images", classes, how)
+    splits = {}
+    for split, folder in zip(SPLITS, (train, val), strict=True):
+        splits[split] = [
+            Entry(os.path.relpath(path, folder), label, path, 0, os.stat(path).st_size)
+            for path, label in files_of(folder, classes, "SOURCE")
+        ]
+    return Source(classes, splits)
+
+
+def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:
+    for name in (_TRAIN_TAR, _VAL_TAR, _DEVKIT):
+        if not (folder / name).is_file():
+            raise ValueError(f"SOURCE must hold {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT}; got {folder} without {name}")
+    try:
+        wordnet, truth = _devkit(folder / _DEVKIT)
+        train: list[tuple[str, str, int, int]] = []
+        path = folder / _TRAIN_TAR
+        with tarfile.open(path) as outer:
+            for member in outer:
+                wnid = Path(member.name).stem
+                if classes is None or wnid in classes:
+                    with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
+                        train += [(wnid, m.name, member.offset_data + m.offset_data, m.size) for m in inner if m.isfile()]
+        with tarfile.open(folder / _VAL_TAR) as flat:
+            members = sorted((Path(m.name).name, m.offset_data, m.size) for m in flat if m.isfile())
+    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+        raise ValueError(f"SOURCE must hold ImageNet's tar files whole, as downloaded; got {folder}: {error!r}") from error
+    if len(members) != len(truth):
+        raise ValueError(f"{_VAL_TAR} must hold the {len(truth)} images whose classes {_DEVKIT} tells; got {len(members)}")
+    val = [(wordnet[number], name, offset, size) for (name, offset, size), number in zip(members, truth, strict=True)]
+    names = sorted({t[0] for t in train}) if classes is None else classes
+    if missing := sorted(set(names) - {t[0] for t in train}):
+        raise ValueError(f"{_TRAIN_TAR} must hold a tar file of each class; got none of {missing[0]}")
+    labels = {name: i for i, name in enumerate(names)}
+    splits = {
+        split: [
+            Entry(f"{wnid}/{name}", labels[wnid], str(tar), offset, size) for wnid, name, offset, size in sorted(found) if wnid in labels
+        ]
+        for split, tar, found in (("train", path, train), ("val", folder / _VAL_TAR, val))
+    }
+    return Source(names, splits)
+
+
+def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
+    """WordNet id of each of the devkit's class numbers, and the number of each validation image in the order of their names."""
+    from scipy.io import loadmat
+
+    with tarfile.open(path) as archive:
+
+        def content(name: str) -> bytes:
+            member = archive.extractfile(f"{path.name.split('.')[0]}/data/{name}")
+            assert member is not None
+            return member.read()
+
+        synsets = loadmat(io.BytesIO(content("meta.mat")), squeeze_me=True)["synsets"]
+        truth = [int(line) for line in content("ILSVRC2012_validation_ground_truth.txt").split()]
+    return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}, truth
+
+
+_opened: dict[tuple[str, str], Any] = {}
+
+
+def _torchvision_set(name: str, root: str, split: str) -> Any:
+    """torchvision's data set of that name, opened once a process."""
+    import torchvision
+
+    key = (f"{name} {root}", split)
+    if key not in _opened:
+        build: Any = getattr(torchvision.datasets, name, None)
+        if not isinstance(build, type):
+            raise ValueError(f"SOURCE must name a class of torchvision.datasets; got {TORCHVISION}{name}")
+        make: Callable[..., Any] = build
+        parameters = inspect.signature(build).parameters
+        if "train" in parameters:
+            options: list[dict[str, Any]] = [{"train": split == "train"}]
+        elif "split" in parameters:
+            options = [{"split": s} for s in (("train",) if split == "train" else ("test", "val"))]
+        else:
+            raise ValueError(f"SOURCE must name a torchvision set with the parameter train or split; got {TORCHVISION}{name}")
+        for option in options:
+            try:
+                _opened[key] = make(root, **option)
+                break
+            except ValueError:  # no split of that name
+                continue
+            except (RuntimeError, OSError, TypeError) as error:
+                raise ValueError(f"--root must hold {name} as torchvision keeps it; got {root}: {' '.join(str(error).split())}") from error
+        else:
+            raise ValueError(f"SOURCE must have a split for {split}; got {TORCHVISION}{name}")
+    return _opened[key]
+
+
+def _torchvision(source: str, root: str) -> Source:
+    name, splits, classes = source.removeprefix(TORCHVISION), {}, []
+    for split in SPLITS:
+        images = _torchvision_set(name, root, split)
+        classes = [str(c) for c in getattr(images, "classes", [])]
+        if not classes:
+            raise ValueError(f"SOURCE must name a torchvision set with classes; got {source}")
+        path = f"{TORCHVISION}{name}:{split}:{root}"
+        splits[split] = [Entry(f"{i:07}.png", -1, path, i, 0) for i in range(len(images))]
+    return Source(classes, splits)
+
+
+def _from_torchvision(entry: Entry) -> tuple[bytes, int]:
+    """The image as PNG, which loses nothing."""
+    name, split, root = entry.path.removeprefix(TORCHVISION).split(":", 2)
+    image, label = _torchvision_set(name, root, split)[entry.offset]
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    return encoded.getvalue(), int(label)
