@@ -21,6 +21,7 @@ _OVERRIDES = [
     "micro_batch_size=8",
     "probes.every_epochs=8",
     "probes.linear_epochs=5",
+    "probes.batch_size=8",  # as the micro-batch: less than jobs/drills/here.py calls a full disk, for shared memory is none
     "checkpoint.every_minutes=0.005",
     "log.every_steps=1",
     "device=cpu",  # where a resume is bit for bit; on a GPU it is as far as its libraries are deterministic

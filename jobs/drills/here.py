@@ -19,7 +19,8 @@ RANKS = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _START_SECONDS, _END_SECONDS = 300.0, 30.0
 _GRACE_SECONDS = 10.0
-_FULL_AT_BYTES = 20_000  # less than a checkpoint takes, and in time less than the metrics and the log
+# Less than a checkpoint takes, and in time less than the metrics and the log; more than a batch in shared memory, which is not on the disk.
+_FULL_AT_BYTES = 30_000
 
 
 class NothingToStrikeError(RuntimeError):

@@ -1,6 +1,7 @@
 """Whether a drilled run is the undisturbed one: every bit of its last checkpoint, every record, every score, every row."""
 
 import csv
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -32,6 +33,14 @@ class Proof:
     def holds(self) -> bool:
         """Whether the run is its twin, bit for bit."""
         return not (self.lost or self.duplicated or self.different or self.different_bits)
+
+    def compare_values(self, aspect: str, name: Any, ours: Any, theirs: Any) -> None:
+        """Note each plain value that differs, by its path."""
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            for key in ours.keys() | theirs.keys():
+                self.compare_values(aspect, f"{name}.{key}", ours.get(key), theirs.get(key))
+        elif ours != theirs:
+            self.differs(aspect, f"{name}: {ours} instead of {theirs}")
 
     def differs(self, aspect: str, what: str) -> None:
         """Note a difference."""
@@ -100,8 +109,8 @@ def compare_rows(proof: Proof, table: Path, twin: Path) -> None:
     often = Counter(row["signature"] for row in ours)
     proof.duplicated += [f"row of {signature}" for signature, n in often.items() if n > 1]
     proof.compared["table rows"] += len(theirs)
-    if ours != theirs:
-        proof.differs("table rows", f"{ours} instead of {theirs}")
+    for a, b in itertools.zip_longest(ours, theirs, fillvalue={}):
+        proof.compare_values("table rows", b.get("setting", a.get("setting")), a, b)
 
 
 def prove(run: Path, twin: Path) -> Proof:
@@ -117,7 +126,6 @@ def prove(run: Path, twin: Path) -> Proof:
     ours, theirs = _without_timing(result.to_dict()), _without_timing(expected.to_dict())
     proof.compared["probe results"] += len(expected.metrics) + sum(map(len, expected.probes.values()))
     for key in ours:
-        if ours[key] != theirs[key]:
-            proof.differs("probe results", f"{key}: {ours[key]} instead of {theirs[key]}")
+        proof.compare_values("probe results", key, ours[key], theirs[key])
     compare_rows(proof, run.parent.parent / "results.csv", twin.parent.parent / "results.csv")
     return proof
