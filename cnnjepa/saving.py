@@ -60,12 +60,17 @@ class Saver:
         self._next = time.monotonic() + interval_seconds
         self._saved = -1  # the last step that is published
 
+    @property
+    def writing(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
     def due(self) -> bool:
         """Whether a save shall begin now; raises what a save has died of, unless the disk is at fault."""
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.writing:
             self.settle()
         # At no interval every step is saved, and the loop waits for the disk; else a save that takes longer than the interval skips one.
-        return time.monotonic() >= self._next and (self._thread is None or not self._interval)
+        return time.monotonic() >= self._next and (not self.writing or not self._interval)
 
     def begin(self, step: int, state: dict[str, Any], first: Callable[[], None]) -> None:
         """Copy `state`, and publish the copy while training goes on; `first` makes durable what the checkpoint counts on."""

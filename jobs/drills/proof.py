@@ -109,7 +109,8 @@ def compare_rows(proof: Proof, table: Path, twin: Path) -> None:
     often = Counter(row["signature"] for row in ours)
     proof.duplicated += [f"row of {signature}" for signature, n in often.items() if n > 1]
     proof.compared["table rows"] += len(theirs)
-    for a, b in itertools.zip_longest(ours, theirs, fillvalue={}):
+    nothing: dict[str, str] = {}
+    for a, b in itertools.zip_longest(ours, theirs, fillvalue=nothing):
         proof.compare_values("table rows", b.get("setting", a.get("setting")), a, b)
 
 
