@@ -157,7 +157,7 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
             deaths += 1
             if not _tells_of_death(error) or deaths > 1:
                 raise
-            log.warning("%s: its kind is started again after %d batches", error, delivered)
+            log.warning("%s: its kind is started again after %d batches", str(error), delivered)  # a record may live long
         del batches  # ends the others
 
 

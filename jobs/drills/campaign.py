@@ -13,7 +13,7 @@ from jobs.drills.here import NothingToStrikeError
 from jobs.drills.proof import Proof, prove
 from jobs.drills.watched import WatchedRun, wait_for
 
-_STEPS_BETWEEN = (2, 14)  # a run is struck again after so many steps at least and at most
+_STEPS_BETWEEN = (1, 7)  # a run is struck again after so many steps at least and at most
 _STEPS_TO_FEEL = 3  # images for so many steps have been loaded before
 _RUN_SECONDS = 3600.0  # a run that has not ended by then is lost
 
@@ -139,7 +139,7 @@ def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw:
     while not scene.run.ended() and time.monotonic() < deadline:
         scene.keep_alive()
         if len(found.struck) == faults or scene.run.step() < next_step or not scene.run.gained():
-            time.sleep(0.01)
+            time.sleep(0.03)
             continue
         time.sleep(draw.uniform(0, 3 * found.step_seconds))  # anywhere in a step or a save
         try:

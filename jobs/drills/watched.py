@@ -77,7 +77,7 @@ class WatchedRun:
         return int(found[-1]) if found else None
 
 
-def wait_for(what: str, holds: Any, seconds: float, pause: float = 0.02) -> None:
+def wait_for(what: str, holds: Any, seconds: float, pause: float = 0.05) -> None:
     """Until `holds()`; raises TimeoutError that names `what`."""
     deadline = time.monotonic() + seconds
     while not holds():
