@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from jobs.drills.here import NothingToStrikeError
 from jobs.drills.proof import Proof, prove
-from jobs.drills.watched import WatchedRun, wait_for
+from jobs.drills.watched import NothingToStrikeError, WatchedRun, wait_for
+from jobs.queue import SlurmError
 
 _STEPS_BETWEEN = (1, 7)  # a run is struck again after so many steps at least and at most
 _STEPS_TO_FEEL = 3  # images for so many steps have been loaded before
+_TRIES = 20  # of one fault where there was nothing to strike, until the next one takes its place
 _RUN_SECONDS = 3600.0  # a run that has not ended by then is lost
 
 Fault = Callable[[random.Random], bool]  # whether the run has to start again
@@ -134,7 +135,7 @@ def strike(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
 
 def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw: random.Random, say: Say) -> None:
     """Strike one run until it ends, or `faults` have been done in all."""
-    name, next_step = next(names), draw.randint(*_STEPS_BETWEEN)
+    name, tries, next_step = next(names), 0, draw.randint(*_STEPS_BETWEEN)
     deadline = time.monotonic() + _RUN_SECONDS
     while not scene.run.ended() and time.monotonic() < deadline:
         scene.keep_alive()
@@ -144,10 +145,16 @@ def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw:
         time.sleep(draw.uniform(0, 3 * found.step_seconds))  # anywhere in a step or a save
         try:
             done = strike(scene, name, draw, found.step_seconds)
-        except (NothingToStrikeError, IndexError):
-            time.sleep(0.05)  # the run is about to end, or to start
+        except (NothingToStrikeError, SlurmError, IndexError) as error:  # the run is about to end, or to start; or it cannot be done here
+            tries += 1
+            time.sleep(0.05)
+            if tries == _TRIES:
+                found.left_out.setdefault(name, f"there was nothing to strike: {error}")
+                name, tries = next(names), 0
             continue
         found.struck.append(done)
+        found.left_out.pop(name, None)
+        tries = 0
         told = f"{len(found.struck)}/{faults} run {len(found.proofs) + 1}: {name} at step {done.step}"
         say(f"{told}: {done.steps_repeated} steps repeated, {done.seconds_lost:.1f} s lost")
         name, next_step = next(names), scene.run.step() + draw.randint(*_STEPS_BETWEEN)
@@ -161,11 +168,11 @@ def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Dri
     leave_in_peace(scene)
     seconds = time.monotonic() - scene.started
     step_seconds = twin.seconds_a_step()
-    result = Drill(step_seconds, seconds, left_out=scene.left_out)
+    result = Drill(step_seconds, seconds, left_out=dict(scene.left_out))
     say(f"it took {seconds:.1f} s, {1000 * step_seconds:.0f} ms a step")
     draw, names = random.Random(seed), order(sorted(scene.faults), seed)
     while len(result.struck) < faults:
-        number = len(result.proofs) + 1
+        number, before = len(result.proofs) + 1, len(result.struck)
         scene = make(f"struck-{number}")
         try:
             disturb(scene, result, faults, names, draw, say)
@@ -174,7 +181,7 @@ def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Dri
         write_table(scene.run)
         result.proofs.append(prove(scene.run.path, twin.path))
         say(f"run {number}: {verdict(result.proofs[-1])}")
-        if result.proofs[-1].lost:
+        if result.proofs[-1].lost or len(result.struck) == before:
             break
     return result
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from jobs.drills import damage
-from jobs.drills.watched import WatchedRun, wait_for
+from jobs.drills.watched import NothingToStrikeError, WatchedRun, wait_for
 
 RANKS = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -21,10 +21,6 @@ _START_SECONDS, _END_SECONDS = 300.0, 30.0
 _GRACE_SECONDS = 10.0
 # Less than a checkpoint takes, and in time less than the metrics and the log; more than a batch in shared memory, which is not on the disk.
 _FULL_AT_BYTES = 30_000
-
-
-class NothingToStrikeError(RuntimeError):
-    """What was to be struck is not there now: the run has ended, or is about to start."""
 
 
 def _signal(processes: Sequence[psutil.Process], number: int) -> None:

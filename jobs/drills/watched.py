@@ -14,6 +14,10 @@ from cnnjepa.runs import RunFolder, RunResult
 _TAIL_BYTES = 4096
 
 
+class NothingToStrikeError(RuntimeError):
+    """What was to be struck is not there now: the run has ended, or is about to start."""
+
+
 @dataclass(frozen=True)
 class WatchedRun:
     """One run's folder; nothing in it is written here."""
