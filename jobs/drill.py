@@ -53,7 +53,7 @@ def check(asked: argparse.Namespace) -> ClusterProfile:
 
 def show(asked: argparse.Namespace, cluster: ClusterProfile) -> int:
     """Print what the sweep's own command would submit; returns its exit status."""
-    line = [*command(cluster.name, asked.runs_dir or Path(cluster.runs_dir), asked.overrides), "--dry-run"]
+    line = [*command(cluster, asked.runs_dir or Path(cluster.runs_dir), asked.overrides), "--dry-run"]
     return subprocess.run(line, check=False).returncode
 
 

@@ -133,16 +133,18 @@ def _started(loader: DataLoader[T]) -> Iterator[T]:
     return batches
 
 
-def _tells_of_death(error: RuntimeError) -> bool:
-    """Whether torch says that a loader's process is gone; an error within a process keeps its own type and text."""
+def _tells_of_death(error: Exception) -> bool:
+    """Whether a loader's process is gone; an error within a process keeps its type, and says that it comes from there."""
     text = str(error)
-    return text.startswith("DataLoader worker (pid") and ("exited unexpectedly" in text or "is killed by signal" in text)
+    if isinstance(error, RuntimeError):
+        return text.startswith("DataLoader worker (pid") and ("exited unexpectedly" in text or "is killed by signal" in text)
+    return "in DataLoader worker process" not in text  # the connection broke while it handed a batch over
 
 
 def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], None] = _nothing) -> Iterator[T]:
     """The batches of `build(0)`; where one of its processes dies (as by the OOM killer) those of `build(n)` follow the first n.
 
-    Raises RuntimeError where processes die twice without a batch in between. `before_start` is called each time before processes start.
+    Raises what torch says of it where processes die twice without a batch in between. `before_start` is called each time before processes start.
     """
     delivered, deaths = 0, 0
     while True:
@@ -153,11 +155,12 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
                 delivered, deaths = delivered + 1, 0
                 yield batch
             return
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:
             deaths += 1
             if not _tells_of_death(error) or deaths > 1:
                 raise
-            log.warning("%s: its kind is started again after %d batches", str(error), delivered)  # a record may live long
+            # As text: with the error a log record would keep the other processes.
+            log.warning("a loader process has died (%s), it is started again after %d batches", str(error), delivered)
         del batches  # ends the others
 
 

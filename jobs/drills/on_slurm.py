@@ -20,13 +20,15 @@ from jobs.spec import ClusterProfile
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _SUBMIT_SECONDS, _ASK_SECONDS, _LEAVE_SECONDS = 600.0, 30.0, 120.0
 _PAUSE_SECONDS = 1.0
+_LIMIT_MINUTES = 60
 _FULL_AT_BYTES = 30_000
 
 
-def command(cluster: str, runs_dir: Path, overrides: Sequence[str]) -> list[str]:
-    """The command that submits the drilled run, and watches it."""
-    script = str(_ROOT / "sweeps" / "drill_run.py")
-    return [sys.executable, script, "--cluster", cluster, "--scale", "smoke", "--runs-dir", str(runs_dir), *overrides]
+def command(cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """The command that submits the drilled run, for an hour at most, and watches it."""
+    script, minutes = str(_ROOT / "sweeps" / "drill_run.py"), min(cluster.time_limit_minutes, _LIMIT_MINUTES)
+    line = [sys.executable, script, "--cluster", cluster.name, "--scale", "smoke", "--runs-dir", str(runs_dir), *overrides]
+    return [*line, f"time_limit_minutes={minutes}"]
 
 
 class RunOnSlurm:
@@ -49,7 +51,7 @@ class RunOnSlurm:
         self.started = time.monotonic()
 
     def _run_command(self) -> subprocess.Popen[bytes]:
-        line = command(self._cluster.name, self._runs_dir, self._overrides)
+        line = command(self._cluster, self._runs_dir, self._overrides)
         return subprocess.Popen(line, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
 
     def _last_word(self) -> str:

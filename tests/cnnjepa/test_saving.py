@@ -247,7 +247,7 @@ def test_a_loader_process_that_is_killed_costs_no_run_and_changes_nothing(tmp_pa
 
     assert run(config, tmp_path / "struck", should_stop=kill_one) is not None
     assert len(killed) == 2
-    assert caplog.text.count("is started again after") == 2
+    assert caplog.text.count("a loader process has died (") == 2
     assert comparable(tmp_path / "struck") == comparable(tmp_path / "undisturbed")
 
 
