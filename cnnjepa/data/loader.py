@@ -144,7 +144,8 @@ def _tells_of_death(error: Exception) -> bool:
 def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], None] = _nothing) -> Iterator[T]:
     """The batches of `build(0)`; where one of its processes dies (as by the OOM killer) those of `build(n)` follow the first n.
 
-    Raises what torch says of it where processes die twice without a batch in between. `before_start` is called each time before processes start.
+    Raises what torch says of it where processes die twice without a batch in between. `before_start` is called whenever processes are to
+    start.
     """
     delivered, deaths = 0, 0
     while True:
