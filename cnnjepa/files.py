@@ -1,9 +1,12 @@
-"""Files that are whole or not there: written beside, synced, renamed."""
+"""Files that are whole or not there: written beside, synced, renamed. Or, line by line, never with a torn line before the last."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 def sync_folder(folder: Path) -> None:
@@ -54,6 +57,51 @@ def create_exclusive(path: Path, data: str) -> bool:
         beside.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
+
+
+class Lines:
+    """Appends lines to a file. What the disk refuses waits in memory and goes with the next line: none is lost, torn or written twice."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` must exist, and nobody else write to it."""
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._good = os.fstat(self._descriptor).st_size  # bytes that are whole lines
+        self._torn = False
+        self._waiting = b""
+
+    def add(self, line: str) -> None:
+        """Append `line`, now or as soon as the disk takes it."""
+        first = not self._waiting
+        self._waiting += line.encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if first:
+                log.warning("%s cannot be written: %s; what is recorded waits in memory", self._path, error.strerror)
+
+    def _write(self) -> None:
+        if self._torn:
+            os.ftruncate(self._descriptor, self._good)
+            self._torn = False
+        written = 0
+        try:
+            while written < len(self._waiting):
+                written += os.write(self._descriptor, self._waiting[written:])
+        except OSError:
+            self._torn = written > 0
+            raise
+        self._good += written
+        self._waiting = b""
+
+    def sync(self) -> None:
+        """Make all lines durable; raises OSError where the disk refuses."""
+        self._write()
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Let go of the file; what is not written is lost."""
+        os.close(self._descriptor)
 
 
 def to_json(value: Any) -> str:

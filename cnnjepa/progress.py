@@ -1,5 +1,6 @@
 """What a person sees while a run goes: a bar with images/s and remaining time on a terminal, plain lines in a log."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -47,4 +48,5 @@ class TrainingProgress:
             return
         then, then_step = self._started
         pace = (time.perf_counter() - then) / max(step - then_step, 1)
-        print(f"step {step}/{self.total_steps}  {text}  {(self.total_steps - step) * pace / 60:.1f} min left", flush=True)
+        with contextlib.suppress(OSError):  # a log on a full disk stops no training
+            print(f"step {step}/{self.total_steps}  {text}  {(self.total_steps - step) * pace / 60:.1f} min left", flush=True)

@@ -9,12 +9,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from cnnjepa.config import TrainConfig
-from cnnjepa.files import create_exclusive, to_json, write_atomic
+from cnnjepa.files import Lines, create_exclusive, to_json, write_atomic
 from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 
 # What depends on the machine and the moment: left out wherever two runs are compared.
@@ -120,7 +120,7 @@ class RunFolder:
         self._config = path / "config.yaml"
         self._metrics = path / "metrics.jsonl"
         self._result = path / "result.json"
-        self._writer: IO[str] | None = None
+        self._writer: Lines | None = None
 
     def prepare(self, config: TrainConfig) -> None:
         """Create the folder for `config`; raises ValueError where it holds a run of another configuration."""
@@ -179,23 +179,21 @@ class RunFolder:
         """Start recording after optimiser step `step`: later records are dropped, into a new file that a stale writer does not hold."""
         kept = [r for r in self.metrics() if r["step"] <= step and r["kind"] != "final"]
         write_atomic(self._metrics, "".join(json.dumps(r) + "\n" for r in kept))
-        self._writer = open(self._metrics, "a", buffering=1)  # noqa: SIM115, closed by close()
+        self._writer = Lines(self._metrics)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one record; a value that is not finite becomes null."""
+        """Append one record, now or as soon as the disk takes it; a value that is not finite becomes null."""
         assert self._writer is not None
         finite = {k: v if not isinstance(v, float) or abs(v) < float("inf") else None for k, v in values.items()}
-        self._writer.write(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False) + "\n")
+        self._writer.add(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False))
 
     def sync(self) -> None:
-        """Make the records durable: a checkpoint must not outlive what was recorded before it."""
+        """Make the records durable, or raise OSError: a checkpoint must not outlive what was recorded before it."""
         if self._writer is not None:
-            self._writer.flush()
-            os.fsync(self._writer.fileno())
+            self._writer.sync()
 
     def close(self) -> None:
-        """Make the records durable and let go of the file."""
-        self.sync()
+        """Let go of the file; what is recorded after the last `sync` is as good as written, but for a power cut."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

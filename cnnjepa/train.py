@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
@@ -28,8 +27,10 @@ from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.progress import TrainingProgress
 from cnnjepa.randomness import Stream, integer
+from cnnjepa.recorder import Recorder
 from cnnjepa.rules import validate
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from cnnjepa.saving import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, insist
 from cnnjepa.schedules import learning_rate, weight_decay
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Run:
     parameters: list[nn.Parameter]
     buckets: GradientBuckets
     meter: EnergyMeter
+    saver: Saver
     step: int = 0  # optimiser steps done
     resumes: int = 0
     earlier_seconds: float = 0.0  # spent before this process took over, as its checkpoint tells
@@ -142,7 +144,9 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     method = method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
-    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, EnergyMeter(nvml_joules(ranks.device)))
+    saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep)
+    meter = EnergyMeter(nvml_joules(ranks.device))
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver)
 
 
 def resume(run: Run) -> None:
@@ -197,47 +201,6 @@ def require_finite(run: Run, loss: float, norm: float, lr: float) -> None:
         raise NonFiniteError(f"loss {loss:g} and gradient norm {norm:g} must be finite: step {run.step}, learning rate {lr:g}")
 
 
-def save(run: Run) -> None:
-    """Publish a checkpoint; all ranks hold the same state, so rank 0 alone writes."""
-    if run.ranks.is_main:
-        run.folder.sync()
-        checkpoint.save(run.folder.checkpoints, run.step, run.state(), run.config.checkpoint.keep)
-
-
-class Recorder:
-    """Writes what a run tells: metrics.jsonl, TensorBoard and the terminal; silent on all ranks but the main one."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.board: SummaryWriter | None = None
-        if run.ranks.is_main:
-            run.folder.open_metrics(run.step)
-            if run.config.log.tensorboard:
-                self.board = SummaryWriter(str(run.folder.tensorboard), purge_step=run.step + 1)
-
-    def record(self, kind: str, values: dict[str, float]) -> None:
-        """One record at the current step."""
-        if not self.run.ranks.is_main:
-            return
-        self.run.folder.record(kind, self.run.step, {"epoch": self.run.epoch, **values})
-        for key, value in values.items() if self.board else ():
-            assert self.board
-            self.board.add_scalar(f"{kind}/{key}", value, self.run.step)
-
-    def pictures(self, batch: Batch) -> None:
-        """Samples of what the method sees."""
-        for key, images in self.run.method.sample_images(batch).items() if self.board else ():
-            low, high = images.amin(), images.amax()
-            assert self.board
-            self.board.add_images(key, ((images - low) / (high - low).clamp_min(1e-6)).float().cpu(), self.run.step)
-
-    def close(self) -> None:
-        """Flush all."""
-        if self.board:
-            self.board.close()
-        self.run.folder.close()
-
-
 def train(
     config: TrainConfig,
     folder: RunFolder,
@@ -262,15 +225,14 @@ def train(
             return done
         run = build_run(config, folder, ranks)
         resume(run)
-        if ranks.is_main and run.step == 0:
-            save(run)  # a run killed before its first interval has a checkpoint to come back to
-        recorder = Recorder(run)
+        recorder = Recorder(folder, run.step, ranks.is_main, config.log.tensorboard)
         try:
             ended = train_steps(run, recorder, should_stop, judge)
             return None if ended is None else finish(run, recorder, claim, ended)
         except Exception as error:
             raise RunError(run.step, run.seconds, run.device_hours) from error
         finally:
+            run.saver.settle()
             recorder.close()
 
 
@@ -285,8 +247,10 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
     # Where it was saved at a probe it may have been pruned there, and killed before that was written down.
     if run.step and probe_due(run) and (pruned := asked(run.folder.probes().get(f"{run.epoch:g}", {}))):
         return pruned
-    last_save = time.perf_counter()
-    loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step)
+    # Loader processes are forked, here and for probes: no thread may hold a lock meanwhile.
+    loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step, before_start=run.saver.settle)
+    if ranks.is_main and run.step == 0:  # a run killed before its first interval has a checkpoint to come back to
+        run.saver.begin(0, run.state(), run.folder.sync)
     statistics = RunningStatistics(run.method, ranks)
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
         while run.step < plan.total_steps:
@@ -298,10 +262,9 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             statistics.start_step()
             sums, batch = forward_backward(run, loader)
             statistics.end_step()
-            save_due = ranks.is_main and time.perf_counter() - last_save >= 60 * config.checkpoint.every_minutes
-            wishes = torch.cat([sums, sums.new_full((1,), should_stop()), sums.new_full((1,), save_due)])
+            wishes = torch.cat([sums, sums.new_full((1,), should_stop())])
             # The one place where the host waits for the device: whether to take the step, and whether to stop after it.
-            loss, visible, stop, save_now, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
+            loss, visible, stop, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
             require_finite(run, loss, norm, lr)
             run.optimizer.step()
             logged = run.method.after_step(run.step)
@@ -311,20 +274,25 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             if run.step % config.log.every_steps == 0 or run.step == plan.total_steps:
                 pace = progress.images_per_second(run.step)
                 values = {"loss": loss, "lr": lr, "gradient_norm": norm, "visible_fraction": visible, **logged}
-                recorder.record("step", {**values, "images_per_second": pace})
+                recorder.record("step", run.step, {"epoch": run.epoch, **values, "images_per_second": pace})
                 progress.show(run.step, run.epoch, loss, lr, pace)
             if config.log.images_every_epochs and (run.step == 1 or epoch_due(run, config.log.images_every_epochs)):
-                recorder.pictures(batch)
+                recorder.pictures(run.step, run.method.sample_images(batch) if ranks.is_main and config.log.tensorboard else {})
             pruned = ""
             if probe_due(run):
+                run.saver.settle()
                 metrics, _ = probe(run, recorder, final=False)
                 pruned = asked(metrics)
-            if stop or save_now or pruned or run.step == plan.total_steps:
-                save(run)
-                last_save = time.perf_counter()
+            # All ranks hold the same state: the main one alone writes.
+            ended = run.step == plan.total_steps
+            if ranks.is_main and (ended or stop or pruned):
+                patience = PATIENCE_AT_STOP_SECONDS if stop and not ended else PATIENCE_AT_END_SECONDS
+                run.saver.finish(run.step, run.state(), run.folder.sync, patience, final=ended)
+            elif ranks.is_main and run.saver.due():
+                run.saver.begin(run.step, run.state(), run.folder.sync)
             if pruned:
                 return pruned
-            if stop and run.step < plan.total_steps:
+            if stop and not ended:
                 return None
     return ""
 
@@ -366,12 +334,18 @@ def probe(run: Run, recorder: Recorder, final: bool) -> tuple[dict[str, float], 
     Raises CollapsedError, on every rank, where the features are of no use.
     """
     metrics, missing = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
-    recorder.record("final" if final else "probe", metrics)
+    recorder.record("final" if final else "probe", run.step, {"epoch": run.epoch, **metrics})
     for name, cause in missing.items() if run.ranks.is_main else ():
         log.warning("probe %s has no value: %s", name, cause)
     if cause := collapsed(metrics, run.config.probes):
         raise CollapsedError(f"collapsed: {cause}, at epoch {run.epoch:g}")
     return metrics, missing
+
+
+def write_down(folder: RunFolder, result: RunResult) -> bool:
+    """Record how the run ended, after all that it told; False where a result of another claim stands."""
+    folder.sync()
+    return folder.write_result(result)
 
 
 def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
@@ -394,6 +368,6 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         claim=claim,
         energy_kwh=run.energy_kwh,
     )
-    if run.ranks.is_main and not run.folder.write_result(result):
+    if run.ranks.is_main and not insist(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS):
         log.warning("%s has a result of another claim already, which stands", run.folder.path)
     return broadcast_object(run.folder.result() if run.ranks.is_main else None, run.ranks) or result

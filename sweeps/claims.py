@@ -295,7 +295,8 @@ class Ownership:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-        _path(self.trial_dir, self.claim.epoch, "crashed" if error else "released").touch()
+        with contextlib.suppress(OSError):  # else this process's end says the same, later
+            _path(self.trial_dir, self.claim.epoch, "crashed" if error else "released").touch()
 
 
 def claim(trial_dir: Path, epoch: int, driver: str, step: int, slurm: SlurmStart | None = None) -> Ownership | None:

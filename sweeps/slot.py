@@ -23,7 +23,8 @@ _ASK_SLURM_SECONDS = 60.0  # many slots ask
 def output_to(path: Path) -> Iterator[None]:
     """Within the block what the run prints and logs goes to the end of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    file = open(path, "a", buffering=1)  # noqa: SIM115, closed below
+    with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
@@ -31,6 +32,8 @@ def output_to(path: Path) -> Iterator[None]:
             yield
         finally:
             logging.getLogger().removeHandler(handler)
+            with contextlib.suppress(OSError):  # what a full disk does not take of a log is lost
+                file.close()
 
 
 def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Callable[[], bool]:

@@ -1,8 +1,9 @@
 """The order of the images and their loading: functions of (seed, epoch, position), so that resumes and ranks change nothing."""
 
 import functools
+import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +17,9 @@ from cnnjepa.data.datasets import Images, Indices, Splits
 from cnnjepa.data.views import ViewSpec, probe_view, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.randomness import Stream, generator, integer
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,20 @@ def build_plan(config: TrainConfig, images: int, ranks: int) -> Plan:
 
 
 class _MicroBatches(Sampler[list[tuple[int, int]]]):
-    """Keys (epoch, index into `pretrain`) of one rank's micro-batches, from `start_step` to the end of the run."""
+    """Keys (epoch, index into `pretrain`) of one rank's micro-batches, from its `first` one to the end of the run."""
 
-    def __init__(self, plan: Plan, rank: int, start_step: int) -> None:
-        self.plan, self.rank, self.start_step = plan, rank, start_step
+    def __init__(self, plan: Plan, rank: int, first: int) -> None:
+        self.plan, self.rank, self.first = plan, rank, first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         plan, known, order = self.plan, -1, np.empty(0, np.int64)
-        for step in range(self.start_step, plan.total_steps):
+        for number in range(self.first, plan.total_steps * plan.micro_batches):
+            step, micro_step = divmod(number, plan.micro_batches)
             epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
             if epoch != known:
                 known, order = epoch, plan.order(epoch)
-            for micro_step in range(plan.micro_batches):
-                chosen = order[step_in_epoch * plan.global_batch + plan.positions(self.rank, micro_step)]
-                yield [(epoch, int(i)) for i in chosen]
+            chosen = order[step_in_epoch * plan.global_batch + plan.positions(self.rank, micro_step)]
+            yield [(epoch, int(i)) for i in chosen]
 
 
 # Views, each uint8 [B, 3, S, S], and labels [B].
@@ -135,31 +139,92 @@ def _start_worker(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def train_loader(config: TrainConfig, splits: Splits, specs: list[ViewSpec], plan: Plan, ranks: Ranks, start_step: int) -> Iterator[Loaded]:
-    """This rank's micro-batches from `start_step` on."""
-    loader = DataLoader(
-        _Views(config, splits, specs),
-        batch_sampler=_MicroBatches(plan, ranks.rank, start_step),
-        num_workers=config.data.workers,
-        collate_fn=_as_it_is,
-        pin_memory=ranks.device.type == "cuda",
-        worker_init_fn=_start_worker,
-        # Workers' base seed is of no use here, but drawing it from the global generator would disturb that.
-        generator=torch.Generator().manual_seed(integer(config.seed, Stream.order)),
-    )
-    return iter(loader)
+def _nothing() -> None:
+    """Nothing has to be done before processes are forked."""
 
 
-def probe_loader(config: TrainConfig, images: Images, indices: Indices, device: torch.device) -> DataLoader[Tensor]:
-    """Fixed views of `indices` in order, uint8 [B, 3, S, S]."""
-    return DataLoader(
-        _ProbeImages(images, indices, config),
-        config.probes.batch_size,
-        num_workers=config.data.workers,
-        collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_start_worker,
-    )
+def _started(loader: DataLoader[T]) -> Iterator[T]:
+    """The loader's batches, without torch's handler of SIGCHLD: it raises wherever the main thread is, also where no batch is awaited."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
+
+
+def _tells_of_death(error: Exception) -> bool:
+    """Whether a loader's process is gone; an error within a process keeps its type, and says that it comes from there."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith("DataLoader worker (pid") and ("exited unexpectedly" in text or "is killed by signal" in text)
+    return "in DataLoader worker process" not in text  # the connection broke while it handed a batch over
+
+
+def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], None] = _nothing) -> Iterator[T]:
+    """The batches of `build(0)`; where one of its processes dies (as by the OOM killer) those of `build(n)` follow the first n.
+
+    Raises what torch says of it where processes die twice without a batch in between. `before_start` is called whenever processes are to
+    start.
+    """
+    delivered, deaths = 0, 0
+    while True:
+        before_start()
+        batches = _started(build(delivered))
+        try:
+            for batch in batches:
+                delivered, deaths = delivered + 1, 0
+                yield batch
+            return
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            deaths += 1
+            if not _tells_of_death(error) or deaths > 1:
+                raise
+            # As text: with the error a log record would keep the other processes.
+            log.warning("a loader process has died (%s), it is started again after %d batches", str(error), delivered)
+        del batches  # ends the others
+
+
+def train_loader(
+    config: TrainConfig,
+    splits: Splits,
+    specs: list[ViewSpec],
+    plan: Plan,
+    ranks: Ranks,
+    start_step: int,
+    before_start: Callable[[], None] = _nothing,
+) -> Iterator[Loaded]:
+    """This rank's micro-batches from `start_step` on; see `surviving`."""
+
+    def build(delivered: int) -> DataLoader[Loaded]:
+        return DataLoader(
+            _Views(config, splits, specs),
+            batch_sampler=_MicroBatches(plan, ranks.rank, start_step * plan.micro_batches + delivered),
+            num_workers=config.data.workers,
+            collate_fn=_as_it_is,
+            pin_memory=ranks.device.type == "cuda",
+            worker_init_fn=_start_worker,
+            # Workers' base seed is of no use here, but drawing it from the global generator would disturb that.
+            generator=torch.Generator().manual_seed(integer(config.seed, Stream.order)),
+        )
+
+    return surviving(build, before_start)
+
+
+def probe_loader(config: TrainConfig, images: Images, indices: Indices, device: torch.device) -> Iterator[Tensor]:
+    """Fixed views of `indices` in order, uint8 [B, 3, S, S]; see `surviving`."""
+    size = config.probes.batch_size
+
+    def build(delivered: int) -> DataLoader[Tensor]:
+        return DataLoader(
+            _ProbeImages(images, indices[delivered * size :], config),
+            size,
+            num_workers=config.data.workers,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_start_worker,
+        )
+
+    return surviving(build)
 
 
 @functools.cache

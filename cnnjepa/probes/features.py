@@ -47,9 +47,11 @@ def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, ima
     was_training = encoder.training
     encoder.eval()
     pooled = []
-    for pixels in probe_loader(config, images, indices[mine[0] : mine[1]], ranks.device):
-        pooled.append(encoder(normalise(pixels, splits, ranks.device, dtype)).mean((2, 3)).float())
-    encoder.train(was_training)
+    try:
+        for pixels in probe_loader(config, images, indices[mine[0] : mine[1]], ranks.device):
+            pooled.append(encoder(normalise(pixels, splits, ranks.device, dtype)).mean((2, 3)).float())
+    finally:  # a probe that failed is a missing value: the training goes on as if it had not been
+        encoder.train(was_training)
     channels: int = encoder.out_channels  # type: ignore[assignment]
     return torch.cat(pooled) if pooled else torch.empty(0, channels, device=ranks.device)
 

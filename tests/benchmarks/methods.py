@@ -33,6 +33,7 @@ from cnnjepa.energy import EnergyMeter
 from cnnjepa.optim import build_optimizer
 from cnnjepa.rules import validate
 from cnnjepa.runs import RunFolder
+from cnnjepa.saving import Saver
 from cnnjepa.train import Run, forward_backward, micro_batch, peak_memory_mb
 
 # Percent: GPU-hours of 200 epochs on 4 A100 (paper, table V), and the official code's step on one CPU core.
@@ -69,7 +70,8 @@ def build(config: TrainConfig, ranks: Any, images: int) -> Run:
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = build_optimizer(config.optimizer, parameters)
     buckets = GradientBuckets(parameters, ranks)
-    return Run(config, RunFolder(Path()), ranks, splits, plan, method, optimizer, parameters, buckets, EnergyMeter(None))
+    folder, saver = RunFolder(Path()), Saver(Path(), 0, 1)
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, EnergyMeter(None), saver)
 
 
 def pixels(views: int, batch: int) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -10,10 +10,11 @@ from cnnjepa.data import loader
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.distributed import Ranks
 from cnnjepa.models.resnet import build_encoder
-from cnnjepa.probes import collapse, knn, linear, run_probes
+from cnnjepa.probes import collapse, features, knn, linear, run_probes
 from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm, pooled_features, topk_accuracy
 from cnnjepa.runs import RunFolder, RunStatus
 from cnnjepa.train import train
+from tests.cnnjepa.test_train import assert_bitwise_equal, final_state, run
 from tests.tiny import tiny_config
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -129,6 +130,23 @@ def test_a_feature_pass_that_fails_leaves_every_probe_without_value_and_the_run_
     assert result.metrics == {}
     assert set(result.missing.values()) == {"OSError: image file is truncated"}
     assert set(result.missing) == {"linear", "knn", "collapse"}
+
+
+def test_a_feature_pass_that_fails_on_the_way_changes_no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = tiny_config()
+    config.probes.every_epochs = 1
+    run(config, tmp_path / "whole")
+    honest, calls = features.normalise, iter(range(10**6))
+
+    def fails_at_first(*values: object) -> torch.Tensor:
+        if next(calls) == 0:
+            raise OSError("image file is truncated")
+        return honest(*values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(features, "normalise", fails_at_first)
+    run(config, tmp_path / "failed")
+    assert RunFolder(tmp_path / "failed").probes() != RunFolder(tmp_path / "whole").probes()
+    assert_bitwise_equal(final_state(tmp_path / "failed"), final_state(tmp_path / "whole"))
 
 
 def test_features_that_are_not_finite_are_no_value() -> None:

@@ -1,0 +1,85 @@
+"""What a run tells while it goes: metrics.jsonl and TensorBoard; a disk that refuses stops no training."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from cnnjepa.runs import RunFolder
+
+log = logging.getLogger(__name__)
+_REOPEN_SECONDS = 60.0
+
+
+class _Board:
+    """TensorBoard's writer; after an error of the disk what is told is lost until a new file can be opened: it is but a view."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._folder, self._next = folder, 0.0
+        self._writer: SummaryWriter | None = None
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        try:
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        self._writer, self._next = None, time.monotonic() + _REOPEN_SECONDS
+        log.warning("TensorBoard's file cannot be written: %s; trying again in %.0f s", error, _REOPEN_SECONDS)
+
+    def tell(self, call: str, step: int, *values: Any) -> None:
+        """`SummaryWriter.<call>(*values, step)`."""
+        if self._writer is None and time.monotonic() >= self._next:
+            self._open(step)
+        try:
+            if self._writer is not None:
+                getattr(self._writer, call)(*values, step)
+        except OSError as error:
+            self._lost(error)
+
+    def close(self) -> None:
+        """Flush all."""
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            self._lost(error)
+
+
+class Recorder:
+    """Writes what a run tells after optimiser step `step`; silent on all ranks but the main one."""
+
+    def __init__(self, folder: RunFolder, step: int, is_main: bool, tensorboard: bool) -> None:
+        self.folder, self.is_main = folder, is_main
+        self._board: _Board | None = None
+        if is_main:
+            folder.open_metrics(step)
+            if tensorboard:
+                self._board = _Board(folder.tensorboard, step + 1)
+
+    def record(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """One record."""
+        if not self.is_main:
+            return
+        self.folder.record(kind, step, values)
+        for key, value in values.items() if self._board else ():
+            assert self._board
+            self._board.tell("add_scalar", step, f"{kind}/{key}", value)
+
+    def pictures(self, step: int, images: dict[str, Tensor]) -> None:
+        """Samples of what the method sees, [B, 3, H, W] of any range."""
+        for key, pixels in images.items() if self._board else ():
+            low, high = pixels.amin(), pixels.amax()
+            assert self._board
+            self._board.tell("add_images", step, key, ((pixels - low) / (high - low).clamp_min(1e-6)).float().cpu())
+
+    def close(self) -> None:
+        """Flush all."""
+        if self._board:
+            self._board.close()
+        self.folder.close()

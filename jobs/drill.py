@@ -1,0 +1,101 @@
+"""`python -m jobs.drill [--cluster NAME] [--faults N] [--seed S] [key=value ...]`: proves that nothing is lost, by breaking things.
+
+A small pretraining runs in peace, then again under a random sequence of faults, and is held against the first bit for bit. Exit status: 0
+where nothing is lost, 1 where anything is lost, doubled or different, 2 wrong usage.
+"""
+
+import argparse
+import datetime
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.compose import cluster_names, compose_job
+from jobs.door import INTERRUPTED, require_writable
+from jobs.drills.campaign import Drill, Scene, drill
+from jobs.drills.here import RunHere
+from jobs.drills.on_slurm import RunOnSlurm, command
+from jobs.drills.report import report
+from jobs.queue import has_slurm
+from jobs.spec import ClusterProfile, Scheduler
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; argparse exits with 2 at unknown flags."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.drill", description=__doc__)
+    parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
+    parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1, help="of the faults, their order and their moments")
+    parser.add_argument("--runs-dir", type=Path, help="kept there; default: on this machine a folder that is removed, else the profile's")
+    parser.add_argument("--dry-run", action="store_true", help="show the batch script that would be submitted, and run nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run, such as device=cuda; or of the profile, account=abc")
+    return parser.parse_args(arguments)
+
+
+def check(asked: argparse.Namespace) -> ClusterProfile:
+    """The profile to drill on; raises ValueError at the first rule that is broken, before anything starts."""
+    if asked.faults < 1:
+        raise ValueError(f"--faults must be at least 1; got {asked.faults}")
+    cluster = compose_job([f"cluster={asked.cluster}", *asked.overrides]).cluster
+    slurm = cluster.scheduler is Scheduler.slurm
+    if asked.dry_run:
+        return cluster
+    if slurm and not has_slurm():
+        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run to look at it")
+    if asked.runs_dir or slurm:
+        require_writable(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
+    return cluster
+
+
+def show(asked: argparse.Namespace, cluster: ClusterProfile) -> int:
+    """Print what the sweep's own command would submit; returns its exit status."""
+    line = [*command(cluster, asked.runs_dir or Path(cluster.runs_dir), asked.overrides), "--dry-run"]
+    return subprocess.run(line, check=False).returncode
+
+
+def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) -> Drill:
+    """The drill, told line by line."""
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:7.1f} s  {text}", flush=True)
+
+    def make(name: str) -> Scene:
+        if cluster.scheduler is Scheduler.slurm:
+            return RunOnSlurm(cluster, folder / name, asked.overrides)
+        return RunHere(folder / name, asked.overrides)
+
+    return drill(make, asked.faults, asked.seed, say)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The door."""
+    asked = parse(arguments)
+    try:
+        cluster = check(asked)
+        if asked.dry_run:
+            return show(asked, cluster)
+        # A terminated drill leaves no process and no folder either.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with tempfile.TemporaryDirectory(prefix="cnnjepa-drill-") as passing:
+            kept = asked.runs_dir or (Path(cluster.runs_dir) if cluster.scheduler is Scheduler.slurm else None)
+            folder = kept / f"drill-{datetime.datetime.now():%Y%m%d-%H%M%S}" if kept else Path(passing)
+            found = run_drill(asked, cluster, folder.resolve())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (TimeoutError, ChildProcessError) as error:
+        print(f"THE DRILL HAS FAILED: {error}", file=sys.stderr)
+        return 1
+    print(report(found, asked.faults))
+    return 0 if found.holds and len(found.struck) == asked.faults else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
