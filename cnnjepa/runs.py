@@ -80,6 +80,15 @@ def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None for what a kill or a power cut may leave of one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"kind", "step", "epoch"} <= record.keys() else None
+
+
 def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]], int]:
     """`probes_of` a metrics file from byte `start` on, and where to go on; of the other lines, a thousand times as many, none is parsed."""
     if not path.exists():
@@ -87,7 +96,7 @@ def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]]
     with open(path, "rb") as file:
         file.seek(start)
         *lines, rest = file.read().split(b"\n")
-        found = [json.loads(line) for line in lines if line.startswith(b'{"kind": "probe"') and line.endswith(b"}")]
+        found = [record for line in lines if line.startswith(b'{"kind": "probe"') and (record := _record(line))]
         return probes_of(found), file.tell() - len(rest)
 
 
@@ -95,17 +104,11 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, An
     """The whole lines of a metrics file, or of its last bytes; a torn last line, as a kill may leave, is not one."""
     if not path.exists():
         return []
-    records = []
     with open(path, "rb") as file:
         skipped = max(path.stat().st_size - last_bytes, 0) if last_bytes is not None else 0
         file.seek(skipped)
         lines = file.read().split(b"\n")[:-1]
-    for line in lines[1:] if skipped else lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    return [record for line in lines[bool(skipped) :] if (record := _record(line))]
 
 
 class RunFolder:
