@@ -14,7 +14,7 @@ from typing import IO, Any
 import yaml
 
 from cnnjepa.config import TrainConfig
-from cnnjepa.files import create_exclusive, to_json, write_atomic
+from cnnjepa.files import create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 
 # What depends on the machine and the moment: left out wherever two runs are compared.
@@ -141,15 +141,17 @@ class RunFolder:
         if not self._config.exists():
             raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
         try:
-            return from_dict(yaml.safe_load(self._config.read_text()))
-        except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {type(error).__name__} {error}") from error
+            return from_dict(yaml.safe_load(self._config.read_bytes()))
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError) as error:
+            said = f"{type(error).__name__} {' '.join(str(error).split())}"
+            raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {said}") from error
 
     def result(self) -> RunResult | None:
         """How the run ended; None while it has not."""
         if not self._result.exists():
             return None
-        return RunResult.from_dict(json.loads(self._result.read_text()))
+        with reading(self._result):
+            return RunResult.from_dict(read_json(self._result))
 
     def write_result(self, result: RunResult) -> bool:
         """Record how the run ended: False, and nothing changed, where a result of the same or a later claim stands already."""

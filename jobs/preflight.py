@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -202,9 +203,9 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path) -> list[Finding]:
         array = Array("cnnjepa-preflight", 1, 1, "jobs.preflight", "", code, folder)
         head = [line for line in render(cluster, array).splitlines() if not line.startswith("#SBATCH --time")]
         head = head[: head.index("# command")]
-        python = cluster.python or sys.executable
+        python = shlex.join(shlex.split(cluster.python) or [sys.executable])
         head.insert(1, f"#SBATCH --time={_ON_NODE_MINUTES}")
-        srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {folder}/on_node.py {folder}"
+        srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {shlex.quote(str(folder / 'on_node.py'))} {shlex.quote(str(folder))}"
         write_atomic(folder / "job.sh", "\n".join([*head, f"{srun} {cluster.device.name if cluster.gpus_per_slot else 'cpu'}", ""]))
         job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
         print(f"job {job} looks at a node; this waits for the queue (Ctrl-C cancels it)", flush=True)
