@@ -205,7 +205,8 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path) -> list[Finding]:
         head = head[: head.index("# command")]
         python = shlex.join(shlex.split(cluster.python) or [sys.executable])
         head.insert(1, f"#SBATCH --time={_ON_NODE_MINUTES}")
-        srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {shlex.quote(str(folder / 'on_node.py'))} {shlex.quote(str(folder))}"
+        words = shlex.join([str(folder / "on_node.py"), str(folder)])
+        srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, f"{srun} {cluster.device.name if cluster.gpus_per_slot else 'cpu'}", ""]))
         job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
         print(f"job {job} looks at a node; this waits for the queue (Ctrl-C cancels it)", flush=True)
