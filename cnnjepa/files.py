@@ -1,8 +1,10 @@
 """Files that are whole or not there: written beside, synced, renamed. Or, line by line, never with a torn line before the last."""
 
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,29 @@ def create_exclusive(path: Path, data: str) -> bool:
         beside.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file of this project holds; raises ValueError, one line with the file, where it holds none."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: a {type(value).__name__} and no object")
+    return value
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within the block, what does not fit what the file should hold becomes one ValueError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        said = f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: {said}") from error
+    except OSError as error:
+        raise ValueError(f"{path.name} must be a file that can be read; got {path}: {error.strerror}") from error
 
 
 class Lines:

@@ -1,7 +1,9 @@
 """What a configuration must satisfy before anything starts; each rule broken is one line with key, rule and value."""
 
+import dataclasses
 import math
 from enum import Enum
+from typing import Any
 
 from cnnjepa.config import (
     MIN_GRID,
@@ -25,6 +27,47 @@ from cnnjepa.config import (
 def _require(condition: bool, key: str, rule: str, value: object) -> None:
     if not condition:
         raise ValueError(f"{key} must {rule}; got {value.name if isinstance(value, Enum) else value}")
+
+
+# Sizes above which a slip of the hand would end in a full memory, after hours in a queue.
+_LARGEST = {
+    "data.image_size": 4096,
+    "data.workers": 512,
+    "encoder.width": 4096,
+    "encoder.blocks": 64,
+    "encoder.patch_size": 4096,
+    "encoder.vit_depth": 64,
+    "method.predictor_width": 8192,
+    "method.predictor_depth": 64,
+    "method.mask.blocks": 1000,
+    "method.hidden": 65_536,
+    "method.projection": 65_536,
+    "method.width": 65_536,
+    "method.depth": 64,
+    "method.classes": 1_000_000,
+    "probes.linear_epochs": 100_000,
+    "probes.batch_size": 1_000_000,
+    "micro_batch_size": 1_000_000,
+    "checkpoint.keep": 1_000_000,
+    "epochs": 1_000_000,
+    "threads": 4096,
+}
+_WHOLE_NUMBERS_BELOW = 2**32
+
+
+def validate_numbers(config: Any, path: str = "") -> None:
+    """Raise ValueError at what is not a number, at a whole number that no counter holds, and at a size that no machine does."""
+    for f in dataclasses.fields(config):
+        key, value = path + f.name, getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            validate_numbers(value, key + ".")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float):
+                _require(not math.isnan(number), key, "be a number", number)
+            if isinstance(number, int) and not isinstance(number, bool):
+                _require(abs(number) < _WHOLE_NUMBERS_BELOW, key, f"lie within {_WHOLE_NUMBERS_BELOW} of 0", number)
+                if key in _LARGEST:
+                    _require(number <= _LARGEST[key], key, f"be at most {_LARGEST[key]}", number)
 
 
 def validate_mask(mask: MaskConfig, key: str, grid: int) -> None:
@@ -105,6 +148,7 @@ def validate_global_batch(config: TrainConfig, ranks: int) -> None:
 def validate(config: TrainConfig, ranks: int = 1) -> None:
     """Raise ValueError, one line with key, rule and value, unless `config` can be trained on `ranks` ranks."""
     data, optimizer, probes = config.data, config.optimizer, config.probes
+    validate_numbers(config)
     for key in ("patch_size", "vit_depth"):
         value = getattr(config.encoder, key)
         _require(value >= 1, f"encoder.{key}", "be at least 1", value)

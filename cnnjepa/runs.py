@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from cnnjepa.config import TrainConfig
-from cnnjepa.files import Lines, create_exclusive, to_json, write_atomic
+from cnnjepa.files import Lines, create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 
 # What depends on the machine and the moment: left out wherever two runs are compared.
@@ -80,6 +80,15 @@ def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None for what a kill or a power cut may leave of one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"kind", "step", "epoch"} <= record.keys() else None
+
+
 def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]], int]:
     """`probes_of` a metrics file from byte `start` on, and where to go on; of the other lines, a thousand times as many, none is parsed."""
     if not path.exists():
@@ -87,7 +96,7 @@ def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]]
     with open(path, "rb") as file:
         file.seek(start)
         *lines, rest = file.read().split(b"\n")
-        found = [json.loads(line) for line in lines if line.startswith(b'{"kind": "probe"') and line.endswith(b"}")]
+        found = [record for line in lines if line.startswith(b'{"kind": "probe"') and (record := _record(line))]
         return probes_of(found), file.tell() - len(rest)
 
 
@@ -95,17 +104,11 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, An
     """The whole lines of a metrics file, or of its last bytes; a torn last line, as a kill may leave, is not one."""
     if not path.exists():
         return []
-    records = []
     with open(path, "rb") as file:
         skipped = max(path.stat().st_size - last_bytes, 0) if last_bytes is not None else 0
         file.seek(skipped)
         lines = file.read().split(b"\n")[:-1]
-    for line in lines[1:] if skipped else lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    return [record for line in lines[bool(skipped) :] if (record := _record(line))]
 
 
 class RunFolder:
@@ -138,15 +141,17 @@ class RunFolder:
         if not self._config.exists():
             raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
         try:
-            return from_dict(yaml.safe_load(self._config.read_text()))
-        except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {type(error).__name__} {error}") from error
+            return from_dict(yaml.safe_load(self._config.read_bytes()))
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError) as error:
+            said = f"{type(error).__name__} {' '.join(str(error).split())}"
+            raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {said}") from error
 
     def result(self) -> RunResult | None:
         """How the run ended; None while it has not."""
         if not self._result.exists():
             return None
-        return RunResult.from_dict(json.loads(self._result.read_text()))
+        with reading(self._result):
+            return RunResult.from_dict(read_json(self._result))
 
     def write_result(self, result: RunResult) -> bool:
         """Record how the run ended: False, and nothing changed, where a result of the same or a later claim stands already."""

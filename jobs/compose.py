@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
 from cnnjepa.identity import from_dict, signature
 from cnnjepa.rules import validate
+from jobs.door import require_printable
 from jobs.spec import ClusterProfile, JobSpec, fit_to, validate_cluster
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
@@ -70,11 +72,12 @@ def qualified(overrides: Sequence[str]) -> list[str]:
 def _check_syntax(overrides: Sequence[str]) -> None:
     parser = OverridesParser.create()
     for override in overrides:
+        require_printable(override, "an override")
         if not re.match(r"[\w./@]+=", override):
             raise ValueError(f"an override must have the form key=value; got {override}")
         try:
             parser.parse_override(override)
-        except HydraException as error:
+        except (HydraException, RecursionError) as error:
             raise ValueError(f"an override must have a value that Hydra can read; got {override}") from error
 
 
@@ -123,7 +126,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if wrong:
         return f"{key} must be of type {wrong[1].lower()}; got {given}"
     first = text.strip().splitlines()[0]
-    return f"{key or 'an override'} must fit the configuration; got {given or ' '.join(overrides)}: {first}"
+    return f"{key or 'an override'} must fit the configuration; got {given or ' '.join(overrides)}: {first.strip()}"
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -170,5 +173,13 @@ def compose_job(overrides: Sequence[str]) -> JobSpec:
         job = job_from(_compose(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, overrides)) from error
+    except yaml.YAMLError as error:
+        profile = next((o.partition("=")[2] for o in overrides if o.startswith("cluster=")), "local")
+        raise ValueError(f"slurm/cluster/{profile}.yaml must be YAML; got {' '.join(str(error).split())}") from error
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, ValueError) and " must " in str(error):
+            raise
+        said = f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
     validate(job.train, job.cluster.ranks_per_slot)
     return job

@@ -53,9 +53,16 @@ def stop_on_signals() -> Iterator[Stop]:
 
 def require_writable(folder: Path, key: str) -> None:
     """Raise ValueError unless files can be made in `folder`, which is created where it is missing."""
+    require_printable(str(folder), key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(f"{key} must be a folder that can be written; got {folder}: {error.strerror}") from error
+
+
+def require_printable(text: str, key: str) -> None:
+    """Raise ValueError at a line break or another character that cannot be seen: it would end a line of a script, a table or a log."""
+    if not text.isprintable():
+        raise ValueError(f"{key} must hold printable characters alone; got {text!r}")

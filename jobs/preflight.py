@@ -233,12 +233,12 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, data: Sequence[dict[s
         array = Array("cnnjepa-preflight", 1, 1, "jobs.preflight", "", code, folder)
         head = [line for line in render(cluster, array).splitlines() if not line.startswith("#SBATCH --time")]
         head = head[: head.index("# command")]
-        python = cluster.python or sys.executable
-        room = shlex.join([cluster.local_scratch, str(sets[0].folder)] if sets else ["", ""])
+        python = shlex.join(shlex.split(cluster.python) or [sys.executable])
+        room = [cluster.local_scratch, str(sets[0].folder)] if sets else ["", ""]
         head.insert(1, f"#SBATCH --time={_ON_NODE_MINUTES}")
-        srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {folder}/on_node.py {folder}"
-        asked = f"{srun} {cluster.device.name if cluster.gpus_per_slot else 'cpu'} {room}"
-        write_atomic(folder / "job.sh", "\n".join([*head, asked, ""]))
+        words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_slot else "cpu", *room])
+        srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
+        write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
         job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
         print(f"job {job} looks at a node; this waits for the queue (Ctrl-C cancels it)", flush=True)
         try:

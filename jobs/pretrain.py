@@ -13,6 +13,7 @@ from cnnjepa.distributed import is_main_rank, rank_count
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from jobs.compose import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, qualified, register_schemas, split_multirun
 from jobs.door import INTERRUPTED, require_writable, stop_on_signals
+from jobs.private import make_private
 from jobs.queue import Queue, SlurmError, own_job
 from jobs.ranks import adopt_srun_ranks
 from jobs.run import check_job, run_job
@@ -102,13 +103,14 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
     if launcher == "submitit_slurm" and (queued := [e.id for e in queue.named(name) if not e.ended]):
         raise ValueError(f"a grid must be queued once; got this one again, it is job {', '.join(queued)}: wait for it, or scancel it")
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
+    make_private(folder, "the folder of submitit's pickles")
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
     try:
         _hydra_run()
     except SystemExit as end:
         if end.code:
             print(f"{launcher} ended with status {end.code}; its logs: {folder}", file=sys.stderr)
-            if not folder.exists():
+            if not any(folder.iterdir()):
                 return 1  # it has not come to submitting
     while launcher == "submitit_slurm" and INTERRUPTED in map(status_of, jobs) and any(not e.ended for e in queue.named(name)):
         time.sleep(5)

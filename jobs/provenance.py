@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from jobs.snapshot import recorded_commit
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "ray", "optuna", "hydra-core", "submitit", "scikit-learn")
 _LONGEST_DIFF = 1_000_000
+_SECRET = re.compile(r"((?:token|secret|passw|passphrase|api_?key|credential)[\w.-]*\s*[=:]).+", re.I | re.S)
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(@)")
 
 
 def commit_and_diff() -> dict[str, str]:
@@ -30,6 +33,11 @@ def _git(*arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
+def scrubbed(word: str) -> str:
+    """A word of a command line, without what looks like a secret in it: the value of a key that is named like one, or a URL's password."""
+    return _PASSWORD.sub(r"\1***\2", _SECRET.sub(r"\1***", word))
+
+
 def provenance() -> dict[str, Any]:
     """Commit, uncommitted diff, package versions, host, time and command; empty strings where git has no answer."""
     return {
@@ -39,7 +47,7 @@ def provenance() -> dict[str, Any]:
         "host": platform.node(),
         "cores": os.cpu_count(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [scrubbed(word) for word in sys.argv],
     }
 
 

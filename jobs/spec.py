@@ -1,12 +1,15 @@
 """The nouns of a job: a machine park (ClusterProfile) and one run on it (JobSpec)."""
 
 import math
+import re
+import shlex
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from cnnjepa.config import Device, TrainConfig
+from jobs.door import require_printable
 
 
 class Scheduler(Enum):
@@ -136,8 +139,43 @@ def fit_to(cluster: ClusterProfile, train: TrainConfig) -> None:
         train.device = cluster.device if cluster.gpus_per_slot else Device.cpu
 
 
+# What sbatch's own reader of #SBATCH lines gives a meaning to, also within quotes; a colon would part PYTHONPATH.
+_LOST_IN_SBATCH = frozenset("\\#:'\"")
+_SITE_WORD = re.compile(r"[\w][\w.,:+=@/()*\[\]-]*")
+_SBATCH_OPTION = re.compile(r"[A-Za-z][A-Za-z-]*")
+
+
+def require_sbatch_path(path: Path, key: str) -> None:
+    """Raise ValueError at a path that a batch script could not carry as it is."""
+    bad = sorted({c for c in str(path) if c in _LOST_IN_SBATCH or not c.isprintable()})
+    if bad:
+        raise ValueError(f"{key} must hold no {' '.join(map(repr, bad))} on Slurm, which a batch script cannot carry; got {str(path)!r}")
+
+
+def validate_words(cluster: ClusterProfile) -> None:
+    """Raise ValueError where a value would end, or add to, its line of a batch script. `setup` and `python` are shell, by intent."""
+    for key in ("account", "partition", "qos", "gres"):
+        value = getattr(cluster, key)
+        if value and not _SITE_WORD.fullmatch(value):
+            raise ValueError(f"cluster.{key} must be a word of letters, digits and .,:+=@/()*[]- as Slurm names things; got {value!r}")
+    for option, value in cluster.sbatch.items():
+        if not isinstance(option, str) or not _SBATCH_OPTION.fullmatch(option.replace("_", "-")):
+            raise ValueError(f"cluster.sbatch must hold long options of sbatch as keys; got {option!r}")
+        if not isinstance(value, (str, int, float, bool)) or not str(value).isprintable():
+            raise ValueError(f"cluster.sbatch.{option} must be one line of printable text, a number, true or false; got {value!r}")
+    for key in ("runs_dir", "data_root", "python"):
+        require_printable(getattr(cluster, key), f"cluster.{key}")
+    for line in cluster.setup:
+        require_printable(line, "cluster.setup")
+    try:
+        shlex.split(cluster.python)
+    except ValueError as error:
+        raise ValueError(f"cluster.python must be shell words; got {cluster.python!r}: {error}") from error
+
+
 def validate_cluster(cluster: ClusterProfile) -> None:
     """Raise ValueError, naming key, rule and value, for a profile that no slot can run by."""
+    validate_words(cluster)
     c, slurm = cluster, cluster.scheduler is Scheduler.slurm
     for key in ("cores_per_slot", "ranks_per_slot", "nodes_per_slot"):  # others are divided by them
         if getattr(c, key) < 1:

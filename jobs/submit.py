@@ -15,6 +15,7 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from jobs.private import refuse_unless_private
 from jobs.queue import SlurmError
 from jobs.spec import ClusterProfile
 
@@ -73,7 +74,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
     code = shlex.quote(str(array.code))
     options = {
         "requeue": True,
-        "output": str(array.log_folder / "%A_%a.log"),
+        "output": str(array.log_folder).replace("%", "%%") + "/%A_%a.log",
         **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
         **cluster.sbatch,
     }
@@ -126,7 +127,12 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
             "max_num_timeout": 1000,  # a run that is longer than the limit goes on in the next job
             "stderr_to_stdout": True,
             # The launcher has no place for srun's options.
-            "setup": [*cluster.setup, "export SLURM_KILL_BAD_EXIT=1", f"export SRUN_CPUS_PER_TASK={cluster.threads_per_rank}"],
+            "setup": [
+                refuse_unless_private(folder),
+                *cluster.setup,
+                "export SLURM_KILL_BAD_EXIT=1",
+                f"export SRUN_CPUS_PER_TASK={cluster.threads_per_rank}",
+            ],
         }
     shown = [f"hydra.launcher.{key}={_hydra_value(value)}" for key, value in values.items()]
     further = {"requeue": True, **cluster.sbatch} if launcher == "submitit_slurm" else {}
@@ -138,7 +144,7 @@ def _hydra_value(value: object) -> str:
     """A value in the grammar of Hydra's overrides."""
     if isinstance(value, list):
         return "[" + ",".join(map(_hydra_value, value)) + "]"
-    return json.dumps(value).replace("${", "\\${")
+    return json.dumps(value, ensure_ascii=False).replace("${", "\\${")
 
 
 def submit(cluster: ClusterProfile, array: Array) -> str:

@@ -30,6 +30,33 @@ def find_trials(view: View, names: list[str]) -> list[Trial]:
     return found
 
 
+def show(view: View, asked: argparse.Namespace) -> int:
+    """Print, or write, what was asked for of a sweep."""
+    console = wide_console()
+    if asked.command == "study":
+        from sweeps.study import mirror  # who looks at a sweep otherwise needs no Optuna
+
+        print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
+        return 0
+    if asked.command == "status":
+        found = sweep_status(view)
+        if asked.json:
+            print(json.dumps({**found, "best": best_so_far(view)}))
+        else:
+            shown = live_table(found, None)
+            console.print(shown if shown.row_count else shown.title, highlight=False)
+            for line in (rungs_line(view), best_line(view)):
+                if line:
+                    console.print(line, highlight=False, soft_wrap=True)
+        return 0
+    results.write_all(view)
+    if asked.format == "table":
+        console.print(results.terminal_table(view))
+    else:
+        print(results.summary_csv(view) if asked.format == "csv" else results.markdown_table(view), end="")
+    return 0
+
+
 def main() -> int:
     """The door; exit status 2 where the folder holds no sweep."""
     parser = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__)
@@ -56,34 +83,12 @@ def main() -> int:
         if asked.command == "cancel":
             print(cancel(view, find_trials(view, asked.trial)))
             return 0
+        return show(view, asked)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ValueError, SlurmError) as error:
+    except (ValueError, SlurmError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console = wide_console()
-    if asked.command == "study":
-        from sweeps.study import mirror  # who looks at a sweep otherwise needs no Optuna
-
-        print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
-        return 0
-    if asked.command == "status":
-        found = sweep_status(view)
-        if asked.json:
-            print(json.dumps({**found, "best": best_so_far(view)}))
-        else:
-            shown = live_table(found, None)
-            console.print(shown if shown.row_count else shown.title, highlight=False)
-            for line in (rungs_line(view), best_line(view)):
-                if line:
-                    console.print(line, highlight=False, soft_wrap=True)
-        return 0
-    results.write_all(view)
-    if asked.format == "table":
-        console.print(results.terminal_table(view))
-    else:
-        print(results.summary_csv(view) if asked.format == "csv" else results.markdown_table(view), end="")
-    return 0
 
 
 if __name__ == "__main__":

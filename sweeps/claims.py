@@ -20,7 +20,7 @@ from types import TracebackType
 
 import psutil
 
-from cnnjepa.files import create_exclusive, to_json
+from cnnjepa.files import create_exclusive, read_json, reading, to_json
 from jobs.queue import ENDED, GONE, Queue, own_job, own_restart
 
 HEARTBEAT_SECONDS = 20.0
@@ -132,15 +132,17 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
     names = listing(trial_dir) if names is None else names
     read = {c.epoch for c in known}
     claims = list(known)
-    for name in sorted(n for n in names if n.endswith(".json") and n[0].isdigit()):
+    for name in sorted(n for n in names if n.endswith(".json") and n.removesuffix(".json").isdecimal()):
         if int(name.removesuffix(".json")) in read:
             continue
-        values = json.loads((trial_dir / "claim" / name).read_text())
-        held = values.get("slurm") or {}
-        slurm = {f.name: held[f.name] for f in fields(SlurmStart) if f.name in held}
-        driver = values["driver"] if isinstance(values["driver"], str) else json.dumps(values["driver"])
-        start = SlurmStart(**slurm) if slurm else None
-        claims.append(Claim(values["epoch"], Process(**values["owner"]), driver, values["step"], values.get("time", 0.0), start))
+        path = trial_dir / "claim" / name
+        with reading(path):
+            values = read_json(path)
+            held = values.get("slurm") or {}
+            slurm = {f.name: held[f.name] for f in fields(SlurmStart) if f.name in held}
+            driver = values["driver"] if isinstance(values["driver"], str) else json.dumps(values["driver"])
+            start = SlurmStart(**slurm) if slurm else None
+            claims.append(Claim(values["epoch"], Process(**values["owner"]), driver, values["step"], values.get("time", 0.0), start))
     return claims
 
 
@@ -166,7 +168,7 @@ def _path(trial_dir: Path, epoch: int, what: str = "json") -> Path:
 
 def _last_epoch(names: frozenset[str], what: str) -> int:
     """The last claim that has a file of that kind, -1 where none has."""
-    return max((int(n.partition(".")[0]) for n in names if n.endswith("." + what) and n[0].isdigit()), default=-1)
+    return max((int(n.partition(".")[0]) for n in names if n.endswith("." + what) and n.partition(".")[0].isdecimal()), default=-1)
 
 
 def cancel(trial_dir: Path) -> None:

@@ -3,16 +3,15 @@
 The trials of a search are not all known beforehand: points/<number>.json is written, by whoever chooses it, for each but the first.
 """
 
-import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from cnnjepa import checkpoint
-from cnnjepa.files import create_exclusive, to_json, write_atomic
+from cnnjepa.files import create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.runs import RunFolder, RunResult, RunStatus, read_probes
 from jobs.queue import Queue, has_slurm
 from sweeps import claims
@@ -99,18 +98,19 @@ class Sweep:
     def load(path: Path) -> "Sweep":
         """The sweep that `write` left; raises ValueError where there is none."""
         file = path / "sweep.json"
-        if not file.exists():
+        if not os.path.exists(file):
             raise ValueError(f"a sweep folder must hold sweep.json; got {path}")
         try:
-            values: dict[str, Any] = json.loads(file.read_text())
+            values = read_json(file)
             trials = [Trial.from_dict(t) for t in values.pop("trials")]
             search = values.pop("search", None)
             known = {**values, "scale": ScaleName[values["scale"]], "search": Search.from_dict(search) if search else None}
             sweep = Sweep(path=path, trials=trials, **known)
             sweep.grow()
             return sweep
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"sweep.json must be one that a sweep wrote; got {file}: {type(error).__name__} {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            said = f"{type(error).__name__} {' '.join(str(error).split())}"
+            raise ValueError(f"sweep.json must be one that a sweep wrote; got {file}: {said}") from error
 
     def write(self) -> None:
         """Publish sweep.json; the same sweep writes the same bytes."""
@@ -126,10 +126,11 @@ class Sweep:
         if self.search is None:
             return
         while (file := self.point_file(self.next_number)).exists():
-            values = json.loads(file.read_text())
+            with reading(file):
+                values = read_json(file)
+                if values.pop("search") == self.search.digest:
+                    self.trials.append(Trial(values=applied(self.search.base, values["params"], values["seed"]), **values))
             self._next[0] += 1
-            if values.pop("search") == self.search.digest:
-                self.trials.append(Trial(values=applied(self.search.base, values["params"], values["seed"]), **values))
 
     @property
     def next_number(self) -> int:

@@ -37,20 +37,26 @@ def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all((x["name"] == y["name"]) if isinstance(x, dict) and isinstance(y, dict) else x == y for x, y in pairs)
 
 
+def hours_of(view: View, like: dict[str, Any], cluster: ClusterProfile) -> list[float]:
+    """Device-hours an epoch of one sweep's completed Slurm runs of that shape."""
+    hours = []
+    for trial in view.sweep.trials:
+        result = view.result(trial)
+        past = view.claims(trial) if result and result.status is RunStatus.completed else []
+        if result and past and past[-1].slurm is not None and same_shape(trial.values, like):
+            devices = past[-1].slurm.gpus or cluster.cores_per_slot
+            hours.append(result.seconds / 3600 / trial.epochs * devices)
+    return hours
+
+
 def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile) -> list[float]:
     """Device-hours an epoch of the completed Slurm runs of that shape under `runs_dir`."""
     hours = []
     for file in sorted(runs_dir.glob("*/sweep.json")):
         try:
-            view = View(Sweep.load(file.parent))
+            hours += hours_of(View(Sweep.load(file.parent)), like, cluster)
         except ValueError:
-            continue
-        for trial in view.sweep.trials:
-            result = view.result(trial)
-            past = view.claims(trial) if result and result.status is RunStatus.completed else []
-            if result and past and past[-1].slurm is not None and same_shape(trial.values, like):
-                devices = past[-1].slurm.gpus or cluster.cores_per_slot
-                hours.append(result.seconds / 3600 / trial.epochs * devices)
+            continue  # another sweep's broken file is that sweep's affair
     return hours
 
 

@@ -1,6 +1,7 @@
 """From a command line to a planned sweep: its trials or its search, its rungs and its cluster, checked before anything starts."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +9,18 @@ from cnnjepa.identity import from_dict
 from cnnjepa.rules import validate
 from jobs.compose import cluster_names, compose_job, qualified
 from jobs.door import require_writable
-from jobs.spec import ClusterProfile, Scheduler
+from jobs.spec import ClusterProfile, Scheduler, require_sbatch_path
 from sweeps.folder import Sweep
 from sweeps.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.space import applied, baseline
 from sweeps.spec import FIRST_SEED, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
 from sweeps.study import SAMPLERS
+
+_MOST = 100_000  # seeds, or settings: more is a slip of the hand, and would be planned for hours
+
+
+def _and_at_most(value: int) -> str:
+    return f" and at most {_MOST}" if value > _MOST else ""
 
 
 def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
@@ -57,8 +64,8 @@ def profile_keys(overrides: Sequence[str]) -> list[str]:
 
 def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProfile]:
     """The sweep that was asked for, checked through and through; nothing has started. Raises ValueError at the first broken rule."""
-    if asked.seeds is not None and asked.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1; got {asked.seeds}")
+    if asked.seeds is not None and not 1 <= asked.seeds <= _MOST:
+        raise ValueError(f"--seeds must be at least 1{_and_at_most(asked.seeds)}; got {asked.seeds}")
     local = compose_job([f"cluster={asked.cluster}", *profile_keys(asked.overrides)]).cluster.scheduler is Scheduler.local
     scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if local else ScaleName.paper
     chosen = spec.scale(scale)
@@ -66,6 +73,10 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
     runs_dir = (asked.runs_dir or Path(cluster.runs_dir)).resolve()
     if not asked.dry_run:
         require_writable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
+    if cluster.scheduler is Scheduler.slurm:
+        require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
+    if not re.fullmatch(r"\w[\w.-]*", spec.name):
+        raise ValueError(f"a sweep's name must be letters, digits, _, . and -, since it names a folder and jobs; got {spec.name!r}")
     path, seeds = runs_dir / f"{spec.name}-{scale.name}", asked.seeds or chosen.seeds
     rungs = rungs_of(spec, chosen, asked)
     eta, search = asked.eta if rungs else 0, None
@@ -108,8 +119,8 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
 def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int) -> Search:
     """The search that was asked for; raises ValueError where the borders of its space cannot be trained."""
     points, budget = scale.points if asked.points is None else asked.points, asked.budget_gpu_hours
-    if points < 1:
-        raise ValueError(f"--points must be at least 1; got {points}")
+    if not 1 <= points <= _MOST:
+        raise ValueError(f"--points must be at least 1{_and_at_most(points)}; got {points}")
     if budget is not None and not 0 < budget < float("inf"):
         raise ValueError(f"--budget-gpu-hours must be positive and finite; got {budget:g}")
     options = {"points": points, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}

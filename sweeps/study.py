@@ -1,7 +1,7 @@
 """The brain: an Optuna study that is built in memory from the run folders and asked what to run next; nothing of it is kept."""
 
-import os
 import statistics
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
+from cnnjepa.files import write_atomic
 from cnnjepa.randomness import Stream, integer
 from sweeps.folder import TrialState, View
 from sweeps.space import Dimension, Params, Value
@@ -153,17 +154,11 @@ def mirror(view: View) -> Path:
     """
     sweep, search = view.sweep, view.sweep.search
     path = sweep.path / "optuna.journal"
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    made.unlink(missing_ok=True)
     if search is not None:
         space = {d.key: distribution(d) for d in search.space}
     else:
         space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.setting for t in sweep.trials)))}
-    storage = JournalStorage(JournalFileBackend(str(made)))
     costs = search is not None and search.costs
-    study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs))
-    study.set_metric_names([sweep.objective, "device-hours"][: 1 + costs])
-    study.set_user_attr("question", sweep.question)
     told = []
     for trial in sweep.trials:
         params: Params = trial.params if search is not None else {"setting": trial.setting}
@@ -176,8 +171,15 @@ def mirror(view: View) -> Path:
             causes = [result.cause, *(f"{name}: {cause}" for name, cause in result.missing.items())]
             about["cause"] = "; ".join(filter(None, causes))
         told.append(frozen(replace(one, reports=reports(view, trial)), space, about))
-    study.add_trials(told)
-    os.replace(made, path)
+    # Made where nobody else writes and locks work: a mirror that is killed on its way leaves nothing here but a file of another name.
+    with tempfile.TemporaryDirectory() as private:
+        made = Path(private) / path.name
+        storage = JournalStorage(JournalFileBackend(str(made)))
+        study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs))
+        study.set_metric_names([sweep.objective, "device-hours"][: 1 + costs])
+        study.set_user_attr("question", sweep.question)
+        study.add_trials(told)
+        write_atomic(path, made.read_bytes())
     return path
 
 

@@ -123,9 +123,6 @@ class _ProbeImages(Dataset[Tensor]):
         return len(self.indices)
 
 
-T = TypeVar("T")
-
-
 def _as_it_is(batch: T) -> T:
     return batch
 

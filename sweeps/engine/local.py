@@ -17,6 +17,8 @@ from sweeps.slot import run_slots
 
 # What Ray's own processes hold beside the slots.
 RAY_MEMORY_GB = 1.0
+# Told of 127.0.0.1 alone, Ray takes it for "find the address that others reach", and listens on all; without clusters it stays at home.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -88,7 +90,7 @@ class LocalEngine:
 
     def start(self) -> None:
         """Start Ray; from the main thread, since Ray's processes end with the thread that started them."""
-        os.environ |= {**ENVIRONMENT, "RAY_AUTH_TOKEN_PATH": str(write_token(self._private))}
+        os.environ |= {**ENVIRONMENT, **_LOOPBACK, "RAY_AUTH_TOKEN_PATH": str(write_token(self._private))}
         import ray
 
         with signals_kept():

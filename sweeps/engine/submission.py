@@ -5,15 +5,15 @@ number down leaves neither; the array is then found by its name, which follows f
 """
 
 import hashlib
-import json
 import os
 import time
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from cnnjepa.config import Device
-from cnnjepa.files import create_exclusive, to_json, write_atomic
+from cnnjepa.files import create_exclusive, read_json, reading, to_json, write_atomic
 from jobs.spec import Allocation, ClusterProfile, Scheduler
 from jobs.submit import Array
 from sweeps.claims import Process
@@ -30,7 +30,7 @@ def job_prefix(sweep: Sweep) -> str:
 
 def last_number(sweep: Sweep) -> int:
     """Of the sweep's submissions, 0 where there is none."""
-    return max((int(p.stem) for p in (sweep.path / "submissions").glob("[0-9]*.json")), default=0)
+    return max((int(p.stem) for p in (sweep.path / "submissions").glob("[0-9]*.json") if p.stem.isdecimal()), default=0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,11 @@ class Submission:
     @staticmethod
     def load(path: Path) -> "Submission":
         """What `create` wrote."""
-        values = json.loads(path.read_text())
+        with reading(path):
+            return Submission._of(read_json(path))
+
+    @staticmethod
+    def _of(values: dict[str, Any]) -> "Submission":
         cluster = values["cluster"]
         profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
         shared = values.get("allocation")
