@@ -5,6 +5,10 @@ differences from the authors' code: scale and aspect are independent draws there
 can be targets; every rank draws its own samples' masks.
 """
 
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -73,16 +77,22 @@ def require_context(config: BlockMaskConfig, key: str, grid: int) -> None:
         raise ValueError(f"{key}.context_scale_min must {rule}; got {config.context_scale_min:g}, which leaves {max(left, 0)}")
 
 
-def draw_blocks(
-    config: BlockMaskConfig, grid: int, seed: int, step: int, global_batch: int, positions: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """I-JEPA's cells as indices in row order: context [B, K] and targets [B, blocks, n] of the given positions of the global batch.
+@dataclass(frozen=True)
+class _BatchBlocks:
+    """The blocks of a whole global batch."""
 
-    The sizes of the blocks are one draw an iteration, their places one a sample (Assran et al. 2023, section 3). The context is a block
-    less all targets; K is the least that any sample of the global batch keeps, so that any number of ranks computes the same, and a sample
-    that keeps more leaves out cells at random. A target that would leave less than an eighth of the grid as context is replaced by the
-    sample's first; `require_context` sees to it that one always fits.
-    """
+    height: int  # of a target, in cells
+    width: int
+    corners: npt.NDArray[np.int64]  # of the targets [global batch, blocks, 2]
+    context: npt.NDArray[np.bool_]  # [global batch, cells], True where a sample's context may be
+    kept: int  # cells of every context
+    noise: npt.NDArray[np.float64]  # [global batch, cells], decides which cells are left out
+
+
+@lru_cache(maxsize=1)  # all micro-batches of a step ask for the same
+def _batch_blocks(values: tuple[Any, ...], grid: int, seed: int, step: int, global_batch: int) -> _BatchBlocks:
+    """The blocks of one step; `values` are those of a BlockMaskConfig."""
+    config = BlockMaskConfig(*values)
     random = generator(seed, Stream.mask, step)
     target_scale, target_aspect, context_scale = random.random(3)
     height, width = block_shape(
@@ -111,9 +121,23 @@ def draw_blocks(
             left_over[crowded] = context[crowded]
         context = left_over
     context = context.reshape(global_batch, -1)
-    kept = int(context.sum(axis=1).min())
-    order = np.where(context, noise, 2.0)[positions]
-    context_cells = np.sort(np.argpartition(order, kept - 1, axis=1)[:, :kept], axis=1)
-    block_cells = (np.arange(height)[:, None] * grid + np.arange(width)).reshape(-1)
-    target_cells = (corners[:, :, 0] * grid + corners[:, :, 1])[positions][:, :, None] + block_cells
+    return _BatchBlocks(height, width, corners, context, int(context.sum(axis=1).min()), noise)
+
+
+def draw_blocks(
+    config: BlockMaskConfig, grid: int, seed: int, step: int, global_batch: int, positions: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """I-JEPA's cells as indices in row order: context [B, K] and targets [B, blocks, n] of the given positions of the global batch.
+
+    The sizes of the blocks are one draw an iteration, their places one a sample (Assran et al. 2023, section 3). The context is a block
+    less all targets; K is the least that any sample of the global batch keeps, so that any number of ranks computes the same, and a sample
+    that keeps more leaves out cells at random. A target that would leave less than an eighth of the grid as context is replaced by the
+    sample's first; `require_context` sees to it that one always fits.
+    """
+    drawn = _batch_blocks(astuple(config), grid, seed, step, global_batch)
+    order = np.where(drawn.context[positions], drawn.noise[positions], 2.0)
+    context_cells = np.sort(np.argpartition(order, drawn.kept - 1, axis=1)[:, : drawn.kept], axis=1)
+    block_cells = (np.arange(drawn.height)[:, None] * grid + np.arange(drawn.width)).reshape(-1)
+    corners = drawn.corners[positions]
+    target_cells = (corners[:, :, 0] * grid + corners[:, :, 1])[:, :, None] + block_cells
     return context_cells, target_cells

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName
+from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, DatasetName, TrainConfig
 from cnnjepa.data.datasets import DEBIAN_FASHION, Images, load_splits
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.loader import build_plan, normalise, train_loader
 from cnnjepa.data.pictures import Drawn, Pixels
-from cnnjepa.data.views import ViewSpec, crop_and_flip, draw_crop, probe_view, random_views
+from cnnjepa.data.views import ViewSpec, augmented, crop_and_flip, draw_crop, probe_view, random_views
 from cnnjepa.distributed import Ranks
+from cnnjepa.randomness import Stream, generator
 from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")
@@ -177,29 +178,73 @@ def test_the_probe_sees_224_of_256() -> None:
     assert (view.int() - v2.functional.pil_to_tensor(transform(picture(500, 375))).int()).abs().max() <= 1
 
 
-def stream(workers: int, ranks: int = 1, start: int = 0, epochs: int = 2) -> list[torch.Tensor]:
-    """The views of all ranks in the order of the global batch, a list over steps."""
-    config = tiny_config(epochs=epochs, micro_batch_size=8)
+def image_files(folder: Path) -> TrainConfig:
+    """164 JPEGs of two classes; 5 steps of 32 images an epoch."""
+    config = tiny_config(micro_batch_size=8)
+    root = image_tree(folder, ["cat", "dog"], images=82)
+    config.data = DataConfig(DatasetName.imagefolder, str(root))
+    return config
+
+
+def stream(
+    config: TrainConfig, views: int = 1, workers: int = 0, ranks: int = 1, start: int = 0, stop: int | None = None
+) -> list[list[torch.Tensor]]:
+    """Steps `start` to `stop`, each the views and labels of all ranks in the order of the global batch."""
     config.data.workers = workers
     splits = load_splits(config.data)
     plan = build_plan(config, len(splits.pretrain), ranks)
-    specs = [crop_and_flip(config.data)]
+    specs = [crop_and_flip(config.data)] if views == 1 else [augmented(config.data, AugmentConfig())] * views
     loaders = [train_loader(config, splits, specs, plan, Ranks(r, ranks, CPU), start) for r in range(ranks)]
     steps = []
-    for _ in range(start, plan.total_steps):
-        steps.append(torch.cat([next(loader)[0][0] for loader in loaders for _ in range(plan.micro_batches)]))
-    assert next(loaders[0], None) is None
+    for _ in range(start, plan.total_steps if stop is None else stop):
+        loaded = [next(loader) for loader in loaders for _ in range(plan.micro_batches)]
+        steps.append([torch.cat(parts) for parts in zip(*([*v, labels] for v, labels in loaded), strict=True)])
+    assert (next(loaders[0], None) is None) == (stop is None)
     return steps
 
 
-def test_the_stream_is_the_same_for_any_workers_ranks_and_start() -> None:
-    whole = stream(workers=0)
-    assert len(whole) == 10
-    assert whole[0].shape == (32, 3, 32, 32)
-    for other in (stream(workers=2), stream(workers=0, ranks=2), stream(workers=0, ranks=4)):
-        assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(whole[7:], stream(workers=2, start=7), strict=True))
-    assert not torch.equal(whole[0], whole[5])  # another order and other crops in the second epoch
+def same(some: list[list[torch.Tensor]], others: list[list[torch.Tensor]]) -> bool:
+    pairs = [pair for one, other in zip(some, others, strict=True) for pair in zip(one, other, strict=True)]
+    return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("name", "views"), [("digits", 1), ("image files", 2)])
+def test_the_stream_is_the_same_for_any_workers_ranks_and_start(tmp_path: Path, name: str, views: int) -> None:
+    """Pixels and labels, for one view, and for two that go through every augmentation; three epochs."""
+    config = image_files(tmp_path) if name == "image files" else tiny_config(micro_batch_size=8)
+    config.epochs = 3
+    whole = stream(config, views)
+    assert len(whole) == 15
+    assert [tuple(part.shape) for part in whole[0]] == [(32, 3, 32, 32)] * views + [(32,)]
+    for workers, ranks in ((2, 1), (8, 1), (0, 2), (0, 4), (2, 4)):
+        assert same(whole, stream(config, views, workers, ranks)), (workers, ranks)
+    # Taken up in the middle of the first and of the second epoch, by other processes and ranks than before.
+    for start, workers, ranks in ((2, 2, 1), (7, 8, 1), (7, 0, 4), (13, 2, 2)):
+        assert same(whole[start:], stream(config, views, workers, ranks, start)), (start, workers, ranks)
+    assert same(whole[3:6], stream(config, views, 2, start=3, stop=6))  # over the end of an epoch, and left in the middle of the next
+    # Another order and other crops in every epoch, other crops in each view, and with another seed other ones.
+    assert not any(torch.equal(whole[a][0], whole[b][0]) for a, b in ((0, 5), (5, 10), (0, 1)))
+    assert views == 1 or not torch.equal(whole[0][0], whole[0][1])
+    config.seed += 1
+    assert not same(whole[:1], stream(config, views, stop=1))
+
+
+def test_a_view_is_a_function_of_seed_epoch_and_image() -> None:
+    """Not of its place in the batch, nor of the batch's size: the same image has the same pixels in any batch of its epoch."""
+    config = tiny_config(micro_batch_size=8, epochs=1)
+    seen = []
+    for global_batch in (32, 8):
+        config.global_batch_size = global_batch
+        splits = load_splits(config.data)
+        plan = build_plan(config, len(splits.pretrain), 1)
+        (views, _), first = next(train_loader(config, splits, [crop_and_flip(config.data)], plan, Ranks(0, 1, CPU), 0)), plan.order(0)[:8]
+        seen.append(dict(zip(first.tolist(), views[0], strict=True)))
+    assert seen[0].keys() == seen[1].keys()
+    assert all(torch.equal(seen[0][i], seen[1][i]) for i in seen[0])
+    index = int(splits.pretrain[first[3]])
+    (picture,) = splits.dataset.train.pictures([index])
+    (view,) = random_views([crop_and_flip(config.data)], picture, [generator(config.seed, Stream.view, 0, index, 0)])
+    assert torch.equal(seen[0][int(first[3])], view)
 
 
 def test_an_epoch_shows_each_image_at_most_once() -> None:

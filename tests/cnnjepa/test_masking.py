@@ -1,10 +1,11 @@
+import hashlib
 import itertools
 
 import numpy as np
 import pytest
 
-from cnnjepa.config import MaskConfig, MaskStrategy
-from cnnjepa.masking import block_shape, draw_visible, visible_cells
+from cnnjepa.config import BlockMaskConfig, MaskConfig, MaskStrategy
+from cnnjepa.masking import block_shape, draw_blocks, draw_visible, visible_cells
 from cnnjepa.rules import validate_mask
 
 
@@ -100,3 +101,34 @@ def test_broken_rules_are_named(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match="must") as caught:
         validate_mask(MaskConfig(**change), "m", 7)
     assert str(caught.value) == message
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """Of the shapes and numbers, whatever their machine types."""
+    text = hashlib.sha256()
+    for array in arrays:
+        text.update(str(array.shape).encode() + np.ascontiguousarray(array, dtype="<i8").tobytes())
+    return text.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "golden"),
+    [
+        (MaskStrategy.multi_block, "753518f8d19ca2e1"),
+        (MaskStrategy.random, "21f93dffec9987b0"),
+        (MaskStrategy.mixed, "be8a0ce9bb6ade04"),
+    ],
+)
+def test_masks_are_those_of_the_runs_made_so_far(strategy: MaskStrategy, golden: str) -> None:
+    """Runs go by (seed, step, position): whoever changes one number here changes what every run before computed."""
+    keys = [(grid, seed, step) for grid in (3, 7, 14) for seed in (0, 42) for step in (0, 1, 7, 99_999)]
+    positions = [np.arange(128), np.arange(384, 512), np.array([700, 3, 3])]
+    assert digest(*(draw_visible(MaskConfig(strategy), *key, p) for key in keys for p in positions)) == golden
+
+
+def test_blocks_are_those_of_the_runs_made_so_far() -> None:
+    keys = [(grid, seed, step) for grid in (4, 14, 16) for seed in (0, 42) for step in (0, 1, 7, 99_999)]
+    positions = [np.arange(32), np.arange(96, 128), np.array([127, 3, 3])]
+    assert (
+        digest(*(cells for key in keys for p in positions for cells in draw_blocks(BlockMaskConfig(), *key, 128, p))) == "cdd5ad5997228a36"
+    )
