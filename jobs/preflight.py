@@ -1,9 +1,11 @@
 """`python -m jobs.preflight --cluster NAME [--on-node] [key=value ...]`: what would stop a submission, found before it is made."""
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from jobs import queue as slurm
 from jobs.door import require_writable
 from jobs.queue import SlurmError
 from jobs.spec import ClusterProfile, Scheduler
+from jobs.staging import PackedSet, StagingError, obstacle
 from jobs.submit import Array, render
 
 # Images of the whole sets (train, test).
@@ -181,6 +184,30 @@ def checked_data(data: dict[str, object]) -> list[Finding]:
         return [problem("data", f"the images must be readable; got {' '.join(done.stderr.split())[-300:]}")]
 
 
+def to_stage(cluster: ClusterProfile, data: Sequence[dict[str, object]]) -> list[PackedSet]:
+    """The packed sets that jobs copy to their nodes, the largest first."""
+    sets = {}
+    for one in data if cluster.local_scratch else ():
+        root = str(one["root"] or cluster.data_root)
+        with contextlib.suppress(StagingError):  # the job says so, and reads the set where it is
+            if root and (packed := PackedSet.of(Path(root))) is not None:
+                sets[packed.key] = packed
+    return sorted(sets.values(), key=lambda s: -s.bytes)
+
+
+def check_staging(cluster: ClusterProfile, data: Sequence[dict[str, object]], on_node: str | None = None) -> list[Finding]:
+    """What jobs copy to their nodes, and whether the largest set fits; `on_node` is what stands in the way there, None where unknown."""
+    sets = to_stage(cluster, data)
+    if not sets:
+        return [ok("staging", "nothing is copied to the nodes: data.root holds no packed set")] if cluster.local_scratch else []
+    what = f"{sets[0].bytes / 1e9:.2f} GB of {sets[0].folder} to {cluster.local_scratch}"
+    if on_node is None:
+        return [ok("staging", f"each node copies {what} once; whether it fits there --on-node tells")]
+    if on_node:
+        return [warning("staging", f"a node cannot copy {what}, jobs read the set itself: {on_node}")]
+    return [ok("staging", f"each node copies {what} once; it fits")]
+
+
 _ON_NODE = """
 import os, platform, sys
 from pathlib import Path
@@ -189,12 +216,16 @@ folder, device = Path(sys.argv[1]), sys.argv[2]
 if os.environ.get("SLURM_PROCID", "0") == "0":
     found = torch.cuda.device_count()
     assert device != "cuda" or found, "torch sees no CUDA device here"
+    if sys.argv[3]:
+        from jobs.staging import PackedSet, obstacle
+        (folder / "staging").write_text(obstacle(PackedSet.of(Path(sys.argv[4])), sys.argv[3]))
     (folder / "from-node").write_text(f"{platform.node()}: torch {torch.__version__}, {found} CUDA devices")
 """
 
 
-def check_on_node(cluster: ClusterProfile, runs_dir: Path) -> list[Finding]:
-    """A short job imports the environment on a node and writes into the runs folder; waits for it."""
+def check_on_node(cluster: ClusterProfile, runs_dir: Path, data: Sequence[dict[str, object]]) -> list[Finding]:
+    """A short job imports the environment on a node, writes into the runs folder and looks for room; waits for it."""
+    sets = to_stage(cluster, data)
     folder = Path(tempfile.mkdtemp(prefix=".preflight-", dir=runs_dir))
     code = Path(__file__).resolve().parent.parent
     try:
@@ -203,9 +234,11 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path) -> list[Finding]:
         head = [line for line in render(cluster, array).splitlines() if not line.startswith("#SBATCH --time")]
         head = head[: head.index("# command")]
         python = cluster.python or sys.executable
+        room = shlex.join([cluster.local_scratch, str(sets[0].folder)] if sets else ["", ""])
         head.insert(1, f"#SBATCH --time={_ON_NODE_MINUTES}")
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {folder}/on_node.py {folder}"
-        write_atomic(folder / "job.sh", "\n".join([*head, f"{srun} {cluster.device.name if cluster.gpus_per_slot else 'cpu'}", ""]))
+        asked = f"{srun} {cluster.device.name if cluster.gpus_per_slot else 'cpu'} {room}"
+        write_atomic(folder / "job.sh", "\n".join([*head, asked, ""]))
         job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
         print(f"job {job} looks at a node; this waits for the queue (Ctrl-C cancels it)", flush=True)
         try:
@@ -217,7 +250,8 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path) -> list[Finding]:
             raise
         answer = folder / "from-node"
         if state == "COMPLETED" and answer.exists():
-            return [ok("node", f"{answer.read_text()}; {runs_dir} is shared")]
+            found = [ok("node", f"{answer.read_text()}; {runs_dir} is shared")]
+            return found + (check_staging(cluster, data, (folder / "staging").read_text()) if sets else [])
         log = next(iter(folder.glob("*.log")), None)
         tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
         return [problem("node", f"the environment must be importable on a node and {runs_dir} be shared; got {state}: {tail}")]
@@ -237,7 +271,7 @@ def preflight(
     found += [*check_folders(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
     for one in data:
         found += checked_data(one)
-    return found
+    return found + check_staging(cluster, data)
 
 
 def _data_only(text: str) -> int:
@@ -275,9 +309,11 @@ def main() -> int:
     if cluster.scheduler is Scheduler.slurm:
         found = preflight(cluster, array, runs_dir, asked.slots, bytes_of_a_run(job.train), [data])
         if asked.on_node and not any(f.level == "problem" for f in found):
-            found += check_on_node(cluster, runs_dir)
+            found += check_on_node(cluster, runs_dir, [data])
     else:
         found = check_folders(runs_dir, asked.slots, bytes_of_a_run(job.train)) + checked_data(data)
+        sets = to_stage(cluster, [data])
+        found += check_staging(cluster, [data], obstacle(sets[0], cluster.local_scratch) if sets else None)
     for finding in found:
         print(f"{finding.level:8} {finding.what}: {finding.said}")
     return 1 if any(f.level == "problem" for f in found) else 0

@@ -2,17 +2,22 @@
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
+from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import build_plan
-from cnnjepa.distributed import is_main_rank, pick_device, rank_count
+from cnnjepa.distributed import broadcast_object, first_of, is_main_rank, joined, pick_device, rank_count
 from cnnjepa.rules import validate
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from cnnjepa.train import HopelessError, RunError, never, no_judge, train
 from jobs import provenance
 from jobs.door import require_writable
 from jobs.spec import JobSpec
+from jobs.staging import PackedSet, Staging, StagingError
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +31,50 @@ def check_job(job: JobSpec, ranks: int = 1, splits: Splits | None = None) -> Spl
     splits = splits or load_splits(job.train.data)
     build_plan(job.train, len(splits.pretrain), ranks)
     return splits
+
+
+def _set_to_stage(job: JobSpec) -> PackedSet | None:
+    """What is to be copied to this node before the run; None, and why in one line where that may surprise, where nothing is."""
+    if RunFolder(job.run_dir).result() is not None:
+        return None
+    try:
+        packed = PackedSet.of(Path(job.train.data.root))
+    except StagingError as error:
+        log.warning("not staged: %s", error)
+        return None
+    if packed is None:
+        print(f"not staged: {job.train.data.root} holds loose files and no packed set", flush=True)
+    return packed
+
+
+@contextmanager
+def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[TrainConfig | None]:
+    """The run's configuration, its data on this node where the profile names a folder for it; None where the run was asked to stop.
+
+    Within the block the copy cannot be freed. All ranks read their node's copy, or, where one node cannot have it, all the set itself.
+    """
+    if not job.cluster.local_scratch or not job.train.data.root:
+        yield job.train
+        return
+    with joined(job.train.device) as ranks:
+        packed = broadcast_object(_set_to_stage(job) if ranks.is_main else None, ranks)
+        if packed is None:
+            yield job.train
+            return
+        with Staging(packed, job.cluster.local_scratch) as staging:
+            while True:
+                done = staging.advance()
+                if first_of("stop" if should_stop() else "", ranks):
+                    yield None
+                    return
+                if cause := first_of(staging.cause, ranks):
+                    staging.give_up(cause)
+                    if ranks.is_main:
+                        log.warning("not staged, the run reads %s: %s", packed.folder, cause)
+                    break
+                if not first_of("" if done else "wait", ranks):
+                    break
+            yield replace(job.train, data=replace(job.train.data, root=str(staging.root)))
 
 
 def run_job(
@@ -43,7 +92,8 @@ def run_job(
             folder.set_aside(RunStatus.failed)
         provenance.record(job.run_dir)
     try:
-        return train(job.train, folder, should_stop, claim, judge)
+        with data_at_hand(job, should_stop) as config:
+            return None if config is None else train(config, folder, should_stop, claim, judge)
     except Exception as error:
         log.error("%s", traceback.format_exc())
         reached = error if isinstance(error, RunError) else RunError(0, 0.0, 0.0)

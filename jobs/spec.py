@@ -34,6 +34,7 @@ class ClusterProfile:
     max_parallel: int = 0  # trials at once; 0 means as many as the machine, or the queue, allows
     runs_dir: str = "runs"  # where sweeps and single runs are kept, unless --runs-dir says otherwise; all nodes must see it
     data_root: str = ""  # where the image sets lie, unless data.root says otherwise
+    local_scratch: str = ""  # a folder of each node's own disk, such as /tmp or $TMPDIR, to which packed sets are copied; "" copies nothing
     # What follows is for Slurm alone.
     required: list[str] = field(default_factory=list)  # keys of this profile that have no default and must be given
     account: str = ""  # who pays; "" leaves it to the site's default

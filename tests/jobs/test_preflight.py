@@ -1,5 +1,7 @@
 """What would stop a submission, without Slurm; with it, tests/sweeps/test_slurm_faults.py submits nothing that preflight refuses."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ from cnnjepa.config import DATA_PRESETS, DatasetName
 from cnnjepa.identity import to_dict
 from cnnjepa.runs import RunFolder
 from cnnjepa.train import train
-from jobs import preflight
+from jobs import preflight, staging
 from jobs.compose import compose_job
 from jobs.submit import Array
+from tests.jobs.test_staging import packed, set_of, settle
 from tests.tiny import tiny_config
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster
@@ -59,3 +62,30 @@ def test_the_room_of_a_run_is_that_of_its_checkpoints(tmp_path: Path) -> None:
     assert train(config, folder) is not None
     real = max(p.stat().st_size for p in folder.checkpoints.glob("*.pt")) * (config.checkpoint.keep + 1)
     assert real <= preflight.bytes_of_a_run(config) < real + 5 * 2**20
+
+
+def test_what_is_staged_and_whether_it_fits_is_said(tmp_path: Path) -> None:
+    source, scratch = packed(tmp_path / "set"), tmp_path / "scratch"
+    scratch.mkdir()
+    data: list[dict[str, object]] = [{**to_dict(DATA_PRESETS["digits"]), "root": ""}, {"root": str(source)}]
+    assert preflight.check_staging(CLUSTER, data) == []
+    cluster = replace(CLUSTER, local_scratch=str(scratch))
+    (found,) = preflight.check_staging(cluster, data[:1])
+    assert (found.level, found.said) == ("ok", "nothing is copied to the nodes: data.root holds no packed set")
+    (found,) = preflight.check_staging(cluster, data)
+    assert (found.level, found.said) == (
+        "ok",
+        f"each node copies 0.00 GB of {source} to {scratch} once; whether it fits there --on-node tells",
+    )
+    assert preflight.check_staging(cluster, data, staging.obstacle(set_of(source), str(scratch)))[0].said.endswith("once; it fits")
+    (found,) = preflight.check_staging(cluster, data, staging.obstacle(set_of(source), "/sys"))
+    assert found.level == "warning"
+    assert f"a node cannot copy 0.00 GB of {source}" in found.said
+    # A set that lies there already needs no room.
+    settle(source, scratch)
+    large = set_of(source)
+    assert staging.obstacle(large, str(scratch)) == ""
+    file = replace(large.files[0], bytes=2**43)
+    assert "do not fit" in staging.obstacle(replace(large, files=(file, *large.files[1:])), str(scratch))
+    os.truncate(staging.own_folder(str(scratch)) / large.key / file.path, 2**43)
+    assert staging.obstacle(replace(large, files=(file, *large.files[1:])), str(scratch)) == ""

@@ -1,0 +1,78 @@
+"""`python -m jobs.stage --list FOLDER | --free FOLDER [KEY ...]`: what lies staged on this node, and its removal.
+
+FOLDER is the profile's `local_scratch`. It is a node's own: on a cluster run this there, such as `srun -w NODE python -m jobs.stage ...`.
+What a run reads is never freed.
+"""
+
+import argparse
+import fcntl
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from jobs.staging import StagingError, own_folder, try_lock
+
+
+def keys_in(folder: Path) -> list[str]:
+    """The sets of which anything lies in `folder`."""
+    return sorted({p.name.removesuffix(".partial") for p in folder.iterdir() if p.is_dir()})
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _line(folder: Path, key: str) -> str:
+    parts = [p for p in (folder / key, folder / f"{key}.partial") if p.exists()]
+    lock = try_lock(folder / f"{key}.lock", fcntl.LOCK_EX)
+    if lock is not None:
+        os.close(lock)
+    what = "whole" if (folder / key).exists() else "begun"
+    return f"{key}  {sum(map(_bytes_of, parts)) / 1e9:8.2f} GB  {what}, {'in use' if lock is None else 'not in use'}"
+
+
+def free(folder: Path, key: str) -> bool:
+    """Remove one set; False, and nothing changed, where a run reads or copies it."""
+    lock = try_lock(folder / f"{key}.lock", fcntl.LOCK_EX)
+    if lock is None:
+        return False
+    try:
+        for path in (folder / key, folder / f"{key}.partial"):
+            if path.exists():
+                shutil.rmtree(path)
+    finally:
+        os.close(lock)  # the lock's file stays: who waits for it has it open
+    return True
+
+
+def main() -> int:
+    """The door; exit status 0 done, 1 something is in use, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.stage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", metavar="FOLDER", help="one line a set: key, size, whether it is whole and in use")
+    action.add_argument("--free", metavar="FOLDER", help="remove all sets, or those of the given keys")
+    parser.add_argument("keys", nargs="*", metavar="KEY")
+    asked = parser.parse_args()
+    try:
+        folder = own_folder(asked.list or asked.free)
+        there = keys_in(folder)
+        if unknown := sorted(set(asked.keys) - set(there)):
+            raise StagingError(f"KEY must be one that lies in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
+    except (StagingError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    used = 0
+    for key in asked.keys or there:
+        if asked.list:
+            print(_line(folder, key))
+        elif free(folder, key):
+            print(f"{key} freed")
+        else:
+            used += 1
+            print(f"{key} is in use: left alone")
+    return 1 if used else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

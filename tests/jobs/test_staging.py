@@ -1,0 +1,357 @@
+"""Packed sets on a node's own disk: real files, real processes, real locks; what does not fit is a file that does not."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import staging
+from jobs.compose import compose_job
+from jobs.run import run_job
+from jobs.staging import PackedSet, Staging, StagingError, own_folder
+from tests.cnnjepa.test_data import write_idx
+from tests.cnnjepa.test_distributed import free_port
+from tests.cnnjepa.test_train import comparable
+from tests.jobs.test_pretrain import SMALL, pretrain
+
+FILES, BYTES = 8, 300_000
+# Goes on until the copy is settled, or stands still in the middle of it; then waits for the end of its standard input.
+CHILD = """
+import sys
+from pathlib import Path
+from jobs.staging import PackedSet, Staging
+packed, scratch, until = PackedSet.of(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+with Staging(packed, scratch) as staging:
+    copied = lambda: len(list(Path(scratch).rglob("file-?")))
+    in_a_file = lambda: list(Path(scratch).rglob("*.tmp"))
+    while not staging.advance(0) and not (until and copied() >= until and in_a_file()):
+        pass
+    print("root", staging.root, flush=True)
+    print("cause", staging.cause, flush=True)
+    sys.stdin.read()
+"""
+
+
+def write_manifest(folder: Path) -> Path:
+    """Name the files of `folder` as packing does."""
+    names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
+    data = {name: (folder / name).read_bytes() for name in names}
+    files = [{"name": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest(), "split": "train"} for n, d in data.items()]
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    return folder
+
+
+def packed(folder: Path, seed: int = 0) -> Path:
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    for i in range(FILES):
+        (folder / f"file-{i}").write_bytes(random.bytes(BYTES + i))
+    return write_manifest(folder)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return packed(tmp_path / "set")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "scratch"
+
+
+def set_of(folder: Path) -> PackedSet:
+    found = PackedSet.of(folder)
+    assert found is not None
+    return found
+
+
+def settle(source: Path, scratch: object) -> Staging:
+    with Staging(set_of(source), str(scratch)) as staging:
+        deadline = time.monotonic() + 60
+        while not staging.advance():
+            assert time.monotonic() < deadline
+    return staging
+
+
+def child(source: Path, scratch: Path, until: int = 0, **more: object) -> subprocess.Popen[str]:
+    line = [sys.executable, "-c", CHILD, str(source), str(scratch), str(until)]
+    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more)  # type: ignore[call-overload, no-any-return]
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=60)
+    return out
+
+
+def copied_bytes(said: str) -> list[int]:
+    return [int(line.split()[1]) for line in said.splitlines() if "bytes copied" in line]
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    names = sorted(p.name for p in one.iterdir())
+    assert names == sorted(p.name for p in other.iterdir())
+    assert all((one / n).read_bytes() == (other / n).read_bytes() for n in names)
+
+
+def test_processes_that_come_at_once_copy_once(source: Path, scratch: Path) -> None:
+    said = [end(p) for p in [child(source, scratch) for _ in range(4)]]
+    total = sum(BYTES + i for i in range(FILES))
+    assert copied_bytes("\n".join(said)) == [total]
+    folder = own_folder(str(scratch)) / set_of(source).key
+    assert all(f"root {folder}\n" in s for s in said)
+    assert_same_files(source, folder)
+    assert (scratch / f"cnnjepa-{os.geteuid()}").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_next_job_copies_nothing(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = settle(source, scratch)
+    capsys.readouterr()
+    assert settle(source, scratch).root == first.root != source
+    assert capsys.readouterr().out == ""
+
+
+def test_a_copier_killed_in_the_middle_is_followed_by_one_that_waited(source: Path, scratch: Path) -> None:
+    first = child(source, scratch, until=3)
+    assert first.stdout is not None
+    assert "copying" in first.stdout.readline()
+    assert "root" in first.stdout.readline()  # it stands still within the fourth file
+    assert list(scratch.rglob("*.tmp"))
+    second = child(source, scratch)
+    assert second.stdout is not None
+    assert "waiting for the process that copies" in second.stdout.readline()
+    time.sleep(0.5)
+    assert second.poll() is None
+    assert not (own_folder(str(scratch)) / set_of(source).key).exists(), "what is not whole has not its name"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert copied_bytes(end(second)) == [sum(BYTES + i for i in range(3, FILES))]
+    assert_same_files(source, own_folder(str(scratch)) / set_of(source).key)
+    assert not list(scratch.rglob("*.partial"))
+
+
+def test_a_copier_that_is_stopped_leaves_checked_files_and_no_lock(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Staging(set_of(source), str(scratch)) as staging:
+        while len(list(scratch.rglob("file-?"))) < 3 or not list(scratch.rglob("*.tmp")):
+            assert not staging.advance(0)
+    assert sorted(p.name for p in scratch.rglob("file-*")) == ["file-0", "file-1", "file-2"]
+    assert_same_files(source, settle(source, scratch).root)
+    assert copied_bytes(capsys.readouterr().out) == [sum(BYTES + i for i in range(3, FILES))]
+
+
+def test_a_damaged_copy_is_noticed_by_its_sizes_and_mended(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = settle(source, scratch).root
+    os.truncate(root / "file-2", BYTES // 2)
+    (root / "file-5").unlink()
+    capsys.readouterr()
+    assert settle(source, scratch).root == root
+    assert copied_bytes(capsys.readouterr().out) == [2 * BYTES + 7]
+    assert_same_files(source, root)
+
+
+def test_a_damaged_copy_that_a_run_reads_is_left_alone(source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "_DAMAGED_SECONDS", 0.5)
+    with Staging(set_of(source), str(scratch)) as reader:
+        while not reader.advance():
+            pass
+        os.truncate(reader.root / "file-2", 10)
+        other = settle(source, scratch)
+        assert (other.root, other.cause) == (source, f"{reader.root} is damaged, and another run reads it")
+    assert settle(source, scratch).root == reader.root
+
+
+def test_sets_are_told_apart_by_their_manifests(source: Path, scratch: Path, tmp_path: Path) -> None:
+    other = packed(tmp_path / "other", seed=1)
+    for folder in (source, other):
+        assert_same_files(folder, settle(folder, scratch).root)
+    assert set_of(source).key != set_of(other).key
+
+
+def test_what_does_not_fit_stays_where_it_is(source: Path, scratch: Path) -> None:
+    os.truncate(source / "file-3", 2**43)  # 8 TB that take no room here
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["files"][3]["bytes"] = 2**43
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    result = settle(source, scratch)
+    assert result.root == source
+    assert result.cause.startswith("8796.1 GB do not fit into the ")
+    assert f"`python -m jobs.stage --list {scratch}` says what is there" in result.cause
+    assert [p.suffix for p in own_folder(str(scratch)).iterdir()] == [".lock"]
+
+
+def test_some_room_is_left_to_others(tmp_path: Path) -> None:
+    assert staging.kept_free(10**6) == 50_000
+    assert staging.kept_free(10**13) == 10**10
+    free = os.statvfs(tmp_path)
+    assert "stay free" in staging.shortage(free.f_bavail * free.f_frsize - 1000, tmp_path)
+    assert staging.shortage(1000, tmp_path) == ""
+
+
+def test_a_copy_that_fails_leaves_nothing(source: Path, scratch: Path) -> None:
+    """The system refuses longer files, as a full disk would."""
+    said = end(child(source, scratch, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (BYTES + 2, BYTES + 2))))
+    assert f"root {source}\n" in said
+    assert "cause [Errno 27] File too large" in said
+    assert [p.suffix for p in own_folder(str(scratch)).iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda f: f.write_bytes(bytes(f.stat().st_size)), "must have the sha256 "),
+        (lambda f: os.truncate(f, 9), f"must have the {BYTES + 4} bytes of its manifest; got 9"),
+        (lambda f: f.unlink(), "No such file or directory"),
+    ],
+)
+def test_a_damaged_source_is_not_staged(source: Path, scratch: Path, damage: object, cause: str) -> None:
+    damage(source / "file-4")  # type: ignore[operator]
+    result = settle(source, scratch)
+    assert result.root == source
+    assert cause in result.cause
+    assert "file-4" in result.cause
+    assert not list(scratch.rglob("file-*"))
+
+
+def test_a_folder_that_cannot_be_written_or_is_not_private_is_not_used(
+    source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, elsewhere = scratch / f"cnnjepa-{os.geteuid()}", scratch / "elsewhere"
+    assert settle(source, "/sys").root == source  # which not even root can write
+    assert "No such file or directory" in settle(source, scratch / "none").cause
+    monkeypatch.delenv("NODE_DISK", raising=False)
+    assert "must be an absolute path on the node; got $NODE_DISK" in settle(source, "$NODE_DISK").cause
+    elsewhere.mkdir(mode=0o700)
+    mine.symlink_to(elsewhere)
+    assert "must be this user's own folder of mode 0700" in settle(source, scratch).cause
+    mine.unlink()
+    mine.mkdir()
+    mine.chmod(0o750)
+    assert "must be this user's own folder of mode 0700; got drwxr-x---" in settle(source, scratch).cause
+    mine.rmdir()
+    scratch.chmod(0o777)
+    assert "must have the sticky bit where others may write" in settle(source, scratch).cause
+    assert not list(scratch.rglob("file-*"))
+    scratch.chmod(0o1777)
+    monkeypatch.setenv("NODE_DISK", str(scratch))
+    assert settle(source, "$NODE_DISK").root.parent == mine
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", "", "manifest.json"])
+def test_a_manifest_reaches_no_file_outside_its_folder(source: Path, name: str) -> None:
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["files"][0]["name"] = name
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StagingError, match="must name files within its folder"):
+        PackedSet.of(source)
+    (source / "manifest.json").write_text("[]")
+    with pytest.raises(StagingError, match="must name its files with bytes and sha256"):
+        PackedSet.of(source)
+
+
+def stage(*arguments: object) -> tuple[int, str]:
+    line = [sys.executable, "-m", "jobs.stage", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_what_is_staged_is_listed_and_freed_unless_it_is_read(source: Path, scratch: Path, tmp_path: Path) -> None:
+    other, key = packed(tmp_path / "other", seed=1), set_of(source).key
+    settle(other, scratch)
+    with Staging(set_of(source), str(scratch)) as reader:
+        while not reader.advance():
+            pass
+        status, said = stage("--list", scratch)
+        assert status == 0
+        assert sorted(line.split("GB  ")[1] for line in said.splitlines()) == ["whole, in use", "whole, not in use"]
+        assert stage("--free", scratch, key) == (1, f"{key} is in use: left alone\n")
+        assert_same_files(source, reader.root)
+    assert stage("--free", scratch, "0")[0] == 2
+    assert stage("--free", scratch, key) == (0, f"{key} freed\n")
+    assert not reader.root.exists()
+    assert stage("--free", scratch) == (0, f"{set_of(other).key} freed\n")
+    assert stage("--list", scratch) == (0, "")
+    assert stage("--list", tmp_path / "none")[0] == 2
+
+
+def fashion(folder: Path) -> Path:
+    """Images enough for SMALL, with a manifest."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 160), ("t10k", 60)):
+        labels = np.arange(count) % 10
+        pixels = random.integers(0, 128, (count, 28, 28)) + 12 * labels[:, None, None]
+        write_idx(folder / f"{part}-images-idx3-ubyte", pixels, packed=False)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", labels, packed=False)
+    return write_manifest(folder)
+
+
+def test_a_run_copies_once_for_its_ranks_and_reads_the_copy(tmp_path: Path, scratch: Path) -> None:
+    source = fashion(tmp_path / "fashion")
+    arguments = [*SMALL, "epochs=1", "data=fashion_mnist", "data.train_limit=160", f"data.root={source}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    staged = pretrain([*arguments, f"local_scratch={scratch}", f"run_dir={tmp_path / 'staged'}"], torchrun)
+    assert staged.returncode == 0, staged.stderr
+    assert copied_bytes(staged.stdout) == [set_of(source).bytes]
+
+    def end_of(name: str, *more: str) -> object:
+        run_job(compose_job([*arguments, *more, f"run_dir={tmp_path / name}"]))
+        return comparable(tmp_path / name)
+
+    undisturbed = end_of("plain")
+    assert end_of("again", f"local_scratch={scratch}") == undisturbed
+    # What lies on the node is what is read: the same set in black gives another run.
+    pixels = own_folder(str(scratch)) / set_of(source).key / "train-images-idx3-ubyte"
+    pixels.write_bytes(pixels.read_bytes()[:16] + bytes(160 * 28 * 28))
+    assert end_of("black", f"local_scratch={scratch}") != undisturbed
+
+
+def test_a_run_that_cannot_stage_says_so_once_and_reads_the_set_itself(
+    tmp_path: Path, scratch: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = fashion(tmp_path / "fashion")
+    arguments = [*SMALL, "epochs=1", "data=fashion_mnist", "data.train_limit=160", f"data.root={source}"]
+    ended = run_job(compose_job([*arguments, "local_scratch=/sys", f"run_dir={tmp_path / 'a'}"]))
+    assert ended is not None
+    assert ended.metrics
+    (warned,) = [r.getMessage() for r in caplog.records if "staged" in r.getMessage()]
+    assert warned.startswith(f"not staged, the run reads {source}: [Errno ")
+    assert "\n" not in warned
+    (source / "manifest.json").unlink()
+    run_job(compose_job([*arguments, f"local_scratch={scratch}", f"run_dir={tmp_path / 'b'}"]))
+    assert f"not staged: {source} holds loose files and no packed set\n" in capsys.readouterr().out
+    assert not list(scratch.iterdir())
+    # A run that has ended is not worth a copy.
+    write_manifest(source)
+    run_job(compose_job([*arguments, f"local_scratch={scratch}", f"run_dir={tmp_path / 'b'}"]))
+    assert not list(scratch.iterdir())
+
+
+def test_a_run_told_to_stop_while_another_process_copies_stops(tmp_path: Path, scratch: Path) -> None:
+    source = fashion(tmp_path / "fashion")
+    for name in ("file-0", "file-1"):
+        (source / name).write_bytes(bytes(BYTES))
+    write_manifest(source)
+    copier = child(source, scratch, until=1)
+    assert copier.stdout is not None
+    copier.stdout.readline()
+    copier.stdout.readline()
+    arguments = [*SMALL, "epochs=1", "data=fashion_mnist", "data.train_limit=160", f"data.root={source}", f"local_scratch={scratch}"]
+    line = [sys.executable, "-u", "-m", "jobs.pretrain", *arguments, f"run_dir={tmp_path / 'run'}"]
+    run = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert "waiting for the process that copies" in run.stdout.readline()
+    run.terminate()
+    out, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    assert "the same command resumes it" in out
+    end(copier)
+    again = pretrain([*arguments, f"run_dir={tmp_path / 'run'}"])
+    assert again.returncode == 0, again.stderr
+    assert len(copied_bytes(again.stdout)) == 1
