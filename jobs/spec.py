@@ -184,6 +184,7 @@ def validate_cluster(cluster: ClusterProfile) -> None:
         (0 <= c.gpus_per_slot < float("inf"), "gpus_per_slot", "be at least 0 and finite", c.gpus_per_slot),
         (0.01 <= c.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be at least 0.01 and finite", c.memory_gb_per_slot),
         (c.max_parallel >= 0, "max_parallel", "be at least 0", c.max_parallel),
+        (c.local_scratch[:1] in ("", "/", "$"), "local_scratch", "be an absolute path, or begin with $ as in $TMPDIR", c.local_scratch),
     ]
     if slurm:
         whole = c.gpus_per_slot % c.nodes_per_slot == 0  # false for what is not finite

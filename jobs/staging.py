@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
+from cnnjepa.data.packed import MANIFEST
 from cnnjepa.files import sync_folder, write_atomic
 
-MANIFEST = "manifest.json"
 _CHUNK_BYTES = 16 * 2**20  # between two of them a run may be stopped
 _SAY_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
@@ -37,7 +37,7 @@ class StagingError(Exception):
 
 
 @dataclass(frozen=True)
-class PackedFile:
+class StagedFile:
     """A file of a packed set, by its path in the set's folder."""
 
     path: str
@@ -51,7 +51,7 @@ class PackedSet:
 
     folder: Path
     manifest: bytes
-    files: tuple[PackedFile, ...]
+    files: tuple[StagedFile, ...]
 
     @staticmethod
     def of(folder: Path) -> "PackedSet | None":
@@ -61,7 +61,7 @@ class PackedSet:
         except OSError:
             return None
         try:
-            files = tuple(PackedFile(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in json.loads(manifest)["files"])
+            files = tuple(StagedFile(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in json.loads(manifest)["files"])
         except (ValueError, TypeError, KeyError) as error:
             raise StagingError(f"{folder / MANIFEST} must name its files with bytes and sha256; got {error!r}") from error
         for file in files:
@@ -80,7 +80,7 @@ class PackedSet:
         """Of all files."""
         return sum(f.bytes for f in self.files)
 
-    def missing_in(self, folder: Path) -> list[PackedFile]:
+    def missing_in(self, folder: Path) -> list[StagedFile]:
         """The files that are not in `folder` in their size."""
         return [f for f in self.files if _size(folder / f.path) != f.bytes]
 
@@ -268,7 +268,7 @@ class Staging:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _copy_file(self, file: PackedFile, partial: Path, pace: "_Pace") -> Iterator[None]:
+    def _copy_file(self, file: StagedFile, partial: Path, pace: "_Pace") -> Iterator[None]:
         source, target = self.packed.folder / file.path, partial / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(target.name + ".tmp")

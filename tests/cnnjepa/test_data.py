@@ -242,8 +242,8 @@ def test_a_view_is_a_function_of_seed_epoch_and_image() -> None:
     assert seen[0].keys() == seen[1].keys()
     assert all(torch.equal(seen[0][i], seen[1][i]) for i in seen[0])
     index = int(splits.pretrain[first[3]])
-    (drawn,) = splits.dataset.train.pictures([index])
-    (view,) = random_views([crop_and_flip(config.data)], drawn, [generator(config.seed, Stream.view, 0, index, 0)])
+    (picture,) = splits.dataset.train.pictures([index])
+    (view,) = random_views([crop_and_flip(config.data)], picture, [generator(config.seed, Stream.view, 0, index, 0)])
     assert torch.equal(seen[0][int(first[3])], view)
 
 

@@ -56,6 +56,7 @@ def test_an_unknown_field_of_a_profile_is_one_clear_line(tmp_path: Path, monkeyp
         ({"memory_gb_per_slot": 0.0}, "cluster.memory_gb_per_slot must be at least 0.01 and finite; got 0.0"),
         ({"gpus_per_slot": float("inf")}, "cluster.gpus_per_slot must be at least 0 and finite; got inf"),
         ({"max_parallel": -1}, "cluster.max_parallel must be at least 0; got -1"),
+        ({"local_scratch": "tmp"}, "cluster.local_scratch must be an absolute path, or begin with $ as in $TMPDIR; got tmp"),
         ({"gpus_per_slot": 0.5}, "cluster.gpus_per_slot must be whole GPUs, the same for each of 1 nodes; got 0.5"),
         ({"nodes_per_slot": 3, "gpus_per_slot": 3.0}, "cluster.ranks_per_slot must be a multiple of 3 nodes; got 4"),
         ({"cores_per_slot": 63}, "cluster.cores_per_slot must be a multiple of 4 ranks; got 63"),

@@ -17,8 +17,9 @@ from jobs import staging
 from jobs.compose import compose_job
 from jobs.run import run_job
 from jobs.staging import PackedSet, Staging, StagingError, own_folder
-from tests.cnnjepa.test_data import write_idx
+from tests.cnnjepa.test_data import image_tree, write_idx
 from tests.cnnjepa.test_distributed import free_port
+from tests.cnnjepa.test_pack import run as pack
 from tests.cnnjepa.test_train import comparable
 from tests.jobs.test_pretrain import SMALL, pretrain
 
@@ -292,6 +293,7 @@ def fashion(folder: Path) -> Path:
     return write_manifest(folder)
 
 
+@pytest.mark.slow
 def test_a_run_copies_once_for_its_ranks_and_reads_the_copy(tmp_path: Path, scratch: Path) -> None:
     source = fashion(tmp_path / "fashion")
     arguments = [*SMALL, "epochs=1", "data=fashion_mnist", "data.train_limit=160", f"data.root={source}"]
@@ -310,6 +312,19 @@ def test_a_run_copies_once_for_its_ranks_and_reads_the_copy(tmp_path: Path, scra
     pixels = own_folder(str(scratch)) / set_of(source).key / "train-images-idx3-ubyte"
     pixels.write_bytes(pixels.read_bytes()[:16] + bytes(160 * 28 * 28))
     assert end_of("black", f"local_scratch={scratch}") != undisturbed
+
+
+def test_a_set_as_it_was_packed_is_staged_and_trains_as_the_loose_images_do(
+    tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = image_tree(tmp_path / "tree", ["cat", "dog"], images=90)
+    assert pack(tree, tmp_path / "packed", "--images-per-file", 50).returncode == 0
+    arguments = [*SMALL, "epochs=1", "data=imagefolder", "data.image_size=32"]
+    for name, more in (("tree", []), ("packed", [f"local_scratch={scratch}"])):
+        run_job(compose_job([*arguments, f"data.root={tmp_path / name}", *more, f"run_dir={tmp_path / 'runs' / name}"]))
+    assert comparable(tmp_path / "runs" / "packed") == comparable(tmp_path / "runs" / "tree")
+    assert copied_bytes(capsys.readouterr().out) == [set_of(tmp_path / "packed").bytes]
+    assert_same_files(tmp_path / "packed", own_folder(str(scratch)) / set_of(tmp_path / "packed").key)
 
 
 def test_a_run_that_cannot_stage_says_so_once_and_reads_the_set_itself(
@@ -333,6 +348,7 @@ def test_a_run_that_cannot_stage_says_so_once_and_reads_the_set_itself(
     assert not list(scratch.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_while_another_process_copies_stops(tmp_path: Path, scratch: Path) -> None:
     source = fashion(tmp_path / "fashion")
     for name in ("file-0", "file-1"):
