@@ -25,7 +25,7 @@ from cnnjepa.data import sources
 from cnnjepa.data.check import UNREADABLE, check, cores, done, in_processes
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.packed import MANIFEST, UNFINISHED, Manifest, PackedFile, read_manifest
-from cnnjepa.data.pictures import EncodedPicture
+from cnnjepa.data.pictures import EncodedPicture, as_ppm
 from cnnjepa.data.sources import Entry
 from cnnjepa.files import sync_folder, to_json, write_atomic
 
@@ -35,11 +35,12 @@ _IMAGES_A_BATCH = 256  # what a worker holds in memory
 
 
 @dataclass(frozen=True)
-class Shrink:
-    """Images whose short side is above `short_side` pixels are resized to it and encoded again as JPEG of `quality`; 0 for none."""
+class Stored:
+    """How images are stored: as they came; shrunk where their short side is above `short_side` pixels, as JPEG of `quality`; or decoded."""
 
     short_side: int = 0
     quality: int = 0
+    decoded: bool = False  # the same pixels, 5 times the bytes, a third of the time to read
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,20 @@ class _Hashed:
             self.closed = True
 
 
-def _shrunk(data: bytes, picture: EncodedPicture, shrink: Shrink) -> bytes:
+def _stored(data: bytes, picture: EncodedPicture, stored: Stored) -> bytes:
     side = min(picture.height, picture.width)
     pixels = picture.pixels()  # also where nothing is to be shrunk: what cannot be decoded must not be packed
-    if not shrink.short_side or side <= shrink.short_side:
+    if stored.decoded:
+        return as_ppm(pixels)
+    if not stored.short_side or side <= stored.short_side:
         return data
-    size = round(picture.width * shrink.short_side / side), round(picture.height * shrink.short_side / side)
+    size = round(picture.width * stored.short_side / side), round(picture.height * stored.short_side / side)
     encoded = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=shrink.quality)
+    Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=stored.quality)
     return encoded.getvalue()
 
 
-def write_part(folder: Path, part: Part, shrink: Shrink, skip_corrupt: bool) -> tuple[PackedFile | None, list[str]]:
+def write_part(folder: Path, part: Part, stored: Stored, skip_corrupt: bool) -> tuple[PackedFile | None, list[str]]:
     """The file, and the images of it that cannot be decoded; no file where there are such and they are not to be skipped."""
     path, note = folder / part.name, folder / f".{part.name}.json"
     if note.exists() and path.exists():
@@ -105,7 +108,7 @@ def write_part(folder: Path, part: Part, shrink: Shrink, skip_corrupt: bool) -> 
         for entry in part.entries:
             try:
                 data, label = sources.read(entry)
-                yield _shrunk(data, EncodedPicture(data), shrink), label, entry.name
+                yield _stored(data, EncodedPicture(data), stored), label, entry.name
             except (*UNREADABLE, Image.DecompressionBombError) as error:
                 corrupt.append(f"{part.split}/{entry.name}: {' '.join(str(error).split())}")
             done()
@@ -149,13 +152,13 @@ def plan(source: sources.Source, images_a_file: int) -> list[Part]:
     return parts
 
 
-def _identity(source: sources.Source, shrink: Shrink, images_a_file: int) -> dict[str, Any]:
+def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dict[str, Any]:
     """What two packings must share so that one goes on with the other: options, and name, label and size of each image."""
     digest = hashlib.sha256()
     for split, entries in source.splits.items():
         for e in entries:
             digest.update(f"{split}/{e.name} {e.label} {e.size}\n".encode())
-    options = {"short_side": shrink.short_side, "jpeg_quality": shrink.quality, "images_per_file": images_a_file}
+    options = {"short_side": stored.short_side, "jpeg_quality": stored.quality, "decoded": stored.decoded, "images_per_file": images_a_file}
     return {**options, "images": sum(map(len, source.splits.values())), "listing_sha256": digest.hexdigest()}
 
 
@@ -173,7 +176,7 @@ def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> No
         target.mkdir(parents=True, exist_ok=True)
         there = sum(p.stat().st_size for p in target.iterdir())
         free = shutil.disk_usage(target).free
-        if not identity["short_side"] and (need := source.bytes() - there) > free:
+        if not identity["short_side"] and not identity["decoded"] and (need := source.bytes() - there) > free:
             raise ValueError(f"TARGET must have room for {need / 1e9:.1f} GB; got {free / 1e9:.1f} GB free in {target}")
         write_atomic(note, to_json(identity))
     except OSError as error:
@@ -183,12 +186,12 @@ def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> No
 
 
 def pack(
-    source: sources.Source, target: Path, shrink: Shrink, workers: int, skip_corrupt: bool, images_a_file: int = IMAGES_A_FILE
+    source: sources.Source, target: Path, stored: Stored, workers: int, skip_corrupt: bool, images_a_file: int = IMAGES_A_FILE
 ) -> tuple[Manifest | None, list[str]]:
     """Pack `source` into `target`, or go on with it: the manifest, None if corrupt images are in the way, and a line for each of those."""
-    _begin(target, source, _identity(source, shrink, images_a_file))
+    _begin(target, source, _identity(source, stored, images_a_file))
     parts = plan(source, images_a_file)
-    tasks = [(target, part, shrink, skip_corrupt) for part in parts]
+    tasks = [(target, part, stored, skip_corrupt) for part in parts]
     images = sum(len(p.entries) for p in parts)
     written = in_processes("packed", images, min(workers, len(tasks)), write_part, tasks)
     corrupt = [line for _, lines in written for line in lines]
@@ -197,7 +200,7 @@ def pack(
         return None, corrupt
     skipped = {split: [line.split(": ")[0] for line in corrupt if line.startswith(f"{split}/")] for split in source.splits}
     assert sum(f.images for f in files) + len(corrupt) == images
-    return Manifest(source.classes, files, shrink.short_side, shrink.quality, skipped), corrupt
+    return Manifest(source.classes, files, stored.short_side, stored.quality, skipped), corrupt
 
 
 def _classes(asked: str | None) -> list[str] | None:
@@ -214,13 +217,15 @@ def _classes(asked: str | None) -> list[str] | None:
 def _run(asked: argparse.Namespace) -> int:
     if not 1 <= asked.quality <= 100 or asked.short_side < 0 or asked.workers < 1 or asked.images_per_file < 1:
         raise ValueError("--quality must lie in [1, 100], --workers and --images-per-file be at least 1, --short-side at least 0")
-    shrink = Shrink(asked.short_side, asked.quality if asked.short_side else 0)
+    if asked.decoded and asked.short_side:
+        raise ValueError("--decoded must be left out where images are shrunk; got both")
+    stored = Stored(asked.short_side, asked.quality if asked.short_side else 0, asked.decoded)
     if (asked.target / MANIFEST).is_file():
         manifest: Manifest | None = read_manifest(asked.target, "TARGET")
         print(f"{asked.target} is packed to its end; it is verified again")
     else:
         source = sources.find(asked.source, asked.root, _classes(asked.classes))
-        manifest, corrupt = pack(source, asked.target, shrink, asked.workers, asked.skip_corrupt, asked.images_per_file)
+        manifest, corrupt = pack(source, asked.target, stored, asked.workers, asked.skip_corrupt, asked.images_per_file)
         for line in corrupt:
             print(f"corrupt: {line}", file=sys.stderr)
         if manifest is None:
@@ -257,6 +262,7 @@ def main() -> int:
         "--short-side", type=int, default=0, help="shrink larger images to this many pixels; data.short_side must say so too"
     )
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality of images that are shrunk")
+    parser.add_argument("--decoded", action="store_true", help="store the pixels themselves: 5 times the bytes, several times the speed")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out what cannot be decoded; the manifest names it")
     parser.add_argument("--verify", action="store_true", help="decode every packed image once more at the end")
     parser.add_argument("--workers", type=int, default=cores(), help="processes; default: all cores")

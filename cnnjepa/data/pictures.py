@@ -1,6 +1,7 @@
 """Pictures that are decoded when they are cut, and no further than their crops reach; the pixels are Pillow's."""
 
 import io
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from PIL import Image
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 
 _JPEG = b"\xff\xd8\xff"
+_PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `as_ppm` writes it
 # Frame headers of JPEGs that are decoded from top to bottom (baseline, extended), and of all others.
 _SEQUENTIAL, _OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _SCAN = 0xDA
@@ -43,7 +45,7 @@ class Drawn:
 
 
 class EncodedPicture:
-    """A picture in the bytes of its file: JPEG by libjpeg-turbo, whatever else Pillow reads, or that decoder refuses, by Pillow.
+    """A picture in the bytes of its file: JPEG by libjpeg-turbo, PPM as it lies there, all else, and what that decoder refuses, by Pillow.
 
     `sound` bytes have been decoded before without a fault: of them what lies below the last crop is not decoded. Raises OSError where
     Pillow cannot read the bytes either.
@@ -52,6 +54,10 @@ class EncodedPicture:
     def __init__(self, data: bytes | memoryview, sound: bool = False) -> None:
         self.data, self.sound = data, sound
         self._pillow: Image.Image | None = None
+        self._raw_from = 0
+        if (header := _PPM.match(bytes(data[:32]))) and len(data) == header.end() + 3 * int(header[1]) * int(header[2]):
+            self.width, self.height, self._raw_from = int(header[1]), int(header[2]), header.end()
+            return
         if bytes(data[:3]) == _JPEG:
             try:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -64,7 +70,9 @@ class EncodedPicture:
         self.width, self.height = self._pillow.size
 
     def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
-        """See Picture. Raises OSError where the bytes are damaged."""
+        """See Picture. Raises OSError where the bytes are damaged; pixels of a PPM are not copied and cannot be written."""
+        if self._raw_from:
+            return np.frombuffer(self.data, np.uint8, offset=self._raw_from).reshape(self.height, self.width, 3)
         if self._pillow is None:
             try:
                 if factor > 1:
@@ -76,6 +84,11 @@ class EncodedPicture:
             except ValueError:
                 self._pillow = Image.open(io.BytesIO(self.data))
         return np.array(self._pillow.convert("RGB"))
+
+
+def as_ppm(pixels: Pixels) -> bytes:
+    """An image file whose pixels need no decoding: the simplest format that everything reads."""
+    return b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
 
 
 def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:

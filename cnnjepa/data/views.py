@@ -59,8 +59,8 @@ def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generat
 
 
 def _tensor(pixels_HW3: Pixels) -> Tensor:
-    """[3, H, W], channels last; contiguous pixels are resized twice as fast as a crop's."""
-    return torch.from_numpy(np.ascontiguousarray(pixels_HW3)).permute(2, 0, 1)
+    """A copy as [1, 3, H, W], contiguous in channels-last order by its strides too: anything else is resized at half the speed."""
+    return torch.from_numpy(np.array(pixels_HW3, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
 
 
 def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -114,13 +114,13 @@ def random_views(
     views = []
     for spec, random, (top, left, height, width) in zip(specs, randoms, crops):
         crop = _tensor(pixels[top : top + height, left : left + width])
-        view = F.interpolate(crop[None], (spec.size, spec.size), mode="bicubic", antialias=True)[0]
+        view = F.interpolate(crop, (spec.size, spec.size), mode="bicubic", antialias=True)
         if random.random() < spec.flip_probability:
             view = view.flip(-1)
         if spec.augment is not None:
-            changed = _augment(spec.augment, Image.fromarray(view.permute(1, 2, 0).contiguous().numpy()), random)
+            changed = _augment(spec.augment, Image.fromarray(view[0].permute(1, 2, 0).contiguous().numpy()), random)
             view = _tensor(np.array(changed))
-        views.append(view)
+        views.append(view[0])
     return views
 
 
@@ -128,4 +128,4 @@ def probe_view(config: DataConfig, picture: Picture) -> Tensor:
     """The fixed view of a probe, uint8 [3, S, S]: short side to S / eval_crop_fraction, then the centre (224 of 256)."""
     size = round(config.image_size / config.eval_crop_fraction)
     view = TF.resize(_tensor(picture.pixels()), [size], InterpolationMode.BICUBIC, antialias=True)
-    return TF.center_crop(view, [config.image_size, config.image_size])
+    return TF.center_crop(view, [config.image_size, config.image_size])[0]

@@ -45,7 +45,7 @@ def _piece(random: np.random.Generator, width: int, height: int) -> npt.NDArray[
 
 
 def photograph(number: int, scale: float = 1.0) -> bytes:
-    """A JPEG of scale x (500 x 375), one in four upright: mixed pieces of photographs, with grain, of about 110 kB."""
+    """A JPEG of scale x (500 x 375), one in four upright: pieces of photographs, mixed, with grain, compressed to about 110 kB."""
     random = np.random.default_rng(number)
     width, height = (round(side * scale) for side in ((500, 375) if random.random() < 0.75 else (375, 500)))
     pixels = _piece(random, width, height)

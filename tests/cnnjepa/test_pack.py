@@ -28,7 +28,7 @@ from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.loader import build_plan, train_loader
 from cnnjepa.data.packed import PackedImages, read_manifest
-from cnnjepa.data.views import crop_and_flip
+from cnnjepa.data.views import crop_and_flip, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.identity import signature
 from tests.cnnjepa.test_data import image_tree, picture, pixels_of, write_idx
@@ -168,7 +168,7 @@ def test_workers_end_with_their_parent(tree: Path, tmp_path: Path) -> None:
 
 def test_a_half_done_packing_is_not_continued_with_other_options_or_images(tree: Path, tmp_path: Path) -> None:
     source = sources.find(str(tree), "", None)
-    pack._begin(tmp_path / "out", source, pack._identity(source, pack.Shrink(), 25))
+    pack._begin(tmp_path / "out", source, pack._identity(source, pack.Stored(), 25))
     for arguments, difference in (
         ((tree, tmp_path / "out", "--images-per-file", 24), "images_per_file 25, now 24"),
         ((tree, tmp_path / "out", "--short-side", 30, "--images-per-file", 25), "short_side 0, now 30"),
@@ -214,6 +214,18 @@ def test_shrunk_images_are_another_experiment_and_say_so(tree: Path, tmp_path: P
     config.data.root = str(tree)
     with pytest.raises(ValueError, match=r"data\.short_side must be 0 for images that are not packed; got 30"):
         load_splits(config.data)
+
+
+def test_decoded_images_are_the_same_experiment(tree: Path, tmp_path: Path) -> None:
+    assert run(tree, tmp_path / "raw", "--decoded", "--verify").returncode == 0
+    loose, raw = (load_splits(DataConfig(DatasetName.imagefolder, root=str(r))).dataset.train for r in (tree, tmp_path / "raw"))
+    assert all(np.array_equal(pixels_of(loose, i), pixels_of(raw, i)) for i in range(60))
+    pixels = pixels_of(raw, 0)
+    assert not pixels.flags.owndata  # it is the mapped file
+    config = tiny_config()
+    views = [random_views([crop_and_flip(config.data)], images.pictures([5])[0], [np.random.default_rng(3)])[0] for images in (loose, raw)]
+    assert torch.equal(*views)
+    assert "--decoded must be left out" in run(tree, tmp_path / "x", "--decoded", "--short-side", 9).stderr
 
 
 def damage(folder: Path, how: str) -> str:

@@ -85,7 +85,7 @@ def test_scaled_decoding_is_close_and_leaves_crops_alone_that_are_too_small_for_
     large = encoded(image=picture(1000, 750), quality=95)
     for seed in range(40):
         exact, scaled = (random_views([SPEC], EncodedPicture(large), [np.random.default_rng(seed)], dct)[0] for dct in (False, True))
-        assert (exact.int() - scaled.int()).abs().float().mean() < 3
+        assert (exact.int() - scaled.int()).abs().float().mean() < 4
     assert set(factors[0::2]) == {1}
     assert set(factors[1::2]) <= {4, 8}
     small = random_views([SPEC], EncodedPicture(encoded(image=picture(120, 100))), [np.random.default_rng(0)], True)[0]

@@ -56,8 +56,7 @@ class WritePoints:
                 self.pass_one(lambda: None if halved is None else os.ftruncate(descriptor, halved))
 
         def recorded(run: RunFolder, kind: str, step: int, values: dict[str, Any]) -> None:
-            assert run._writer is not None
-            path = Path(run._writer.name)
+            path = run._metrics
             before = path.stat().st_size
 
             def half() -> None:
