@@ -243,7 +243,8 @@ def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace,
     engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # as it is now: a question may have stood for an hour
     take_up(View(sweep, queue=queue), asked.retry_failed)
     while True:
-        missing = engine.missing(View(sweep, queue=queue))
+        engine.queue = Queue()  # asked anew: what it said before is older than what other commands have submitted
+        missing = engine.missing(View(sweep, queue=engine.queue))
         if missing < 0 and (gone := engine.withdraw(-missing)):
             say(f"{gone} waiting slots withdrawn, no trial is left for them")
         try:

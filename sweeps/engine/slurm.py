@@ -63,7 +63,8 @@ class SlurmEngine:
         """With `allocation` its slots share nodes of one job, else each is an element of an array."""
         self.sweep, self.cluster, self.code, self.queue, self.allocation = sweep, cluster, code, queue, allocation
         self.prefix = job_prefix(sweep)
-        self._seen = last_number(sweep)  # the last submission that `missing` took into account
+        # The last submission that `missing` took into account, and whether all until then were settled.
+        self._seen, self._settled = last_number(sweep), True
 
     @staticmethod
     def of(sweep: Sweep, queue: Queue) -> "SlurmEngine | None":
@@ -89,8 +90,7 @@ class SlurmEngine:
         """Find out what became of submissions that were begun and not written down; waits for one that may still be under way."""
         told = False
         while True:
-            open_ones = [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void]
-            undecided = [s for s in open_ones if not self._decide(s, say)]
+            undecided = [s for s in self._open_ones() if not self._decide(s, say)]
             if not undecided:
                 return
             if not told:
@@ -98,18 +98,22 @@ class SlurmEngine:
                 told = True
             time.sleep(2)
 
+    def _open_ones(self) -> list[Submission]:
+        return [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void]
+
     def _decide(self, submission: Submission, say: Callable[[str], None]) -> bool:
+        # Whether anybody may still submit comes first: who is gone before the queue is asked has no job that the queue does not show.
+        writer = submission.writer
+        if writer.is_local:
+            over = not writer.lives() and not _sbatch_lives(submission) and submission.age_seconds > _DEAD_WRITER_SECONDS
+        else:
+            over = submission.age_seconds > _FAR_WRITER_SECONDS
         found = next((e for e in Queue(0).named(submission.name)), None)
         if found is not None:
             if not submission.job:
                 say(f"adopted job {found.array}: its submitter did not live to write it down")
                 submission.write_job(found.array)
             return True
-        writer = submission.writer
-        if writer.is_local:
-            over = not writer.lives() and not _sbatch_lives(submission) and submission.age_seconds > _DEAD_WRITER_SECONDS
-        else:
-            over = submission.age_seconds > _FAR_WRITER_SECONDS
         if over and not submission.job:
             submission.write_void()
         return over
@@ -159,6 +163,7 @@ class SlurmEngine:
         A slot of a search takes one trial after the other, and more than run at once are of no use to it.
         """
         self._seen = last_number(self.sweep)
+        self._settled = not self._open_ones()
         return self.lacking(view, sum(not s.settled for s in view.states().values()) + to_come(view))
 
     def lacking(self, view: View, runs: int) -> int:
@@ -195,9 +200,11 @@ class SlurmEngine:
     def submit(self, slots: int) -> list[Submission]:
         """Submit `slots` slots, never more than the profile's max_parallel at once with those that are queued already; or the allocation.
 
-        `missing` must have been asked just before. Raises RacedError where another command has submitted since, SlurmError with
-        Slurm's words where it refuses.
+        `missing` must have been asked just before, of a queue that had not been asked. Raises RacedError where another command has submitted
+        since, or was about to, SlurmError with Slurm's words where it refuses.
         """
+        if not self._settled:
+            raise RacedError("another command is about to submit")
         if self.allocation is not None:
             return [self._submit_array(1, 1, [])]
         throttles = {s.job: s.throttle for s in Submission.all_of(self.sweep)}
