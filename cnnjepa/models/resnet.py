@@ -16,6 +16,11 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
 
 
+def _sum(y_BCHW: Tensor, shortcut_BCHW: Tensor) -> Tensor:
+    """In place where no gradient is taken; where one is, `y` may be a view, and to write to it would cost more than it saves."""
+    return y_BCHW + shortcut_BCHW if y_BCHW.requires_grad else y_BCHW.add_(shortcut_BCHW)
+
+
 class Downsample(nn.Sequential):
     """The 1x1 convolution and BatchNorm of a shortcut whose shape changes; keys `0` and `1`."""
 
@@ -50,7 +55,7 @@ class BasicBlock(nn.Module):
         shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
         y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
         y = self.bn2(hide(self.conv2(y), visibility), visibility)
-        return self.relu(y.add_(shortcut))
+        return self.relu(_sum(y, shortcut))
 
 
 class Bottleneck(nn.Module):
@@ -83,7 +88,7 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
         y = self.relu(self.bn2(hide(self.conv2(y), visibility), visibility))
         y = self.bn3(hide(self.conv3(y), visibility), visibility)
-        return self.relu(y.add_(shortcut))
+        return self.relu(_sum(y, shortcut))
 
 
 class WideBottleneck(Bottleneck):
