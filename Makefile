@@ -20,6 +20,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/audit.py
 
 bench: $(READY)
 	for benchmark in tests/benchmarks/[!_]*.py; do $(BIN)/python $$benchmark || exit 1; done

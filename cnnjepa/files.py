@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file of this project holds; raises ValueError, one line with the file, where it holds none."""
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} must be one that this project wrote; got {path}: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} must be one that this project wrote; got {path}: a {type(value).__name__} and no object")

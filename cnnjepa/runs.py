@@ -142,7 +142,7 @@ class RunFolder:
             raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
         try:
             return from_dict(yaml.safe_load(self._config.read_bytes()))
-        except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError) as error:
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError, RecursionError) as error:
             said = f"{type(error).__name__} {' '.join(str(error).split())}"
             raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {said}") from error
 

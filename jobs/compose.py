@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
 from cnnjepa.identity import from_dict, signature
 from cnnjepa.rules import validate
-from jobs.door import require_printable
+from jobs.door import require_printable, resolved
 from jobs.spec import ClusterProfile, JobSpec, fit_to, validate_cluster
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
@@ -154,7 +154,7 @@ def job_from(config: DictConfig) -> JobSpec:
     train = from_dict({str(k): v for k, v in values.items() if k in names})
     fit_to(cluster, train)
     run_dir = values["run_dir"] or str(Path(cluster.runs_dir) / "single" / signature(train))
-    return JobSpec(train, cluster, Path(run_dir).resolve(), bool(values["retry_failed"]))
+    return JobSpec(train, cluster, resolved(Path(run_dir), "run_dir"), bool(values["retry_failed"]))
 
 
 def split_multirun(overrides: Sequence[str]) -> list[list[str]]:
@@ -169,17 +169,21 @@ def compose_job(overrides: Sequence[str]) -> JobSpec:
     overrides = qualified(overrides)
     _check_syntax(overrides)
     _check_choices(overrides)
+    profile = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("cluster=")), "local")
     try:
         job = job_from(_compose(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, overrides)) from error
     except yaml.YAMLError as error:
-        profile = next((o.partition("=")[2] for o in overrides if o.startswith("cluster=")), "local")
         raise ValueError(f"slurm/cluster/{profile}.yaml must be YAML; got {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ValueError(f"slurm/cluster/{profile}.yaml must be a file of keys and values; got {error}") from error
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, ValueError) and " must " in str(error):
             raise
         said = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
+    if job.cluster.name != profile:
+        raise ValueError(f"slurm/cluster/{profile}.yaml must hold name: {profile}; got {job.cluster.name!r}")
     validate(job.train, job.cluster.ranks_per_slot)
     return job

@@ -1,5 +1,6 @@
 """What every command shares, and no torch: exit statuses, folders that can be written, and signals that ask it to stop."""
 
+import argparse
 import os
 import signal
 import tempfile
@@ -7,11 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED = 130  # exit status of a command that was stopped and has saved
 # The same of a rank under srun, which hands on the highest status of its tasks: above that of any error, and of any signal that ended
 # the other ranks (at most 128 + 64).
 STOPPED = 200
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are ValueErrors, one line each."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below several lines of usage."""
+        raise ValueError(f"the command line must be one that --help shows; got {' '.join(message.split())}")
 
 
 class Stop:
@@ -60,6 +70,15 @@ def require_writable(folder: Path, key: str) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{key} must be a folder that can be written; got {folder}: {error.strerror}") from error
+
+
+def resolved(path: Path, key: str) -> Path:
+    """The absolute path without links; raises ValueError at one that leads nowhere, such as a loop of links."""
+    require_printable(str(path), key)
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{key} must be a path that leads somewhere; got {path}: {error}") from error
 
 
 def require_printable(text: str, key: str) -> None:

@@ -1,6 +1,5 @@
 """`python -m jobs.export RUN_DIR [FILE]`: the target backbone of a run as safetensors, in torchvision's and timm's keys."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from cnnjepa import checkpoint
 from cnnjepa.config import method_module
 from cnnjepa.identity import signature
 from cnnjepa.runs import RunFolder
-from jobs.door import require_writable
+from jobs.door import Parser, require_writable
 
 
 def export(run_dir: Path, target: Path) -> int:
@@ -36,12 +35,12 @@ def export(run_dir: Path, target: Path) -> int:
 
 def main() -> int:
     """The door; exit status 2 where there is nothing to export."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
+    parser = Parser(prog="python -m jobs.export", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("file", type=Path, nargs="?", help="default: RUN_DIR/backbone.safetensors")
-    arguments = parser.parse_args()
-    target = arguments.file or arguments.run_dir / "backbone.safetensors"
     try:
+        arguments = parser.parse_args()
+        target = arguments.file or arguments.run_dir / "backbone.safetensors"
         step = export(arguments.run_dir, target)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

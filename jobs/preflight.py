@@ -20,9 +20,9 @@ import psutil
 from cnnjepa.config import DataConfig, DatasetName, TrainConfig, method_module
 from cnnjepa.files import write_atomic
 from jobs import queue as slurm
-from jobs.door import require_writable
+from jobs.door import Parser, require_writable, resolved
 from jobs.queue import SlurmError
-from jobs.spec import ClusterProfile, Scheduler
+from jobs.spec import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.staging import PackedSet, StagingError, obstacle
 from jobs.submit import Array, render
 
@@ -283,26 +283,28 @@ def _data_only(text: str) -> int:
 
 def main() -> int:
     """The door; exit status 0 nothing in the way, 1 problems, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.preflight", description=__doc__)
+    parser = Parser(prog="python -m jobs.preflight", description=__doc__)
     parser.add_argument("--cluster", default="local")
     parser.add_argument("--runs-dir", type=Path, help="default: the profile's")
     parser.add_argument("--slots", type=int, default=1, help="elements of the array to ask for")
     parser.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
     parser.add_argument("--data-only", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as account=abc or data=imagenet100")
-    asked = parser.parse_args()
-    if asked.data_only:
-        return _data_only(asked.data_only)
-    from cnnjepa.identity import to_dict
-    from jobs.compose import compose_job
-
     try:
+        asked = parser.parse_args()
+        if asked.data_only:
+            return _data_only(asked.data_only)
+        from cnnjepa.identity import to_dict
+        from jobs.compose import compose_job
+
         job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
+        runs_dir = resolved(asked.runs_dir or Path(job.cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
+        if job.cluster.scheduler is Scheduler.slurm:
+            require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     cluster = job.cluster
-    runs_dir = (asked.runs_dir or Path(cluster.runs_dir)).resolve()
     code = Path(__file__).resolve().parent.parent
     array = Array("cnnjepa-preflight", asked.slots, 1, "sweeps.engine.rank", "", code, runs_dir)
     data = to_dict(job.train.data)

@@ -141,6 +141,9 @@ def fit_to(cluster: ClusterProfile, train: TrainConfig) -> None:
 
 # What sbatch's own reader of #SBATCH lines gives a meaning to, also within quotes; a colon would part PYTHONPATH.
 _LOST_IN_SBATCH = frozenset("\\#:'\"")
+# More than any site has.
+_MOST = dict.fromkeys(("nodes_per_slot", "ranks_per_slot", "cores_per_slot", "gpus_per_slot", "memory_gb_per_slot"), 1_000_000)
+_MOST |= {"max_parallel": 1_000_000, "time_limit_minutes": 5_000_000}
 _SITE_WORD = re.compile(r"[\w][\w.,:+=@/()*\[\]-]*")
 _SBATCH_OPTION = re.compile(r"[A-Za-z][A-Za-z-]*")
 
@@ -206,6 +209,7 @@ def validate_cluster(cluster: ClusterProfile) -> None:
             (c.gpus_per_slot <= 1, "gpus_per_slot", "lie in [0, 1]", c.gpus_per_slot),
             (c.ranks_per_slot == 1, "ranks_per_slot", "be 1 on this machine; torchrun starts more", c.ranks_per_slot),
         ]
+    rules += [(getattr(c, key) <= most, key, f"be at most {most}", getattr(c, key)) for key, most in _MOST.items()]
     for holds, key, rule, value in rules:
         if not holds:
             raise ValueError(f"cluster.{key} must {rule}; got {value}")

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from jobs.door import INTERRUPTED
+from jobs.door import INTERRUPTED, Parser, resolved
 from jobs.queue import SlurmError
 from sweeps import results
 from sweeps.cancel import cancel
@@ -59,7 +59,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
 
 def main() -> int:
     """The door; exit status 2 where the folder holds no sweep."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps", description=__doc__)
+    parser = Parser(prog="python -m sweeps", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="where the trials stand")
     status.add_argument("--json", action="store_true", help="one JSON object")
@@ -75,9 +75,9 @@ def main() -> int:
         command.add_argument("folder", type=Path)
     logs.add_argument("trial", nargs="?", help="default: one that runs")
     stop.add_argument("trial", nargs="*", help="default: all, waiting jobs too")
-    asked = parser.parse_args()
     try:
-        view = View.here(Sweep.load(asked.folder.resolve()))
+        asked = parser.parse_args()
+        view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))
         if asked.command == "logs":
             return follow(view, next(iter(find_trials(view, [asked.trial] if asked.trial else [])), None), asked.follow)
         if asked.command == "cancel":
@@ -86,8 +86,11 @@ def main() -> int:
         return show(view, asked)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ValueError, SlurmError, OSError) as error:
+    except (ValueError, SlurmError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: SWEEP_FOLDER must be a folder that can be read; got {error}", file=sys.stderr)
         return 2
 
 

@@ -125,9 +125,14 @@ class Sweep:
         """Take in the trials that have been chosen since; those of another space or base are no trials of this search."""
         if self.search is None:
             return
+        points = self.path / "points"
+        if points.exists() and not points.is_dir():
+            raise ValueError(f"points must be a folder; got {points}, which is none")
         while (file := self.point_file(self.next_number)).exists():
             with reading(file):
                 values = read_json(file)
+                if not isinstance(values["search"], str):
+                    raise TypeError("search is no digest")
                 if values.pop("search") == self.search.digest:
                     self.trials.append(Trial(values=applied(self.search.base, values["params"], values["seed"]), **values))
             self._next[0] += 1

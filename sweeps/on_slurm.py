@@ -223,7 +223,7 @@ def run(
         say(f"the jobs need nobody; python -m sweeps status|logs|cancel {sweep.path}")
         return 0
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "sweeps.watch", str(sweep.path)])
+    os.execv(sys.executable, [sys.executable, "-m", "sweeps.watch", str(sweep.path)])  # noqa: S606, no shell is wanted
 
 
 def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace, console: Console, say: Callable[[str], None]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cnnjepa.identity import from_dict
 from cnnjepa.rules import validate
 from jobs.compose import cluster_names, compose_job, qualified
-from jobs.door import require_writable
+from jobs.door import Parser, require_writable, resolved
 from jobs.spec import ClusterProfile, Scheduler, require_sbatch_path
 from sweeps.folder import Sweep
 from sweeps.rungs import DEFAULT_ETA, rung_epochs
@@ -24,8 +24,8 @@ def _and_at_most(value: int) -> str:
 
 
 def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line of a sweep; argparse exits with 2 at unknown flags."""
-    parser = argparse.ArgumentParser(description=spec.question, epilog="Run again to resume: what has a result is not run again.")
+    """The command line of a sweep; raises ValueError at what it does not know."""
+    parser = Parser(description=spec.question, epilog="Run again to resume: what has a result is not run again.")
     parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
     parser.add_argument("--scale", choices=[s.name for s in ScaleName], help="default: smoke on local, paper elsewhere")
     parser.add_argument("--seeds", type=int, help="seeds a setting; default: the sweep's own number for the scale")
@@ -70,7 +70,7 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
     scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if local else ScaleName.paper
     chosen = spec.scale(scale)
     cluster = compose_job([f"cluster={asked.cluster}", *chosen.overrides, *asked.overrides]).cluster
-    runs_dir = (asked.runs_dir or Path(cluster.runs_dir)).resolve()
+    runs_dir = resolved(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
     if not asked.dry_run:
         require_writable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
     if cluster.scheduler is Scheduler.slurm:

@@ -22,7 +22,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 _DEATHS = 2  # of the processes of one slot for each trial that it may take: that after the second finds that its trial has failed
-_TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"
+_TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"  # noqa: S108, mkdtemp makes a folder of mode 0700 there
 
 
 def private_folder() -> Path:
