@@ -7,7 +7,7 @@ augmentation are left out. The methods take turns, in an order that turns by one
 saving is 1 - seconds of CNN-JEPA / seconds of the other, in percent, the median over rounds; on one CPU thread they are processor seconds.
 SimCLR, BYOL and VICReg take a step of the official kind too (_official_methods.py), from the same weights, whose loss must be ours:
 `simclr_over_official` and the like are seconds of ours / seconds of that, the median over rounds. What it is for CNN-JEPA, step.py tells.
---more adds supervised and I-JEPA (ViT-S/14). All are in memory at once: 11 GiB at batch 16.
+--more adds supervised and I-JEPA (ViT-S/14). All are in memory at once: 12 GiB at batch 16.
 """
 
 import argparse
