@@ -21,7 +21,8 @@ def table(measured: dict[str, Any]) -> str:
     lines += [
         f"**Runs lost: {told['lost']}. Records or rows there twice: {told['duplicated']}. Differing bits: {told['different_bits']}.** "
         f"{told['runs']} runs of 200 steps, each held against one that was left in peace;",
-        f"`{measured['command']}`, {told['minutes']:.0f} minutes on {here['cores']} cores ({here['cpu']}) shared with other work, torch {here['torch']}.",
+        f"`{measured['command']}`, {told['minutes']:.0f} minutes on {here['cores']} cores ({here['cpu']})",
+        f"shared with other work, torch {here['torch']}.",
     ]
     return "\n".join(lines)
 
