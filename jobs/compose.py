@@ -104,7 +104,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     text = str(cause)
     named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", str(error))
     key = named[1] if named else ""
-    override = next((o for o in overrides if o.startswith((f"{key}=", f"{key}."))), "")
+    override = next((o for o in reversed(overrides) if o.startswith((f"{key}=", f"{key}."))), "")  # the last one counts
     given = override.partition("=")[2]
     unknown = re.search(r"Key '([^']+)' not in 'ClusterProfile'", text)
     if unknown and not override:

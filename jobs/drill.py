@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.compose import cluster_names, compose_job
+from jobs.compose import cluster_names, compose_job, qualified
 from jobs.door import INTERRUPTED, require_writable
 from jobs.drills.campaign import Drill, Scene, drill
 from jobs.drills.here import RunHere
@@ -40,21 +40,23 @@ def check(asked: argparse.Namespace) -> ClusterProfile:
     """The profile to drill on; raises ValueError at the first rule that is broken, before anything starts."""
     if asked.faults < 1:
         raise ValueError(f"--faults must be at least 1; got {asked.faults}")
-    cluster = compose_job([f"cluster={asked.cluster}", *asked.overrides]).cluster
+    own = [o for o in qualified(asked.overrides) if o.startswith("cluster.")]
+    cluster = compose_job([f"cluster={asked.cluster}", *own]).cluster
     slurm = cluster.scheduler is Scheduler.slurm
-    if asked.dry_run:
-        return cluster
-    if slurm and not has_slurm():
+    if slurm and not asked.dry_run and not has_slurm():
         raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run to look at it")
-    if asked.runs_dir or slurm:
+    if not asked.dry_run and (asked.runs_dir or slurm):
         require_writable(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
     return cluster
 
 
-def show(asked: argparse.Namespace, cluster: ClusterProfile) -> int:
-    """Print what the sweep's own command would submit; returns its exit status."""
+def what_it_would_do(asked: argparse.Namespace, cluster: ClusterProfile) -> str:
+    """What the sweep's own command says to these overrides, with the batch script where there is one; ValueError where it refuses them."""
     line = [*command(cluster, asked.runs_dir or Path(cluster.runs_dir), asked.overrides), "--dry-run"]
-    return subprocess.run(line, check=False).returncode
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr.strip().removeprefix("error: "))
+    return done.stdout
 
 
 def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) -> Drill:
@@ -77,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
     try:
         cluster = check(asked)
+        shown = what_it_would_do(asked, cluster)
         if asked.dry_run:
-            return show(asked, cluster)
+            print(shown, end="")
+            return 0
         # A terminated drill leaves no process and no folder either.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory(prefix="cnnjepa-drill-") as passing:

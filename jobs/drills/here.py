@@ -31,6 +31,25 @@ def _signal(processes: Sequence[psutil.Process], number: int) -> None:
             continue
 
 
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _if_there(fault: Callable[[random.Random], bool]) -> Callable[[random.Random], bool]:
+    """`fault`, where a process that is gone meanwhile is nothing to strike."""
+
+    def strike(draw: random.Random) -> bool:
+        try:
+            return fault(draw)
+        except psutil.NoSuchProcess as error:
+            raise NothingToStrikeError(str(error)) from error
+
+    return strike
+
+
 class RunHere:
     """One run on this machine, from its start to its result."""
 
@@ -60,7 +79,7 @@ class RunHere:
 
     def keep_alive(self) -> None:
         """Run the command again where it is gone, as Slurm or a person does."""
-        if not self._driver.is_running() or self._driver.status() == psutil.STATUS_ZOMBIE:
+        if _is_dead(self._driver):
             self._driver = self._new_driver()
 
     def close(self) -> None:
@@ -94,8 +113,9 @@ class RunHere:
         ranks = self._ranks()
         self._driver.suspend()
         try:
+            wait_for("the driver to stop", lambda: self._driver.status() == psutil.STATUS_STOPPED, _END_SECONDS)
             _signal(ranks, signal.SIGKILL)
-            wait_for("death of ranks", lambda: all(p.status() == psutil.STATUS_ZOMBIE for p in ranks), _END_SECONDS)
+            wait_for("death of ranks", lambda: all(map(_is_dead, ranks)), _END_SECONDS)
             meanwhile()
         finally:
             self._driver.resume()
@@ -107,7 +127,7 @@ class RunHere:
         ranks = self._ranks()
         _signal(ranks, signal.SIGTERM)
         _, left = psutil.wait_procs(ranks, timeout=_GRACE_SECONDS)
-        _signal([p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], signal.SIGKILL)
+        _signal([p for p in left if not _is_dead(p)], signal.SIGKILL)
         return True
 
     def terminate_without_grace(self, draw: random.Random) -> bool:
@@ -174,7 +194,7 @@ class RunHere:
         try:
             return self._hold_up(draw)
         finally:
-            if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE:
+            if not _is_dead(rank):
                 rank.rlimit(resource.RLIMIT_FSIZE, before)
 
     def make_read_only(self, draw: random.Random) -> bool:
@@ -207,7 +227,7 @@ class RunHere:
     @property
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
         """What can be done here, by name."""
-        return {
+        found = {
             "SIGTERM with a grace": self.terminate_with_grace,
             "SIGTERM without grace": self.terminate_without_grace,
             "SIGKILL of a rank": self.kill_a_rank,
@@ -222,6 +242,7 @@ class RunHere:
             "folder read-only for a while": self.make_read_only,
             "clock moved back": self.move_the_clock_back,
         }
+        return {name: _if_there(fault) for name, fault in found.items()}
 
     @property
     def left_out(self) -> dict[str, str]:

@@ -26,9 +26,8 @@ _FULL_AT_BYTES = 30_000
 
 def command(cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> list[str]:
     """The command that submits the drilled run, for an hour at most, and watches it."""
-    script, minutes = str(_ROOT / "sweeps" / "drill_run.py"), min(cluster.time_limit_minutes, _LIMIT_MINUTES)
-    line = [sys.executable, script, "--cluster", cluster.name, "--scale", "smoke", "--runs-dir", str(runs_dir), *overrides]
-    return [*line, f"time_limit_minutes={minutes}"]
+    line = [sys.executable, str(_ROOT / "sweeps" / "drill_run.py"), "--cluster", cluster.name, "--scale", "smoke"]
+    return [*line, "--runs-dir", str(runs_dir), f"time_limit_minutes={min(cluster.time_limit_minutes, _LIMIT_MINUTES)}", *overrides]
 
 
 class RunOnSlurm:
@@ -100,7 +99,8 @@ class RunOnSlurm:
     def _on_main_node(self, script: str) -> None:
         """Run a line of shell beside rank 0, whose process number is $PID in it."""
         claim = self.run.claim()
-        pid, job = int(claim["owner"]["pid"]), self._job()
+        pid = int(claim["owner"]["pid"])
+        job = slurm.show_job(self._job(), _ASK_SECONDS).get("JobId", "")  # srun takes no number of an array's element
         line = ["srun", "--overlap", f"--jobid={job}", "-N1", "-n1", "-w", str(claim["owner"]["host"]), "--mem=0", "--gres=none"]
         try:
             slurm.ask([*line, "sh", "-c", f"PID={pid}; {script}"], _ASK_SECONDS)

@@ -200,8 +200,8 @@ class SlurmEngine:
     def submit(self, slots: int) -> list[Submission]:
         """Submit `slots` slots, never more than the profile's max_parallel at once with those that are queued already; or the allocation.
 
-        `missing` must have been asked just before, of a queue that had not been asked. Raises RacedError where another command has submitted
-        since, or was about to, SlurmError with Slurm's words where it refuses.
+        `missing` must have been asked just before, of a queue that had not been asked. Raises RacedError where another command has
+        submitted since, or was about to, SlurmError with Slurm's words where it refuses.
         """
         if not self._settled:
             raise RacedError("another command is about to submit")
