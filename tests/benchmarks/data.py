@@ -2,9 +2,9 @@
 
     python tests/benchmarks/data.py [--json] [--rounds 7] [--images 512] [--pack-images 20000] [--quick] [--folder DIR]
 
-`imagefolder` is torchvision's ImageFolder, transforms v1 on Pillow images, float tensors normalised on the host; `hdf5` the same from one
-HDF5 object an image, as the official code reads; `packed` this project's loader on a packed set, uint8; `decoded` the same on one packed
-with --decoded; `loose` on the tree; `short320` and `short256` on sets packed with --short-side and --quality 90, whose pixels are others.
+`imagefolder` is torchvision's ImageFolder, transforms v1 on Pillow images, float tensors normalised on the host; `hdf5` the same from
+one HDF5 object an image, as the official code reads; `packed` this project's loader on a packed set, uint8; `decoded` on one packed with
+--decoded; `loose` on the tree; `short320` and `short256` on sets packed with --short-side and --quality 90, whose pixels are others.
 All make batches of 128 views of 224 px from the same 500 generated photographs of about 500 x 375 pixels and 110 kB, in one process on
 one thread, files in memory. Each round runs all in turn; figures are medians of the rounds' ratios of processor seconds.
 --quick leaves out all but these and the masks.
