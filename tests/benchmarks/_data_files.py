@@ -146,7 +146,7 @@ def packing(folder: Path, images: int, source: list[bytes]) -> dict[str, object]
     """Images/s of packing, of its parts alone, and whether a packing killed half-way and gone on with leaves the same bytes."""
     tree = folder / "many"
     for i in range(images):
-        path = tree / ("val" if i % 20 == 0 else "train") / f"class{i % 2}" / f"{i:06}.jpg"
+        path = tree / ("val" if i % 20 == 0 else "train") / f"class{i // 20 % 2}" / f"{i:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         os.link(folder / "unique" / f"{i % len(source)}.jpg", path)
     line = [sys.executable, "-m", "cnnjepa.data.pack", str(tree)]
