@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cnnjepa.config import TrainConfig, accumulation_steps
 from cnnjepa.data.datasets import Images, Indices, Splits
@@ -83,8 +83,9 @@ Loaded = tuple[list[Tensor], Tensor]
 
 
 def _batch(views: list[Tensor]) -> Tensor:
-    """uint8 [B, 3, S, S], channels last."""
-    return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
+    """uint8 [B, 3, S, S], channels last; in a loader process put together in shared memory, so that it is not copied again."""
+    batch_BHW3: Tensor = default_collate([view.permute(1, 2, 0) for view in views])
+    return batch_BHW3.permute(0, 3, 1, 2)
 
 
 class _Views(Dataset[Loaded]):

@@ -94,7 +94,7 @@ def as_ppm(pixels: Pixels) -> bytes:
 def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:
     """The JPEG with a header that tells of at least the first `rows` rows alone, so that a decoder stops there; None where that cannot be.
 
-    One block row more is kept, since chroma is interpolated across the last. The pixels of the first `rows` rows are those of the whole.
+    One row more is kept, since chroma is interpolated across rows. The pixels of the first `rows` rows are those of the whole.
     """
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
@@ -102,7 +102,7 @@ def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:
         if kind in _SEQUENTIAL:
             height, components = data[at + 5] << 8 | data[at + 6], data[at + 9]
             block = 8 * max(data[at + 11 + 3 * c] & 15 for c in range(components))
-            kept = -(-rows // block) * block + block
+            kept = -(-(rows + 1) // block) * block
             if kept >= height or not _one_scan(data, at + 2 + length, components):
                 return None
             shorter = bytearray(data)

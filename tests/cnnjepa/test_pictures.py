@@ -49,7 +49,7 @@ def test_pixels_are_pillows_whole_and_down_to_any_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["420", "444", "422", "restarts", "grey"])
 def test_rows_below_the_crop_are_not_decoded(name: str) -> None:
-    assert EncodedPicture(FILES[name], sound=True).pixels(60).shape[0] <= 60 + 2 * 16
+    assert EncodedPicture(FILES[name], sound=True).pixels(60).shape[0] == 64
     assert EncodedPicture(FILES[name], sound=False).pixels(60).shape[0] == 203  # it may be damaged further down
 
 
