@@ -166,7 +166,7 @@ def validate_words(cluster: ClusterProfile) -> None:
             raise ValueError(f"cluster.sbatch must hold long options of sbatch as keys; got {option!r}")
         if not isinstance(value, (str, int, float, bool)) or not str(value).isprintable():
             raise ValueError(f"cluster.sbatch.{option} must be one line of printable text, a number, true or false; got {value!r}")
-    for key in ("runs_dir", "data_root", "python"):
+    for key in ("runs_dir", "data_root", "local_scratch", "python"):
         require_printable(getattr(cluster, key), f"cluster.{key}")
     for line in cluster.setup:
         require_printable(line, "cluster.setup")
