@@ -249,6 +249,7 @@ class MethodConfig:
     """Base of the Config class that each file of cnnjepa/methods defines; `name` is the file's name."""
 
     name: str = ""
+    title: ClassVar[str] = ""  # what people call the method
     # The loss compares images of the whole global batch: a rank must see its share at once, with statistics over all ranks.
     global_batch: ClassVar[bool] = False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.door import INTERRUPTED, Parser, resolved
 from jobs.queue import SlurmError
-from sweeps import results
+from sweeps import tables, views
 from sweeps.cancel import cancel
 from sweeps.folder import Sweep, View
 from sweeps.slot_log import follow
@@ -49,11 +49,11 @@ def show(view: View, asked: argparse.Namespace) -> int:
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
         return 0
-    results.write_all(view)
+    views.write_all(view)
     if asked.format == "table":
-        console.print(results.terminal_table(view))
+        console.print(tables.terminal_table(view))
     else:
-        print(results.summary_csv(view) if asked.format == "csv" else results.markdown_table(view), end="")
+        print(tables.FORMATS[asked.format](view), end="")
     return 0
 
 
@@ -64,7 +64,7 @@ def main() -> int:
     status = commands.add_parser("status", help="where the trials stand")
     status.add_argument("--json", action="store_true", help="one JSON object")
     table = commands.add_parser("results", help="rebuild results.csv, summary.csv and ablation.png, and print the table")
-    table.add_argument("--format", choices=["table", "csv", "markdown"], default="table")
+    table.add_argument("--format", choices=["table", *tables.FORMATS], default="table")
     study = commands.add_parser("study", help="write optuna.journal, which optuna-dashboard shows")
     logs = commands.add_parser("logs", help="what a trial prints, until it ends")
     logs.add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")

@@ -30,7 +30,7 @@ _SCALE = Scale(_OVERRIDES, seeds=1)
 SWEEP = SweepSpec(
     name="drill",
     question="Does a run come through whatever happens to it?",
-    settings=[Setting("as it is", {})],
+    settings=[Setting({})],
     smoke=_SCALE,
     paper=_SCALE,
 )

@@ -85,12 +85,12 @@ class Sweep:
     ) -> "Sweep":
         """The sweep of `spec`; the paper's values, and the metrics that they are values of, are kept at paper scale alone."""
         published = [s for s in spec.settings_at(spec.scale(scale)) if s.paper and scale is ScaleName.paper]
-        paper = {s.label: dict(s.paper) for s in published}
+        paper = {spec.label(s): dict(s.paper) for s in published}
         metrics = [metric for values in paper.values() for metric in values if metric not in spec.costs]
         headline = list(dict.fromkeys([*spec.headline, *metrics]))
         sweep = Sweep(path, spec.name, spec.question, scale, spec.objective, headline, paper, trials, search, list(rungs), eta)
         sweep.costs.extend(spec.costs)
-        sweep.best_of_many.extend(s.label for s in published if s.best_of_many)
+        sweep.best_of_many.extend(spec.label(s) for s in published if s.best_of_many)
         sweep.grow()
         return sweep
 

@@ -13,26 +13,26 @@ from sweeps.space import Value
 from sweeps.spec import Scale, Setting, SweepSpec
 
 
-def _setting(label: str, linear: float | None = None, knn: float | None = None, **predictor: Value) -> Setting:
+def _setting(linear: float | None = None, knn: float | None = None, **predictor: Value) -> Setting:
     paper = {"linear.paper_protocol_top1": linear, "knn.test_top1": knn}
-    return Setting(label, {f"method.predictor.{k}": v for k, v in predictor.items()}, {k: v for k, v in paper.items() if v is not None})
+    return Setting({f"method.predictor.{k}": v for k, v in predictor.items()}, {k: v for k, v in paper.items() if v is not None})
 
 
 SWEEP = SweepSpec(
     name="predictor_ablation",
     question="Which predictor should CNN-JEPA have: how deep, how wide a kernel, and does it need depthwise or dense convolution?",
     settings=[
-        _setting("depthwise depth 1", 64.86, 51.84, conv="depthwise", depth=1, kernel=3),
-        _setting("depthwise depth 2", 73.22, 59.22, conv="depthwise", depth=2, kernel=3),
-        _setting("depthwise depth 3", 73.26, 56.26, conv="depthwise", depth=3, kernel=3),
-        _setting("depthwise depth 4", 71.72, 53.84, conv="depthwise", depth=4, kernel=3),
-        _setting("depthwise depth 5", 71.14, 50.94, conv="depthwise", depth=5, kernel=3),
-        _setting("depthwise depth 6", 69.24, 47.68, conv="depthwise", depth=6, kernel=3),
-        _setting("depthwise kernel 5", 73.08, conv="depthwise", depth=3, kernel=5),
-        _setting("depthwise kernel 7", 72.44, conv="depthwise", depth=3, kernel=7),
-        _setting("depthwise kernel 9", 73.16, conv="depthwise", depth=3, kernel=9),
-        _setting("dense depth 3", 72.64, 54.76, conv="dense", depth=3, kernel=3),
-        _setting("pointwise depth 3", conv="pointwise", depth=3),
+        _setting(64.86, 51.84, conv="depthwise", depth=1, kernel=3),
+        _setting(73.22, 59.22, conv="depthwise", depth=2, kernel=3),
+        _setting(73.26, 56.26, conv="depthwise", depth=3, kernel=3),
+        _setting(71.72, 53.84, conv="depthwise", depth=4, kernel=3),
+        _setting(71.14, 50.94, conv="depthwise", depth=5, kernel=3),
+        _setting(69.24, 47.68, conv="depthwise", depth=6, kernel=3),
+        _setting(73.08, conv="depthwise", depth=3, kernel=5),
+        _setting(72.44, conv="depthwise", depth=3, kernel=7),
+        _setting(73.16, conv="depthwise", depth=3, kernel=9),
+        _setting(72.64, 54.76, conv="dense", depth=3, kernel=3),
+        _setting(conv="pointwise", depth=3),
     ],
     smoke=Scale(
         [

@@ -1,21 +1,14 @@
-"""results.csv, summary.csv, the table on the terminal and ablation.png: views of the run folders, rebuilt at will."""
+"""What the runs of a sweep came to: a row a run, a summary a setting, and which of them count; tables and pictures are made of these."""
 
-import csv
-import io
 import statistics
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from rich.table import Table
-
-from cnnjepa.files import write_atomic
 from cnnjepa.runs import RunResult, RunStatus
 from sweeps.folder import TrialState, View
+from sweeps.separable import Comparison, compare
 
-_LABEL_WIDTH = 60  # characters of a setting's name in a line of a table or picture
+LABEL_WIDTH = 60  # characters of a setting's name in a line of a table or picture
 COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes", "pretraining_hours", "energy_kwh")
 _COST_TITLES = {
     "pretraining_hours": "pretraining, device-hours",
@@ -82,6 +75,7 @@ class Summary:
     device_hours: float
     paper: dict[str, float]
     costs: dict[str, Spread]  # of the completed runs
+    values: dict[str, dict[int, float]]  # metric -> seed -> value, of the completed runs that have one
 
 
 def costs_of(result: RunResult, global_batch_size: int) -> dict[str, float]:
@@ -121,10 +115,11 @@ def summaries(view: View) -> list[Summary]:
     for setting in dict.fromkeys(row.setting for row in table):
         mine = [row for row in table if row.setting == setting]
         done = [row for row in mine if row.state is TrialState.completed]
+        values = {m: {row.seed: row.metrics[m] for row in done if m in row.metrics} for m in metrics}
         found.append(
             Summary(
                 setting,
-                {m: Spread.of([row.metrics[m] for row in done if m in row.metrics]) for m in metrics},
+                {m: Spread.of(list(values[m].values())) for m in metrics},
                 sum(row.state is TrialState.failed for row in mine),
                 sum(row.state is TrialState.pruned for row in mine),
                 sum(not row.state.ended for row in mine),
@@ -132,18 +127,11 @@ def summaries(view: View) -> list[Summary]:
                 sum(row.costs["device_hours"] for row in mine if row.costs),
                 sweep.paper.get(setting, {}),
                 {c: Spread.of([row.costs[c] for row in done if c in row.costs]) for c in COSTS},
+                values,
             )
         )
     last = float("-inf")
     return sorted(found, key=lambda s: -(last if s.spreads[sweep.objective].mean is None else s.spreads[sweep.objective].mean or 0.0))
-
-
-def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if v is None else v for v in line] for line in lines])
-    return out.getvalue()
 
 
 def told_settings(view: View) -> tuple[list[Summary], str]:
@@ -154,37 +142,8 @@ def told_settings(view: View) -> tuple[list[Summary], str]:
     return shown, f"{left_out} settings were pruned on their way, see summary.csv" if left_out else ""
 
 
-def results_csv(view: View) -> str:
-    """One line a run; what a run does not have is empty."""
-    table = rows(view)
-    metrics = sorted({m for row in table for m in row.metrics})
-    header = ["signature", "setting", "seed", "state", *metrics, *COSTS, "cause"]
-    return _csv(
-        header,
-        [
-            [r.signature, r.setting, r.seed, r.state.name, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause]
-            for r in table
-        ],
-    )
-
-
-def summary_csv(view: View) -> str:
-    """One line a setting, best first: mean, std and n of every metric, and the paper's value where the scale may be held against it."""
-    table = summaries(view)
-    metrics = list(table[0].spreads) if table else []
-    papers = sorted({m for s in table for m in s.paper})
-    told = [*metrics, *view.sweep.costs]
-    header = ["setting", *(f"{m}_{part}" for m in told for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
-    lines = []
-    for s in table:
-        spread = [v for m in told for v in vars({**s.spreads, **s.costs}[m]).values()]
-        lines.append(
-            [s.setting, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours]
-        )
-    return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours"], lines)
-
-
-def _columns(view: View) -> list[str]:
+def columns(view: View) -> list[str]:
+    """The metrics that a table shows: the objective, then the headline."""
     return list(dict.fromkeys([view.sweep.objective, *view.sweep.headline]))
 
 
@@ -198,153 +157,53 @@ def title(metric: str) -> str:
     return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {where}"
 
 
-def _note(view: View) -> str:
-    """What a reader of the table must know beside it."""
-    star = "* each score the best of several runs" if view.sweep.best_of_many else ""
-    return "; ".join(t for t in (told_settings(view)[1], star) if t)
+@dataclass(frozen=True)
+class Leader:
+    """The setting with the best mean of a metric, and how it stands against the next."""
+
+    metric: str
+    best: Summary
+    other: Summary | None
+    comparison: Comparison | None  # None where there is nothing to compare with
+
+    @property
+    def separable(self) -> bool:
+        """Whether the best may be called so."""
+        return self.comparison is not None and self.comparison.separable
 
 
-def cells(view: View) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table that people read: mean ± std over seeds (n), ranked by the objective."""
-    metrics, costs = _columns(view), view.sweep.costs
-    table, _ = told_settings(view)
-    papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
-    # Of a sweep that asks about costs the total would be one number too many.
-    total = [] if costs else ["device-hours"]
-    header = [
-        "setting",
-        *(title(m) for m in metrics),
-        *(f"paper: {title(m)}" for m in papers),
-        "n",
-        *map(title, costs),
-        "parameters",
-        *total,
-    ]
-    lines = []
-    for s in table:
-        marks = (
-            [f"{s.failed} failed"] * bool(s.failed)
-            + [f"{s.pruned} pruned"] * bool(s.pruned)
-            + [f"{s.unfinished} to come"] * bool(s.unfinished)
-        )
-        n = str(s.spreads[view.sweep.objective].n) + (f" ({', '.join(marks)})" if marks else "")
-        star = "*" if s.setting in view.sweep.best_of_many else ""
-        paper = [f"{s.paper[m]:.2f}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
-        spent = [s.costs[c].in_digits() for c in costs]
-        hours = [] if costs else [f"{s.device_hours:.3g}"]
-        lines.append([s.setting, *(str(s.spreads[m]) for m in metrics), *paper, n, *spent, f"{s.parameters:,}", *hours])
-    return header, lines
-
-
-def terminal_table(view: View) -> Table:
-    """The table for a terminal."""
-    header, lines = cells(view)
-    heading = f"{view.sweep.name} ({view.sweep.scale.name}): mean ± std over seeds, best first"
-    table = Table(title=heading, caption=_note(view) or None)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", max_width=None if i else _LABEL_WIDTH)
-    for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def markdown_table(view: View) -> str:
-    """The same table in Markdown."""
-    header, lines = cells(view)
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    said = _note(view)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines]) + "\n" + (f"\n{said}\n" if said else "")
-
-
-def draw(view: View, path: Path) -> None:
-    """Write the picture: each setting's mean with its standard deviation, each seed as a dot, the paper's value as a diamond."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sweep, table, runs = view.sweep, told_settings(view)[0], rows(view)
-    figure, axes = pyplot.subplots(
-        1,
-        len(sweep.headline),
-        figsize=(5.2 * len(sweep.headline), 1.4 + 0.36 * sum(-(-len(s.setting) // _LABEL_WIDTH) for s in table)),
-        sharey=True,
-        squeeze=False,
+def leader(table: Sequence[Summary], metric: str) -> Leader | None:
+    """Who leads by the mean of `metric`, the first of equals; None where no setting has one. The test is that of sweeps/separable.py."""
+    ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -statistics.fmean(s.values[metric].values()))
+    if not ranked:
+        return None
+    best, *others = ranked
+    return (
+        Leader(metric, best, others[0], compare(best.values[metric], others[0].values[metric]))
+        if others
+        else Leader(metric, best, None, None)
     )
-    for axis, metric, color in zip(axes[0], sweep.headline, ("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93"), strict=False):
-        for y, summary in enumerate(table):
-            spread = summary.spreads[metric]
-            seeds = [r.metrics[metric] for r in runs if r.setting == summary.setting and metric in r.metrics]
-            axis.plot(seeds, [y] * len(seeds), "o", color=color, alpha=0.35, markersize=4)
-            if spread.mean is not None:
-                axis.errorbar(spread.mean, y, xerr=spread.std, fmt="s", color=color, capsize=3, markersize=5)
-            if metric in summary.paper:
-                axis.plot(summary.paper[metric], y, "D", markerfacecolor="none", color="black", markersize=6)
-        axis.set_xlabel(f"{title(metric)} (%)")
-        axis.grid(axis="x", alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_yticks(range(len(table)), [textwrap.fill(s.setting, _LABEL_WIDTH) for s in table], fontsize=8)
-    axes[0][0].invert_yaxis()
-    counts = sorted({s.spreads[sweep.objective].n for s in table})
-    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-    note = "; hollow diamonds: the paper's value, one seed" if sweep.paper else ""
-    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds, {n}, ranked by {title(sweep.objective)}{note}", fontsize=9)
-    _write_figure(figure, path)
 
 
-def _write_figure(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, dpi=130, metadata={"Software": None})
-    pyplot.close(figure)
-    write_atomic(path, data.getvalue())
+def judged(lead: Leader) -> str:
+    """'apart by 1.3 (95 % interval 0.4 to 2.2): paired t over 3 seeds, p = 0.01', of a leader that has a next."""
+    assert lead.comparison is not None
+    tested = lead.comparison
+    interval = "" if tested.low is None or tested.high is None else f" (95 % interval {tested.low:.1f} to {tested.high:.1f})"
+    return f"apart by {tested.difference:.1f}{interval}: {tested}"
 
 
-def draw_costs(view: View, path: Path) -> None:
-    """Write the picture of accuracy against cost: means with standard deviations, and the paper's values as hollow diamonds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sweep, table = view.sweep, told_settings(view)[0]
-    cost = sweep.costs[0]
-    shown = [m for m in sweep.headline if m.endswith("top1")]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
-    for axis, metric in zip(axes[0], shown, strict=True):
-        for i, summary in enumerate(table):
-            color, x, y = f"C{i}", summary.costs[cost], summary.spreads[metric]
-            if x.mean is not None and y.mean is not None:
-                axis.errorbar(x.mean, y.mean, xerr=x.std, yerr=y.std, fmt="o", color=color, capsize=3)
-                axis.annotate(summary.setting, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8, color=color)
-            if metric in summary.paper and cost in summary.paper:
-                star = "*" if summary.setting in sweep.best_of_many else ""
-                point = summary.paper[cost], summary.paper[metric]
-                axis.plot(*point, "D", markerfacecolor="none", color=color)
-                label = f"{summary.setting}, paper{star}"
-                axis.annotate(label, point, xytext=(6, -10), textcoords="offset points", fontsize=7, color=color)
-        axis.set_xlabel(title(cost))
-        axis.set_ylabel(f"{title(metric)} (%)")
-        axis.margins(x=0.25)
-        axis.set_xlim(left=0)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    note = "; hollow diamonds: the paper's values, one seed" if sweep.paper else ""
-    note += ", * each the best of several runs" if sweep.best_of_many else ""
-    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds{note}", fontsize=9)
-    _write_figure(figure, path)
-
-
-def write_all(view: View) -> list[Path]:
-    """Rebuild every view in the sweep folder; returns their paths."""
-    folder = view.sweep.path
-    write_atomic(folder / "results.csv", results_csv(view))
-    write_atomic(folder / "summary.csv", summary_csv(view))
-    draw(view, folder / "ablation.png")
-    written = [folder / "results.csv", folder / "summary.csv", folder / "ablation.png"]
-    if view.sweep.costs:
-        draw_costs(view, folder / "accuracy_against_cost.png")
-        written.append(folder / "accuracy_against_cost.png")
-    return written
+def run_set(view: View) -> str:
+    """Which runs the means are of, and how many were left out by which rule: all numbers of a table are of this one set."""
+    table = rows(view)
+    seeds = sorted({r.seed for r in table})
+    done = [r for r in table if r.state is TrialState.completed]
+    settings = len({r.setting for r in done})
+    told = ", ".join(map(str, seeds)) if len(seeds) < 7 else f"{seeds[0]} to {seeds[-1]}"
+    line = f"run set: all {len(done)} completed runs, of {settings} settings and seeds {told}"
+    left = [(sum(r.state is s for r in table), s.name) for s in (TrialState.failed, TrialState.pruned)]
+    left.append((sum(not r.state.ended for r in table), "not ended"))
+    line += "; left out: " + (", ".join(f"{n} {what}" for n, what in left if n) or "none")
+    missing = {m: sum(m not in r.metrics for r in done) for m in columns(view)}
+    without = ", ".join(f"{title(m)} of {n}" for m, n in missing.items() if n)
+    return line + (f"; probes without a value: {without}" if without else "")

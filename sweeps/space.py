@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cnnjepa.config import method_module
 from jobs.quote import lookup
 
 _COUNTABLE = 10_000
@@ -126,8 +127,14 @@ def applied(base: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> 
 
 
 def label(params: Mapping[str, Value]) -> str:
-    """What people call a point: 'lr 0.0031, momentum_start 0.991'."""
-    return ", ".join(
-        f"{key.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"
-        for key, value in params.items()
-    )
+    """What people call a point, by its values alone: 'lr 0.0031, multi_block, depth 3'; 'unchanged' where nothing is set."""
+    return ", ".join(_said(key, value) for key, value in params.items()) or "unchanged"
+
+
+def _said(key: str, value: Value) -> str:
+    """A word says by itself what it is, a number needs its key's last part; a method has a title."""
+    if key == "method":
+        return str(method_module(str(value)).Config.title)
+    if isinstance(value, str):
+        return value
+    return f"{key.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"

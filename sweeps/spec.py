@@ -42,10 +42,9 @@ class Scale:
 class Setting:
     """One point of the space: what it sets, and what the paper printed for it, by metric (percent) or cost (hours).
 
-    `best_of_many` where the paper's scores are each the best of several runs.
+    `best_of_many` where the paper's scores are each the best of several runs. What a setting is called follows from what it sets.
     """
 
-    label: str
     overrides: Mapping[str, Value]
     paper: Mapping[str, float] = field(default_factory=dict)
     best_of_many: bool = False
@@ -56,7 +55,8 @@ class SweepSpec:
     """A question, the settings or the space that answer it, and the metric by which they are ranked (on held-out training labels).
 
     `costs` are what a run cost, by the names of results.csv, that belong to the answer: they get columns of their own, and a picture in
-    which the headline stands against the first.
+    which the headline stands against the first. A setting is called by the values that it sets of the keys `named_by`, or of all keys
+    where there are none.
     """
 
     name: str
@@ -68,6 +68,11 @@ class SweepSpec:
     objective: str = "linear.holdout_top1"
     headline: Sequence[str] = ("linear.test_top1", "knn.test_top1")
     costs: Sequence[str] = ()
+    named_by: Sequence[str] = ()
+
+    def label(self, setting: Setting) -> str:
+        """What `setting` is called in tables and pictures."""
+        return label({key: value for key, value in setting.overrides.items() if not self.named_by or key in self.named_by})
 
     def scale(self, name: ScaleName) -> Scale:
         """The scale of that name."""
@@ -162,7 +167,7 @@ def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str
     points = grid_points(space, base)
     published = baseline(space, base)
     points = [p for p in points if p == published] + [p for p in points if p != published]
-    return replace(spec, settings=[Setting(label(p), p) for p in points], space=())
+    return replace(spec, settings=[Setting(p) for p in points], space=())
 
 
 def build_search(
@@ -202,6 +207,10 @@ def build_trials(
     """
     settings = spec.settings_at(scale)
     check_overrides(spec, {key for setting in settings for key in setting.overrides}, overrides)
+    labels = [spec.label(setting) for setting in settings]
+    if twice := [called for called in labels if labels.count(called) > 1]:
+        rule = "be told apart by what they set of the keys that name them (named_by)"
+        raise ValueError(f"settings of {spec.name} must {rule}; got {twice[0]} {labels.count(twice[0])} times")
     trials: list[Trial] = []
     known: dict[str, str] = {}
     # Composed once a setting: seeds of one setting differ in nothing else.
@@ -210,11 +219,11 @@ def build_trials(
         own = [f"{key}={value}" for key, value in setting.overrides.items()]
         composed.append(compose_job([f"cluster={cluster}", *scale.overrides, *own, *overrides]).train)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for setting, train in zip(settings, composed, strict=True):
+        for called, train in zip(labels, composed, strict=True):
             config = replace(train, seed=seed, probes=replace(train.probes, at_epochs=list(rungs)))
             name = signature(config)
             if name in known:
-                raise ValueError(f"settings of {spec.name} must differ; got the same configuration for {known[name]} and {setting.label}")
-            known[name] = setting.label
-            trials.append(Trial(len(trials), setting.label, seed, to_dict(config), name))
+                raise ValueError(f"settings of {spec.name} must differ; got the same configuration for {known[name]} and {called}")
+            known[name] = called
+            trials.append(Trial(len(trials), called, seed, to_dict(config), name))
     return trials

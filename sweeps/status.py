@@ -8,7 +8,7 @@ from rich.table import Table
 from cnnjepa.runs import read_metrics
 from sweeps import claims
 from sweeps.folder import TrialState, View
-from sweeps.results import Spread, summaries
+from sweeps.results import Summary, judged, leader, summaries
 from sweeps.search import Outlook
 from sweeps.spec import Trial
 
@@ -35,36 +35,35 @@ def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
 
 def best_so_far(view: View) -> dict[str, Any] | None:
     """The setting with the best mean objective over its completed seeds, and the spread and n that say how far to trust it."""
-    ranked = [s for s in summaries(view) if s.spreads[view.sweep.objective].mean is not None]
-    if not ranked:
+    objective = view.sweep.objective
+    lead = leader(summaries(view), objective)
+    if lead is None:
         return None
-    spreads = [s.spreads[view.sweep.objective] for s in ranked[:2]]
+    other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.setting}
+    tested = {} if lead.comparison is None else asdict(lead.comparison)
     return {
-        "setting": ranked[0].setting,
-        **asdict(spreads[0]),
-        "next": asdict(spreads[1]) | {"setting": ranked[1].setting} if spreads[1:] else None,
+        "setting": lead.best.setting,
+        **asdict(lead.best.spreads[objective]),
+        "next": other,
+        "separable": lead.separable,
+        "test": tested,
     }
 
 
 def best_line(view: View) -> str:
     """'best so far: lr 0.003: 71.2 ± 0.4 (n = 3); next ...', and whether that may be believed; "" before any run completed."""
-    best = best_so_far(view)
-    if best is None:
+    objective = view.sweep.objective
+    lead = leader(summaries(view), objective)
+    if lead is None:
         return ""
 
-    def told(values: dict[str, Any]) -> str:
-        return f"{values['setting']}: {Spread(values['mean'], values['std'], values['n'])} (n = {values['n']})"
+    def told(summary: Summary) -> str:
+        return f"{summary.setting}: {summary.spreads[objective]} (n = {summary.spreads[objective].n})"
 
-    line = f"best so far by {view.sweep.objective}: {told(best)}"
-    if best["next"] is None:
+    line = f"best so far by {objective}: {told(lead.best)}"
+    if lead.other is None:
         return line
-    apart = best["mean"] - best["next"]["mean"]
-    if min(best["n"], best["next"]["n"]) < 2:
-        judged = f"apart by {apart:.1f}, and of one there is a single seed, which tells little"
-    else:
-        error = (best["std"] ** 2 / best["n"] + best["next"]["std"] ** 2 / best["next"]["n"]) ** 0.5
-        judged = f"apart by {apart:.1f}, {'more than' if apart > 2 * error else 'within'} twice its standard error of {error:.1f}"
-    return f"{line}; next: {told(best['next'])}; {judged}"
+    return f"{line}; next: {told(lead.other)}; {'separable' if lead.separable else 'not separable'}, {judged(lead)}"
 
 
 def rungs_line(view: View) -> str:

@@ -16,7 +16,7 @@ from rich.live import Live
 
 from jobs.door import INTERRUPTED
 from jobs.queue import Queue, SlurmError
-from sweeps import results
+from sweeps import results, tables, views
 from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
@@ -83,8 +83,8 @@ def progress_made(view: View) -> tuple[int, int]:
 
 def conclude(view: View, console: Console) -> int:
     """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
-    paths = results.write_all(view)
-    console.print(results.terminal_table(view))
+    paths = views.write_all(view)
+    console.print(tables.terminal_table(view))
     bad = [r for r in results.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
         console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ target   = EMA(encoder, projector), after each optimiser step
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ def _view2() -> AugmentConfig:
 class Config(MethodConfig):
     """The method's own settings; the defaults are those of the CNN-JEPA paper on ImageNet-100."""
 
+    title: ClassVar[str] = "BYOL"
     name: str = "byol"
     view1: AugmentConfig = field(default_factory=_view1)
     view2: AugmentConfig = field(default_factory=_view2)

@@ -12,7 +12,7 @@ target_encoder       = EMA(encoder), after each optimiser step
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 class Config(MethodConfig):
     """The method's own settings; the defaults are the paper's."""
 
+    title: ClassVar[str] = "CNN-JEPA"
     name: str = "cnn_jepa"
     mask: MaskConfig = field(default_factory=MaskConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)

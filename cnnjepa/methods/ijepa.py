@@ -9,7 +9,7 @@ target_encoder   = EMA(encoder), after each optimiser step
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ OPTIMIZERS = {
 class Config(MethodConfig):
     """The method's own settings; the defaults are the official code's, for a ViT-B."""
 
+    title: ClassVar[str] = "I-JEPA"
     name: str = "ijepa"
     mask: BlockMaskConfig = field(default_factory=BlockMaskConfig)
     predictor_width: int = 384

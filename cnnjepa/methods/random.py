@@ -4,7 +4,7 @@ No image is loaded but for those statistics, once, after the first step; the ste
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from cnnjepa.randomness import Stream, integer
 class Config(MethodConfig):
     """There is nothing to set."""
 
+    title: ClassVar[str] = "random"
     name: str = "random"
 
 

@@ -33,6 +33,7 @@ def _strong() -> AugmentConfig:
 class Config(MethodConfig):
     """The method's own settings; the defaults are those of the CNN-JEPA paper's comparison."""
 
+    title: ClassVar[str] = "SimCLR"
     name: str = "simclr"
     augment: AugmentConfig = field(default_factory=_strong)  # of both views
     hidden: int = 2048

@@ -6,7 +6,7 @@ loss = cross-entropy(linear(pooled encoder(view)), label)
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ _CLASSES = {DatasetName.digits: 10, DatasetName.fashion_mnist: 10, DatasetName.i
 class Config(MethodConfig):
     """The method's own settings."""
 
+    title: ClassVar[str] = "supervised"
     name: str = "supervised"
     classes: int = 0  # 0 takes the number of the data set, where that has a fixed one
 

@@ -36,6 +36,7 @@ def _solarised() -> AugmentConfig:
 class Config(MethodConfig):
     """The method's own settings; the defaults are those of the CNN-JEPA paper's comparison."""
 
+    title: ClassVar[str] = "VICReg"
     name: str = "vicreg"
     augment: AugmentConfig = field(default_factory=_solarised)  # of both views
     width: int = 8192  # of each of the head's layers

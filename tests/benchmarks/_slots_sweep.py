@@ -18,7 +18,7 @@ OVERRIDES = [
 SWEEP = SweepSpec(
     name="slots",
     question="What does a slot cost?",
-    settings=[Setting("trivial", {"method.predictor.depth": 1})],
+    settings=[Setting({"method.predictor.depth": 1})],
     smoke=Scale(OVERRIDES, seeds=1),
     paper=Scale(OVERRIDES, seeds=1),
 )

@@ -21,9 +21,9 @@ OVERRIDES = [
     "log.every_steps=1",
     "log.tensorboard=false",
 ]
-DEPTHS = [Setting(f"depth {depth}", {"method.predictor.depth": depth}) for depth in (1, 2, 3)]
+DEPTHS = [Setting({"method.predictor.depth": depth}) for depth in (1, 2, 3)]
 # Its loss and its BatchNorm need all ranks in every step.
-VICREG = Setting("VICReg", {"method": "vicreg", "method.width": 64, "encoder.sync_bn": True})
+VICREG = Setting({"method": "vicreg", "method.width": 64, "encoder.sync_bn": True})
 CHOICES = {"one": DEPTHS[:1], "two": DEPTHS[:2], "methods": [*DEPTHS[:2], VICREG], "vicreg": [VICREG]}
 
 

@@ -16,7 +16,7 @@ from cnnjepa.identity import signature
 from cnnjepa.runs import RunFolder
 from jobs import provenance
 from jobs.spec import ClusterProfile
-from sweeps import command, results, slot
+from sweeps import command, pictures, slot, tables
 from sweeps import plan as plans
 from sweeps.claims import Process
 from sweeps.engine import rounds
@@ -114,5 +114,5 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot, "run_job", trivial_job)
     monkeypatch.setattr(slot, "_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(provenance, "_git", lambda *_: "")
-    monkeypatch.setattr(results, "draw", lambda view, path: results.write_atomic(path, results.summary_csv(view)))
+    monkeypatch.setattr(pictures, "draw", lambda view, path: pictures.write_atomic(path, tables.summary_csv(view)))
     monkeypatch.setattr("jobs.run.load_splits", lambda _: digits())

@@ -10,7 +10,7 @@ from rich.console import Console
 from cnnjepa.config import method_names
 from cnnjepa.rules import validate
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import results
+from sweeps import results, tables, views
 from sweeps.folder import Sweep, View
 from sweeps.method_comparison import SWEEP
 from sweeps.spec import ScaleName, build_trials
@@ -41,8 +41,8 @@ def test_paper_scale_is_what_was_published() -> None:
     assert told["SimCLR"] == ("lars", 1.7, True, 512, 200)
     assert told["BYOL"] == ("adamw", 0.01, True, 512, 200)
     assert told["VICReg"] == ("lars", 0.5, True, 512, 200)
-    assert told["I-JEPA ViT-S/14"] == ("adamw", 0.001, False, 2048, 300)
-    assert {values[f"I-JEPA ViT-{s}/14"]["encoder"]["name"] for s in "SB"} == {"vit_small", "vit_base"}
+    assert told["I-JEPA, vit_small"] == ("adamw", 0.001, False, 2048, 300)
+    assert {values[f"I-JEPA, vit_{s}"]["encoder"]["name"] for s in ("small", "base")} == {"vit_small", "vit_base"}
     for trial in trials_at(ScaleName.paper):
         validate(trial.config, 4)
 
@@ -66,7 +66,7 @@ def finished(scale: ScaleName, path: Path) -> View:
 
 def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_told_is_missing(tmp_path: Path) -> None:
     view = finished(ScaleName.smoke, tmp_path)
-    lines = {line["setting"]: line for line in csv.DictReader(io.StringIO(results.summary_csv(view)))}
+    lines = {line["setting"]: line for line in csv.DictReader(io.StringIO(tables.summary_csv(view)))}
     assert float(lines["BYOL"]["pretraining_hours_mean"]) == pytest.approx(1.0)  # 100 of the 200 seconds were training
     assert (lines["BYOL"]["energy_kwh_mean"], lines["BYOL"]["energy_kwh_n"]) == ("1.5", "2")
     assert (lines["random"]["energy_kwh_mean"], lines["random"]["energy_kwh_n"]) == ("", "0")
@@ -81,10 +81,10 @@ def test_costs_are_told_in_three_digits_or_whole() -> None:
 
 def test_the_table_says_which_published_values_are_the_best_of_several_runs(tmp_path: Path) -> None:
     console = Console(record=True, width=300, file=io.StringIO())
-    console.print(results.terminal_table(finished(ScaleName.paper, tmp_path)))
+    console.print(tables.terminal_table(finished(ScaleName.paper, tmp_path)))
     text = console.export_text()
     assert "73.26*" in text
-    assert "* each score the best of several runs" in text
+    assert "* in the paper each score is the best of several runs" in text
     assert "51.50 " in text  # hours are no score
     assert "images/s" in text
     assert "peak memory, MiB" in text
@@ -93,8 +93,8 @@ def test_the_table_says_which_published_values_are_the_best_of_several_runs(tmp_
 @pytest.mark.parametrize("scale", list(ScaleName), ids=lambda s: s.name)
 def test_the_picture_of_costs_is_drawn_and_the_same_bytes_when_rebuilt(scale: ScaleName, tmp_path: Path) -> None:
     view = finished(scale, tmp_path)
-    assert "accuracy_against_cost.png" in [p.name for p in results.write_all(view)]
+    assert "accuracy_against_cost.png" in [p.name for p in views.write_all(view)]
     first = (tmp_path / "accuracy_against_cost.png").read_bytes()
     assert len(first) > 5000
-    results.write_all(View(Sweep.load(tmp_path)))
+    views.write_all(View(Sweep.load(tmp_path)))
     assert (tmp_path / "accuracy_against_cost.png").read_bytes() == first

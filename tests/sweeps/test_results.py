@@ -1,12 +1,13 @@
 import csv
 import io
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import results
+from sweeps import tables, views
 from sweeps.folder import Sweep, View
 from sweeps.spec import ScaleName, build_trials
 from sweeps.status import counts_line, sweep_status
@@ -49,7 +50,7 @@ def table(text: str) -> list[dict[str, str]]:
 
 
 def test_summary_has_mean_std_and_n_best_first_and_counts_what_is_left_out(view: View) -> None:
-    lines = table(results.summary_csv(view))
+    lines = table(tables.summary_csv(view))
     assert [line["setting"] for line in lines] == ["depth 2", "depth 1", "pointwise"]
     two, one, pointwise = lines
     assert float(one[f"{LINEAR}_mean"]) == 63
@@ -63,7 +64,7 @@ def test_summary_has_mean_std_and_n_best_first_and_counts_what_is_left_out(view:
 
 
 def test_results_have_one_line_a_run_and_a_missing_value_is_empty_with_its_cause(view: View) -> None:
-    lines = table(results.results_csv(view))
+    lines = table(tables.results_csv(view))
     assert len(lines) == 6
     by = {(line["setting"], line["seed"]): line for line in lines}
     assert by["depth 2", "43"]["state"] == "failed"
@@ -76,30 +77,89 @@ def test_results_have_one_line_a_run_and_a_missing_value_is_empty_with_its_cause
 
 def test_the_terminal_table_shows_the_papers_value_beside_ours(view: View) -> None:
     console = Console(record=True, width=160, file=io.StringIO())
-    console.print(results.terminal_table(view))
+    console.print(tables.terminal_table(view))
     text = console.export_text()
     assert text.index("depth 2") < text.index("depth 1") < text.index("pointwise")
     assert "63.0 ± 2.8" in text
     assert "paper: linear top-1, test" in text
     assert "73.22" in text
-    assert "1 (1 failed)" in text
-    assert "1 (1 to come)" in text
-    assert results.markdown_table(view).count("\n") == 5
+    assert "63.0 ± 2.8 (2)" in text
+    assert "1 failed" in text
+    assert "1 to come" in text
+
+
+def test_every_format_says_which_runs_its_numbers_are_of(view: View) -> None:
+    said = "run set: all 4 completed runs, of 3 settings and seeds 42, 43; left out: 1 failed, 1 not ended"
+    assert said + "; probes without a value: k-NN top-1, test of 1" in tables.markdown_table(view)
+    assert said in tables.latex_table(view)
+    console = Console(record=True, width=400, file=io.StringIO())
+    console.print(tables.terminal_table(view))
+    assert said in console.export_text()
+
+
+def test_a_best_that_is_not_separable_is_marked_and_never_bold(view: View) -> None:
+    markdown = tables.markdown_table(view)
+    assert "**" not in markdown
+    assert "| depthwise" not in markdown
+    assert "70.0 (1) †" in markdown
+    assert "| 52.0 (1) † |" in markdown  # of its column, with one seed
+    assert "fewer than two runs of each, no test" in markdown
+    assert r"\textbf" not in tables.latex_table(view)
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> View:
+    """Three seeds of three settings: in the linear probe depth 2 is far above the others, in k-NN all are alike."""
+    spec = sweep()
+    made = Sweep.of(spec, ScaleName.smoke, build_trials(spec, spec.smoke, 3, "local", []), tmp_path / "apart")
+    made.write()
+    for i, trial in enumerate(made.trials):
+        linear = {"depth 1": 60.0, "depth 2": 75.0, "pointwise": 61.0}[trial.setting] + (i * 7 % 5) / 4
+        metrics = {OBJECTIVE: linear, LINEAR: linear - 1, KNN: 50.0 + (i * 5 % 7)}
+        made.run(trial).prepare(trial.config)
+        made.run(trial).write_result(RunResult(RunStatus.completed, metrics=metrics, parameters=1234, device_hours=0.5))
+    return View(made)
+
+
+def test_the_best_is_bold_where_it_is_separable_and_only_there(apart: View) -> None:
+    lines = tables.markdown_table(apart).splitlines()
+    best = next(line for line in lines if line.startswith("| depth 2 "))
+    assert best.count("**") == 4  # the objective and the linear probe
+    assert sum(line.count("**") for line in lines) == 4
+    assert sum(line.count(" †") for line in lines if line.startswith("| ")) == 1
+    assert any("linear top-1, test: depth 2 against" in line and "paired t over 3 seeds, p" in line for line in lines)
+    console = Console(width=160, force_terminal=True, color_system="standard", file=io.StringIO())
+    console.print(tables.terminal_table(apart))
+    assert re.search(r"\x1b\[1m7[56]\.\d ± ", console.file.getvalue())
+
+
+def test_the_latex_table_is_whole(apart: View) -> None:
+    text = tables.latex_table(apart)
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    columns = text.split(r"\begin{tabular}{")[1].split("}")[0]
+    assert len(body) == 4
+    assert {line.replace(r"\&", "").count("&") for line in body} == {len(columns) - 1}
+    assert text.count(r"\textbf{") == 2
+    assert r"$\pm$" in text
+    assert "±" not in text
+    assert "†" not in text
+    assert text.count("{") == text.count("}")
+    assert tables.tex("50% of a_b & {c} < ~^\\") == r"50\% of a\_b \& \{c\} $<$ \textasciitilde{}\textasciicircum{}\textbackslash{}"
 
 
 def test_the_picture_is_drawn_also_with_gaps_and_with_nothing(view: View, tmp_path: Path) -> None:
-    for path in results.write_all(view):
+    for path in views.write_all(view):
         assert path.stat().st_size > 100
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     spec = sweep()
     empty = Sweep.of(spec, ScaleName.smoke, build_trials(spec, spec.smoke, 1, "local", []), tmp_path / "empty")
     empty.write()
-    results.write_all(View(empty))
+    views.write_all(View(empty))
 
 
 def test_views_are_the_same_bytes_when_rebuilt(view: View, tmp_path: Path) -> None:
-    first = [p.read_bytes() for p in results.write_all(view)]
-    assert [p.read_bytes() for p in results.write_all(View(Sweep.load(tmp_path)))] == first
+    first = [p.read_bytes() for p in views.write_all(view)]
+    assert [p.read_bytes() for p in views.write_all(View(Sweep.load(tmp_path)))] == first
 
 
 def test_status_counts_by_state(view: View) -> None:

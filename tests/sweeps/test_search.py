@@ -25,11 +25,12 @@ from sweeps.choice import next_claim
 from sweeps.claims import Process
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.on_slurm import check_budget
-from sweeps.results import cells, summary_csv, told_settings
+from sweeps.results import told_settings
 from sweeps.search import Outlook
 from sweeps.space import baseline, whole
 from sweeps.spec import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search
 from sweeps.status import best_line, rungs_line, sweep_status
+from sweeps.tables import peoples_table, summary_csv
 from tests.sweeps.tiny_search import SWEEP
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def run_to_the_end(made: Sweep, score: Callable[[Trial], float], hours: float = 
 
 def test_trial_0_is_the_setting_without_changes_and_all_others_are_new(tmp_path: Path) -> None:
     begun = run_to_the_end(searched(tmp_path), lambda _: 50.0)
-    assert begun[0].setting == "baseline: lr 0.01, conv depthwise, kernel 3, depth 3"
+    assert begun[0].setting == "baseline: lr 0.01, depthwise, kernel 3, depth 3"
     assert begun[0].point == 0
     assert [t.number for t in begun] == list(range(12))
     assert len({t.signature for t in begun}) == 12
@@ -345,7 +346,7 @@ def test_pruned_settings_are_counted_and_left_out_of_the_table_for_people(tmp_pa
         assert got is not None
         end(made, got[0], score, status, e2=60.0 - 10 * number)
     view = View(made)
-    assert len(cells(view)[1]) == 1
+    assert len(peoples_table(view).lines) == 1
     assert told_settings(view)[1] == "2 settings were pruned on their way, see summary.csv"
     assert summary_csv(view).count("\n") == 4
     assert rungs_line(view) == "rungs: epoch 2: 3 runs; at each the best 1/3 go on"
@@ -357,7 +358,7 @@ def test_the_best_so_far_says_whether_it_may_be_believed(tmp_path: Path) -> None
     made = searched(tmp_path, points=3, seeds=2)
     noise = {42: 0.0, 43: 1.0}
     run_to_the_end(made, lambda t: 50 + 0.1 * t.point + noise[t.seed])
-    assert "within twice its standard error" in best_line(View(made))
+    assert "; not separable, apart by 0.1: sign test over 2 seeds, p = 0.5" in best_line(View(made))
 
 
 def test_a_sweep_of_a_search_survives_its_file(tmp_path: Path) -> None:

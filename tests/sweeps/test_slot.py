@@ -64,10 +64,26 @@ def test_the_papers_values_are_kept_at_paper_scale_alone(tiny: Sweep) -> None:
 
 def test_two_equal_settings_are_refused() -> None:
     spec = sweep()
-    again = Setting("again", {"method.predictor.depth": 1})
+    again = Setting({"method.predictor.depth": 1, "method.predictor.kernel": 3})
     doubled = dataclasses.replace(spec, settings=[*spec.settings, again])
-    with pytest.raises(ValueError, match="settings of tiny_sweep must differ; got the same configuration for depth 1 and again"):
+    with pytest.raises(
+        ValueError, match="settings of tiny_sweep must differ; got the same configuration for depth 1 and depth 1, kernel 3"
+    ):
         build_trials(doubled, spec.smoke, 1, "local", [])
+
+
+def test_settings_that_are_called_the_same_are_refused() -> None:
+    spec = dataclasses.replace(sweep(), named_by=("method.predictor.depth",))
+    twice = dataclasses.replace(spec, settings=[*spec.settings, Setting({"method.predictor.depth": 1, "method.predictor.kernel": 5})])
+    with pytest.raises(ValueError, match=r"by what they set of the keys that name them \(named_by\); got depth 1 2 times"):
+        build_trials(twice, spec.smoke, 1, "local", [])
+
+
+def test_a_setting_is_called_by_what_it_sets() -> None:
+    spec = dataclasses.replace(sweep(), named_by=("method", "encoder.name"))
+    assert spec.label(Setting({"method": "ijepa", "encoder.name": "vit_small", "epochs": 300})) == "I-JEPA, vit_small"
+    assert sweep().label(Setting({"optimizer.lr": 0.01, "method.predictor.conv": "dense"})) == "lr 0.01, dense"
+    assert sweep().label(Setting({})) == "unchanged"
 
 
 def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_a_point_is_called_by_its_short_keys() -> None:
 def test_the_grid_is_a_sweep_of_settings_that_begins_with_the_papers() -> None:
     made = grid_of(SWEEP, SWEEP.smoke, "local", ["optimizer.lr=0.01"])
     assert not made.space
-    assert made.settings[0].label == "lr 0.01, conv depthwise, kernel 3, depth 3"
+    assert made.label(made.settings[0]) == "lr 0.01, depthwise, kernel 3, depth 3"
     assert len(made.settings) == 2 * (2 + 1) * 3  # kernels for depthwise alone
 
 

@@ -9,9 +9,9 @@ from sweeps.command import main
 from sweeps.spec import Scale, Setting, SweepSpec
 
 SETTINGS = [
-    Setting("depth 1", {"method.predictor.depth": 1}, {"linear.test_top1": 64.86}),
-    Setting("depth 2", {"method.predictor.depth": 2}, {"linear.test_top1": 73.22}),
-    Setting("pointwise", {"method.predictor.conv": "pointwise"}),
+    Setting({"method.predictor.depth": 1}, {"linear.test_top1": 64.86}),
+    Setting({"method.predictor.depth": 2}, {"linear.test_top1": 73.22}),
+    Setting({"method.predictor.conv": "pointwise"}),
 ]
 OVERRIDES = [
     "data.train_limit=160",
@@ -30,7 +30,7 @@ OVERRIDES = [
 
 def sweep(diverging: bool = False) -> SweepSpec:
     """The sweep; with `diverging`, a fourth setting whose loss is not finite."""
-    more = [Setting("diverges", {"optimizer.lr": 1e30})] if diverging else []
+    more = [Setting({"optimizer.lr": 1e30})] if diverging else []
     scale = Scale(OVERRIDES, seeds=2)
     return SweepSpec("tiny_sweep", "Does depth matter at all?", settings=[*SETTINGS, *more], smoke=scale, paper=scale)
 
