@@ -1,4 +1,4 @@
-"""`python -m sweeps status|results|study|logs|cancel SWEEP_FOLDER`: look at a sweep, running or ended, or stop it; nothing is started."""
+"""`python -m sweeps status|results|report|study|logs|cancel SWEEP_FOLDER`: look at a sweep, or stop it; nothing is started."""
 
 import argparse
 import json
@@ -49,6 +49,11 @@ def show(view: View, asked: argparse.Namespace) -> int:
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
         return 0
+    if asked.command == "report":
+        from sweeps import report  # who looks at a sweep otherwise needs no Plotly
+
+        print(report.write(view))
+        return 0
     views.write_all(view)
     if asked.format == "table":
         console.print(tables.terminal_table(view))
@@ -65,13 +70,14 @@ def main() -> int:
     status.add_argument("--json", action="store_true", help="one JSON object")
     table = commands.add_parser("results", help="rebuild results.csv, summary.csv and ablation.png, and print the table")
     table.add_argument("--format", choices=["table", *tables.FORMATS], default="table")
+    page = commands.add_parser("report", help="rebuild report.html: one page that needs no network, also while the sweep runs")
     study = commands.add_parser("study", help="write optuna.journal, which optuna-dashboard shows")
     logs = commands.add_parser("logs", help="what a trial prints, until it ends")
     logs.add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
     stop = commands.add_parser(
         "cancel", help="stop all trials, or those named, after a checkpoint; the sweep's command takes them up again"
     )
-    for command in (status, table, study, logs, stop):
+    for command in (status, table, page, study, logs, stop):
         command.add_argument("folder", type=Path)
     logs.add_argument("trial", nargs="?", help="default: one that runs")
     stop.add_argument("trial", nargs="*", help="default: all, waiting jobs too")

@@ -15,6 +15,7 @@ from jobs.run import check_job
 from jobs.spec import ClusterProfile, JobSpec, Scheduler
 from sweeps import claims, on_slurm
 from sweeps.changes import announce_changes, left_to_run, take_up
+from sweeps.commands import note_command
 from sweeps.engine.local import LocalEngine, slots_here
 from sweeps.engine.rounds import REFRESH_SECONDS, run_round
 from sweeps.folder import Sweep, View
@@ -105,6 +106,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
         splits = check_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), splits=splits)
     announce_changes(sweep, console)
     sweep.write()
+    note_command(sweep.path)
     take_up(View.here(sweep), asked.retry_failed)
     return run_here(sweep, cluster, console)
 

@@ -19,6 +19,7 @@ from jobs.quote import Quote, balance, combined, lookup, quote
 from jobs.spec import Allocation, ClusterProfile, Scheduler
 from jobs.submit import render
 from sweeps.changes import announce_changes, left_to_run, take_up
+from sweeps.commands import note_command
 from sweeps.engine.slurm import RacedError, SlurmEngine, array_limit, shares
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
@@ -238,6 +239,7 @@ def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace,
         if not confirmed(asked):
             return False
     sweep.write()
+    note_command(sweep.path)
     for trial in sweep.trials:
         sweep.run(trial).prepare(trial.config)
     engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # as it is now: a question may have stood for an hour

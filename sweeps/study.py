@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
@@ -147,13 +147,12 @@ def replay(view: View) -> optuna.Study:
     return study
 
 
-def mirror(view: View) -> Path:
-    """Write optuna.journal into the sweep's folder, a study for optuna-dashboard; it is never read back.
+def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
+    """The sweep as a study in which a trial is a run, in `storage` or in memory; it is for looking at, and asked nothing.
 
-    A trial of it is a run; what has no value is a failed trial with its cause, never a number. What was there is replaced whole.
+    What has no value is a failed trial with its cause, never a number.
     """
     sweep, search = view.sweep, view.sweep.search
-    path = sweep.path / "optuna.journal"
     if search is not None:
         space = {d.key: distribution(d) for d in search.space}
     else:
@@ -171,14 +170,20 @@ def mirror(view: View) -> Path:
             causes = [result.cause, *(f"{name}: {cause}" for name, cause in result.missing.items())]
             about["cause"] = "; ".join(filter(None, causes))
         told.append(frozen(replace(one, reports=reports(view, trial)), space, about))
+    study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs))
+    study.set_metric_names([sweep.objective, "device-hours"][: 1 + costs])
+    study.set_user_attr("question", sweep.question)
+    study.add_trials(told)
+    return study
+
+
+def mirror(view: View) -> Path:
+    """Write optuna.journal into the sweep's folder, a study for optuna-dashboard; it is never read back, and replaced whole."""
+    path = view.sweep.path / "optuna.journal"
     # Made where nobody else writes and locks work: a mirror that is killed on its way leaves nothing here but a file of another name.
     with tempfile.TemporaryDirectory() as private:
         made = Path(private) / path.name
-        storage = JournalStorage(JournalFileBackend(str(made)))
-        study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs))
-        study.set_metric_names([sweep.objective, "device-hours"][: 1 + costs])
-        study.set_user_attr("question", sweep.question)
-        study.add_trials(told)
+        study_of(view, JournalStorage(JournalFileBackend(str(made))))
         write_atomic(path, made.read_bytes())
     return path
 

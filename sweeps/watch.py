@@ -20,6 +20,7 @@ from sweeps import results, tables, views
 from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
+from sweeps.rebuilding import Rebuilding
 from sweeps.search import is_over
 from sweeps.slot_log import log_tail
 from sweeps.status import counts_line, live_table, sweep_status
@@ -43,6 +44,7 @@ class Watcher:
         self._started = time.monotonic()
         self._first_done: float | None = None
         self._printed = (float("-inf"), "")
+        self._page = Rebuilding(view.sweep.path)
 
     def __enter__(self) -> "Watcher":
         if self._live:
@@ -52,10 +54,12 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
+        self._page.close()
 
     def show(self) -> None:
         """Look at the run folders and refresh what is shown."""
         status = sweep_status(self.view)
+        self._page.look(counts_line(status))
         done = sum(t["done"] if t["state"] not in ("failed", "pruned") else 1.0 for t in status["trials"])
         if self._first_done is None:
             self._first_done = done
@@ -83,7 +87,9 @@ def progress_made(view: View) -> tuple[int, int]:
 
 def conclude(view: View, console: Console) -> int:
     """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
-    paths = views.write_all(view)
+    from sweeps import report  # who only watches a sweep needs no Plotly until its end
+
+    paths = [*views.write_all(view), report.write(view)]
     console.print(tables.terminal_table(view))
     bad = [r for r in results.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:

@@ -16,6 +16,7 @@ from cnnjepa.runs import TIMING_KEYS
 from jobs.spec import ClusterProfile
 from sweeps.engine.local import parallel_slots
 from sweeps.engine.placing import remove_abandoned
+from tests.browser import PHONE, opened
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).parent / "tiny_sweep.py")
@@ -191,9 +192,56 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -
     assert not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    runs = tmp_path_factory.mktemp("failing")
+    return runs, run(runs, "diverging", "--seeds", "1")
+
+
 @pytest.mark.slow
-def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(tmp_path: Path) -> None:
-    done = run(tmp_path, "diverging", "--seeds", "1")
+def test_the_page_of_a_sweep_is_whole_in_a_browser(failing: tuple[Path, subprocess.CompletedProcess]) -> None:
+    runs = failing[0]
+    assert str(folder(runs) / "report.html") in failing[1].stdout
+    with opened(folder(runs) / "report.html") as page:
+        assert page.complaints() == []
+        assert page.empty_figures() == []
+        assert "no setting is separable from the next" in page.text("#answer")
+        assert len(page.all("#trials tbody tr")) == 4
+        page.click("#trials tbody tr")
+        assert page.all("#trials tbody tr.chosen")
+        assert "depth 1, seed 42" in page.text("#details h3")
+        assert "20 steps" in page.text("#details")
+        page.click("#clear")
+        assert page.all("#trials tbody tr.chosen") == []
+        signature = page.click_on_curve(1)
+        assert [row.get_attribute("data-trial") for row in page.all("#trials tbody tr.chosen")] == [signature]
+        bright = "return document.getElementById('curves').data.filter((t) => t.opacity > 0.5).map((t) => t.meta)"
+        assert page.script(bright) == [signature]
+        page.click("button[data-select]")
+        assert "NonFiniteError" in page.text("#details")
+        assert "Traceback" in page.text("#details pre")
+        for metric in page.script("return [...document.querySelectorAll('#metric option')].map((o) => o.value)"):
+            page.script("const m = document.getElementById('metric'); m.value = arguments[0]; m.dispatchEvent(new Event('change'))", metric)
+            assert page.script("return document.getElementById('curves').data.length") >= 3, metric
+        page.all("#filter")[0].send_keys("pointwise")
+        assert [row.text.split(" ")[0] for row in page.all("#trials tbody tr") if row.is_displayed()] == ["pointwise"]
+        assert page.pdf().count(b"/Type /Page\n") > 1
+        assert page.complaints() == []
+
+
+@pytest.mark.slow
+def test_the_page_fits_a_phone(failing: tuple[Path, subprocess.CompletedProcess]) -> None:
+    with opened(folder(failing[0]) / "report.html", PHONE) as page:
+        assert page.script("return [innerWidth, document.documentElement.scrollWidth]") == [PHONE[0], PHONE[0]]
+        assert page.empty_figures() == []
+        assert max(page.script("return [...document.querySelectorAll('.js-plotly-plot')].map((p) => p.clientWidth)")) <= PHONE[0]
+        assert page.all("#answer")[0].rect["y"] < PHONE[1] / 2  # seen without a finger's move
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(failing: tuple[Path, subprocess.CompletedProcess]) -> None:
+    """After the others: it changes the folder that they look at."""
+    tmp_path, done = failing
     assert done.returncode == 1
     states = {r["setting"]: (r["state"], r["cause"]) for r in rows(tmp_path)}
     assert [states[s][0] for s in ("depth 1", "depth 2", "pointwise", "lr 1e+30")] == ["completed"] * 3 + ["failed"]

@@ -128,9 +128,9 @@ def test_the_best_is_bold_where_it_is_separable_and_only_there(apart: View) -> N
     assert sum(line.count("**") for line in lines) == 4
     assert sum(line.count(" †") for line in lines if line.startswith("| ")) == 1
     assert any("linear top-1, test: depth 2 against" in line and "paired t over 3 seeds, p" in line for line in lines)
-    console = Console(width=160, force_terminal=True, color_system="standard", file=io.StringIO())
+    console = Console(width=250, force_terminal=True, color_system="standard", file=io.StringIO())
     console.print(tables.terminal_table(apart))
-    assert re.search(r"\x1b\[1m7[56]\.\d ± ", console.file.getvalue())
+    assert re.search(r"\x1b\[1m +7[56]\.\d ± ", console.file.getvalue())
 
 
 def test_the_latex_table_is_whole(apart: View) -> None:

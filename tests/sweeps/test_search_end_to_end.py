@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cnnjepa.runs import TIMING_KEYS
+from tests.browser import opened
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -62,6 +63,20 @@ def test_a_search_ends_with_pruned_and_completed_trials_and_says_so(undisturbed:
     status = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "rungs: epoch 1: " in status
     assert "best so far by linear.holdout_top1: " in status
+
+
+def test_the_page_of_a_search_holds_optunas_figures(undisturbed: tuple[Path, str]) -> None:
+    with opened(folder(undisturbed[0]) / "report.html") as page:
+        assert page.complaints() == []
+        assert page.empty_figures() == []
+        headings = page.text("h3").splitlines()
+        assert [h for h in headings if h in ("Optimisation history", "Parameter importances", "Slices", "Contours")] == [
+            "Optimisation history",
+            "Parameter importances",
+            "Slices",
+            "Contours",
+        ]
+        assert "The setting without changes" in page.text("#answer") or "The best is the setting without changes" in page.text("#answer")
 
 
 def test_killed_9_twice_at_parallelism_1_it_ends_with_the_same_results(undisturbed: tuple[Path, str], tmp_path: Path) -> None:

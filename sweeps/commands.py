@@ -1,0 +1,48 @@
+"""commands.jsonl: by which commands, from which commit, a sweep was run; for those who read its report."""
+
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+
+from jobs.provenance import commit_and_diff, scrubbed
+
+_NAME = "commands.jsonl"
+
+
+def note_command(folder: Path) -> None:
+    """Add this process's command, without what looks like a secret, unless the last one was the same; a disk that refuses is no matter."""
+    words = ["python", *(scrubbed(word) for word in sys.argv)]
+    known = commands(folder)
+    found = commit_and_diff()
+    line = {"command": words, "commit": found["commit"], "changed": bool(found["diff"])}
+    if known and {**known[-1], "time": None} == {**line, "time": None}:
+        return
+    line["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / _NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(descriptor, json.dumps(line).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return
+
+
+def commands(folder: Path) -> list[dict[str, object]]:
+    """What was noted, oldest first; torn lines are passed over."""
+    try:
+        text = (folder / _NAME).read_bytes()
+    except OSError:
+        return []
+    found = []
+    for line in text.split(b"\n"):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and {"command", "commit", "changed", "time"} <= value.keys():
+            found.append(value)
+    return found
