@@ -82,7 +82,7 @@ def build(view: View) -> str:
         title=escape(f"{sweep.name} ({sweep.scale.name})"),
         style=(_PAGE / "report.css").read_text(),
         body="\n".join(page.body),
-        data=_in_script(json.dumps(values)),
+        data=_as_data(values),
         plotly=_in_script(get_plotlyjs()),
         script=(_PAGE / "report.js").read_text(),
     )
@@ -95,9 +95,14 @@ def write(view: View) -> Path:
     return path
 
 
-def _in_script(text: str) -> str:
-    """Text that cannot end the script element it stands in."""
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+def _in_script(code: str) -> str:
+    """A script that cannot end the element it stands in; within its strings and patterns the backslash means nothing."""
+    return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _as_data(values: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    return json.dumps(values, allow_nan=False).replace("<", "\\u003c")
 
 
 def _curve_layout() -> Any:

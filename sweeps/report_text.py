@@ -80,7 +80,7 @@ def beside_the_answer(view: View) -> list[str]:
 
 def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
     """'Of the 10 other settings 6 are not separable from it.'"""
-    others = [s for s in table if s is not lead.best and s.values.get(lead.metric)]
+    others = [s for s in table if s.setting != lead.best.setting and s.values.get(lead.metric)]
     near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).separable]
     alone = "the only other setting is" if len(others) == 1 else f"of the {len(others)} other settings"
     if len(others) == 1:
@@ -94,7 +94,7 @@ def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> 
     base = next((s for s in table if s.setting == first and s.values.get(lead.metric)), None)
     if base is None:
         return ["The setting without changes has no completed run to hold the best against."]
-    if base is lead.best:
+    if base.setting == lead.best.setting:
         return ["The best is the setting without changes."]
     tested = compare(lead.best.values[lead.metric], base.values[lead.metric])
     word = "separable from it" if tested.separable else "not separable from it"

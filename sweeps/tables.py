@@ -107,7 +107,7 @@ def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
     spread = s.spreads[metric]
     if spread.mean is None:
         return Cell("-")
-    best = lead is not None and lead.other is not None and lead.best is s
+    best = lead is not None and lead.other is not None and lead.best.setting == s.setting
     return Cell(f"{spread} ({spread.n})", best and lead.separable, best and not lead.separable)  # type: ignore[union-attr]
 
 

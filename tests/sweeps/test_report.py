@@ -1,0 +1,234 @@
+"""The page's words and numbers; that it works in a browser is in test_end_to_end.py and test_search_end_to_end.py."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+from cnnjepa.runs import RunResult, RunStatus
+from sweeps import report, report_text
+from sweeps.commands import commands, note_command
+from sweeps.curves import curves, points_of_a_curve, thinned
+from sweeps.folder import Sweep, View
+from sweeps.rebuilding import Rebuilding
+from sweeps.report_figures import colours, pareto, scores_figure
+from sweeps.results import summaries
+from sweeps.spec import ScaleName, Setting, build_trials
+from sweeps.views import write_all
+from tests.sweeps.tiny_sweep import sweep
+
+OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_top1"
+ROOT = Path(__file__).parents[2]
+
+
+def made(path: Path, scores: dict[str, list[float]], settings: list[Setting] | None = None, seeds: int = 3) -> View:
+    """A sweep whose runs have those scores by setting, one a seed; what is beyond them has not begun."""
+    spec = dataclasses.replace(sweep(), settings=settings or sweep().settings)
+    found = Sweep.of(spec, ScaleName.paper, build_trials(spec, spec.paper, seeds, "local", []), path)
+    found.write()
+    for trial in found.trials:
+        mine = scores.get(trial.setting, [])[trial.seed - 42 :][:1]
+        if not mine:
+            continue
+        run = found.run(trial)
+        run.prepare(trial.config)
+        run.open_metrics(0)
+        for step in range(1, 4):
+            run.record("step", step, {"epoch": step / 2, "loss": 1 / step, "gradient_norm": float("nan")})
+        run.close()
+        metrics = {OBJECTIVE: mine[0], LINEAR: mine[0] - 1, KNN: mine[0] - 10}
+        run.write_result(RunResult(RunStatus.completed, metrics=metrics, step=3, parameters=1234, device_hours=0.5, seconds=1800.0))
+    return View(found)
+
+
+def failed(view: View, number: int, cause: str, log: str = "") -> None:
+    trial = view.sweep.trials[number]
+    run = view.sweep.run(trial)
+    run.prepare(trial.config)
+    (run.logs / "train.log").write_text(log)
+    run.write_result(RunResult(RunStatus.failed, cause, device_hours=0.25))
+
+
+def embedded(page: str) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert found
+    return json.loads(found[1])
+
+
+CLEAR = {"depth 1": [60.0, 61.0, 60.5], "depth 2": [75.2, 76.0, 75.4], "pointwise": [61.0, 60.2, 61.4]}
+ALIKE = {"depth 1": [70.0, 72.0, 71.0], "depth 2": [71.0, 70.5, 72.0], "pointwise": [50.0, 51.0, 50.5]}
+
+
+def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
+    view = made(tmp_path, CLEAR)
+    sentence, separable = report_text.answer(view)
+    assert separable
+    assert sentence.startswith(
+        "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), separable from the next, pointwise with 60.9"
+    )
+    assert "95 % interval" in sentence
+    assert "paired t over 3 seeds, p" in sentence
+    assert report_text.view_of_others(summaries(view), report_text.leader(summaries(view), OBJECTIVE)) == (  # type: ignore[arg-type]
+        "Of the 2 other settings 0 are not separable from it, each by the same test alone."
+    )
+    assert report_text.tiles(view)[0] == ("depth 2", "best, separable")
+    assert ("4.5 core-hours", "cost of all runs") in report_text.tiles(view)
+    assert '<div id="answer" class="answer separable">' in report.build(view)
+
+
+def test_no_winner_is_named_where_none_is_separable(tmp_path: Path) -> None:
+    sentence, separable = report_text.answer(made(tmp_path, ALIKE))
+    assert not separable
+    assert sentence.startswith("no setting is separable from the next: depth 2 with 71.2 ± 0.8 % ")
+
+
+def test_while_runs_are_to_come_the_answer_says_so(tmp_path: Path) -> None:
+    view = made(tmp_path, {**CLEAR, "pointwise": [61.0, 60.2]})
+    assert report_text.answer(view)[0].startswith("So far, with 1 of 9 runs to come: the best is depth 2")
+    assert report_text.answer(made(tmp_path / "none", {})) == ("No run has completed yet.", False)
+    for empty in (made(tmp_path / "empty", {}), made(tmp_path / "one", {"depth 1": [50.0]})):
+        assert "Trials" in report.build(empty)
+
+
+def test_failures_are_grouped_by_cause_whatever_their_numbers(tmp_path: Path) -> None:
+    view = made(tmp_path, {"pointwise": [50.0, 51.0]})
+    failed(view, 0, "NonFiniteError: loss nan at step 17, rate 1e-05", "one\ntwo\nValueError: <b>bad</b>\n")
+    failed(view, 1, "NonFiniteError: loss nan at step 230, rate 0.01")
+    failed(view, 3, "OSError: disk")
+    groups = report_text.failures(view)
+    assert [(g.cause, len(g.trials)) for g in groups] == [("NonFiniteError: loss nan at step 17, rate 1e-05", 2), ("OSError: disk", 1)]
+    assert groups[0].log.endswith("ValueError: <b>bad</b>")
+    page = report.build(view)
+    assert "ValueError: &lt;b&gt;bad&lt;/b&gt;" in page
+    assert "<b>bad</b>" not in page.split('id="data"')[0]
+    assert "0.75 failed" in page
+
+
+def test_a_probe_without_a_value_is_a_failure_that_is_shown(tmp_path: Path) -> None:
+    view = made(tmp_path, {"depth 1": [50.0]}, seeds=1)
+    trial = view.sweep.trials[1]
+    view.sweep.run(trial).prepare(trial.config)
+    missing = {"knn": "ValueError: features are not finite"}
+    view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={OBJECTIVE: 40.0}, missing=missing))
+    assert [g.cause for g in report_text.failures(view)] == ["knn: ValueError: features are not finite"]
+
+
+def test_text_cannot_end_the_script_it_stands_in(tmp_path: Path) -> None:
+    view = made(tmp_path, CLEAR)
+    view.sweep.trials[:] = [dataclasses.replace(t, setting=t.setting + "</script><!--<script>") for t in view.sweep.trials]
+    page = report.build(view)
+    assert {t["name"].partition(",")[0] for t in embedded(page)["trials"]} == {s + "</script><!--<script>" for s in CLEAR}
+    assert page.count("<script") == 3
+    assert page.count("</script>") == 3
+
+
+def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
+    page = report.build(made(tmp_path, CLEAR))
+    assert "default-src 'none'" in page
+    assert re.search(r"<(script|img|link|iframe)[^>]+(src|href)=", page) is None
+
+
+def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
+    view = made(tmp_path, CLEAR)
+    write_all(view)
+    assert report.write(view).read_bytes() == report.write(View(Sweep.load(tmp_path))).read_bytes()
+
+
+def test_the_command_makes_the_page_of_a_sweep_that_runs(tmp_path: Path) -> None:
+    view = made(tmp_path, {"depth 1": [50.0]})
+    line = [sys.executable, "-m", "sweeps", "report", str(tmp_path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == report.build(view)
+
+
+def test_a_curve_is_thinned_to_means_and_keeps_its_last_point() -> None:
+    found = thinned([float(i) for i in range(1001)], [float(i % 2) for i in range(1001)], 101)
+    assert len(found.values) == 101
+    assert found.values[0] == 0.5
+    assert (found.epochs[-1], found.values[-1]) == (1000.0, 0.0)
+    assert thinned([1.0], [2.0], 16).values == [2.0]
+    assert points_of_a_curve(10) == 240
+    assert points_of_a_curve(10_000) == 16
+    told = curves([{"kind": "step", "step": 1, "epoch": 0.5, "loss": None}, {"kind": "probe", "step": 2, "epoch": 1.0, "loss": 3}], 16)
+    assert list(told) == ["loss"]
+    assert (told["loss"].epochs, told["loss"].values) == ([1.0], [3.0])
+
+
+def test_the_pareto_front_holds_what_no_other_beats_in_both() -> None:
+    points = {"cheap": (1.0, 50.0), "dear": (4.0, 80.0), "beaten": (4.5, 79.0), "middle": (2.0, 70.0), "same cost": (2.0, 60.0)}
+    assert pareto(points) == ["cheap", "middle", "dear"]
+
+
+def test_settings_that_differ_in_one_number_are_a_line_with_the_papers_points(tmp_path: Path) -> None:
+    settings = [Setting({"method.predictor.depth": d}, {LINEAR: 60.0 + d}) for d in (3, 1, 2)]
+    view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, settings)
+    table = summaries(view)
+    line, seeds, paper = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE)).data
+    assert (list(line.x), list(line.y)) == ([1, 2, 3], [61.0, 62.0, 63.0])
+    assert list(line.error_y.array) == [1.0, 1.0, 1.0]
+    assert len(seeds.x) == 9
+    assert dict(zip(paper.x, paper.y, strict=True)) == {1: 61.0, 2: 62.0, 3: 63.0}
+
+
+def test_other_settings_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
+    table = summaries(view := made(tmp_path, CLEAR))
+    figure: go.Figure = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE))
+    symbols = [trace.marker.symbol for trace in figure.data]
+    assert symbols.count("square") == 3
+    assert symbols.count("diamond-open") == 2
+    assert next(t.error_x.array[0] for t in figure.data if t.marker.symbol == "square") == pytest.approx(0.4163, rel=1e-3)
+    many = [dataclasses.replace(table[0], setting=f"setting {i}") for i in range(40)]
+    assert len(set(colours(many, OBJECTIVE).values())) == 40
+
+
+def test_commands_are_kept_once_in_a_row_and_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweeps/a.py", "token=abc", "epochs=3"])
+    note_command(tmp_path)
+    note_command(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweeps/a.py"])
+    note_command(tmp_path)
+    with open(tmp_path / "commands.jsonl", "a") as file:
+        file.write('{"torn')
+    assert [c["command"] for c in commands(tmp_path)] == [["python", "sweeps/a.py", "token=***", "epochs=3"], ["python", "sweeps/a.py"]]
+    assert "token=***" in " ".join(report_text.what_was_run(made(tmp_path / "x", CLEAR)) + report_text.what_was_run(made(tmp_path, {})))
+
+
+def test_a_page_is_made_anew_while_a_sweep_runs_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    made(tmp_path, CLEAR)
+    page = tmp_path / "report.html"
+    kept = Rebuilding(tmp_path, first_seconds=0.0, every_seconds=0.0)
+    kept.look("3 completed")
+    process = kept._process
+    assert process is not None
+    kept.look("4 completed")
+    assert kept._process is process  # one at a time
+    assert process.wait(60) == 0
+    assert page.exists()
+    page.unlink()
+    kept.look("3 completed")
+    assert kept._process is process  # nothing has changed
+    kept.look("4 completed")
+    assert kept._process is not process
+    kept.close()
+    time.sleep(0.1)
+    assert kept._process is not None
+    assert kept._process.returncode is not None
+    assert not page.exists() or page.read_text().endswith("</html>\n")
+    early = Rebuilding(tmp_path)
+    early.look("3 completed")
+    assert early._process is None
+
+
+def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:
+    code = "import sys, sweeps.watch, sweeps.__main__; print([m for m in ('plotly', 'optuna', 'torch', 'scipy') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
