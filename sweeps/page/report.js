@@ -1,8 +1,12 @@
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const options = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"] };
-  for (const [id, figure] of Object.entries(data.figures)) Plotly.newPlot(id, figure.data, figure.layout, options);
+  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  for (const [id, figure] of Object.entries(data.figures)) {
+    // What is looked at needs no buttons, what is searched in does.
+    const quiet = Object.assign({}, options, { displayModeBar: id.startsWith("search") });
+    Plotly.newPlot(id, figure.data, figure.layout, quiet);
+  }
 
   const trials = data.trials;
   const chosen = new Set();
