@@ -113,7 +113,8 @@ def _curve_layout() -> Any:
 
 def _answer(page: Page, view: View) -> None:
     sentence, separable = report_text.answer(view)
-    lines = [tag("p", escape(sentence[0].upper() + sentence[1:])), *(tag("p", escape(line), class_="soft") for line in report_text.beside_the_answer(view))]
+    lines = [tag("p", escape(sentence[0].upper() + sentence[1:]))]
+    lines += [tag("p", escape(line), class_="soft") for line in report_text.beside_the_answer(view)]
     page.add(tag("div", "".join(lines), id="answer", class_="answer separable" if separable else "answer"))
     tiles = [tag("div", tag("b", escape(value)) + tag("span", escape(what)), class_="tile") for value, what in report_text.tiles(view)]
     page.add(tag("div", "".join(tiles), class_="tiles"))

@@ -9,6 +9,7 @@ from plotly.colors import qualitative, sample_colorscale
 
 from jobs.quote import lookup
 from sweeps.folder import View
+from sweeps.report_text import called
 from sweeps.results import Spread, Summary, title
 
 _LABEL_WIDTH = 29  # characters of a line beside an axis: it must leave room for the axis on a phone
@@ -44,9 +45,7 @@ def colours(table: Sequence[Summary], objective: str) -> dict[str, str]:
 
 def short(setting: str) -> str:
     """A setting's name beside an axis: of a search its number alone."""
-    if setting.startswith("#"):
-        return setting.partition(" ")[0]
-    return "baseline" if setting.startswith("baseline: ") else "<br>".join(textwrap.wrap(setting, _LABEL_WIDTH))
+    return "<br>".join(textwrap.wrap(called(setting), _LABEL_WIDTH))
 
 
 def numeric_axis(view: View) -> str | None:

@@ -45,6 +45,13 @@ def to_end(view: View) -> int:
     return sum(not s.ended for s in view.states().values()) + to_come(view)
 
 
+def called(setting: str) -> str:
+    """What a sentence calls a setting: of a search, whose names are long, its number."""
+    return (
+        setting.partition(" ")[0] if setting.startswith("#") else setting.partition(":")[0] if setting.startswith("baseline:") else setting
+    )
+
+
 def answer(view: View) -> tuple[str, bool]:
     """The answer to the sweep's question in one sentence with its uncertainty, and whether it may be believed."""
     lead = leader(summaries(view), view.sweep.objective)
@@ -53,11 +60,11 @@ def answer(view: View) -> tuple[str, bool]:
     left = to_end(view)
     so_far = f"So far, with {left} of {left + sum(s.ended for s in view.states().values())} runs to come: " if left else ""
     spread, metric = lead.best.spreads[lead.metric], title(lead.metric)
-    told = f"{lead.best.setting} with {spread} % {metric} (n = {spread.n})"
+    told = f"{called(lead.best.setting)} with {spread} % {metric} (n = {spread.n})"
     if lead.other is None:
         return f"{so_far}{told}; there is nothing to compare it with.", False
     other = lead.other.spreads[lead.metric]
-    follows = f"{lead.other.setting} with {other} (n = {other.n}), {judged(lead)}"
+    follows = f"{called(lead.other.setting)} with {other} (n = {other.n}), {judged(lead)}"
     if lead.separable:
         return f"{so_far}the best is {told}, separable from the next, {follows}.", True
     return f"{so_far}no setting is separable from the next: {told} leads, before {follows}.", False
@@ -68,8 +75,8 @@ def beside_the_answer(view: View) -> list[str]:
     table = summaries(view)
     lead = leader(table, view.sweep.objective)
     lines = [view_of_others(table, lead)] if lead is not None and lead.other is not None else []
-    search = view.sweep.search
-    if search is not None and lead is not None:
+    if view.sweep.search is not None and lead is not None:
+        lines += [s.setting for s in (lead.best, lead.other) if s is not None]
         lines += against_the_baseline(view, table, lead)
     if lead is not None:
         lines.append("Ranked on held-out training labels; the test split was read once, at the end of each run.")
@@ -108,7 +115,7 @@ def tiles(view: View) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if lead is not None:
         spread = lead.best.spreads[lead.metric]
-        found.append((lead.best.setting, "best, separable" if lead.separable else "leads, not separable"))
+        found.append((called(lead.best.setting), "best, separable" if lead.separable else "leads, not separable"))
         found.append((f"{spread} %", f"{title(lead.metric)}, n = {spread.n}"))
     states = collections.Counter(s.name for s in view.states().values())
     found.append((f"{told_hours(total_hours(view))} {unit}", "cost of all runs"))

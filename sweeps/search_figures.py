@@ -11,8 +11,8 @@ from sweeps.folder import View
 from sweeps.report_figures import layout
 from sweeps.study import COMPLETE, study_of
 
-# A page shows the contours of the few dimensions that matter most.
-_CONTOURS_OF = 3
+# A page shows what the few dimensions that matter most do.
+_SLICES_OF, _CONTOURS_OF = 4, 3
 
 
 def search_figures(view: View) -> list[tuple[str, go.Figure]]:
@@ -39,12 +39,24 @@ def search_figures(view: View) -> list[tuple[str, go.Figure]]:
         found.append(("Parameter importances", visualization.plot_param_importances(study, params=params, **told), 90 + 34 * len(params)))
     else:
         params = varied
-    found.append(("Slices", visualization.plot_slice(study, params=params, **told), 380))
+    found.append(("Slices", visualization.plot_slice(study, params=params[:_SLICES_OF], **told), 380))
     if len(params) > 1:
         found.append(("Contours", visualization.plot_contour(study, params=params[:_CONTOURS_OF], **told), 620))
     if costs:
         found.append(("Accuracy against device-hours", visualization.plot_pareto_front(study, target_names=names), 420))
-    return [(heading, layout(figure, height)) for heading, figure, height in found]
+    return [(heading, layout(_last_parts(figure, view.sweep.objective), height)) for heading, figure, height in found]
+
+
+def _last_parts(figure: go.Figure, objective: str) -> go.Figure:
+    """Whole keys beside neighbouring axes would run into each other."""
+
+    def shorten(axis: Any) -> None:
+        if axis.title.text and axis.title.text != objective:
+            axis.title.text = axis.title.text.rpartition(".")[2]
+
+    figure.for_each_xaxis(shorten)
+    figure.for_each_yaxis(shorten)
+    return figure
 
 
 def importances(study: optuna.Study, params: list[str], target: Callable[[optuna.trial.FrozenTrial], float] | None) -> dict[str, float]:

@@ -3,9 +3,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
   for (const [id, figure] of Object.entries(data.figures)) {
-    // What is looked at needs no buttons, what is searched in does.
-    const quiet = Object.assign({}, options, { displayModeBar: id.startsWith("search") });
-    Plotly.newPlot(id, figure.data, figure.layout, quiet);
+    // Buttons would cover what a narrow figure shows; a drag zooms, a double click goes back.
+    Plotly.newPlot(id, figure.data, figure.layout, Object.assign({}, options, { displayModeBar: false }));
   }
 
   const trials = data.trials;
