@@ -47,9 +47,9 @@ def to_end(view: View) -> int:
 
 def called(setting: str) -> str:
     """What a sentence calls a setting: of a search, whose names are long, its number."""
-    return (
-        setting.partition(" ")[0] if setting.startswith("#") else setting.partition(":")[0] if setting.startswith("baseline:") else setting
-    )
+    if setting.startswith("#"):
+        return setting.partition(" ")[0]
+    return "baseline" if setting.startswith("baseline: ") else setting
 
 
 def answer(view: View) -> tuple[str, bool]:
