@@ -20,6 +20,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ray's monitor would end slots for memory that anything on the machine holds; the kernel, and Slurm's limits, end who is at fault.
+    "RAY_memory_monitor_refresh_ms": "0",
 }
 _DEATHS = 2  # of the processes of one slot for each trial that it may take: that after the second finds that its trial has failed
 _TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"  # noqa: S108, mkdtemp makes a folder of mode 0700 there
