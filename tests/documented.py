@@ -90,9 +90,9 @@ def matches(message: str, text: str) -> bool:
 
 
 def prose(page: Path) -> str:
-    """The page without its fenced and indented code."""
+    """The page without its fenced and indented code, and without what a reader does not see."""
     kept, fenced = [], False
-    for line in page.read_text().splitlines():
+    for line in re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.S).splitlines():
         if line.strip().startswith("```"):
             fenced = not fenced
         elif not fenced and not line.startswith("    "):

@@ -63,7 +63,22 @@ def keys() -> set[str]:
 
 _GROUPS = {"data", "encoder", "method", "optimizer", "probes", "checkpoint", "log", "cluster"}
 # Written with = and no keys of the configuration.
-_NO_KEYS = {"paper", "objective", "headline", "costs", "best_of_many", "named_by", "token", "api_key", "password", "state", "log"}
+_NO_KEYS = {
+    "paper",
+    "objective",
+    "headline",
+    "costs",
+    "best_of_many",
+    "named_by",
+    "token",
+    "api_key",
+    "password",
+    "state",
+    "log",
+    "key",
+    "user",
+    "when",
+}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda p: p.name)
@@ -127,5 +142,4 @@ def test_blocks_are_found_however_they_are_written(tmp_path: Path) -> None:
 
 
 def test_a_message_of_two_lines_would_escape_the_test_of_messages() -> None:
-    indented = [b for b in blocks(ROOT / "docs" / "faq.md")]
-    assert len(messages("faq.md")) == len(indented)
+    assert len(messages("faq.md")) == len(blocks(ROOT / "docs" / "faq.md"))

@@ -33,9 +33,9 @@ TYPED = {
     "python sweeps/method_comparison.py --cluster local": Run("21 trials", "--dry-run"),
     "python sweeps/method_comparison.py --cluster komondor --dry-run account=abc": Run("24 trials"),
     f"python -m jobs.pretrain method=simsiam data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64": Run("completed: ", "", _SHORT),
-    "python -m pytest tests/cnnjepa/test_methods.py -k simsiam": Run("9 passed", "-q -p no:xdist", starts_others=True),
+    "python -m pytest tests/cnnjepa/test_methods.py -k simsiam": Run("8 passed", "-q -p no:xdist", starts_others=True),
     "python sweeps/predictor_ablation.py --cluster komondor --dry-run account=abc": Run("#SBATCH --account=abc"),
-    f"python -m sweeps logs {_ABLATION} --no-follow 0": Run("step 10/10"),
+    f"python -m sweeps logs --no-follow {_ABLATION} 0": Run("step 10/10"),
     f"python -m sweeps cancel {_ABLATION} 0": Run("0 trials cancelled"),
     f"python -m sweeps results {_ABLATION}": Run("linear top-1, test"),
     "python sweeps/predictor_ablation.py --cluster mine --dry-run account=abc": Run("#SBATCH --constraint=a100"),
@@ -46,7 +46,7 @@ TYPED = {
     "python tests/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True),
     "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
     "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --slots-per-node 12 --dry-run account=abc": Run(
-        "36 at once"
+        "36 slots at once"
     ),
     "python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify": Run(
         "100 training and 100 validation images"
@@ -78,7 +78,7 @@ TYPED = {
     "python sweeps/predictor_depth.py --cluster local --seeds 3": Run("12 trials, 4 epochs each", "--dry-run"),
     f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}"),
     "python sweeps/rate_and_depth.py --cluster local": Run("linear top-1, test", starts_others=True),
-    "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("18 trials, 8 epochs each"),
+    "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("36 trials, 8 epochs each"),
     "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("settings", "--dry-run"),
 }
 

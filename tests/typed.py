@@ -87,7 +87,8 @@ class Session:
             (self.home / path).write_text(example(page, language, number))
         (self.home / ".venv").symlink_to(sys.prefix)
         # Places that the pages name, and what stands for them here. munged wants a place that others may look into.
-        self.places = {"/data/imagenet": folder / "imagenet", "/scratch/in100": folder / "in100", "/tmp/ms": Path(f"/tmp/cnnjepa-docs-{os.getpid()}")}
+        self.places = {"/data/imagenet": folder / "imagenet", "/scratch/in100": folder / "in100"}
+        self.places["/tmp/ms"] = Path(f"/tmp/cnnjepa-docs-{os.getpid()}")
         self.environment = {**os.environ, "PYTHONPATH": str(self.home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
         self._parent: subprocess.Popen[str] | None = None
