@@ -39,7 +39,7 @@ TYPED = {
     f"python -m sweeps cancel {_ABLATION} 0": Run("0 trials cancelled"),
     f"python -m sweeps results {_ABLATION}": Run("linear top-1, test"),
     "python sweeps/predictor_ablation.py --cluster mine --dry-run account=abc": Run("#SBATCH --constraint=a100"),
-    "python tests/slurm_cluster.py start /tmp/ms": Run("export SLURM_CONF=", starts_others=True),
+    "python tests/slurm_cluster.py start /tmp/ms": Run("export SLURM_CONF=/tmp/ms/etc/slurm.conf", starts_others=True),
     "python sweeps/predictor_ablation.py --cluster test_cluster --scale smoke micro_batch_size=16": Run(
         "#SBATCH --gres=gpu:4", "--dry-run"
     ),
@@ -77,7 +77,7 @@ TYPED = {
     "python sweeps/predictor_depth.py --cluster local": Run("linear top-1, test", starts_others=True),
     "python sweeps/predictor_depth.py --cluster local --seeds 3": Run("12 trials, 4 epochs each", "--dry-run"),
     f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}"),
-    "python sweeps/rate_and_depth.py --cluster local": Run("linear top-1, test", starts_others=True),
+    "python sweeps/rate_and_depth.py --cluster local": Run("linear top-1, test", "--points 2 --seeds 1", starts_others=True),
     "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("36 trials, 8 epochs each"),
     "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("settings", "--dry-run"),
 }
@@ -87,7 +87,6 @@ ELSEWHERE = {
     "make ablation": (".ci/run", "\nmake ablation\n"),
     "make test": (".ci/run", "\nmake test\n"),
     "make .venv/.ready": ("Makefile", "READY := $(VENV)/.ready\n"),  # which `make check` of .ci/run makes first
-    "export SLURM_CONF=/tmp/ms/etc/slurm.conf": ("tests/test_docs_commands.py", "def test_the_cluster_of_this_host_prints_its_export"),
     "python -m jobs.drill": ("tests/jobs/test_drill.py", '[sys.executable, "-m", "jobs.drill", *arguments]'),
     "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": ("tests/jobs/test_drill.py", '"--faults", "20"'),
     "python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data": (
@@ -95,6 +94,9 @@ ELSEWHERE = {
         "torchvision:FashionMNIST",
     ),
 }
+
+# Printed by a command that is typed here, for the reader to type.
+PRINTED = {"export SLURM_CONF=/tmp/ms/etc/slurm.conf": "python tests/slurm_cluster.py start /tmp/ms"}
 
 # What a line that carries the mark must hold, since the mark excuses it from being run.
 _CLUSTERS = (
@@ -110,14 +112,15 @@ _CLUSTERS = (
 
 @pytest.mark.parametrize("command", commands(), ids=lambda c: f"{c.page}: {c.text}")
 def test_a_command_is_typed_here_or_run_elsewhere_or_marked(command: Command) -> None:
-    ways = [command.text in TYPED, command.text in ELSEWHERE, command.needs_a_cluster]
+    ways = [command.text in TYPED, command.text in ELSEWHERE, command.text in PRINTED, command.needs_a_cluster]
     assert sum(ways) == 1, f"add it to TYPED, to ELSEWHERE, or end its comment with `{MARK}`"
     assert not command.needs_a_cluster or any(word in command.text for word in _CLUSTERS), "what needs a cluster names one"
 
 
 def test_no_entry_outlives_its_command() -> None:
     told = {c.text for c in commands()}
-    assert sorted(set(TYPED) | set(ELSEWHERE)) == sorted(t for t in told if t in TYPED or t in ELSEWHERE)
+    assert sorted({*TYPED, *ELSEWHERE, *PRINTED} - told) == []
+    assert all(TYPED[by].said == text for text, by in PRINTED.items())
     assert list(TYPED) == [t for t in dict.fromkeys(c.text for c in commands()) if t in TYPED], "typed in the order of the pages"
 
 
@@ -155,17 +158,7 @@ _NEEDS_SLURM = [text for text in TYPED if "slurm_cluster.py" in text]
 def test_the_command_does_what_the_page_says(text: str, session: Session) -> None:
     status, output = session.type(text, TYPED[text])
     assert status == 0, output
-    assert TYPED[text].said in output, output
-
-
-@pytest.mark.slow
-@needs_slurm
-def test_the_cluster_of_this_host_prints_its_export(session: Session) -> None:
-    """The line of the page is the one that is printed, for the folder that the page names."""
-    status, output = session.type("python tests/slurm_cluster.py start /tmp/ms", Run("", starts_others=True))
-    session.type("python tests/slurm_cluster.py stop /tmp/ms", Run("", starts_others=True))
-    assert status == 0
-    assert output.strip() == session.place("export SLURM_CONF=/tmp/ms/etc/slurm.conf")
+    assert session.place(TYPED[text].said) in output, output
 
 
 def test_the_examples_are_not_here_yet() -> None:
