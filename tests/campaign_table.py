@@ -1,4 +1,4 @@
-"""The README's table of the campaign of faults, from what its benchmark has measured.
+"""The table of the campaign of faults in docs/drill.md, from what its benchmark has measured.
 
 python tests/benchmarks/faults.py --json > campaign.json && python tests/campaign_table.py campaign.json
 """
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "drill.md"
 BEGIN, END = "<!-- campaign: written by tests/campaign_table.py -->", "<!-- end of campaign -->"
 
 
@@ -27,16 +27,16 @@ def table(measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def block(readme: str) -> str:
+def block(page: str) -> str:
     """What stands between the marks."""
-    return readme.split(BEGIN)[1].split(END)[0]
+    return page.split(BEGIN)[1].split(END)[0]
 
 
 def main() -> None:
     """Rewrite the table in place."""
     measured = json.loads(Path(sys.argv[1]).read_text())
-    text = README.read_text()
-    README.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n{table(measured)}\n{END}{text.split(END)[1]}")
+    text = PAGE.read_text()
+    PAGE.write_text(f"{text.split(BEGIN)[0]}{BEGIN}\n{table(measured)}\n{END}{text.split(END)[1]}")
 
 
 if __name__ == "__main__":

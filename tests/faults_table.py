@@ -1,4 +1,4 @@
-"""The README's table of faults, from what the tests on a real Slurm wrote down.
+"""The table of faults in docs/resuming.md, from what the tests on a real Slurm wrote down.
 
 FAULTS_JSON=faults.json pytest tests/sweeps/test_slurm_faults.py && python tests/faults_table.py faults.json
 """
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "resuming.md"
 BEGIN, END = "<!-- faults: written by tests/faults_table.py -->", "<!-- end of faults -->"
 
 
@@ -19,19 +19,19 @@ def table(entries: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def faults_in(readme: str) -> list[str]:
-    """The faults that the README's table lists."""
-    block = readme.split(BEGIN)[1].split(END)[0]
+def faults_in(page: str) -> list[str]:
+    """The faults that the page's table lists."""
+    block = page.split(BEGIN)[1].split(END)[0]
     return [line.split("|")[1].strip() for line in block.splitlines() if line.startswith("| ") and not line.startswith("| fault ")]
 
 
 def main() -> None:
     """Rewrite the table in place; a fault that was tested twice is taken from its last run."""
     entries = {e["fault"]: e for e in map(json.loads, Path(sys.argv[1]).read_text().splitlines())}
-    text = README.read_text()
+    text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{table(list(entries.values()))}\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{table(list(entries.values()))}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""The README's table of the campaign lists just the faults that a drill on this machine does, at least 300 in all, with nothing lost."""
+"""The table in docs/drill.md lists just the faults that a drill on this machine does, at least 300 in all, with nothing lost."""
 
 import re
 
 from jobs.drills.here import RunHere
-from tests.campaign_table import README, block
+from tests.campaign_table import PAGE, block
 
 
 def test_the_table_is_of_the_faults_that_are_done() -> None:
-    held = block(README.read_text())
+    held = block(PAGE.read_text())
     listed = [line.split("|")[1].strip() for line in held.splitlines() if line.startswith("| ")]
     run = object.__new__(RunHere)  # its faults are named without being started
     assert sorted(listed) == sorted(["fault", "**all**", *run.faults])
 
 
 def test_at_least_300_were_done_and_nothing_was_lost() -> None:
-    held = block(README.read_text())
+    held = block(PAGE.read_text())
     times = [int(n.strip("*")) for n in re.findall(r"^\| [^|]+ \| (\**\d+\**) \|", held, re.M)]
     assert times[-1] == sum(times[:-1]) >= 300
     assert "**Runs lost: 0. Records or rows there twice: 0. Differing bits: 0.**" in held

@@ -1,15 +1,15 @@
-"""The README's table of faults lists just the faults that are tested."""
+"""The table of faults in docs/resuming.md lists just the faults that are tested."""
 
 import re
 from pathlib import Path
 
-from tests.faults_table import README, faults_in
+from tests.faults_table import PAGE, faults_in
 
 TESTS = Path(__file__).parent / "sweeps" / "test_slurm_faults.py"
 
 
 def test_the_table_lists_the_faults_that_are_tested() -> None:
-    listed = faults_in(README.read_text())
+    listed = faults_in(PAGE.read_text())
     source = TESTS.read_text()
     names = re.findall(r'faults\.line\(f?"([^"]+)"', source) + re.findall(r'\(\w+, \d+, "([^"]+)"\)', source)
     patterns = [re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(n))) for n in names]

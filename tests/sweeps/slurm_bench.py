@@ -28,7 +28,7 @@ from tests.slurm_cluster import PACKAGES, Options, SlurmCluster, free_ports, mis
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "sweeps" / "slurm_sweep.py"
 STEPS = 240
-# Each fault as a line of the README's table; see tests/faults_table.py.
+# Each fault as a line of the table in docs/resuming.md; see tests/faults_table.py.
 FAULTS_FILE = "FAULTS_JSON"
 
 needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not installed: apt-get install {PACKAGES}")

@@ -1,0 +1,166 @@
+"""Every command of README.md and docs/*.md is typed in a copy of the checkout, or run by another test, or marked as needing a cluster."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.documented import MARK, ROOT, Command, commands
+from tests.sweeps.slurm_bench import needs_slurm
+from tests.typed import EXAMPLES, Run, Session
+
+_TINY = "data.train_limit=160 data.test_limit=60 encoder.width=8 global_batch_size=32 micro_batch_size=32 probes.linear_epochs=3"
+_SHORT = f"{_TINY} epochs=2 optimizer.warmup_epochs=1"
+_ABLATION, _DEPTH, _RATE = (f"runs/{name}-smoke" for name in ("predictor_ablation", "predictor_depth", "rate_and_depth"))
+_SINGLE = "optimizer.warmup_epochs=1 global_batch_size"
+
+# Typed, in the order of the pages: README, then docs/ by name. What is begun by one command is looked at by those after it.
+TYPED = {
+    ". .venv/bin/activate": Run("bin/python"),
+    "python sweeps/predictor_ablation.py --cluster local": Run("linear top-1, test", "--seeds 1", _SHORT, starts_others=True),
+    "python sweeps/predictor_ablation.py --cluster local --dry-run": Run("11 trials, 2 epochs each", "--seeds 1", _SHORT),
+    "python sweeps/predictor_ablation.py --cluster local --seeds 5 epochs=20": Run("55 trials, 20 epochs each", "--dry-run"),
+    f"python -m sweeps status {_ABLATION}": Run("11 completed of 11 trials"),
+    f"python -m sweeps results {_ABLATION} --format markdown": Run("| setting |"),
+    f"python -m sweeps report {_ABLATION}": Run("report.html"),
+    f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect"),
+    "python sweeps/joint_search.py --cluster local": Run(
+        "linear top-1, test", "--points 1 --seeds 1 --early-stopping none", _SHORT, starts_others=True
+    ),
+    "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
+        "33 runs, 6600 epochs to train"
+    ),
+    "python sweeps/method_comparison.py --cluster local": Run("21 trials", "--dry-run"),
+    "python sweeps/method_comparison.py --cluster komondor --dry-run account=abc": Run("24 trials"),
+    f"python -m jobs.pretrain method=simsiam data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64": Run("completed: ", "", _SHORT),
+    "python -m pytest tests/cnnjepa/test_methods.py -k simsiam": Run("8 passed", "-q -p no:xdist", starts_others=True),
+    "python sweeps/predictor_ablation.py --cluster komondor --dry-run account=abc": Run("#SBATCH --account=abc"),
+    f"python -m sweeps logs --no-follow {_ABLATION} 0": Run("step 10/10"),
+    f"python -m sweeps cancel {_ABLATION} 0": Run("0 trials cancelled"),
+    f"python -m sweeps results {_ABLATION}": Run("linear top-1, test"),
+    "python sweeps/predictor_ablation.py --cluster mine --dry-run account=abc": Run("#SBATCH --constraint=a100"),
+    "python tests/slurm_cluster.py start /tmp/ms": Run("export SLURM_CONF=/tmp/ms/etc/slurm.conf", starts_others=True),
+    "python sweeps/predictor_ablation.py --cluster test_cluster --scale smoke micro_batch_size=16": Run(
+        "#SBATCH --gres=gpu:4", "--dry-run"
+    ),
+    "python tests/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True),
+    "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
+    "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --slots-per-node 12 --dry-run account=abc": Run(
+        "36 slots at once"
+    ),
+    "python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify": Run(
+        "100 training and 100 validation images"
+    ),
+    "python -m jobs.pretrain data=imagenet100 data.root=/scratch/in100 encoder.name=resnet50": Run(
+        "completed: ",
+        "",
+        "encoder.name=resnet18 data.image_size=96 data.workers=0 data.holdout_fraction=0.2 epochs=1 optimizer.warmup_epochs=0 "
+        "global_batch_size=32 micro_batch_size=32 probes.linear_epochs=1",
+    ),
+    "python -m jobs.drill --cluster komondor account=abc --dry-run": Run("#SBATCH --partition=gpu"),
+    "python sweeps/predictor_ablation.py --cluster local --retry-failed": Run("linear top-1, test", "--seeds 1", _SHORT),
+    f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64": Run("completed: ", "", _SHORT),
+    f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64 retry_failed=true": Run("completed: ", "", _SHORT),
+    "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("tpe chooses up to 40 settings"),
+    "python sweeps/learning_rate.py --cluster local --sampler grid --seeds 3": Run("72 trials", "--dry-run"),
+    "python -m sweeps status runs/joint_search-smoke": Run("1 completed of 1 trials"),
+    "python -m sweeps study runs/joint_search-smoke": Run("optuna-dashboard "),
+    f"python -m jobs.pretrain data=fashion_mnist epochs=10 {_SINGLE}=128": Run("completed: ", "", _SHORT),
+    f"python -m jobs.pretrain method=simclr epochs=10 {_SINGLE}=128": Run("completed: ", "", f"{_SHORT} method.hidden=32"),
+    f"python -m jobs.pretrain -m optimizer.lr=0.001,0.003 epochs=10 {_SINGLE}=128": Run("completed: ", "", _SHORT, starts_others=True),
+    f"torchrun --nproc-per-node=2 -m jobs.pretrain epochs=10 {_SINGLE}=128 micro_batch_size=64": Run(
+        "completed: ", "", f"{_SHORT} micro_batch_size=16", starts_others=True
+    ),
+    "python -m jobs.export runs/single/<signature>": Run("backbone.safetensors: target backbone after"),
+    "tensorboard --logdir runs/single": Run("These tags are in", "--inspect"),
+    "python sweeps/predictor_depth.py --cluster local --dry-run": Run("8 trials, 4 epochs each"),
+    "python sweeps/predictor_depth.py --cluster local": Run("linear top-1, test", starts_others=True),
+    "python sweeps/predictor_depth.py --cluster local --seeds 3": Run("12 trials, 4 epochs each", "--dry-run"),
+    f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}"),
+    "python sweeps/rate_and_depth.py --cluster local": Run("linear top-1, test", "--points 2 --seeds 1", starts_others=True),
+    "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("36 trials, 8 epochs each"),
+    "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("settings", "--dry-run"),
+}
+
+# Run by another test or by .ci/run: the file, and what must stand in it.
+ELSEWHERE = {
+    "make ablation": (".ci/run", "\nmake ablation\n"),
+    "make test": (".ci/run", "\nmake test\n"),
+    "make .venv/.ready": ("Makefile", "READY := $(VENV)/.ready\n"),  # which `make check` of .ci/run makes first
+    "python -m jobs.drill": ("tests/jobs/test_drill.py", '[sys.executable, "-m", "jobs.drill", *arguments]'),
+    "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": ("tests/jobs/test_drill.py", '"--faults", "20"'),
+    "python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data": (
+        "tests/cnnjepa/test_pack.py",
+        "torchvision:FashionMNIST",
+    ),
+}
+
+# Printed by a command that is typed here, for the reader to type.
+PRINTED = {"export SLURM_CONF=/tmp/ms/etc/slurm.conf": "python tests/slurm_cluster.py start /tmp/ms"}
+
+# What a line that carries the mark must hold, since the mark excuses it from being run.
+_CLUSTERS = (
+    "--cluster komondor",
+    "--cluster mine",
+    "cluster=komondor",
+    "srun ",
+    "python3.11 -m venv",
+    ".venv/bin/pip",
+    "torchrun --nproc-per-node=4 ",
+)
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda c: f"{c.page}: {c.text}")
+def test_a_command_is_typed_here_or_run_elsewhere_or_marked(command: Command) -> None:
+    ways = [command.text in TYPED, command.text in ELSEWHERE, command.text in PRINTED, command.needs_a_cluster]
+    assert sum(ways) == 1, f"add it to TYPED, to ELSEWHERE, or end its comment with `{MARK}`"
+    assert not command.needs_a_cluster or any(word in command.text for word in _CLUSTERS), "what needs a cluster names one"
+
+
+def test_no_entry_outlives_its_command() -> None:
+    told = {c.text for c in commands()}
+    assert sorted({*TYPED, *ELSEWHERE, *PRINTED} - told) == []
+    assert all(TYPED[by].said == text for text, by in PRINTED.items())
+    assert list(TYPED) == [t for t in dict.fromkeys(c.text for c in commands()) if t in TYPED], "typed in the order of the pages"
+
+
+@pytest.mark.parametrize("text", ELSEWHERE)
+def test_what_is_run_elsewhere_stands_there(text: str) -> None:
+    file, essence = ELSEWHERE[text]
+    assert essence in (ROOT / file).read_text()
+
+
+def test_the_mark_is_read_at_the_end_of_a_comment_alone() -> None:
+    assert Command("x", "sbatch", "it needs a cluster").needs_a_cluster
+    assert not Command("x", "sbatch", "needs a cluster, or not").needs_a_cluster
+    assert Run("", "--dry-run", "b=2").words("python x.py --seeds 5 a=1") == ["python", "x.py", "--seeds", "5", "--dry-run", "a=1", "b=2"]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    files = {p: p.stat().st_mtime_ns for p in _checkout()}
+    opened = Session(tmp_path_factory.mktemp("typed"))
+    yield opened
+    opened.close()
+    assert {p: p.stat().st_mtime_ns for p in _checkout()} == files, "nothing is written into the checkout"
+
+
+def _checkout() -> list[Path]:
+    own = (ROOT / part for part in ("cnnjepa", "jobs", "sweeps", "slurm", "docs", "runs"))
+    return [p for part in own for p in part.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+
+
+_NEEDS_SLURM = [text for text in TYPED if "slurm_cluster.py" in text]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [pytest.param(t, marks=needs_slurm) if t in _NEEDS_SLURM else t for t in TYPED])
+def test_the_command_does_what_the_page_says(text: str, session: Session) -> None:
+    status, output = session.type(text, TYPED[text])
+    assert status == 0, output
+    assert session.place(TYPED[text].said) in output, output
+
+
+def test_the_examples_are_not_here_yet() -> None:
+    """A reader who saves one overwrites nothing."""
+    assert [path for path in EXAMPLES if (ROOT / path).exists()] == []

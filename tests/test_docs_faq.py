@@ -1,0 +1,170 @@
+"""Each message of docs/faq.md is provoked, and is printed as it stands there."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnjepa.runs import RunFolder
+from jobs import compose, pretrain
+from jobs.compose import compose_job
+from jobs.run import run_job
+from sweeps import __main__ as looking
+from sweeps import claims, command, joint_search, predictor_ablation
+from sweeps.choice import STARTS_ALLOWED, next_claim
+from sweeps.claims import Process, SlurmStart
+from sweeps.folder import Sweep, View
+from sweeps.spec import ScaleName, SweepSpec, build_trials
+from tests.documented import matches, messages
+from tests.sweeps.tiny_sweep import OVERRIDES, sweep
+from tests.tiny import tiny_config
+
+
+class Scene:
+    """Where a message is provoked: a folder of its own, and what is printed there."""
+
+    def __init__(self, path: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self.path, self.patch, self.capture = path, patch, capture
+        patch.chdir(path)
+
+    def door(self, main: Callable[[], int | None], *arguments: str) -> str:
+        """What a command of that door prints when it refuses."""
+        self.patch.setattr(sys, "argv", ["x", *arguments])
+        try:
+            status = main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        assert status == 2
+        return self.capture.readouterr().err
+
+    def pretrain(self, *arguments: str) -> str:
+        """`python -m jobs.pretrain`, refused."""
+        return self.door(pretrain.main, *arguments)
+
+    def sweep(self, spec: SweepSpec, *arguments: str) -> str:
+        """`python sweeps/<name>.py`, refused."""
+        return self.door(lambda: command.main(spec), *arguments)
+
+    def ablation(self, *arguments: str) -> str:
+        """The predictor ablation, refused."""
+        return self.sweep(predictor_ablation.SWEEP, *arguments)
+
+    def cause(self, *overrides: str) -> str:
+        """Why a small run fails."""
+        result = run_job(compose_job([*OVERRIDES, *overrides, f"run_dir={self.path / 'run'}"]))
+        assert result is not None
+        return result.cause
+
+    def abandoned(self, times: int, in_slurm: bool = False) -> str:
+        """Why a trial is given up whose owners died so many times."""
+        spec, log = sweep(), self.path / "job.log"
+        start = SlurmStart("here", "7", 0, "gpu01", 4, str(log), "/nowhere") if in_slurm else None
+        made = Sweep.of(spec, ScaleName.smoke, build_trials(spec, spec.smoke, 1, "local", []), self.path / "tiny")
+        made.write()
+        me = Process.me()
+        gone = Process(me.host, me.boot, me.namespace, me.pid, me.started - 1000)
+        with self.patch.context() as patch:
+            patch.setattr(Process, "me", staticmethod(lambda: gone))
+            for epoch in range(1, times + 1):
+                assert claims.claim(made.trial_dir(made.trials[0]), epoch, me.driver if start is None else f"{epoch}", 0, start)
+        for path in (log, made.trial_dir(made.trials[0]) / "log" / "train.log"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("resuming\ntorch.OutOfMemoryError: Tried to allocate 2 GiB\n")
+        next_claim(View(made), me.driver)
+        result = made.run(made.trials[0]).result()
+        assert result is not None
+        return result.cause
+
+
+def another_configuration(scene: Scene) -> str:
+    """A run folder that holds other epochs."""
+    RunFolder(scene.path / "run").prepare(compose_job([*OVERRIDES, "epochs=2"]).train)
+    return scene.pretrain(*OVERRIDES, "epochs=3", f"run_dir={scene.path / 'run'}")
+
+
+def misspelt(scene: Scene) -> str:
+    """A profile with a field that does not exist."""
+    shutil.copytree(compose.CONFIG_DIR, scene.path / "slurm")
+    (scene.path / "slurm" / "cluster" / "mine.yaml").write_text("name: mine\nscheduler: slurm\npartitoin: gpu\n")
+    scene.patch.setattr(compose, "CONFIG_DIR", scene.path / "slurm")
+    return scene.ablation("--cluster", "mine")
+
+
+def without_slurm(scene: Scene) -> str:
+    """A machine whose PATH has no squeue."""
+    scene.patch.setenv("PATH", str(scene.path))
+    return scene.ablation("--cluster", "komondor", "account=abc", f"runs_dir={scene.path}")
+
+
+def without_device(scene: Scene) -> str:
+    """A machine without a CUDA device."""
+    scene.patch.setattr(torch.cuda, "is_available", lambda: False)
+    return scene.pretrain("device=cuda")
+
+
+def not_finite(scene: Scene) -> str:
+    """A probe that is given features that are no numbers."""
+    from cnnjepa.probes import linear
+    from cnnjepa.probes.features import Features, ProbeData
+
+    broken = Features(torch.full((4, 2), torch.nan), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="finite") as raised:
+        linear.run(ProbeData(broken, broken, None, 2, tiny_config()))
+    return f"{type(raised.value).__name__}: {raised.value}"
+
+
+DRY = ["--cluster", "komondor", "--dry-run"]
+# The beginning of a message, and how it is come by.
+PROVOKED: dict[str, Callable[[Scene], str]] = {
+    "error: lr must be a key": lambda s: s.pretrain("lr=0.001"),
+    "error: an override must have the form": lambda s: s.pretrain("+epochs=3"),
+    "error: optimizer.warmup_epochs must lie": lambda s: s.pretrain("epochs=5"),
+    "error: global_batch_size must be a multiple": lambda s: s.ablation("--cluster", "test_cluster", "--scale", "smoke", "--dry-run"),
+    "error: micro_batch_size must be global": lambda s: s.pretrain("method=simclr"),
+    "error: encoder.sync_bn must be true": lambda s: s.ablation(*DRY, "method=simclr", "account=abc"),
+    "error: data.image_size must be a multiple": lambda s: s.pretrain("encoder.name=resnet50", "data.image_size=100"),
+    "error: data.image_size must give": lambda s: s.pretrain("encoder.name=resnet18", "data.image_size=64"),
+    "error: encoder.name must be one of": lambda s: s.pretrain("method=ijepa"),
+    "error: threads must be left": lambda s: s.pretrain("threads=4"),
+    "error: data.root must hold": lambda s: s.pretrain("data=imagenet100", "data.root=/data/imagenet", "encoder.name=resnet50"),
+    "error: global_batch_size must be at most": lambda s: s.pretrain("global_batch_size=2048"),
+    "error: the command line must be one that --help shows; got unrecognized arguments: optimizer": lambda s: s.ablation(
+        "epochs=5", "--seeds", "1", "optimizer.lr=0.001"
+    ),
+    "error: the command line must be one that --help shows; got unrecognized arguments: --epochs": lambda s: s.ablation("--epochs", "5"),
+    "error: method.predictor.depth must not be overridden": lambda s: s.ablation("method.predictor.depth=2"),
+    "error: --early-stopping=asha must leave": lambda s: s.sweep(joint_search.SWEEP, "--dry-run", "epochs=3"),
+    "error: memory_gb_per_slot must fit": lambda s: s.ablation("memory_gb_per_slot=100000"),
+    "error: run folder must be empty": another_configuration,
+    "error: a sweep folder must hold": lambda s: s.door(looking.main, "status", str(s.path)),
+    "error: cluster.account must be given": lambda s: s.ablation(*DRY),
+    "error: --cluster komondor must be used": without_slurm,
+    "error: slurm/cluster/mine.yaml must hold keys": misspelt,
+    "error: --max-gpu-hours must be at least": lambda s: s.ablation(*DRY, "--max-gpu-hours", "100", "account=abc"),
+    "error: device must be cpu or auto": without_device,
+    "NonFiniteError:": lambda s: s.cause("optimizer.lr=1e30"),
+    "CollapsedError:": lambda s: s.cause("probes.at_epochs=[1]", "probes.collapsed_std=50"),
+    "its process died": lambda s: s.abandoned(2),
+    "10 jobs gained no step": lambda s: s.abandoned(STARTS_ALLOWED, in_slurm=True),
+    "ValueError: features": not_finite,
+}
+
+
+def test_every_message_of_the_page_is_provoked() -> None:
+    told = messages("faq.md")
+    assert len(told) >= 20
+    found = {begin: [m for m in told if m.startswith(begin)] for begin in PROVOKED}
+    assert {begin: m for begin, m in found.items() if len(m) != 1} == {}
+    assert sorted(told) == sorted(m[0] for m in found.values())
+
+
+@pytest.mark.parametrize("begin", PROVOKED)
+def test_the_message_is_printed_as_it_stands_there(
+    begin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [message] = [m for m in messages("faq.md") if m.startswith(begin)]
+    printed = PROVOKED[begin](Scene(tmp_path, monkeypatch, capsys))
+    assert matches(message, printed), f"{message}\n{printed}"
