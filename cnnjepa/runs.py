@@ -80,7 +80,7 @@ def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def record_of(line: bytes) -> dict[str, Any] | None:
     """The record of a whole line; None for what a kill or a power cut may leave of one."""
     try:
         record = json.loads(line)
@@ -96,7 +96,7 @@ def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]]
     with open(path, "rb") as file:
         file.seek(start)
         *lines, rest = file.read().split(b"\n")
-        found = [record for line in lines if line.startswith(b'{"kind": "probe"') and (record := _record(line))]
+        found = [record for line in lines if line.startswith(b'{"kind": "probe"') and (record := record_of(line))]
         return probes_of(found), file.tell() - len(rest)
 
 
@@ -108,7 +108,7 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, An
         skipped = max(path.stat().st_size - last_bytes, 0) if last_bytes is not None else 0
         file.seek(skipped)
         lines = file.read().split(b"\n")[:-1]
-    return [record for line in lines[bool(skipped) :] if (record := _record(line))]
+    return [record for line in lines[bool(skipped) :] if (record := record_of(line))]
 
 
 class RunFolder:

@@ -13,7 +13,7 @@ from sweeps.cancel import cancel
 from sweeps.folder import Sweep, View
 from sweeps.slot_log import follow
 from sweeps.spec import Trial
-from sweeps.status import best_line, best_so_far, live_table, rungs_line, sweep_status
+from sweeps.status import best_line, best_so_far, live_table, rungs_line, sweep_status, warning_lines
 from sweeps.watch import wide_console
 
 
@@ -45,7 +45,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            for line in (rungs_line(view), best_line(view)):
+            for line in (*warning_lines(view, found), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
         return 0

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
 from jobs.door import INTERRUPTED
 from jobs.queue import Queue, SlurmError
@@ -22,7 +23,7 @@ from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.search import is_over
 from sweeps.slot_log import log_tail
-from sweeps.status import counts_line, live_table, sweep_status
+from sweeps.status import counts_line, live_table, sweep_status, warning_lines
 
 _LOOK_SECONDS = 10.0
 _PLAIN_LINE_SECONDS = 30.0
@@ -43,6 +44,7 @@ class Watcher:
         self._started = time.monotonic()
         self._first_done: float | None = None
         self._printed = (float("-inf"), "")
+        self._warned: set[str] = set()
 
     def __enter__(self) -> "Watcher":
         if self._live:
@@ -62,9 +64,14 @@ class Watcher:
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
         known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
         left = minutes * (known - done) / gained if gained > 0.5 else None
+        warned = warning_lines(self.view, status)
         if self._live:
-            self._live.update(live_table(status, left), refresh=True)
+            self._live.update(Group(live_table(status, left), *map(Text, warned)), refresh=True)
             return
+        for warning in warned:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.console.print(warning, highlight=False, soft_wrap=True)
         line, (when, before) = counts_line(status), self._printed
         if line != before or time.monotonic() - when > _PLAIN_LINE_SECONDS:
             running = ", ".join(
