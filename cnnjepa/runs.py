@@ -30,6 +30,9 @@ TIMING_KEYS = frozenset(
         "energy_kwh",
         "joules",
         "pretraining_hours",
+        "data_wait_seconds",
+        "data_wait_share",
+        "uncounted_seconds",
     }
 )
 
@@ -60,6 +63,7 @@ class RunResult:
     resumes: int = 0
     claim: int = 0  # epoch of the claim under which it was written
     energy_kwh: float | None = None  # of all GPUs, over all resumes; None where they do not tell
+    data_wait_share: float | None = None  # of the time in the training loop; None where no image is loaded, or the version did not count
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

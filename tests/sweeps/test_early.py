@@ -1,4 +1,4 @@
-"""Early warnings: each is said when its threshold is passed and not before, costs little to ask for, and prunes only where that is asked."""
+"""Early warnings: each is said when its threshold is passed and not before, and prunes only where that is asked."""
 
 import csv
 import json
@@ -118,7 +118,7 @@ def test_a_plateau_is_what_has_certainly_not_improved_at_a_high_learning_rate(
 def test_a_line_says_what_was_seen_the_threshold_and_what_to_do() -> None:
     found = early_warnings({}, LossCurve.of(steps(noisy(-0.1), 50), epochs=100), values(plateau_improvement=0.005))
     assert found[0].line == (
-        "loss: the mean loss rose by 1.86 % (± 0.22) over the last 20 % of the run, until epoch 50, less than 0.5 %; "
+        "loss: the mean loss rose by 1.85 % (± 0.22) over the last 20 % of the run, until epoch 50, less than 0.5 %; "
         "more epochs at this optimizer.lr gain nothing: another rate, or fewer epochs"
     ), found[0].line
 
@@ -248,7 +248,17 @@ def rows(runs: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_a_threshold_that_must_fire_prunes_where_that_is_asked_and_only_there(tmp_path: Path) -> None:
     def run(*more: str) -> str:
-        line = [sys.executable, SCRIPT, "--runs-dir", str(tmp_path), "--seeds", "1", "warnings.rankme=1000", "probes.at_epochs=[1,2]", *more]
+        line = [
+            sys.executable,
+            SCRIPT,
+            "--runs-dir",
+            str(tmp_path),
+            "--seeds",
+            "1",
+            "warnings.rankme=1000",
+            "probes.at_epochs=[1,2]",
+            *more,
+        ]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
