@@ -255,9 +255,9 @@ class WarningConfig:
     # The held-out k-NN score of each of the last so many probes is below the best before them by more than so many points.
     knn_drop: float = 5.0
     knn_probes: int = 2
-    # The mean loss of the latter half of the last share of the run is not below the first half's by this part of it, for certain.
+    # The mean losses of the two halves of the last share of the run differ by less than this part of them, for certain.
     plateau_share: float = 0.2
-    plateau_improvement: float = 0.002
+    plateau_change: float = 0.005
     plateau_lr: float = 0.5  # not asked below this share of the highest learning rate: a schedule's end is flat
 
 

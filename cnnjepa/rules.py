@@ -148,7 +148,7 @@ def validate_global_batch(config: TrainConfig, ranks: int) -> None:
 
 def validate_warnings(warnings: WarningConfig) -> None:
     """Raise ValueError unless each threshold can be held against a run."""
-    for name in ("feature_std", "rankme", "knn_drop", "plateau_improvement"):
+    for name in ("feature_std", "rankme", "knn_drop", "plateau_change"):
         value = getattr(warnings, name)
         _require(0 <= value < math.inf, f"warnings.{name}", "be at least 0 and finite", value)
     for name in ("rankme_share", "plateau_lr"):
