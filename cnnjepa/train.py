@@ -16,7 +16,7 @@ from cnnjepa.config import Precision, TrainConfig, method_module
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, broadcast_object, joined
-from cnnjepa.energy import EnergyMeter, nvml_joules
+from cnnjepa.energy import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
 from cnnjepa.files import remove_partial
 from cnnjepa.memory import peak_memory_mb, reset_peak_memory
 from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
@@ -78,6 +78,7 @@ class Run:
     parameters: list[nn.Parameter]
     buckets: GradientBuckets
     meter: EnergyMeter
+    busy: BusyMeter
     saver: Saver
     step: int = 0  # optimiser steps done
     resumes: int = 0
@@ -130,6 +131,7 @@ class Run:
             "uncounted_seconds": self.uncounted_seconds,
             "resumes": self.resumes,
             "joules": self.meter.joules,
+            "gpu_utilisation": self.busy.told,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -141,6 +143,7 @@ class Run:
         self.data_wait_seconds = state.get("data_wait_seconds", 0.0)
         self.uncounted_seconds = state.get("uncounted_seconds", self.training_seconds)
         self.meter.resume(state.get("joules"))  # checkpoints of earlier versions do not tell
+        self.busy.told = state.get("gpu_utilisation", self.busy.told)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -155,8 +158,8 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
     saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep)
-    meter = EnergyMeter(nvml_joules(ranks.device))
-    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver)
+    meter, busy = EnergyMeter(nvml_joules(ranks.device)), BusyMeter(nvml_utilisation(ranks.device))
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, busy, saver)
 
 
 def resume(run: Run) -> None:
@@ -298,7 +301,11 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
                 waited /= max(run.training_seconds - noted[0], 1e-9)
                 noted = run.training_seconds, run.data_wait_seconds
                 values = {"loss": loss, "lr": lr, "gradient_norm": norm, "visible_fraction": visible, **logged}
-                recorder.record("step", run.step, {"epoch": run.epoch, **values, "images_per_second": pace, "data_wait_share": waited})
+                recorder.record(
+                    "step",
+                    run.step,
+                    {"epoch": run.epoch, **values, "images_per_second": pace, "data_wait_share": waited, **run.busy.look()},
+                )
                 progress.show(run.step, run.epoch, loss, lr, pace)
             telemetry.tell(recorder, run.step)
             if pictured_now:
@@ -384,6 +391,7 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         resumes=run.resumes,
         claim=claim,
         energy_kwh=run.energy_kwh,
+        gpu_utilisation=run.busy.mean,
         data_wait_share=run.data_wait_share if run.method.views(run.config) else None,
     )
     if run.ranks.is_main and not insist(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS):
