@@ -70,6 +70,8 @@ def parse(lines: Sequence[str]) -> dict[str, JobUse]:
             if job in found and used is not None:
                 found[job] = replace(found[job], memory_used_mb=max(used * tasks, found[job].memory_used_mb or 0.0))
             continue
+        if told["State"] == "PENDING":
+            continue
         start = JobUse(
             (told["State"].split() or [""])[0],
             1,

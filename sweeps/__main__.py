@@ -1,4 +1,4 @@
-"""`python -m sweeps status|results|study|logs|cancel SWEEP_FOLDER`: look at a sweep, running or ended, or stop it; nothing is started."""
+"""`python -m sweeps status|results|advice|study|logs|cancel SWEEP_FOLDER`: look at a sweep, or stop it; nothing is started."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.door import INTERRUPTED, Parser, resolved
 from jobs.queue import SlurmError
-from sweeps import results
+from sweeps import advice, results
 from sweeps.cancel import cancel
 from sweeps.folder import Sweep, View
 from sweeps.slot_log import follow
@@ -49,6 +49,13 @@ def show(view: View, asked: argparse.Namespace) -> int:
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
         return 0
+    if asked.command == "advice":
+        lines = advice.advice_lines(view)
+        if asked.json:
+            print(json.dumps({"lines": lines, "trials": {s: e.to_dict() for s, e in advice.all_of(view).items()}}))
+        else:
+            print("\n".join(lines or ["no run has completed"]))
+        return 0
     results.write_all(view)
     if asked.format == "table":
         console.print(results.terminal_table(view))
@@ -65,13 +72,15 @@ def main() -> int:
     status.add_argument("--json", action="store_true", help="one JSON object")
     table = commands.add_parser("results", help="rebuild results.csv, summary.csv and ablation.png, and print the table")
     table.add_argument("--format", choices=["table", "csv", "markdown"], default="table")
+    use = commands.add_parser("advice", help="what completed runs used of what was asked for, and what to ask for next time")
+    use.add_argument("--json", action="store_true", help="one JSON object, with each run's own figures")
     study = commands.add_parser("study", help="write optuna.journal, which optuna-dashboard shows")
     logs = commands.add_parser("logs", help="what a trial prints, until it ends")
     logs.add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
     stop = commands.add_parser(
         "cancel", help="stop all trials, or those named, after a checkpoint; the sweep's command takes them up again"
     )
-    for command in (status, table, study, logs, stop):
+    for command in (status, table, use, study, logs, stop):
         command.add_argument("folder", type=Path)
     logs.add_argument("trial", nargs="?", help="default: one that runs")
     stop.add_argument("trial", nargs="*", help="default: all, waiting jobs too")

@@ -14,6 +14,7 @@ from cnnjepa import checkpoint
 from cnnjepa.config import WarningConfig
 from cnnjepa.files import create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.runs import RunFolder, RunResult, RunStatus, read_probes
+from jobs.accounting import JobUse
 from jobs.queue import Queue, has_slurm
 from sweeps import claims
 from sweeps.curve import LossCurve
@@ -221,6 +222,7 @@ class View:
         self._results: dict[str, RunResult] = {}
         self._claims: dict[str, list[claims.Claim]] = {}
         self._losses: dict[str, LossCurve] = {}
+        self.accounted: dict[str, JobUse | None] = {}  # what sacct has said of jobs; None where it had nothing to say
         self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}  # of runs that have not ended, and how far they were read
 
     def follow(self) -> bool:

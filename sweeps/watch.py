@@ -18,6 +18,7 @@ from rich.text import Text
 from jobs.door import INTERRUPTED
 from jobs.queue import Queue, SlurmError
 from sweeps import results
+from sweeps.advice import advice_lines
 from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
@@ -95,8 +96,8 @@ def conclude(view: View, console: Console) -> int:
     bad = [r for r in results.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
         console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
-    for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True)
+    for line in [*advice_lines(view), *map(str, paths)]:
+        console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad else 0
 
 
