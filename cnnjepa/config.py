@@ -245,6 +245,23 @@ class LogConfig:
 
 
 @dataclass
+class WarningConfig:
+    """From when on a run is said to be in trouble, before it has failed: docs/watching.md. Nothing here changes what is computed."""
+
+    # Held-out features at a probe, see probes/collapse.py; at the lower thresholds of ProbeConfig the run is failed.
+    feature_std: float = 0.05
+    rankme: float = 2.0
+    rankme_share: float = 0.5  # of the best RankMe of the run's earlier probes
+    # The held-out k-NN score of each of the last so many probes is below the best before them by more than so many points.
+    knn_drop: float = 5.0
+    knn_probes: int = 2
+    # The mean losses of the two halves of the last share of the run differ by less than this part of them, for certain.
+    plateau_share: float = 0.2
+    plateau_change: float = 0.005
+    plateau_lr: float = 0.5  # not asked below this share of the highest learning rate: a schedule's end is flat
+
+
+@dataclass
 class MethodConfig:
     """Base of the Config class that each file of cnnjepa/methods defines; `name` is the file's name."""
 
@@ -275,6 +292,7 @@ class TrainConfig:
     threads: int = field(default=1, metadata=NEUTRAL)  # CPU threads a rank
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    warnings: WarningConfig = field(default_factory=WarningConfig, metadata=NEUTRAL)
 
 
 DATA_PRESETS: dict[str, DataConfig] = {

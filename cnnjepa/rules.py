@@ -17,6 +17,7 @@ from cnnjepa.config import (
     MethodConfig,
     OptimizerName,
     TrainConfig,
+    WarningConfig,
     accumulation_steps,
     grid_size,
     method_module,
@@ -145,6 +146,18 @@ def validate_global_batch(config: TrainConfig, ranks: int) -> None:
         _require(ranks == 1 or config.encoder.sync_bn, "encoder.sync_bn", rule, config.encoder.sync_bn)
 
 
+def validate_warnings(warnings: WarningConfig) -> None:
+    """Raise ValueError unless each threshold can be held against a run."""
+    for name in ("feature_std", "rankme", "knn_drop", "plateau_change"):
+        value = getattr(warnings, name)
+        _require(0 <= value < math.inf, f"warnings.{name}", "be at least 0 and finite", value)
+    for name in ("rankme_share", "plateau_lr"):
+        value = getattr(warnings, name)
+        _require(0 <= value <= 1, f"warnings.{name}", "lie in [0, 1]", value)
+    _require(0 < warnings.plateau_share <= 1, "warnings.plateau_share", "lie in (0, 1]", warnings.plateau_share)
+    _require(warnings.knn_probes >= 1, "warnings.knn_probes", "be at least 1", warnings.knn_probes)
+
+
 def validate(config: TrainConfig, ranks: int = 1) -> None:
     """Raise ValueError, one line with key, rule and value, unless `config` can be trained on `ranks` ranks."""
     data, optimizer, probes = config.data, config.optimizer, config.probes
@@ -220,6 +233,7 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     _require(config.checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "be at least 0", config.checkpoint.every_minutes)
     _require(config.checkpoint.keep >= 2, "checkpoint.keep", "be at least 2: one may be damaged", config.checkpoint.keep)
     _require(config.log.every_steps >= 1, "log.every_steps", "be at least 1", config.log.every_steps)
+    validate_warnings(config.warnings)
     method_module(config.method.name)
     config.method.validate(config)
     validate_global_batch(config, ranks)

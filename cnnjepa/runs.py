@@ -30,6 +30,10 @@ TIMING_KEYS = frozenset(
         "energy_kwh",
         "joules",
         "pretraining_hours",
+        "gpu_utilisation",
+        "data_wait_seconds",
+        "data_wait_share",
+        "uncounted_seconds",
     }
 )
 
@@ -60,6 +64,8 @@ class RunResult:
     resumes: int = 0
     claim: int = 0  # epoch of the claim under which it was written
     energy_kwh: float | None = None  # of all GPUs, over all resumes; None where they do not tell
+    gpu_utilisation: float | None = None  # of the main rank's GPU at the logged steps, in [0, 1]; None where it does not tell
+    data_wait_share: float | None = None  # of the time in the training loop; None where no image is loaded, or the version did not count
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -80,7 +86,7 @@ def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def record_of(line: bytes) -> dict[str, Any] | None:
     """The record of a whole line; None for what a kill or a power cut may leave of one."""
     try:
         record = json.loads(line)
@@ -96,7 +102,7 @@ def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]]
     with open(path, "rb") as file:
         file.seek(start)
         *lines, rest = file.read().split(b"\n")
-        found = [record for line in lines if line.startswith(b'{"kind": "probe"') and (record := _record(line))]
+        found = [record for line in lines if line.startswith(b'{"kind": "probe"') and (record := record_of(line))]
         return probes_of(found), file.tell() - len(rest)
 
 
@@ -108,7 +114,7 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, An
         skipped = max(path.stat().st_size - last_bytes, 0) if last_bytes is not None else 0
         file.seek(skipped)
         lines = file.read().split(b"\n")[:-1]
-    return [record for line in lines[bool(skipped) :] if (record := _record(line))]
+    return [record for line in lines[bool(skipped) :] if (record := record_of(line))]
 
 
 class RunFolder:

@@ -1,13 +1,9 @@
 """The one loop: pretrains any method on any number of ranks, and resumes bit for bit on CPU."""
 
-import contextlib
 import logging
-import re
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +16,9 @@ from cnnjepa.config import Precision, TrainConfig, method_module
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, broadcast_object, joined
-from cnnjepa.energy import EnergyMeter, nvml_joules
+from cnnjepa.energy import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
 from cnnjepa.files import remove_partial
+from cnnjepa.memory import peak_memory_mb, reset_peak_memory
 from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
@@ -32,6 +29,7 @@ from cnnjepa.rules import validate
 from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from cnnjepa.saving import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, insist
 from cnnjepa.schedules import learning_rate, weight_decay
+from cnnjepa.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +78,15 @@ class Run:
     parameters: list[nn.Parameter]
     buckets: GradientBuckets
     meter: EnergyMeter
+    busy: BusyMeter
     saver: Saver
     step: int = 0  # optimiser steps done
     resumes: int = 0
     earlier_seconds: float = 0.0  # spent before this process took over, as its checkpoint tells
     started: float = field(default_factory=time.perf_counter)
     training_seconds: float = 0.0  # of `seconds`, those inside the loop
+    data_wait_seconds: float = 0.0  # of `training_seconds`, those in which this rank waited for its loader
+    uncounted_seconds: float = 0.0  # of `training_seconds`, those of an earlier version that did not tell
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,6 +110,12 @@ class Run:
         return self.seconds / 3600 * self.ranks.count * devices
 
     @property
+    def data_wait_share(self) -> float | None:
+        """Of the time in the loop, what this rank waited for its loader; None before any was counted."""
+        counted = self.training_seconds - self.uncounted_seconds
+        return self.data_wait_seconds / counted if counted > 0 else None
+
+    @property
     def energy_kwh(self) -> float | None:
         """Of all ranks' GPUs, taken to be alike: the main rank reads its own. None where the device does not tell."""
         joules = self.meter.joules
@@ -120,8 +127,11 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
+            "data_wait_seconds": self.data_wait_seconds,
+            "uncounted_seconds": self.uncounted_seconds,
             "resumes": self.resumes,
             "joules": self.meter.joules,
+            "gpu_utilisation": self.busy.told,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -130,7 +140,10 @@ class Run:
         """Go on where `state` was taken."""
         self.step, self.earlier_seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
         self.training_seconds = state["training_seconds"]
+        self.data_wait_seconds = state.get("data_wait_seconds", 0.0)
+        self.uncounted_seconds = state.get("uncounted_seconds", self.training_seconds)
         self.meter.resume(state.get("joules"))  # checkpoints of earlier versions do not tell
+        self.busy.told = state.get("gpu_utilisation", self.busy.told)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -145,8 +158,8 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
     saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep)
-    meter = EnergyMeter(nvml_joules(ranks.device))
-    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver)
+    meter, busy = EnergyMeter(nvml_joules(ranks.device)), BusyMeter(nvml_utilisation(ranks.device))
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, busy, saver)
 
 
 def resume(run: Run) -> None:
@@ -162,16 +175,16 @@ def resume(run: Run) -> None:
             log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
 
 
-def micro_batch(run: Run, loaded: Loaded, micro_step: int) -> Batch:
-    """Loaded pixels as a method's batch."""
+def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tensor] | None) -> Batch:
+    """Loaded pixels as a method's batch, which leaves its features in `shown`."""
     views, labels = loaded
     pixels = [normalise(v, run.splits, run.ranks.device, run.dtype) for v in views]
     positions = run.plan.positions(run.ranks.rank, micro_step)
-    return Batch(pixels, run.step, positions, labels.to(run.ranks.device, non_blocking=True))
+    return Batch(pixels, run.step, positions, labels.to(run.ranks.device, non_blocking=True), shown)
 
 
-def forward_backward(run: Run, loader: Any) -> tuple[Tensor, Batch]:
-    """Add the gradients of this rank's micro-batches, each counting alike.
+def forward_backward(run: Run, loader: Any, shown: dict[str, Tensor] | None) -> tuple[Tensor, Batch]:
+    """Add the gradients of this rank's micro-batches, each counting alike; the last leaves its features in `shown`.
 
     Returns [loss, visible fraction], averaged over them, and the last one.
     """
@@ -180,7 +193,10 @@ def forward_backward(run: Run, loader: Any) -> tuple[Tensor, Batch]:
     # A method that draws random numbers while training draws the same ones after a resume.
     torch.manual_seed(integer(run.config.seed, Stream.step, run.step, run.ranks.rank))
     for micro_step in range(run.plan.micro_batches):
-        batch = micro_batch(run, next(loader), micro_step)
+        asked = time.perf_counter()
+        loaded = next(loader)
+        run.data_wait_seconds += time.perf_counter() - asked
+        batch = micro_batch(run, loaded, micro_step, shown if micro_step == run.plan.micro_batches - 1 else None)
         with autocast:
             out = run.method(batch)
         if micro_step == run.plan.micro_batches - 1:
@@ -225,10 +241,15 @@ def train(
             return done
         run = build_run(config, folder, ranks)
         resume(run)
-        recorder = Recorder(folder, run.step, ranks.is_main, config.log.tensorboard)
+        recorder = Recorder(folder, run.step, ranks.is_main, config)
         try:
             ended = train_steps(run, recorder, should_stop, judge)
-            return None if ended is None else finish(run, recorder, claim, ended)
+            if ended is None:
+                return None
+            result = finish(run, recorder, claim, ended)
+            if not ended:
+                recorder.complete()
+            return result
         except Exception as error:
             raise RunError(run.step, run.seconds, run.device_hours) from error
         finally:
@@ -251,32 +272,43 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
     loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step, before_start=run.saver.settle)
     if ranks.is_main and run.step == 0:  # a run killed before its first interval has a checkpoint to come back to
         run.saver.begin(0, run.state(), run.folder.sync)
-    statistics = RunningStatistics(run.method, ranks)
+    statistics, telemetry = RunningStatistics(run.method, ranks), Telemetry(run.method, recorder.has_board)
+    noted = run.training_seconds, run.data_wait_seconds
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
         while run.step < plan.total_steps:
             step_started = time.perf_counter()
+            logged_now, pictured_now = logs_at(run, run.step + 1), pictures_at(run, run.step + 1)
+            telemetry.start_step(logged_now, pictured_now)
             lr = learning_rate(config.optimizer, run.step, plan.steps_per_epoch, plan.total_steps)
             set_learning_rate(run.optimizer, lr)
             set_weight_decay(run.optimizer, weight_decay(config.optimizer, run.step, plan.total_steps))
             run.optimizer.zero_grad()
             statistics.start_step()
-            sums, batch = forward_backward(run, loader)
+            sums, batch = forward_backward(run, loader, telemetry.shown)
             statistics.end_step()
             wishes = torch.cat([sums, sums.new_full((1,), should_stop())])
             # The one place where the host waits for the device: whether to take the step, and whether to stop after it.
             loss, visible, stop, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
             require_finite(run, loss, norm, lr)
+            telemetry.see_gradients()
             run.optimizer.step()
             logged = run.method.after_step(run.step)
             run.step += 1
             run.training_seconds += time.perf_counter() - step_started
 
-            if run.step % config.log.every_steps == 0 or run.step == plan.total_steps:
-                pace = progress.images_per_second(run.step)
+            if logged_now:
+                pace, waited = progress.images_per_second(run.step), run.data_wait_seconds - noted[1]
+                waited /= max(run.training_seconds - noted[0], 1e-9)
+                noted = run.training_seconds, run.data_wait_seconds
                 values = {"loss": loss, "lr": lr, "gradient_norm": norm, "visible_fraction": visible, **logged}
-                recorder.record("step", run.step, {"epoch": run.epoch, **values, "images_per_second": pace})
+                recorder.record(
+                    "step",
+                    run.step,
+                    {"epoch": run.epoch, **values, "images_per_second": pace, "data_wait_share": waited, **run.busy.look()},
+                )
                 progress.show(run.step, run.epoch, loss, lr, pace)
-            if config.log.images_every_epochs and (run.step == 1 or epoch_due(run, config.log.images_every_epochs)):
+            telemetry.tell(recorder, run.step)
+            if pictured_now:
                 recorder.pictures(run.step, run.method.sample_images(batch) if ranks.is_main and config.log.tensorboard else {})
             pruned = ""
             if probe_due(run):
@@ -297,28 +329,20 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
     return ""
 
 
-_PEAK_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-
-def reset_peak_memory() -> None:
-    """Forget the peak of earlier runs in this process; a system that cannot keeps it."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        _PEAK_RESET.write_text("5")
-
-
-def peak_memory_mb(ranks: Ranks) -> float:
-    """Peak of the device's memory on CUDA, of this process's resident memory on CPU, in MiB."""
-    if ranks.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
-    return int(found[1]) / 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def epoch_due(run: Run, every: int) -> bool:
     """True at the end of each `every`-th epoch."""
     return every > 0 and run.step % (every * run.plan.steps_per_epoch) == 0
+
+
+def logs_at(run: Run, step: int) -> bool:
+    """Whether step `step` is recorded."""
+    return step % run.config.log.every_steps == 0 or step == run.plan.total_steps
+
+
+def pictures_at(run: Run, step: int) -> bool:
+    """Whether pictures are shown after step `step`: the first, and the last of each so many epochs."""
+    every = run.config.log.images_every_epochs
+    return every > 0 and (step == 1 or step % (every * run.plan.steps_per_epoch) == 0)
 
 
 def probe_due(run: Run) -> bool:
@@ -367,6 +391,8 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         resumes=run.resumes,
         claim=claim,
         energy_kwh=run.energy_kwh,
+        gpu_utilisation=run.busy.mean,
+        data_wait_share=run.data_wait_share if run.method.views(run.config) else None,
     )
     if run.ranks.is_main and not insist(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS):
         log.warning("%s has a result of another claim already, which stands", run.folder.path)

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.queue import site_tool
 from jobs.spec import ClusterProfile
@@ -18,6 +19,9 @@ PAPER_SHAPE = {
     "encoder.name": "resnet50",
     "precision": "bf16",
 }
+
+# What the hours of an epoch follow from.
+_SHAPE_KEYS = ("data.name", "data.image_size", "data.train_limit", "encoder", "precision", "method", "global_batch_size")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ def lookup(config: dict[str, object], key: str) -> object:
         assert isinstance(value, dict)
         value = value[part]
     return value
+
+
+def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether an epoch of two configurations is the same work, predictors and the like apart."""
+    pairs = [(lookup(a, key), lookup(b, key)) for key in _SHAPE_KEYS]
+    return all((x["name"] == y["name"]) if isinstance(x, dict) and isinstance(y, dict) else x == y for x, y in pairs)
 
 
 def quote(

@@ -1,4 +1,4 @@
-"""`python -m sweeps status|results|report|study|logs|cancel SWEEP_FOLDER`: look at a sweep, or stop it; nothing is started."""
+"""`python -m sweeps status|results|report|advice|study|logs|cancel SWEEP_FOLDER`: look at a sweep, or stop it; nothing starts."""
 
 import argparse
 import json
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from jobs.door import INTERRUPTED, Parser, resolved
 from jobs.queue import SlurmError
-from sweeps import tables, views
+from sweeps import advice, tables, views
 from sweeps.cancel import cancel
 from sweeps.folder import Sweep, View
 from sweeps.slot_log import follow
 from sweeps.spec import Trial
-from sweeps.status import best_line, best_so_far, live_table, rungs_line, sweep_status
+from sweeps.status import best_line, best_so_far, live_table, rungs_line, sweep_status, warning_lines
 from sweeps.watch import wide_console
 
 
@@ -45,7 +45,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            for line in (rungs_line(view), best_line(view)):
+            for line in (*warning_lines(view, found), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
         return 0
@@ -53,6 +53,13 @@ def show(view: View, asked: argparse.Namespace) -> int:
         from sweeps import report  # who looks at a sweep otherwise needs no Plotly
 
         print(report.write(view))
+        return 0
+    if asked.command == "advice":
+        lines = advice.advice_lines(view)
+        if asked.json:
+            print(json.dumps({"lines": lines, "trials": {s: e.to_dict() for s, e in advice.all_of(view).items()}}))
+        else:
+            print("\n".join(lines or ["no run has completed"]))
         return 0
     views.write_all(view)
     if asked.format == "table":
@@ -71,13 +78,15 @@ def main() -> int:
     table = commands.add_parser("results", help="rebuild results.csv, summary.csv and ablation.png, and print the table")
     table.add_argument("--format", choices=["table", *tables.FORMATS], default="table")
     page = commands.add_parser("report", help="rebuild report.html: one page that needs no network, also while the sweep runs")
+    use = commands.add_parser("advice", help="what completed runs used of what was asked for, and what to ask for next time")
+    use.add_argument("--json", action="store_true", help="one JSON object, with each run's own figures")
     study = commands.add_parser("study", help="write optuna.journal, which optuna-dashboard shows")
     logs = commands.add_parser("logs", help="what a trial prints, until it ends")
     logs.add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
     stop = commands.add_parser(
         "cancel", help="stop all trials, or those named, after a checkpoint; the sweep's command takes them up again"
     )
-    for command in (status, table, page, study, logs, stop):
+    for command in (status, table, page, use, study, logs, stop):
         command.add_argument("folder", type=Path)
     logs.add_argument("trial", nargs="?", help="default: one that runs")
     stop.add_argument("trial", nargs="*", help="default: all, waiting jobs too")

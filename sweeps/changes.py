@@ -6,20 +6,23 @@ from rich.console import Console
 
 from cnnjepa.runs import RunStatus
 from sweeps import claims
+from sweeps.early import pruned_for
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.spec import Trial
 
 
 def left_to_run(view: View, retry_failed: bool) -> list[Trial]:
     """The trials that a command would run: those without a result, and those whose result `take_up` will set aside."""
-    again = set_aside(view.sweep, retry_failed)
-    return [t for t in view.sweep.trials if not (state := view.state(t)).ended or state in again]
+    return [t for t in view.sweep.trials if not view.state(t).ended or is_set_aside(view, t, retry_failed)]
 
 
-def set_aside(sweep: Sweep, retry_failed: bool) -> set[TrialState]:
-    """What has ended and shall go on: what failed where that is asked for, what was pruned where nothing is pruned any more."""
-    pruned = set() if sweep.rungs else {TrialState.pruned}
-    return pruned | ({TrialState.failed} if retry_failed else set())
+def is_set_aside(view: View, trial: Trial, retry_failed: bool) -> bool:
+    """Whether it has ended and shall go on: it failed and that is asked for, or it was pruned for what nothing is pruned for any more."""
+    state, result, sweep = view.state(trial), view.result(trial), view.sweep
+    if result is None or state is not TrialState.pruned:
+        return retry_failed and state is TrialState.failed
+    warning = pruned_for(result.cause)
+    return warning not in sweep.prune_on if warning else not sweep.rungs
 
 
 def announce_changes(sweep: Sweep, console: Console) -> bool:
@@ -47,7 +50,7 @@ def take_up(view: View, retry_failed: bool) -> None:
     view.sweep.uncancel()
     for trial in view.sweep.trials:
         state = view.state(trial)
-        if state in set_aside(view.sweep, retry_failed):
+        if is_set_aside(view, trial, retry_failed):
             view.sweep.run(trial).set_aside(RunStatus[state.name])
         if state is TrialState.cancelled or (state is TrialState.failed and retry_failed):
             claims.uncancel(view.sweep.trial_dir(trial))

@@ -6,6 +6,7 @@ from pathlib import Path
 from cnnjepa.identity import signature
 from cnnjepa.runs import RunResult, RunStatus
 from sweeps import claims, search, study
+from sweeps.early import cause_of, warnings_of
 from sweeps.folder import TrialState, View
 from sweeps.rungs import goes_on
 from sweeps.slot_log import log_tail
@@ -85,10 +86,16 @@ def not_begun(view: View) -> Iterator[Trial]:
 
 
 def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
-    """Who says at each rung whether a run of `trial` goes on; a probe without value is no reason to end it."""
+    """Who says at each probe whether a run of `trial` goes on: not one of whose warnings the sweep prunes on, and at a rung the best.
+
+    A probe without value is no reason to end it.
+    """
     sweep = view.sweep
 
     def verdict(epoch: int, metrics: dict[str, float]) -> str:
+        for warning in warnings_of(view, trial, {str(epoch): metrics}) if sweep.prune_on else ():
+            if warning.name in sweep.prune_on:
+                return cause_of(warning)
         value = metrics.get(sweep.objective)
         if value is None or epoch not in sweep.rungs or not search.is_judged(sweep, trial):
             return ""

@@ -11,10 +11,13 @@ from enum import Enum
 from pathlib import Path
 
 from cnnjepa import checkpoint
+from cnnjepa.config import WarningConfig
 from cnnjepa.files import create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.runs import RunFolder, RunResult, RunStatus, read_probes
+from jobs.accounting import JobUse
 from jobs.queue import Queue, has_slurm
 from sweeps import claims
+from sweeps.curve import LossCurve
 from sweeps.space import applied
 from sweeps.spec import ScaleName, Search, SweepSpec, Trial
 
@@ -71,6 +74,7 @@ class Sweep:
     eta: int = 0  # of those that reached a rung one in so many goes on
     costs: list[str] = field(default_factory=list)  # that belong to the answer
     best_of_many: list[str] = field(default_factory=list)  # settings whose scores in the paper are each the best of several runs
+    prune_on: list[str] = field(default_factory=list)  # early warnings that end a run: sweeps/early.py
     _next: list[int] = field(default_factory=lambda: [1])
 
     @staticmethod
@@ -90,6 +94,7 @@ class Sweep:
         headline = list(dict.fromkeys([*spec.headline, *metrics]))
         sweep = Sweep(path, spec.name, spec.question, scale, spec.objective, headline, paper, trials, search, list(rungs), eta)
         sweep.costs.extend(spec.costs)
+        sweep.prune_on.extend(spec.prune_on)
         sweep.best_of_many.extend(spec.label(s) for s in published if s.best_of_many)
         sweep.grow()
         return sweep
@@ -216,6 +221,8 @@ class View:
         self._followed = 0  # when the sweep.json that was taken up last had been written
         self._results: dict[str, RunResult] = {}
         self._claims: dict[str, list[claims.Claim]] = {}
+        self._losses: dict[str, LossCurve] = {}
+        self.accounted: dict[str, JobUse | None] = {}  # what sacct has said of jobs; None where it had nothing to say
         self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}  # of runs that have not ended, and how far they were read
 
     def follow(self) -> bool:
@@ -323,6 +330,13 @@ class View:
         more, end = read_probes(path, start)
         self._probes[trial.signature] = {**known, **more}, end
         return self._probes[trial.signature][0]
+
+    def losses(self, trial: Trial) -> LossCurve:
+        """The losses that a trial which has not ended has recorded, of its last part at least; what was read is not read again."""
+        curve = self._losses.setdefault(trial.signature, LossCurve(trial.epochs))
+        share = trial.values.get("warnings", {}).get("plateau_share", WarningConfig.plateau_share)
+        curve.read(self._run(trial).path / "metrics.jsonl", share)
+        return curve
 
     def rung_values(self, epoch: int, seed: int) -> dict[str, float]:
         """The objective at a rung, by signature, of the trials of that seed that have reached it with a value."""

@@ -15,7 +15,7 @@ from jobs import preflight, snapshot
 from jobs.door import INTERRUPTED
 from jobs.provenance import commit_and_diff
 from jobs.queue import Queue, SlurmError, has_slurm
-from jobs.quote import Quote, balance, combined, lookup, quote
+from jobs.quote import Quote, balance, combined, quote, same_shape
 from jobs.spec import Allocation, ClusterProfile, Scheduler
 from jobs.submit import render
 from sweeps.changes import announce_changes, left_to_run, take_up
@@ -27,15 +27,6 @@ from sweeps.search import Outlook, epochs_expected, is_over, to_take_up
 from sweeps.spec import Trial
 from sweeps.status import counts_line, sweep_status, trial_status
 from sweeps.watch import conclude
-
-# What the hours of an epoch follow from.
-_SHAPE_KEYS = ("data.name", "data.image_size", "data.train_limit", "encoder", "precision", "method", "global_batch_size")
-
-
-def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether an epoch of two configurations is the same work, predictors and the like apart."""
-    pairs = [(lookup(a, key), lookup(b, key)) for key in _SHAPE_KEYS]
-    return all((x["name"] == y["name"]) if isinstance(x, dict) and isinstance(y, dict) else x == y for x, y in pairs)
 
 
 def hours_of(view: View, like: dict[str, Any], cluster: ClusterProfile) -> list[float]:

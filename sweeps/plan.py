@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cnnjepa.identity import from_dict
@@ -10,6 +11,7 @@ from cnnjepa.rules import validate
 from jobs.compose import cluster_names, compose_job, qualified
 from jobs.door import Parser, require_writable, resolved
 from jobs.spec import ClusterProfile, Scheduler, require_sbatch_path
+from sweeps.early import NEEDS, check_pruning
 from sweeps.folder import Sweep
 from sweeps.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.space import applied, baseline
@@ -32,6 +34,8 @@ def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     early = f"a run goes on at a rung if it is among the best 1/eta (default: {DEFAULT_ETA}); default: asha for searches, else none"
     parser.add_argument("--early-stopping", choices=["asha", "none"], help=early)
     parser.add_argument("--eta", type=int, default=DEFAULT_ETA, help="of the runs that reach a rung one in so many goes on")
+    ends = "end a run as pruned at the first probe at which this early warning holds; may be given several times"
+    parser.add_argument("--prune-on", action="append", default=[], choices=NEEDS, metavar="NAME", help=f"{ends}: {', '.join(NEEDS)}")
     if spec.space:
         parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help=f"who chooses settings (default: {SAMPLERS[0]})")
         parser.add_argument("--points", type=int, help="settings to try; default: the sweep's own number for the scale")
@@ -92,7 +96,10 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
         trials = [search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)]
     else:
         trials = build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, rungs)
-    return Sweep.of(spec, scale, trials, path, search, rungs, eta), cluster
+    spec = replace(spec, prune_on=list(dict.fromkeys([*spec.prune_on, *asked.prune_on])))
+    sweep = Sweep.of(spec, scale, trials, path, search, rungs, eta)
+    check_pruning(sweep)
+    return sweep, cluster
 
 
 def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:

@@ -10,9 +10,10 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from cnnjepa.files import write_atomic
-from sweeps import report_text
-from sweeps.curves import Curve, curves_of
+from sweeps import early, report_text
+from sweeps.advice import advice_lines
 from sweeps.folder import View
+from sweeps.report_curves import Curve, curves_of
 from sweeps.report_figures import colours, costs_figure, layout, scores_figure
 from sweeps.results import Row, Summary, columns, rows, run_set, summaries, title, told_settings
 from sweeps.tables import peoples_table
@@ -118,6 +119,10 @@ def _answer(page: Page, view: View) -> None:
     page.add(tag("div", "".join(lines), id="answer", class_="answer separable" if separable else "answer"))
     tiles = [tag("div", tag("b", escape(value)) + tag("span", escape(what)), class_="tile") for value, what in report_text.tiles(view)]
     page.add(tag("div", "".join(tiles), class_="tiles"))
+    warned = {t.signature: [w.line for w in found] for t in view.sweep.trials if (found := early.warnings_of(view, t))}
+    if warned:
+        button = tag("button", f"select {len(warned)}", type="button", data_select=",".join(warned))
+        page.add(tag("h3", f"Warnings {button}"), items(early.told(view.sweep, warned)))
 
 
 def _results(page: Page, view: View, table: Sequence[Summary], hues: Mapping[str, str], pruned: str) -> None:
@@ -140,7 +145,7 @@ def _results(page: Page, view: View, table: Sequence[Summary], hues: Mapping[str
 
 def _costs(page: Page, view: View, table: Sequence[Summary], hues: Mapping[str, str]) -> None:
     hours, unit = report_text.hours_of_a_run(view), report_text.hours_unit(view)
-    page.add(tag("h2", "Cost"), items(report_text.costs(view)))
+    page.add(tag("h2", "Cost"), items([*report_text.costs(view), *advice_lines(view)]))
     done = [s for s in table if s.spreads[view.sweep.objective].n]
     if done:
         figure = costs_figure(done, view.sweep.objective, hours, unit, hues)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.commands import commands
+from sweeps.early import warnings_of
 from sweeps.folder import TrialState, View
 from sweeps.results import Leader, Spread, Summary, judged, leader, rows, summaries, title
 from sweeps.search import to_come
@@ -160,6 +161,7 @@ def about(view: View, trial: Trial) -> list[str]:
         lines += [f"{title(m)}: {v:.2f}" for m, v in result.metrics.items() if m.startswith(("linear.", "knn."))]
         hours = f"{told_hours(view.device_hours(trial))} {hours_unit(view)}"
         lines.append(f"{result.step} steps, {hours}, {result.images_per_second:.0f} images/s, peak memory {result.peak_memory_mb:.0f} MiB")
+    lines += [f"warning: {warning.line}" for warning in warnings_of(view, trial)]
     past = view.claims(trial)
     where = [f"job {c.slurm.job} on {c.slurm.node}" if c.slurm else c.owner.host for c in past]
     lines += [f"started {len(past)} times: " + ", ".join(dict.fromkeys(where))] if past else []

@@ -135,9 +135,12 @@ def summaries(view: View) -> list[Summary]:
 
 
 def told_settings(view: View) -> tuple[list[Summary], str]:
-    """The settings that a table or picture for people shows, and a line about those that it leaves out: all of whose runs were pruned."""
+    """The settings that a table or picture for people shows, and a line about those that it leaves out: all of whose runs were pruned.
+
+    Where that is so of every setting, none is left out.
+    """
     table = summaries(view)
-    shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())]
+    shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())] or table
     left_out = len(table) - len(shown)
     return shown, f"{left_out} settings were pruned on their way, see summary.csv" if left_out else ""
 

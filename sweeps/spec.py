@@ -55,8 +55,8 @@ class SweepSpec:
     """A question, the settings or the space that answer it, and the metric by which they are ranked (on held-out training labels).
 
     `costs` are what a run cost, by the names of results.csv, that belong to the answer: they get columns of their own, and a picture in
-    which the headline stands against the first. A setting is called by the values that it sets of the keys `named_by`, or of all keys
-    where there are none.
+    which the headline stands against the first. `prune_on` are names of early warnings (sweeps/early.py) that end a run at its next probe.
+    A setting is called by the values that it sets of the keys `named_by`, or of all keys where there are none.
     """
 
     name: str
@@ -68,6 +68,7 @@ class SweepSpec:
     objective: str = "linear.holdout_top1"
     headline: Sequence[str] = ("linear.test_top1", "knn.test_top1")
     costs: Sequence[str] = ()
+    prune_on: Sequence[str] = ()
     named_by: Sequence[str] = ()
 
     def label(self, setting: Setting) -> str:
@@ -189,7 +190,7 @@ def build_search(
         dimension.check()
     check_overrides(spec, {d.key for d in space}, overrides)
     train = compose_job([f"cluster={cluster}", *scale.overrides, *overrides]).train
-    train.probes.at_epochs = list(rungs)
+    train.probes.at_epochs = sorted({*train.probes.at_epochs, *rungs})
     base = to_dict(train)
     baseline(space, base)
     points = min(points, len(all_points(space, base) or range(points)))
@@ -220,7 +221,7 @@ def build_trials(
         composed.append(compose_job([f"cluster={cluster}", *scale.overrides, *own, *overrides]).train)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for called, train in zip(labels, composed, strict=True):
-            config = replace(train, seed=seed, probes=replace(train.probes, at_epochs=list(rungs)))
+            config = replace(train, seed=seed, probes=replace(train.probes, at_epochs=sorted({*train.probes.at_epochs, *rungs})))
             name = signature(config)
             if name in known:
                 raise ValueError(f"settings of {spec.name} must differ; got the same configuration for {known[name]} and {called}")

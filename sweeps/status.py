@@ -7,6 +7,7 @@ from rich.table import Table
 
 from cnnjepa.runs import read_metrics
 from sweeps import claims
+from sweeps.early import told, warnings_of
 from sweeps.folder import TrialState, View
 from sweeps.results import Summary, judged, leader, summaries
 from sweeps.search import Outlook
@@ -102,6 +103,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "gpu_hours": gpu_seconds / 3600,
         "cause": result.cause if result else "",
         "missing": result.missing if result else {},
+        "warnings": [] if state is TrialState.waiting else [w.to_dict() for w in warnings_of(view, trial)],
     }
 
 
@@ -116,6 +118,11 @@ def sweep_status(view: View) -> dict[str, Any]:
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.points, "to_begin": Outlook(view).to_begin}
     looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
     return {**looked, "rungs": view.sweep.rungs, "search": search}
+
+
+def warning_lines(view: View, status: dict[str, Any]) -> list[str]:
+    """The early warnings of all trials, a line each."""
+    return told(view.sweep, {t["signature"]: [w["line"] for w in t["warnings"]] for t in status["trials"]})
 
 
 def counts_line(status: dict[str, Any]) -> str:

@@ -11,19 +11,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
 from jobs.door import INTERRUPTED
 from jobs.queue import Queue, SlurmError
 from sweeps import results, tables, views
+from sweeps.advice import advice_lines
 from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.rebuilding import Rebuilding
 from sweeps.search import is_over
 from sweeps.slot_log import log_tail
-from sweeps.status import counts_line, live_table, sweep_status
+from sweeps.status import counts_line, live_table, sweep_status, warning_lines
 
 _LOOK_SECONDS = 10.0
 _PLAIN_LINE_SECONDS = 30.0
@@ -45,6 +47,7 @@ class Watcher:
         self._first_done: float | None = None
         self._printed = (float("-inf"), "")
         self._page = Rebuilding(view.sweep.path)
+        self._warned: set[str] = set()
 
     def __enter__(self) -> "Watcher":
         if self._live:
@@ -66,9 +69,14 @@ class Watcher:
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
         known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
         left = minutes * (known - done) / gained if gained > 0.5 else None
+        warned = warning_lines(self.view, status)
         if self._live:
-            self._live.update(live_table(status, left), refresh=True)
+            self._live.update(Group(live_table(status, left), *map(Text, warned)), refresh=True)
             return
+        for warning in warned:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.console.print(warning, highlight=False, soft_wrap=True)
         line, (when, before) = counts_line(status), self._printed
         if line != before or time.monotonic() - when > _PLAIN_LINE_SECONDS:
             running = ", ".join(
@@ -94,8 +102,8 @@ def conclude(view: View, console: Console) -> int:
     bad = [r for r in results.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
         console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
-    for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True)
+    for line in [*advice_lines(view), *map(str, paths)]:
+        console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad else 0
 
 

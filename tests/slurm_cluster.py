@@ -82,6 +82,7 @@ class Options:
     message_seconds: int = 5
     max_array_size: int = 1001
     cores: int = 64
+    gather: str = "none"  # linux: what jobs use of cores and memory is looked at each second
 
 
 class SlurmCluster:
@@ -135,7 +136,8 @@ class SlurmCluster:
                     "ProctrackType=proctrack/linuxproc",
                     "TaskPlugin=task/none",
                     "SwitchType=switch/none",
-                    "JobAcctGatherType=jobacct_gather/none",
+                    f"JobAcctGatherType=jobacct_gather/{o.gather}",
+                    "JobAcctGatherFrequency=task=1",
                     "PropagateResourceLimits=NONE",
                     "SlurmdParameters=config_overrides",
                     *(["SlurmctldParameters=preempt_send_user_signal"] if o.user_signal else []),

@@ -92,9 +92,13 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar} of one micro-batch."""
         dtype = batch.views[0].dtype
-        p1, p2 = (self.predictor(self.projector(self.encoder(view).mean((2, 3)))).to(dtype) for view in batch.views)
+        p1, p2 = (
+            self.predictor(self.projector(batch.showing("context", self.encoder(view).mean((2, 3))))).to(dtype) for view in batch.views
+        )
         with torch.no_grad():
-            t1, t2 = (self.target_projector(self.target_encoder(view).mean((2, 3))).to(dtype) for view in batch.views)
+            t1, t2 = (
+                self.target_projector(batch.showing("target", self.target_encoder(view).mean((2, 3)))).to(dtype) for view in batch.views
+            )
         return {"loss": cosine_loss(p1, t2, p2, t1)}
 
     def after_step(self, step: int) -> dict[str, Any]:

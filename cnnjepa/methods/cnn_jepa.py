@@ -73,6 +73,12 @@ def masked_prediction_loss(prediction_BChw: Tensor, target_BChw: Tensor, visibil
     return F.smooth_l1_loss(prediction, target, reduction="none").sum(-1).mean()
 
 
+def visible_mean(features_BChw: Tensor, visibility: Visibility) -> Tensor:
+    """The mean over each image's visible cells, [B, C]."""
+    shown = visibility.at(features_BChw)
+    return (features_BChw * shown).sum((2, 3)) / shown.sum((2, 3)).clamp_min(1)
+
+
 def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tensor]:
     """`module`, compiled by torch.compile where that is wanted and can be done; else as it is, after a warning."""
     if not wanted:
@@ -145,6 +151,9 @@ class Method(nn.Module):
         """{"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
         visibility = self.visibility(batch)
         out = self.predict(batch.views[0], visibility)
+        context, target = out["context"], out["target"]
+        batch.show("context", lambda: visible_mean(context, visibility))
+        batch.show("target", lambda: target.mean((2, 3)))
         loss = masked_prediction_loss(out["prediction"], out["target"], visibility)
         return {"loss": loss, "visible_fraction": loss.new_full((), visibility.fraction)}
 

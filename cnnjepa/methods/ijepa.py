@@ -102,10 +102,13 @@ class Method(nn.Module):
         """{"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
         image, dtype = batch.views[0], batch.views[0].dtype
         context_BK, target_BTn = self.cells(batch)
-        prediction = self.predictor(self.encoder.tokens(image, context_BK), context_BK, target_BTn)
+        context_BKD = self.encoder.tokens(image, context_BK)
+        batch.show("context", lambda: context_BKD.mean(1))
+        prediction = self.predictor(context_BKD, context_BK, target_BTn)
         with torch.no_grad():
-            features_BND = self.target_encoder.tokens(image).to(dtype)
-            features_BND = F.layer_norm(features_BND, features_BND.shape[-1:])
+            tokens_BND = self.target_encoder.tokens(image).to(dtype)
+            batch.show("target", lambda: tokens_BND.mean(1))
+            features_BND = F.layer_norm(tokens_BND, tokens_BND.shape[-1:])
             target = features_BND.take_along_dim(target_BTn.flatten(1)[:, :, None], dim=1).view_as(prediction)
         loss = F.smooth_l1_loss(prediction.to(dtype), target)
         return {"loss": loss, "visible_fraction": loss.new_full((), context_BK.shape[1] / self.encoder.grid**2)}

@@ -84,7 +84,7 @@ class Method(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar} of the global batch, of which this micro-batch is the rank's share."""
-        z1, z2 = (self.head(self.encoder(view).mean((2, 3))) for view in batch.views)
+        z1, z2 = (self.head(batch.showing("context", self.encoder(view).mean((2, 3)))) for view in batch.views)
         # Similarities over a temperature of 0.1 are too coarse in bf16.
         with torch.autocast(z1.device.type, enabled=False):
             dtype = batch.views[0].dtype

@@ -64,7 +64,7 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar} of one micro-batch: over its labelled images, divided by all, so that any split over ranks adds up alike."""
         assert batch.labels is not None
-        scores = self.classifier(self.encoder(batch.views[0]).mean((2, 3))).to(batch.views[0].dtype)
+        scores = self.classifier(batch.showing("context", self.encoder(batch.views[0]).mean((2, 3)))).to(batch.views[0].dtype)
         return {"loss": F.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum") / len(scores)}
 
     def after_step(self, step: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Method(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar, and its three parts, not weighted} of the global batch, of which this micro-batch is the rank's share."""
-        z1, z2 = (self.head(self.encoder(view).mean((2, 3))) for view in batch.views)
+        z1, z2 = (self.head(batch.showing("context", self.encoder(view).mean((2, 3)))) for view in batch.views)
         # Sums of squares over thousands of dimensions would not survive bf16.
         with torch.autocast(z1.device.type, enabled=False):
             z1, z2 = (gather_batch(z.to(batch.views[0].dtype)) for z in (z1, z2))

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName, MaskStrategy, TrainConfig, method_names
+from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName, MaskStrategy, TrainConfig, WarningConfig, method_names
 from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.rules import validate
@@ -58,6 +58,7 @@ def test_neutral_are_only_what_cannot_change_a_result() -> None:
         "probes.at_epochs",
         "probes.collapsed_std",
         "probes.collapsed_rankme",
+        *(f"warnings.{f.name}" for f in dataclasses.fields(WarningConfig)),
     }
 
 

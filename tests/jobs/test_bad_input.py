@@ -90,6 +90,10 @@ TABLE = [
     (["method.mask.block_aspect_max=inf"], "block_aspect_max must satisfy 0 < min <= max < infinity; got 0.75 and inf"),
     (["data.holdout_fraction=0.0005"], "data.holdout_fraction must keep at least 2 images of 1437; got 0.0005"),
     (["data.eval_crop_fraction=0.01"], "data.eval_crop_fraction must lie in [0.1, 1]; got 0.01"),
+    (["warnings.rankme=-1"], "warnings.rankme must be at least 0 and finite; got -1.0"),
+    (["warnings.rankme_share=1.5"], "warnings.rankme_share must lie in [0, 1]; got 1.5"),
+    (["warnings.plateau_share=0"], "warnings.plateau_share must lie in (0, 1]; got 0.0"),
+    (["warnings.knn_probes=0"], "warnings.knn_probes must be at least 1; got 0"),
     (["probes.linear_lr=inf"], "probes.linear_lr must be positive and finite; got inf"),
     (["threads=4"], "threads must be left to cluster.cores_per_slot; got threads=4"),
     (
@@ -175,6 +179,13 @@ ALLOCATION = [*ON_SLURM, "--engine=ray"]
 SWEEP_TABLE = [
     (["--cluster", "summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["--seeds", "0"], "--seeds must be at least 1; got 0"),
+    (
+        ["--prune-on", "rankme"],
+        "probes.every_epochs or probes.at_epochs must give a probe before epoch 12 to prune on rankme, which is asked at probes; "
+        "got none: add 'probes.at_epochs=[6]'",
+    ),
+    (["--prune-on", "loss", "probes.at_epochs=[12]"], "must give a probe before epoch 12 to prune on loss"),
+    (["--prune-on", "luck"], "--prune-on must be one of feature_std, rankme, knn, loss; got luck"),
     (["--runs-dir", "/proc/none"], "--runs-dir must be a folder that can be written; got /proc/none"),
     (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what predictor_ablation sets itself"),
     (["run_dir=x"], "run_dir must not be overridden"),
@@ -204,6 +215,7 @@ SWEEP_TABLE = [
 SEARCH_TABLE = [
     (["--points", "0"], "--points must be at least 1; got 0"),
     (["--eta", "1"], "--eta must be at least 2; got 1"),
+    (["--prune-on", "knn", "probes.names=[linear]"], "probes.names must hold knn to prune on knn; got linear"),
     (["--sampler", "grid", "--points", "3"], "--points must be left out with --sampler grid, which runs every combination; got 3"),
     (["--sampler", "grid", "--two-objectives"], "--two-objectives must be left out with --sampler grid"),
     (["--two-objectives", "--early-stopping", "asha"], "--early-stopping must be none with --two-objectives"),

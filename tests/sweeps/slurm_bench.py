@@ -35,11 +35,11 @@ needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not
 
 
 @contextmanager
-def running_cluster() -> Iterator[SlurmCluster]:
-    """A cluster of three nodes that Slurm's commands of this process find; everything of it is gone afterwards."""
+def running_cluster(options: Options | None = None) -> Iterator[SlurmCluster]:
+    """A cluster, of three nodes unless told otherwise, that Slurm's commands of this process find; everything of it is gone afterwards."""
     base = Path(f"/tmp/slurm-{os.getpid()}")  # pytest's own folders are too long for sockets
     base.mkdir()
-    made = SlurmCluster(base, Options(port=free_ports()))
+    made = SlurmCluster(base, options or Options(port=free_ports()))
     before = os.environ.get("SLURM_CONF")
     try:
         made.start()

@@ -15,9 +15,9 @@ import pytest
 from cnnjepa.runs import RunResult, RunStatus
 from sweeps import report, report_text
 from sweeps.commands import commands, note_command
-from sweeps.curves import curves, points_of_a_curve, thinned
 from sweeps.folder import Sweep, View
 from sweeps.rebuilding import Rebuilding
+from sweeps.report_curves import curves, points_of_a_curve, thinned
 from sweeps.report_figures import colours, pareto, scores_figure
 from sweeps.results import summaries
 from sweeps.spec import ScaleName, Setting, build_trials
@@ -118,6 +118,19 @@ def test_a_probe_without_a_value_is_a_failure_that_is_shown(tmp_path: Path) -> N
     missing = {"knn": "ValueError: features are not finite"}
     view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={OBJECTIVE: 40.0}, missing=missing))
     assert [g.cause for g in report_text.failures(view)] == ["knn: ValueError: features are not finite"]
+
+
+def test_warnings_and_advice_stand_on_the_page(tmp_path: Path) -> None:
+    view = made(tmp_path, {"depth 1": [50.0]}, seeds=1)
+    assert "Warnings" not in report.build(view)
+    trial = view.sweep.trials[1]
+    view.sweep.run(trial).prepare(trial.config)
+    metrics = {OBJECTIVE: 40.0, "collapse.feature_std": 0.04}
+    view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics=metrics, seconds=90.0, step=3))
+    page = report.build(view)
+    assert "warning: depth 2, seed 42: feature_std: collapse.feature_std is 0.04" in page
+    assert any("collapse.feature_std is 0.04" in line for t in embedded(page)["trials"] for line in t["about"])
+    assert "used at most, by 2 completed runs (counters): time " in page
 
 
 def test_text_cannot_end_the_script_it_stands_in(tmp_path: Path) -> None:

@@ -1,0 +1,244 @@
+"""Advice rests on what was measured: by sacct where there is one, else by the trainer's counters; where nothing tells there is none."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnjepa.runs import RunResult, RunStatus
+from jobs.accounting import JobUse
+from jobs.compose import compose_job
+from sweeps import claims
+from sweeps.advice import Efficiency, advice_lines, all_of, clock, efficiency, requests, speed_line
+from sweeps.claims import Process, SlurmStart
+from sweeps.engine.submission import Submission
+from sweeps.folder import Sweep, View
+from sweeps.spec import ScaleName, Trial, build_trials
+from tests.slurm_cluster import Options, free_ports
+from tests.sweeps.slurm_bench import SweepOnSlurm, needs_slurm, running_cluster
+from tests.sweeps.tiny_sweep import sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+def planned(path: Path, *overrides: str, cluster: str = "local") -> Sweep:
+    spec = sweep()
+    trials = build_trials(spec, spec.smoke, 1, cluster, list(overrides))
+    made = Sweep.of(spec, ScaleName.smoke, trials, path / "tiny_sweep-smoke")
+    made.write()
+    return made
+
+
+def end(made: Sweep, trial: Trial, job: str = "", shared: bool = False, **values: Any) -> None:
+    """A completed trial, claimed by a Slurm job where one is named."""
+    start = SlurmStart("c", job, 0, "gpu01", 4, "log", "code", shared) if job else None
+    owned = claims.claim(made.trial_dir(trial), 1, "d", 0, start)
+    assert owned is not None
+    with owned:
+        made.run(trial).prepare(trial.config)
+        result = RunResult(RunStatus.completed, metrics={made.objective: 50.0}, step=20, **values)
+        made.run(trial).write_result(result)
+
+
+def submitted(made: Sweep, job: str, *overrides: str) -> None:
+    """A submission of array `job`."""
+    cluster = compose_job(["cluster=test_cluster", "micro_batch_size=16", "global_batch_size=64", *overrides]).cluster
+    made_of = Submission(made.path, 1, "name", 3, 3, [], cluster, "code", Process.me(), time.time())
+    made_of.create()
+    made_of.write_job(job)
+
+
+@pytest.fixture
+def sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Stands sacct, and squeue beside it, in front of what is installed: it prints the given lines, and notes what it was asked."""
+
+    def stand(lines: str, status: int = 0) -> Path:
+        folder, asked = tmp_path / "bin", tmp_path / "asked"
+        folder.mkdir()
+        (folder / "lines").write_text(lines)
+        for name in ("sacct", "squeue"):
+            (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {asked}\ncat {folder}/lines\nexit {status}\n')
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return asked
+
+    return stand
+
+
+LINES = """\
+17_0|COMPLETED|00:20:00|16:00:00|01:40:00|64|1|256000M||
+17_0.batch|COMPLETED|00:20:00||00:00.012|64|1||10568K|1
+17_0.0|COMPLETED|00:20:00||01:40:00|64|1||3000000K|4
+17_1|COMPLETED|00:24:00|16:00:00|02:00:00|64|1|256000M||
+17_1.0|COMPLETED|00:24:00||02:00:00|64|1||3500000K|4
+17_2|TIMEOUT|00:30:00|16:00:00|02:00:00|64|1|256000M||
+"""
+
+
+def test_sacct_is_asked_once_for_all_and_tells_of_each(tmp_path: Path, sacct: Callable[..., Path]) -> None:
+    asked = sacct(LINES)
+    made = planned(tmp_path, "data.workers=8")
+    for i, trial in enumerate(made.trials[:2]):
+        end(made, trial, f"17_{i}", seconds=1100.0, images_per_second=400.0 + 100 * i, data_wait_share=0.2, peak_memory_mb=9000.0)
+    view = View(made)
+    found = all_of(view)
+    lines = advice_lines(view)
+    assert len(asked.read_text().splitlines()) == 1
+    assert "-j 17_0,17_1 " in asked.read_text()
+    second = found[made.trials[1].signature]
+    assert (second.source, second.seconds, second.cores, second.limit_seconds) == ("sacct", 1440.0, 64, 57600.0)
+    assert second.time_share == pytest.approx(0.025)
+    assert second.cpu_share == pytest.approx(7200 / 1440 / 64)
+    assert second.memory_mb == pytest.approx(4 * 3500000 / 1024)
+    assert second.memory_share == pytest.approx(4 * 3500000 / 1024 / 256000)
+    assert second.images_per_second_without_wait == pytest.approx(625)
+    assert found[made.trials[0].signature].best_images_per_second == 500
+    assert lines == [
+        "used at most, by 2 completed runs (sacct): time 2 % of 16:00:00, memory 14 GB (5 % of 256), cores 8 % of 64",
+        "speed: up to 500 images/s; the slowest run had 80 % of the best of its kind; 20.0 % of the time waiting for data, "
+        "without it up to 625 images/s",
+        "next time: time_limit_minutes=30 (not 960: shorter jobs start sooner), memory_gb_per_slot=17 (not 256), "
+        "data.workers=16 (not 8: 20 % of the time waiting for data)",
+    ]
+
+
+def test_a_silent_accounting_leaves_the_counters(tmp_path: Path, sacct: Callable[..., Path]) -> None:
+    sacct("Slurm accounting storage is disabled", status=1)
+    made = planned(tmp_path, "device=cpu")
+    submitted(made, "17", "time_limit_minutes=600")
+    end(made, made.trials[0], "17_0", seconds=100.0, peak_memory_mb=500.0, images_per_second=40.0, data_wait_share=0.01)
+    found = efficiency(View(made), made.trials[0])
+    assert found is not None
+    assert (found.source, found.limit_seconds, found.cores, found.cpu_share) == ("counters", 36000.0, 4, None)
+    assert found.memory_mb == 2000  # four ranks
+    assert found.memory_asked_mb == 8000
+    assert found.gpu_utilisation is None
+    lines = advice_lines(View(made))
+    assert "(counters)" in lines[0]
+    assert "cores 4, their use not known" in lines[0]
+    assert lines[-1] == "next time: time_limit_minutes=15 (not 600: shorter jobs start sooner), memory_gb_per_slot=3 (not 8)"
+
+
+def test_a_job_that_others_share_is_not_held_against_one_trial(tmp_path: Path, sacct: Callable[..., Path]) -> None:
+    asked = sacct(LINES)
+    made = planned(tmp_path)
+    end(made, made.trials[0], "17_0", shared=True, seconds=100.0)
+    found = efficiency(View(made), made.trials[0])
+    assert found is not None
+    assert found.source == "counters"
+    assert not asked.exists()
+
+
+def test_on_this_machine_nothing_was_asked_for_and_the_loader_alone_is_judged(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    assert advice_lines(View(made)) == []
+    end(made, made.trials[0], seconds=60.0, peak_memory_mb=340.0, images_per_second=100.0, data_wait_share=0.01)
+    assert efficiency(View(made), made.trials[1]) is None
+    used, speed = advice_lines(View(made))
+    assert used.endswith("peak memory of a process 340 MiB, cores 1, their use not known")
+    assert speed == "speed: up to 100 images/s; 1.0 % of the time waiting for data, without it up to 101 images/s"
+
+
+def test_results_of_earlier_versions_tell_nothing_of_waiting(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    end(made, made.trials[0], seconds=60.0, images_per_second=100.0)
+    file = made.trial_dir(made.trials[0]) / "result.json"
+    stored = json.loads(file.read_text())
+    for key in ("data_wait_share", "gpu_utilisation"):
+        del stored[key]
+    file.write_text(json.dumps(stored))
+    assert advice_lines(View(made))[1:] == ["speed: up to 100 images/s"]
+
+
+def test_what_never_loads_an_image_has_no_speed(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    end(made, made.trials[0], seconds=60.0)
+    assert len(advice_lines(View(made))) == 1
+
+
+BASE = Efficiency("sacct", 3600.0, 36000.0, 0.1, 16, 0.9, 4000.0, 16000.0, 0.25, True, 9000.0, None, 0.02, 100.0, 102.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers", "asked"),
+    [
+        ({}, 8, ["time_limit_minutes=75", "memory_gb_per_slot=5"]),
+        ({"limit_seconds": 4800.0}, 8, ["memory_gb_per_slot=5"]),  # 80 minutes: nothing to win
+        ({"limit_seconds": 3000.0}, 8, ["time_limit_minutes=75", "memory_gb_per_slot=5"]),  # it took several jobs
+        ({"limit_seconds": None, "memory_asked_mb": None}, 8, []),
+        ({"limit_seconds": None, "memory_mb": None}, 8, []),
+        ({"limit_seconds": None, "memory_mb": 15000.0}, 8, ["memory_gb_per_slot=18"]),  # nearly all of it
+        ({"limit_seconds": None, "memory_mb": 13000.0}, 8, []),
+        ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.06}, 3, ["data.workers=6 and cores_per_slot=28"]),
+        ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.06}, 0, ["data.workers=1"]),
+        ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.001}, 8, ["data.workers=4"]),
+        ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.001}, 2, []),
+        ({"limit_seconds": None, "memory_mb": None, "data_wait_share": None}, 8, []),
+        ({"limit_seconds": None, "memory_mb": None, "cpu_share": 0.2}, 2, ["cores_per_slot=4"]),
+        ({"limit_seconds": None, "memory_mb": None, "cpu_share": 0.3}, 2, ["cores_per_slot=8"]),  # a core for each rank more
+        ({"limit_seconds": None, "memory_mb": None, "cpu_share": None}, 2, []),
+        ({"limit_seconds": None, "memory_mb": None, "cpu_share": 0.2, "data_wait_share": 0.06}, 1, ["data.workers=2"]),
+    ],
+)
+def test_a_request_follows_from_the_numbers_or_is_not_made(changes: dict[str, Any], workers: int, asked: list[str]) -> None:
+    made = requests([replace(BASE, **changes)], 4, workers, [])
+    assert [request.partition(" (")[0] for request in made] == asked
+
+
+def test_jobs_that_ran_out_of_memory_are_said() -> None:
+    killed = JobUse("OUT_OF_MEMORY", 1, 10.0, 60.0, 4, None, 16000.0, None)
+    found = replace(BASE, limit_seconds=None, memory_mb=None)
+    assert requests([found], 4, 2, [killed]) == ["memory_gb_per_slot above 16 (1 jobs ran out of memory)"]
+
+
+def test_a_gpus_utilisation_is_said_or_said_to_be_absent(tmp_path: Path) -> None:
+    made = planned(tmp_path, "device=cuda")
+    end(made, made.trials[0], seconds=60.0, peak_memory_mb=2048.0)
+    assert advice_lines(View(made))[0].endswith("GPU utilisation not told, its tensors 2.0 GiB")
+    end(made, made.trials[1], seconds=60.0, peak_memory_mb=2048.0, gpu_utilisation=0.83)
+    assert advice_lines(View(made))[0].endswith("GPU busy 83 % of the time, its tensors 2.0 GiB")
+
+
+def test_speed_names_the_slowest_of_its_own_kind() -> None:
+    fast, slow, other = BASE, replace(BASE, images_per_second=70.0), replace(BASE, images_per_second=10.0, best_images_per_second=10.0)
+    assert "the slowest run had 70 % of the best of its kind" in speed_line([fast, slow, other])
+
+
+def test_times_are_read_off_a_clock() -> None:
+    assert [clock(s) for s in (45.4, 119, 125, 43325)] == ["45 s", "119 s", "0:02:05", "12:02:05"]
+
+
+def test_the_command_prints_it_and_imports_no_torch(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    end(made, made.trials[0], seconds=60.0, images_per_second=100.0, data_wait_share=0.3)
+    code = (
+        "import sys, runpy; sys.argv = ['sweeps', 'advice', sys.argv[1], '--json']\ntry: runpy.run_module('sweeps', run_name='__main__')\n"
+    )
+    code += "except SystemExit: pass\nassert not {'torch', 'optuna'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(made.path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["lines"][-1] == "next time: data.workers=1 and cores_per_slot=2 (not 0: 30 % of the time waiting for data)"
+    assert told["trials"][made.trials[0].signature]["data_wait_share"] == 0.3
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_on_a_real_slurm_it_tells_what_the_jobs_used(tmp_path: Path) -> None:
+    with running_cluster(Options(port=free_ports(), nodes=1, gather="linux")) as cluster:
+        made = SweepOnSlurm(cluster, tmp_path)
+        said = made.run("one", "epochs=10")
+        assert "used at most, by 1 completed runs (sacct): time " in said, said
+        assert "next time: time_limit_minutes=15 (not 30: shorter jobs start sooner), memory_gb_per_slot=" in said, said
+        (told,) = json.loads(made.ask("advice", "--json"))["trials"].values()
+        assert (told["source"], told["cores"], told["limit_seconds"], told["memory_asked_mb"]) == ("sacct", 4, 1800.0, 8000.0)
+        assert 0 < told["cpu_share"] <= 1
+        assert 4 * 100 < told["memory_mb"] < 8000  # four ranks with torch in each
+        assert 0 <= told["data_wait_share"] < 1
