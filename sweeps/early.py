@@ -142,7 +142,7 @@ def check_pruning(sweep: Sweep) -> None:
     """Raise ValueError where a trial could not be pruned by what the sweep prunes on: an unknown name, or no probe on its way."""
     for name in sweep.prune_on:
         if name not in NEEDS:
-            raise ValueError(f"prune_on must hold names out of {', '.join(NEEDS)}; got {name}")
+            raise ValueError(f"--prune-on must hold names out of {', '.join(NEEDS)}; got {name}")
         for trial in sweep.trials:
             probes, epochs = trial.values["probes"], trial.epochs
             if NEEDS[name] and NEEDS[name] not in probes["names"]:

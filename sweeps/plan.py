@@ -35,7 +35,7 @@ def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--early-stopping", choices=["asha", "none"], help=early)
     parser.add_argument("--eta", type=int, default=DEFAULT_ETA, help="of the runs that reach a rung one in so many goes on")
     ends = "end a run as pruned at the first probe at which this early warning holds; may be given several times"
-    parser.add_argument("--prune-on", action="append", default=[], choices=NEEDS, metavar="NAME", help=f"{ends}: {', '.join(NEEDS)}")
+    parser.add_argument("--prune-on", action="append", default=[], metavar="NAME", help=f"{ends}: {', '.join(NEEDS)}")
     if spec.space:
         parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help=f"who chooses settings (default: {SAMPLERS[0]})")
         parser.add_argument("--points", type=int, help="settings to try; default: the sweep's own number for the scale")

@@ -181,11 +181,11 @@ SWEEP_TABLE = [
     (["--seeds", "0"], "--seeds must be at least 1; got 0"),
     (
         ["--prune-on", "rankme"],
-        "probes.every_epochs or probes.at_epochs must give a probe before epoch 12 to prune on rankme, which is asked at probes; "
-        "got none: add 'probes.at_epochs=[6]'",
+        "probes.every_epochs or probes.at_epochs must give a probe before epoch 8 to prune on rankme, which is asked at probes; "
+        "got none: add 'probes.at_epochs=[4]'",
     ),
-    (["--prune-on", "loss", "probes.at_epochs=[12]"], "must give a probe before epoch 12 to prune on loss"),
-    (["--prune-on", "luck"], "--prune-on must be one of feature_std, rankme, knn, loss; got luck"),
+    (["--prune-on", "loss", "probes.at_epochs=[8]"], "must give a probe before epoch 8 to prune on loss"),
+    (["--prune-on", "luck"], "--prune-on must hold names out of feature_std, rankme, knn, loss; got luck"),
     (["--runs-dir", "/proc/none"], "--runs-dir must be a folder that can be written; got /proc/none"),
     (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what predictor_ablation sets itself"),
     (["run_dir=x"], "run_dir must not be overridden"),

@@ -230,7 +230,7 @@ def test_a_folder_of_an_earlier_version_loads_and_warns_by_the_defaults(tmp_path
 
 def test_pruning_needs_probes_on_the_way_and_known_names(tmp_path: Path) -> None:
     check_pruning(planned(tmp_path, prune_on=("rankme", "loss")))
-    with pytest.raises(ValueError, match=r"prune_on must hold names out of feature_std, rankme, knn, loss; got luck"):
+    with pytest.raises(ValueError, match=r"--prune-on must hold names out of feature_std, rankme, knn, loss; got luck"):
         check_pruning(planned(tmp_path, prune_on=("luck",)))
     with pytest.raises(ValueError, match=r"must give a probe before epoch 4 to prune on rankme.*add 'probes\.at_epochs=\[2\]'"):
         check_pruning(planned(tmp_path, "probes.at_epochs=[4]", prune_on=("rankme",)))
