@@ -78,7 +78,6 @@ class Run:
     parameters: list[nn.Parameter]
     buckets: GradientBuckets
     meter: EnergyMeter
-    busy: BusyMeter
     saver: Saver
     step: int = 0  # optimiser steps done
     resumes: int = 0
@@ -86,6 +85,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     training_seconds: float = 0.0  # of `seconds`, those inside the loop
     data_wait_seconds: float = 0.0  # of `training_seconds`, those in which this rank waited for its loader
+    busy: BusyMeter = field(default_factory=lambda: BusyMeter(None))
     uncounted_seconds: float = 0.0  # of `training_seconds`, those of an earlier version that did not tell
 
     @property
@@ -159,7 +159,7 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
     saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep)
     meter, busy = EnergyMeter(nvml_joules(ranks.device)), BusyMeter(nvml_utilisation(ranks.device))
-    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, busy, saver)
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver, busy=busy)
 
 
 def resume(run: Run) -> None:
@@ -175,7 +175,7 @@ def resume(run: Run) -> None:
             log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
 
 
-def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tensor] | None) -> Batch:
+def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tensor] | None = None) -> Batch:
     """Loaded pixels as a method's batch, which leaves its features in `shown`."""
     views, labels = loaded
     pixels = [normalise(v, run.splits, run.ranks.device, run.dtype) for v in views]
@@ -183,7 +183,7 @@ def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tens
     return Batch(pixels, run.step, positions, labels.to(run.ranks.device, non_blocking=True), shown)
 
 
-def forward_backward(run: Run, loader: Any, shown: dict[str, Tensor] | None) -> tuple[Tensor, Batch]:
+def forward_backward(run: Run, loader: Any, shown: dict[str, Tensor] | None = None) -> tuple[Tensor, Batch]:
     """Add the gradients of this rank's micro-batches, each counting alike; the last leaves its features in `shown`.
 
     Returns [loss, visible fraction], averaged over them, and the last one.
