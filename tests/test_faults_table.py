@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from tests.documented import ROOT
 from tests.faults_table import PAGE, faults_in
 
 TESTS = Path(__file__).parent / "sweeps" / "test_slurm_faults.py"
@@ -16,3 +17,10 @@ def test_the_table_lists_the_faults_that_are_tested() -> None:
     assert len(names) > 10
     assert [n for n, p in zip(names, patterns) if not any(p.fullmatch(fault) for fault in listed)] == []
     assert [fault for fault in listed if not any(p.fullmatch(fault) for p in patterns)] == []
+
+
+def test_the_readme_says_what_the_table_says() -> None:
+    page = PAGE.read_text()
+    lost = max(map(float, re.findall(r"\| ([\d.]+) \|$", page, re.M)))
+    assert len(faults_in(page)) == 14
+    assert f"Fourteen things that a real Slurm does to jobs lost at most {lost:.1f} s of training each" in (ROOT / "README.md").read_text()

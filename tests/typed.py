@@ -88,6 +88,7 @@ class Session:
         (self.home / ".venv").symlink_to(sys.prefix)
         # Places that the pages name, and what stands for them here. munged wants a place that others may look into.
         self.places = {"/data/imagenet": folder / "imagenet", "/scratch/in100": folder / "in100"}
+        self.places["runs/joint_search-smoke"] = self.home / "runs" / "rate_and_depth-smoke"  # a search as well, and smaller
         self.places["/tmp/ms"] = Path(f"/tmp/cnnjepa-docs-{os.getpid()}")
         self.environment = {**os.environ, "PYTHONPATH": str(self.home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
