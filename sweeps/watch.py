@@ -22,7 +22,7 @@ from sweeps.advice import advice_lines
 from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
-from sweeps.rebuilding import Rebuilding
+from sweeps.rebuilding import Rebuilding, rebuild
 from sweeps.search import is_over
 from sweeps.slot_log import log_tail
 from sweeps.status import counts_line, live_table, sweep_status, warning_lines
@@ -95,14 +95,13 @@ def progress_made(view: View) -> tuple[int, int]:
 
 def conclude(view: View, console: Console) -> int:
     """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
-    from sweeps import report  # who only watches a sweep needs no Plotly until its end
-
-    paths = [*views.write_all(view), report.write(view)]
+    paths, page = views.write_all(view), view.sweep.path / "report.html"
+    cause = rebuild(view.sweep.path)
     console.print(tables.terminal_table(view))
     bad = [r for r in results.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
         console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
-    for line in [*advice_lines(view), *map(str, paths)]:
+    for line in [*advice_lines(view), *map(str, paths), f"{page}{f': not made: {cause}' if cause else ''}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad else 0
 

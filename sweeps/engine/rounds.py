@@ -27,11 +27,11 @@ def run_round(
 
     Raises RuntimeError where slots end before they claim a trial, unless they were `stopped`.
     """
+    before = progress_made(view)  # looked at first: what another command begins from now on is progress, and may leave our slots nothing
     states = view.states().values()
     ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in states) + to_come(view)
     if not ours:
         return False
-    before = progress_made(view)
     slots = ours if view.sweep.search is None else parallel  # one waits for what another's end brings about
     errors = _watch_while(partial(place, slots, view.watch.silent), watcher)
     if not stopped() and progress_made(view) == before:

@@ -16,7 +16,7 @@ from cnnjepa.identity import signature
 from cnnjepa.runs import RunFolder
 from jobs import provenance
 from jobs.spec import ClusterProfile
-from sweeps import command, pictures, report, slot, tables
+from sweeps import command, pictures, slot, tables, watch
 from sweeps import plan as plans
 from sweeps.claims import Process
 from sweeps.engine import rounds
@@ -115,5 +115,5 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot, "_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(provenance, "_git", lambda *_: "")
     monkeypatch.setattr(pictures, "draw", lambda view, path: pictures.write_atomic(path, tables.summary_csv(view)))
-    monkeypatch.setattr(report, "write", lambda view: report.write_atomic(view.sweep.path / "report.html", "") or view.sweep.path)
+    monkeypatch.setattr(watch, "rebuild", lambda _: "")  # a process of its own, which writes the page in one act
     monkeypatch.setattr("jobs.run.load_splits", lambda _: digits())

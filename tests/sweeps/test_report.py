@@ -1,6 +1,7 @@
 """The page's words and numbers; that it works in a browser is in test_end_to_end.py and test_search_end_to_end.py."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -11,17 +12,19 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
+from rich.console import Console
 
 from cnnjepa.runs import RunResult, RunStatus
 from sweeps import report, report_text
 from sweeps.commands import commands, note_command
 from sweeps.folder import Sweep, View
-from sweeps.rebuilding import Rebuilding
+from sweeps.rebuilding import Rebuilding, rebuild
 from sweeps.report_curves import curves, points_of_a_curve, thinned
 from sweeps.report_figures import colours, pareto, scores_figure
 from sweeps.results import summaries
 from sweeps.spec import ScaleName, Setting, build_trials
 from sweeps.views import write_all
+from sweeps.watch import conclude
 from tests.sweeps.tiny_sweep import sweep
 
 OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_top1"
@@ -238,6 +241,17 @@ def test_a_page_is_made_anew_while_a_sweep_runs_and_nothing_is_left_behind(tmp_p
     early = Rebuilding(tmp_path)
     early.look("3 completed")
     assert early._process is None
+
+
+def test_a_page_that_cannot_be_made_is_said_in_a_line_and_ends_no_sweep(tmp_path: Path) -> None:
+    view = made(tmp_path, {s: scores[:1] for s, scores in CLEAR.items()}, seeds=1)
+    (tmp_path / "report.html").mkdir()
+    console = Console(file=io.StringIO(), width=200)
+    assert conclude(view, console) == 0
+    assert "report.html: not made: " in console.file.getvalue()  # type: ignore[attr-defined]
+    (tmp_path / "report.html").rmdir()
+    assert rebuild(tmp_path) == ""
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:

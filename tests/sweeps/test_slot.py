@@ -1,5 +1,6 @@
 """Slots and the replayed study, without Ray: what is claimed next, and what a dead or crashing owner leaves."""
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from jobs.compose import compose_job
 from sweeps import claims, slot, study
 from sweeps.choice import next_claim
 from sweeps.claims import Process
+from sweeps.engine import rounds
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.slot import run_slot
 from sweeps.spec import ScaleName, Setting, build_trials
@@ -215,3 +217,26 @@ def test_a_result_is_written_once_for_a_claim_and_a_later_claim_stands(tiny: Swe
     assert folder.write_result(RunResult(RunStatus.completed, step=7, claim=3))
     assert folder.result() == RunResult(RunStatus.completed, step=7, claim=3)
     assert not [p for p in os.listdir(folder.path) if p.endswith(".tmp")]
+
+
+class Shown:
+    def show(self) -> None: ...
+
+
+def test_slots_that_find_nothing_since_another_command_was_faster_are_no_error(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overtaken(_: View) -> int:
+        for trial in tiny.trials:  # between the count of what may begin and the slots
+            with claims.claim(tiny.trial_dir(trial), 1, "another", 0) or contextlib.nullcontext():
+                tiny.run(trial).write_result(RunResult(RunStatus.completed))
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "to_come", overtaken)
+        assert rounds.run_round(View(tiny), lambda *_: [], 2, Shown(), never)
+    assert not rounds.run_round(View(tiny), lambda *_: [], 2, Shown(), never)
+
+
+def test_slots_that_end_before_they_claim_anything_are_an_error(tiny: Sweep) -> None:
+    with pytest.raises(RuntimeError, match="slots end before they claim a trial: no memory"):
+        rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, Shown(), never)
+    assert rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, Shown(), lambda: True)  # they were stopped
