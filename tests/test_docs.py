@@ -70,6 +70,7 @@ _NO_KEYS = {
     "costs",
     "best_of_many",
     "named_by",
+    "prune_on",
     "token",
     "api_key",
     "password",

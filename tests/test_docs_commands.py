@@ -78,10 +78,19 @@ TYPED = {
     ),
     "python -m jobs.export runs/single/<signature>": Run("backbone.safetensors: target backbone after"),
     "tensorboard --logdir runs/single": Run("These tags are in", "--inspect"),
+    f"python -m sweeps results {_ABLATION} --format latex": Run(r"\begin{tabular}"),
+    f"python -m sweeps advice {_ABLATION}": Run("used at most"),
+    "python sweeps/predictor_ablation.py --cluster local --prune-on rankme --prune-on knn 'probes.at_epochs=[3,6,9]'": Run(
+        "22 trials, 8 epochs each", "--dry-run"
+    ),
 }
 
 # Run by another test or by .ci/run: the file, and what must stand in it.
 ELSEWHERE = {
+    "optuna-dashboard runs/joint_search-smoke/optuna.journal": (
+        "tests/sweeps/test_search.py",
+        "def test_optuna_dashboard_opens_the_mirror",
+    ),
     "make ablation": (".ci/run", "\nmake ablation\n"),
     "make test": (".ci/run", "\nmake test\n"),
     "make .venv/.ready": ("Makefile", "READY := $(VENV)/.ready\n"),  # which `make check` of .ci/run makes first
