@@ -156,7 +156,8 @@ _TEX |= {"<": r"$<$", ">": r"$>$"} | {c: f"\\{c}" for c in "&%$#_{}"}
 
 def tex(text: str) -> str:
     """`text` as LaTeX prints it in running text."""
-    return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
+    told = re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", told)
 
 
 def latex_table(view: View) -> str:
@@ -180,7 +181,7 @@ def latex_table(view: View) -> str:
             *map(line, told),
             r"  \bottomrule",
             r"\end{tabular}",
-            *(rf"\par{{\footnotesize {tex(note)}.}}" for note in found.notes),
+            *(rf"\par\noindent{{\footnotesize {tex(note)}.}}" for note in found.notes),
             "",
         ]
     )

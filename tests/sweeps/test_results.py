@@ -144,6 +144,7 @@ def test_the_latex_table_is_whole(apart: View) -> None:
     assert "±" not in text
     assert "†" not in text
     assert text.count("{") == text.count("}")
+    assert tables.tex("-9.7 to 10.4, top-1, held-out") == "$-$9.7 to 10.4, top-1, held-out"
     assert tables.tex("50% of a_b & {c} < ~^\\") == r"50\% of a\_b \& \{c\} $<$ \textasciitilde{}\textasciicircum{}\textbackslash{}"
 
 
