@@ -216,6 +216,9 @@ class Staging:
                 self._release()
             return False
         self._lock = try_lock(lock, fcntl.LOCK_EX)
+        if self._lock is not None and self._is_whole(folder):  # another was faster, between the look and the lock
+            self._release()
+            return True
         if self._lock is not None:
             self._copying = self._copy(here, folder)
             return True

@@ -16,7 +16,7 @@ import pytest
 from jobs import staging
 from jobs.compose import compose_job
 from jobs.run import run_job
-from jobs.staging import PackedSet, Staging, StagingError, own_folder
+from jobs.staging import PackedSet, Staging, StagingError, own_folder, try_lock
 from tests.cnnjepa.test_data import image_tree, write_idx
 from tests.cnnjepa.test_distributed import free_port
 from tests.cnnjepa.test_pack import run as pack
@@ -111,6 +111,19 @@ def test_processes_that_come_at_once_copy_once(source: Path, scratch: Path) -> N
     assert all(f"root {folder}\n" in s for s in said)
     assert_same_files(source, folder)
     assert (scratch / f"cnnjepa-{os.geteuid()}").stat().st_mode & 0o777 == 0o700
+
+
+def test_who_gets_the_lock_just_after_the_copy_copies_nothing(
+    source: Path, scratch: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(path: Path, how: int) -> int | None:
+        monkeypatch.setattr(staging, "try_lock", try_lock)
+        settle(source, scratch)
+        return try_lock(path, how)
+
+    monkeypatch.setattr(staging, "try_lock", overtaken)
+    assert settle(source, scratch).root != source
+    assert copied_bytes(capsys.readouterr().out) == [sum(BYTES + i for i in range(FILES))]
 
 
 def test_the_next_job_copies_nothing(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
