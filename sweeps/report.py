@@ -16,6 +16,7 @@ from sweeps.folder import View
 from sweeps.report_curves import Curve, curves_of
 from sweeps.report_figures import colours, costs_figure, layout, scores_figure
 from sweeps.results import Row, Summary, columns, rows, run_set, summaries, title, told_settings
+from sweeps.spec import Trial
 from sweeps.tables import peoples_table
 
 _PAGE = Path(__file__).parent / "page"
@@ -179,8 +180,9 @@ def _trials(page: Page, view: View, hues: Mapping[str, str]) -> list[dict[str, A
     page.add(tag("div", controls, class_="controls"), tag("div", tag("div", "", id="curves") if names else "", class_="figure"))
     page.add(tag("div", "", id="details"))
     metrics = columns(view)
-    header = ["setting", "seed", "state", *map(title, metrics), report_text.hours_unit(view), "starts"]
-    lines = [_trial_line(view, row, metrics) for row in table]
+    unit = report_text.hours_unit(view)  # asked once: it looks at every trial
+    header = ["setting", "seed", "state", *map(title, metrics), unit, "starts"]
+    lines = [_trial_line(view, trial, row, metrics) for trial, row in zip(sweep.trials, table, strict=True)]
     page.add(tag("div", table_markup(header, lines, id="trials"), class_="scroll tall"))
     return [
         {
@@ -188,7 +190,7 @@ def _trials(page: Page, view: View, hues: Mapping[str, str]) -> list[dict[str, A
             "name": f"{t.setting}, seed {t.seed}",
             "colour": hues.get(t.setting, "#888"),
             "curves": {n: _points(c) for n, c in curves[t.signature].items()},
-            "about": report_text.about(view, t),
+            "about": report_text.about(view, t, unit),
             "log": report_text.last_lines(view, t) if row.cause else "",
         }
         for t, row in zip(sweep.trials, table, strict=True)
@@ -199,8 +201,7 @@ def _points(curve: Curve) -> list[list[float]]:
     return [[float(f"{x:.5g}") for x in curve.epochs], [float(f"{y:.5g}") for y in curve.values]]
 
 
-def _trial_line(view: View, row: Row, metrics: Sequence[str]) -> str:
-    trial = next(t for t in view.sweep.trials if t.signature == row.signature)
+def _trial_line(view: View, trial: Trial, row: Row, metrics: Sequence[str]) -> str:
     scores = [f"{row.metrics[m]:.2f}" if m in row.metrics else "-" for m in metrics]
     hours = view.device_hours(trial)
     told = [str(row.seed), row.state.name, *scores, f"{hours:.3g}" if hours else "-", str(len(view.claims(trial)) or "-")]

@@ -151,15 +151,15 @@ def curve_title(name: str) -> str:
     return title(name) if name.startswith(("linear.", "knn.")) else name.replace("_", " ").replace("collapse.", "")
 
 
-def about(view: View, trial: Trial) -> list[str]:
-    """What a reader who selected a trial wants to know of it."""
+def about(view: View, trial: Trial, unit: str) -> list[str]:
+    """What a reader who selected a trial wants to know of it, its cost in `unit`."""
     result, folder = view.result(trial), view.sweep.trial_dir(trial)
     lines = [f"{view.state(trial).name}; trials/{trial.signature}"]
     if result is not None:
         lines += [f"cause: {result.cause}"] if result.cause else []
         lines += [f"{probe} has no value: {cause}" for probe, cause in result.missing.items()]
         lines += [f"{title(m)}: {v:.2f}" for m, v in result.metrics.items() if m.startswith(("linear.", "knn."))]
-        hours = f"{told_hours(view.device_hours(trial))} {hours_unit(view)}"
+        hours = f"{told_hours(view.device_hours(trial))} {unit}"
         lines.append(f"{result.step} steps, {hours}, {result.images_per_second:.0f} images/s, peak memory {result.peak_memory_mb:.0f} MiB")
     lines += [f"warning: {warning.line}" for warning in warnings_of(view, trial)]
     past = view.claims(trial)
