@@ -87,10 +87,11 @@ class Watcher:
             self._printed = time.monotonic(), line
 
 
-def progress_made(view: View) -> tuple[int, int]:
-    """How often trials were begun or taken over, and how many have ended: a round of slots that changes neither never will."""
+def progress_made(view: View) -> tuple[int, int, int]:
+    """How many trials were chosen, how often one was begun or taken over, how many have ended: a round that changes none never will."""
+    states = view.states()
     begun = sum(len(view.claims(t)) for t in view.sweep.trials)
-    return begun, sum(s.ended for s in view.states().values())
+    return len(states), begun, sum(s.ended for s in states.values())
 
 
 def conclude(view: View, console: Console) -> int:

@@ -27,7 +27,7 @@ def run_round(
 
     Raises RuntimeError where slots end before they claim a trial, unless they were `stopped`.
     """
-    before = progress_made(view)  # looked at first: what another command begins from now on is progress, and may leave our slots nothing
+    before = progress_made(view)  # looked at first: what another command chooses or begins from now on may leave our slots nothing
     states = view.states().values()
     ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in states) + to_come(view)
     if not ours:

@@ -23,6 +23,7 @@ from sweeps.cancel import cancel
 from sweeps.changes import left_to_run, take_up
 from sweeps.choice import next_claim
 from sweeps.claims import Process
+from sweeps.engine import rounds
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.on_slurm import check_budget
 from sweeps.results import told_settings
@@ -73,6 +74,23 @@ def run_to_the_end(made: Sweep, score: Callable[[Trial], float], hours: float = 
 
 
 # What is chosen next.
+
+
+def test_a_trial_that_another_command_has_chosen_and_not_yet_begun_is_progress(tmp_path: Path) -> None:
+    """A slot that lost the choice to it returns in between with nothing."""
+    made = searched(tmp_path)
+    end(made, made.trials[0], 50.0)
+
+    def overtaken(slots: int, silent: frozenset[Path]) -> list[str]:
+        assert search.begin(View(Sweep.load(made.path))) is not None
+        return []
+
+    class Shown:
+        def show(self) -> None: ...
+
+    assert rounds.run_round(View(made), overtaken, 1, Shown(), lambda: False)
+    with pytest.raises(RuntimeError, match="slots end before they claim a trial"):  # it waits now, and nobody takes it
+        rounds.run_round(View(made), lambda *_: [], 1, Shown(), lambda: False)
 
 
 def test_trial_0_is_the_setting_without_changes_and_all_others_are_new(tmp_path: Path) -> None:
