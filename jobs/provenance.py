@@ -38,11 +38,19 @@ def scrubbed(word: str) -> str:
     return _PASSWORD.sub(r"\1***\2", _SECRET.sub(r"\1***", word))
 
 
+def _version(package: str) -> str:
+    """ "" where it is not installed: a node that trains needs no Ray and no Optuna."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def provenance() -> dict[str, Any]:
-    """Commit, uncommitted diff, package versions, host, time and command; empty strings where git has no answer."""
+    """Commit, uncommitted diff, package versions, host, time and command; empty strings where git has no answer or nothing is installed."""
     return {
         **commit_and_diff(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "host": platform.node(),
         "cores": os.cpu_count(),

@@ -11,6 +11,9 @@ from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool, needed
 from cnnjepa.models.tiles import encode_tiles
 
+# Cells of a micro-batch, hidden ones too, from which on tiles pay; below, a GPU waits for the host, which has more kernels to launch.
+FEWEST_CELLS = {"cuda": 4096}
+
 
 def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
@@ -140,7 +143,8 @@ class ResNet(nn.Module):
         """Features, zero where hidden; raises ValueError where the mask's cells are not the network's."""
         visibility = needed(visibility, image_BCHW, self.cell)
         # Tiles are for training; statistics that other ranks share are left to the masked way.
-        if visibility is not None and self.execution is Execution.tiled and self.training and not self.bn1.is_synced():
+        tiled = self.execution is Execution.tiled and self.training and not self.bn1.is_synced()
+        if visibility is not None and tiled and visibility.shape.numel() >= FEWEST_CELLS.get(visibility.device.type, 0):
             return encode_tiles(self, image_BCHW, visibility)
         x = hide(self.conv1(hide(image_BCHW, visibility)), visibility)
         x = self.relu(self.bn1(x, visibility))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 _ONE, _NONE = [1, 1], [0, 0]
+# Each mask has its own number of tiles, and cuDNN plans anew for each shape, in milliseconds: CUDA's convolutions get one of so many.
+SHAPES = {"cuda": 32}
 
 
 class TileMap:
@@ -33,37 +35,32 @@ class TileMap:
         self.shape = visibility.shape
         self.cells = visibility.cells  # [N]
         self.count = len(self.cells)
+        # Tiles that see nothing, added for convolutions alone.
+        self.padding = -self.count % -(-self.shape.numel() // SHAPES.get(self.cells.device.type, self.shape.numel()))
         numbers = torch.full((self.shape.numel(),), self.count, dtype=torch.long, device=self.cells.device)
         numbers[self.cells] = torch.arange(self.count, device=self.cells.device)
         # The number of each cell's tile, N where it is hidden; one ring of hidden cells around each image.
-        self._numbers = F.pad(numbers.view(self.shape), (1, 1, 1, 1), value=self.count)
+        ringed = F.pad(numbers.view(self.shape), (1, 1, 1, 1), value=self.count)
+        # [N, 3, 3] numbers of the tiles around each and of itself.
+        self.around = ringed.unfold(1, 3, 1).unfold(2, 3, 1).flatten(0, 2).index_select(0, self.cells)
         self._known: dict[tuple[int, ...], Any] = {}
 
-    def neighbour(self, down: int, right: int) -> Tensor:
-        """[N] number of the tile next to each in a direction out of -1, 0 and 1; N where none is visible."""
-        key = down, right
-        if key not in self._known:
-            _, h, w = self.shape
-            self._known[key] = self._numbers[:, 1 + down : 1 + down + h, 1 + right : 1 + right + w].flatten().index_select(0, self.cells)
-        return self._known[key]
-
     def window(self, side: int, before: int, after: int) -> Tensor:
-        """[N, W, W] row behind each position of a tile and its edges; the row after the last where nothing is visible."""
+        """[N + padding, W, W] row behind each position of a tile and its edges; the row after the last where nothing is visible."""
         key = side, before, after
         if key not in self._known:
             reach = torch.arange(-before, side + after, device=self.cells.device)
             step, inside = reach.div(side, rounding_mode="floor"), reach % side
-            around = torch.stack([torch.stack([self.neighbour(i, j) for j in (-1, 0, 1)], 1) for i in (-1, 0, 1)], 1)  # [N, 3, 3]
-            tile = around[:, step[:, None] + 1, step[None] + 1]
-            row = tile * side**2 + inside[:, None] * side + inside[None]
-            self._known[key] = torch.where(tile == self.count, self.count * side**2, row)
+            tile = self.around[:, step[:, None] + 1, step[None] + 1]
+            row, end = tile * side**2 + inside[:, None] * side + inside[None], self.count * side**2
+            self._known[key] = F.pad(torch.where(tile == self.count, end, row), (0, 0, 0, 0, 0, self.padding), value=end)
         return self._known[key]
 
     def patches(self, side: int, kernel: int, stride: int) -> Tensor:
         """[N s s K K] row behind each tap of each output position, s = side / stride."""
         key = side, kernel, stride, 0
         if key not in self._known:
-            window = self.window(side, kernel // 2, kernel // 2 - stride + 1)
+            window = self.window(side, kernel // 2, kernel // 2 - stride + 1)[: self.count]
             self._known[key] = window.unfold(1, kernel, stride).unfold(2, kernel, stride).flatten()
         return self._known[key]
 
@@ -108,8 +105,8 @@ class Kernels:
     weight_patches: int = 0  # the same for the weight's gradient alone
 
 
-# Measured on Zen 4 with oneDNN and MKL (tests/benchmarks/encoder.py). For CUDA by reasoning alone: its products are as fast as its
-# convolutions, and taps would need the host to know how many pairs each has.
+# Measured on Zen 4 with oneDNN and MKL, and on an H100, where a convolution for each 1x1 takes the encoder 2.6 times as long, and windows
+# alone 1.2 times (tests/benchmarks/encoder.py). Taps would need CUDA's host to know how many pairs each has.
 CPU = {torch.float32: Kernels(2, (2, 2)), torch.float64: Kernels(2, (2, 2)), torch.bfloat16: Kernels(8, (2, 2), 0, 4)}
 CUDA = Kernels(product=64, patches=2, weight_patches=2)
 
@@ -142,6 +139,11 @@ def _read_window(x_MC: Tensor, tiles: TileMap, side: int, before: int, after: in
     return _as_tiles(_read(x_MC, tiles.window(side, before, after)), side + before + after)
 
 
+def _padded(x: Tensor, tiles: TileMap) -> Tensor:
+    """[N, ...] with `padding` tiles of zeros after it."""
+    return F.pad(x, [0, 0] * (x.ndim - 1) + [0, tiles.padding]) if tiles.padding else x  # else it would be copied
+
+
 def _thin(x_MC: Tensor, side: int, stride: int) -> Tensor:
     """Every `stride`-th position of each tile, both ways."""
     return x_MC if stride == 1 else x_MC.view(-1, side, side, x_MC.shape[1])[:, ::stride, ::stride].reshape(-1, x_MC.shape[1])
@@ -149,10 +151,11 @@ def _thin(x_MC: Tensor, side: int, stride: int) -> Tensor:
 
 def _fold(g_NCWW: Tensor, tiles: TileMap, side: int) -> Tensor:
     """What a window of one position before and none after hands back to its tile and to the neighbours that it read."""
+    g_NCWW = g_NCWW[: tiles.count]
     g_NCSS = g_NCWW[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
 
     def from_neighbours(edge: Tensor, down: int, right: int) -> Tensor:
-        return torch.cat([edge, edge.new_zeros(1, *edge.shape[1:])]).index_select(0, tiles.neighbour(down, right))
+        return torch.cat([edge, edge.new_zeros(1, *edge.shape[1:])]).index_select(0, tiles.around[:, 1 + down, 1 + right])
 
     g_NCSS[:, :, -1] += from_neighbours(g_NCWW[:, :, 0, 1:], 1, 0)
     g_NCSS[:, :, :, -1] += from_neighbours(g_NCWW[:, :, 1:, 0], 0, 1)
@@ -185,7 +188,7 @@ def _wide_forward(x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: in
     if side // stride <= kernels.patches:
         patches = _read(x_MC, tiles.patches(side, k, stride)).view(-1, k * k * x_MC.shape[1])
         return patches @ w.permute(2, 3, 1, 0).reshape(-1, w.shape[0])
-    return _as_rows(F.conv2d(_read_window(x_MC, tiles, side, k // 2, k // 2 - stride + 1), w, None, stride))
+    return _as_rows(F.conv2d(_read_window(x_MC, tiles, side, k // 2, k // 2 - stride + 1), w, None, stride)[: tiles.count])
 
 
 def _wide_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -199,13 +202,13 @@ def _wide_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, tiles: TileMap, side: 
             torch.mm(g, w_DC, out=product)
             torch.mm(g.t(), x_MC.index_select(0, into), out=to_w_DC)
         return taps.total(products, taps.by_input), to_w.view(k, k, d, c).permute(2, 3, 0, 1)
-    g = _as_tiles(g_MD, side // stride)
+    g = _as_tiles(_padded(g_MD.view(tiles.count, -1, d), tiles).view(-1, d), side // stride)
     if stride > 1:
         to_x, to_w = _conv_backward(g, _read_window(x_MC, tiles, side, k // 2, k // 2 - stride + 1), w, stride, True)
         return _fold(to_x, tiles, side), to_w
     # The gradient of a convolution is the convolution of the gradient with the kernel turned round, and reads the same neighbours.
     turned = w.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    to_x = _as_rows(F.conv2d(_read_window(g_MD, tiles, side, k // 2, k // 2), turned))
+    to_x = _as_rows(F.conv2d(_read_window(g_MD, tiles, side, k // 2, k // 2), turned)[: tiles.count])
     if side <= kernels.weight_patches:
         to_w = (g_MD.t() @ _read(x_MC, tiles.patches(side, k, 1)).view(-1, k * k * c)).view(d, k, k, c).permute(0, 3, 1, 2)
     else:
@@ -244,8 +247,6 @@ def _norm_forward(z_MC: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, T
     """BatchNorm in training: values, and the mean and 1 / std that its backward pass needs."""
     if len(z_MC) == 1:
         raise ValueError(f"BatchNorm needs more than 1 visible position in a micro-batch; got {len(z_MC)}")
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
     statistics = norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
     y, mean, inverse_std = aten.native_batch_norm(_flat(z_MC), norm.weight, norm.bias, *statistics)
     return y.permute(0, 2, 3, 1).view_as(z_MC), mean, inverse_std
@@ -311,8 +312,7 @@ class _Residual(torch.autograd.Function):
         def through_relu(g: Tensor, y: Tensor) -> Tensor:
             return aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
 
-        g_out = through_relu(g_out.contiguous() if owns else g_out.clone(memory_format=torch.contiguous_format), out)
-        g = g_out
+        g = g_out = through_relu(g_out.contiguous() if owns else g_out.clone(memory_format=torch.contiguous_format), out)
         for i in reversed(range(1, branch)):
             g = through_relu(back(i, g), tensors[2 * count + 4 * i])
         to_x = back(0, g, add_to=g_out if branch == count else None)
@@ -326,7 +326,7 @@ class _PoolFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_MC: Tensor, tiles: TileMap, side: int) -> Tensor:
-        window = _read_window(x_MC, tiles, side, 1, 0)
+        window = _read_window(x_MC, tiles, side, 1, 0)[: tiles.count]
         y, chosen = F.max_pool2d(window, 3, 2, return_indices=True)
         ctx.save_for_backward(chosen.to(torch.int16))  # an index into a window
         ctx.where = tiles, side, window.shape
@@ -355,7 +355,7 @@ def _layers(block: "BasicBlock | Bottleneck", side: int) -> tuple[list[_Layer], 
     return layers, branch, side
 
 
-def _stem(net: "ResNet", image_BCHW: Tensor, visibility: Visibility, dtype: torch.dtype) -> Tensor:
+def _stem(net: "ResNet", image_BCHW: Tensor, visibility: Visibility, tiles: TileMap, dtype: torch.dtype) -> Tensor:
     """The first convolution and BatchNorm, from windows of the masked image; [M, C], non-negative."""
     image_BCHW = image_BCHW * visibility.at(image_BCHW)
     cell = image_BCHW.shape[-1] // visibility.shape[-1]
@@ -366,7 +366,7 @@ def _stem(net: "ResNet", image_BCHW: Tensor, visibility: Visibility, dtype: torc
     image, row, column = visibility.coordinates()
     windows = padded.unfold(1, window, cell).unfold(2, window, cell)[image, row, column]  # [N, 3, W, W]
     weight = net.conv1.weight.to(dtype).contiguous(memory_format=torch.channels_last)
-    z = F.conv2d(windows.contiguous(memory_format=torch.channels_last), weight, None, stride)
+    z = F.conv2d(_padded(windows, tiles).contiguous(memory_format=torch.channels_last), weight, None, stride)[: tiles.count]
     return F.relu_(net.bn1(_flat(_as_rows(z))).permute(0, 2, 3, 1).flatten(0, 2))
 
 
@@ -387,12 +387,13 @@ def encode_tiles(net: "ResNet", image_BCHW: Tensor, visibility: Visibility) -> T
     tiles, device = TileMap(visibility), image_BCHW.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
     with torch.autocast(device, enabled=False):
-        x_MC = _stem(net, image_BCHW, visibility, dtype)
+        x_MC = _stem(net, image_BCHW, visibility, tiles, dtype)
         side = image_BCHW.shape[-1] // visibility.shape[-1] // 2
         if not net.small:
             x_MC = _PoolFunction.apply(x_MC, tiles, side)
             side //= 2
         x_MC, _ = run_blocks(net.blocks(), x_MC, tiles, side)
+        torch._foreach_add_([b for name, b in net.named_buffers() if name.startswith("layer") and b.ndim == 0], 1)
         b, h, w = tiles.shape
         features = x_MC.new_zeros(b * h * w, x_MC.shape[1]).index_copy(0, tiles.cells, x_MC)
         return features.view(b, h, w, -1).permute(0, 3, 1, 2)

@@ -19,6 +19,7 @@ from cnnjepa.masking import draw_visible
 from cnnjepa.models.resnet import ResNet
 
 AUTOCAST = {"fp32": False, "bf16": True}
+_WARM = {"cpu": 1, "cuda": 15}  # CUDA's libraries load a kernel when a shape first asks for it
 
 
 def seconds(do: Callable[[], None], device: torch.device) -> float:
@@ -34,14 +35,15 @@ def seconds(do: Callable[[], None], device: torch.device) -> float:
 
 
 def in_turn(ways: Callable[[int], dict[str, Callable[[], None]]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each way in each of `rounds` rounds after one to warm up; `ways(round)` gives them, and their order is turned."""
+    """Seconds of each way in each of `rounds` rounds after some to warm up; `ways(round)` gives them, and their order is turned."""
     times: dict[str, list[float]] = {}
-    for i in range(rounds + 1):
+    warm = _WARM[device.type]
+    for i in range(rounds + warm):
         found = list(ways(i).items())
         turn = i % len(found)
         for name, do in found[turn:] + found[:turn]:
             spent = seconds(do, device)
-            if i:
+            if i >= warm:
                 times.setdefault(name, []).append(spent)
     return times
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import Visibility
-from cnnjepa.models.resnet import ResNet, build_encoder
+from cnnjepa.models.resnet import FEWEST_CELLS, ResNet, build_encoder
 from cnnjepa.models.tiles import TileMap, run_blocks
 
 HEADLINE = ("visible", "tiled_over_dense", "tiled_over_limit", "masked_over_tiled")
@@ -78,12 +78,12 @@ class Bench:
 
         def ways(turn: int) -> dict[str, Callable[[], None]]:
             masks = real_masks(turn, self.batch, self.grid) if fraction is None else exact_masks(fraction, turn, self.batch, self.grid)
-            if turn:
-                seen.append(masks.float().mean().item())
+            seen.append(masks.float().mean().item())
             found = self.ways(masks)
             return {name: found[name] for name in ("tiled", "dense")} if self.quick else found
 
         times = in_turn(ways, rounds, self.device)
+        seen = seen[-rounds:]
         masked = (
             {
                 "masked_over_tiled": ratio(times, "masked", "tiled"),
@@ -167,6 +167,7 @@ def main() -> int:
     parser.add_argument("--peak-tflops", type=float, help="of the device, to tell what share of it is reached")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    FEWEST_CELLS.clear()  # tiles are measured also where they would not be taken
     rows, stages, figures = [], [], {"threads": asked.threads, "encoder": asked.encoder, "size": asked.size}
     for dtype in asked.dtypes:
         for batch in asked.batches:

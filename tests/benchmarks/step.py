@@ -29,6 +29,7 @@ from cnnjepa.batch import Batch
 from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, TrainConfig
 from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models.masked import Visibility
+from cnnjepa.models.resnet import FEWEST_CELLS
 from cnnjepa.optim import build_optimizer
 
 WAYS = ["tiled", "masked", "official"]
@@ -165,11 +166,13 @@ def require_same_features(bench: Bench) -> None:
     """Raise RuntimeError unless all ways encode the same: context features in fp32, to rounding."""
     visible = real_masks(0, bench.batch, bench.methods["tiled"].grid)
     found = {}
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     for way, method in bench.methods.items():
         net, images = copy.deepcopy(method.encoder), bench.images[way]
         with torch.no_grad():
             masks = Visibility(visible, bench.device)
             found[way] = official_style(net, images, masks.visible_Bhw) if way == "official" else net(images, masks)
+    torch.backends.cudnn.allow_tf32 = before
     for way, features in found.items():
         apart = ((features - found["tiled"]).norm() / found["tiled"].norm()).item()
         if not apart < 1e-3:
@@ -209,6 +212,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="ours with encoder.compile=true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    FEWEST_CELLS.clear()  # tiles are measured also where they would not be taken
     rows = []
     for dtype in asked.dtypes:
         for batch in asked.batches:

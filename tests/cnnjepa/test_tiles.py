@@ -12,11 +12,11 @@ from cnnjepa.batch import Batch
 from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, MaskConfig, MaskStrategy, PredictorConfig, TrainConfig
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods.cnn_jepa import Config, Method
-from cnnjepa.models import tiles
+from cnnjepa.models import resnet, tiles
 from cnnjepa.models.encoders import build_encoder as build_any
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.resnet import ResNet, build_encoder
-from cnnjepa.models.tiles import Kernels
+from cnnjepa.models.tiles import Kernels, encode_tiles
 from cnnjepa.optim import build_optimizer
 from tests.cnnjepa.test_models import lively
 
@@ -114,6 +114,26 @@ def test_all_cells_visible_is_the_dense_network() -> None:
 def test_every_kernel_computes_the_same(kernels: Kernels, name: EncoderName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiles.CPU, torch.float64, kernels)
     assert_same_pass(build_encoder(EncoderConfig(name, width=8)), MASKS["unequal_counts"]())
+
+
+@pytest.mark.parametrize("kernels", [Kernels(0), tiles.CUDA], ids=["windows", "cuda"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_tiles_that_see_nothing_may_be_added(mask: str, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiles.CPU, torch.float64, kernels)
+    monkeypatch.setitem(tiles.SHAPES, "cpu", 3)
+    visible = MASKS[mask]()
+    assert tiles.TileMap(Visibility(visible)).padding == -int(visible.sum()) % -(-visible.numel() // 3)
+    for name in (EncoderName.resnet_small, EncoderName.resnet18):
+        assert_same_pass(build_encoder(EncoderConfig(name, width=8, blocks=2)), visible)
+
+
+def test_on_a_device_where_few_tiles_do_not_pay_they_are_taken_from_enough_cells_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, passes = build_encoder(EncoderConfig(width=8)), []
+    monkeypatch.setattr(resnet, "encode_tiles", lambda *given: passes.append("tiled") or encode_tiles(*given))
+    monkeypatch.setitem(resnet.FEWEST_CELLS, "cpu", 32)
+    for images in (1, 2):
+        net(torch.randn(images, 3, 32, 32), Visibility(MASKS["random"]()[:images]))
+        assert len(passes) == images - 1
 
 
 def test_evaluation_under_a_mask_is_the_same() -> None:
