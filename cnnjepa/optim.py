@@ -1,5 +1,6 @@
 """The optimisers (paper, section IV-A): AdamW, and LARS for the joint-embedding baselines."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -46,6 +47,27 @@ class Lars(torch.optim.Optimizer):
             torch._foreach_add_(weights, buffers, alpha=-group["lr"])
 
 
+class AdamW(torch.optim.AdamW):
+    """Torch's AdamW, of the same steps, that does not load torch's compiler: a second of each start of a process, of no use to a run.
+
+    Torch's optimisers load it to be hidden from it. Should another version of torch do so elsewhere, the second is spent again.
+    """
+
+    _step = inspect.unwrap(torch.optim.AdamW.step)
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+            plain = inspect.unwrap(getattr(torch.optim.Optimizer, name))
+            vars(plain).setdefault("__dynamo_disable", plain)  # what it would make of the method, which is asked for first
+        super().__init__(*arguments, **settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step on the gradients that are there; `closure` must be None."""
+        assert closure is None
+        AdamW._step(self)
+
+
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser over all `parameters`; the trainer sets learning rate and weight decay of each step.
 
@@ -59,7 +81,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     if config.name is OptimizerName.lars:
         return Lars(groups, config.lr, config.momentum, config.weight_decay, config.trust_coefficient)
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+    return AdamW(groups, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -5,14 +5,15 @@ import logging
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from cnnjepa.config import TrainConfig
 from cnnjepa.runs import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 _REOPEN_SECONDS = 60.0
@@ -39,6 +40,8 @@ class _Board:
     """TensorBoard's writer; after an error of the disk what is told is lost until a new file can be opened: it is but a view."""
 
     def __init__(self, folder: Path, step: int, config: TrainConfig) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
         self._folder, self._next = folder, 0.0
         # Without the summary of the experiment: TensorBoard would take the first run's for all, and show the keys of its method alone.
         # From the runs' own it finds those of all, and which of them differ; its metrics are then all scalars.
@@ -47,6 +50,8 @@ class _Board:
         self._open(step)
 
     def _open(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # the other ranks need it not
+
         try:
             self._writer = SummaryWriter(str(self._folder), purge_step=step)
             self._writer._get_file_writer().add_summary(self._start)

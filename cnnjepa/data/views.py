@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from cnnjepa.config import AugmentConfig, DataConfig
 from cnnjepa.data.pictures import Picture, Pixels
@@ -39,6 +37,8 @@ def crop_and_flip(config: DataConfig) -> ViewSpec:
 
 def augmented(config: DataConfig, augment: AugmentConfig) -> ViewSpec:
     """A view of the joint-embedding methods: the crop of `augment`, the flip of the data, and then the rest of `augment`."""
+    import torchvision.transforms.v2.functional  # noqa: F401, before the loader's processes are forked, each of which would load it
+
     return ViewSpec(config.image_size, augment.min_crop_scale, config.flip_probability, augment=augment)
 
 
@@ -65,6 +65,8 @@ def _tensor(pixels_HW3: Pixels) -> Tensor:
 
 def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
     """Brightness, contrast, saturation and hue, each drawn uniformly, one after the other in random order."""
+    from torchvision.transforms.v2 import functional as TF  # a second of a process's start, for the methods that need it
+
     strengths = [
         (TF.adjust_brightness, augment.brightness),
         (TF.adjust_contrast, augment.contrast),
@@ -125,7 +127,13 @@ def random_views(
 
 
 def probe_view(config: DataConfig, picture: Picture) -> Tensor:
-    """The fixed view of a probe, uint8 [3, S, S]: short side to S / eval_crop_fraction, then the centre (224 of 256)."""
-    size = round(config.image_size / config.eval_crop_fraction)
-    view = TF.resize(_tensor(picture.pixels()), [size], InterpolationMode.BICUBIC, antialias=True)
-    return TF.center_crop(view, [config.image_size, config.image_size])[0]
+    """The fixed view of a probe, uint8 [3, S, S]: short side to S / eval_crop_fraction, then the centre (224 of 256).
+
+    Its pixels are those of torchvision's `resize` and `center_crop`.
+    """
+    pixels, short = _tensor(picture.pixels()), round(config.image_size / config.eval_crop_fraction)
+    height, width = (short * n // min(pixels.shape[2:]) for n in pixels.shape[2:])
+    if (height, width) != pixels.shape[2:]:
+        pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    top, left = (round((n - config.image_size) / 2) for n in (height, width))
+    return pixels[0, :, top : top + config.image_size, left : left + config.image_size]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cnnjepa.optim import AdamW
 from cnnjepa.probes.features import ProbeData, topk_accuracy
 from cnnjepa.randomness import Stream, integer
 
@@ -25,7 +26,7 @@ def run(data: ProbeData) -> dict[str, float]:
         layer.weight.uniform_(-bound, bound, generator=random)
         layer.bias.zero_()
     layer.to(device)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=probes.linear_lr, fused=True)
+    optimizer = AdamW(layer.parameters(), lr=probes.linear_lr, weight_decay=0.0, fused=True)  # without decay it is Adam
     best = 0.0
     for _ in range(probes.linear_epochs):
         for chosen in torch.randperm(count, generator=random).to(device).split(probes.batch_size):

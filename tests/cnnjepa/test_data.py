@@ -178,6 +178,13 @@ def test_the_probe_sees_224_of_256() -> None:
     assert (view.int() - v2.functional.pil_to_tensor(transform(picture(500, 375))).int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (257, 256), (8, 8), (31, 77), (256, 256)])
+def test_the_probe_sees_torchvisions_pixels(width: int, height: int) -> None:
+    pixels = torch.from_numpy(np.array(picture(width, height))).permute(2, 0, 1)
+    expected = v2.functional.center_crop(v2.functional.resize(pixels, [256], InterpolationMode.BICUBIC, antialias=True), [224, 224])
+    assert torch.equal(probe_view(DataConfig(image_size=224), Drawn(np.array(picture(width, height)))), expected)
+
+
 def image_files(folder: Path) -> TrainConfig:
     """164 JPEGs of two classes; 5 steps of 32 images an epoch."""
     config = tiny_config(micro_batch_size=8)

@@ -1,4 +1,8 @@
-"""LARS by its formula, what is decayed by shape, and schedules that leave the other optimisers alone."""
+"""LARS by its formula, AdamW as torch's, what is decayed by shape, and schedules that leave the other optimisers alone."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,9 +11,10 @@ from torch import nn
 from cnnjepa.config import EncoderConfig, OptimizerConfig, OptimizerName
 from cnnjepa.models.heads import build_head
 from cnnjepa.models.resnet import build_encoder
-from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
+from cnnjepa.optim import AdamW, build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.schedules import weight_decay
 
+ROOT = Path(__file__).parents[2]
 LARS = OptimizerConfig(name=OptimizerName.lars, lr=0.5, weight_decay=0.1, decay_norms_and_biases=False)
 
 
@@ -76,3 +81,44 @@ def test_the_decay_schedule_spares_what_is_not_decayed_and_is_constant_by_defaul
     set_learning_rate(optimizer, 0.3)
     set_weight_decay(optimizer, 0.2)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.3, 0.2), (0.3, 0)]
+
+
+def test_adamw_takes_the_steps_of_torchs_bit_for_bit() -> None:
+    ours, theirs = ([torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()] for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.05, "fused": True}
+    optimizers = AdamW(ours, **settings), torch.optim.AdamW(theirs, **settings)
+    for step in range(4):
+        for (p,), optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            (p.sin() * (step + 1)).sum().backward()
+            optimizer.step()
+        assert torch.equal(ours[0], theirs[0])
+    adam = [p.detach().clone().requires_grad_() for p in theirs]
+    plain = [p.detach().clone().requires_grad_() for p in theirs]
+    for of, optimizer in ((plain, AdamW(plain, weight_decay=0.0, fused=True)), (adam, torch.optim.Adam(adam, fused=True))):
+        of[0].grad = torch.ones(5, 3)
+        optimizer.step()
+    assert torch.equal(plain[0], adam[0])
+
+
+def test_a_run_starts_without_what_it_does_not_need(tmp_path: Path) -> None:
+    """A job pays for each import with all of its GPUs, at each start."""
+    heavy = ("torch._dynamo", "torchvision", "sympy", "ray", "optuna", "matplotlib", "plotly")
+    overrides = [
+        "epochs=1",
+        "optimizer.warmup_epochs=0",
+        "global_batch_size=32",
+        "micro_batch_size=32",
+        "data.train_limit=64",
+        "device=cpu",
+    ]
+    program = f"""
+import sys
+from jobs.pretrain import run
+from jobs.compose import compose_job
+assert run(compose_job({[*overrides, f"run_dir={tmp_path / 'run'}"]!r})) == 0
+print("loaded:", [name for name in {heavy!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"
