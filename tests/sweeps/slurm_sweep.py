@@ -23,7 +23,7 @@ OVERRIDES = [
 ]
 DEPTHS = [Setting({"method.predictor.depth": depth}) for depth in (1, 2, 3)]
 # Its loss and its BatchNorm need all ranks in every step.
-VICREG = Setting({"method": "vicreg", "method.width": 64, "encoder.sync_bn": True})
+VICREG = Setting({"method": "vicreg", "method.width": 64, "encoder.sync_bn": True, "encoder.blocks": 1})
 CHOICES = {"one": DEPTHS[:1], "two": DEPTHS[:2], "methods": [*DEPTHS[:2], VICREG], "vicreg": [VICREG]}
 
 
