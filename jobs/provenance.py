@@ -39,7 +39,7 @@ def scrubbed(word: str) -> str:
 
 
 def _version(package: str) -> str:
-    """ "" where it is not installed: a node that trains needs no Ray and no Optuna."""
+    """Of what is installed; "" where nothing is: a node that trains needs no Ray and no Optuna."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
