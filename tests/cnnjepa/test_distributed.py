@@ -67,6 +67,7 @@ def assert_close(a: dict, b: dict, least: int = 50) -> None:
         assert ((value - b["method"][key]).double().abs().max() / scale) < 1e-9, key
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_rank_with_twice_the_micro_batches(tmp_path: Path) -> None:
     config = five_steps()
     for ranks in (1, 2, 4):
@@ -81,6 +82,7 @@ def test_two_ranks_equal_one_rank_with_twice_the_micro_batches(tmp_path: Path) -
         assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_synchronised_batchnorm_equals_one_rank_with_the_whole_batch(tmp_path: Path) -> None:
     """With random masks every sample hides as many cells, so that the mean over each rank's cells is the mean over all."""
     for ranks, micro_batch in ((2, 8), (1, 16)):

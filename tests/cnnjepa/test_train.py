@@ -77,7 +77,7 @@ def assert_bitwise_equal(a: object, b: object, where: str = "") -> None:
         assert a == b, where
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_mid_epoch_and_resume_is_bit_for_bit(tmp_path: Path, workers: int) -> None:
     config = tiny_config()
     config.data.workers = workers

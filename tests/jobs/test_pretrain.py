@@ -101,6 +101,7 @@ def test_one_failing_run_of_a_multirun_stops_no_other(tmp_path: Path) -> None:
     assert {lr: r and r.status for lr, r in ended.items()} == {1e30: RunStatus.failed, 0.002: RunStatus.completed}
 
 
+@pytest.mark.slow
 def test_the_death_of_a_rank_is_no_failure_of_the_run(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     arguments = [*SMALL, "epochs=8", f"run_dir={tmp_path}"]
