@@ -374,6 +374,7 @@ def run_blocks(blocks: "list[BasicBlock | Bottleneck]", x_MC: Tensor, tiles: Til
     """Rows [M, C] of tiles of `side`, non-negative, through residual blocks in training mode; and the side of what comes out."""
     for block in blocks:
         layers, branch, after = _layers(block, side)
+        torch._foreach_add_([count for n in layers if (count := n.norm.num_batches_tracked) is not None], 1)
         weights = [layer.conv.weight for layer in layers]
         norms = [n.norm.weight for n in layers] + [n.norm.bias for n in layers]
         # The last block's gradient may be somebody else's too; the others' come from the next block and are nobody's.
@@ -393,7 +394,6 @@ def encode_tiles(net: "ResNet", image_BCHW: Tensor, visibility: Visibility) -> T
             x_MC = _PoolFunction.apply(x_MC, tiles, side)
             side //= 2
         x_MC, _ = run_blocks(net.blocks(), x_MC, tiles, side)
-        torch._foreach_add_([b for name, b in net.named_buffers() if name.startswith("layer") and b.ndim == 0], 1)
         b, h, w = tiles.shape
         features = x_MC.new_zeros(b * h * w, x_MC.shape[1]).index_copy(0, tiles.cells, x_MC)
         return features.view(b, h, w, -1).permute(0, 3, 1, 2)

@@ -166,13 +166,11 @@ def require_same_features(bench: Bench) -> None:
     """Raise RuntimeError unless all ways encode the same: context features in fp32, to rounding."""
     visible = real_masks(0, bench.batch, bench.methods["tiled"].grid)
     found = {}
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     for way, method in bench.methods.items():
         net, images = copy.deepcopy(method.encoder), bench.images[way]
-        with torch.no_grad():
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             masks = Visibility(visible, bench.device)
             found[way] = official_style(net, images, masks.visible_Bhw) if way == "official" else net(images, masks)
-    torch.backends.cudnn.allow_tf32 = before
     for way, features in found.items():
         apart = ((features - found["tiled"]).norm() / found["tiled"].norm()).item()
         if not apart < 1e-3:

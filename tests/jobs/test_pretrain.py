@@ -28,6 +28,21 @@ def pretrain(arguments: list[str], launcher: list[str] | None = None, **more: ob
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
 
 
+def test_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    """A job pays for each import with all of its GPUs, at each start."""
+    heavy = ("torch._dynamo", "torchvision", "sympy", "ray", "optuna", "matplotlib", "plotly")
+    program = f"""
+import sys
+from jobs.pretrain import run
+from jobs.compose import compose_job
+assert run(compose_job({[*SMALL, f"run_dir={tmp_path / 'run'}"]!r})) == 0
+print("loaded:", [name for name in {heavy!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
 def test_a_run_ends_with_its_scores_its_provenance_and_status_0(tmp_path: Path) -> None:
     done = pretrain([*SMALL, f"run_dir={tmp_path / 'run'}"])
     assert done.returncode == 0, done.stderr

@@ -32,6 +32,7 @@ from sweeps.space import baseline, whole
 from sweeps.spec import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search
 from sweeps.status import best_line, rungs_line, sweep_status
 from sweeps.tables import peoples_table, summary_csv
+from tests.sweeps.test_slot import Shown, never
 from tests.sweeps.tiny_search import SWEEP
 
 ROOT = Path(__file__).parents[2]
@@ -85,12 +86,9 @@ def test_a_trial_that_another_command_has_chosen_and_not_yet_begun_is_progress(t
         assert search.begin(View(Sweep.load(made.path))) is not None
         return []
 
-    class Shown:
-        def show(self) -> None: ...
-
-    assert rounds.run_round(View(made), overtaken, 1, Shown(), lambda: False)
+    assert rounds.run_round(View(made), overtaken, 1, Shown(), never)
     with pytest.raises(RuntimeError, match="slots end before they claim a trial"):  # it waits now, and nobody takes it
-        rounds.run_round(View(made), lambda *_: [], 1, Shown(), lambda: False)
+        rounds.run_round(View(made), lambda *_: [], 1, Shown(), never)
 
 
 def test_trial_0_is_the_setting_without_changes_and_all_others_are_new(tmp_path: Path) -> None:
