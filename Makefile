@@ -1,20 +1,33 @@
 # `make ablation` and `make test` install what they need into .venv and run; nothing else has to be done first.
 PYTHON ?= python3
 JOBS ?= 2
+# Tests run in an order drawn anew each time; its seed is printed first, and `make test SEED=that` repeats it.
+SEED ?= default
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: ablation test fast check bench clean
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --randomly-seed=$(SEED)
+
+.PHONY: ablation test fast nightly mutants gpu check bench clean
 
 ablation: $(READY)
 	$(BIN)/python sweeps/predictor_ablation.py --cluster local --scale smoke
 
 test: $(READY)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(PYTEST) -m "not nightly"
 
 fast: $(READY)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
+
+nightly: $(READY)
+	$(PYTEST) -m nightly
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py --jobs $(JOBS)
+
+gpu: $(READY)
+	$(BIN)/python tests/benchmarks/on_cuda.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,16 +1,37 @@
-"""What all tests share: one thread each, so that xdist's workers do not crowd the cores."""
+"""What all tests share: one thread each, so that xdist's workers do not crowd the cores, and the same random numbers in any order."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import random
+
+import numpy as np
 import pytest
 import torch
+
+
+def _same_numbers() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A fixture draws the same numbers whichever test asks for it first."""
+    _same_numbers()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """A test draws the same numbers whether its fixtures were made for it or for a test before it."""
+    _same_numbers()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
