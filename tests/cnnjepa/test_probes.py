@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
-from cnnjepa.config import ProbeConfig
+from cnnjepa.config import DataConfig, ProbeConfig
 from cnnjepa.data import loader
-from cnnjepa.data.datasets import load_splits
+from cnnjepa.data.datasets import GreyImages, Splits, load_splits
 from cnnjepa.distributed import Ranks
 from cnnjepa.models.resnet import build_encoder
 from cnnjepa.probes import collapse, features, knn, linear, run_probes
 from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm, pooled_features, topk_accuracy
+from cnnjepa.randomness import Stream, integer
 from cnnjepa.runs import RunFolder, RunStatus
 from cnnjepa.train import train
 from tests.cnnjepa.test_train import assert_bitwise_equal, final_state, run
@@ -59,8 +61,50 @@ def test_linear_learns_what_is_separable_and_chance_what_is_not() -> None:
 
 
 def test_the_headline_is_the_last_epoch_and_the_best_stands_apart() -> None:
-    metrics = linear.run(probe_data(linear_epochs=3, linear_lr=0.3))
-    assert metrics["paper_protocol_top1"] >= metrics["test_top1"]
+    """Each number of epochs is a run of its own; its headline on the same images is one number, whatever the part is called."""
+    runs = []
+    for epochs in range(1, 6):
+        data = probe_data(linear_epochs=epochs, linear_lr=1.0)
+        data.holdout = data.test  # type: ignore[assignment]
+        runs.append(linear.run(data))
+    last = [m["test_top1"] for m in runs]
+    assert last == [m["holdout_top1"] for m in runs]
+    assert [m["paper_protocol_top1"] for m in runs] == [max(last[: i + 1]) for i in range(5)]
+    assert last[-1] < max(last), "there is something to tell apart"
+
+
+def test_the_linear_probe_is_adam_on_cross_entropy_in_shuffled_batches() -> None:
+    """Its weights once more, by Adam's formula; what is scored by them is compared image by image through the classes they give."""
+    data = probe_data(linear_epochs=3, linear_lr=0.02)
+    random = torch.Generator().manual_seed(integer(data.config.seed, Stream.probe))
+    weight = ((torch.rand(3, 8, generator=random) * 2 - 1) / 8**0.5).requires_grad_()
+    bias = torch.zeros(3, requires_grad=True)
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in (weight, bias)]
+    count = 0
+    for _ in range(3):
+        for chosen in torch.randperm(200, generator=random).split(32):
+            scores = data.fit.features_NC[chosen] @ weight.T + bias
+            loss = -scores.log_softmax(1)[torch.arange(len(chosen)), data.fit.labels_N[chosen]].mean()
+            gradients, count = torch.autograd.grad(loss, (weight, bias)), count + 1
+            with torch.no_grad():
+                for parameter, gradient, (first, second) in zip((weight, bias), gradients, moments, strict=True):
+                    first.mul_(0.9).add_(gradient, alpha=0.1)
+                    second.mul_(0.999).add_(gradient**2, alpha=0.001)
+                    parameter -= 0.02 * (first / (1 - 0.9**count)) / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
+    assert count == 3 * 7
+    found: list[torch.Tensor] = []
+    honest = linear.topk_accuracy
+
+    def watched(scores: torch.Tensor, labels: torch.Tensor, classes: int) -> dict[str, float]:
+        found.append(scores)
+        return honest(scores, labels, classes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "topk_accuracy", watched)
+        linear.run(data)
+    assert data.test is not None
+    for scores, part in zip(found[-2:], (data.holdout, data.test), strict=True):
+        torch.testing.assert_close(scores, part.features_NC @ weight.T + bias, rtol=1e-3, atol=1e-4)
 
 
 def test_test_images_are_not_read_before_the_end() -> None:
@@ -68,10 +112,94 @@ def test_test_images_are_not_read_before_the_end() -> None:
     assert {k.split("_")[0] for k in metrics} == {"holdout"}
 
 
+class _Means(nn.Module):
+    """Features that are known: the mean of each channel."""
+
+    out_channels = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return x_BCHW
+
+
+class _Unreadable:
+    """Images that nobody may look at."""
+
+    labels = np.zeros(0, np.int64)
+
+    def pictures(self, _indices: list[int]) -> list:
+        raise AssertionError("a test image is read")
+
+
+def test_each_part_has_the_features_and_labels_of_its_own_images() -> None:
+    config = tiny_config()
+    splits = load_splits(config.data)
+    data = features.probe_data(_Means(), config, splits, ALONE, final=True)
+    assert data is not None
+    assert data.test is not None
+    mean, std = splits.dataset.mean[0], splits.dataset.std[0]
+    for part, images, indices in (
+        (data.fit, splits.dataset.train, splits.fit),
+        (data.holdout, splits.dataset.train, splits.holdout),
+        (data.test, splits.dataset.test, splits.test),
+    ):
+        assert np.array_equal(part.labels_N.numpy(), images.labels[indices])
+        shown = [loader.probe_view(config.data, p).double() for p in images.pictures(indices.tolist())]
+        expected = torch.stack([(pixels.mean((1, 2)) / 255 - mean) / std for pixels in shown])
+        torch.testing.assert_close(part.features_NC.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_look_on_the_way_opens_no_test_image() -> None:
+    config = tiny_config()
+    splits = load_splits(config.data)
+    splits.dataset.test = _Unreadable()  # type: ignore[assignment]
+    data = features.probe_data(_Means(), config, splits, ALONE, final=False)
+    assert data is not None
+    assert data.test is None
+    with pytest.raises(features.FeatureError, match="a test image is read"):
+        features.probe_data(_Means(), config, splits, ALONE, final=True)
+
+
+def test_a_run_opens_its_test_images_once_after_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    config.probes.every_epochs, config.probes.names = 1, ["knn"]
+    opened: list[int] = []
+
+    class Watched(GreyImages):
+        def pictures(self, indices: list[int]) -> list:
+            opened.extend(indices)
+            return super().pictures(indices)
+
+    def splits_of(data: DataConfig) -> Splits:
+        splits = load_splits(data)
+        test = splits.dataset.test
+        assert isinstance(test, GreyImages)
+        splits.dataset.test = Watched(test.pixels, test.labels)
+        return splits
+
+    def judge(epoch: int, metrics: dict[str, float]) -> str:
+        assert (epoch, opened) == (1, [])
+        assert "knn.holdout_top1" in metrics
+        assert not [k for k in metrics if "test" in k or "paper" in k]
+        return ""
+
+    monkeypatch.setattr("cnnjepa.train.load_splits", splits_of)
+    result = run(config, tmp_path, judge=judge)
+    assert result is not None
+    assert "knn.test_top1" in result.metrics
+    assert opened == splits_of(config.data).test.tolist()
+
+
 def test_top5_only_where_classes_allow() -> None:
     scores = torch.eye(6)
     assert set(topk_accuracy(scores, torch.arange(6), 6)) == {"top1", "top5"}
     assert topk_accuracy(torch.eye(3), torch.tensor([0, 1, 0]), 3) == {"top1": pytest.approx(200 / 3)}
+    assert set(topk_accuracy(torch.eye(5), torch.arange(5), 5)) == {"top1"}, "of 5 classes all are among the best 5"
+    ranked = torch.arange(7.0).flip(0).expand(7, 7)  # class k comes k-th for each image
+    assert topk_accuracy(ranked, torch.arange(7), 7) == {"top1": pytest.approx(100 / 7), "top5": pytest.approx(500 / 7)}
 
 
 def test_collapse_figures_tell_a_collapsed_from_a_spread_representation() -> None:
