@@ -3,10 +3,15 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from jobs.queue import GONE
 from sweeps import claims
-from sweeps.claims import Claim, Process, Watch
+from sweeps.claims import Claim, Process, SlurmStart, Standing, Watch
 
 
 def try_to_claim(folder: Path, gate: object, wins: object) -> None:
@@ -115,3 +120,112 @@ def test_only_deaths_under_the_same_driver_and_without_a_step_count_as_crashes(t
     assert crashes((7, me), (7, me)) == 0  # it was asked to stop
     (tmp_path / "claim" / "000002.released").rename(tmp_path / "claim" / "000002.crashed")
     assert crashes((7, me), (7, me)) == 2
+
+
+ELSEWHERE = Process("elsewhere", "boot", "", 1, 0.0)
+START = SlurmStart("mini", "7_3", 0, "gpu01", 4, "/log", "/code")
+
+
+class Forgetful:
+    """A Slurm that answers and knows no job."""
+
+    silent = False
+
+    def state(self, job: str) -> str:
+        return GONE
+
+
+def test_heartbeat_staleness_and_silence_fit_each_other() -> None:
+    """A beat may be missed, seen a minute late (a cache of file attributes) and dated by a clock that is a minute off."""
+    assert claims.STALE_SECONDS >= 3 * claims.HEARTBEAT_SECONDS + 60 + 60
+    assert claims.SILENCE_SECONDS >= 3 * claims.STALE_SECONDS
+    assert claims.HEARTBEAT_SECONDS >= 10  # each is a write to a shared disk, of every running trial
+    assert claims.SILENCE_SECONDS <= 600  # the trials of a machine that died wait for so long
+
+
+@pytest.mark.parametrize("clocks_apart", [-60.0, 0.0, 60.0])
+def test_a_living_owner_is_never_taken_over_and_a_dead_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clocks_apart: float) -> None:
+    """An hour of an owner's own heart, on a clock of ours, as its watchers see it: by the clock alone, and where Slurm forgot the job."""
+    owned = claims.claim(tmp_path, 1, "d", 0)
+    assert owned is not None
+    path, now, touch = tmp_path / "claim" / "000001.json", [1e6], os.utime
+    monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0] + clocks_apart))
+    monkeypatch.setattr(claims.os, "utime", lambda path: touch(path, (now[0], now[0])))
+    touch(path, (now[0], now[0]))
+    foreign = Claim(1, ELSEWHERE, "d", 0, now[0])
+    by_the_clock, by_slurm = Watch(), Watch(queue=Forgetful())  # type: ignore[arg-type]
+
+    def judged() -> list[Standing]:
+        return [by_the_clock.standing(tmp_path, foreign), by_slurm.standing(tmp_path, replace(foreign, slurm=START))]
+
+    class Passing:
+        """Time that passes between two beats, under the watchers' eyes."""
+
+        def wait(self, seconds: float) -> bool:
+            end = now[0] + seconds
+            while now[0] < end:
+                now[0] = min(now[0] + 5, end)
+                assert judged() == [Standing.alive, Standing.alive]
+            return now[0] >= 1e6 + 3600
+
+    owned._ended = Passing()  # type: ignore[assignment]
+    owned._keep_beating()
+    last = path.stat().st_mtime
+    assert last >= 1e6 + 3600 - 2 * claims.HEARTBEAT_SECONDS
+    now[0] = last + claims.STALE_SECONDS + 1 + abs(clocks_apart)
+    assert judged() == [Standing.alive, Standing.dead]
+    now[0] = last + claims.HEARTBEAT_SECONDS + claims.SILENCE_SECONDS
+    assert judged()[0] is Standing.dead
+
+
+def test_an_owner_is_silent_for_exactly_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [50.0]
+    monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
+    assert claims.claim(tmp_path, 1, "d", 0)
+    watch, foreign = Watch(), Claim(1, ELSEWHERE, "d", 0, 0.0)
+    assert watch.standing(tmp_path, foreign) is Standing.alive
+    now[0] = 50.0 + claims.SILENCE_SECONDS - 1
+    assert watch.standing(tmp_path, foreign) is Standing.alive
+    now[0] += 1
+    assert watch.standing(tmp_path, foreign) is Standing.dead
+
+
+def test_a_forgotten_job_whose_owner_said_that_it_ended_is_dead_at_once(tmp_path: Path) -> None:
+    assert claims.claim(tmp_path, 1, "d", 0, START)
+    watch, foreign = Watch(queue=Forgetful()), Claim(1, ELSEWHERE, "d", 0, 0.0, START)  # type: ignore[arg-type]
+    path = tmp_path / "claim" / "000001.json"
+    assert watch.standing(tmp_path, foreign) is Standing.alive
+    ahead = time.time() + claims.STALE_SECONDS + 100  # of a clock that is far off: it says nothing of a heart that beats
+    os.utime(path, (ahead, ahead))
+    assert watch.standing(tmp_path, foreign) is Standing.dead
+    os.utime(path)
+    (tmp_path / "claim" / "000001.released").touch()
+    assert watch.standing(tmp_path, foreign) is Standing.dead
+
+
+@pytest.mark.parametrize("end", ["released", "crashed"])
+def test_a_trial_was_held_from_its_claim_to_its_owners_last_sign(tmp_path: Path, end: str) -> None:
+    assert claims.claim(tmp_path, 1, "d", 0)
+    path, claim = tmp_path / "claim" / "000001.json", Claim(1, ELSEWHERE, "d", 0, 1000.0)
+    os.utime(path, (1120, 1120))
+    assert claims.held_seconds(tmp_path, claim) == 120
+    path.with_suffix(f".{end}").touch()
+    os.utime(path.with_suffix(f".{end}"), (1135, 1135))
+    assert claims.held_seconds(tmp_path, claim) == 135
+    assert claims.held_seconds(tmp_path, replace(claim, time=1200.0)) == 0  # another clock: never less than nothing
+    assert claims.held_seconds(tmp_path, replace(claim, time=0.0)) == 0  # of an earlier version, which told no time
+
+
+def test_deaths_before_a_person_took_the_trial_up_again_are_forgiven(tmp_path: Path) -> None:
+    past = [Claim(epoch, Process.me(), "d", 7, 0.0) for epoch in (1, 2, 3)]
+    (tmp_path / "claim").mkdir()
+    (tmp_path / "claim" / "000002.resumed").touch()
+    assert claims.crashes_in_place(past, 7, "d", tmp_path) == 1
+
+
+def test_a_start_has_its_own_node_where_it_shares_a_job_and_the_jobs_nodes_where_not() -> None:
+    environment = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "gpu02", "SLURM_JOB_NODELIST": "gpu[01-03]", "SLURM_RESTART_COUNT": "2"}
+    alone, beside = (SlurmStart.me(4, "/log", "/code", environment, shared) for shared in (False, True))
+    assert alone == SlurmStart("", "7", 2, "gpu[01-03]", 4, "/log", "/code")
+    assert beside == SlurmStart("", "7", 2, "gpu02", 4, "/log", "/code", True)
+    assert SlurmStart.me(4, "/log", "/code", {}) is None

@@ -90,7 +90,10 @@ def standing(folder: Path, claim: Claim, state: str, restarts: int = 0) -> Stand
         ("COMPLETING", 0, Standing.requeued),
         ("", 0, Standing.alive),  # Slurm does not answer
         (slurm.GONE, 0, Standing.alive),  # absent from one answer, or another user's: its heart beats
+        *((state, 0, Standing.alive) for state in ("SUSPENDED", "STOPPED")),
+        *((state, 1, Standing.requeued) for state in ("REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")),
         *((state, 0, Standing.dead) for state in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")),
+        *((state, 0, Standing.dead) for state in ("BOOT_FAIL", "DEADLINE", "PREEMPTED", "REVOKED")),
     ],
 )
 def test_an_owner_is_what_slurm_says_of_its_job(tmp_path: Path, claimed: Claim, state: str, restarts: int, expected: Standing) -> None:

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from sweeps import search
-from sweeps.choice import judge
+from sweeps.choice import judge, next_claim
 from sweeps.folder import View
 from sweeps.rungs import goes_on, rung_epochs
 from sweeps.space import choice, grid_points, label, real, whole
@@ -73,6 +73,43 @@ def test_rungs_are_eta_apart_and_none_lies_in_the_warm_up() -> None:
     assert rung_epochs(200, 10, 4) == [50]  # an earlier one would lie in the first eighth
     assert rung_epochs(12, 5, 3) == []
     assert rung_epochs(3, 0, 4) == []
+    assert rung_epochs(20, 5, 4) == []  # at the end of the warm-up it is not over yet
+    assert rung_epochs(20, 4.9, 4) == [5]
+    assert rung_epochs(64, 0, 2) == [8, 16, 32]  # the first eighth, and no earlier
+
+
+def test_equals_go_on_together_and_a_run_is_one_of_those_it_is_held_against() -> None:
+    assert goes_on(5.0, [5.0, 5.0, 5.0], 2)
+    assert goes_on(2.0, [3.0, *[1.0] * 6], 4)  # second of 8: two go on
+    assert not goes_on(2.0, [3.0, *[1.0] * 5], 4)  # second of 7: one does
+    assert goes_on(5.0, [], 4)
+
+
+def test_a_resumed_run_is_not_held_against_what_it_had_itself_at_the_rung(tmp_path: Path) -> None:
+    """It comes to the rung a second time, and its first value stands in its folder already."""
+    made = searched(tmp_path, [2])
+    for score in (70.0, 50.0, 40.0, 30.0):
+        trial = search.begin(View(made))
+        assert trial
+        end(made, trial, score, e2=score)
+    run = made.run(made.trials[0])
+    run.prepare(made.trials[0].config)
+    run.open_metrics(0)
+    run.record("probe", 10, {"epoch": 2.0, OBJECTIVE: 60.0})
+    run.close()
+    view = View(made)
+    assert view.rung_values(2, FIRST_SEED)[made.trials[0].signature] == 60.0
+    assert judge(view, made.trials[0])(2, {OBJECTIVE: 60.0}) == f"{OBJECTIVE} 60.00 at epoch 2 is not among the best 1/3 of 5 runs"
+
+
+def test_a_run_is_held_against_those_of_its_own_seed(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], seeds=2, points=4)
+    view = View(made)
+    while (got := next_claim(view, "d")) is not None:
+        with got[1]:
+            end(made, got[0], float(got[0].number), e2=float(got[0].seed))
+    for seed, n in ((FIRST_SEED, 4), (FIRST_SEED + 1, 2)):
+        assert list(view.rung_values(2, seed).values()) == [float(seed)] * n
 
 
 def test_a_rung_lets_the_best_share_go_on_and_decides_as_optunas_does() -> None:
