@@ -1,17 +1,20 @@
 """What would stop a submission, without Slurm; with it, tests/sweeps/test_slurm_faults.py submits nothing that preflight refuses."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, DatasetName
+from cnnjepa.config import DATA_PRESETS, DatasetName, method_module
 from cnnjepa.identity import to_dict
 from cnnjepa.runs import RunFolder
 from cnnjepa.train import train
 from jobs import preflight, staging
 from jobs.compose import compose_job
+from jobs.queue import SlurmError
 from jobs.submit import Array
 from tests.jobs.test_staging import packed, set_of, settle
 from tests.tiny import tiny_config
@@ -46,6 +49,128 @@ def test_the_runs_folder_must_be_writable_and_have_room(tmp_path: Path) -> None:
     assert levels(preflight.check_folders(tmp_path / "file", 1, 0)) == {"runs folder": "problem"}
 
 
+@pytest.mark.parametrize(
+    ("free", "inodes", "total_inodes", "level"),
+    [
+        (3000, 120, 10**6, "ok"),  # just enough of both
+        (2999, 120, 10**6, "problem"),
+        (3000, 119, 10**6, "problem"),
+        (3000, 0, 0, "ok"),  # a file system that counts no inodes
+        (0, 120, 10**6, "problem"),
+    ],
+)
+def test_room_is_asked_for_all_runs_and_for_their_files(
+    free: int, inodes: int, total_inodes: int, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others than root may use: f_bavail and f_favail."""
+    room = SimpleNamespace(f_bavail=free, f_bfree=10**12, f_frsize=1, f_bsize=4096, f_favail=inodes, f_ffree=10**12, f_files=total_inodes)
+    monkeypatch.setattr(preflight.os, "statvfs", lambda _: room)
+    found = preflight.check_folders(tmp_path, 3, 1000)
+    assert levels(found)["room"] == level
+    assert f"0.0 GB and 120 files needed at most, {free / 1e9:.1f} GB and {inodes} inodes free" in found[1].said
+
+
+Answer = Callable[[str | Exception], None]
+
+
+@pytest.fixture
+def slurm_says(monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """Puts an answer into the mouth of whatever Slurm command is asked next."""
+
+    def answer(text: str | Exception) -> None:
+        def ask(command: Sequence[str], patience_seconds: float = 0.0) -> str:
+            if isinstance(text, Exception):
+                raise text
+            return text
+
+        monkeypatch.setattr(preflight.slurm, "ask", ask)
+
+    return answer
+
+
+PARTITION = "PartitionName=gpu Default=NO MaxTime={time} State={state}\nPartitionName=cpu Default=YES MaxTime=00:30:00 State=UP\n"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "time", "level"),
+    [(60, "01:00:00", "ok"), (61, "01:00:00", "problem"), (1441, "1-00:01:00", "ok"), (1442, "1-00:01:00", "problem")],
+)
+def test_a_time_limit_fits_the_partitions(minutes: int, time: str, level: str, slurm_says: Answer) -> None:
+    slurm_says(PARTITION.format(time=time, state="UP"))
+    (found,) = preflight.check_limits(replace(CLUSTER, partition="gpu", time_limit_minutes=minutes))
+    assert (found.what, found.level) == ("time limit", level)
+    if level == "problem":
+        assert found.said == f"cluster.time_limit_minutes must be at most the partition's {minutes - 1}; got {minutes}"
+
+
+def test_limits_are_those_of_the_default_partition_where_none_is_named(slurm_says: Answer) -> None:
+    slurm_says(PARTITION.format(time="UNLIMITED", state="DOWN"))
+    for minutes, level in ((30, "ok"), (31, "problem")):
+        assert levels(preflight.check_limits(replace(CLUSTER, partition="", time_limit_minutes=minutes))) == {"time limit": level}
+    limit, state = preflight.check_limits(replace(CLUSTER, partition="gpu", time_limit_minutes=10**6))
+    assert (limit.level, limit.said) == ("ok", "1000000 min of the partition's UNLIMITED")
+    assert (state.level, state.said) == ("warning", "gpu is DOWN: jobs wait until it is UP")
+    slurm_says(SlurmError("scontrol: Invalid partition name specified"))
+    (found,) = preflight.check_limits(replace(CLUSTER, partition="gpu"))
+    assert (found.level, found.said) == (
+        "problem",
+        "cluster.partition must be one that Slurm has; got gpu: scontrol: Invalid partition name specified",
+    )
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ("idle mixed allocated completing planned reserved", ""),
+        ("idle drained down idle", "2 of 4 nodes are down, drained"),
+        ("drained drained idle*", "3 of 3 nodes are drained, idle*"),  # the star: a node that does not respond
+    ],
+)
+def test_nodes_that_are_away_are_counted(states: str, said: str, slurm_says: Answer) -> None:
+    slurm_says("\n".join(states.split()) + "\n")
+    assert preflight.nodes_away(CLUSTER) == said
+    slurm_says(SlurmError("sinfo: silent"))
+    assert preflight.nodes_away(CLUSTER) == ""
+
+
+def test_a_request_that_no_node_can_serve_now_is_a_problem_unless_nodes_are_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = ["idle", "idle"]
+    refusal = "sbatch: Requested node configuration is not available"
+
+    def ask(command: Sequence[str], patience_seconds: float = 0.0) -> str:
+        if command[0] == "sbatch":
+            assert command[1] == "--test-only"  # nothing is queued
+            raise SlurmError(refusal)
+        return "\n".join(states)
+
+    monkeypatch.setattr(preflight.slurm, "ask", ask)
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
+    array = Array("x", 5, 1, "m", "", tmp_path, tmp_path)
+    cluster = replace(CLUSTER, account="abc", partition="gpu")
+    (found,) = preflight.check_request(cluster, array)
+    assert (found.level, found.said) == (
+        "problem",
+        f"Slurm must accept the job (account abc, partition gpu, qos -, array of 5); got {refusal}",
+    )
+    states[:] = ["idle", "drained"]
+    (found,) = preflight.check_request(cluster, array)
+    assert found.level == "warning"
+    assert found.said.startswith("1 of 2 nodes are drained: ")
+    refusal = "sbatch: Invalid account"
+    assert preflight.check_request(cluster, array)[0].level == "problem"
+
+
+def test_a_runs_folder_on_a_nodes_own_disk_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [SimpleNamespace(mountpoint=at, fstype=kind) for at, kind in (("/", "ext4"), ("/scratch", "lustre"), ("/scratch/own", "xfs"))]
+    monkeypatch.setattr(preflight.psutil, "disk_partitions", lambda all: mounts if all else [])
+    for folder, level, kind in (("/home/me", "warning", "ext4"), ("/scratch/me", "ok", "lustre"), ("/scratch/own/me", "warning", "xfs")):
+        found = preflight.check_shared(Path(folder))
+        assert (found.what, found.level) == ("shared", level)
+        assert found.said.startswith(f"{folder} lies on {kind}")
+    mounts.clear()
+    assert preflight.check_shared(Path("/home")).said == "/home lies on unknown"
+
+
 def test_the_images_must_be_there_and_be_as_many_as_the_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
     digits = DATA_PRESETS["digits"]
     assert levels(preflight.check_data(digits)) == {"data": "ok"}
@@ -62,6 +187,17 @@ def test_the_room_of_a_run_is_that_of_its_checkpoints(tmp_path: Path) -> None:
     assert train(config, folder) is not None
     real = max(p.stat().st_size for p in folder.checkpoints.glob("*.pt")) * (config.checkpoint.keep + 1)
     assert real <= preflight.bytes_of_a_run(config) < real + 5 * 2**20
+
+
+def test_the_room_of_a_run_is_its_weights_two_moments_and_a_head_for_each_checkpoint_and_one_that_is_written() -> None:
+    config = tiny_config()
+    method = method_module(config.method.name).Method(config, total_steps=1)
+    weights = sum(tensor.untyped_storage().nbytes() for tensor in method.state_dict().values())
+    trained = sum(p.untyped_storage().nbytes() for p in method.parameters() if p.requires_grad)  # in float32, as each moment is
+    assert 0 < trained < weights
+    for keep in (1, 2, 5):
+        config.checkpoint.keep = keep
+        assert preflight.bytes_of_a_run(config) == (weights + 2 * trained + 2**20) * (keep + 1)
 
 
 def test_what_is_staged_and_whether_it_fits_is_said(tmp_path: Path) -> None:

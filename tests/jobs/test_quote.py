@@ -1,6 +1,7 @@
 """What a sweep will cost, and the cap on it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,42 @@ def test_a_short_limit_chains_jobs() -> None:
     price = quote(hour, CONFIG, [200.0], 200.0, [])
     assert price.chunks == math.ceil(200 * 0.0644 / (57 / 60))
     assert f"each in {price.chunks} jobs one after the other" in price.lines()[2]
+
+
+def test_the_papers_gpu_hours_are_the_same_on_a_slot_of_any_size() -> None:
+    """The paper's were 4; a slot of 8 takes half the time for the same GPU-hours."""
+    for gpus in (1, 2, 8):
+        price = quote(replace(JOB.cluster, gpus_per_slot=gpus), CONFIG, [200.0] * 3, 200.0, [])
+        assert price.device_hours_per_epoch == pytest.approx(0.2576)
+        assert price.device_hours == pytest.approx(154.56)
+        assert price.wall_hours == pytest.approx(51.52 / gpus)
+
+
+def test_cores_are_the_devices_of_a_slot_without_gpus() -> None:
+    cpu = replace(JOB.cluster, gpus_per_slot=0, cores_per_slot=16, max_parallel=2, time_limit_minutes=60, stop_signal_seconds=720)
+    price = quote(cpu, CONFIG, [10.0, 10.0, 4.0], 10.0, [8.0])
+    assert (price.unit, price.trials, price.epochs, price.device_hours, price.parallel) == ("core-hours", 3, 24.0, 192.0, 2)
+    assert price.wall_hours == pytest.approx(8.0)  # 5, 5 and 2 hours: two rounds of the mean, 4, are more than 12 in two
+    assert price.chunks == 7  # 5 hours, of which 0.8 can be used in each job of an hour
+    assert quote(cpu, CONFIG, [10.0, 1.0], 10.0, [8.0]).wall_hours == pytest.approx(5.0)  # the longest run
+    assert quote(cpu, CONFIG, [1.0] * 6, 10.0, [8.0]).wall_hours == pytest.approx(1.5)  # three rounds of half an hour
+    assert quote(cpu, CONFIG, [], 10.0, [8.0]).wall_hours == 0.0
+    assert quote(cpu, CONFIG, [1.0], 10.0, []).device_hours is None  # the paper's hours are a GPU's
+
+
+def test_the_cap_holds_where_a_search_has_a_budget_too() -> None:
+    """A budget at or below the cap keeps to it; one above it does not."""
+    check_cap(1000, of_33(), budget=1000)
+    check_cap(1000, of_33(), budget=10)
+    with pytest.raises(ValueError, match="--max-gpu-hours must be at least the quote of 1,700 GPU-hours; got 1000"):
+        check_cap(1000, of_33(), budget=1001)
+    price = of_33(measured=(0.25,))
+    assert price.device_hours == 1650.0
+    check_cap(1650, price)  # exactly
+    with pytest.raises(ValueError, match="got 1649"):
+        check_cap(1649, price)
+    check_cap(1, replace(price, unit="core-hours"))
+    check_cap(1, replace(price, trials=0))
 
 
 def test_the_cap_refuses_what_is_above_it_or_unknown() -> None:
