@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import report, report_text
+from sweeps import rebuilding, report, report_text
 from sweeps.commands import commands, note_command
 from sweeps.folder import Sweep, View
 from sweeps.rebuilding import Rebuilding, rebuild
@@ -114,6 +115,42 @@ def test_failures_are_grouped_by_cause_whatever_their_numbers(tmp_path: Path) ->
     assert "0.75 failed" in page
 
 
+def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
+    """Each text that comes from outside holds a tag of its own: none of them is an element, and each can be read."""
+    view = made(tmp_path, {"depth 1": [50.0, 52.0], "depth 2": [61.0, 60.0]}, seeds=2)
+    sweep = dataclasses.replace(view.sweep, question="Does <t-question a='1'> matter?", name="tiny<t-name>")
+    sweep.trials[:] = [dataclasses.replace(t, setting=f"{t.setting} <t-setting>") for t in sweep.trials]
+    view = View(sweep)
+    failed(view, 2, "OSError: <t-cause> & more", "one\nValueError: <t-log>\n")
+    record = {"commit": "<t-commit>", "diff": "", "packages": {"torch": "<t-package>"}, "python": "<t-python>", "host": "<t-host>"}
+    (sweep.trial_dir(sweep.trials[0]) / "provenance.json").write_text(json.dumps(record))
+    line = {"command": ["python", "<t-command>"], "commit": "c", "changed": False, "time": "<t-time>"}
+    (tmp_path / "commands.jsonl").write_text(json.dumps(line) + "\n")
+    run = sweep.run(sweep.trials[0])
+    run.open_metrics(3)
+    run.record("step", 3, {"epoch": 2.0, '"><t-curve>': 1.0})
+    run.close()
+    page = report.build(view)
+    shown = page.split('<script type="application/json"')[0]
+    assert re.findall(r"<t-[^>]*>", shown) == []
+    for name in ("question a='1'", "name", "setting", "cause", "log", "commit", "package", "python", "host", "command", "time", "curve"):
+        assert f"&lt;t-{name.replace(chr(39), '&#x27;')}&gt;" in shown, name
+    assert "OSError: &lt;t-cause&gt; &amp; more" in shown
+    assert 'value="&quot;&gt;&lt;t-curve&gt;"' in shown
+    assert shown.count("<h1>tiny&lt;t-name&gt; (paper)</h1>") == shown.count("<title>tiny&lt;t-name&gt; (paper)</title>") == 1
+
+
+def test_every_piece_of_markup_is_made_of_text() -> None:
+    assert report.tag("a", "<b>x</b>", href='"<&>', class_="y", data_select="1") == (
+        '<a href="&quot;&lt;&amp;&gt;" class="y" data-select="1"><b>x</b></a>'
+    )
+    assert report.items(["<i>", "&"]) == "<ul><li>&lt;i&gt;</li><li>&amp;</li></ul>"
+    assert report.table_markup(["<i>"], ["<tr></tr>"], id="x") == (
+        '<table id="x"><thead><tr><th>&lt;i&gt;</th></tr></thead><tbody><tr></tr></tbody></table>'
+    )
+    assert report.Page().figure("f", go.Figure(), "<i>") == '<div class="figure"><h3>&lt;i&gt;</h3><div id="f"></div></div>'
+
+
 def test_a_probe_without_a_value_is_a_failure_that_is_shown(tmp_path: Path) -> None:
     view = made(tmp_path, {"depth 1": [50.0]}, seeds=1)
     trial = view.sweep.trials[1]
@@ -181,6 +218,8 @@ def test_a_curve_is_thinned_to_means_and_keeps_its_last_point() -> None:
 def test_the_pareto_front_holds_what_no_other_beats_in_both() -> None:
     points = {"cheap": (1.0, 50.0), "dear": (4.0, 80.0), "beaten": (4.5, 79.0), "middle": (2.0, 70.0), "same cost": (2.0, 60.0)}
     assert pareto(points) == ["cheap", "middle", "dear"]
+    assert pareto({"a": (1.0, 50.0), "as good, dearer": (2.0, 50.0)}) == ["a"]
+    assert pareto({"worse": (1.0, 40.0), "same cost": (1.0, 50.0)}) == ["same cost"]
 
 
 def test_settings_that_differ_in_one_number_are_a_line_with_the_papers_points(tmp_path: Path) -> None:
@@ -217,7 +256,7 @@ def test_commands_are_kept_once_in_a_row_and_without_secrets(tmp_path: Path, mon
     assert "token=***" in " ".join(report_text.what_was_run(made(tmp_path / "x", CLEAR)) + report_text.what_was_run(made(tmp_path, {})))
 
 
-def test_a_page_is_made_anew_while_a_sweep_runs_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_a_page_is_made_anew_while_a_sweep_runs_when_something_has_changed(tmp_path: Path) -> None:
     made(tmp_path, CLEAR)
     page = tmp_path / "report.html"
     kept = Rebuilding(tmp_path, first_seconds=0.0, every_seconds=0.0)
@@ -226,21 +265,37 @@ def test_a_page_is_made_anew_while_a_sweep_runs_and_nothing_is_left_behind(tmp_p
     assert process is not None
     kept.look("4 completed")
     assert kept._process is process  # one at a time
-    assert process.wait(60) == 0
-    assert page.exists()
-    page.unlink()
+    assert process.wait(300) == 0
+    assert page.read_text().endswith("</html>\n")
     kept.look("3 completed")
     assert kept._process is process  # nothing has changed
-    kept.look("4 completed")
-    assert kept._process is not process
-    kept.close()
-    time.sleep(0.1)
-    assert kept._process is not None
-    assert kept._process.returncode is not None
-    assert not page.exists() or page.read_text().endswith("</html>\n")
+    kept.close()  # of one that has ended
     early = Rebuilding(tmp_path)
     early.look("3 completed")
     assert early._process is None
+    early.close()
+
+
+@pytest.mark.parametrize(("before", "ended_by"), [("", signal.SIGTERM), ("signal.signal(15, signal.SIG_IGN);", signal.SIGKILL)])
+def test_a_page_in_the_making_is_ended_with_its_watcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, ended_by: signal.Signals
+) -> None:
+    """Something that would never end stands in for the report's command, so that it is surely at work."""
+    begun = tmp_path / "begun"
+    code = f"import pathlib, signal, time; {before} pathlib.Path({str(begun)!r}).touch(); time.sleep(3600)"
+    monkeypatch.setattr(rebuilding, "_command", lambda folder: [sys.executable, "-c", code])
+    monkeypatch.setattr(rebuilding, "_ENDS_WITHIN_SECONDS", 60.0 if ended_by is signal.SIGTERM else 0.1)
+    kept = Rebuilding(tmp_path, first_seconds=0.0)
+    kept.look("4 completed")
+    process = kept._process
+    assert process is not None
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
+    kept.close()
+    assert process.returncode == -ended_by
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["begun"]
 
 
 def test_a_page_that_cannot_be_made_is_said_in_a_line_and_ends_no_sweep(tmp_path: Path) -> None:

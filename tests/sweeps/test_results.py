@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -7,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import tables, views
+from sweeps import claims, tables, views
 from sweeps.folder import Sweep, View
+from sweeps.results import Spread, Summary, leader
+from sweeps.separable import compare
 from sweeps.spec import ScaleName, build_trials
 from sweeps.status import counts_line, sweep_status
 from sweeps.watch import wide_console
@@ -100,7 +103,7 @@ def test_every_format_says_which_runs_its_numbers_are_of(view: View) -> None:
 def test_a_best_that_is_not_separable_is_marked_and_never_bold(view: View) -> None:
     markdown = tables.markdown_table(view)
     assert "**" not in markdown
-    assert "| depthwise" not in markdown
+    assert "| depth 2 | 70.0 (1) † | 71.0 (1) † | 52.0 (1) † |" in markdown
     assert "70.0 (1) †" in markdown
     assert "| 52.0 (1) † |" in markdown  # of its column, with one seed
     assert "fewer than two runs of each, no test" in markdown
@@ -181,3 +184,56 @@ def test_status_counts_by_state(view: View) -> None:
 def test_brackets_in_a_cause_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     wide_console().print("RuntimeError: [/a/pair.cc:561] closed")
     assert "[/a/pair.cc:561] closed" in capsys.readouterr().out
+
+
+def test_a_summary_counts_each_run_once_by_where_it_stands(view: View) -> None:
+    made = view.sweep
+    depth_1, depth_2, pointwise = ([t for t in made.trials if t.setting == name] for name in ("depth 1", "depth 2", "pointwise"))
+    more = build_trials(sweep(), sweep().paper, 5, "local", [])[6:]
+    made = dataclasses.replace(made, trials=[*made.trials, *more])
+    by = {(t.setting, t.seed): t for t in made.trials}
+    for setting, seed, status in (("depth 2", 44, RunStatus.pruned), ("depth 2", 45, RunStatus.pruned), ("depth 1", 44, RunStatus.failed)):
+        made.run(by[setting, seed]).prepare(by[setting, seed].config)
+        made.run(by[setting, seed]).write_result(RunResult(status, "why", device_hours=0.125))
+    claims.cancel(made.trial_dir(by["depth 2", 46]))
+    lines = {line["setting"]: line for line in table(tables.summary_csv(View(made)))}
+    counts = {name: tuple(line[key] for key in ("failed", "pruned", "unfinished", "device_hours")) for name, line in lines.items()}
+    assert counts == {"depth 1": ("1", "0", "2", "1.125"), "depth 2": ("1", "2", "1", "1.0"), "pointwise": ("0", "0", "4", "0.5")}
+    assert [len(found) for found in (depth_1, depth_2, pointwise)] == [2, 2, 2]
+    found = tables.peoples_table(View(made))
+    told = {line[0].text: line[found.header.index("left out")].text for line in found.lines}
+    assert told == {"depth 1": "1 failed, 2 to come", "depth 2": "1 failed, 2 pruned, 1 to come", "pointwise": "4 to come"}
+
+
+def test_names_with_the_signs_of_a_format_stay_in_their_cell(view: View) -> None:
+    view.sweep.trials[:] = [dataclasses.replace(t, setting=f"{t.setting} | 50 & _{t.setting}") for t in view.sweep.trials]
+    markdown = [line for line in tables.markdown_table(view).splitlines() if line.startswith("| ")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in markdown}) == 1
+    assert any(line.startswith(r"| depth 2 \| 50 & _depth 2 |") for line in markdown)
+    latex = [line for line in tables.latex_table(view).splitlines() if line.endswith(r"\\")]
+    assert len({len(re.findall(r"(?<!\\)&", line)) for line in latex}) == 1
+    assert any(line.startswith(r"  depth 2 | 50 \& \_depth 2 & 70.0 (1) $\dagger$ & ") for line in latex)
+
+
+def test_latex_has_a_word_for_each_sign_that_it_reads_otherwise() -> None:
+    assert tables.tex(r"a\b~c^d") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"
+    assert tables.tex("100 % & $5 #1 _x {y} ± † p < 0.1 > 0") == (r"100 \% \& \$5 \#1 \_x \{y\} $\pm$ $\dagger$ p $<$ 0.1 $>$ 0")
+    assert tables.tex("top-1, -1.5") == "top-1, $-$1.5"  # a hyphen, and a minus
+
+
+def test_of_equal_means_the_first_leads_and_is_held_against_the_next_and_no_other(tmp_path: Path) -> None:
+    def summary(setting: str, *values: float) -> Summary:
+        by_seed = dict(enumerate(values, 42))
+        return Summary(setting, {OBJECTIVE: Spread.of(values)}, 0, 0, 0, 0, 0.0, {}, {}, {OBJECTIVE: by_seed})
+
+    table = [summary("a", 70.0, 72.0), summary("b", 71.0, 71.0), summary("c", 10.0, 12.0), summary("none")]
+    found = leader(table, OBJECTIVE)
+    assert found is not None
+    assert found.other is not None
+    assert (found.best.setting, found.other.setting) == ("a", "b")
+    assert found.comparison == compare({42: 70.0, 43: 72.0}, {42: 71.0, 43: 71.0})
+    assert leader([summary("none")], OBJECTIVE) is None
+    alone = leader(table[2:], OBJECTIVE)
+    assert alone is not None
+    assert (alone.best.setting, alone.other, alone.comparison, alone.separable) == ("c", None, None, False)
+    assert Spread.of([1.0, 2.0, 4.0]) == Spread(pytest.approx(7 / 3), pytest.approx((7 / 3) ** 0.5), 3)

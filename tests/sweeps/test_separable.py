@@ -96,3 +96,20 @@ def test_scores_without_spread_are_judged_by_sign_and_rank() -> None:
     assert compare(many, dict.fromkeys(range(6), 71.0)).p == 1.0
     apart = compare(dict.fromkeys(range(4), 71.0), dict.fromkeys(range(10, 14), 70.0))
     assert (apart.test, apart.p) == (RANKS, pytest.approx(2 / 70))
+
+
+def test_what_is_separable_is_read_off_a_table_of_students_t() -> None:
+    """Differences 1, 2, 3 over shared seeds: mean 2, standard error 1/sqrt(3), t = 3.464; the 97.5 % point of 2 degrees is 4.303."""
+    paired = compare({1: 11.0, 2: 22.0, 3: 33.0}, {1: 10.0, 2: 20.0, 3: 30.0})
+    assert (paired.test, paired.n, paired.difference) == (PAIRED, (3, 3), pytest.approx(2.0))
+    assert (paired.low, paired.high) == pytest.approx((2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
+    assert paired.p == pytest.approx(0.0742, abs=5e-5)
+    assert not paired.separable
+    # Welch with equal n and variances is the pooled test: 3 + 3 - 2 degrees, whose point is 2.776.
+    apart = compare({1: 1.0, 2: 2.0, 3: 3.0}, {4: 5.0, 5: 6.0, 6: 7.0})
+    assert (apart.test, apart.n, apart.difference) == (WELCH, (3, 3), -4.0)
+    half = 2.77645 * (2 / 3) ** 0.5
+    assert (apart.low, apart.high) == pytest.approx((-4 - half, -4 + half), abs=1e-4)
+    # Two runs against five: variances 2 and 2.5, degrees (1 + 0.5)^2 / (1 / 1 + 0.25 / 4) = 2.118.
+    uneven = compare({1: 1.0, 2: 3.0}, {4: 5.0, 5: 6.0, 6: 7.0, 7: 8.0, 8: 9.0})
+    assert uneven.p == pytest.approx(2 * stats.t.cdf(-5 / 1.5**0.5, 2.25 / 1.0625), rel=1e-9)

@@ -11,10 +11,11 @@ from sweeps import search
 from sweeps.choice import judge, next_claim
 from sweeps.folder import View
 from sweeps.rungs import goes_on, rung_epochs
-from sweeps.space import choice, grid_points, label, real, whole
-from sweeps.spec import FIRST_SEED, grid_of
-from tests.sweeps.test_search import OBJECTIVE, State, end, run_to_the_end, searched
+from sweeps.space import all_points, baseline, choice, grid_points, label, real, whole
+from sweeps.spec import FIRST_SEED, build_trials, grid_of
+from tests.sweeps.test_search import OBJECTIVE, State, end, searched
 from tests.sweeps.tiny_search import SWEEP
+from tests.sweeps.tiny_sweep import sweep
 
 # The space.
 
@@ -62,6 +63,49 @@ def test_the_grid_is_a_sweep_of_settings_that_begins_with_the_papers() -> None:
     assert not made.space
     assert made.label(made.settings[0]) == "lr 0.01, depthwise, kernel 3, depth 3"
     assert len(made.settings) == 2 * (2 + 1) * 3  # kernels for depthwise alone
+
+
+def test_borders_belong_to_a_space() -> None:
+    depth, rate = whole("depth", 1, 3), real("lr", 0.01, 0.1, 0.01, 0.1, log=True)
+    rate.check()
+    assert all_points([depth], {}) == [{"depth": 1}, {"depth": 2}, {"depth": 3}]
+    assert all_points([depth, rate], {}) is None  # cannot be counted
+    assert all_points([whole("depth", 1, 10_000)], {}) is not None
+    assert all_points([whole("depth", 1, 10_001)], {}) is None  # nobody would train so many
+    for value in (0.01, 0.1):
+        assert baseline([rate], {"lr": value}) == {"lr": value}
+    with pytest.raises(ValueError, match=r"lr must lie in \[0.01, 0.1\]; got 0.11"):
+        baseline([rate], {"lr": 0.11})
+    with pytest.raises(ValueError, match=r"above 0 where it is log; got \[0.0, 0.1\]"):
+        real("lr", 0.0, 0.1, log=True).check()
+    with pytest.raises(ValueError, match=r"grid of lr must lie in \[0.01, 0.1\]; got 0.2"):
+        real("lr", 0.01, 0.1, 0.01, 0.2).check()
+
+
+def test_a_search_has_no_more_settings_than_its_space_and_is_named_by_what_it_searches(tmp_path: Path) -> None:
+    small = dataclasses.replace(SWEEP, space=[whole("method.predictor.depth", 1, 3)])
+    made = searched(tmp_path, spec=small, points=50).search
+    assert made is not None
+    assert made.points == 3
+    digests = {
+        searched(tmp_path / str(i), spec=spec, points=points).search.digest  # type: ignore[union-attr]
+        for i, (spec, points) in enumerate([(small, 50), (small, 2), (SWEEP, 3)])
+    }
+    assert len(digests) == 2  # more points of one space are the same search
+    first, second = made.trial(0, 0, {"method.predictor.depth": 3}, 42), made.trial(4, 2, {"method.predictor.depth": 1}, 43)
+    assert (first.setting, second.setting) == ("baseline: depth 3", "#2 depth 1")
+    assert made.trial(5, 0, {"method.predictor.depth": 3}, 43).setting == first.setting  # its second seed is a run of the same setting
+    assert (second.values["method"]["predictor"]["depth"], second.values["seed"]) == (1, 43)
+
+
+def test_every_trial_is_probed_at_its_rungs_beside_its_own_probes() -> None:
+    for trial in build_trials(sweep(), sweep().smoke, 1, "local", ["probes.at_epochs=[3]"], [1, 2]):
+        assert trial.config.probes.at_epochs == [1, 2, 3]
+    for key in ("seed=3", "method.predictor.depth=2", "cluster=komondor"):
+        with pytest.raises(
+            ValueError, match=f"{key.partition('=')[0]} must not be overridden, it is what tiny_sweep sets itself; got {key}"
+        ):
+            build_trials(sweep(), sweep().smoke, 1, "local", [key])
 
 
 # Rungs.
@@ -152,7 +196,12 @@ def test_a_probe_without_value_does_not_count_at_a_rung(tmp_path: Path) -> None:
 
 def test_further_seeds_of_a_setting_are_not_judged(tmp_path: Path) -> None:
     made = searched(tmp_path, [2], seeds=2, points=4)
-    begun = run_to_the_end(made, lambda t: float(t.number))
-    more = [t for t in begun if t.seed != FIRST_SEED]
-    assert more
-    assert all(judge(View(made), t)(2, {OBJECTIVE: -1.0}) == "" for t in more)
+    view, begun = View(made), []
+    while (got := next_claim(view, "d")) is not None:
+        with got[1]:
+            end(made, got[0], float(got[0].number), e2=50.0)
+        begun.append(got[0])
+    assert [t.seed for t in begun] == [FIRST_SEED] * 4 + [FIRST_SEED + 1] * 2
+    verdicts = [judge(view, t)(2, {OBJECTIVE: -1.0}) for t in begun]  # the last of its seed in each case
+    assert [verdict.endswith(" is not among the best 1/3 of 4 runs") for verdict in verdicts[:4]] == [True] * 4
+    assert verdicts[4:] == ["", ""]
