@@ -1,6 +1,9 @@
 """What README.md and docs/*.md say that can be held against the code: commands, messages, examples, links and names."""
 
+import ast
 import re
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,3 +106,20 @@ def prose(page: Path) -> str:
 def code_spans(page: Path) -> list[str]:
     """What stands in code style within the text."""
     return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def typed(text: str, instead: Mapping[str, str]) -> list[str]:
+    """The words of a documented command, some of them replaced and none left out; raises ValueError at one that it does not have."""
+    words = shlex.split(text)
+    if unknown := sorted(instead.keys() - set(words)):
+        raise ValueError(f"{text!r} has no {' '.join(unknown)}")
+    return [instead.get(word, word) for word in words]
+
+
+def typed_by(source: str, test: str) -> list[str]:
+    """The documented commands that the function `test` of a test file makes its words of, by `typed`; none where there is no such test."""
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == test]
+    dropped = {id(node.value) for function in functions for node in ast.walk(function) if isinstance(node, ast.Expr)}
+    calls = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Call) and id(node) not in dropped]
+    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "typed" and call.args]
+    return [str(call.args[0].value) for call in named if isinstance(call.args[0], ast.Constant)]

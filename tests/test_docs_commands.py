@@ -1,11 +1,12 @@
 """Every command of README.md and docs/*.md is typed in a copy of the checkout, or run by another test, or marked as needing a cluster."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.documented import MARK, ROOT, Command, commands
+from tests.documented import MARK, ROOT, Command, commands, typed, typed_by
 from tests.sweeps.slurm_bench import needs_slurm
 from tests.typed import EXAMPLES, Run, Session
 
@@ -85,20 +86,16 @@ TYPED = {
     ),
 }
 
-# Run by another test or by .ci/run: the file, and what must stand in it.
+# Run by another test, which makes its words of the command by `typed`, or by .ci/run.
 ELSEWHERE = {
-    "optuna-dashboard runs/joint_search-smoke/optuna.journal": (
-        "tests/sweeps/test_search.py",
-        "def test_optuna_dashboard_opens_the_mirror",
-    ),
-    "make ablation": (".ci/run", "\nmake ablation\n"),
-    "make test": (".ci/run", "\nmake test\n"),
-    "make .venv/.ready": ("Makefile", "READY := $(VENV)/.ready\n"),  # which `make check` of .ci/run makes first
-    "python -m jobs.drill": ("tests/jobs/test_drill.py", '[sys.executable, "-m", "jobs.drill", *arguments]'),
-    "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": ("tests/jobs/test_drill.py", '"--faults", "20"'),
+    "optuna-dashboard runs/joint_search-smoke/optuna.journal": "tests/sweeps/test_search.py::test_optuna_dashboard_opens_the_mirror",
+    "make ablation": ".ci/run",
+    "make test": ".ci/run",
+    "make .venv/.ready": ".ci/run",  # by `make check`
+    "python -m jobs.drill": "tests/jobs/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
+    "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/jobs/test_drill.py::test_20_faults_lose_nothing",
     "python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data": (
-        "tests/cnnjepa/test_pack.py",
-        "torchvision:FashionMNIST",
+        "tests/cnnjepa/test_pack.py::test_a_torchvision_set_is_packed_without_loss"
     ),
 }
 
@@ -131,9 +128,48 @@ def test_no_entry_outlives_its_command() -> None:
 
 
 @pytest.mark.parametrize("text", ELSEWHERE)
-def test_what_is_run_elsewhere_stands_there(text: str) -> None:
-    file, essence = ELSEWHERE[text]
-    assert essence in (ROOT / file).read_text()
+def test_what_is_run_elsewhere_is_run_there(text: str) -> None:
+    file, _, test = ELSEWHERE[text].partition("::")
+    source = (ROOT / file).read_text()
+    if test:
+        assert test.startswith("test_")
+        assert text in typed_by(source, test)
+        return
+    lines = [line.partition("#")[0].strip() for line in source.splitlines()]
+    assert "set -euo pipefail" in lines
+    if text != "make .venv/.ready":
+        assert text in lines
+        return
+    assert "make check" in lines
+    # What make would do were the environment older than its requirements: the same first steps for both.
+    done = [_recipe(target) for target in (".venv/.ready", "check")]
+    assert any("pip install" in line for line in done[0])
+    assert done[1][: len(done[0])] == done[0]
+    assert len(done[1]) > len(done[0])
+
+
+def _recipe(target: str) -> list[str]:
+    line = ["make", "--dry-run", "--no-print-directory", "--assume-new=pyproject.toml", target]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+
+
+def test_a_command_is_run_by_a_test_that_makes_its_words_of_it_and_by_no_other() -> None:
+    """Neither a text that only stands there, nor a helper, nor words that nobody takes."""
+    source = """
+from tests.documented import typed
+TEXT = "python a"
+def helper(): return typed("python b", {})
+def test_one(): run(typed("python a", {}))
+def test_two():
+    "python c"
+    typed("python d", {})
+"""
+    assert typed_by(source, "test_one") == ["python a"]
+    assert typed_by(source, "test_two") == []
+    assert typed_by(source, "test_three") == []
+    assert typed("python -m x --faults 100 'a b'", {"python": "py", "100": "2"}) == ["py", "-m", "x", "--faults", "2", "a b"]
+    with pytest.raises(ValueError, match=r"'python x' has no --seed"):
+        typed("python x", {"--seed": "1"})
 
 
 def test_the_mark_is_read_at_the_end_of_a_comment_alone() -> None:

@@ -32,6 +32,7 @@ from cnnjepa.data.views import crop_and_flip, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.identity import signature
 from tests.cnnjepa.test_data import image_tree, picture, pixels_of, write_idx
+from tests.documented import typed
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -380,7 +381,8 @@ def test_a_torchvision_set_is_packed_without_loss(tmp_path: Path) -> None:
     for part, images in pixels.items():
         write_idx(tmp_path / "FashionMNIST" / "raw" / f"{part}-images-idx3-ubyte", images, packed=False)
         write_idx(tmp_path / "FashionMNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(len(images)) % 10, packed=False)
-    done = run("torchvision:FashionMNIST", tmp_path / "out", "--root", tmp_path)
+    places = {"/scratch/fashion": str(tmp_path / "out"), "/data": str(tmp_path)}
+    done = run(*typed("python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data", places)[3:])
     assert done.returncode == 0, done.stderr
     splits = load_splits(DataConfig(DatasetName.imagefolder, root=str(tmp_path / "out")))
     assert splits.dataset.classes == 10

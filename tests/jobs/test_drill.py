@@ -20,6 +20,7 @@ from jobs.drills import damage
 from jobs.drills.campaign import Drill, Struck, order, verdict
 from jobs.drills.proof import Proof, compare_records, compare_rows, compare_states
 from jobs.drills.report import figures, report
+from tests.documented import typed
 
 ROOT = Path(__file__).parents[2]
 STATE = {
@@ -35,8 +36,9 @@ def drill(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.slow
-def test_20_faults_lose_nothing() -> None:
-    done = drill("--faults", "20", "--seed", "1")
+def test_20_faults_lose_nothing(tmp_path: Path) -> None:
+    places = {"100": "20", "7": "1", "runs": str(tmp_path)}
+    done = drill(*typed("python -m jobs.drill --faults 100 --seed 7 --runs-dir runs", places)[3:])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("NOTHING IS LOST\n")
     assert re.search(r"^ +\d+\.\d s  20/20 run \d: .* steps repeated, \d+\.\d s lost$", done.stdout, re.M)
@@ -56,7 +58,7 @@ def test_a_run_that_forgets_anything_when_it_is_resumed_is_found_out(forgotten: 
 
 @pytest.mark.slow
 def test_a_drill_that_is_ended_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "jobs.drill"]
+    line = typed("python -m jobs.drill", {"python": sys.executable})
     child = subprocess.Popen(line, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*/undisturbed/*/trials/*/metrics.jsonl")) and time.monotonic() < deadline:

@@ -9,11 +9,12 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
-import optuna_dashboard
 import pytest
 
 from cnnjepa.runs import RunResult, RunStatus
@@ -32,6 +33,7 @@ from sweeps.space import baseline, whole
 from sweeps.spec import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search
 from sweeps.status import best_line, rungs_line, sweep_status
 from sweeps.tables import peoples_table, summary_csv
+from tests.documented import typed
 from tests.sweeps.test_slot import Shown, never
 from tests.sweeps.tiny_search import SWEEP
 
@@ -543,15 +545,21 @@ def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(
     assert len(optuna.load_study(study_name="tiny_search-smoke", storage=storage).trials) == 5
 
 
-def test_optuna_dashboard_opens_the_mirror(tmp_path: Path) -> None:
+def test_optuna_dashboard_opens_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program reads its own command line; only its server is put on a port that is free."""
     made = searched(tmp_path, points=5)
     run_to_the_end(made, lambda t: float(t.number))
     line = [sys.executable, "-m", "sweeps", "study", str(made.path)]
     said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    program, path = shlex.split(said)
-    assert program == "optuna-dashboard"
-    app = optuna_dashboard.wsgi(optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path)))
-    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+    journal = str(made.path / "optuna.journal")
+    words = typed("optuna-dashboard runs/joint_search-smoke/optuna.journal", {"runs/joint_search-smoke/optuna.journal": journal})
+    assert shlex.split(said) == words
+    (program,) = entry_points(group="console_scripts", name=words[0])
+    apps: list[Any] = []
+    monkeypatch.setattr(sys, "argv", [*words, "--server", "wsgiref"])
+    monkeypatch.setitem(program.load().__globals__, "run_wsgiref", lambda app, *_: apps.append(app))
+    program.load()()
+    with make_server("127.0.0.1", 0, apps[0], handler_class=Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         root = f"http://127.0.0.1:{server.server_port}"
         page = urllib.request.urlopen(f"{root}/dashboard", timeout=30).read().decode()
