@@ -10,6 +10,7 @@ and mount namespace, so that its host name is gpu01 and gpu01..03 resolve. What 
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import getpass
 import json
 import os
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db", "sbatch", "srun", "squeue", "sacct")
 PACKAGES = "slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core mariadb-client-core"
@@ -89,7 +91,8 @@ class SlurmCluster:
     """One cluster in `base`, a short path (its sockets must fit 90 characters)."""
 
     def __init__(self, base: Path, options: Options) -> None:
-        self.base, self.options = base, options
+        self.base, self.options, self.own_options = base, options, options
+        self._lock: int | None = None
         self.conf = base / "etc" / "slurm.conf"
         self.names = [f"gpu{i:02d}" for i in range(1, options.nodes + 1)]
         self.environment = {**os.environ, "SLURM_CONF": str(self.conf), "PATH": _PATH}
@@ -199,15 +202,16 @@ class SlurmCluster:
         try:
             pid, started = self._pid_file(name).read_text().split()
             return int(pid) if _stat(int(pid))[19] == started and _alive(int(pid)) else None
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, ValueError):  # the last where its writer was killed
             return None
 
-    def _spawn(self, name: str, *command: str) -> None:
+    def _spawn(self, name: str, *command: str, keeps: tuple[int, ...] = ()) -> None:
         environment = {**self.environment, "MYSQL_UNIX_PORT": str(self.base / "db" / "sock")}
         with open(self.base / "log" / f"{name}.out", "ab") as log:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.base, start_new_session=True
-            )
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.base, start_new_session=True,
+                pass_fds=keeps,
+            )  # fmt: skip
         self._pid_file(name).write_text(f"{child.pid} {_stat(child.pid)[19]}")
 
     def _end(self, name: str, with_all_below: bool = False) -> None:
@@ -240,11 +244,32 @@ class SlurmCluster:
                 pass
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what}: not within {seconds} s; see {self.base}/log")
-            time.sleep(0.1)
+            time.sleep(0.2)
+
+    def running(self) -> list[str]:
+        """The names of our processes that are alive."""
+        return sorted(p.stem for p in (self.base / "run").glob("*.pid") if self.pid(p.stem) is not None)
+
+    def _refuse_in_use(self) -> None:
+        """Raise InUseError where another cluster runs in the folder, or is being started there."""
+        self.base.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.base / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = ", ".join(self.running())
+        except BlockingIOError:
+            found = "another process that starts, or has started, one"
+        if found:
+            os.close(self._lock)
+            self._lock = None
+            raise InUseError(f"{self.base} must be a folder where no cluster runs; got {found}: stop it, or take another folder")
+        for name in ("munge/sock", "db/sock"):  # of one that was killed: nobody listens there
+            (self.base / name).unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Start everything, and wait until all nodes answer."""
+        """Start everything, and wait until all nodes answer. Raises InUseError, before anything is touched, where a cluster runs there."""
         b = self.base
+        self._refuse_in_use()
         self.write()
         self._spawn("munged", _program("munged"), "-F", f"--socket={b}/munge/sock", f"--key-file={b}/munge/key", "--num-threads=10",
                     f"--pid-file={b}/run/munged.self", f"--log-file={b}/log/munged.log", f"--seed-file={b}/munge/seed")  # fmt: skip
@@ -290,8 +315,30 @@ class SlurmCluster:
         """Stop slurmctld, as for a restart; jobs go on."""
         self._end("slurmctld")
 
-    def change(self, **options: int) -> None:
+    def restore(self) -> None:
+        """Give the cluster the options that it was made with, and all its nodes."""
+        self.change(**asdict(self.own_options))
+        self.bring_up()
+
+    def bring_up(self) -> None:
+        """Start what was stopped, and take back what was drained."""
+        if self.pid("slurmctld") is None:
+            self.start_controller()
+        for name in self.names:
+            if self.pid(name) is None:
+                self.start_node(name)
+        self.wait("nodes", self._all_taken_back)
+
+    def _all_taken_back(self) -> bool:
+        for name, state in (line.split() for line in self.run("sinfo", "-h", "-N", "-p", "gpu", "-o", "%N %T").splitlines()):
+            if state.startswith(("drain", "down")):  # a node that answers, and is in neither, cannot be resumed
+                self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+        return self._nodes_answer()
+
+    def change(self, **options: Any) -> None:
         """Change some of the options; jobs go on."""
+        if replace(self.options, **options) == self.options:
+            return
         self.options = replace(self.options, **options)
         self.write()
         self.stop_controller()  # some parameters are read at its start alone
@@ -300,7 +347,9 @@ class SlurmCluster:
 
     def start_node(self, name: str) -> None:
         """Start one node."""
-        self._spawn(name, sys.executable, os.path.abspath(__file__), "_node", str(self.base), name)
+        ports = _reserved.get(self.options.port)
+        keeps = () if ports is None else (ports,)  # for as long as a node lives, also after the command that has started it
+        self._spawn(name, sys.executable, os.path.abspath(__file__), "_node", str(self.base), name, keeps=keeps)
 
     def kill_node(self, name: str) -> None:
         """As a power cut: nothing of the node lives on."""
@@ -312,6 +361,11 @@ class SlurmCluster:
             self._end(name, with_all_below=True)
         for name in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
             self._end(name)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        if (ports := _reserved.pop(self.options.port, None)) is not None:
+            os.close(ports)
 
     def processes_of_node(self, name: str) -> list[int]:
         """All processes of a node, its tasks among them."""
@@ -319,19 +373,33 @@ class SlurmCluster:
         return [] if pid is None else _below(pid)
 
 
-def free_ports(count: int = 20) -> int:
-    """The first of `count` ports that are free now, apart from what tests in other processes find."""
-    start = 15000 + os.getpid() % 400 * 25
-    for first in range(start, 32000, count):
+def free_ports(count: int = 20, folder: Path = Path(f"/tmp/slurm-ports-{os.getuid()}")) -> int:  # noqa: B008, the same for all
+    """The first of `count` ports that are free, and are this process's, and its clusters', until they end.
+
+    They are reserved by a lock on a file of their block: two processes that look at the same moment find two blocks.
+    """
+    folder.mkdir(exist_ok=True)
+    for first in range(15000, 32000, count):
+        lock = os.open(folder / str(first), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for port in range(first, first + count):
                 with socket.socket() as probe:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(("", port))
-            return first
-        except OSError:
+        except OSError:  # locked, or taken by a program that knows nothing of the locks
+            os.close(lock)
             continue
+        _reserved[first] = lock
+        return first
     raise OSError("no free ports")
+
+
+_reserved: dict[int, int] = {}  # by first port, the open file whose lock reserves the block
+
+
+class InUseError(RuntimeError):
+    """A cluster runs in the folder, or is being started there."""
 
 
 def _own_name(name: str, hosts: str) -> str:
@@ -375,7 +443,11 @@ def main() -> int:
     base = asked.base.resolve()
     if asked.command == "start":
         cluster = SlurmCluster(base, Options(port=free_ports()))
-        cluster.start()
+        try:
+            cluster.start()
+        except InUseError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         print(f"export SLURM_CONF={cluster.conf}")
     else:
         cluster = SlurmCluster.at(base)
