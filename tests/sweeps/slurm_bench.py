@@ -6,8 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from cnnjepa import checkpoint
+from cnnjepa.files import write_atomic
 from cnnjepa.runs import TIMING_KEYS
 from jobs.queue import Queue
 from sweeps import claims
@@ -24,10 +26,12 @@ from sweeps.engine.slurm import SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
 from tests.slurm_cluster import PACKAGES, Options, SlurmCluster, free_ports, missing_programs
+from tests.sweeps.held_rank import HOLD, LET_GO
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "sweeps" / "slurm_sweep.py"
-STEPS = 240
+HELD_RANK = ROOT / "tests" / "sweeps" / "held_rank.py"
+STEPS = 60
 # Each fault as a line of the table in docs/resuming.md; see tests/faults_table.py.
 FAULTS_FILE = "FAULTS_JSON"
 
@@ -37,8 +41,7 @@ needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not
 @contextmanager
 def running_cluster(options: Options | None = None) -> Iterator[SlurmCluster]:
     """A cluster, of three nodes unless told otherwise, that Slurm's commands of this process find; everything of it is gone afterwards."""
-    base = Path(f"/tmp/slurm-{os.getpid()}")  # pytest's own folders are too long for sockets
-    base.mkdir()
+    base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # pytest's own folders are too long for sockets
     made = SlurmCluster(base, options or Options(port=free_ports()))
     before = os.environ.get("SLURM_CONF")
     try:
@@ -53,18 +56,82 @@ def running_cluster(options: Options | None = None) -> Iterator[SlurmCluster]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-class SweepOnSlurm:
-    """One sweep folder on the cluster."""
+_shared: list[SlurmCluster] = []
 
-    def __init__(self, cluster: SlurmCluster, runs: Path) -> None:
-        self.cluster, self.runs = cluster, runs
+
+@contextmanager
+def shared_cluster() -> Iterator[SlurmCluster]:
+    """The one cluster of this process for all that can share it; who enters first starts it and, as session fixtures do, leaves last."""
+    if _shared:
+        yield _shared[0]
+        return
+    with running_cluster(Options(port=free_ports(), gather="linux")) as made:
+        _shared.append(made)
+        try:
+            yield made
+        finally:
+            _shared.clear()
+
+
+@contextmanager
+def clean_cluster(cluster: SlurmCluster) -> Iterator[SlurmCluster]:
+    """For one test: it begins with the cluster's own options and all nodes up, and leaves no job, and no process of one."""
+    cluster.restore()
+    try:
+        yield cluster
+    finally:
+        cluster.bring_up()
+        cluster.wait("an empty queue", lambda: emptied(cluster), 180)
+        cluster.wait("the processes of its jobs to end", lambda: not left_behind(cluster), 60)
+
+
+def emptied(cluster: SlurmCluster) -> bool:
+    """Cancel all jobs; whether there was none."""
+    if not cluster.run("squeue", "-h").strip():
+        return True
+    cluster.run("scancel", "--user", str(os.getuid()), "--quiet", check=False)
+    return False
+
+
+def left_behind(cluster: SlurmCluster) -> list[str]:
+    """The command lines of all that jobs have left running on the nodes."""
+    found = []
+    for name in cluster.names:
+        for pid in cluster.processes_of_node(name):
+            try:
+                words = psutil.Process(pid).cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            if words and os.path.basename(words[0]) != "slurmd":
+                found.append(" ".join(words))
+    return found
+
+
+class SweepOnSlurm:
+    """One sweep folder on the cluster; its arrays have so many ranks a slot, and where `held` stand still when `hold` is called."""
+
+    def __init__(self, cluster: SlurmCluster, runs: Path, ranks: int = 2, steps: int = STEPS, held: bool = True) -> None:
+        self.cluster, self.runs, self.steps = cluster, runs, steps
         self.path = runs / "slurm_sweep-smoke"
+        self.profile = [f"ranks_per_slot={ranks}", f"cores_per_slot={ranks}"]
+        self.profile += [f"cluster.python='{sys.executable} {HELD_RANK}'"] if held else []
 
     # Commands.
 
     def line(self, *arguments: str, script: Path = SCRIPT) -> list[str]:
         common = ["--cluster", "test_cluster", "--scale", "smoke", "--runs-dir", str(self.runs)]
-        return [sys.executable, str(script), *arguments, *common]
+        return [sys.executable, str(script), *arguments, *common, *(k for k in self.profile if not given(k, arguments))]
+
+    def hold(self, step: int) -> None:
+        """All runs that come to `step` stand still there, until they are released or told to stop."""
+        self.runs.mkdir(parents=True, exist_ok=True)
+        for let_go in self.runs.glob(f"{LET_GO}*"):
+            let_go.unlink()
+        write_atomic(self.runs / HOLD, str(step))
+
+    def release(self) -> None:
+        """They go on."""
+        (self.runs / HOLD).unlink(missing_ok=True)
 
     def start(self, *arguments: str, environment: dict[str, str] | None = None, script: Path = SCRIPT) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -119,15 +186,21 @@ class SweepOnSlurm:
         steps = re.findall(rb'"step": (\d+)', path.read_bytes()[-2000:]) if path.exists() else []
         return int(steps[-1]) if steps else 0
 
-    def wait(self, what: str, holds: Callable[[], bool], seconds: float = 240) -> None:
+    def wait(self, what: str, holds: Callable[[], bool], seconds: float = 300) -> None:
         self.cluster.wait(what, holds, seconds)
 
     def wait_for_step(self, step: int, trial: int = 0) -> Path:
-        """Until the trial has recorded `step`; it must not be nearly done."""
+        """Until the trial has recorded `step`."""
         self.wait("sweep.json", (self.path / "sweep.json").exists)
         folder = self.trial_dirs()[trial]
         self.wait(f"step {step}", lambda: self.step_of(folder) >= step)
-        assert self.step_of(folder) < STEPS - 20
+        return folder
+
+    def wait_for_held(self, step: int) -> Path:
+        """Until the first trial stands still at `step`, of which it then holds a checkpoint of training."""
+        folder = self.wait_for_step(step)
+        self.wait("a checkpoint", lambda: any(c.step > 0 for c in checkpoint.find(folder / "checkpoints")))
+        assert self.step_of(folder) == step
         return folder
 
     def wait_for_end(self, seconds: float = 300) -> None:
@@ -158,7 +231,7 @@ class SweepOnSlurm:
 
     def lost_steps(self, trial_dir: Path) -> int:
         """Steps that were computed more than once."""
-        return len(re.findall(r"^step \d+/", (trial_dir / "log" / "train.log").read_text(), re.M)) - STEPS
+        return len(re.findall(r"^step \d+/", (trial_dir / "log" / "train.log").read_text(), re.M)) - self.steps
 
     def check_against(self, undisturbed: "SweepOnSlurm") -> None:
         """Every trial ended once, and is bit for bit what it is without the fault."""
@@ -169,13 +242,19 @@ class SweepOnSlurm:
             assert {k: v for k, v in result.items() if k not in TIMING_KEYS} == {k: v for k, v in expected.items() if k not in TIMING_KEYS}
             assert result["claim"] == claims.history(folder)[-1].epoch
             assert records(folder) == records(twin)
-            assert_same_weights(folder, twin)
+            assert_same_weights(folder, twin, self.steps)
             log = (folder / "log" / "train.log").read_text()
-            assert log.count(f"step {STEPS}/{STEPS} ") == 1
-            assert log.count(f"step 1/{STEPS} ") == 1, "it was begun anew"
+            assert log.count(f"step {self.steps}/{self.steps} ") == 1
+            assert log.count(f"step 1/{self.steps} ") == 1, "it was begun anew"
         engine = SlurmEngine.of(self.sweep, Queue(0))
         assert engine is not None
         assert engine.missing(View(self.sweep, queue=engine.queue)) == 0
+
+
+def given(override: str, arguments: Sequence[str]) -> bool:
+    """Whether the arguments set the same key of the profile."""
+    key = override.partition("=")[0].removeprefix("cluster.")
+    return any(a.partition("=")[0].removeprefix("cluster.") == key for a in arguments)
 
 
 def records(trial_dir: Path) -> list[dict[str, Any]]:
@@ -191,12 +270,12 @@ def tensors(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
             yield from tensors(inner, f"{path}.{key}")
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
+def assert_same_weights(one: Path, other: Path, steps: int) -> None:
     """The newest checkpoints hold the same step, and the same bits in every tensor: weights, statistics, moments, target."""
     states = []
     for folder in (one, other):
         found = checkpoint.find(folder / "checkpoints")[0]
-        assert found.step == STEPS
+        assert found.step == steps
         states.append(dict(tensors(checkpoint.read(found, torch.device("cpu")))))
     first, second = states
     assert first.keys() == second.keys()
@@ -216,7 +295,7 @@ class Faults:
         yield said
         folders = sweep.trial_dirs()
         lost = sum(sweep.lost_steps(d) for d in folders)
-        seconds = [json.loads((d / "result.json").read_text())["seconds"] / STEPS for d in folders]
+        seconds = [json.loads((d / "result.json").read_text())["seconds"] / sweep.steps for d in folders]
         starts = sum(len(claims.history(d)) for d in folders)
         entry = {
             "fault": name,

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -19,9 +18,9 @@ import pytest
 from sweeps import claims
 from sweeps.claims import Claim
 from tests.slurm_cluster import SlurmCluster
-from tests.sweeps.slurm_bench import ROOT, SCRIPT, STEPS, SweepOnSlurm, needs_slurm, running_cluster
+from tests.sweeps.slurm_bench import ROOT, SCRIPT, SweepOnSlurm, needs_slurm
 
-pytestmark = [needs_slurm, pytest.mark.slow]
+pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-2")]
 
 # A node with one GPU (of its four), for slots of one rank: on every hand a trial is then the same to the last bit.
 NODE = ["gres=gpu:1", "gpus_per_slot=1", "ranks_per_slot=1", "memory_gb_per_slot=4"]
@@ -36,17 +35,22 @@ SERVICES = [
 DEFAULT_PORTS = {6379, 8265, 10001, 52365}
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    with running_cluster() as made:
-        yield made
+# Slots of one rank cannot be held at a step: the runs are long enough to be struck in the middle.
+STEPS_AN_EPOCH, EPOCHS = 6, 40
+STEPS = STEPS_AN_EPOCH * EPOCHS
+SHAPE = ["data.train_limit=200", "global_batch_size=32", "micro_batch_size=8", "checkpoint.every_minutes=0.05"]
+LONG = [*SHAPE, f"epochs={EPOCHS}"]
 
 
 @pytest.fixture
-def sweep(cluster: SlurmCluster, tmp_path: Path) -> Iterator[SweepOnSlurm]:
-    yield SweepOnSlurm(cluster, tmp_path)
-    cluster.run("scancel", "--user", str(os.getuid()), "--quiet", check=False)
-    cluster.wait("an empty queue", lambda: not cluster.run("squeue", "-h").strip(), 90)
+def sweep(cluster: SlurmCluster, tmp_path: Path) -> SweepOnSlurm:
+    return on(cluster, tmp_path)
+
+
+def on(cluster: SlurmCluster, runs: Path) -> SweepOnSlurm:
+    made = SweepOnSlurm(cluster, runs, steps=STEPS)
+    made.profile = []
+    return made
 
 
 def local(runs: Path, *arguments: str) -> list[str]:
@@ -106,8 +110,8 @@ def assert_nothing_is_left(sweep: SweepOnSlurm, temporary: set[Path]) -> None:
 
 def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
     """Ray Tune on this machine, then a job array, then an allocation of three nodes; each begins where the one before was stopped."""
-    steps = 72
-    short = ["epochs=12", "--seeds", "2"]
+    epochs = 12
+    steps, short = STEPS_AN_EPOCH * epochs, [*SHAPE, f"epochs={epochs}", "--seeds", "2"]
     first = subprocess.Popen(local(sweep.runs, "max_parallel=1", *short), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         sweep.wait("sweep.json", (sweep.path / "sweep.json").exists)
@@ -147,10 +151,10 @@ def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SweepOnSlurm:
+def undisturbed(shared_slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SweepOnSlurm:
     """Two trials that nothing befell, on this machine."""
-    made = SweepOnSlurm(cluster, tmp_path_factory.mktemp("undisturbed"))
-    done = subprocess.run(local(made.runs, "two"), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    made = on(shared_slurm, tmp_path_factory.mktemp("undisturbed"))
+    done = subprocess.run(local(made.runs, "two", *LONG), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return made
 
@@ -242,7 +246,7 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
 
     No step is lost but those that the slots of the one node had not saved.
     """
-    sweep.submit("two", *ONE_CORE, *ray(2))
+    sweep.submit("two", *LONG, *ONE_CORE, *ray(2))
     folder = sweep.wait_for_step(20)
     temporary = temporary_folders(sweep.cluster)
     assert len(temporary) == 2
@@ -273,7 +277,7 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
 
 def test_slots_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     """Two share a GPU, and nobody else gets in. One is killed and goes on at once, one is cancelled by name, at last all."""
-    again = "two", "epochs=400", *TWO_CORES
+    again = "two", *SHAPE, "epochs=400", *TWO_CORES
     assert "submitted job" in sweep.submit(*again, *ray(1, slots_per_node=2))
     assert "submitted" not in sweep.submit(*again, *ray(1, slots_per_node=2))
     assert "submitted" not in (out := sweep.submit(*again))

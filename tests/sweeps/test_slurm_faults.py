@@ -2,11 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,28 +14,19 @@ import pytest
 
 from jobs.door import STOPPED
 from sweeps import claims
+from sweeps.engine.submission import Submission
 from tests.slurm_cluster import SlurmCluster
-from tests.sweeps.slurm_bench import ROOT, STEPS, Faults, SweepOnSlurm, needs_slurm, running_cluster
+from tests.sweeps.slurm_bench import ROOT, STEPS, Faults, SweepOnSlurm, clean_cluster, needs_slurm
 
-pytestmark = [needs_slurm, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    with running_cluster() as made:
-        yield made
+# One worker strikes runs and holds them against their references, another does the rest: each has a cluster.
+pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-1")]
+on_the_other_cluster = pytest.mark.xdist_group("slurm-2")
+SHORT = ["epochs=2", "optimizer.warmup_epochs=0"]
 
 
 @pytest.fixture
-def sweep(cluster: SlurmCluster, tmp_path: Path) -> Iterator[SweepOnSlurm]:
-    made = SweepOnSlurm(cluster, tmp_path)
-    yield made
-    cluster.run("scancel", "--user", str(os.getuid()), "--quiet", check=False)
-    cluster.wait("an empty queue", lambda: not cluster.run("squeue", "-h").strip(), 90)
-    for name in cluster.names:
-        if cluster.pid(name) is None:
-            cluster.start_node(name)
-    cluster.run("scontrol", "update", f"nodename={','.join(cluster.names)}", "state=resume", check=False)
+def sweep(cluster: SlurmCluster, tmp_path: Path) -> SweepOnSlurm:
+    return SweepOnSlurm(cluster, tmp_path)
 
 
 @pytest.fixture
@@ -44,30 +35,31 @@ def faults() -> Faults:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SweepOnSlurm:
-    """A sweep of two CNN-JEPAs and a VICReg from the command to its table."""
-    made = SweepOnSlurm(cluster, tmp_path_factory.mktemp("undisturbed"))
-    out = made.run("methods")
-    assert "3 slots, 3 at once" in out
+def undisturbed(shared_slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SweepOnSlurm:
+    """A sweep of two CNN-JEPAs from the command to its table."""
+    made = SweepOnSlurm(shared_slurm, tmp_path_factory.mktemp("undisturbed"), held=False)
+    with clean_cluster(shared_slurm):
+        out = made.run("two")
+    assert "2 slots, 2 at once" in out
     assert "linear top-1, test" in out
     return made
 
 
-def test_a_sweep_runs_to_its_table(undisturbed: SweepOnSlurm) -> None:
+def test_a_sweep_runs_to_its_table(cluster: SlurmCluster, undisturbed: SweepOnSlurm) -> None:
     status = undisturbed.status()
-    assert status["counts"]["completed"] == 3
+    assert status["counts"]["completed"] == 2
     for trial in status["trials"]:
         assert trial["job"].partition("_")[0].isdigit()
-        assert trial["node"] in undisturbed.cluster.names
+        assert trial["node"] in cluster.names
         assert trial["restarts"] == 0
         assert trial["gpu_hours"] > 0
     assert {"results.csv", "summary.csv", "ablation.png", "code", "log"} <= set(os.listdir(undisturbed.path))
     for folder in undisturbed.trial_dirs():
         provenance = json.loads((folder / "provenance.json").read_text())
         assert provenance["command"][0].startswith(str(undisturbed.path / "code"))
-    again = undisturbed.run("methods")
+    again = undisturbed.run("two")
     assert "submitted" not in again
-    assert len(undisturbed.jobs()) == 3
+    assert [s.slots for s in Submission.all_of(undisturbed.sweep)] == [2]
 
 
 @pytest.mark.parametrize(
@@ -80,13 +72,13 @@ def test_a_sweep_runs_to_its_table(undisturbed: SweepOnSlurm) -> None:
 )
 def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, user_signal: bool, grace: int, name: str) -> None:
     cluster = sweep.cluster
-    if (cluster.options.user_signal, cluster.options.grace_seconds) != (user_signal, grace):
-        cluster.change(user_signal=user_signal, grace_seconds=grace)
+    cluster.change(user_signal=user_signal, grace_seconds=grace)
     with faults.line(name, sweep) as said:
+        sweep.hold(20)
         sweep.submit("one", "partition=gpu-preempt")
-        folder = sweep.wait_for_step(60)
+        folder = sweep.wait_for_held(20)
         first, job = sweep.node_of(folder), sweep.job_of(folder)
-        urgent = ["sbatch", "-p", "gpu", "-w", first, "--gres=gpu:4", "-t", "2", "-o", "/dev/null", "--wrap", "sleep 10"]
+        urgent = ["sbatch", "-p", "gpu", "-w", first, "--gres=gpu:4", "-t", "2", "-o", "/dev/null", "--wrap", "sleep 1"]
         cluster.run(*urgent)
         sweep.wait_for_end()
         said["happened"] = "saved, requeued, resumed"
@@ -96,13 +88,20 @@ def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faul
     assert sweep.lost_steps(folder) == 0
 
 
-def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
-    """Suspended ranks carry the run to the end of the time that its job has; Slurm wakes them when it tells them."""
+def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, tmp_path: Path) -> None:
+    """A run that is held has not ended when its job's time has.
+
+    Beside it, since Slurm's shortest limit is a minute, two jobs without a run. One heeds no signal, and is requeued just before its limit:
+    past that Slurm would end it for good, and with it the chain. One is requeued more often than max_batch_requeue (5), after which Slurm
+    holds a job that it has itself requeued: 13 hours in a partition of one take 13 requeues.
+    """
+    heeds_nothing = "sh -c 'trap \"\" TERM USR2; sleep 200 & wait; wait'"
+    deaf = supervised(sweep.cluster, tmp_path / "deaf", heeds_nothing, "-t", "1", "--signal=USR2@20")
+    chain = supervised(sweep.cluster, tmp_path / "chain", f"srun sh -c 'exit {STOPPED}'", "-t", "5", "--array=0-0")
     with faults.line("time limit shorter than the run", sweep) as said:
-        sweep.submit("one", "time_limit_minutes=2", "stop_signal_seconds=20")  # starting may take most of one on a busy machine
-        folder = sweep.wait_for_step(60)
-        for rank in range(4):
-            sweep.rank_process(folder, rank).suspend()
+        sweep.hold(20)
+        sweep.submit("one", "time_limit_minutes=1", "stop_signal_seconds=20")
+        folder = sweep.wait_for_step(20)
         sweep.wait_for_end()
         said["happened"] = "saved before the limit, requeued, went on in the next start"
     sweep.check_against(undisturbed)
@@ -110,57 +109,48 @@ def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: Swe
     assert len({c.slurm.job for c in claims.history(folder) if c.slurm}) == 1
     assert sweep.lost_steps(folder) == 0
 
-
-def test_a_job_that_heeds_no_signal_is_requeued_just_before_its_limit(cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Past its limit Slurm would end it for good, and with it the chain."""
-    root, log = Path(__file__).parents[2], tmp_path / "log"
-    supervisor = f"{sys.executable} -m jobs.supervisor --stop-signal-seconds 20 -- sh -c 'trap \"\" TERM USR2; sleep 200 & wait; wait'"
-    (tmp_path / "job.sh").write_text(f"#!/bin/bash\ncd {root}\nexport PYTHONPATH={root}\n{supervisor}\n")
-    options = ["--parsable", "--requeue", "--open-mode=append", "-t", "1", "--signal=USR2@20", "-o", str(log)]
-    job = cluster.run("sbatch", *options, str(tmp_path / "job.sh")).strip()
-    try:
-        cluster.wait("the second start", lambda: "Restarts=1" in cluster.run("scontrol", "show", "job", job), 100)
-        assert "stopped before the time limit" in log.read_text()
-    finally:
-        cluster.run("scancel", job)
-    cluster.wait("its end", lambda: not cluster.run("squeue", "-h", "-j", job, "-t", "PD,R,CG", check=False).strip(), 60)
+    sweep.wait("the second start", lambda: "Restarts=1" in sweep.cluster.run("scontrol", "show", "job", deaf), 200)
+    assert "stopped before the time limit" in (tmp_path / "deaf" / "log").read_text()
+    restarts = f"squeue -h -r -j {chain} -O RestartCnt".split()
+    sweep.wait("more requeues than that", lambda: int(sweep.cluster.run(*restarts)) > 6)
+    assert "held" not in sweep.cluster.run("squeue", "-h", "-j", chain, "-O", "Reason").lower()
 
 
-def test_a_chain_of_jobs_is_longer_than_slurms_own_count_of_requeues(cluster: SlurmCluster, tmp_path: Path) -> None:
-    """max_batch_requeue (5) holds a job that Slurm itself requeues so often; 13 hours in a partition of one take 13 requeues."""
-    root, log = Path(__file__).parents[2], tmp_path / "log"
-    supervisor = f"{sys.executable} -m jobs.supervisor --stop-signal-seconds 20 -- srun sh -c 'exit {STOPPED}'"
-    (tmp_path / "job.sh").write_text(f"#!/bin/bash\ncd {root}\nexport PYTHONPATH={root}\n{supervisor}\n")
-    options = ["--parsable", "--requeue", "--open-mode=append", "-t", "5", "--array=0-0", "-o", str(log)]
-    job = cluster.run("sbatch", *options, str(tmp_path / "job.sh")).strip()
-    restarts = f"squeue -h -r -j {job} -O RestartCnt".split()
-    try:
-        cluster.wait("more requeues than that", lambda: int(cluster.run(*restarts)) > 6, 120)
-        assert "held" not in cluster.run("squeue", "-h", "-j", job, "-O", "Reason").lower()
-    finally:
-        cluster.run("scancel", job)
-    cluster.wait("its end", lambda: not cluster.run("squeue", "-h", "-j", job, "-t", "PD,R,CG", check=False).strip(), 60)
+def supervised(cluster: SlurmCluster, folder: Path, command: str, *options: str) -> str:
+    """Submit a job of a supervisor and that command; returns its number."""
+    folder.mkdir()
+    supervisor = f"{sys.executable} -m jobs.supervisor --stop-signal-seconds 20 -- {command}"
+    (folder / "job.sh").write_text(f"#!/bin/bash\ncd {ROOT}\nexport PYTHONPATH={ROOT}\n{supervisor}\n")
+    always = ["--parsable", "--requeue", "--open-mode=append", "-o", str(folder / "log")]
+    return cluster.run("sbatch", *always, *options, str(folder / "job.sh")).strip()
 
 
-def test_requeue_by_the_administrator(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
+def test_requeue_by_the_administrator(cluster: SlurmCluster, faults: Faults, tmp_path: Path) -> None:
     """VICReg: batch statistics and covariances are over all four ranks, before and after."""
+    undisturbed = SweepOnSlurm(cluster, tmp_path / "undisturbed", ranks=4, held=False)
+    sweep = SweepOnSlurm(cluster, tmp_path / "struck", ranks=4)
+    undisturbed.submit("vicreg")
     with faults.line("scontrol requeue (VICReg)", sweep) as said:
+        sweep.hold(20)
         sweep.submit("vicreg")
-        folder = sweep.wait_for_step(60)
+        folder = sweep.wait_for_held(20)
         sweep.cluster.run("scontrol", "requeue", sweep.job_of(folder))
-        sweep.wait("requeued", lambda: sweep.status()["counts"]["requeued"] == 1, 30)
+        sweep.wait("requeued", lambda: sweep.status()["counts"]["requeued"] == 1, 60)
         sweep.wait_for_end()
         said["happened"] = "saved in KillWait, resumed in the same job"
+    undisturbed.wait_for_end()
     sweep.check_against(undisturbed)
     assert sweep.lost_steps(folder) == 0
 
 
 def test_node_loss(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("power cut of the node", sweep) as said:
+        sweep.hold(20)
         sweep.submit("one")
-        folder = sweep.wait_for_step(100)
+        folder = sweep.wait_for_held(20)
         lost = sweep.node_of(folder)
         sweep.cluster.kill_node(lost)
+        sweep.release()
         sweep.wait_for_end()
         said["happened"] = "requeued by Slurm to another node, resumed from the last checkpoint"
     sweep.check_against(undisturbed)
@@ -169,11 +159,22 @@ def test_node_loss(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Fault
 
 def test_the_controller_is_away_for_20_seconds(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("slurmctld stopped for 20 s", sweep) as said:
+        sweep.hold(20)
         child = sweep.start("one")
-        folder = sweep.wait_for_step(60)
+        folder = sweep.wait_for_held(20)
         sweep.cluster.stop_controller()
-        time.sleep(20)
+        stopped, asked = time.monotonic(), set()
+        sweep.hold(40)
+        sweep.wait_for_step(40)
+
+        def asked_in_vain() -> bool:
+            """The watching command has asked, and has been told that nobody answers: what asked has ended."""
+            asked.update(p for p in psutil.Process(child.pid).children(recursive=True) if p.name() == "squeue")
+            return any(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in asked)
+
+        sweep.wait("a question in vain, and 20 s", lambda: asked_in_vain() and time.monotonic() - stopped >= 20)
         sweep.cluster.start_controller()
+        sweep.release()
         out, _ = child.communicate(timeout=300)
         assert child.returncode == 0, out
         said["happened"] = "training went on, the watching command waited; nothing was submitted again"
@@ -186,12 +187,11 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
     sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults
 ) -> None:
     with faults.line("scancel, and later the same command again", sweep) as said:
+        sweep.hold(20)
         first = sweep.start("one")
-        folder = sweep.wait_for_step(30)
+        folder = sweep.wait_for_held(20)
         first.kill()
         first.communicate()
-        for rank in range(4):
-            sweep.rank_process(folder, rank).suspend()  # else it might end meanwhile; the job's end wakes it
         sweep.submit("one")
         child = sweep.start("one", environment={"PYTHONUNBUFFERED": "1"})
         assert child.stdout is not None
@@ -201,7 +201,8 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
         out, _ = child.communicate(timeout=120)
         assert child.returncode == 130, out
         assert "1 cancelled" in out
-        time.sleep(10)
+        sweep.wait("the job's end", lambda: not sweep.live_jobs())
+        sweep.cluster.run("sbatch", "--wait", "-o", "/dev/null", "--wrap", "true")  # Slurm has gone through its queue since
         assert sweep.live_jobs() == []
         assert sweep.status()["counts"]["cancelled"] == 1
         assert not (folder / "result.json").exists()
@@ -212,12 +213,14 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
     assert sweep.lost_steps(folder) == 0
 
 
-@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, rank: int) -> None:
     with faults.line(f"rank {rank} killed -9 (as by the OOM killer)", sweep) as said:
+        sweep.hold(20)
         sweep.submit("one")
-        folder = sweep.wait_for_step(100)
+        folder = sweep.wait_for_held(20)
         sweep.rank_process(folder, rank).kill()
+        sweep.release()
         sweep.wait_for_end()
         said["happened"] = "started again in place by the supervisor, resumed from the last checkpoint"
     sweep.check_against(undisturbed)
@@ -226,22 +229,29 @@ def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults:
 
 
 def test_one_rank_alone_is_told_to_stop(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
-    with faults.line("SIGTERM to rank 2 alone", sweep) as said:
+    rank = 1  # not the one that holds the claim
+    with faults.line(f"SIGTERM to rank {rank} alone", sweep) as said:
+        sweep.hold(20)
         sweep.submit("one")
-        folder = sweep.wait_for_step(60)
-        sweep.rank_process(folder, 2).send_signal(signal.SIGTERM)
+        folder = sweep.wait_for_held(20)
+        sweep.rank_process(folder, rank).send_signal(signal.SIGTERM)
+        sweep.release()
         sweep.wait_for_end()
         said["happened"] = "all ranks stopped at the same step, saved, requeued, resumed"
     sweep.check_against(undisturbed)
     assert sweep.lost_steps(folder) == 0
 
 
+@on_the_other_cluster
 def test_a_run_that_dies_twice_without_gaining_a_step_is_failed_with_its_log(sweep: SweepOnSlurm) -> None:
+    sweep.hold(5)
     sweep.submit("one", "checkpoint.every_minutes=1000")
-    folder = sweep.wait_for_step(20)
+    folder = sweep.wait_for_step(5)
     for start in (1, 2):
-        sweep.wait(f"start {start}", lambda start=start: len(claims.history(folder)) == start)
-        time.sleep(1.5)
+        held = re.compile(f"^step 5/{STEPS} ", re.M)
+        sweep.wait(f"start {start}", lambda n=start, at=held: len(at.findall((folder / "log" / "train.log").read_text())) == n)
+        assert len(claims.history(folder)) == start
+        sweep.hold(5)  # a signal that came before the end would have released the run
         sweep.rank_process(folder, 1).kill()
     sweep.wait_for_end()
     result = json.loads((folder / "result.json").read_text())
@@ -253,6 +263,7 @@ def test_a_run_that_dies_twice_without_gaining_a_step_is_failed_with_its_log(swe
     assert "submitted" not in out
 
 
+@on_the_other_cluster
 def test_jobs_that_cannot_start_end_the_command_with_their_log(sweep: SweepOnSlurm) -> None:
     out = sweep.run("one", "python=/bin/false", code=1)
     assert "jobs end before they begin a trial:" in out
@@ -297,23 +308,27 @@ def test_the_submitting_command_is_killed_around_sbatch(
 
 def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("submitting command killed -9 while it watches, then run twice at once", sweep) as said:
+        sweep.hold(20)
         child = sweep.start("two")
-        sweep.wait_for_step(30)
+        sweep.wait_for_held(20)
         child.kill()
         child.communicate()
-        pair = [sweep.start("two") for _ in range(2)]
+        pair = [sweep.start("two", environment={"PYTHONUNBUFFERED": "1"}) for _ in range(2)]
+        first_looks = [c.stdout.readline() for c in pair if c.stdout]
+        assert all("of 2" in look and "completed" not in look for look in first_looks), first_looks
+        sweep.release()
         outs = [c.communicate(timeout=300)[0] for c in pair]
         assert [c.returncode for c in pair] == [0, 0], outs
-        assert not any("submitted" in out for out in outs)
+        assert not any("submitted" in out for out in (*first_looks, *outs))
         said["happened"] = "the jobs need nobody; both commands showed the same table"
     sweep.check_against(undisturbed)
     assert all(len(claims.history(d)) == 1 for d in sweep.trial_dirs())
     assert len(sweep.jobs()) == 2
 
 
+@on_the_other_cluster
 def test_two_commands_at_once_submit_each_slot_once(sweep: SweepOnSlurm) -> None:
-    short = ["epochs=2", "optimizer.warmup_epochs=0"]
-    pair = [sweep.start(*short, "--detach") for _ in range(2)]
+    pair = [sweep.start(*SHORT, "--detach") for _ in range(2)]
     outs = [c.communicate(timeout=200)[0] for c in pair]
     assert [c.returncode for c in pair] == [0, 0], outs
     sweep.wait_for_end()
@@ -322,9 +337,9 @@ def test_two_commands_at_once_submit_each_slot_once(sweep: SweepOnSlurm) -> None
         assert (folder / "log" / "train.log").read_text().count("step 1/") == 1
 
 
+@on_the_other_cluster
 def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
-    short = ["epochs=2", "optimizer.warmup_epochs=0", "max_parallel=1"]
-    out = sweep.submit(*short)
+    out = sweep.submit(*SHORT, "max_parallel=1")
     assert "3 slots, 1 at once" in out
     seen, deadline = set(), time.monotonic() + 240
     while sweep.live_jobs() and time.monotonic() < deadline:
@@ -335,25 +350,24 @@ def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
     assert sweep.status()["counts"]["completed"] == 3
 
 
+@on_the_other_cluster
 def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sweep: SweepOnSlurm) -> None:
-    site = sweep.cluster.options.max_array_size
     sweep.cluster.change(max_array_size=2)
-    try:
-        out = sweep.submit("epochs=2", "optimizer.warmup_epochs=0", "max_parallel=2")
-        assert "2 slots, 1 at once" in out
-        assert "1 slots, 1 at once" in out
-        sweep.wait_for_end()
-    finally:
-        sweep.cluster.change(max_array_size=site)
+    out = sweep.submit(*SHORT, "max_parallel=2")
+    assert "2 slots, 1 at once" in out
+    assert "1 slots, 1 at once" in out
+    sweep.wait_for_end()
     assert len({j.partition("_")[0] for j in sweep.jobs()}) == 2
     assert all(len(claims.history(d)) == 1 for d in sweep.trial_dirs())
     assert sweep.status()["counts"]["completed"] == 3
 
 
+@on_the_other_cluster
 def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     """Two settings, one at a time; the running one is cancelled by name, then all; then the sweep grows by a setting and shrinks again."""
+    sweep.hold(20)
     out = sweep.submit("two", "max_parallel=1")
-    folder = sweep.wait_for_step(20)
+    folder = sweep.wait_for_held(20)
     assert f"step 1/{STEPS}" in sweep.ask("logs", "--no-follow")
     assert "1 trials cancelled, 1 jobs ended" in sweep.ask("cancel", folder.name[:6])
     sweep.wait("the other one", lambda: sweep.status()["counts"]["running"] == 1)
@@ -372,17 +386,16 @@ def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     assert len(sweep.live_jobs()) == 1
 
 
+@on_the_other_cluster
 def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     copy = tmp_path / "project"
-    root = Path(__file__).parents[2]
     for part in ("cnnjepa", "jobs", "sweeps", "slurm", "tests"):
-        shutil.copytree(root / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "pyproject.toml").write_text((root / "pyproject.toml").read_text())
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     names = ",".join(sweep.cluster.names)
     sweep.cluster.run("scontrol", "update", f"nodename={names}", "state=drain", "reason=test")
     environment = {"PYTHONPATH": str(copy)}
-    short = ["epochs=2", "optimizer.warmup_epochs=0"]
-    sweep.submit("one", *short, environment=environment, script=copy / "tests" / "sweeps" / "slurm_sweep.py")
+    sweep.submit("one", *SHORT, environment=environment, script=copy / "tests" / "sweeps" / "slurm_sweep.py")
     (copy / "cnnjepa" / "train.py").write_text("raise RuntimeError('edited since')\n")
     sweep.cluster.run("scontrol", "update", f"nodename={names}", "state=resume")
     sweep.wait_for_end()
@@ -393,19 +406,7 @@ def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_
     assert "edited since" not in (Path(start.code) / "cnnjepa" / "train.py").read_text()
 
 
-def test_nothing_is_left_running(cluster: SlurmCluster) -> None:
-    """The last test of the file: no rank, supervisor or srun outlives its job."""
-
-    def left() -> list[str]:
-        below = [psutil.Process(p) for name in cluster.names for p in cluster.processes_of_node(name)]
-        return [" ".join(p.cmdline()) for p in below if any(w in p.cmdline() for w in ("sweeps.engine.rank", "jobs.supervisor"))]
-
-    deadline = time.monotonic() + 30
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left() == []
-
-
+@on_the_other_cluster
 def test_slots_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep: SweepOnSlurm) -> None:
     searched = SweepOnSlurm(sweep.cluster, sweep.runs)
     searched.path = sweep.runs / "tiny_search-smoke"

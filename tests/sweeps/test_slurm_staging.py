@@ -11,16 +11,18 @@ import pytest
 from cnnjepa.data.datasets import DEBIAN_FASHION
 from sweeps import claims
 from tests.jobs.test_staging import assert_same_files, child, copied_bytes, end, own_folder, set_of, write_manifest
-from tests.sweeps.slurm_bench import ROOT, SweepOnSlurm, needs_slurm, running_cluster
+from tests.slurm_cluster import SlurmCluster
+from tests.sweeps.slurm_bench import ROOT, SweepOnSlurm, needs_slurm
 
 pytestmark = [
     needs_slurm,
     pytest.mark.slow,
+    pytest.mark.xdist_group("slurm-2"),
     pytest.mark.skipif(not DEBIAN_FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"),
 ]
 
 
-def test_a_job_stages_once_for_its_ranks_and_can_be_requeued_while_it_waits(tmp_path: Path) -> None:
+def test_a_job_stages_once_for_its_ranks_and_can_be_requeued_while_it_waits(cluster: SlurmCluster, tmp_path: Path) -> None:
     source, scratch = tmp_path / "fashion", tmp_path / "node"
     shutil.copytree(DEBIAN_FASHION, source)
     (source / "file-0").write_bytes(os.urandom(100_000))
@@ -28,30 +30,29 @@ def test_a_job_stages_once_for_its_ranks_and_can_be_requeued_while_it_waits(tmp_
     write_manifest(source)
     scratch.mkdir()
     data = ["data=fashion_mnist", f"data.root={source}", f"local_scratch={scratch}"]
-    with running_cluster() as cluster:
-        line = [sys.executable, "-m", "jobs.preflight", "--cluster", "test_cluster", "--on-node", "--runs-dir", str(tmp_path), *data]
-        looked = subprocess.run(line, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=200, check=False)
-        assert looked.returncode == 0, looked.stdout + looked.stderr
-        assert f"of {source} to {scratch} once; it fits" in looked.stdout
+    line = [sys.executable, "-m", "jobs.preflight", "--cluster", "test_cluster", "--on-node", "--runs-dir", str(tmp_path), *data]
+    looked = subprocess.run(line, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=200, check=False)
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert f"of {source} to {scratch} once; it fits" in looked.stdout
 
-        copier = child(source, scratch, until=1)  # of another job on the node; it stands still
-        assert copier.stdout is not None
-        copier.stdout.readline()
-        copier.stdout.readline()
-        sweep = SweepOnSlurm(cluster, tmp_path / "runs")
-        sweep.submit("one", "epochs=3", *data)
+    copier = child(source, scratch, until=1)  # of another job on the node; it stands still
+    assert copier.stdout is not None
+    copier.stdout.readline()
+    copier.stdout.readline()
+    sweep = SweepOnSlurm(cluster, tmp_path / "runs", held=False)
+    sweep.submit("one", "epochs=3", *data)
 
-        def said() -> str:
-            return "".join(p.read_text() for p in sweep.path.rglob("*.log"))
+    def said() -> str:
+        return "".join(p.read_text() for p in sweep.path.rglob("*.log"))
 
-        sweep.wait("all ranks to wait", lambda: said().count("waiting for the process that copies") == 4)
-        (folder,) = sweep.trial_dirs()
-        job = sweep.job_of(folder)
-        cluster.run("scontrol", "requeue", job)
-        sweep.wait("the next start", lambda: said().count("waiting for the process that copies") == 8)
-        assert not (folder / "checkpoints").exists() or not list((folder / "checkpoints").glob("*.pt"))
-        end(copier)
-        sweep.wait_for_end()
+    sweep.wait("all ranks to wait", lambda: said().count("waiting for the process that copies") == 2)
+    (folder,) = sweep.trial_dirs()
+    job = sweep.job_of(folder)
+    cluster.run("scontrol", "requeue", job)
+    sweep.wait("the next start", lambda: said().count("waiting for the process that copies") == 4)
+    assert not (folder / "checkpoints").exists() or not list((folder / "checkpoints").glob("*.pt"))
+    end(copier)
+    sweep.wait_for_end()
     assert [c.slurm.restart for c in claims.history(folder) if c.slurm] == [0, 1]
     assert len(copied_bytes(said())) == 1
     assert_same_files(source, own_folder(str(scratch)) / set_of(source).key)
