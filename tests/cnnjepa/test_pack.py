@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from scipy.io import savemat
 
@@ -28,6 +29,7 @@ from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.loader import build_plan, train_loader
 from cnnjepa.data.packed import PackedImages, read_manifest
+from cnnjepa.data.pictures import EncodedPicture
 from cnnjepa.data.views import crop_and_flip, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.identity import signature
@@ -326,7 +328,7 @@ def imagenet_as_downloaded(folder: Path, classes: list[str], images: int) -> Non
             add(outer, f"{wnid}.tar", inner.getvalue())
     truth = [i % len(classes) for i in range(images * len(classes))]
     with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as flat:
-        for i in range(len(truth)):
+        for i in reversed(range(len(truth))):  # their names count, and not their order
             add(flat, f"ILSVRC2012_val_{i + 1:08}.JPEG", jpeg(1000 + i))
     kinds = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "i4")]
     rows = [(numbers[wnid], wnid, "word", "gloss", 0) for wnid in classes] + [(1001, "n99999999", "entity", "gloss", 3)]
@@ -348,8 +350,9 @@ def unpacked(downloaded: Path, tree: Path, classes: list[str], images: int) -> P
             with tarfile.open(fileobj=outer.extractfile(member)) as inner:
                 inner.extractall(tree / "train" / Path(member.name).stem, filter="data")
     with tarfile.open(downloaded / "ILSVRC2012_img_val.tar") as flat:
-        for i, member in enumerate(flat):
-            flat.extract(member, tree / "val" / classes[i % len(classes)], filter="data")
+        for member in flat:
+            number = int(Path(member.name).stem.removeprefix("ILSVRC2012_val_")) - 1
+            flat.extract(member, tree / "val" / classes[number % len(classes)], filter="data")
     return tree
 
 
@@ -406,3 +409,99 @@ def test_wrong_use_is_one_line(arguments: list[str], message: str, tree: Path, t
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert message in line
+
+
+def test_what_is_not_larger_than_asked_stays_as_it_is_and_the_rest_has_the_quality_asked_for() -> None:
+    file = io.BytesIO()
+    picture(40, 36, 1).save(file, "JPEG")
+    data = file.getvalue()
+    whole = EncodedPicture(data)
+    for short_side in (0, 36, 37):
+        assert pack._stored(data, whole, pack.Stored(short_side, 30)) == data
+    shrunk = Image.open(io.BytesIO(pack._stored(data, whole, pack.Stored(18, 30))))
+    assert shrunk.size == (20, 18)
+    expected = io.BytesIO()
+    Image.new("RGB", (20, 18)).save(expected, "JPEG", quality=30)
+    assert shrunk.quantization == Image.open(expected).quantization  # type: ignore[attr-defined]
+
+
+def test_a_packing_that_was_begun_notices_images_of_another_size(tmp_path: Path) -> None:
+    tree = image_tree(tmp_path / "tree", ["cat", "dog"], images=2)
+    source = sources.find(str(tree), "", None)
+    pack._begin(tmp_path / "out", source, pack._identity(source, pack.Stored(), 25))
+    with open(tree / "val" / "dog" / "1.jpg", "ab") as file:
+        file.write(b"\0")
+    done = run(tree, tmp_path / "out", "--images-per-file", 25)
+    assert done.returncode == 2
+    assert "which differs in listing_sha256 " in done.stderr
+
+
+def test_a_file_that_is_shorter_than_noted_is_written_anew(tmp_path: Path) -> None:
+    tree = image_tree(tmp_path / "tree", ["cat", "dog"], images=2)
+    (part, _) = pack.plan(sources.find(str(tree), "", None), 4)
+    (tmp_path / "out").mkdir()
+    pack.write_part(tmp_path / "out", part, pack.Stored(), False)
+    whole = (tmp_path / "out" / part.name).read_bytes()
+    os.truncate(tmp_path / "out" / part.name, len(whole) - 1)
+    file, _ = pack.write_part(tmp_path / "out", part, pack.Stored(), False)
+    assert file is not None
+    assert file.bytes == len(whole)
+    assert (tmp_path / "out" / part.name).read_bytes() == whole
+
+
+def test_a_packing_needs_room_for_what_it_has_yet_to_write_and_clears_what_a_kill_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources.find(str(image_tree(tmp_path / "tree", ["cat", "dog"], images=2)), "", None)
+    out, identity = tmp_path / "out", pack._identity(source, pack.Stored(), 25)
+    pack._begin(out, source, identity)
+    (out / ".train-00000.arrow.1.tmp").write_bytes(bytes(1000))
+    missing = source.bytes() - sum(p.stat().st_size for p in out.iterdir())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=missing - 1))
+    with pytest.raises(ValueError, match="TARGET must have room for "):
+        pack._begin(out, source, identity)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=missing))
+    pack._begin(out, source, identity)
+    assert [p.name for p in out.iterdir()] == ["packing.json"]
+
+
+def test_every_image_is_decoded_once_more_where_that_is_asked_for(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The damage is one that a checksum made afterwards does not show."""
+    folder = copy_of(packed, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    first = PackedImages(folder, read_manifest(folder), "train", ["cat", "dog", "eel"])
+    whole = (folder / "train-00000.arrow").read_bytes()
+    damaged = whole.replace(bytes(first.encoded(3)), bytes(len(first.encoded(3))))
+    (folder / "train-00000.arrow").write_bytes(damaged)
+    manifest["files"][0]["sha256"] = hashlib.sha256(damaged).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert damaged != whole
+    for command, option, arguments in ((check.main, "--decode", [folder]), (pack.main, "--verify", ["unread", folder])):
+        assert run(*arguments, main=command).returncode == 0
+        done = run(*arguments, option, main=command)
+        assert done.returncode == 1
+        assert "train-00000.arrow must hold images that can be decoded; got image 3: " in done.stderr
+
+
+@pytest.mark.parametrize(("splits", "read"), [(("train", "val", "test"), "test"), (("train", "val"), "val")])
+def test_a_torchvision_set_is_validated_on_its_test_split_where_it_has_one(
+    splits: tuple[str, ...], read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Splitting:
+        def __init__(self, root: str, split: str = "train") -> None:
+            if split not in splits:
+                raise ValueError(split)
+            self.split = split
+
+    monkeypatch.setattr(torchvision.datasets, "Splitting", Splitting, raising=False)
+    monkeypatch.setattr(sources, "_opened", {})
+    assert sources._torchvision_set("Splitting", "", "val").split == read
+    assert sources._torchvision_set("Splitting", "", "train").split == "train"
+
+
+def test_an_image_that_ends_before_its_size_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(100))
+    assert sources.read(sources.Entry("a", 3, str(tmp_path / "a.tar"), 90, 10)) == (bytes(10), 3)
+    with pytest.raises(OSError, match="ends within the image"):
+        sources.read(sources.Entry("a", 3, str(tmp_path / "a.tar"), 90, 11))

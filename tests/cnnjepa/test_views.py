@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -15,7 +16,7 @@ from cnnjepa.config import AugmentConfig, TrainConfig, method_module
 from cnnjepa.data.datasets import Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan, train_loader
 from cnnjepa.data.pictures import Drawn
-from cnnjepa.data.views import ViewSpec, random_views
+from cnnjepa.data.views import ViewSpec, _augment, _reduction, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.randomness import Stream, generator
 from tests.cnnjepa.test_methods import METHODS, small
@@ -160,3 +161,34 @@ def test_jitter_draws_each_strength_from_its_range_in_any_order(name: str, view:
         assert low <= min(found) < low + 0.05 * (high - low)
         assert high - 0.05 * (high - low) < max(found) <= high
     assert len({tuple(order[i : i + 4]) for i in range(0, len(order), 4)}) == 24
+
+
+@pytest.mark.parametrize("size", [224, 56])
+def test_blur_is_drawn_for_224_pixels_and_shrinks_with_the_view(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    filtered = ImageFilter.GaussianBlur
+    monkeypatch.setattr(ImageFilter, "GaussianBlur", lambda radius: (told.append(radius), filtered(radius))[1])
+    augment = replace(AugmentConfig(), **{**NEVER, "blur_probability": 1.0})
+    random = np.random.default_rng(5)
+    _augment(augment, Image.fromarray(NOISE[:size, :size]), random)
+    same = np.random.default_rng(5)
+    same.random(4)
+    assert told == pytest.approx([same.uniform(0.1, 2.0) * size / 224], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("crops", "factor"),
+    [
+        ([(256, 256)], 8),
+        ([(255, 256)], 4),
+        ([(256, 255)], 4),
+        ([(400, 95)], 2),
+        ([(95, 400)], 2),
+        ([(63, 400)], 1),
+        ([(10, 10)], 1),
+        ([(256, 256), (64, 256)], 2),
+        ([(64, 256), (256, 256)], 2),
+    ],
+)
+def test_scaled_decoding_leaves_each_crop_at_least_the_size_of_its_view(crops: list[tuple[int, int]], factor: int) -> None:
+    assert _reduction([ViewSpec(32, 0.2, 0.5)] * len(crops), [(0, 0, h, w) for h, w in crops]) == factor

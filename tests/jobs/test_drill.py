@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import os
 import random
 import re
@@ -10,19 +11,24 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
 from cnnjepa import checkpoint
-from jobs.drills import damage
+from cnnjepa.runs import RunFolder
+from jobs.drills import campaign, damage
 from jobs.drills.campaign import Drill, Struck, order, verdict
 from jobs.drills.proof import Proof, compare_records, compare_rows, compare_states
-from jobs.drills.report import figures, report
+from jobs.drills.report import by_kind, equalities, figures, report
+from jobs.drills.watched import WatchedRun
 from tests.documented import typed
+from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
+METRICS = '{"kind": "step", "step": %d, "epoch": 0.1, "images_per_second": %s}\n'
 STATE = {
     "step": 3,
     "method": {"a.weight": torch.ones(4), "bn.running_mean": torch.zeros(2)},
@@ -187,3 +193,118 @@ def test_damage_is_what_it_says_and_read_only_passes(tmp_path: Path) -> None:
     with damage.read_only(tmp_path):
         assert (tmp_path / "checkpoints").stat().st_mode & 0o777 == 0o555
     assert (tmp_path / "checkpoints").stat().st_mode & 0o200
+
+
+class Scripted:
+    """A run that is struck at step 12, feels it at 14, and starts again at 10; each look takes a second."""
+
+    def __init__(self, looks: list[tuple[int, int]]) -> None:
+        self.run, self.looks, self.clock, self.now = self, iter(looks), 0.0, (1, 12)
+
+    def keep_alive(self) -> None:
+        self.clock += 1
+        self.now = next(self.looks)
+
+    def step(self) -> int:
+        return self.now[1]
+
+    def epoch(self) -> int:
+        return self.now[0]
+
+    def log_size(self) -> int:
+        return 0
+
+    def ended(self) -> bool:
+        return False
+
+    def resumed_at(self, log_start: int) -> int | None:
+        return 10 if self.now[0] > 1 else None
+
+
+@pytest.mark.parametrize(
+    ("starts_again", "looks", "repeated", "lost"),
+    [
+        (True, [(1, 14), (2, 10), (2, 14), (2, 15)], 4, 4 - 3 * 0.25),
+        (False, [(1, 14), (1, 15), (1, 16)], 0, 3 - 4 * 0.25),
+        (False, [(1, 16)], 0, 0.0),  # faster than an undisturbed run
+    ],
+)
+def test_a_fault_costs_the_steps_and_seconds_until_all_that_was_reached_is_passed(
+    starts_again: bool, looks: list[tuple[int, int]], repeated: int, lost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scripted(looks)
+    scene.faults = {"blow": lambda _: starts_again}  # type: ignore[attr-defined]
+    monkeypatch.setattr(campaign, "time", SimpleNamespace(monotonic=lambda: scene.clock))
+    struck = campaign.strike(scene, "blow", random.Random(0), 0.25)  # type: ignore[arg-type]
+    assert next(scene.looks, None) is None
+    assert struck == Struck("blow", 12, repeated, lost)
+
+
+def test_a_drill_adds_up_what_its_proofs_found() -> None:
+    proofs = [
+        Proof(different_bits=3, different={"metrics": ["a", "b"]}, duplicated=["c"]),
+        Proof(lost="d", different={"table rows": ["e"]}),
+    ]
+    found = Drill(0.1, 10.0, proofs=proofs)
+    assert (found.different_bits, found.duplicated, found.lost) == (6, 1, 1)
+    assert not found.holds
+    assert not Drill(0.1, 10.0).holds  # nothing was held against anything
+    assert Drill(0.1, 10.0, proofs=[Proof()]).holds
+
+
+def test_kinds_are_told_with_what_they_cost_the_dearest_first_and_what_was_not_compared_is_said() -> None:
+    struck = [Struck("a", 1, 2, 1.0), Struck("b", 2, 3, 5.0), Struck("a", 3, 4, 4.0)]
+    proof = Proof()
+    proof.compared.update({"weights": 3, "metrics": 2})
+    proof.differs("metrics", "two of them")
+    found = Drill(0.1, 10.0, struck=struck, proofs=[proof])
+    assert by_kind(found) == [("b", 1, 3, 5.0, 5.0), ("a", 2, 6, 2.5, 4.0)]
+    assert [line.split(":")[1].strip() for line in equalities(found)] == [
+        "equal bit for bit",
+        "NOT COMPARED",
+        "NOT COMPARED",
+        "DIFFERENT",
+        "NOT COMPARED",
+        "NOT COMPARED",
+    ]
+
+
+def test_values_and_rows_that_are_only_in_one_differ(tmp_path: Path) -> None:
+    proof = Proof()
+    proof.compare_values("probe results", "p", {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 2, "d": 3}, "e": 4})
+    proof.compare_values("probe results", "q", {"f": 5}, {})
+    assert sorted(proof.different["probe results"]) == ["p.b.d: None instead of 3", "p.e: None instead of 4", "q.f: 5 instead of None"]
+    head = "signature,setting,linear.test_top1,seconds\n"
+    (tmp_path / "one.csv").write_text(head + "x,s,51.5,10\n")
+    (tmp_path / "two.csv").write_text(head + "x,s,51.5,10\ny,t,60.0,10\n")
+    for ours, theirs in (("one", "two"), ("two", "one")):
+        proof = Proof()
+        compare_rows(proof, tmp_path / f"{ours}.csv", tmp_path / f"{theirs}.csv")
+        assert len(proof.different["table rows"]) == 3  # signature, setting and score of the row that is missing
+
+
+def test_what_is_seen_of_a_run_is_its_newest(tmp_path: Path) -> None:
+    run = WatchedRun(tmp_path)
+    assert (run.step(), run.saved_step(), run.epoch(), run.gained()) == (0, -1, 0, False)
+    folder = RunFolder(tmp_path)
+    folder.prepare(tiny_config(global_batch_size=32))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(METRICS % line for line in [(7, 16.0), (8, 64.0), (9, 1000.0)]) + '{"kind": "step", "step": 10'
+    )
+    assert run.step() == 9
+    assert run.seconds_a_step() == 0.5
+    (tmp_path / "claim").mkdir(exist_ok=True)
+    for epoch, step in ((1, 0), (2, 4)):
+        (tmp_path / "claim" / f"{epoch:06}.json").write_text(json.dumps({"epoch": epoch, "step": step}))
+    assert run.epoch() == 2
+    for step, gained in ((4, False), (5, True)):
+        checkpoint.save(tmp_path / "checkpoints", step, {"w": torch.zeros(3)}, keep=2)
+        assert (run.saved_step(), run.gained()) == (step, gained)
+    (tmp_path / "log").mkdir(exist_ok=True)
+    log = tmp_path / "log" / "train.log"
+    log.write_text("resuming abc at step 3 of 10\n")
+    before = run.log_size()
+    assert run.resumed_at(0) == 3
+    assert run.resumed_at(before) is None
+    log.write_text(log.read_text() + "resuming abc at step 4 of 10\nresuming abc at step 5 of 10\n")
+    assert run.resumed_at(before) == 5

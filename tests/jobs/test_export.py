@@ -6,10 +6,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cnnjepa import checkpoint
 from cnnjepa.config import method_module
+from cnnjepa.identity import signature
 from cnnjepa.models.encoders import build_encoder
 from cnnjepa.runs import RunFolder
 from cnnjepa.train import train
@@ -60,6 +62,9 @@ def test_every_methods_probed_encoder_is_exported(tmp_path: Path, name: str) -> 
     folder.prepare(config)
     train(config, folder)
     assert export(tmp_path, tmp_path / "backbone.safetensors") == 5
+    with safe_open(tmp_path / "backbone.safetensors", "pt") as file:
+        about = {"format": "pt", "encoder": config.encoder.name.name, "method": name, "step": "5", "signature": signature(config)}
+        assert file.metadata() == about
     method = method_module(name).Method(config, 1)
     encoder = build_encoder(config.encoder, config.data.image_size, 99)
     encoder.load_state_dict(load_file(tmp_path / "backbone.safetensors"))

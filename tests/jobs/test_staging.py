@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,8 +251,9 @@ def test_a_folder_that_cannot_be_written_or_is_not_private_is_not_used(
     mine.chmod(0o750)
     assert "must be this user's own folder of mode 0700; got drwxr-x---" in settle(source, scratch).cause
     mine.rmdir()
-    scratch.chmod(0o777)
-    assert "must have the sticky bit where others may write" in settle(source, scratch).cause
+    for mode in (0o777, 0o770, 0o702):
+        scratch.chmod(mode)
+        assert "must have the sticky bit where others may write" in settle(source, scratch).cause
     assert not list(scratch.rglob("file-*"))
     scratch.chmod(0o1777)
     monkeypatch.setenv("NODE_DISK", str(scratch))
@@ -384,3 +386,42 @@ def test_a_run_told_to_stop_while_another_process_copies_stops(tmp_path: Path, s
     again = pretrain([*arguments, f"run_dir={tmp_path / 'run'}"])
     assert again.returncode == 0, again.stderr
     assert len(copied_bytes(again.stdout)) == 1
+
+
+def test_runs_read_a_staged_set_side_by_side(source: Path, scratch: Path) -> None:
+    copy = settle(source, scratch).root
+    with Staging(set_of(source), str(scratch)) as first, Staging(set_of(source), str(scratch)) as second:
+        assert first.advance(0)
+        assert second.advance(0)
+        assert first.root == second.root == copy != source
+
+
+def test_what_is_on_the_node_already_needs_no_room(source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a whole copy nothing is missing; of one on its way what it lacks."""
+    packed_set, usage = set_of(source), shutil.disk_usage(scratch)
+    here = own_folder(str(scratch))
+
+    def free(count: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=10**6, free=count + 50_000))
+
+    free(packed_set.bytes)
+    assert staging.obstacle(packed_set, str(scratch)) == ""
+    free(packed_set.bytes - 1)
+    assert "do not fit into" in staging.obstacle(packed_set, str(scratch))
+    shutil.copytree(source, here / f"{packed_set.key}.partial")
+    (here / f"{packed_set.key}.partial" / "file-7").unlink()
+    free(BYTES + 7)
+    assert staging.obstacle(packed_set, str(scratch)) == ""
+    free(BYTES + 6)
+    assert "do not fit into" in staging.obstacle(packed_set, str(scratch))
+    (here / f"{packed_set.key}.partial").rename(here / packed_set.key)
+    shutil.copy(source / "file-7", here / packed_set.key)
+    free(-50_000)
+    assert staging.obstacle(packed_set, str(scratch)) == ""
+
+
+def test_a_torn_file_of_a_copier_that_was_killed_does_not_stay(source: Path, scratch: Path) -> None:
+    partial = own_folder(str(scratch)) / f"{set_of(source).key}.partial"
+    partial.mkdir()
+    (partial / "file-9.tmp").write_bytes(b"torn")  # of a file that the set does not hold any more
+    assert_same_files(source, settle(source, scratch).root)
