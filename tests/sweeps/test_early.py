@@ -1,6 +1,8 @@
 """Early warnings: each is said when its threshold is passed and not before, and prunes only where that is asked."""
 
 import csv
+import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -8,11 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from cnnjepa.config import ProbeConfig, WarningConfig
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps.changes import left_to_run
+from sweeps.changes import announce_changes, left_to_run
 from sweeps.choice import judge
 from sweeps.curve import LossCurve
 from sweeps.early import check_pruning, early_warnings, warnings_of
@@ -277,3 +281,52 @@ def test_a_threshold_that_must_fire_prunes_where_that_is_asked_and_only_there(tm
     said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
     assert said.count("warning: ") == 3
     assert "below 1e+03, the floor; " in said
+
+
+def test_halves_are_compared_by_the_standard_error_of_their_means() -> None:
+    """Of 100 epochs the last fifth is 80 parts of 400, here with a record each; by numpy, and by hand with three records a half."""
+    losses = np.random.default_rng(0).normal(5.0, 0.3, 400)
+    records = [{"kind": "step", "epoch": (i + 0.5) / 4, "loss": float(x), "lr": 0.1} for i, x in enumerate(losses)]
+    first, second = losses[320:360], losses[360:]
+    error = (first.var(ddof=1) / 40 + second.var(ddof=1) / 40) ** 0.5
+    assert LossCurve.of(records, 100).halves(0.2, 0) == pytest.approx((first.mean(), second.mean(), error), rel=1e-9)
+    epochs = [80.1, 81.0, 89.9, 90.1, 95.0, 99.9]
+    few = [{"kind": "step", "epoch": e, "loss": x, "lr": 0.1} for e, x in zip(epochs, [1.0, 2.0, 3.0, 2.0, 2.0, 5.0], strict=True)]
+    assert LossCurve.of(few, 100).halves(0.2, 0) == pytest.approx((2.0, 3.0, (1 / 3 + 3 / 3) ** 0.5))
+    assert LossCurve.of([few[0], *few[3:]], 100).halves(0.2, 0) is None  # of one loss nobody knows the error
+    assert LossCurve.of([*few[:2], *few[4:]], 100).halves(0.2, 0) == pytest.approx((1.5, 3.5, (0.5 / 2 + 4.5 / 2) ** 0.5))
+
+
+def test_a_resumed_runs_file_is_read_from_its_beginning_also_where_it_is_longer(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in steps([5.0] * 100, 50)))
+    curve = LossCurve(100)
+    curve.read(path, 1.0)
+    again = steps([1.0] * 400, 60)
+    (tmp_path / "beside").write_text("".join(json.dumps(r) + "\n" for r in again))
+    (tmp_path / "beside").replace(path)
+    curve.read(path, 1.0)
+    assert curve._sums == LossCurve.of(again, 100)._sums
+
+
+def test_a_change_of_the_sweep_counts_what_came_and_what_went(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    console = Console(record=True, width=200, file=io.StringIO())
+    assert not announce_changes(made, console)
+    fewer = dataclasses.replace(made, trials=made.trials[:1])
+    assert announce_changes(fewer, console)
+    fewer.write()
+    assert announce_changes(made, console)
+    assert console.export_text().splitlines() == [
+        "the sweep has changed since it was last run: 0 trials added, 2 withdrawn (their folders stay, they leave the tables)",
+        "the sweep has changed since it was last run: 2 trials added, 0 withdrawn (their folders stay, they leave the tables)",
+    ]
+
+
+def test_what_failed_is_taken_up_where_that_is_asked_and_what_completed_never(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    for trial, status in zip(made.trials, (RunStatus.completed, RunStatus.failed), strict=False):
+        made.run(trial).prepare(trial.config)
+        made.run(trial).write_result(RunResult(status))
+    assert left_to_run(View(made), retry_failed=False) == made.trials[2:]
+    assert left_to_run(View(made), retry_failed=True) == made.trials[1:]

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.console import Console
 from cnnjepa.config import method_names
 from cnnjepa.rules import validate
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import results, tables, views
+from sweeps import pictures, results, tables, views
 from sweeps.folder import Sweep, View
 from sweeps.method_comparison import SWEEP
 from sweeps.spec import ScaleName, build_trials
@@ -101,3 +102,25 @@ def test_the_picture_of_costs_is_drawn_and_the_same_bytes_when_rebuilt(scale: Sc
     assert len(first) > 5000
     views.write_all(View(Sweep.load(tmp_path)))
     assert (tmp_path / "accuracy_against_cost.png").read_bytes() == first
+
+
+def test_the_picture_of_costs_has_hours_across_scores_up_and_published_values_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, drawn = finished(ScaleName.paper, tmp_path), list[Any]()
+    monkeypatch.setattr(pictures, "_write_figure", lambda figure, path: drawn.append(figure))
+    pictures.draw_costs(view, tmp_path / "x.png")
+    axis = drawn[0].axes[1]  # k-NN; the paper's linear scores are by another protocol
+    byol = {s.setting: s for s in results.summaries(view)}["BYOL"]
+    hours, score = byol.costs["pretraining_hours"], byol.spreads["knn.test_top1"]
+    color = next(text.get_color() for text in axis.texts if text.get_text() == "BYOL")
+    (bars,) = (c for c in axis.containers if c.lines[0].get_color() == color)
+    across, up = (line.get_segments()[0] for line in bars.lines[2])
+    assert (bars.lines[0].get_xdata()[0], bars.lines[0].get_ydata()[0]) == (hours.mean, score.mean)
+    assert score.std is not None
+    assert score.std > 1
+    assert (across[1, 0] - across[0, 0], up[1, 1] - up[0, 1]) == pytest.approx((2 * (hours.std or 0.0), 2 * score.std))
+    (published,) = (line for line in axis.lines if line.get_marker() == "D" and line.get_color() == color)
+    assert (published.get_xdata()[0], published.get_ydata()[0]) == (79.3, 68.20)
+    assert "BYOL, paper*" in [text.get_text() for text in axis.texts]
+    assert "* each the best of several runs" in drawn[0].get_suptitle()

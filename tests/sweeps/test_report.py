@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import rebuilding, report, report_text
+from sweeps import claims, rebuilding, report, report_text
 from sweeps.commands import commands, note_command
 from sweeps.folder import Sweep, View
 from sweeps.rebuilding import Rebuilding, rebuild
@@ -314,3 +314,75 @@ def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True, env=environment)
     assert done.stdout.strip() == "[]"
+
+
+def test_hours_are_told_in_three_digits_and_from_100_on_in_whole_numbers() -> None:
+    told = {0.0: "0", 0.012345: "0.0123", 9.876: "9.88", 12.34: "12.3", 99.94: "99.9", 100.0: "100", 1234.5: "1,234", 99999.6: "100,000"}
+    assert {hours: report_text.told_hours(hours) for hours in told} == told
+
+
+def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_starts(tmp_path: Path) -> None:
+    view = made(tmp_path, {"depth 1": [50.0, 51.0], "depth 2": [52.0, 53.0]}, seeds=2)
+    failed(view, 2, "OSError: disk")
+    for number, epoch in ((0, 1), (1, 1), (1, 2), (1, 3), (3, 1), (3, 2)):
+        owned = claims.claim(view.sweep.trial_dir(view.sweep.trials[number]), epoch, "d", 0)
+        assert owned is not None
+        with owned:
+            pass
+    view = View(view.sweep)
+    assert report_text.costs(view) == [
+        "2.25 core-hours in all: 2 completed, 0.25 failed",
+        "a completed run took 0.5 core-hours, median over settings of their means",
+        "2 runs were started more than once, 3 further starts in all, and went on from their checkpoints",
+    ]
+    completed = {setting: spread.n for setting, spread in report_text.hours_of_a_run(view).items()}
+    assert completed == {"depth 1": 2, "depth 2": 2, "pointwise": 0}
+    assert report_text.to_end(view) == 1
+    trial = view.sweep.trials[0]
+    result = dataclasses.replace(view.result(trial), energy_kwh=1.25)  # type: ignore[type-var]
+    (view.sweep.trial_dir(trial) / "result.json").unlink()
+    view.sweep.run(trial).write_result(result)
+    assert report_text.costs(View(view.sweep))[0].startswith("2.25 GPU-hours in all: ")
+    assert report_text.costs(View(view.sweep))[-1] == "1.2 kWh drawn by the GPUs of 1 runs"
+
+
+def test_the_more_frequent_failure_comes_first_with_the_last_lines_of_its_log(tmp_path: Path) -> None:
+    view = made(tmp_path, {})
+    failed(view, 0, "OSError: disk", "".join(f"line {i}\n" for i in range(30)))
+    failed(view, 1, "ValueError: a")
+    failed(view, 2, "ValueError: a")
+    groups = report_text.failures(view)
+    assert [(g.cause, len(g.trials)) for g in groups] == [("ValueError: a", 2), ("OSError: disk", 1)]
+    assert groups[1].log.splitlines() == [f"line {i}" for i in range(16, 30)]
+
+
+def test_the_others_are_told_apart_from_the_best_one_by_one(tmp_path: Path) -> None:
+    def said(path: Path, scores: dict[str, list[float]]) -> str:
+        table = summaries(made(path, scores))
+        lead = report_text.leader(table, OBJECTIVE)
+        assert lead is not None
+        return report_text.view_of_others(table, lead)
+
+    one_near = "Of the 2 other settings 1 is not separable from it, each by the same test alone."
+    assert said(tmp_path / "alike", ALIKE) == one_near
+    near = {**ALIKE, "pointwise": [69.0, 72.5, 71.0]}
+    assert said(tmp_path / "near", near) == "Of the 2 other settings 2 are not separable from it, each by the same test alone."
+    two = {k: ALIKE[k] for k in ("depth 1", "depth 2")}
+    assert said(tmp_path / "two", two) == "The only other setting is not separable from it, by the same test."
+    assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other setting is separable from it, by the same test."
+
+
+def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_path: Path) -> None:
+    view = made(tmp_path, CLEAR)
+    told = {"packages": {"torch": "2.6"}, "python": "3.11", "host": "n1"}
+    for trial, (commit, diff) in zip(view.sweep.trials, [("a" * 40, ""), ("a" * 40, ""), ("b" * 40, "+x")], strict=False):
+        path = view.sweep.trial_dir(trial) / "provenance.json"
+        path.write_text(json.dumps({**told, "commit": commit, "diff": diff}))
+    assert report_text.what_was_run(view) == [
+        f"commit {'a' * 12}: 2 runs",
+        f"commit {'b' * 12} with uncommitted changes: 1 runs",
+        "Python 3.11, torch 2.6",
+        "host n1",
+        "the runs are of several commits: what differs between them may differ for that reason",
+        "data digits, encoder resnet_small, epochs 4, global_batch_size 32, precision fp32",
+    ]

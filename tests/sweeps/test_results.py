@@ -3,12 +3,13 @@ import dataclasses
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import claims, tables, views
+from sweeps import claims, pictures, tables, views
 from sweeps.folder import Sweep, View
 from sweeps.results import Spread, Summary, leader
 from sweeps.separable import compare
@@ -237,3 +238,28 @@ def test_of_equal_means_the_first_leads_and_is_held_against_the_next_and_no_othe
     assert alone is not None
     assert (alone.best.setting, alone.other, alone.comparison, alone.separable) == ("c", None, None, False)
     assert Spread.of([1.0, 2.0, 4.0]) == Spread(pytest.approx(7 / 3), pytest.approx((7 / 3) ** 0.5), 3)
+
+
+def error_bars(axis: Any) -> list[tuple[float, float | None]]:
+    """(mean, standard deviation) of each row that has one, from the lines as they are drawn."""
+    found = []
+    for bars in axis.containers:
+        (mean,), ends = bars.lines[0].get_xdata(), [segment[:, 0] for line in bars.lines[2] for segment in line.get_segments()]
+        found.append((float(mean), float(ends[0][1] - ends[0][0]) / 2 if ends and len(ends[0]) else None))
+    return found
+
+
+def test_the_picture_shows_each_settings_seeds_mean_deviation_and_published_value(
+    view: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "_write_figure", lambda figure, path: drawn.append(figure))
+    pictures.draw(view, tmp_path / "ablation.png")
+    (figure,) = drawn
+    axis = figure.axes[view.sweep.headline.index(LINEAR)]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["depth 2", "depth 1", "pointwise"]
+    points = {marker: [list(line.get_xdata()) for line in axis.lines if line.get_marker() == marker] for marker in ("o", "D")}
+    assert points == {"o": [[71.0], [61.0, 65.0], [41.0]], "D": [[73.22], [64.86]]}
+    assert [mean for mean, _ in error_bars(axis)] == [71.0, 63.0, 41.0]
+    assert error_bars(axis)[1][1] == pytest.approx(8**0.5)
+    assert "n = 1 to 2, ranked by linear top-1, held-out" in figure.get_suptitle()

@@ -16,7 +16,7 @@ from sweeps.claims import Process
 from sweeps.engine import rounds
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.slot import run_slot
-from sweeps.spec import ScaleName, Setting, build_trials
+from sweeps.spec import ScaleName, Search, Setting, build_trials
 from tests.sweeps.tiny_sweep import sweep
 
 CLUSTER = compose_job(["cluster=local"]).cluster
@@ -240,3 +240,26 @@ def test_slots_that_end_before_they_claim_anything_are_an_error(tiny: Sweep) -> 
     with pytest.raises(RuntimeError, match="slots end before they claim a trial: no memory"):
         rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, Shown(), never)
     assert rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, Shown(), lambda: True)  # they were stopped
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_a_round_has_a_slot_for_each_trial_that_may_begin_or_go_on_and_in_a_search_for_each_place(
+    search: bool, tiny: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandon(tiny, 0, 1, "another", monkeypatch)  # goes on
+    with claims.claim(tiny.trial_dir(tiny.trials[1]), 1, "another", 0) or contextlib.nullcontext():
+        tiny.run(tiny.trials[1]).write_result(RunResult(RunStatus.completed))
+    places: list[int] = []
+
+    def place(slots: int, silent: frozenset[Path]) -> list[str]:
+        places.append(slots)
+        return []
+
+    wide = dataclasses.replace(tiny, search=Search([], {}, "", 9, 1, False, None, "") if search else None)
+    view = View(wide)
+    assert view.state(tiny.trials[0]) is TrialState.interrupted
+    with monkeypatch.context() as patch:
+        if search:
+            patch.setattr(rounds, "to_come", lambda _: 7)
+        assert rounds.run_round(view, place, 3, Shown(), lambda: True)
+    assert places == [3 if search else 5]

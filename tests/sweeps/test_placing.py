@@ -1,0 +1,159 @@
+"""What Ray is told, and what stands around it: who may read, what a node offers, who is buried; without Ray."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from jobs.spec import ClusterProfile
+from sweeps.claims import SlurmStart
+from sweeps.engine import allocation, local, placing, ray_node
+from sweeps.engine.allocation import AllocationEngine
+from sweeps.engine.local import parallel_slots, usable_cores, usable_memory_gb
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_token_can_be_read_by_this_user_alone_and_is_not_written_twice(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        path = placing.write_token(tmp_path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(bytes.fromhex(path.read_text())) == 32
+    with pytest.raises(FileExistsError):
+        placing.write_token(tmp_path)
+
+
+def test_folders_are_removed_that_are_this_users_and_whose_process_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.setattr(placing, "_TEMPORARY", tmp_path)
+    monkeypatch.setattr(psutil, "pid_exists", lambda pid: pid == os.getpid())
+    names = [f"cnnjepa-{ended.pid}-a", f"cnnjepa-{os.getpid()}-b", "cnnjepa-docs-c", f"other-{ended.pid}-d"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+        placing.remove_abandoned()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+    placing.remove_abandoned()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def test_a_note_is_seen_and_a_folder_that_is_gone_counts_as_one(tmp_path: Path) -> None:
+    assert not placing.is_noted(tmp_path, "stop")
+    (tmp_path / "stop").touch()
+    assert placing.is_noted(tmp_path, "stop")
+    assert not placing.is_noted(tmp_path, "end")
+    assert placing.is_noted(tmp_path / "gone", "stop")
+
+
+def test_signals_are_handled_after_a_block_as_before_it() -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        with contextlib.suppress(ConnectionError), placing.signals_kept():
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
+            raise ConnectionError
+        assert [signal.getsignal(number) for number in numbers] == before
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), (None, 8)]
+)
+def test_a_containers_share_of_processor_time_is_what_is_there(
+    limit: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(limit + "\n")
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"), [("max", 2**30, 16.0), (8 * 2**30, 3 * 2**30, 5.0), (64 * 2**30, 2**30, 16.0), (None, None, 16.0)]
+)
+def test_memory_that_a_container_holds_already_is_not_free(
+    limit: object, used: object, free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_CGROUP", tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30))
+    for name, value in (("memory.max", limit), ("memory.current", used)):
+        if value is not None:
+            (tmp_path / name).write_text(f"{value}\n")
+    assert usable_memory_gb() == free
+
+
+def test_slots_leave_ray_its_memory_and_share_devices() -> None:
+    profile = ClusterProfile("x", cores_per_slot=1, memory_gb_per_slot=4)
+    assert [parallel_slots(profile, cores=64, devices=0, memory_gb=gb) for gb in (5.0, 8.9, 9.0, 12.9)] == [1, 1, 2, 2]
+    shared = ClusterProfile("x", gpus_per_slot=0.25)
+    assert parallel_slots(shared, cores=64, devices=3, memory_gb=1000) == 12
+    with pytest.raises(ValueError, match="gpus_per_slot must fit this machine at least once; got 1 devices, 2 a slot"):
+        parallel_slots(ClusterProfile("x", gpus_per_slot=2), cores=64, devices=1, memory_gb=1000)
+    assert parallel_slots(ClusterProfile("x", max_parallel=3), cores=64, devices=0, memory_gb=1000) == 3
+
+
+def test_a_node_offers_ray_the_cores_of_all_its_slots_and_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "localhost")
+    submission = SimpleNamespace(
+        allocation=SimpleNamespace(slots_per_node=3),
+        slot_profile=SimpleNamespace(cores_per_slot=4),
+        cluster=SimpleNamespace(gpus_per_node=6),
+    )
+    head, worker = (ray_node.command(submission, role, Path("/x"), "10.0.0.1:6379") for role in ("head", "worker"))  # type: ignore[arg-type]
+    for line in (head, worker):
+        assert {"--num-cpus=12", "--num-gpus=6", "--temp-dir=/x/ray", "--node-ip-address=127.0.0.1"} <= set(line)
+    assert "--head" in head
+    assert "--address=10.0.0.1:6379" in worker
+    assert not [word for word in head if word.startswith("--address=")]
+
+
+@pytest.mark.parametrize(("ended", "status"), [(False, 1), (True, 0)])
+def test_a_node_whose_ray_ends_by_itself_fails_and_has_the_others_save(ended: bool, status: int, tmp_path: Path) -> None:
+    """In a process of its own, since it ends all its children."""
+    folder, temporary = tmp_path / "shared", tmp_path / "own"
+    folder.mkdir()
+    temporary.mkdir()
+    (folder / "address").write_text("10.0.0.1:6379")
+    if ended:
+        (folder / "end").touch()
+    code = f"""
+from pathlib import Path
+from sweeps.engine import ray_node
+ray_node.command = lambda *_: ["sleep", "600"] if {ended} else ["sh", "-c", "echo no memory left; exit 3"]
+ray_node.environment = lambda _: {{}}
+print("status", ray_node.run_node("worker", None, Path({str(folder)!r}), Path({str(temporary)!r})))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == f"status {status}"
+    assert ("Ray has ended by itself: no memory left" in done.stdout) is not ended
+    assert (folder / "stop").exists() is not ended
+
+
+def test_an_allocation_buries_the_owners_of_its_own_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def claimed(job: str | None) -> SimpleNamespace:
+        return SimpleNamespace(slurm=job and SlurmStart("c", job, 0, "n1", 1.0, "", ""))
+
+    past = {"a": [claimed("17"), claimed("18")], "b": [claimed("18"), claimed("17")], "c": [claimed(None)], "d": []}
+    buried: list[tuple[str, object]] = []
+    watch = SimpleNamespace(bury=lambda path, claim: buried.append((path, claim)))
+    view = SimpleNamespace(claims=past.get, watch=watch)
+    engine = SimpleNamespace(sweep=SimpleNamespace(trials=list(past), trial_dir=lambda trial: f"trials/{trial}"))
+    monkeypatch.setattr(allocation, "own_job", lambda: "17")
+    AllocationEngine.bury(engine, view)  # type: ignore[arg-type]
+    assert buried == [("trials/b", past["b"][-1])]
