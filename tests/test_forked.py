@@ -1,4 +1,4 @@
-"""A forked program is what a process of its own would be: its status, its streams, its group and its fresh state; and none is left behind."""
+"""A forked program is what a process of its own would be: status, streams, group and fresh state; and none is left behind."""
 
 import os
 import signal
@@ -66,7 +66,9 @@ def test_whoever_asked_for_them_ends_and_nothing_is_left() -> None:
         "print(server._process.pid, child.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     left = [int(word) for word in done.stdout.split()]
     assert len(left) == 2

@@ -23,32 +23,34 @@ from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, joine
 from cnnjepa.identity import to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.runs import RunFolder
-from tests.cnnjepa.test_train import CHILD, assert_bitwise_equal, comparable, final_state
+from tests import forked
+from tests.cnnjepa.test_train import CHILD, assert_bitwise_equal, comparable, final_state, wait_until_held
+from tests.forked import Forked
 from tests.tiny import tiny_config
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
 
 ASK_ON_RANK_1 = """    import os
     slow.calls = getattr(slow, 'calls', 0) + 1
     return os.environ['RANK'] == '1' and slow.calls == 4"""
 
 
-def start(config: TrainConfig, path: Path, ranks: int, child: str = CHILD) -> list[subprocess.Popen]:
+class Launched(list[Forked]):
+    """Ranks that meet at a store of this process, as torchrun's meet at its agent's: nobody looks for a free port that another may take."""
+
+    def __init__(self, ranks: int, words: list[str], **more: str) -> None:
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "OMP_NUM_THREADS": "1"}
+        common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        for rank in range(ranks):
+            environment = {**os.environ, **common, **more, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            self.append(forked.start(words, env=environment, start_new_session=True))
+
+
+def start(config: TrainConfig, path: Path, ranks: int, child: str = CHILD, **more: str) -> Launched:
     """Ranks as torchrun starts them, less torchrun itself."""
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", child, str(path), json.dumps(to_dict(config))]
-    return [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}, start_new_session=True)
-        for r in range(ranks)
-    ]
+    return Launched(ranks, ["-c", child, str(path), json.dumps(to_dict(config))], **more)
 
 
-def finish(children: list[subprocess.Popen]) -> None:
+def finish(children: Launched) -> None:
     try:
         assert [c.wait(timeout=300) for c in children] == [0] * len(children)
     finally:
@@ -103,21 +105,14 @@ def test_four_ranks_killed_and_resumed_are_bit_for_bit(tmp_path: Path) -> None:
     config = tiny_config(micro_batch_size=8)
     finish(start(config, tmp_path / "undisturbed", 4))
     disturbed = tmp_path / "disturbed"
-    for wanted, victims in ((2, 4), (6, 1)):  # all ranks die; one rank dies and the launcher ends the others
-        children = start(config, disturbed, 4)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            found = checkpoint.find(disturbed / "checkpoints")
-            if found and found[0].step >= wanted:
-                break
-            time.sleep(0.01)
-        assert all(c.poll() is None for c in children)
+    for wanted, victims in ((2, 4), (6, 1)):  # all ranks die; the last one dies, and the others, which wait for it, end by themselves
+        children = start(config, disturbed, 4, HOLD_AT=str(wanted))
+        wait_until_held(disturbed, children)
         for child in children[-victims:]:
             os.kill(child.pid, signal.SIGKILL)
-        time.sleep(0.3)
-        for child in children:
-            child.kill()
-            child.wait()
+        ends = [c.wait(timeout=120) for c in children]
+        assert ends[-victims:] == [-signal.SIGKILL] * victims
+        assert 0 not in ends
     finish(start(config, disturbed, 4))
     assert comparable(disturbed) == comparable(tmp_path / "undisturbed")
     assert_bitwise_equal(final_state(disturbed), final_state(tmp_path / "undisturbed"))

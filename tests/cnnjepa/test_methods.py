@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.rules import validate
 from cnnjepa.runs import RunStatus
 from cnnjepa.train import CollapsedError, RunError
-from tests.cnnjepa.test_distributed import assert_close, finish, free_port
+from tests.cnnjepa.test_distributed import Launched, assert_close, finish
 from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
 from tests.tiny import tiny_config
 
@@ -229,9 +228,7 @@ with joined(Device.cpu) as ranks:
 
 def train_on(ranks: int, configs: dict[str, TrainConfig], path: Path) -> None:
     """Train the methods in turn, each in the folder of its name."""
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANKS, str(path), json.dumps({name: to_dict(config) for name, config in configs.items()})]
-    finish([subprocess.Popen(command, env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(ranks)])
+    finish(Launched(ranks, ["-c", RANKS, str(path), json.dumps({name: to_dict(config) for name, config in configs.items()})]))
 
 
 @pytest.mark.slow

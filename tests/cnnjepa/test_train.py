@@ -4,9 +4,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,23 +16,43 @@ from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.methods import cnn_jepa
 from cnnjepa.runs import TIMING_KEYS, RunFolder, RunResult, RunStatus
 from cnnjepa.train import CollapsedError, NonFiniteError, RunError, train
+from tests import forked
+from tests.forked import Forked
+from tests.held import wait_until
 from tests.tiny import tiny_config
 
-# Slowed so that a kill lands between the steps; the slowness changes nothing that is computed.
+# HOLD_AT: when a checkpoint of that step or a later one has been added, the last rank says so and waits to be killed. Until then it is
+# slowed, so that the newest checkpoint is of the step before; the slowness changes nothing that is computed.
 CHILD = """
-import json, sys, time, torch
+import json, os, sys, time, torch
 from pathlib import Path
+from cnnjepa import checkpoint
 from cnnjepa.identity import from_dict
 from cnnjepa.runs import RunFolder
 from cnnjepa.train import train
-def slow():
-    time.sleep(0.15)
-    return False
 folder = RunFolder(Path(sys.argv[1]))
 config = from_dict(json.loads(sys.argv[2]))
+hold_at = int(os.environ.get("HOLD_AT", "0"))
+def newest():
+    return max((c.step for c in checkpoint.find(folder.checkpoints)), default=0)
+before = newest()
+def slow():
+    if hold_at:
+        time.sleep(0.15)
+        if os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1) and newest() >= max(hold_at, before + 1):
+            Path(f"{folder.path}.held").touch()
+            time.sleep(3600)
+    return False
 folder.prepare(config)
 train(config, folder, slow)
 """
+
+
+def wait_until_held(path: Path, children: Sequence[Forked]) -> None:
+    """Until the child of the run folder `path` waits to be killed."""
+    held = Path(f"{path}.held")
+    wait_until("checkpoint at which it is held", held.exists, lambda: all(c.poll() is None for c in children))
+    held.unlink()
 
 
 def run(config: TrainConfig, path: Path, **more: object) -> RunResult | None:
@@ -87,14 +105,9 @@ def test_kill_9_mid_epoch_and_resume_is_bit_for_bit(tmp_path: Path, workers: int
     disturbed = tmp_path / "disturbed"
     kills = 0
     for wanted in (2, 3, 7):  # steps after which to kill: mid-epoch, and in the second epoch (5 steps each)
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(disturbed), json.dumps(to_dict(config))], start_new_session=True)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and child.poll() is None:
-            found = checkpoint.find(disturbed / "checkpoints")
-            if found and found[0].step >= wanted:
-                break
-            time.sleep(0.01)
-        assert child.poll() is None, "the run must be under way when it is killed"
+        environment = {**os.environ, "HOLD_AT": str(wanted)}
+        child = forked.start(["-c", CHILD, str(disturbed), json.dumps(to_dict(config))], env=environment, start_new_session=True)
+        wait_until_held(disturbed, [child])
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         kills += 1

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -16,16 +15,24 @@ from cnnjepa.runs import RunFolder, RunResult, RunStatus
 from jobs.compose import compose_job
 from jobs.ranks import adopt_srun_ranks
 from jobs.run import run_job
-from tests.cnnjepa.test_distributed import free_port
+from tests import forked
 from tests.cnnjepa.test_train import comparable
+from tests.held import environment, wait_until
 from tests.sweeps.tiny_sweep import OVERRIDES
 
 SMALL = [*OVERRIDES, "epochs=2"]
 
 
+# An agent with a store of its own at a port that it keeps: none is looked up and let go.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
 def pretrain(arguments: list[str], launcher: list[str] | None = None, **more: object) -> subprocess.CompletedProcess:
-    command = [*(launcher or [sys.executable]), "-m", "jobs.pretrain", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
+    """The command, forked where no launcher is given."""
+    words = ["-m", "jobs.pretrain", *arguments]
+    if launcher is None:
+        return forked.run(words, **more)
+    return subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
 
 
 def test_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
@@ -44,7 +51,7 @@ print("loaded:", [name for name in {heavy!r} if name in sys.modules])
 
 
 def test_a_run_ends_with_its_scores_its_provenance_and_status_0(tmp_path: Path) -> None:
-    done = pretrain([*SMALL, f"run_dir={tmp_path / 'run'}"])
+    done = pretrain([*SMALL, f"run_dir={tmp_path / 'run'}"], [sys.executable])
     assert done.returncode == 0, done.stderr
     assert "linear.test_top1 = " in done.stdout
     assert "step 10/10" in done.stdout
@@ -57,8 +64,7 @@ def test_a_run_ends_with_its_scores_its_provenance_and_status_0(tmp_path: Path) 
 
 
 def test_two_ranks_of_torchrun_train_the_same_experiment(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    done = pretrain([*SMALL, "precision=fp64", f"run_dir={tmp_path / 'two'}"], torchrun)
+    done = pretrain([*SMALL, "precision=fp64", f"run_dir={tmp_path / 'two'}"], TORCHRUN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 10/10") == done.stdout.count("completed: ") == 1
     pretrain([*SMALL, "precision=fp64", f"run_dir={tmp_path / 'one'}"])
@@ -68,32 +74,37 @@ def test_two_ranks_of_torchrun_train_the_same_experiment(tmp_path: Path) -> None
     assert two.metrics == pytest.approx(one.metrics, rel=1e-6)
 
 
+def held(arguments: list[str], tmp_path: Path) -> forked.Forked:
+    """The command, in a session of its own, when it has recorded step 3; it goes on when `tmp_path / "held"` is removed."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    words = ["-m", "tests.held", "jobs.pretrain", *arguments]
+    child = forked.start(words, env=environment(tmp_path / "held", 3), start_new_session=True, **pipes)
+    wait_until("step 3", (tmp_path / "held").exists, lambda: child.poll() is None)
+    return child
+
+
 def test_sigterm_saves_and_the_same_command_resumes_bit_for_bit(tmp_path: Path) -> None:
-    arguments = [*SMALL, "epochs=8", f"run_dir={tmp_path / 'a'}"]
-    child = subprocess.Popen([sys.executable, "-m", "jobs.pretrain", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not any(c.step >= 3 for c in checkpoint.find(tmp_path / "a" / "checkpoints")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    arguments = [*SMALL, f"run_dir={tmp_path / 'a'}"]
+    child = held(arguments, tmp_path)
     child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=60)
+    (tmp_path / "held").unlink()
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 130
     assert "stopped, checkpoint saved" in out
     assert "SIGTERM: saving a checkpoint" in err
     assert RunFolder(tmp_path / "a").result() is None
+    assert checkpoint.find(tmp_path / "a" / "checkpoints")[0].step in (3, 4), "it stops at the step's end, or the next one's"
     assert pretrain(arguments).returncode == 0
     assert pretrain([*arguments[:-1], f"run_dir={tmp_path / 'b'}"]).returncode == 0
     assert comparable(tmp_path / "a") == comparable(tmp_path / "b")
 
 
 def test_ctrl_c_to_the_whole_group_leaves_loader_processes_until_the_checkpoint_is_saved(tmp_path: Path) -> None:
-    arguments = [*SMALL, "epochs=50", "data.workers=2", f"run_dir={tmp_path / 'a'}"]
-    command = [sys.executable, "-m", "jobs.pretrain", *arguments]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not any(c.step >= 3 for c in checkpoint.find(tmp_path / "a" / "checkpoints")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    child = held([*SMALL, "epochs=50", "data.workers=2", f"run_dir={tmp_path / 'a'}"], tmp_path)
+    assert len(psutil.Process(child.pid).children()) >= 2
     os.killpg(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    (tmp_path / "held").unlink()
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 130, err
     assert "stopped, checkpoint saved" in out
     assert err.count("saving a checkpoint") == 1
@@ -118,20 +129,25 @@ def test_one_failing_run_of_a_multirun_stops_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_death_of_a_rank_is_no_failure_of_the_run(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    arguments = [*SMALL, "epochs=8", f"run_dir={tmp_path}"]
-    command = [*torchrun, f"--master-port={free_port()}", "-m", "jobs.pretrain", *arguments]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not any(c.step >= 3 for c in checkpoint.find(tmp_path / "checkpoints")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    ranks = [p for p in psutil.Process(child.pid).children(recursive=True) if p.environ().get("RANK") == "1"]
-    ranks[0].kill()
-    assert child.wait(timeout=120) != 0
-    assert RunFolder(tmp_path).result() is None
-    again = pretrain(arguments, [*torchrun, f"--master-port={free_port()}"])
+    arguments, file = [*SMALL, f"run_dir={tmp_path / 'run'}"], tmp_path / "held"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen([*TORCHRUN, "-m", "tests.held", "jobs.pretrain", *arguments], env=environment(file, 3), **quiet)
+    try:
+        wait_until("step 3", file.exists, lambda: child.poll() is None)
+        folder = RunFolder(tmp_path / "run")
+        wait_until("checkpoint", lambda: checkpoint.find(folder.checkpoints), lambda: child.poll() is None)
+        ranks = [p for p in psutil.Process(child.pid).children(recursive=True) if p.environ().get("RANK") == "1"]
+        ranks[0].kill()
+        file.unlink()
+        assert child.wait(timeout=120) != 0
+    finally:
+        file.unlink(missing_ok=True)
+        child.kill()
+        child.wait()
+    assert folder.result() is None
+    again = pretrain(arguments, TORCHRUN)
     assert again.returncode == 0, again.stderr
-    result = RunFolder(tmp_path).result()
+    result = folder.result()
     assert result is not None
     assert result.resumes == 1
 

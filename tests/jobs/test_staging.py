@@ -19,10 +19,9 @@ from jobs.compose import compose_job
 from jobs.run import run_job
 from jobs.staging import PackedSet, Staging, StagingError, own_folder, try_lock
 from tests.cnnjepa.test_data import image_tree, write_idx
-from tests.cnnjepa.test_distributed import free_port
 from tests.cnnjepa.test_pack import run as pack
 from tests.cnnjepa.test_train import comparable
-from tests.jobs.test_pretrain import SMALL, pretrain
+from tests.jobs.test_pretrain import SMALL, TORCHRUN, pretrain
 
 FILES, BYTES = 8, 300_000
 # Goes on until the copy is settled, or stands still in the middle of it; then waits for the end of its standard input.
@@ -312,8 +311,7 @@ def fashion(folder: Path) -> Path:
 def test_a_run_copies_once_for_its_ranks_and_reads_the_copy(tmp_path: Path, scratch: Path) -> None:
     source = fashion(tmp_path / "fashion")
     arguments = [*SMALL, "epochs=1", "data=fashion_mnist", "data.train_limit=160", f"data.root={source}"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    staged = pretrain([*arguments, f"local_scratch={scratch}", f"run_dir={tmp_path / 'staged'}"], torchrun)
+    staged = pretrain([*arguments, f"local_scratch={scratch}", f"run_dir={tmp_path / 'staged'}"], TORCHRUN)
     assert staged.returncode == 0, staged.stderr
     assert copied_bytes(staged.stdout) == [set_of(source).bytes]
 
