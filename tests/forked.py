@@ -27,6 +27,8 @@ import gc, json, os, runpy, select, signal, socket, sys
 def run(words):
     if words[0] == "-m":
         sys.argv = words[1:]
+        for name in (words[1], words[1] + ".__main__"):  # which is about to run under the name of __main__
+            sys.modules.pop(name, None)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif words[0] == "-c":
         sys.argv = ["-c", *words[2:]]

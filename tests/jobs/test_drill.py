@@ -8,7 +8,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +25,10 @@ from jobs.drills.report import by_kind, equalities, figures, report
 from jobs.drills.watched import WatchedRun
 from tests.documented import typed
 from tests.tiny import tiny_config
+from jobs.drills.report import figures, report
+from tests import forked
+from tests.held import wait_until
+from tests.sample import seeded
 
 ROOT = Path(__file__).parents[2]
 METRICS = '{"kind": "step", "step": %d, "epoch": 0.1, "images_per_second": %s}\n'
@@ -37,6 +40,7 @@ STATE = {
 
 
 def drill(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a process of its own."""
     line = [sys.executable, "-m", "jobs.drill", *arguments]
     return subprocess.run(line, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=580, check=False)
 
@@ -45,11 +49,24 @@ def drill(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 def test_20_faults_lose_nothing(tmp_path: Path) -> None:
     places = {"100": "20", "7": "1", "runs": str(tmp_path)}
     done = drill(*typed("python -m jobs.drill --faults 100 --seed 7 --runs-dir runs", places)[3:])
+def nothing_is_lost(faults: int, seed: str) -> None:
+    done = drill("--faults", str(faults), "--seed", seed)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("NOTHING IS LOST\n")
-    assert re.search(r"^ +\d+\.\d s  20/20 run \d: .* steps repeated, \d+\.\d s lost$", done.stdout, re.M)
+    assert re.search(rf"^ +\d+\.\d s  {faults}/{faults} run \d: .* steps repeated, \d+\.\d s lost$", done.stdout, re.M)
     assert done.stdout.count("equal bit for bit") == 6
     assert "runs lost: 0; records or rows there twice: 0; differing bits: 0" in done.stdout
+
+
+@pytest.mark.nightly
+def test_20_faults_lose_nothing() -> None:
+    nothing_is_lost(20, "1")
+
+
+@pytest.mark.slow
+@seeded
+def test_a_few_faults_lose_nothing(seed: str) -> None:
+    nothing_is_lost(4, seed)
 
 
 @pytest.mark.slow
@@ -66,9 +83,7 @@ def test_a_run_that_forgets_anything_when_it_is_resumed_is_found_out(forgotten: 
 def test_a_drill_that_is_ended_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     line = typed("python -m jobs.drill", {"python": sys.executable})
     child = subprocess.Popen(line, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*/undisturbed/*/trials/*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until("metrics", lambda: list(tmp_path.glob("*/undisturbed/*/trials/*/metrics.jsonl")), lambda: child.poll() is None)
     below = psutil.Process(child.pid).children(recursive=True)
     assert len(below) > 3
     child.terminate()
@@ -89,14 +104,14 @@ def test_a_drill_that_is_ended_leaves_no_process_and_no_folder(tmp_path: Path) -
     ],
 )
 def test_wrong_usage_ends_with_one_line_and_2(arguments: list[str], said: str) -> None:
-    done = drill(*arguments)
+    done = forked.run(["-m", "jobs.drill", *arguments])
     assert done.returncode == 2
     assert re.fullmatch(said, done.stderr.strip())
     assert done.stdout == ""
 
 
 def test_a_dry_run_shows_what_a_cluster_would_be_given() -> None:
-    done = drill("--cluster", "komondor", "--dry-run", "account=abc")
+    done = forked.run(["-m", "jobs.drill", "--cluster", "komondor", "--dry-run", "account=abc"])
     assert done.returncode == 0, done.stderr
     for line in ("#SBATCH --account=abc", "#SBATCH --gres=gpu:4", "#SBATCH --time=60", "#SBATCH --requeue", "#SBATCH --ntasks-per-node=4"):
         assert line in done.stdout
