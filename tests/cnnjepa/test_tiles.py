@@ -1,7 +1,8 @@
 """Tiled execution comes to what masked execution comes to, in float64, on every network, mask and kernel."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from cnnjepa.models.resnet import ResNet, build_encoder
 from cnnjepa.models.tiles import Kernels, encode_tiles
 from cnnjepa.optim import build_optimizer
 from tests.cnnjepa.test_models import lively
+from tests.sample import sampled
 
-NETWORKS = [EncoderName.resnet_small, EncoderName.resnet18, pytest.param(EncoderName.resnet50, marks=pytest.mark.slow, id="resnet50")]
+NETWORKS = [EncoderName.resnet_small, EncoderName.resnet18]
 TOLERANCE = 1e-9  # of the largest value of each tensor
 
 
@@ -47,6 +49,26 @@ MASKS: dict[str, Callable[[], Tensor]] = {
     "batch_of_one": lambda: torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(2)) < 0.5,
     "wide": lambda: torch.rand(2, 2, 5, generator=torch.Generator().manual_seed(3)) < 0.5,
 }
+
+
+KERNELS = {
+    "windows": Kernels(product=0),
+    "taps": Kernels(64, taps=(64, 64)),
+    "patches": Kernels(64, patches=64, weight_patches=64),
+    "mixed": Kernels(0, (0, 2), 1, 4),
+    "cuda": tiles.CUDA,
+}
+
+
+def with_each(names: Iterable[str]) -> list[Any]:
+    """Each network with each of these names; of the large network's a sample, but for the night."""
+    large = [pytest.param(EncoderName.resnet50, name, marks=pytest.mark.slow, id=f"resnet50-{name}") for name in names]
+    return [*(pytest.param(n, name, id=f"{n.name}-{name}") for n in NETWORKS for name in names), *sampled(large, 2, "tiles of ResNet-50")]
+
+
+def larger(*sizes: tuple[EncoderName, int]) -> list[Any]:
+    """Networks that take long, with their image sizes: one of them, but for the night."""
+    return sampled([pytest.param(name, size, marks=pytest.mark.slow, id=name.name) for name, size in sizes], 1, "large tiles")
 
 
 def assert_close(a: Tensor, b: Tensor, what: str, at_least: float = 0) -> None:
@@ -78,8 +100,7 @@ def assert_same_pass(tiled: ResNet, visible: Tensor, training: bool = True) -> N
         assert_close(a.double(), c.double(), name)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", NETWORKS, ids=lambda n: n.name)
+@pytest.mark.parametrize(("name", "mask"), with_each(MASKS))
 def test_tiles_equal_masked_execution(name: EncoderName, mask: str) -> None:
     assert_same_pass(build_encoder(EncoderConfig(name, width=8, blocks=2)), MASKS[mask]())
 
@@ -93,10 +114,9 @@ def test_a_convnext_computes_the_same_from_visible_rows() -> None:
     assert shapes == [(3 * 8 * 8, 96)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [EncoderName.resnet34, EncoderName.resnet101, EncoderName.wide_resnet50_2], ids=lambda n: n.name)
-def test_the_deeper_and_wider_ones_too(name: EncoderName) -> None:
-    assert_same_pass(build_encoder(EncoderConfig(name)), drawn(MaskStrategy.multi_block, 3))
+@pytest.mark.parametrize(("name", "grid"), larger((EncoderName.resnet34, 3), (EncoderName.resnet101, 3), (EncoderName.wide_resnet50_2, 3)))
+def test_the_deeper_and_wider_ones_too(name: EncoderName, grid: int) -> None:
+    assert_same_pass(build_encoder(EncoderConfig(name)), drawn(MaskStrategy.multi_block, grid))
 
 
 def test_all_cells_visible_is_the_dense_network() -> None:
@@ -105,14 +125,9 @@ def test_all_cells_visible_is_the_dense_network() -> None:
     assert torch.equal(copy.deepcopy(net)(images, Visibility(torch.ones(2, 3, 3).bool())), net(images))
 
 
-@pytest.mark.parametrize(
-    "kernels",
-    [Kernels(product=0), Kernels(64, taps=(64, 64)), Kernels(64, patches=64, weight_patches=64), Kernels(0, (0, 2), 1, 4), tiles.CUDA],
-    ids=["windows", "taps", "patches", "mixed", "cuda"],
-)
-@pytest.mark.parametrize("name", NETWORKS, ids=lambda n: n.name)
-def test_every_kernel_computes_the_same(kernels: Kernels, name: EncoderName, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiles.CPU, torch.float64, kernels)
+@pytest.mark.parametrize(("name", "kernels"), with_each(KERNELS))
+def test_every_kernel_computes_the_same(kernels: str, name: EncoderName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiles.CPU, torch.float64, KERNELS[kernels])
     assert_same_pass(build_encoder(EncoderConfig(name, width=8)), MASKS["unequal_counts"]())
 
 
@@ -196,11 +211,9 @@ def trained(execution: Execution, encoder: EncoderName, size: int) -> tuple[nn.M
 @pytest.mark.parametrize(
     ("encoder", "size"),
     [
-        (EncoderName.resnet_small, 40),
-        pytest.param(EncoderName.resnet18, 96, marks=pytest.mark.slow),
-        pytest.param(EncoderName.resnet34, 96, marks=pytest.mark.slow),
-        pytest.param(EncoderName.resnet50, 96, marks=pytest.mark.slow),
-        pytest.param(EncoderName.resnet101, 96, marks=pytest.mark.slow),
+        pytest.param(EncoderName.resnet_small, 40, id="resnet_small"),
+        pytest.param(EncoderName.resnet18, 96, marks=pytest.mark.slow, id="resnet18"),
+        *larger((EncoderName.resnet34, 96), (EncoderName.resnet50, 96), (EncoderName.resnet101, 96)),
     ],
 )
 def test_ten_steps_of_training_are_the_same(encoder: EncoderName, size: int) -> None:

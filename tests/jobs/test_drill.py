@@ -28,7 +28,7 @@ from tests.tiny import tiny_config
 from jobs.drills.report import figures, report
 from tests import forked
 from tests.held import wait_until
-from tests.sample import seeded
+from tests.sample import sampled, seeded
 
 ROOT = Path(__file__).parents[2]
 METRICS = '{"kind": "step", "step": %d, "epoch": 0.1, "images_per_second": %s}\n'
@@ -70,7 +70,14 @@ def test_a_few_faults_lose_nothing(seed: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("forgotten", "noticed"), [("moments", "moments"), ("sampler", "metrics"), ("rng", "metrics")])
+@pytest.mark.parametrize(
+    ("forgotten", "noticed"),
+    sampled(
+        [pytest.param(what, by, id=what) for what, by in (("moments", "moments"), ("sampler", "metrics"), ("rng", "metrics"))],
+        1,
+        "forgotten",
+    ),
+)
 def test_a_run_that_forgets_anything_when_it_is_resumed_is_found_out(forgotten: str, noticed: str) -> None:
     path = os.pathsep.join([str(Path(__file__).parent / "sabotage"), os.environ.get("PYTHONPATH", "")])
     done = drill("--faults", "1", "--seed", "1", "epochs=8", "probes.every_epochs=0", PYTHONPATH=path, DRILL_SABOTAGE=forgotten)

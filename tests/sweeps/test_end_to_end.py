@@ -3,10 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,11 +14,15 @@ import pytest
 
 from cnnjepa.runs import TIMING_KEYS
 from jobs.spec import ClusterProfile
+from sweeps.engine import placing
 from sweeps.engine.local import parallel_slots
-from sweeps.engine.placing import remove_abandoned
+from tests import forked
 from tests.browser import PHONE, opened
+from tests.held import wait_until
 
 ROOT = Path(__file__).parents[2]
+# Each fixture of the module is made once: those who look at it run in one process.
+UNDISTURBED, FAILING = (pytest.mark.xdist_group(f"{name} sweep under Ray") for name in ("undisturbed", "failing"))
 SCRIPT = str(Path(__file__).parent / "tiny_sweep.py")
 
 
@@ -42,15 +46,24 @@ def rows(runs: Path) -> list[dict[str, str]]:
 
 def completed_and_running(runs: Path) -> tuple[int, int]:
     """What `status --json` counts."""
-    line = [sys.executable, "-m", "sweeps", "status", str(folder(runs)), "--json"]
-    counts = json.loads(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout)["counts"]
+    counts = json.loads(forked.run(["-m", "sweeps", "status", str(folder(runs)), "--json"]).stdout)["counts"]
     return counts["completed"], counts["running"]
 
 
-def running_claims(runs: Path) -> list[dict]:
-    """The claims of living owners who have not let go."""
-    paths = [p for p in folder(runs).glob("trials/*/claim/*.json") if not p.with_suffix(".released").exists()]
-    return [c for c in (json.loads(p.read_text()) for p in paths) if psutil.pid_exists(c["owner"]["pid"])]
+def kill_a_slot(runs: Path) -> None:
+    """The owner of the trial that has most of its steps before it, so that it does not let go meanwhile; until another has taken it up."""
+    claimed = [p for p in folder(runs).glob("trials/*/claim/*.json") if not p.with_suffix(".released").exists()]
+    claimed = [p for p in claimed if psutil.pid_exists(json.loads(p.read_text())["owner"]["pid"])]
+    metrics = {p: p.parents[1] / "metrics.jsonl" for p in claimed}
+    chosen = min(claimed, key=lambda p: metrics[p].read_bytes().count(b"\n") if metrics[p].exists() else 0)
+    os.kill(json.loads(chosen.read_text())["owner"]["pid"], signal.SIGKILL)
+    wait_until("another slot", lambda: max(chosen.parent.glob("*.json")) != chosen)
+
+
+def pending(process: psutil.Process, number: int) -> bool:
+    """Whether a signal waits to be delivered."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return any(int(line.split()[1], 16) >> (number - 1) & 1 for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd")))
 
 
 def ray_processes() -> list[psutil.Process]:
@@ -71,6 +84,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+@UNDISTURBED
 def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: Path) -> None:
     assert [(r["setting"], r["seed"], r["state"]) for r in rows(undisturbed)] == [
         (setting, seed, "completed") for seed in ("42", "43") for setting in ("depth 1", "depth 2", "pointwise")
@@ -82,29 +96,31 @@ def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: 
         assert {"claim", "config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "log", "result.json"} <= set(os.listdir(trial))
 
 
+@UNDISTURBED
 def test_run_again_it_reruns_nothing_and_starts_no_ray(undisturbed: Path) -> None:
     files = {p: p.stat().st_mtime_ns for p in (folder(undisturbed) / "trials").rglob("*") if p.is_file()}
-    done = run(undisturbed)
+    done = forked.run(command(undisturbed)[1:])
     assert done.returncode == 0
     assert "at once" not in done.stdout
     assert "linear top-1, test" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in (folder(undisturbed) / "trials").rglob("*") if p.is_file()} == files
 
 
+@UNDISTURBED
 def test_the_views_can_be_deleted_and_rebuilt(undisturbed: Path) -> None:
     views = [folder(undisturbed) / name for name in ("results.csv", "summary.csv", "ablation.png")]
     before = [v.read_bytes() for v in views]
     for view in views:
         view.unlink()
-    line = [sys.executable, "-m", "sweeps", "results", str(folder(undisturbed)), "--format", "markdown"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = forked.run(["-m", "sweeps", "results", str(folder(undisturbed)), "--format", "markdown"])
+    assert done.returncode == 0, done.stderr
     assert [v.read_bytes() for v in views] == before
     assert done.stdout.startswith("| setting |")
     assert completed_and_running(undisturbed) == (6, 0)
 
 
 def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
-    done = run(tmp_path / "none", "--dry-run")
+    done = forked.run(command(tmp_path / "none", "--dry-run")[1:])
     assert done.returncode == 0
     assert done.stdout.count("waiting") == 6
     assert not (tmp_path / "none").exists()
@@ -112,19 +128,23 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
 
 def wait_for_steps(runs: Path, steps: int, child: subprocess.Popen) -> None:
     """Until the trials' metrics hold `steps` lines in all."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and child.poll() is None:
-        lines = sum(p.read_bytes().count(b"\n") for p in folder(runs).glob("trials/*/metrics.jsonl"))
-        if lines >= steps:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"the sweep ended or hung before step {steps}")
+
+    def done() -> bool:
+        return sum(p.read_bytes().count(b"\n") for p in folder(runs).glob("trials/*/metrics.jsonl")) >= steps
+
+    wait_until(f"step {steps}", done, lambda: child.poll() is None)
 
 
+def starts_ray(child: subprocess.Popen) -> bool:
+    """Whether Ray's first process is there."""
+    return any(p.name().startswith("gcs_server") for p in psutil.Process(child.pid).children(recursive=True))
+
+
+@UNDISTURBED
 @pytest.mark.slow
 def test_killed_9_at_three_moments_it_ends_with_the_same_table_and_repeats_no_trial(undisturbed: Path, tmp_path: Path) -> None:
     first = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    time.sleep(4)  # before or while Ray starts
+    wait_until("Ray's start", lambda: starts_ray(first), lambda: first.poll() is None)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     for steps in (8, 55):  # in the first trials; when some have ended
@@ -144,6 +164,7 @@ def test_killed_9_at_three_moments_it_ends_with_the_same_table_and_repeats_no_tr
     assert resumed >= 1
 
 
+@UNDISTURBED
 @pytest.mark.slow
 def test_a_slot_killed_9_costs_that_slot_alone(undisturbed: Path, tmp_path: Path) -> None:
     """The worker of one slot dies, twice: the driver goes on, places another slot, and the trial resumes."""
@@ -151,8 +172,7 @@ def test_a_slot_killed_9_costs_that_slot_alone(undisturbed: Path, tmp_path: Path
     child = subprocess.Popen(command(tmp_path), cwd=ROOT, text=True, **pipes)
     for steps in (8, 70):
         wait_for_steps(tmp_path, steps, child)
-        os.kill(running_claims(tmp_path)[0]["owner"]["pid"], signal.SIGKILL)
-        time.sleep(1)
+        kill_a_slot(tmp_path)
     out, _ = child.communicate(timeout=400)
     assert child.returncode == 0, out
     assert rows(tmp_path) == rows(undisturbed)
@@ -160,6 +180,7 @@ def test_a_slot_killed_9_costs_that_slot_alone(undisturbed: Path, tmp_path: Path
     assert sum(claims) == 6 + 2
 
 
+@UNDISTURBED
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed: Path, tmp_path: Path) -> None:
     child = subprocess.Popen(
@@ -183,12 +204,13 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed: Path, tmp_path: 
 def test_a_second_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     child = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_for_steps(tmp_path, 5, child)
-    below = psutil.Process(child.pid).children(recursive=True)
+    driver = psutil.Process(child.pid)
+    below = driver.children(recursive=True)
     assert below
     child.send_signal(signal.SIGINT)
-    time.sleep(0.05)
+    wait_until("first Ctrl-C", lambda: not pending(driver, signal.SIGINT))  # two that wait to be delivered are one
     child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=30) == 130
+    assert child.wait(timeout=120) == 130
     assert not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -198,6 +220,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
     return runs, run(runs, "diverging", "--seeds", "1")
 
 
+@FAILING
 @pytest.mark.slow
 def test_the_page_of_a_sweep_is_whole_in_a_browser(failing: tuple[Path, subprocess.CompletedProcess]) -> None:
     runs = failing[0]
@@ -229,6 +252,7 @@ def test_the_page_of_a_sweep_is_whole_in_a_browser(failing: tuple[Path, subproce
         assert page.complaints() == []
 
 
+@FAILING
 @pytest.mark.slow
 def test_the_page_fits_a_phone(failing: tuple[Path, subprocess.CompletedProcess]) -> None:
     with opened(folder(failing[0]) / "report.html", PHONE) as page:
@@ -238,10 +262,13 @@ def test_the_page_fits_a_phone(failing: tuple[Path, subprocess.CompletedProcess]
         assert page.all("#answer")[0].rect["y"] < PHONE[1] / 2  # seen without a finger's move
 
 
+@FAILING
 @pytest.mark.slow
-def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(failing: tuple[Path, subprocess.CompletedProcess]) -> None:
-    """After the others: it changes the folder that they look at."""
-    tmp_path, done = failing
+def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(
+    failing: tuple[Path, subprocess.CompletedProcess], tmp_path: Path
+) -> None:
+    shutil.copytree(failing[0], tmp_path, dirs_exist_ok=True)
+    done = failing[1]
     assert done.returncode == 1
     states = {r["setting"]: (r["state"], r["cause"]) for r in rows(tmp_path)}
     assert [states[s][0] for s in ("depth 1", "depth 2", "pointwise", "lr 1e+30")] == ["completed"] * 3 + ["failed"]
@@ -256,6 +283,7 @@ def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(failing: 
     assert len(list(folder(tmp_path).glob("trials/*/result.failed-1.json"))) == 1
 
 
+@UNDISTURBED
 @pytest.mark.slow
 def test_two_commands_at_once_run_each_trial_once(undisturbed: Path, tmp_path: Path) -> None:
     pair = [subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
@@ -281,13 +309,13 @@ def test_slots_fit_cores_memory_and_devices() -> None:
             parallel_slots(profile, **machine)
 
 
-def test_folders_of_killed_commands_are_removed_and_no_others() -> None:
-    gone, ours = Path("/tmp/cnnjepa-4194999-test"), Path(f"/tmp/cnnjepa-{os.getpid()}-test")
-    for path in (gone, ours):
-        path.mkdir(exist_ok=True)
-    try:
-        remove_abandoned()
-        assert not gone.exists()
-        assert ours.exists()
-    finally:
-        ours.rmdir()
+def test_folders_of_killed_commands_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "_TEMPORARY", tmp_path)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    gone, ours, other = (tmp_path / f"cnnjepa-{name}-test" for name in (ended.pid, os.getpid(), "x"))
+    for path in (gone, ours, other):
+        path.mkdir()
+    (gone / "file").touch()
+    placing.remove_abandoned()
+    assert psutil.pid_exists(ended.pid) or sorted(tmp_path.iterdir()) == sorted([ours, other])

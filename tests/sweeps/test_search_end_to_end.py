@@ -3,19 +3,21 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from cnnjepa.runs import TIMING_KEYS
+from tests import forked
 from tests.browser import opened
+from tests.held import wait_until
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("search under Ray")]
 
 
 def command(runs: Path, *more: str) -> list[str]:
@@ -59,8 +61,7 @@ def test_a_search_ends_with_pruned_and_completed_trials_and_says_so(undisturbed:
     assert "settings were pruned on their way, see summary.csv" in " ".join(said.split())
     pruned = next(r for r in rows(runs) if r["state"] == "pruned")
     assert "is not among the best 1/2 of" in pruned["cause"]
-    line = [sys.executable, "-m", "sweeps", "status", str(folder(runs))]
-    status = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    status = forked.run(["-m", "sweeps", "status", str(folder(runs))]).stdout
     assert "rungs: epoch 1: " in status
     assert "best so far by linear.holdout_top1: " in status
 
@@ -70,13 +71,13 @@ def test_killed_9_twice_at_parallelism_1_it_ends_with_the_same_results(undisturb
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for trials in (2, 5):  # the search is under way, and in the middle of a trial
         child = subprocess.Popen(command(tmp_path), cwd=ROOT, start_new_session=True, env=environment, **quiet)
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and child.poll() is None:
+
+        def under_way(ended: int = trials) -> bool:
             running = [t for t in folder(tmp_path).glob("trials/*") if not (t / "result.json").exists()]
-            if len(list(folder(tmp_path).glob("trials/*/result.json"))) >= trials and any((t / "metrics.jsonl").exists() for t in running):
-                break
-            time.sleep(0.02)
-        assert child.poll() is None, "the search must be under way when it is killed"
+            enough = len(list(folder(tmp_path).glob("trials/*/result.json"))) >= ended
+            return enough and any((t / "metrics.jsonl").exists() for t in running)
+
+        wait_until(f"{trials} trials and another one begun", under_way, lambda child=child: child.poll() is None)  # type: ignore[misc]
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
     run(tmp_path)
@@ -84,23 +85,29 @@ def test_killed_9_twice_at_parallelism_1_it_ends_with_the_same_results(undisturb
     assert rows(tmp_path) == rows(undisturbed[0])
 
 
-def test_what_was_pruned_is_trained_to_its_end_where_nothing_is_stopped_any_more(undisturbed: tuple[Path, str]) -> None:
-    """After the others: it changes the folder that they look at."""
-    runs = undisturbed[0]
-    before = {r["signature"]: r for r in rows(runs)}
+@pytest.fixture(scope="module")
+def taken_up(undisturbed: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it, after the same command without early stopping."""
+    runs = tmp_path_factory.mktemp("taken-up")
+    shutil.copytree(undisturbed[0], runs, dirs_exist_ok=True)
     run(runs, "--early-stopping", "none")
-    after = {r["signature"]: r for r in rows(runs)}
+    return runs
+
+
+def test_what_was_pruned_is_trained_to_its_end_where_nothing_is_stopped_any_more(undisturbed: tuple[Path, str], taken_up: Path) -> None:
+    before = {r["signature"]: r for r in rows(undisturbed[0])}
+    after = {r["signature"]: r for r in rows(taken_up)}
     assert {r["state"] for r in after.values()} == {"completed"}
     assert before.keys() <= after.keys()
-    taken_up = next(s for s, r in before.items() if r["state"] == "pruned")
-    log = (folder(runs) / "trials" / taken_up / "log" / "train.log").read_text()
+    pruned = next(s for s, r in before.items() if r["state"] == "pruned")
+    log = (folder(taken_up) / "trials" / pruned / "log" / "train.log").read_text()
     assert "resuming" in log
     assert log.count("step 1/48 ") == 1
 
 
-def test_the_page_of_a_search_holds_optunas_figures(undisturbed: tuple[Path, str]) -> None:
-    """Last: as many runs have completed as there are."""
-    with opened(folder(undisturbed[0]) / "report.html") as page:
+def test_the_page_of_a_search_holds_optunas_figures(taken_up: Path) -> None:
+    """Of that one, since as many runs have completed as there are."""
+    with opened(folder(taken_up) / "report.html") as page:
         assert page.complaints() == []
         assert page.empty_figures() == []
         headings = page.text("h3").splitlines()

@@ -1,7 +1,9 @@
 """Killed -9 at each of its write points in turn, whatever keeps a sweep ends with the same rows, once each."""
 
+import itertools
 import shutil
 import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from cnnjepa.runs import RunFolder, read_metrics, read_probes
 from sweeps import claims, command, slot, study
 from sweeps.claims import Process
 from sweeps.folder import Sweep, View
+from tests.sample import drawn, seeded
 from tests.sweeps.struck import SPECS, InProcess, folder, make_quick, repeated, rows, what_it_came_to, work
 from tests.sweeps.trivial import STEPS
 from tests.sweeps.write_points import end_of, points_of, run, start
@@ -34,10 +37,20 @@ def undisturbed(name: str, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@seeded
+def test_the_command_is_killed_at_some_of_its_write_points_and_run_again(seed: str, name: str, undisturbed: Path, tmp_path: Path) -> None:
+    kill_at_points(name, undisturbed, tmp_path, lambda points: drawn(points, 20, name, seed))
+
+
+@pytest.mark.nightly
 def test_the_command_is_killed_at_each_write_point_and_run_again(name: str, undisturbed: Path, tmp_path: Path) -> None:
+    kill_at_points(name, undisturbed, tmp_path, lambda points: points)
+
+
+def kill_at_points(name: str, undisturbed: Path, tmp_path: Path, chosen: Callable[[range], Iterable[int]]) -> None:
     points, expected = points_of(tmp_path / "said"), what_it_came_to(name, undisturbed)
     assert points > 100
-    for point in range(1, points + 1):
+    for point in chosen(range(1, points + 1)):
         runs, said = tmp_path / "runs", tmp_path / f"said-{point}"
         runs.mkdir()
         assert run(work(name, runs), runs, point, said) == -signal.SIGKILL, f"point {point} of {points}"
@@ -102,24 +115,43 @@ class Dying(InProcess):
         return []
 
 
+SLOTS = pytest.mark.parametrize("name", ["sweep"])  # what a search's slot writes beside is written under the command's kills
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sweep"])  # what a search's slot writes beside is written under the command's kills
+@seeded
+@SLOTS
+def test_a_slot_is_killed_at_some_of_its_write_points_and_its_driver_goes_on(
+    seed: str, name: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = drawn(range(1, 41), 10, "slot", seed)
+    assert kill_a_slot_at_points(name, undisturbed, tmp_path, monkeypatch, points) == points[-1]
+
+
+@pytest.mark.nightly
+@SLOTS
 def test_a_slot_is_killed_at_each_of_its_write_points_and_its_driver_goes_on(
     name: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert kill_a_slot_at_points(name, undisturbed, tmp_path, monkeypatch, itertools.count(1)) > 40
+
+
+def kill_a_slot_at_points(name: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: Iterable[int]) -> int:
+    """Return the last point at which the first slot was killed; a slot that ends before it comes to its point ends the loop."""
     monkeypatch.setattr(command, "LocalEngine", Dying)
-    expected, point, killed = what_it_came_to(name, undisturbed), 0, True
-    while killed:
-        point += 1
+    expected, killed_at = what_it_came_to(name, undisturbed), 0
+    for point in chosen:
         runs, said = tmp_path / "runs", tmp_path / f"said-{point}"
         runs.mkdir()
         monkeypatch.setattr(Dying, "kill_at", point)
         assert run(work(name, runs), runs, 0, said) == 0
-        killed = point < points_of(runs / "slot")
         assert what_it_came_to(name, runs) == expected, f"killed at point {point}"
         assert repeated(runs) <= 1, f"killed at point {point}"
         shutil.rmtree(runs)
-    assert point > 40
+        if Dying.kill_at:
+            break
+        killed_at = point
+    return killed_at
 
 
 def test_a_torn_last_line_is_no_record_and_the_run_goes_on_without_it(name: str, undisturbed: Path, tmp_path: Path) -> None:
