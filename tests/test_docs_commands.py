@@ -93,7 +93,7 @@ ELSEWHERE = {
     "make test": ".ci/run",
     "make .venv/.ready": ".ci/run",  # by `make check`
     "python -m jobs.drill": "tests/jobs/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
-    "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/jobs/test_drill.py::test_20_faults_lose_nothing",
+    "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/jobs/test_drill.py::test_a_few_faults_lose_nothing",
     "python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data": (
         "tests/cnnjepa/test_pack.py::test_a_torchvision_set_is_packed_without_loss"
     ),

@@ -23,12 +23,11 @@ from jobs.drills.campaign import Drill, Struck, order, verdict
 from jobs.drills.proof import Proof, compare_records, compare_rows, compare_states
 from jobs.drills.report import by_kind, equalities, figures, report
 from jobs.drills.watched import WatchedRun
-from tests.documented import typed
-from tests.tiny import tiny_config
-from jobs.drills.report import figures, report
 from tests import forked
+from tests.documented import typed
 from tests.held import wait_until
 from tests.sample import sampled, seeded
+from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
 METRICS = '{"kind": "step", "step": %d, "epoch": 0.1, "images_per_second": %s}\n'
@@ -45,12 +44,8 @@ def drill(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run(line, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=580, check=False)
 
 
-@pytest.mark.slow
-def test_20_faults_lose_nothing(tmp_path: Path) -> None:
-    places = {"100": "20", "7": "1", "runs": str(tmp_path)}
-    done = drill(*typed("python -m jobs.drill --faults 100 --seed 7 --runs-dir runs", places)[3:])
-def nothing_is_lost(faults: int, seed: str) -> None:
-    done = drill("--faults", str(faults), "--seed", seed)
+def nothing_is_lost(faults: int, *options: str) -> None:
+    done = drill(*options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("NOTHING IS LOST\n")
     assert re.search(rf"^ +\d+\.\d s  {faults}/{faults} run \d: .* steps repeated, \d+\.\d s lost$", done.stdout, re.M)
@@ -60,13 +55,14 @@ def nothing_is_lost(faults: int, seed: str) -> None:
 
 @pytest.mark.nightly
 def test_20_faults_lose_nothing() -> None:
-    nothing_is_lost(20, "1")
+    nothing_is_lost(20, "--faults", "20", "--seed", "1")
 
 
 @pytest.mark.slow
 @seeded
-def test_a_few_faults_lose_nothing(seed: str) -> None:
-    nothing_is_lost(4, seed)
+def test_a_few_faults_lose_nothing(seed: str, tmp_path: Path) -> None:
+    places = {"100": "4", "7": seed, "runs": str(tmp_path)}
+    nothing_is_lost(4, *typed("python -m jobs.drill --faults 100 --seed 7 --runs-dir runs", places)[3:])
 
 
 @pytest.mark.slow
