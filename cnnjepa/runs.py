@@ -159,6 +159,13 @@ class RunFolder:
         with reading(self._result):
             return RunResult.from_dict(read_json(self._result))
 
+    def ended_at(self) -> float:
+        """When the result was written, in seconds since the epoch; 0.0 where there is none."""
+        try:
+            return self._result.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def write_result(self, result: RunResult) -> bool:
         """Record how the run ended: False, and nothing changed, where a result of the same or a later claim stands already."""
         text = to_json(result.to_dict())

@@ -1,13 +1,15 @@
 """What Slurm's accounting says that a job was given and what it used of it."""
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from jobs.queue import ask
+from jobs.queue import ENDED, SlurmSilentError, ask
 
 _FIELDS = ("JobID", "State", "Elapsed", "Timelimit", "TotalCPU", "AllocCPUS", "NNodes", "ReqMem", "MaxRSS", "NTasks")
 _JOBS_AT_ONCE = 200  # a command line has an end
+_PAUSE_SECONDS = 1.0  # between two requests for records that are not whole yet
 _MEBIBYTES = {"": 2**-10, "K": 2**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
 
 
@@ -23,6 +25,18 @@ class JobUse:
     cpu_seconds: float | None  # used by all cores together
     memory_asked_mb: float | None  # MiB, over all nodes
     memory_used_mb: float | None  # at most: the largest task's peak for each task of its step
+    steps: int = 0  # of the last start, as far as they are on record
+    running_steps: int = 0  # those among them whose end is not
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last start has an end on record, and each step that the record holds has one."""
+        return self.state in ENDED and not self.running_steps
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it can be still on its way; a site may be set to keep no steps, and then it never is."""
+        return self.ended and self.steps > 0
 
 
 def seconds_of(text: str) -> float | None:
@@ -66,9 +80,11 @@ def parse(lines: Sequence[str]) -> dict[str, JobUse]:
         job, _, step = told["JobID"].partition(".")
         cores, nodes, tasks = (int(told[key]) if told[key].isdecimal() else 1 for key in ("AllocCPUS", "NNodes", "NTasks"))
         if step:
-            used = mebibytes_of(told["MaxRSS"])
-            if job in found and used is not None:
-                found[job] = replace(found[job], memory_used_mb=max(used * tasks, found[job].memory_used_mb or 0.0))
+            if job in found:
+                known, used = found[job], mebibytes_of(told["MaxRSS"])
+                known = replace(known, steps=known.steps + 1, running_steps=known.running_steps + (told["State"] == "RUNNING"))
+                peak = known.memory_used_mb if used is None else max(used * tasks, known.memory_used_mb or 0.0)
+                found[job] = replace(known, memory_used_mb=peak)
             continue
         if told["State"] == "PENDING":
             continue
@@ -93,4 +109,33 @@ def used(jobs: Sequence[str], patience_seconds: float = 5.0) -> dict[str, JobUse
         names = ",".join(jobs[first : first + _JOBS_AT_ONCE])
         command = ["sacct", "-D", "-n", "-P", "-S", "now-60days", "-j", names, "-o", ",".join(_FIELDS)]
         found |= parse(ask(command, patience_seconds).splitlines())
+    return found
+
+
+def used_at_the_end(
+    jobs: Sequence[str],
+    wait_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, JobUse]:
+    """As `used`, of jobs that have just ended: asked again for at most `wait_seconds` until each record is whole, as it is then.
+
+    Raises SlurmError at once where there is no accounting, SlurmSilentError where it has not answered until the end.
+    """
+    deadline = clock() + wait_seconds
+    found: dict[str, JobUse] = {}
+    missing = list(jobs)
+    while missing:
+        silent: SlurmSilentError | None = None
+        try:
+            found |= used(missing, patience_seconds=0.0)
+        except SlurmSilentError as error:
+            silent = error
+        missing = [job for job in missing if job not in found or not found[job].whole]
+        if missing and clock() + _PAUSE_SECONDS > deadline:
+            if silent is not None and not found:
+                raise silent
+            break
+        if missing:
+            sleep(_PAUSE_SECONDS)
     return found

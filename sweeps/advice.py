@@ -4,15 +4,17 @@ What nobody has measured is absent, and no advice rests on it. `python -m sweeps
 """
 
 import math
+import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cnnjepa.runs import RunStatus
 from jobs import accounting
 from jobs.accounting import JobUse
-from jobs.queue import SlurmError, has_slurm
+from jobs.queue import SlurmError, SlurmSilentError, has_slurm
 from jobs.quote import same_shape
 from jobs.spec import ClusterProfile
 from sweeps import claims
@@ -25,6 +27,8 @@ _MEMORY_MARGIN = 1.2
 _CORES_MARGIN, _IDLE_CORES = 1.25, 0.5
 _WAITS, _NEVER_WAITS, _MANY_WORKERS = 0.05, 0.005, 4
 _WORTH_IT = 0.9  # a request that shrinks by less is left alone
+# Slurm's controller hands an ended job to the accounting within seconds, a busy one within some tens.
+_RECORD_WITHIN_SECONDS, _JUST_ENDED_SECONDS = 20.0, 600.0
 _MB_A_GB = 1000  # as jobs/submit.py counts a profile's memory_gb_per_slot
 
 
@@ -68,11 +72,56 @@ def account(view: View, trials: Iterable[Trial]) -> None:
     """Ask sacct, once, for the jobs of `trials` that it was not asked for; where it does not answer the counters stand alone."""
     new = [job for trial in trials for job in own_jobs(view, trial) if job not in view.accounted]
     if new and has_slurm():
-        try:
-            found = accounting.used(new)
-        except SlurmError:
-            found = {}
-        view.accounted |= {job: found.get(job) for job in new}
+        _take_up(view, new, lambda: accounting.used(new))
+
+
+def _take_up(view: View, jobs: Sequence[str], ask: Callable[[], dict[str, JobUse]]) -> None:
+    """Keep in the view what sacct says of `jobs`, and whether it says anything."""
+    found: dict[str, JobUse] = {}
+    try:
+        found, view.accounting = ask(), "answers"
+    except SlurmSilentError:
+        view.accounting = "silent"
+    except SlurmError:
+        view.accounting = "none"
+    view.accounted |= {job: found.get(job) for job in jobs}
+
+
+def just_ended(view: View, trial: Trial) -> bool:
+    """Whether the record of the trial's job may still be on its way."""
+    return time.time() - view.sweep.run(trial).ended_at() < _JUST_ENDED_SECONDS
+
+
+def await_records(
+    view: View,
+    wait_seconds: float = _RECORD_WITHIN_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait, no longer than so, until sacct has the end of the jobs whose trials have just ended: it comes after the job's own.
+
+    Where there is no accounting nothing is waited for.
+    """
+    ended = [t for t in view.sweep.trials if view.result(t) is not None and just_ended(view, t)]
+    jobs = list(dict.fromkeys(job for t in ended for job in own_jobs(view, t)))
+    if jobs and has_slurm():
+        _take_up(view, jobs, lambda: accounting.used_at_the_end(jobs, wait_seconds, clock, sleep))
+
+
+def missing_line(view: View) -> str:
+    """Of how many jobs the accounting does not tell, and what to type where it will; "" where it tells of all, or there is none."""
+    known = {job: just_ended(view, t) for t in view.sweep.trials if view.result(t) is not None for job in own_jobs(view, t)}
+    again = f"python -m sweeps advice {shlex.quote(str(view.sweep.path))}"
+    if known and view.accounting == "silent":
+        return f"sacct does not answer, so these are the trainer's own counters; later: {again}"
+    if view.accounting != "answers":
+        return ""
+    uses = {job: view.accounted.get(job) for job in known}
+    coming = [job for job, use in uses.items() if (known[job] if use is None else not use.ended)]
+    lost = [job for job, use in uses.items() if use is None and not known[job]]
+    if coming:
+        return f"not yet in the accounting: the end of {len(coming)} of {len(known)} jobs, for which counters stand; later: {again}"
+    return f"sacct knows nothing of {len(lost)} of {len(known)} jobs, for which counters stand" if lost else ""
 
 
 class Sight:
@@ -121,7 +170,7 @@ def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficien
         return None
     account(view, [trial])
     jobs = [view.accounted.get(job) for job in own_jobs(view, trial)]
-    uses = [use for use in jobs if use is not None]
+    uses = [use for use in jobs if use is not None and use.ended]  # of one that runs on it tells too little
     sight = sight or Sight(view)
     profile, folder = sight.profile(trial), view.sweep.trial_dir(trial)
     rate, waited = result.images_per_second or None, result.data_wait_share
@@ -259,7 +308,9 @@ def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequen
 
 
 def advice_lines(view: View) -> list[str]:
-    """At most three lines: what completed runs used, how fast they were, and what to ask for next time; none before any completed.
+    """At most four lines: what completed runs used, of which jobs that is not known yet, how fast they were, and what to ask for next time.
+
+    None before any completed.
 
     What broke off tells little of what a run needs.
     """
@@ -268,7 +319,7 @@ def advice_lines(view: View) -> list[str]:
     if not trials:
         return []
     found, profile = [known[t.signature] for t in trials], Sight(view).profile(trials[0])
-    lines = [used_line(found), speed_line(found)]
+    lines = [used_line(found), missing_line(view), speed_line(found)]
     uses = [use for use in view.accounted.values() if use is not None]
     # Trials that were given different things are no measure for one request.
     alike = {(e.cores, e.limit_seconds, e.memory_asked_mb) for e in found}

@@ -223,6 +223,7 @@ class View:
         self._claims: dict[str, list[claims.Claim]] = {}
         self._losses: dict[str, LossCurve] = {}
         self.accounted: dict[str, JobUse | None] = {}  # what sacct has said of jobs; None where it had nothing to say
+        self.accounting = ""  # whether it "answers", is "silent", or there is "none"; "" until it is asked
         self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}  # of runs that have not ended, and how far they were read
 
     def follow(self) -> bool:

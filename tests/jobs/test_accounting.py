@@ -2,7 +2,9 @@
 
 import pytest
 
-from jobs.accounting import mebibytes_of, parse, seconds_of
+from jobs import accounting
+from jobs.accounting import mebibytes_of, parse, seconds_of, used_at_the_end
+from jobs.queue import SlurmError, SlurmSilentError
 
 # sacct -D -n -P: an array of two, each with 2 tasks of 200 MB that computed for 6 s and slept for 3 on a busy machine; a job that was
 # requeued once and then cancelled; one that waits.
@@ -77,3 +79,80 @@ def test_durations(text: str, seconds: float | None) -> None:
 )
 def test_sizes(text: str, mebibytes: float | None) -> None:
     assert mebibytes_of(text, cores=8, nodes=2) == mebibytes
+
+
+class Waiting:
+    """A sacct that gives one answer after another, the last again and again, and a clock that only sleep moves."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *answers: str | SlurmError) -> None:
+        self.answers, self.asked, self.now = list(answers), list[str](), 100.0
+        patch.setattr(accounting, "ask", self.ask)
+
+    def ask(self, command: list[str], patience_seconds: float) -> str:
+        assert patience_seconds == 0
+        self.asked.append(command[command.index("-j") + 1])
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, SlurmError):
+            raise answer
+        return answer
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def used(self, *jobs: str, wait: float = 20.0) -> dict[str, accounting.JobUse]:
+        return used_at_the_end(jobs, wait, lambda: self.now, self.sleep)
+
+
+RUNS = "5|RUNNING|00:00:10|00:10:00|00:00:00|4|1|8000M||\n5.batch|RUNNING|00:00:10||00:00:00|4|1||0|1\n"
+COMPLETING = RUNS.replace("5|RUNNING", "5|COMPLETING").replace("batch|RUNNING", "batch|COMPLETED")
+STEP_RUNS = RUNS.replace("5|RUNNING", "5|COMPLETED")
+NO_STEP = "5|COMPLETED|00:00:12|00:10:00|00:00:09|4|1|8000M||\n"
+WHOLE = f"{NO_STEP}5.batch|COMPLETED|00:00:12||00:00:09|4|1||2048K|1\n"
+OTHER = WHOLE.replace("5", "6", 1).replace("\n5.", "\n6.")
+NAMES = {"": "none", RUNS: "running", COMPLETING: "completing", STEP_RUNS: "a step runs", NO_STEP: "no step"}
+
+
+@pytest.mark.parametrize("early", [*NAMES, None], ids=[*NAMES.values(), "no answer"])
+def test_a_record_that_is_not_whole_is_asked_for_again_until_it_is(early: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = SlurmSilentError("sacct: Connection refused") if early is None else early
+    waiting = Waiting(monkeypatch, answer, answer, WHOLE)
+    use = waiting.used("5")["5"]
+    assert (use.state, use.seconds, use.cpu_seconds, use.memory_used_mb) == ("COMPLETED", 12.0, 9.0, 2.0)
+    assert (len(waiting.asked), waiting.now) == (3, 102.0)
+
+
+def test_only_the_records_that_are_missing_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting(monkeypatch, OTHER + RUNS, WHOLE)
+    assert sorted(waiting.used("5", "6")) == ["5", "6"]
+    assert waiting.asked == ["5,6", "5"]
+
+
+@pytest.mark.parametrize("never", NAMES, ids=NAMES.values())
+def test_the_wait_for_a_record_has_an_end(never: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting(monkeypatch, never)
+    found = waiting.used("5", wait=20.0)
+    assert (waiting.now, len(waiting.asked)) == (120.0, 21)
+    # A site may keep no steps: what there is of the job is taken then.
+    assert [use.ended for use in found.values()] == ([] if not never else [never == NO_STEP])
+
+
+def test_where_there_is_no_accounting_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting(monkeypatch, SlurmError("sacct: Slurm accounting storage is disabled"))
+    with pytest.raises(SlurmError, match="disabled"):
+        waiting.used("5")
+    assert (waiting.now, len(waiting.asked)) == (100.0, 1)
+
+
+def test_an_accounting_that_stays_silent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting(monkeypatch, SlurmSilentError("sacct: Connection refused"))
+    with pytest.raises(SlurmSilentError):
+        waiting.used("5")
+    assert waiting.now == 120.0
+    partly = Waiting(monkeypatch, OTHER, SlurmSilentError("sacct: Connection refused"))
+    assert sorted(partly.used("5", "6")) == ["6"]
+
+
+def test_a_step_of_an_earlier_start_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting(monkeypatch, RUNS.replace("5|RUNNING", "5|NODE_FAIL") + WHOLE)
+    assert waiting.used("5")["5"].ended
+    assert len(waiting.asked) == 1
