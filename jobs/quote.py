@@ -57,10 +57,11 @@ class Quote:
 
 
 def lookup(config: dict[str, object], key: str) -> object:
-    """The value at a dotted key of nested dicts."""
+    """The value at a dotted key of nested dicts; ValueError where there is none, as there may be in another method's."""
     value: object = config
     for part in key.split("."):
-        assert isinstance(value, dict)
+        if not isinstance(value, dict) or part not in value:
+            raise ValueError(f"the configuration must have {key}; got one without it: it may belong to another method")
         value = value[part]
     return value
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 from jobs.door import INTERRUPTED, Parser, resolved
@@ -50,10 +51,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
                     console.print(line, highlight=False, soft_wrap=True)
         return 0
     if asked.command == "report":
-        from sweeps import report  # who looks at a sweep otherwise needs no Plotly
-
-        print(report.write(view))
-        return 0
+        return make_page(view)
     if asked.command == "advice":
         lines = advice.advice_lines(view)
         if asked.json:
@@ -66,6 +64,22 @@ def show(view: View, asked: argparse.Namespace) -> int:
         console.print(tables.terminal_table(view))
     else:
         print(tables.FORMATS[asked.format](view), end="")
+    return 0
+
+
+def make_page(view: View) -> int:
+    """Make report.html anew; 1 where a fault of ours is in the way, which is said in one line that tells where it lies."""
+    from sweeps import report  # who looks at a sweep otherwise needs no Plotly
+
+    try:
+        print(report.write(view))
+    except (ValueError, OSError, SlurmError):  # of what the folder holds, or the disk
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"error: {what} ({Path(last.filename).name}, line {last.lineno}), a fault of the page and not of the sweep", file=sys.stderr)
+        return 1
     return 0
 
 

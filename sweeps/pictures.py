@@ -1,6 +1,7 @@
 """ablation.png and accuracy_against_cost.png: the same numbers as the table's, for a slide or a README."""
 
 import io
+import itertools
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ def draw(view: View, path: Path) -> None:
     from matplotlib import pyplot
 
     sweep, table, runs = view.sweep, told_settings(view)[0], rows(view)
+    shown = sweep.headline or [sweep.objective]
     figure, axes = pyplot.subplots(
         1,
-        len(sweep.headline),
-        figsize=(5.2 * len(sweep.headline), 1.4 + 0.36 * sum(-(-len(s.setting) // LABEL_WIDTH) for s in table)),
+        len(shown),
+        figsize=(5.2 * len(shown), 1.4 + 0.36 * sum(-(-len(s.setting) // LABEL_WIDTH) for s in table)),
         sharey=True,
         squeeze=False,
     )
-    for axis, metric, color in zip(axes[0], sweep.headline, ("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93"), strict=False):
+    for axis, metric, color in zip(axes[0], shown, itertools.cycle(("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93")), strict=False):
         for y, summary in enumerate(table):
             spread = summary.spreads[metric]
             seeds = [r.metrics[metric] for r in runs if r.setting == summary.setting and metric in r.metrics]
@@ -65,7 +67,7 @@ def draw_costs(view: View, path: Path) -> None:
 
     sweep, table = view.sweep, told_settings(view)[0]
     cost = sweep.costs[0]
-    shown = [m for m in sweep.headline if m.endswith("top1")]
+    shown = [m for m in sweep.headline if m.endswith("top1")] or [sweep.objective]
     figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
     for axis, metric in zip(axes[0], shown, strict=True):
         for i, summary in enumerate(table):

@@ -26,7 +26,7 @@ def rebuild(folder: Path) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return said[-1] if done.returncode else ""
+    return said[-1].removeprefix("error: ") if done.returncode else ""
 
 
 class Rebuilding:

@@ -49,18 +49,26 @@ def short(setting: str) -> str:
 
 
 def numeric_axis(view: View) -> str | None:
-    """The one key by which the settings differ, where it is a number: then they are points of a line."""
-    values = {t.setting: t.values for t in view.sweep.trials}
-    keys = [key for key in _leaves(next(iter(values.values()))) if key not in ("seed", "epochs")]
-    differing = [k for k in keys if len({repr(lookup(v, k)) for v in values.values()}) > 1] if len(values) > 2 else []
-    numbers = all(isinstance(lookup(v, k), (int, float)) for k in differing for v in values.values())
-    return differing[0] if len(differing) == 1 and numbers else None
+    """The one key by which the settings differ, where it is a number: then they are points of a line.
+
+    A key that only some of them have, as methods do, is one that they differ in. A switch is no number.
+    """
+    values = {t.setting: _leaves(t.values) for t in view.sweep.trials}
+    if len(values) < 3:
+        return None
+    keys = dict.fromkeys(key for leaves in values.values() for key in leaves if key not in ("seed", "epochs"))
+    differing = [k for k in keys if len({repr(leaves[k]) if k in leaves else None for leaves in values.values()}) > 1]
+    if len(differing) != 1:
+        return None
+    numbers = [leaves.get(differing[0]) for leaves in values.values()]
+    return differing[0] if all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers) else None
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of all that is no dict itself."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 

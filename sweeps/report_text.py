@@ -4,7 +4,7 @@ import collections
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,11 @@ def what_was_run(view: View) -> list[str]:
         lines += [f"{what}: {n} runs" if several else what for what, n in counted.most_common(8)]
     if len(commits) > 1:
         lines.append("the runs are of several commits: what differs between them may differ for that reason")
-    first = sweep.trials[0].values
-    shape = [f"{key} {first[key]}" for key in ("epochs", "global_batch_size", "precision")]
-    lines.append(", ".join([f"data {first['data']['name']}", f"encoder {first['encoder']['name']}", *shape]))
-    return lines
+    shapes = collections.Counter(_shape(t.values) for t in sweep.trials)
+    return lines + [f"{shape}: {n} runs" if len(shapes) > 1 else shape for shape, n in shapes.most_common(8)]
+
+
+def _shape(values: Mapping[str, Any]) -> str:
+    """'data digits, encoder resnet_small, epochs 12, ...' of one run: those of a sweep may differ in any of it."""
+    told = [f"{key} {values[key]}" for key in ("epochs", "global_batch_size", "precision")]
+    return ", ".join([f"data {values['data']['name']}", f"encoder {values['encoder']['name']}", *told])

@@ -5,6 +5,7 @@ node, and may be ended at any moment. While it lives it submits slots again whos
 """
 
 import contextlib
+import shlex
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from rich.text import Text
 from jobs.door import INTERRUPTED
 from jobs.queue import Queue, SlurmError
 from sweeps import results, tables, views
-from sweeps.advice import advice_lines
+from sweeps.advice import advice_lines, await_records
 from sweeps.engine.slurm import RacedError, SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, TrialState, View
@@ -96,13 +97,16 @@ def progress_made(view: View) -> tuple[int, int, int]:
 
 def conclude(view: View, console: Console) -> int:
     """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
+    await_records(view)  # before the page, which holds the same lines
     paths, page = views.write_all(view), view.sweep.path / "report.html"
     cause = rebuild(view.sweep.path)
+    again = f"python -m sweeps report {shlex.quote(str(view.sweep.path))}"
+    not_made = f": not made: {cause}; the results are whole without it, to make it: {again}" if cause else ""
     console.print(tables.terminal_table(view))
     bad = [r for r in results.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
         console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
-    for line in [*advice_lines(view), *map(str, paths), f"{page}{f': not made: {cause}' if cause else ''}"]:
+    for line in [*advice_lines(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad else 0
 

@@ -14,6 +14,7 @@ from jobs import pretrain
 from sweeps import command
 from sweeps.folder import Sweep
 from sweeps.joint_search import SWEEP as JOINT_SEARCH
+from sweeps.mask_ratio import SWEEP as MASK_RATIO
 from sweeps.predictor_ablation import SWEEP
 from sweeps.space import whole
 from tests import forked
@@ -252,6 +253,14 @@ def test_a_sweep_says_what_is_wrong(arguments: list[str], message: str, tmp_path
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_search_over_keys_that_the_method_lacks_says_so(tmp_path: Path) -> None:
+    line = ["--runs-dir", str(tmp_path), "method=simclr", "--dry-run"]
+    with pytest.raises(
+        ValueError, match=r"^the configuration must have method\.mask\.strategy; got one without it: it may belong to another"
+    ):
+        command.run(MASK_RATIO, line)
 
 
 def test_a_sweep_takes_a_batch_that_fits_its_own_scale(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ from rich.console import Console
 
 from cnnjepa.runs import RunResult, RunStatus
 from sweeps import claims, rebuilding, report, report_text
+from sweeps import __main__ as readers
+from sweeps import report, report_text
 from sweeps.commands import commands, note_command
 from sweeps.folder import Sweep, View
 from sweeps.rebuilding import Rebuilding, rebuild
 from sweeps.report_curves import curves, points_of_a_curve, thinned
-from sweeps.report_figures import colours, pareto, scores_figure
+from sweeps.report_figures import colours, numeric_axis, pareto, scores_figure
 from sweeps.results import summaries
+from sweeps.space import applied
 from sweeps.spec import ScaleName, Setting, build_trials
 from sweeps.views import write_all
 from sweeps.watch import conclude
@@ -233,6 +236,43 @@ def test_settings_that_differ_in_one_number_are_a_line_with_the_papers_points(tm
     assert dict(zip(paper.x, paper.y, strict=True)) == {1: 61.0, 2: 62.0, 3: 63.0}
 
 
+@pytest.mark.parametrize(
+    ("third", "axis"),
+    [
+        ({}, "method.predictor.depth"),
+        ({"method.mask.mask_ratio": 0.7}, None),
+        ({"method.only_this_one": 1}, None),  # as a method's own keys
+        ({"method.predictor.depth": True}, None),
+        ({"method.predictor.depth": None}, None),
+        ({"method.predictor": None}, None),
+    ],
+    ids=str,
+)
+def test_only_one_key_that_all_have_and_that_is_a_number_makes_a_line(third: dict[str, object], axis: str | None, tmp_path: Path) -> None:
+    view = made(tmp_path, {}, [Setting({"method.predictor.depth": d}) for d in (1, 2, 3)], seeds=1)
+    trials = view.sweep.trials
+    for order in (trials, trials[::-1]):  # whichever configuration comes first
+        changed = [dataclasses.replace(t, values=applied(t.values, third, 42)) if t is trials[2] else t for t in order]
+        assert numeric_axis(View(dataclasses.replace(view.sweep, trials=changed))) == axis
+
+
+def test_a_fault_of_the_page_is_one_line_that_tells_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path, CLEAR)
+    monkeypatch.setattr(report, "scores_figure", lambda *_: {}["classes"])
+    monkeypatch.setattr(sys, "argv", ["sweeps", "report", str(tmp_path)])
+    assert readers.main() == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: KeyError: 'classes' \(test_report\.py, line \d+\), a fault of the page and not of the sweep\n", said)
+
+
+def test_runs_of_several_shapes_are_counted_where_the_page_says_what_was_run(tmp_path: Path) -> None:
+    view = made(tmp_path, {}, [Setting({}), Setting({"epochs": 6}), Setting({"epochs": 6, "method.predictor.depth": 1})], seeds=1)
+    shape = "data digits, encoder resnet_small, epochs {}, global_batch_size 32, precision fp32: {} runs"
+    assert report_text.what_was_run(view)[-2:] == [shape.format(6, 2), shape.format(4, 1)]
+
+
 def test_other_settings_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
     table = summaries(view := made(tmp_path, CLEAR))
     figure: go.Figure = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE))
@@ -303,7 +343,9 @@ def test_a_page_that_cannot_be_made_is_said_in_a_line_and_ends_no_sweep(tmp_path
     (tmp_path / "report.html").mkdir()
     console = Console(file=io.StringIO(), width=200)
     assert conclude(view, console) == 0
-    assert "report.html: not made: " in console.file.getvalue()  # type: ignore[attr-defined]
+    last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
+    assert last.startswith(f"{tmp_path}/report.html: not made: SWEEP_FOLDER must be a folder that can be read; got ")
+    assert last.endswith(f"; the results are whole without it, to make it: python -m sweeps report {tmp_path}")
     (tmp_path / "report.html").rmdir()
     assert rebuild(tmp_path) == ""
     assert (tmp_path / "report.html").is_file()
