@@ -16,9 +16,8 @@ import pytest
 from rich.console import Console
 
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import claims, rebuilding, report, report_text
 from sweeps import __main__ as readers
-from sweeps import report, report_text
+from sweeps import claims, rebuilding, report, report_text
 from sweeps.commands import commands, note_command
 from sweeps.folder import Sweep, View
 from sweeps.rebuilding import Rebuilding, rebuild
