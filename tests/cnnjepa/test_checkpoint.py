@@ -1,5 +1,8 @@
+import errno
 import logging
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,3 +64,21 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     bad = checkpoint.save(tmp_path, 1, {"step": Evil()}, keep=2)
     with pytest.raises(Exception, match="Weights only load failed"):
         checkpoint.read(bad, CPU)
+
+
+def test_room_is_what_an_ordinary_user_may_fill_and_exactly_enough_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free blocks that are reserved for root are no room; sizes of blocks are those of the fragments that are counted."""
+    told = SimpleNamespace(f_bsize=1 << 20, f_frsize=4096, f_blocks=10**6, f_bfree=10**6, f_bavail=5)
+    monkeypatch.setattr(os, "statvfs", lambda _: told)
+    checkpoint.require_room(tmp_path, 5 * 4096)
+    with pytest.raises(OSError, match=r"0\.00 GB needed, 0\.00 GB free") as caught:
+        checkpoint.require_room(tmp_path, 5 * 4096 + 1)
+    assert caught.value.errno == errno.ENOSPC
+    told.f_bavail = 3 * 10**9 // 4096
+    with pytest.raises(OSError, match=r"4\.50 GB needed, 3\.00 GB free"):
+        checkpoint.require_room(tmp_path, 4_500_000_000)
+
+
+def test_the_size_of_a_state_is_that_of_all_its_tensors() -> None:
+    state = {"step": 3, "method": {"a": torch.zeros(10, dtype=torch.float64)}, "optimizer": {"state": {0: {"m": torch.zeros(5)}}}}
+    assert checkpoint.nbytes(state) == 80 + 20

@@ -5,13 +5,23 @@ import os
 import re
 import signal
 from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from cnnjepa import checkpoint
+from cnnjepa import train as trainer
+from cnnjepa.batch import Batch
 from cnnjepa.config import TrainConfig
+from cnnjepa.data.loader import build_plan
+from cnnjepa.distributed import Ranks
 from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.methods import cnn_jepa
 from cnnjepa.runs import TIMING_KEYS, RunFolder, RunResult, RunStatus
@@ -265,6 +275,138 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path
     calls = iter([False, False, True])
     run(tiny_config(), tmp_path / "b", should_stop=lambda: next(calls))
     assert_bitwise_equal({**final_state(tmp_path / "a"), "resumes": 0}, {**final_state(tmp_path / "b"), "resumes": 0})
+
+
+def test_a_gradient_that_is_not_finite_stops_too_though_the_loss_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of the root is infinite at 0, where its value is 0."""
+    honest = cnn_jepa.Method.forward
+
+    def steep(self: cnn_jepa.Method, batch: Batch) -> dict:
+        out = honest(self, batch)
+        return {**out, "loss": out["loss"] + (0 * self.mask_token.sum()).sqrt()} if batch.step == 2 else out
+
+    monkeypatch.setattr(cnn_jepa.Method, "forward", steep)
+    with pytest.raises(RunError) as caught:
+        run(tiny_config(epochs=1), tmp_path)
+    assert re.match(r"loss 0\.\d+ and gradient norm nan must be finite: step 2, ", str(caught.value.__cause__))
+    assert checkpoint.find(tmp_path / "checkpoints")[0].step == 2
+
+
+def test_a_method_that_draws_random_numbers_draws_the_same_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = cnn_jepa.Method.forward
+    drawn: list[float] = []
+
+    def noisy(self: cnn_jepa.Method, batch: Batch) -> dict:
+        out, noise = honest(self, batch), torch.rand(())
+        drawn.append(float(noise))
+        return {**out, "loss": out["loss"] * (1 + noise)}
+
+    monkeypatch.setattr(cnn_jepa.Method, "forward", noisy)
+    torch.manual_seed(1)
+    run(tiny_config(epochs=1), tmp_path / "a")
+    whole = drawn.copy()
+    assert len(set(whole)) == 5 * 2, "each step and micro-batch has its own"
+    drawn.clear()
+    calls = iter([False, False, True])
+    assert run(tiny_config(epochs=1), tmp_path / "b", should_stop=lambda: next(calls)) is None
+    torch.manual_seed(2)
+    run(tiny_config(epochs=1), tmp_path / "b")
+    assert drawn == whole
+    assert_bitwise_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+
+
+def counted_run(device: str, **changes: Any) -> trainer.Run:
+    """A run of which nothing is there but what is counted: 4 ranks of 3 threads, an hour of work."""
+    config = tiny_config(threads=3)
+    nothing: Any = None
+    ranks = Ranks(0, 4, torch.device(device))
+    plan = build_plan(config, 160, 1)
+    meter: Any = SimpleNamespace(joules=1.8e6)
+    made = trainer.Run(config, nothing, ranks, nothing, plan, nothing, nothing, [], nothing, meter, nothing)
+    for key, value in {"earlier_seconds": 3540.0, "started": 40.0, **changes}.items():
+        setattr(made, key, value)
+    return made
+
+
+def test_hours_kilowatt_hours_and_shares_are_of_all_ranks_in_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: 100.0))
+    on_cpu, on_cuda = counted_run("cpu"), counted_run("cuda")
+    assert on_cpu.seconds == 3600
+    assert (on_cpu.device_hours, on_cuda.device_hours) == (12, 4)  # core-hours; GPU-hours
+    assert on_cuda.energy_kwh == 2
+    on_cuda.meter.joules = None  # type: ignore[misc]
+    assert on_cuda.energy_kwh is None
+    waited = counted_run("cpu", training_seconds=100.0, uncounted_seconds=20.0, data_wait_seconds=20.0)
+    assert waited.data_wait_share == 0.25
+    assert counted_run("cpu", training_seconds=20.0, uncounted_seconds=20.0).data_wait_share is None
+
+
+def test_when_a_run_is_probed_recorded_and_pictured() -> None:
+    """5 steps an epoch, 4 epochs; every second epoch and the third, and never the last, which is probed anyhow."""
+    config = tiny_config(epochs=4)
+    config.probes.every_epochs, config.probes.at_epochs = 2, [3, 4]
+    config.log.every_steps, config.log.images_every_epochs = 3, 2
+    made: Any = SimpleNamespace(config=config, plan=build_plan(config, 160, 1))
+    probed = []
+    for made.step in range(1, 21):
+        probed += [made.step] * trainer.probe_due(made)
+    assert probed == [10, 15]
+    assert [s for s in range(1, 21) if trainer.logs_at(made, s)] == [3, 6, 9, 12, 15, 18, 20]
+    assert [s for s in range(1, 21) if trainer.pictures_at(made, s)] == [1, 10, 20]
+    config.probes.every_epochs, config.probes.at_epochs, config.log.images_every_epochs = 0, [], 0
+    assert not any(trainer.pictures_at(made, s) for s in range(1, 21))
+    for made.step in range(1, 21):
+        assert not trainer.probe_due(made)
+
+
+class Ticking:
+    """The trainer's clock: each look at it is a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=self.look))
+
+    def look(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def test_what_a_run_says_of_its_pace_is_counted_on_its_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at a step's ends and around its 2 batches make 5 s, 2 of them waiting; for the first 8 batches it waits 3 s more each."""
+    clock, honest = Ticking(monkeypatch), trainer.train_loader
+
+    def slow_at_first(*arguments: Any, **more: Any) -> Iterator[Any]:
+        for number, batch in enumerate(honest(*arguments, **more)):
+            clock.now += 3 * (number < 8)
+            yield batch
+
+    monkeypatch.setattr(trainer, "train_loader", slow_at_first)
+    config = tiny_config()
+    config.log.every_steps, config.probes.names = 4, ["collapse"]
+    result = run(config, tmp_path)
+    assert result is not None
+    assert result.images_per_second == 10 * 32 / 74  # 4 steps of 11 s and 6 of 5 s
+    assert result.data_wait_share == 44 / 74
+    assert [r["data_wait_share"] for r in RunFolder(tmp_path).metrics() if r["kind"] == "step"] == [32 / 44, 8 / 20, 4 / 10]
+    method = cnn_jepa.Method(config, 10)
+    assert result.parameters == sum(p.numel() for m in (method.encoder, method.predictor) for p in m.parameters()) + 32
+    assert result.energy_kwh is None
+
+
+def test_time_spent_adds_up_over_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same clock: 3 steps, and then 7 in another process, are 50 s in the loop."""
+    config = tiny_config()
+    config.probes.names = ["collapse"]
+    calls, seconds = iter([False, False, True]), []
+    for stop in (lambda: next(calls), lambda: False):
+        Ticking(monkeypatch)
+        run(config, tmp_path, should_stop=stop)
+        state = final_state(tmp_path)
+        assert state["training_seconds"] == 5 * state["step"]
+        assert state["data_wait_seconds"] == 2 * state["step"]
+        assert state["uncounted_seconds"] == 0
+        seconds.append(state["step"])
+    assert seconds == [3, 10]
 
 
 def test_bf16_and_fp32_train_alike(tmp_path: Path) -> None:
