@@ -1,5 +1,7 @@
 import gzip
+import hashlib
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -326,3 +328,57 @@ def test_the_short_side_of_a_probes_view_is_rounded() -> None:
     resized = v2.functional.resize(pixels, [110], InterpolationMode.BICUBIC, antialias=True)  # 96 / 0.875 = 109.7
     expected = v2.functional.center_crop(resized, [96, 96])
     assert torch.equal(probe_view(DataConfig(image_size=96), Drawn(np.array(picture(200, 150)))), expected)
+def test_the_parts_of_a_set_are_those_of_the_runs_made_so_far() -> None:
+    """Whoever changes which images are held out changes what every choice before was made on."""
+    splits = load_splits(replace(DATA_PRESETS["digits"], train_limit=300, test_limit=50, holdout_fraction=0.1))
+    parts = (splits.pretrain, splits.fit, splits.holdout, splits.test)
+    assert [len(part) for part in parts] == [300, 270, 30, 50]
+    assert all((np.diff(part) > 0).all() for part in parts)
+    text = hashlib.sha256(b"".join(part.astype("<i8").tobytes() for part in parts))
+    for images in (splits.dataset.train, splits.dataset.test):
+        text.update(images.pixels.tobytes() + images.labels.astype("<i8").tobytes())  # type: ignore[attr-defined]
+    assert text.hexdigest()[:16] == "6b204ffe3bd05464"
+
+
+def test_the_loader_gives_the_labels_of_what_may_be_fitted_and_hides_those_that_are_held_out() -> None:
+    config = tiny_config(epochs=1)
+    splits = load_splits(config.data)
+    plan = build_plan(config, len(splits.pretrain), 1)
+    given = torch.cat([labels for _, labels in train_loader(config, splits, [], plan, Ranks(0, 1, CPU), 0)]).tolist()
+    shown = [int(splits.pretrain[i]) for i in plan.order(0)]
+    held = set(splits.holdout.tolist())
+    assert len(held & set(shown)) == 32
+    assert given == [-1 if i in held else int(splits.dataset.train.labels[i]) for i in shown]
+
+
+def test_the_sets_are_cut_and_mirrored_as_listed() -> None:
+    """The preset of each set; the paper's for ImageNet: crops from a fifth of the area, flips, probes of 224 of 256 pixels."""
+    table = {
+        name: (d.image_size, d.min_crop_scale, d.flip_probability, d.eval_crop_fraction, d.holdout_fraction)
+        for name, d in DATA_PRESETS.items()
+    }
+    assert table == {
+        "digits": (32, 0.5, 0.0, 1.0, 0.2),
+        "fashion_mnist": (32, 0.2, 0.5, 1.0, 0.1),
+        "imagefolder": (224, 0.2, 0.5, 0.875, 0.1),
+        "imagenet100": (224, 0.2, 0.5, 0.875, 0.05),
+        "imagenet1k": (224, 0.2, 0.5, 0.875, 0.02),
+    }
+    for d in DATA_PRESETS.values():
+        assert crop_and_flip(d) == ViewSpec(d.image_size, d.min_crop_scale, d.flip_probability, 3 / 4, 4 / 3)
+
+
+def test_an_image_too_high_for_any_crop_gives_its_centre_too() -> None:
+    assert draw_crop(ViewSpec(32, 0.99, 0.0), 1000, 12, np.random.default_rng(0)) == (492, 0, 16, 12)
+
+
+def test_a_strength_above_1_never_inverts_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors of 1 - 1.5 to 1 + 1.5 are cut at 0, as torchvision does it."""
+    found: list[float] = []
+    monkeypatch.setattr(v2.functional, "adjust_contrast", lambda image, factor: (found.append(factor), image)[1])
+    augment = AugmentConfig(jitter_probability=1.0, contrast=1.5)
+    for seed in range(60):
+        random_views([ViewSpec(8, 1.0, 0.0, augment=augment)], Drawn(np.array(picture(16, 16))), [np.random.default_rng(seed)])
+    assert len(found) == 60
+    assert 0 <= min(found) < 0.2
+    assert 2.3 < max(found) <= 2.5

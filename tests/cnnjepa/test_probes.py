@@ -53,6 +53,20 @@ def test_k_is_clipped_to_the_bank() -> None:
     assert knn.run(probe_data(knn_k=10_000))["holdout_top1"] > 50
 
 
+def test_the_knn_probe_takes_its_k_and_temperature_from_the_configuration() -> None:
+    data = probe_data(knn_k=7, knn_temperature=0.6)
+    data.fit, data.holdout = blobs(200, 0, spread=1.2), blobs(100, 1, spread=1.2)
+    theirs = KNeighborsClassifier(7, weights=lambda d: np.exp((1 - d) / 0.6), metric="cosine")
+    theirs.fit(data.fit.features_NC.numpy(), data.fit.labels_N.numpy())
+    right = theirs.predict(data.holdout.features_NC.numpy()) == data.holdout.labels_N.numpy()
+    scores = {}
+    for k, temperature in ((7, 0.6), (200, 0.6), (7, 0.01)):
+        data.config.probes.knn_k, data.config.probes.knn_temperature = k, temperature
+        scores[k, temperature] = knn.run(data)["holdout_top1"]
+    assert scores[7, 0.6] == pytest.approx(100 * right.mean())
+    assert scores[7, 0.6] not in (scores[200, 0.6], scores[7, 0.01]), "both settings are of consequence here"
+
+
 def test_linear_learns_what_is_separable_and_chance_what_is_not() -> None:
     assert linear.run(probe_data())["test_top1"] > 95
     shuffled = probe_data()
@@ -213,6 +227,9 @@ def test_collapse_figures_tell_a_collapsed_from_a_spread_representation() -> Non
     collapsed = collapse.run(data)
     assert collapsed["rankme"] < 1.1
     assert collapsed["feature_std"] < 1e-3
+    data.holdout.features_NC = torch.diag(torch.tensor([3.0, 3.0, 1.0]))  # shares of 3/7, 3/7 and 1/7
+    assert collapse.run(data)["rankme"] == pytest.approx(np.exp(-(6 / 7 * np.log(3 / 7) + 1 / 7 * np.log(1 / 7))), rel=1e-5)
+    assert collapse.run(data)["feature_std"] == pytest.approx(1.0)  # of 1, 0 and 0: the root of a third, times the root of 3
     data.holdout.features_NC = torch.zeros(500, 8)
     assert collapse.run(data) == {"feature_std": 0.0}
 
@@ -221,6 +238,7 @@ def test_collapsed_is_what_falls_below_a_limit_and_what_was_not_probed_is_not() 
     probes = tiny_config().probes
     assert collapse.collapsed({"collapse.feature_std": 0.2, "collapse.rankme": 9.0}, probes) == ""
     assert collapse.collapsed({}, probes) == ""
+    assert collapse.collapsed({"collapse.feature_std": 0.01, "collapse.rankme": 1.2}, probes) == "", "a limit itself is not below it"
     assert collapse.collapsed({"collapse.feature_std": 0.001}, probes) == "collapse.feature_std is 0.001, below 0.01"
     assert collapse.collapsed({"collapse.feature_std": 0.2, "collapse.rankme": 1.1}, probes) == "collapse.rankme is 1.1, below 1.2"
 
@@ -309,3 +327,8 @@ def test_calibration_makes_features_of_a_random_encoder_normal() -> None:
     assert values.mean(1).abs().max() < 0.05
     assert (values.std(1) - 1).abs().max() < 0.05
     assert encoder.bn1.momentum == 0.1
+    # The plain average over the batches of all training images, those whose labels are held out among them.
+    images = torch.stack([loader.probe_view(config.data, p) for p in splits.dataset.train.pictures(splits.pretrain.tolist())])
+    maps = [encoder.conv1(loader.normalise(part, splits, ALONE.device, torch.float32)) for part in images.split(256)]
+    mean = torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0)
+    torch.testing.assert_close(encoder.bn1.running_mean, mean.detach(), rtol=1e-4, atol=1e-5)
