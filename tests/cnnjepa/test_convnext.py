@@ -92,3 +92,16 @@ def test_cnn_jepa_trains_a_convnext() -> None:
     assert out["loss"].isfinite()
     assert all(p.grad is not None for p in method.encoder.parameters())
     assert all(p.grad is None for p in method.target_encoder.parameters())
+
+
+def test_weights_start_as_published() -> None:
+    """Liu et al. 2022, appendix A.1: truncated normals of .02, biases 0, and layer scales of 1e-6."""
+    torch.manual_seed(0)
+    net = ConvNeXt([1, 1], 32)
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            assert float(module.weight.std()) == pytest.approx(0.02, rel=0.12)
+            assert module.bias is not None
+            assert not module.bias.any()
+        if isinstance(module, Block):
+            assert (module.gamma == 1e-6).all()

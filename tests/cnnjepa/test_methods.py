@@ -13,8 +13,10 @@ from torch import nn
 
 from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
-from cnnjepa.config import Precision, TrainConfig, method_module, method_names, optimizer_presets
+from cnnjepa.config import EncoderConfig, Precision, TrainConfig, method_module, method_names, optimizer_presets
+from cnnjepa.data.views import ViewSpec
 from cnnjepa.identity import from_dict, to_dict
+from cnnjepa.masking import draw_blocks
 from cnnjepa.rules import validate
 from cnnjepa.runs import RunStatus
 from cnnjepa.train import CollapsedError, RunError
@@ -310,3 +312,53 @@ def test_importing_the_package_or_its_methods_brings_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_network_that_is_probed_and_exported_is_the_documented_one(name: str) -> None:
+    """The target of CNN-JEPA and I-JEPA; of all others, BYOL among them, the online encoder."""
+    method = build(small(name))
+    expected = "target_encoder" if name in ("cnn_jepa", "ijepa") else "encoder"
+    assert method.probe_encoder is method.get_submodule(expected)
+
+
+def test_ijepas_view_is_a_crop_of_its_own_scale_and_never_mirrored() -> None:
+    config = small("ijepa")
+    config.data.flip_probability, config.method.min_crop_scale = 0.7, 0.45  # type: ignore[attr-defined]
+    assert method_module("ijepa").Method.views(config) == [ViewSpec(32, 0.45, 0.0, 3 / 4, 4 / 3)]
+
+
+def test_ijepas_blocks_are_those_of_its_seed_step_and_positions() -> None:
+    config = small("ijepa", seed=5)
+    method = build(config)
+    batch = batch_for(config, method)
+    batch.step, batch.positions = 13, np.arange(8, 16)  # of the third epoch, and of the second micro-batch
+    found = method.cells(batch)  # type: ignore[operator]
+    expected = draw_blocks(method.settings.mask, 4, 5, 13, 32, np.arange(8, 16))  # type: ignore[union-attr,arg-type]
+    assert all(np.array_equal(a.numpy(), b) for a, b in zip(found, expected, strict=True))
+    assert method(batch)["visible_fraction"].item() == pytest.approx(expected[0].shape[1] / 16)
+
+
+@pytest.mark.parametrize("name", ["cnn_jepa", "ijepa"])
+def test_pictures_show_what_the_context_sees_and_nothing_else(name: str) -> None:
+    config = small(name)
+    method = build(config)
+    batch = batch_for(config, method, size=10)
+    (picture,) = method.sample_images(batch).values()  # type: ignore[operator]
+    assert picture.shape == (8, 3, 32, 32)
+    seen = torch.zeros(10, 16, dtype=torch.bool)
+    if name == "cnn_jepa":
+        seen = method.visibility(batch).visible_Bhw.flatten(1)  # type: ignore[operator]
+    else:
+        seen.scatter_(1, method.cells(batch)[0], True)  # type: ignore[operator]
+    pixels = seen[:8].view(8, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.equal(picture, torch.where(pixels, batch.views[0][:8], torch.zeros(())))
+
+
+def test_the_mask_token_is_a_normal_of_a_fiftieth_that_is_cut_there() -> None:
+    token = build(small("cnn_jepa", encoder=EncoderConfig(width=512))).mask_token
+    assert isinstance(token, torch.Tensor)
+    token = token.detach()
+    assert token.shape == (1, 2048, 1, 1)
+    assert 0.019 < float(token.abs().max()) <= 0.02
+    assert float(token.std()) == pytest.approx(0.02 * 0.5396, rel=0.05)  # a normal cut at one deviation keeps 0.54 of it

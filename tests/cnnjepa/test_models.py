@@ -194,3 +194,14 @@ def test_compiling_changes_nothing_and_is_left_alone_where_it_cannot_be_done(
         monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     assert losses(True) == pytest.approx(plain, rel=1e-4)
     assert ("torch.compile is left alone" in caplog.text) or not compiler
+
+
+def test_convolutions_start_as_he_et_al_for_what_comes_out_and_norms_at_1_but_the_last_of_each_block() -> None:
+    encoder = build_encoder(EncoderConfig(EncoderName.resnet18), generator_seed=0)
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert float(module.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.03), name
+        if isinstance(module, MaskedBatchNorm2d):
+            assert (module.weight == (0 if name.endswith("bn2") else 1)).all(), name
+            assert (module.eps, module.momentum) == (1e-5, 0.1)

@@ -94,3 +94,20 @@ def test_adamw_takes_the_steps_of_torchs_bit_for_bit() -> None:
         of[0].grad = torch.ones(5, 3)
         optimizer.step()
     assert torch.equal(plain[0], adam[0])
+
+
+def test_lars_takes_its_momentum_and_trust_from_the_configuration() -> None:
+    config = OptimizerConfig(
+        name=OptimizerName.lars, lr=0.5, weight_decay=0.1, momentum=0.7, trust_coefficient=0.02, decay_norms_and_biases=False
+    )
+    weight = nn.Parameter(torch.full((2, 2), 2.0, dtype=torch.float64))  # its norm is 4
+    optimizer = build_optimizer(config, [weight])
+    weight.grad = torch.full((2, 2), 3.0, dtype=torch.float64)  # of norm 6
+    optimizer.step()
+    first = 0.02 * 4 / (6 + 0.1 * 4) * (3 + 0.1 * 2)
+    torch.testing.assert_close(weight.detach(), torch.full((2, 2), 2 - 0.5 * first, dtype=torch.float64))
+    now = 2 - 0.5 * first
+    weight.grad = torch.full((2, 2), 1.0, dtype=torch.float64)
+    optimizer.step()
+    second = 0.7 * first + 0.02 * 2 * now / (2 + 0.1 * 2 * now) * (1 + 0.1 * now)
+    torch.testing.assert_close(weight.detach(), torch.full((2, 2), now - 0.5 * second, dtype=torch.float64))

@@ -112,3 +112,36 @@ def test_blocks_are_the_same_for_any_split_of_the_global_batch() -> None:
 def test_cells_are_taken_sample_by_sample() -> None:
     x = torch.arange(12.0).view(2, 6, 1)
     assert take_cells(x, torch.tensor([[5, 0], [1, 1]])).flatten().tolist() == [5, 0, 7, 7]
+
+
+def test_positions_are_sines_and_cosines_of_column_and_row() -> None:
+    """As the official code has them: the first half of the features tells the column, the second the row; 10000 is the longest wave."""
+    positions = sine_positions(5, 16)[0].view(5, 5, 16)
+    for row, column in ((0, 0), (1, 0), (0, 3), (4, 2)):
+        expected = []
+        for place in (column, row):
+            waves = [place / 10000 ** (k / 4) for k in range(4)]
+            expected += [np.sin(w) for w in waves] + [np.cos(w) for w in waves]
+        np.testing.assert_allclose(positions[row, column].numpy(), expected, atol=1e-6)
+
+
+def test_weights_start_as_ijepas_for_any_width_and_depth() -> None:
+    """A std of .02 at 768 inputs, by the inverse root of the inputs elsewhere; a block's output is less by the root of twice its number."""
+    torch.manual_seed(0)
+    net = build_vit(EncoderConfig(EncoderName.vit_tiny, patch_size=8, vit_depth=3), 32)
+    wide = 0.02 * (768 / 192) ** 0.5
+    assert float(net.patch_embed.proj.weight.std()) == pytest.approx(0.02 * (768 / (3 * 8 * 8)) ** 0.5, rel=0.05)
+    for number, block in enumerate(net.blocks, start=1):
+        assert float(block.attn.qkv.weight.std()) == pytest.approx(wide, rel=0.03)
+        assert float(block.mlp.fc1.weight.std()) == pytest.approx(wide, rel=0.03)
+        assert float(block.attn.proj.weight.std()) == pytest.approx(wide / (2 * number) ** 0.5, rel=0.03)
+        assert float(block.mlp.fc2.weight.std()) == pytest.approx(wide / 2 / (2 * number) ** 0.5, rel=0.03)  # 768 inputs
+        assert not block.attn.qkv.bias.any()
+    assert float(BlockPredictor(4, 192, 1536, 1, 3).mask_token.std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_heads_have_64_features_each() -> None:
+    for name in (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base):
+        with torch.device("meta"):
+            net = build_vit(EncoderConfig(name, vit_depth=1), 28)
+        assert net.out_channels == 64 * net.heads == 64 * net.blocks[0].attn.num_heads
