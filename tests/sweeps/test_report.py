@@ -328,12 +328,15 @@ def test_a_page_in_the_making_is_ended_with_its_watcher(
     kept.look("4 completed")
     process = kept._process
     assert process is not None
-    while not begun.exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
-    kept.close()
-    assert process.returncode == -ended_by
+    try:
+        while not begun.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
+        kept.close()
+        assert process.returncode == -ended_by
+    finally:
+        process.kill()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["begun"]
 
 
