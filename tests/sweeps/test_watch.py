@@ -1,0 +1,270 @@
+"""What a watcher says, when it submits again what was lost, and what a cancel ends; a stub says what Slurm would."""
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from cnnjepa.runs import RunResult, RunStatus
+from jobs import queue as slurm
+from jobs.compose import compose_job
+from jobs.queue import Element, SlurmError
+from sweeps import claims, watch
+from sweeps.cancel import cancel
+from sweeps.claims import Process, SlurmStart
+from sweeps.engine.slurm import SlurmEngine
+from sweeps.engine.submission import Submission, job_prefix
+from sweeps.folder import Sweep, TrialState, View
+from sweeps.spec import ScaleName, Trial
+from sweeps.status import counts_line, share_done, sweep_status, trial_status
+from sweeps.watch import SlurmWatch, Watcher, conclude
+
+CLUSTER = compose_job(["cluster=test_cluster"]).cluster
+EMPTY = {"epochs": 4, "probes": {}, "optimizer": {"lr": 0.1, "warmup_epochs": 0}, "global_batch_size": 32}
+
+
+class Jobs:
+    """A Slurm with some elements of arrays."""
+
+    silent = False
+
+    def __init__(self, name: str, **states: str) -> None:
+        self.listed = [Element(job.strip("j"), state, 0, "None", "gpu01", name) for job, state in states.items()]
+
+    def named(self, prefix: str) -> list[Element]:
+        return [e for e in self.listed if e.name.startswith(prefix)]
+
+    def state(self, job: str) -> str:
+        return next((e.state for e in self.listed if e.id == job), "NODE_FAIL")
+
+    def restarts(self, job: str) -> int:
+        return 0
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    made = Sweep(tmp_path, "x", "?", ScaleName.smoke, "o", [], {}, [Trial(i, f"s{i}", 42, EMPTY, f"trial{i}") for i in range(3)])
+    made.write()
+    return made
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def said(console: Console) -> list[str]:
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def submitted(sweep: Sweep, number: int = 1, job: str = "7") -> Submission:
+    made = Submission(sweep.path, number, f"{job_prefix(sweep)}{number:04d}", 3, 3, [], CLUSTER, "/code", Process.me(), 5.0)
+    assert made.create()
+    made.write_job(job)
+    return made
+
+
+def claim(sweep: Sweep, number: int, job: str, shared: bool = False) -> None:
+    start = SlurmStart("mini", job, 0, "gpu01", 4, "/none/job.log", "/code", shared)
+    assert claims.claim(sweep.trial_dir(sweep.trials[number]), 1, start.driver, 0, start)
+
+
+@pytest.fixture
+def watching(sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SlurmWatch]:
+    """A watch of the sweep, whose queue says so; what it submits is noted and never done."""
+
+    def made(**states: str) -> SlurmWatch:
+        jobs = Jobs(f"{job_prefix(sweep)}0001", **states)
+        monkeypatch.setattr(watch, "Queue", lambda refresh_seconds: jobs)
+        found = SlurmWatch(sweep.path, console)
+        monkeypatch.setattr(SlurmEngine, "submit", lambda engine, slots: [replace(submitted(sweep, 2, "8"), slots=slots)])
+        return found
+
+    return made
+
+
+def test_slots_are_submitted_again_when_two_looks_in_a_row_have_missed_them(
+    sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]
+) -> None:
+    submitted(sweep)
+    claim(sweep, 0, "7_0")  # whose job has ended, as those of the two others
+    found = watching(j7_1="RUNNING")
+    assert found.mend()
+    assert said(console) == []  # it may be but a moment's view
+    assert found.mend()
+    assert said(console) == ["submitted again: job 8, 2 slots whose jobs had ended"]
+
+
+def test_fewer_of_two_looks_are_submitted(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
+    submitted(sweep)
+    claim(sweep, 0, "7_0")
+    found = watching(j7_1="RUNNING", j7_2="RUNNING")
+    assert found.mend()
+    found.queue.listed.pop()  # type: ignore[attr-defined]
+    assert found.mend()
+    assert said(console) == ["submitted again: job 8, 1 slots whose jobs had ended"]
+
+
+def test_nothing_is_submitted_while_slurm_is_silent(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
+    submitted(sweep)
+    claim(sweep, 0, "7_0")
+    found = watching()
+    found.queue.silent = True
+    assert [found.mend() for _ in range(3)] == [True] * 3
+    assert said(console) == []
+
+
+def test_jobs_that_end_before_they_begin_a_trial_are_an_error_with_their_last_words(
+    sweep: Sweep, watching: Callable[..., SlurmWatch]
+) -> None:
+    submitted(sweep)
+    found = watching()
+    assert found.mend()
+    with pytest.raises(SlurmError, match=r"jobs end before they begin a trial: they leave no log; see .*log"):
+        found.mend()
+    (sweep.path / "log").mkdir()
+    (sweep.path / "log" / "7_0.log").write_text("python: No such file\n")
+    with pytest.raises(SlurmError, match=r"jobs end before they begin a trial: python: No such file; see .*log"):
+        found.mend()
+
+
+def test_an_element_that_a_person_cancelled_is_not_replaced(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
+    submitted(sweep)
+    claim(sweep, 0, "7_0")
+    found = watching(j7_0="RUNNING", j7_1="RUNNING", j7_2="RUNNING")
+    found.queue.listed[2] = replace(found.queue.listed[2], state="CANCELLED")  # type: ignore[attr-defined]
+    assert [found.mend() for _ in range(3)] == [True] * 3
+    assert said(console) == []
+    found.queue.listed[:] = [replace(e, state="CANCELLED") for e in found.queue.listed]  # type: ignore[attr-defined]
+    found.view._states.clear()
+    assert [found.mend() for _ in range(2)] == [False] * 2  # all that is left was cancelled
+    assert said(console) == []
+
+
+def test_a_held_job_is_said_once(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
+    submitted(sweep)
+    found = watching(j7_0="PENDING", j7_1="PENDING")
+    found.queue.listed[1] = replace(found.queue.listed[1], reason="JobHeldUser")  # type: ignore[attr-defined]
+    for _ in range(3):
+        found.warn_of_held()
+    assert said(console) == ["job 7_1 is held (JobHeldUser): scontrol release 7_1"]
+
+
+@pytest.mark.parametrize(("status", "missing", "exit_status"), [("completed", {}, 0), ("completed", {"knn": "why"}, 1), ("failed", {}, 1)])
+def test_a_sweep_ends_well_where_every_trial_has_all_its_values(
+    sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch, status: str, missing: dict[str, str], exit_status: int
+) -> None:
+    monkeypatch.setattr(watch.views, "write_all", lambda view: [])
+    monkeypatch.setattr(watch, "rebuild", lambda folder: "")
+    monkeypatch.setattr(watch, "advice_lines", lambda view: [])
+    for i, trial in enumerate(sweep.trials):
+        cause = "too bad" if status == "failed" and i == 1 else ""
+        result = RunResult(RunStatus[status] if i == 1 else RunStatus.completed, cause, {"o": 1.0}, missing if i == 1 else {})
+        sweep.trial_dir(trial).mkdir(parents=True)
+        sweep.run(trial).write_result(result)
+    assert conclude(View(sweep), console) == exit_status
+    told = {"failed": "s1, seed 42: failed: too bad", "completed": "s1, seed 42: completed: knn: why"}[status]
+    assert (told in said(console)) is bool(exit_status)
+
+
+def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_began(
+    sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, done = [1000.0], [0.5, 0.0, 0.0]
+    trials = [{"setting": f"s{i}", "seed": 42, "state": "running", "done": 0.0} for i in range(3)]
+    status = {"trials": trials, "search": {"to_begin": 2, "points": 9}, "counts": {"running": 3}, "gpu_hours": 0.0, "slurm_silent": False}
+
+    def look(view: View) -> object:
+        for trial, share in zip(trials, done, strict=True):
+            trial["done"] = share
+        return status
+
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(watch, "sweep_status", look)
+    monkeypatch.setattr(watch, "warning_lines", lambda view, status: ["warning: x"])
+    with Watcher(View(sweep), console) as watcher:
+        watcher.show()
+        now[0], done[:] = 1000.0 + 600, [1.0, 0.75, 0.0]
+        trials[2]["state"] = "failed"  # it will gain nothing more
+        watcher.show()
+        now[0] += 20  # nothing new is not said again before half a minute is over
+        watcher.show()
+    # In 10 minutes 1.25 runs and a failed one were done, 2.75 of 5 in all: 2.25 are left.
+    line = "3 running of 3 trials (of up to 9 settings)"
+    assert said(console) == [
+        "warning: x",
+        f"{line}: s0 seed 42 50 %, s1 seed 42 0 %, s2 seed 42 0 %",
+        f"{line}, about 10 min left: s0 seed 42 100 %, s1 seed 42 75 %",
+    ]
+
+
+def test_a_trials_status_is_its_last_numbers_and_what_its_jobs_held(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = sweep.trials[0]
+    folder = sweep.trial_dir(trial)
+    (folder / "claim").mkdir(parents=True)
+    monkeypatch.setattr(claims.time, "time", lambda: 1000.0)
+    for epoch, (job, gpus) in enumerate((("7_0", 4), ("9_0", 2)), start=1):
+        assert claims.claim(folder, epoch, "d", 0, SlurmStart("mini", job, 0, f"gpu0{epoch}", gpus, "/log", "/code"))
+    os.utime(folder / "claim" / "000001.json", (1900, 1900))
+    os.utime(folder / "claim" / "000002.json", (2800, 2800))
+    lines = [
+        '{"kind": "step", "step": 1, "epoch": 1.0, "loss": 0.5, "images_per_second": 10.0}',
+        '{"kind": "probe", "step": 2, "epoch": 2.0, "o": 33.0}',
+        '{"kind": "step", "step": 3, "epoch": 3.0, "loss": 0.25, "images_per_second": 20.0}',
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    view = View(sweep, queue=Jobs("x", j9_0="RUNNING"))  # type: ignore[arg-type]
+    found = trial_status(view, trial)
+    assert {key: found[key] for key in ("state", "done", "epoch", "loss", "images_per_second", "probe", "job", "node", "restarts")} == {
+        "state": "running",
+        "done": 0.75,
+        "epoch": 3.0,
+        "loss": 0.25,
+        "images_per_second": 20.0,
+        "probe": 33.0,
+        "job": "9_0",
+        "node": "gpu02",
+        "restarts": 1,
+    }
+    assert found["gpu_hours"] == pytest.approx(900 / 3600 * 4 + 1800 / 3600 * 2)  # 1 + 1
+    assert counts_line(sweep_status(view)) == "1 running, 2 waiting of 3 trials, 2.0 GPU-hours used"
+    assert share_done(trial, {"epoch": 4.5}) == 1.0
+
+
+# What a cancel ends.
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    found: list[list[str]] = []
+    monkeypatch.setattr(slurm, "cancel", lambda jobs: found.append(list(jobs)))
+    return found
+
+
+def test_a_cancel_of_some_trials_ends_their_own_jobs_and_no_job_that_others_share(sweep: Sweep, ended: list[list[str]]) -> None:
+    submitted(sweep)
+    claim(sweep, 0, "7_0")
+    claim(sweep, 1, "7_1", shared=True)
+    jobs = Jobs(f"{job_prefix(sweep)}0001", j7_0="RUNNING", j7_1="RUNNING", j7_2="RUNNING")
+    view = View(sweep, queue=jobs)  # type: ignore[arg-type]
+    line = cancel(view, sweep.trials[:2])
+    assert ended[0] == ["7_0"]
+    assert line.startswith("2 trials cancelled, 1 jobs ended; ")
+    assert [claims.is_cancelled(sweep.trial_dir(t)) for t in sweep.trials] == [True, True, False]
+
+
+def test_a_cancel_of_a_sweep_ends_all_its_jobs_and_leaves_what_has_ended(sweep: Sweep, ended: list[list[str]]) -> None:
+    submitted(sweep)
+    claim(sweep, 0, "7_0")
+    sweep.run(sweep.trials[0]).write_result(RunResult(RunStatus.completed))
+    jobs = Jobs(f"{job_prefix(sweep)}0001", j7_0="COMPLETED", j7_1="RUNNING", j7_2="PENDING")
+    view = View(sweep, queue=jobs)  # type: ignore[arg-type]
+    assert cancel(view, []).startswith("2 trials cancelled, 2 jobs ended; ")
+    assert ended == [["7_1", "7_2"]]
+    assert [view.state(t) for t in sweep.trials] == [TrialState.completed, TrialState.cancelled, TrialState.cancelled]
+    assert cancel(view, []).startswith("0 trials cancelled")
