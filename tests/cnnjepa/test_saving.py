@@ -330,3 +330,22 @@ def test_host_copies_share_nothing() -> None:
     assert copy["a"].tolist() == [1, 1, 1]
     assert copy["d"] == 1.5
     assert copy["b"]["c"][1] == 5
+
+
+@pytest.mark.parametrize(("interval", "again"), [(600.0, 60.0), (20.0, 20.0)])
+def test_a_refused_save_is_tried_again_after_a_minute_or_the_interval_where_that_is_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: float, again: float
+) -> None:
+    def refuses() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    now = [0.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+    saver = Saver(tmp_path, interval, keep=2)
+    now[0] = interval
+    assert saver.due()
+    saver.begin(1, LARGE, refuses)
+    now[0] += again - 0.5
+    assert not saver.due()
+    now[0] += 0.5
+    assert saver.due()
