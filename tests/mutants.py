@@ -32,6 +32,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIST = "tests/mutants.toml"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info", "runs", "outputs", "multirun")
+_STOPS = {signal.SIGINT, signal.SIGTERM}
 _ERRORS = {96: "a file of tests cannot be imported", 97: "modules come from elsewhere", 98: "pytest broke"}  # beside pytest's own
 
 
@@ -91,6 +92,8 @@ def read(root: Path) -> tuple[list[str], list[Mutant]]:
 
 def _in_the_child(root: Path, home: Path, tests: list[str]) -> int:
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     output = os.open(home.parent / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream, target in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
         os.dup2(target, stream)
@@ -115,7 +118,9 @@ def _begin(root: Path, home: Path, run: Run) -> None:
         run.original = (home / run.mutant.file).read_text()
         (home / run.mutant.file).write_text(run.original.replace(run.mutant.old, run.mutant.new))
     sys.stdout.flush()
-    run.began, run.pid = time.monotonic(), os.fork()
+    run.began = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # else a stop could come before it is known who has to be ended
+    run.pid = os.fork()
     if run.pid == 0:
         status = 98
         try:
@@ -126,14 +131,16 @@ def _begin(root: Path, home: Path, run: Run) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 def _stop(pid: int) -> None:
     """Kill a child that has not been waited for, and what it started."""
-    for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    os.waitpid(pid, 0)
+    with suppress(psutil.NoSuchProcess, ChildProcessError):
+        for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        os.waitpid(pid, 0)
 
 
 def _ended(home: Path, run: Run) -> bool:
@@ -162,12 +169,13 @@ def carry_out(root: Path, runs: list[Run], copies: list[Path], report: Callable[
                 if home in running and _ended(home, running[home]):
                     report(running.pop(home))
                 if home not in running and waiting:
-                    _begin(root, home, waiting[-1])
                     running[home] = waiting.pop()
+                    _begin(root, home, running[home])
             time.sleep(0.05)
     finally:
         for run in running.values():
-            _stop(run.pid)
+            if run.pid:
+                _stop(run.pid)
 
 
 def without_bugs(mutants: list[Mutant]) -> list[Run]:
@@ -188,6 +196,7 @@ def main(words: list[str]) -> int:
     options = parser.parse_args(words)
     root, began, verdicts = options.root.resolve(), time.monotonic(), dict[str, tuple[str, float]]()
     say = (lambda *_, **__: None) if options.json else print
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the `finally` that ends what runs
     libraries, mutants = read(root)
     mutants = [m for m in mutants if any(options.only in text for text in (m.name, m.file, *m.tests))]
     os.environ.setdefault("OMP_NUM_THREADS", "1")

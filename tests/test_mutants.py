@@ -1,8 +1,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,10 @@ def hunted(root: Path, *options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+def running(path: Path) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if str(path) in " ".join(p.info["cmdline"] or [])]
+
+
 def test_a_bug_is_caught_only_by_a_test_that_fails_because_of_it(tmp_path: Path) -> None:
     sums = "tests/test_sums.py"
     entries = [
@@ -110,7 +116,7 @@ def test_a_bug_is_caught_only_by_a_test_that_fails_because_of_it(tmp_path: Path)
     # The user's own files are as they were, and nothing of the endless run is left.
     assert (tmp_path / "root/toy/sums.py").read_text() == _SUM
     assert not [p for p in (tmp_path / "root").rglob("*") if p.name == "__pycache__"]
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info.get("cmdline") or [])]
+    assert running(tmp_path) == []
 
 
 def test_a_list_whose_bugs_are_all_caught_ends_well(tmp_path: Path) -> None:
@@ -120,6 +126,23 @@ def test_a_list_whose_bugs_are_all_caught_ends_well(tmp_path: Path) -> None:
     assert (status, said["n"], said["figures"]["failures"]) == (0, 1, [])
     status, said = hunted(root, "--only", "no bug has this name")
     assert (status, said["n"]) == (1, 0)
+
+
+def test_ended_in_the_middle_it_leaves_no_process_and_no_copy(tmp_path: Path) -> None:
+    root = toy(tmp_path / "root", entry("endless", "        a -= 1", "        a -= 0", "tests/test_sums.py"))
+    (tmp_path / "temporary").mkdir()
+    line = [sys.executable, str(ROOT / "tests/mutants.py"), "--root", str(root), "--jobs", "1"]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TMPDIR": str(tmp_path / "temporary")}
+    process = subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not any("a -= 0" in copy.read_text() for copy in tmp_path.glob("temporary/*/0/checkout/toy/sums.py")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 143
+    assert running(tmp_path) == []
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_every_bug_of_the_list_can_be_planted_and_has_tests() -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from cnnjepa.config import ProbeConfig, WarningConfig
 from cnnjepa.runs import RunResult, RunStatus
+from sweeps import claims
 from sweeps.changes import announce_changes, left_to_run
 from sweeps.choice import judge
 from sweeps.curve import LossCurve
@@ -330,3 +331,23 @@ def test_what_failed_is_taken_up_where_that_is_asked_and_what_completed_never(tm
         made.run(trial).write_result(RunResult(status))
     assert left_to_run(View(made), retry_failed=False) == made.trials[2:]
     assert left_to_run(View(made), retry_failed=True) == made.trials[1:]
+
+
+def test_jobs_of_withdrawn_trials_that_still_run_are_named_and_those_that_have_ended_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(tmp_path)
+    monkeypatch.setattr(View, "here", staticmethod(View))  # there is no Slurm to ask
+    owners = []
+    for number, (trial, shared) in enumerate(zip(made.trials, (False, True, False), strict=True)):
+        owned = claims.claim(made.trial_dir(trial), 1, "d", 0, claims.SlurmStart("c", str(17 + number), 0, "n1", 1.0, "", "", shared))
+        assert owned is not None
+        owners.append(owned)
+    made.run(made.trials[2]).write_result(RunResult(RunStatus.completed))
+    console = Console(record=True, width=200, file=io.StringIO())
+    with owners[0], owners[1]:
+        assert announce_changes(dataclasses.replace(made, trials=[]), console)
+    assert sorted(console.export_text().splitlines()[1:]) == [
+        "  depth 1, seed 42: withdrawn, but its job goes on to its end; to stop it: scancel 17",
+        "  depth 2, seed 42: withdrawn, but its job goes on to its end; to stop it: scancel 18, which ends the trials beside it too",
+    ]

@@ -430,3 +430,19 @@ def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_pa
         "the runs are of several commits: what differs between them may differ for that reason",
         "data digits, encoder resnet_small, epochs 4, global_batch_size 32, precision fp32",
     ]
+
+
+def test_the_best_is_held_against_the_setting_without_changes_which_comes_first(tmp_path: Path) -> None:
+    def said(path: Path, scores: dict[str, list[float]]) -> list[str]:
+        view = made(path, scores)
+        table = summaries(view)
+        lead = report_text.leader(table, OBJECTIVE)
+        assert lead is not None
+        return report_text.against_the_baseline(view, table, lead)
+
+    (line,) = said(tmp_path / "clear", CLEAR)
+    assert line.startswith("The setting without changes has 60.5 ± 0.5 (n = 3); the best is separable from it: paired t over 3 seeds, p ")
+    assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the setting without changes."]
+    assert said(tmp_path / "none", {"depth 2": [70.0, 71.0], "pointwise": [60.0, 61.0]}) == [
+        "The setting without changes has no completed run to hold the best against."
+    ]
