@@ -179,6 +179,18 @@ def test_a_gradient_that_others_hold_is_left_alone() -> None:
     assert torch.equal(gradient, before)
 
 
+def test_the_gradient_of_what_the_blocks_hand_on_is_left_alone_too() -> None:
+    """What `encode_tiles` puts behind the blocks copies its gradient in any case; others may not."""
+    net, visible = lively(build_encoder(EncoderConfig(width=8))), MASKS["random"]()
+    tile_map, blocks = tiles.TileMap(Visibility(visible)), net.blocks()
+    rows = torch.rand(tile_map.count * 4**2, blocks[0].conv1.in_channels, dtype=torch.float64, requires_grad=True)
+    features, _ = tiles.run_blocks(blocks, rows, tile_map, 4)
+    gradient = torch.randn_like(features)
+    before = gradient.clone()
+    features.backward(gradient)
+    assert torch.equal(gradient, before)
+
+
 def test_a_single_visible_position_is_refused_as_masked_execution_does() -> None:
     for execution in Execution:
         net = build_encoder(EncoderConfig(width=8, execution=execution))

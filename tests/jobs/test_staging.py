@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +181,23 @@ def test_a_damaged_copy_that_a_run_reads_is_left_alone(source: Path, scratch: Pa
         other = settle(source, scratch)
         assert (other.root, other.cause) == (source, f"{reader.root} is damaged, and another run reads it")
     assert settle(source, scratch).root == reader.root
+
+
+def test_damage_is_waited_out_for_a_while_since_a_lock_may_only_change_hands(
+    source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    with Staging(set_of(source), str(scratch)) as reader, Staging(set_of(source), str(scratch)) as other:
+        while not reader.advance():
+            pass
+        os.truncate(reader.root / "file-2", 10)
+        monkeypatch.setattr(staging, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None))
+        assert not other.advance(0)
+        clock[0] += 10  # _DAMAGED_SECONDS
+        assert not other.advance(0)
+        clock[0] += 0.1
+        assert other.advance(0)
+        assert (other.root, other.cause) == (source, f"{reader.root} is damaged, and another run reads it")
 
 
 def test_sets_are_told_apart_by_their_manifests(source: Path, scratch: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -157,3 +158,54 @@ def test_an_allocation_buries_the_owners_of_its_own_job_alone(monkeypatch: pytes
     monkeypatch.setattr(allocation, "own_job", lambda: "17")
     AllocationEngine.bury(engine, view)  # type: ignore[arg-type]
     assert buried == [("trials/b", past["b"][-1])]
+
+
+def test_tune_is_told_how_many_slots_at_once_what_each_holds_and_how_often_one_may_die(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    def tuner(trainable: object, **settings: Any) -> SimpleNamespace:
+        told.update(settings, trainable=trainable)
+        return SimpleNamespace(fit=lambda: SimpleNamespace(errors=["Traceback\n  one line\nno memory \n"]))
+
+    def as_given(**settings: Any) -> dict[str, Any]:
+        return settings
+
+    tune = SimpleNamespace(with_resources=lambda work, resources: (work, resources), grid_search=list, Tuner=tuner)
+    tune.TuneConfig = tune.RunConfig = tune.FailureConfig = as_given
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(tune=tune))
+    begun: list[int] = []
+    errors = placing.place(lambda: begun.append(1), 5, 2, {"cpu": 4, "gpu": 0.5}, tmp_path, 3)
+    assert errors == ["no memory"]
+    assert told["param_space"] == {"slot": [0, 1, 2, 3, 4]}
+    assert told["tune_config"] == {"max_concurrent_trials": 2, "reuse_actors": True}
+    assert told["run_config"]["failure_config"] == {"max_failures": 6}  # two deaths of each of the trials that it may take
+    assert told["run_config"]["storage_path"] == str(tmp_path / "tune")
+    work, resources = told["trainable"]
+    assert resources == {"cpu": 4, "gpu": 0.5}
+    work({"slot": 3})
+    assert begun == [1]
+
+
+def test_a_signal_is_handed_on_at_every_look_and_the_sweep_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stopped, done = [1000.0], [False], list[str]()
+    monkeypatch.setattr(allocation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    engine, watcher = SimpleNamespace(stop=lambda: done.append("stop")), SimpleNamespace(show=lambda: done.append("show"))
+    look = allocation.HandOn(lambda: stopped[0], engine, watcher)  # type: ignore[arg-type]
+    for seconds in (0.0, 9.0, 2.0, 9.5):
+        clock[0] += seconds
+        look.show()
+    assert done == ["show", "show"]
+    stopped[0] = True
+    look.show()
+    look.show()
+    assert done == ["show", "show", "stop", "stop"]
+
+
+def test_a_stop_is_noted_once_for_all_nodes(tmp_path: Path) -> None:
+    engine = SimpleNamespace(folder=tmp_path, stopping=lambda: placing.is_noted(tmp_path, "stop"))
+    AllocationEngine.stop(engine)  # type: ignore[arg-type]
+    first = (tmp_path / "stop").stat()
+    AllocationEngine.stop(engine)  # type: ignore[arg-type]
+    assert (tmp_path / "stop").stat().st_ino == first.st_ino
