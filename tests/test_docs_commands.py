@@ -15,16 +15,21 @@ _SHORT = f"{_TINY} epochs=2 optimizer.warmup_epochs=1"
 _ABLATION, _DEPTH, _RATE = (f"runs/{name}-smoke" for name in ("predictor_ablation", "predictor_depth", "rate_and_depth"))
 _SINGLE = "optimizer.warmup_epochs=1 global_batch_size"
 
-# Typed in this order: what is begun by one command is looked at by those after it.
+_RUN_ABLATION = "python sweeps/predictor_ablation.py --cluster local"
+_RUN_DEPTH, _RUN_RATE = (f"python sweeps/{name}.py --cluster local" for name in ("predictor_depth", "rate_and_depth"))
+_RUN_SINGLE = f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64"
+_START_SLURM = "python tests/slurm_cluster.py start /tmp/ms"
+
+# In any order: a command names those whose work it looks at, and they are typed before it.
 TYPED = {
     ". .venv/bin/activate": Run("bin/python"),
-    "python sweeps/predictor_ablation.py --cluster local": Run("linear top-1, test", "--seeds 1", _SHORT, starts_others=True),
+    _RUN_ABLATION: Run("linear top-1, test", "--seeds 1", _SHORT, starts_others=True),
     "python sweeps/predictor_ablation.py --cluster local --dry-run": Run("11 trials, 2 epochs each", "--seeds 1", _SHORT),
     "python sweeps/predictor_ablation.py --cluster local --seeds 5 epochs=20": Run("55 trials, 20 epochs each", "--dry-run"),
-    f"python -m sweeps status {_ABLATION}": Run("11 completed of 11 trials"),
-    f"python -m sweeps results {_ABLATION} --format markdown": Run("| setting |"),
-    f"python -m sweeps report {_ABLATION}": Run("report.html"),
-    f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect"),
+    f"python -m sweeps status {_ABLATION}": Run("11 completed of 11 trials", after=(_RUN_ABLATION,)),
+    f"python -m sweeps results {_ABLATION} --format markdown": Run("| setting |", after=(_RUN_ABLATION,)),
+    f"python -m sweeps report {_ABLATION}": Run("report.html", after=(_RUN_ABLATION,)),
+    f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
     "python sweeps/joint_search.py --cluster local": Run("tpe chooses up to 16 settings", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
         "33 runs, 6600 epochs to train"
@@ -34,15 +39,15 @@ TYPED = {
     f"python -m jobs.pretrain method=simsiam data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64": Run("completed: ", "", _SHORT),
     "python -m pytest tests/cnnjepa/test_methods.py -k simsiam": Run("8 passed", "-q -p no:xdist", starts_others=True),
     "python sweeps/predictor_ablation.py --cluster komondor --dry-run account=abc": Run("#SBATCH --account=abc"),
-    f"python -m sweeps logs --no-follow {_ABLATION} 0": Run("step 10/10"),
-    f"python -m sweeps cancel {_ABLATION} 0": Run("0 trials cancelled"),
-    f"python -m sweeps results {_ABLATION}": Run("linear top-1, test"),
+    f"python -m sweeps logs --no-follow {_ABLATION} 0": Run("step 10/10", after=(_RUN_ABLATION,)),
+    f"python -m sweeps cancel {_ABLATION} 0": Run("0 trials cancelled", after=(_RUN_ABLATION,)),
+    f"python -m sweeps results {_ABLATION}": Run("linear top-1, test", after=(_RUN_ABLATION,)),
     "python sweeps/predictor_ablation.py --cluster mine --dry-run account=abc": Run("#SBATCH --constraint=a100"),
-    "python tests/slurm_cluster.py start /tmp/ms": Run("export SLURM_CONF=/tmp/ms/etc/slurm.conf", starts_others=True),
+    _START_SLURM: Run("export SLURM_CONF=/tmp/ms/etc/slurm.conf", starts_others=True),
     "python sweeps/predictor_ablation.py --cluster test_cluster --scale smoke micro_batch_size=16": Run(
         "#SBATCH --gres=gpu:4", "--dry-run"
     ),
-    "python tests/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True),
+    "python tests/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True, after=(_START_SLURM,)),
     "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
     "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --slots-per-node 12 --dry-run account=abc": Run(
         "36 slots at once"
@@ -57,30 +62,34 @@ TYPED = {
         "global_batch_size=32 micro_batch_size=32 probes.linear_epochs=1",
     ),
     "python -m jobs.drill --cluster komondor account=abc --dry-run": Run("#SBATCH --partition=gpu"),
-    "python sweeps/predictor_ablation.py --cluster local --retry-failed": Run("linear top-1, test", "--seeds 1", _SHORT),
-    f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64": Run("completed: ", "", _SHORT),
-    f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64 retry_failed=true": Run("completed: ", "", _SHORT),
+    "python sweeps/predictor_ablation.py --cluster local --retry-failed": Run(
+        "linear top-1, test", "--seeds 1", _SHORT, after=(_RUN_ABLATION,)
+    ),
+    _RUN_SINGLE: Run("completed: ", "", _SHORT),
+    f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64 retry_failed=true": Run(
+        "completed: ", "", _SHORT, after=(_RUN_SINGLE,)
+    ),
     "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("tpe chooses up to 40 settings"),
     "python sweeps/learning_rate.py --cluster local --sampler grid --seeds 3": Run("72 trials", "--dry-run"),
     "python sweeps/predictor_depth.py --cluster local --dry-run": Run("8 trials, 4 epochs each"),
-    "python sweeps/predictor_depth.py --cluster local": Run("linear top-1, test", starts_others=True),
+    _RUN_DEPTH: Run("linear top-1, test", starts_others=True),
     "python sweeps/predictor_depth.py --cluster local --seeds 3": Run("12 trials, 4 epochs each", "--dry-run"),
-    f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}"),
-    "python sweeps/rate_and_depth.py --cluster local": Run("linear top-1, test", "--points 2 --seeds 1", starts_others=True),
+    f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}", after=(_RUN_DEPTH,)),
+    _RUN_RATE: Run("linear top-1, test", "--points 2 --seeds 1", starts_others=True),
     "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("36 trials, 8 epochs each"),
     "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("settings", "--dry-run"),
-    "python -m sweeps status runs/joint_search-smoke": Run("trials (of up to 2 settings)"),
-    "python -m sweeps study runs/joint_search-smoke": Run("optuna-dashboard "),
+    "python -m sweeps status runs/joint_search-smoke": Run("trials (of up to 2 settings)", after=(_RUN_RATE,)),
+    "python -m sweeps study runs/joint_search-smoke": Run("optuna-dashboard ", after=(_RUN_RATE,)),
     f"python -m jobs.pretrain data=fashion_mnist epochs=10 {_SINGLE}=128": Run("completed: ", "", _SHORT),
     f"python -m jobs.pretrain method=simclr epochs=10 {_SINGLE}=128": Run("completed: ", "", f"{_SHORT} method.hidden=32"),
     f"python -m jobs.pretrain -m optimizer.lr=0.001,0.003 epochs=10 {_SINGLE}=128": Run("completed: ", "", _SHORT, starts_others=True),
     f"torchrun --nproc-per-node=2 -m jobs.pretrain epochs=10 {_SINGLE}=128 micro_batch_size=64": Run(
         "completed: ", "", f"{_SHORT} micro_batch_size=16", starts_others=True
     ),
-    "python -m jobs.export runs/single/<signature>": Run("backbone.safetensors: target backbone after"),
-    "tensorboard --logdir runs/single": Run("These tags are in", "--inspect"),
-    f"python -m sweeps results {_ABLATION} --format latex": Run(r"\begin{tabular}"),
-    f"python -m sweeps advice {_ABLATION}": Run("used at most"),
+    "python -m jobs.export runs/single/<signature>": Run("backbone.safetensors: target backbone after", after=(_RUN_SINGLE,)),
+    "tensorboard --logdir runs/single": Run("These tags are in", "--inspect", after=(_RUN_SINGLE,)),
+    f"python -m sweeps results {_ABLATION} --format latex": Run(r"\begin{tabular}", after=(_RUN_ABLATION,)),
+    f"python -m sweeps advice {_ABLATION}": Run("used at most", after=(_RUN_ABLATION,)),
     "python sweeps/predictor_ablation.py --cluster local --prune-on rankme --prune-on knn 'probes.at_epochs=[3,6,9]'": Run(
         "22 trials, 8 epochs each", "--dry-run"
     ),
@@ -196,9 +205,10 @@ _NEEDS_SLURM = [text for text in TYPED if "slurm_cluster.py" in text]
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("typed commands")
 @pytest.mark.parametrize("text", [pytest.param(t, marks=needs_slurm) if t in _NEEDS_SLURM else t for t in TYPED])
 def test_the_command_does_what_the_page_says(text: str, session: Session) -> None:
-    status, output = session.type(text, TYPED[text])
+    status, output = session.type(text, TYPED)
     assert status == 0, output
     assert session.place(TYPED[text].said) in output, output
 

@@ -1,18 +1,20 @@
 """Types the commands of the pages in a copy of the checkout, which they may write into, and which holds the pages' example files."""
 
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnjepa.data.imagenet import imagenet100_classes
 from tests.cnnjepa.test_data import image_tree
 from tests.documented import ROOT, example
+from tests.forked import ForkServer
 
 # The files that the pages have a reader write.
 EXAMPLES = {
@@ -22,39 +24,6 @@ EXAMPLES = {
     "slurm/cluster/mine.yaml": ("cluster.md", "yaml", 0),
 }
 _PARTS = ("cnnjepa", "jobs", "sweeps", "slurm", "tests", "Makefile", "pyproject.toml")
-# Imports once what every command imports, and forks for each: the imports take longer than most commands.
-_PARENT = """
-import json, os, runpy, sys
-import jobs.pretrain, sweeps.command, sweeps.results
-for line in sys.stdin:
-    words, output = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(file, stream)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        status = 1
-        try:
-            if words[0] == "-m":
-                sys.argv = words[1:]
-                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-            else:
-                sys.argv = words
-                sys.path.insert(0, os.path.dirname(words[0]))
-                runpy.run_path(words[0], run_name="__main__")
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +34,7 @@ class Run:
     options: str = ""  # before the first key=value
     overrides: str = ""  # at the end
     starts_others: bool = False  # needs a process of its own: it starts Ray, ranks or pytest
+    after: tuple[str, ...] = ()  # the commands whose work it looks at
 
     def words(self, command: str) -> list[str]:
         """The words of the command, made small."""
@@ -89,10 +59,13 @@ class Session:
         # Places that the pages name, and what stands for them here. munged wants a place that others may look into.
         self.places = {"/data/imagenet": folder / "imagenet", "/scratch/in100": folder / "in100"}
         self.places["runs/joint_search-smoke"] = self.home / "runs" / "rate_and_depth-smoke"  # a search as well, and smaller
-        self.places["/tmp/ms"] = Path(f"/tmp/cnnjepa-docs-{os.getpid()}")
+        self._public = Path(tempfile.mkdtemp(prefix="typed-"))
+        self._public.chmod(0o755)
+        self.places["/tmp/ms"] = self._public / "ms"
         self.environment = {**os.environ, "PYTHONPATH": str(self.home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
-        self._parent: subprocess.Popen[str] | None = None
+        self._parent: ForkServer | None = None
+        self.typed: dict[str, tuple[int, str]] = {}
 
     def place(self, text: str) -> str:
         """`text` with this session's places."""
@@ -102,41 +75,37 @@ class Session:
             text = text.replace("<signature>", sorted(os.listdir(self.home / "runs" / "single"))[0])
         return text
 
-    def type(self, command: str, run: Run) -> tuple[int, str]:
-        """Exit status and output of a command."""
+    def type(self, command: str, runs: Mapping[str, Run]) -> tuple[int, str]:
+        """Return exit status and output of a command, which is typed once, after those whose work it looks at."""
+        if command not in self.typed:
+            for earlier in runs[command].after:
+                status, output = self.type(earlier, runs)
+                assert status == 0, f"{earlier}\n{output}"
+            self.typed[command] = self._type(command, runs[command])
+        return self.typed[command]
+
+    def _type(self, command: str, run: Run) -> tuple[int, str]:
         if "/data/imagenet" in command and not self.places["/data/imagenet"].exists():
             image_tree(self.places["/data/imagenet"], imagenet100_classes(), images=1)
         words = [self.place(word) for word in run.words(command)]
         if words[0] == "python" and not run.starts_others:
-            return self._fork(words[1:])
+            if self._parent is None:
+                self._parent = ForkServer(self.home, self.environment)
+            output = self.home.parent / "output"
+            with output.open("w") as file:
+                child = self._parent.start(words[1:], env=self.environment, stdout=file, stderr=subprocess.STDOUT)
+                return child.wait(timeout=300), output.read_text()
         line = words if words[0] != "." else ["bash", "-c", f"{shlex.join(words)} && command -v python"]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         done = subprocess.run(line, cwd=self.home, env=self.environment, text=True, timeout=300, check=False, **pipes)  # type: ignore[call-overload]
         return done.returncode, done.stdout
 
-    def _fork(self, words: list[str]) -> tuple[int, str]:
-        if self._parent is None:
-            line, pipe = [sys.executable, "-c", _PARENT], subprocess.PIPE
-            self._parent = subprocess.Popen(line, cwd=self.home, env=self.environment, text=True, stdin=pipe, stdout=pipe)
-        assert self._parent.stdin is not None
-        assert self._parent.stdout is not None
-        output = self.home.parent / "output"
-        self._parent.stdin.write(json.dumps([words, str(output)]) + "\n")
-        self._parent.stdin.flush()
-        status = self._parent.stdout.readline()
-        assert status, "the process that commands are forked from has ended"
-        return int(status), output.read_text()
-
     def close(self) -> None:
         """Leave no process and no file."""
         if self._parent is not None:
-            assert self._parent.stdin is not None
-            assert self._parent.stdout is not None
-            self._parent.stdin.close()
-            self._parent.wait(timeout=60)
-            self._parent.stdout.close()
+            self._parent.close()
         if self.places["/tmp/ms"].exists():
             line = [sys.executable, "tests/slurm_cluster.py", "stop", str(self.places["/tmp/ms"])]
             subprocess.run(line, cwd=self.home, env=self.environment, capture_output=True, timeout=120, check=False)
-            shutil.rmtree(self.places["/tmp/ms"], ignore_errors=True)
+        shutil.rmtree(self._public, ignore_errors=True)
         shutil.rmtree(self.home.parent, ignore_errors=True)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -33,11 +32,15 @@ from cnnjepa.data.pictures import EncodedPicture
 from cnnjepa.data.views import crop_and_flip, random_views
 from cnnjepa.distributed import Ranks
 from cnnjepa.identity import signature
+from tests import forked
 from tests.cnnjepa.test_data import image_tree, picture, pixels_of, write_idx
 from tests.documented import typed
+from tests.held import wait_until
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
+# Those that look at the set which is packed once.
+PACKED = pytest.mark.xdist_group("packed set")
 
 
 def packing(*arguments: object) -> list[str]:
@@ -79,6 +82,7 @@ def copy_of(packed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(packed, tmp_path / "copy"))
 
 
+@PACKED
 def test_a_packed_set_is_the_loose_one(tree: Path, packed: Path) -> None:
     loose, ours = (load_splits(DataConfig(DatasetName.imagefolder, root=str(root))) for root in (tree, packed))
     assert sorted(p.name for p in packed.iterdir()) == [
@@ -95,6 +99,7 @@ def test_a_packed_set_is_the_loose_one(tree: Path, packed: Path) -> None:
         assert np.array_equal(getattr(loose, part), getattr(ours, part))
 
 
+@PACKED
 def test_training_sees_the_same_pixels_from_packed_files_in_any_processes(tree: Path, packed: Path) -> None:
     def stream(root: Path, workers: int) -> list[torch.Tensor]:
         config = tiny_config(global_batch_size=16)
@@ -111,6 +116,7 @@ def test_training_sees_the_same_pixels_from_packed_files_in_any_processes(tree: 
         assert all(torch.equal(a, b) for a, b in zip(loose, stream(packed, workers), strict=True))
 
 
+@PACKED
 def test_the_bytes_are_not_copied_and_the_images_survive_a_spawned_process(packed: Path) -> None:
     manifest = read_manifest(packed)
     images = PackedImages(packed, manifest, "train", manifest.classes)
@@ -120,6 +126,7 @@ def test_the_bytes_are_not_copied_and_the_images_survive_a_spawned_process(packe
     assert bytes(pickle.loads(state).encoded(59)) == bytes(images.encoded(59))  # noqa: S301
 
 
+@PACKED
 def test_other_tools_read_the_files(packed: Path) -> None:
     import pandas as pd
 
@@ -129,14 +136,14 @@ def test_other_tools_read_the_files(packed: Path) -> None:
     assert Image.open(io.BytesIO(table["image"][0])).size == (40, 36)
 
 
+@PACKED
 @pytest.mark.parametrize("after", [1, 3])
 def test_killed_and_run_again_leaves_the_same_bytes(tree: Path, packed: Path, tmp_path: Path, after: int) -> None:
     target = tmp_path / "killed"
-    process = subprocess.Popen(packing(tree, target, "--images-per-file", 25), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    words = packing(tree, target, "--images-per-file", 25)[1:]
+    process = forked.start(words, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and len(list(target.glob("*.arrow"))) < after and process.poll() is None:
-            time.sleep(0.001)
+        wait_until(f"{after} files", lambda: len(list(target.glob("*.arrow"))) >= after, lambda: process.poll() is None)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -151,22 +158,24 @@ def test_killed_and_run_again_leaves_the_same_bytes(tree: Path, packed: Path, tm
 
 
 def test_workers_end_with_their_parent(tree: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        packing(tree, tmp_path / "out", "--images-per-file", 1), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    while not list((tmp_path / "out").glob("*.arrow")) and process.poll() is None:
-        time.sleep(0.01)
+    words = packing(tree, tmp_path / "out", "--images-per-file", 1)[1:]
+    process = forked.start(words, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_until("file", lambda: list((tmp_path / "out").glob("*.arrow")), lambda: process.poll() is None)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+
+    def alone() -> bool:
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
-            return
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    pytest.fail("a worker outlived the packing")
+            return True
+        return False
+
+    try:
+        wait_until("end of its workers", alone, seconds=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_half_done_packing_is_not_continued_with_other_options_or_images(tree: Path, tmp_path: Path) -> None:
@@ -254,6 +263,7 @@ def read_size(folder: Path) -> int:
 DAMAGES = ["truncated", "missing", "another file", "manifest", "torn manifest"]
 
 
+@PACKED
 @pytest.mark.parametrize("how", DAMAGES)
 def test_damaged_sets_are_one_line_where_the_data_is_opened(packed: Path, tmp_path: Path, how: str) -> None:
     folder = copy_of(packed, tmp_path)
@@ -264,6 +274,7 @@ def test_damaged_sets_are_one_line_where_the_data_is_opened(packed: Path, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@PACKED
 def test_a_wrong_checksum_is_one_line_of_the_check(packed: Path, tmp_path: Path) -> None:
     folder = copy_of(packed, tmp_path)
     with open(folder / "val-00001.arrow", "r+b") as file:
@@ -278,6 +289,7 @@ def test_a_wrong_checksum_is_one_line_of_the_check(packed: Path, tmp_path: Path)
     assert run(packed, folder).returncode == 1  # a finished set is verified again when it is packed again
 
 
+@PACKED
 def test_a_wrong_count_or_class_in_a_file_is_found_by_the_check(packed: Path) -> None:
     manifest = read_manifest(packed)
     first = manifest.files[0]

@@ -61,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.xdist_group("trials with TensorBoard")
 def test_a_run_that_lost_steps_is_one_curve(folder: Path) -> None:
     assert len(list((folder / "trials" / "b" / "tensorboard").iterdir())) == 3
     disturbed, lines = events(folder / "trials" / "b"), RunFolder(folder / "trials" / "b").metrics()
@@ -77,6 +78,7 @@ def test_a_run_that_lost_steps_is_one_curve(folder: Path) -> None:
     assert [e.step for e in disturbed.Scalars("final/linear.test_top1")] == [10]
 
 
+@pytest.mark.xdist_group("trials with TensorBoard")
 def test_the_hparams_page_has_each_trial_with_what_differs_and_its_metrics(folder: Path) -> None:
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
     multiplexer.Reload()
@@ -154,6 +156,7 @@ def test_without_tensorboard_nothing_is_looked_at() -> None:
     silent.tell(None, 1)  # type: ignore[arg-type]
 
 
+@pytest.mark.xdist_group("trials with TensorBoard")
 def test_the_norms_of_the_parts_add_up_to_the_whole(folder: Path) -> None:
     found = events(folder / "trials" / "a")
     tags = [t for t in found.Tags()["scalars"] if t.startswith("gradients/")]

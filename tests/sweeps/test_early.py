@@ -24,6 +24,7 @@ from sweeps.early import check_pruning, early_warnings, warnings_of
 from sweeps.folder import Sweep, View
 from sweeps.spec import ScaleName, build_trials
 from sweeps.status import sweep_status, trial_status, warning_lines
+from tests import forked
 from tests.sweeps.tiny_sweep import sweep
 
 ROOT = Path(__file__).parents[2]
@@ -252,9 +253,8 @@ def rows(runs: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_a_threshold_that_must_fire_prunes_where_that_is_asked_and_only_there(tmp_path: Path) -> None:
-    def run(*more: str) -> str:
+    def run(*more: str, starts_ray: bool = True) -> str:
         line = [
-            sys.executable,
             SCRIPT,
             "--runs-dir",
             str(tmp_path),
@@ -264,7 +264,10 @@ def test_a_threshold_that_must_fire_prunes_where_that_is_asked_and_only_there(tm
             "probes.at_epochs=[1,2]",
             *more,
         ]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+        if starts_ray:
+            done = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+        else:
+            done = forked.run(line)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -273,13 +276,12 @@ def test_a_threshold_that_must_fire_prunes_where_that_is_asked_and_only_there(tm
     assert all(r["cause"].startswith("warning rankme: collapse.rankme is ") for r in rows(tmp_path))
     trials = list((tmp_path / "tiny_sweep-smoke" / "trials").iterdir())
     assert {json.loads((t / "result.json").read_text())["step"] for t in trials} == {5}  # of 20: at the first probe
-    assert "at once" not in run("--prune-on", "rankme")  # pruned is pruned
+    assert "at once" not in run("--prune-on", "rankme", starts_ray=False)  # pruned is pruned
     run()
     assert [r["state"] for r in rows(tmp_path)] == ["completed"] * 3
     for trial in trials:
         assert (trial / "log" / "train.log").read_text().count("step 1/20 ") == 1  # it went on from its checkpoint
-    line = [sys.executable, "-m", "sweeps", "status", str(tmp_path / "tiny_sweep-smoke")]
-    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    said = forked.run(["-m", "sweeps", "status", str(tmp_path / "tiny_sweep-smoke")]).stdout
     assert said.count("warning: ") == 3
     assert "below 1e+03, the floor; " in said
 
