@@ -112,6 +112,7 @@ class Dying(InProcess):
                 if run(one, self.sweep.path.parent, type(self).kill_at, said) == 0:
                     break
                 type(self).kill_at = 0
+                (self.sweep.path.parent / "killed").touch()
         return []
 
 
@@ -147,8 +148,9 @@ def kill_a_slot_at_points(name: str, undisturbed: Path, tmp_path: Path, monkeypa
         assert run(work(name, runs), runs, 0, said) == 0
         assert what_it_came_to(name, runs) == expected, f"killed at point {point}"
         assert repeated(runs) <= 1, f"killed at point {point}"
+        killed = (runs / "killed").exists()
         shutil.rmtree(runs)
-        if Dying.kill_at:
+        if not killed:
             break
         killed_at = point
     return killed_at
