@@ -1,7 +1,7 @@
 """A real Slurm on this host for tests: munged, slurmctld, one slurmd a node, and slurmdbd with MariaDB, under one folder, as any user.
 
     python tests/slurm_cluster.py start /tmp/ms      # prints the line that makes Slurm's commands use it
-    python tests/slurm_cluster.py stop /tmp/ms
+    python tests/slurm_cluster.py stop /tmp/ms       # also one of a test that was killed: its folder is /tmp/slurm-...
 
 Each node claims 4 A100 (names only), 64 cores and 256 GB, as a gpu node of Komondor does. A node runs under a sub-reaper in its own UTS
 and mount namespace, so that its host name is gpu01 and gpu01..03 resolve. What it cannot show: cgroup limits, real GPUs, NCCL.

@@ -7,11 +7,11 @@ Two cores run all jobs that are active at once, so the seconds are those of a cr
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -118,8 +118,7 @@ def running_now(cluster: SlurmCluster) -> int:
 
 def measure(slots: int, parallel: int, train: bool) -> dict[str, float]:
     """Start a cluster, run the sweep, look at it from outside, stop the cluster."""
-    base = Path(f"/tmp/slots-{os.getpid()}")
-    base.mkdir()
+    base = Path(tempfile.mkdtemp(prefix="slots-", dir="/tmp"))
     cluster = SlurmCluster(base, Options(port=free_ports(), node_timeout_seconds=300, message_seconds=60))
     try:
         cluster.start()

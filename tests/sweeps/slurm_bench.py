@@ -41,19 +41,33 @@ needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not
 @contextmanager
 def running_cluster(options: Options | None = None) -> Iterator[SlurmCluster]:
     """A cluster, of three nodes unless told otherwise, that Slurm's commands of this process find; everything of it is gone afterwards."""
+    with started_cluster(options or Options(port=free_ports())) as made, found_by_commands(made):
+        yield made
+
+
+@contextmanager
+def started_cluster(options: Options) -> Iterator[SlurmCluster]:
     base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # pytest's own folders are too long for sockets
-    made = SlurmCluster(base, options or Options(port=free_ports()))
-    before = os.environ.get("SLURM_CONF")
+    made = SlurmCluster(base, options)
     try:
         made.start()
-        os.environ["SLURM_CONF"] = str(made.conf)
         yield made
     finally:
         made.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@contextmanager
+def found_by_commands(cluster: SlurmCluster) -> Iterator[None]:
+    """Within the block Slurm's commands of this process ask that cluster; tests that follow must not."""
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(cluster.conf)
+    try:
+        yield
+    finally:
         os.environ.pop("SLURM_CONF", None)
         if before is not None:
             os.environ["SLURM_CONF"] = before
-        shutil.rmtree(base, ignore_errors=True)
 
 
 _shared: list[SlurmCluster] = []
@@ -65,7 +79,7 @@ def shared_cluster() -> Iterator[SlurmCluster]:
     if _shared:
         yield _shared[0]
         return
-    with running_cluster(Options(port=free_ports(), gather="linux")) as made:
+    with started_cluster(Options(port=free_ports(), gather="linux")) as made:
         _shared.append(made)
         try:
             yield made
@@ -78,7 +92,8 @@ def clean_cluster(cluster: SlurmCluster) -> Iterator[SlurmCluster]:
     """For one test: it begins with the cluster's own options and all nodes up, and leaves no job, and no process of one."""
     cluster.restore()
     try:
-        yield cluster
+        with found_by_commands(cluster):
+            yield cluster
     finally:
         cluster.bring_up()
         cluster.wait("an empty queue", lambda: emptied(cluster), 180)
@@ -120,7 +135,11 @@ class SweepOnSlurm:
 
     def line(self, *arguments: str, script: Path = SCRIPT) -> list[str]:
         common = ["--cluster", "test_cluster", "--scale", "smoke", "--runs-dir", str(self.runs)]
-        return [sys.executable, str(script), *arguments, *common, *(k for k in self.profile if not given(k, arguments))]
+        profile = [override for override in self.profile if not given(override, arguments)]
+        # Beside the other overrides: argparse wants them in one piece.
+        choices = 1 if arguments and not arguments[0].startswith("--") else 0
+        first = next((i for i, a in enumerate(arguments) if "=" in a and not a.startswith("--")), choices)
+        return [sys.executable, str(script), *arguments[:first], *profile, *arguments[first:], *common]
 
     def hold(self, step: int) -> None:
         """All runs that come to `step` stand still there, until they are released or told to stop."""

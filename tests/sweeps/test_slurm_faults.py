@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_a_sweep_runs_to_its_table(cluster: SlurmCluster, undisturbed: SweepOnSl
     assert [s.slots for s in Submission.all_of(undisturbed.sweep)] == [2]
 
 
+def test_no_second_cluster_is_started_in_the_folder_of_one_that_runs(cluster: SlurmCluster) -> None:
+    line = [sys.executable, str(ROOT / "tests" / "slurm_cluster.py"), "start", str(cluster.base)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {cluster.base} must be a folder where no cluster runs; got ")
+    assert done.stderr.count("\n") == 1
+    assert len(cluster.running()) == 7, "munged, mariadbd, slurmdbd, slurmctld and three nodes"
+    assert "is UP" in cluster.run("scontrol", "ping")
+
+
 @pytest.mark.parametrize(
     ("user_signal", "grace", "name"),
     [
@@ -100,7 +111,7 @@ def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: Swe
     chain = supervised(sweep.cluster, tmp_path / "chain", f"srun sh -c 'exit {STOPPED}'", "-t", "5", "--array=0-0")
     with faults.line("time limit shorter than the run", sweep) as said:
         sweep.hold(20)
-        sweep.submit("one", "time_limit_minutes=1", "stop_signal_seconds=20")
+        sweep.submit("one", "time_limit_minutes=2", "stop_signal_seconds=20")  # starting may take most of one on a busy machine
         folder = sweep.wait_for_step(20)
         sweep.wait_for_end()
         said["happened"] = "saved before the limit, requeued, went on in the next start"
@@ -248,7 +259,7 @@ def test_a_run_that_dies_twice_without_gaining_a_step_is_failed_with_its_log(swe
     sweep.submit("one", "checkpoint.every_minutes=1000")
     folder = sweep.wait_for_step(5)
     for start in (1, 2):
-        held = re.compile(f"^step 5/{STEPS} ", re.M)
+        held = re.compile(f"^step 4/{STEPS} ", re.M)  # the line of the step at which it is held comes after it is recorded
         sweep.wait(f"start {start}", lambda n=start, at=held: len(at.findall((folder / "log" / "train.log").read_text())) == n)
         assert len(claims.history(folder)) == start
         sweep.hold(5)  # a signal that came before the end would have released the run

@@ -6,6 +6,7 @@ Slurm's commands are stand-ins that keep a queue in a folder; tests/sweeps/test_
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from jobs import preflight, snapshot
 from sweeps import on_slurm
 from sweeps.engine import rank, slurm
 from sweeps.engine.submission import Submission
+from tests.sample import drawn, seeded
 from tests.sweeps.struck import folder, make_quick, planned, repeated, rows, what_it_came_to, work
 from tests.sweeps.trivial import trivial_job
 from tests.sweeps.write_points import end_of, points_of, run, start
@@ -94,11 +96,16 @@ def run_element(runs: Path, array: str, element: int, kill_at: int, said: Path) 
     return status
 
 
-def run_jobs(runs: Path, said: Path, kill_at: int = 0) -> None:
-    """All elements, one after the other; the first is killed at that point and, as the supervisor has it, started again in place."""
+def run_jobs(runs: Path, said: Path, kill_at: int = 0) -> int:
+    """All elements, one after the other; the first is killed at that point and, as the supervisor has it, started again in place.
+
+    Returns how many died.
+    """
+    died = 0
     for array, element in elements(runs):
         while run_element(runs, array, element, kill_at, said) != 0:
-            kill_at = 0
+            kill_at, died = 0, died + 1
+    return died
 
 
 @pytest.fixture
@@ -112,11 +119,8 @@ def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return runs
 
 
-@pytest.mark.slow
-def test_the_submitting_command_is_killed_at_each_write_point(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points, expected = points_of(tmp_path / "said"), what_it_came_to("sweep", undisturbed)
-    assert points > 40
-    for point in range(1, points + 1):
+def submit_killed_at(wanted: Sequence[int], points: int, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for nth, point in enumerate(wanted):
         runs, said = in_a_new_folder(tmp_path, monkeypatch), tmp_path / f"said-{point}"
         command = work("sweep", runs, "test_cluster")
         assert run(command, runs, point, said) == -signal.SIGKILL, f"point {point} of {points}"
@@ -124,7 +128,7 @@ def test_the_submitting_command_is_killed_at_each_write_point(undisturbed: Path,
         assert len(elements(runs)) == 2, f"killed at point {point} of {points}: {said.read_text()}"
         assert run(command, runs, 0, said) == 0
         assert len(elements(runs)) == 2
-        if point % 5 and point < points - 10:  # the jobs find the same folder
+        if nth % 5 and point < points - 10:  # the jobs find the same folder
             continue
         run_jobs(runs, said)
         assert run(command, runs, 0, said) == 0
@@ -132,9 +136,24 @@ def test_the_submitting_command_is_killed_at_each_write_point(undisturbed: Path,
         assert repeated(runs) == 0
 
 
-def test_of_two_submitting_commands_at_once_one_is_killed(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@seeded
+def test_the_submitting_command_is_killed_at_some_write_points(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
     points, expected = points_of(tmp_path / "said"), what_it_came_to("sweep", undisturbed)
-    for point in range(2, points + 1, 9):
+    some = drawn(range(1, points + 1), 6, "submitting command", seed)
+    submit_killed_at(some, points, expected, tmp_path, monkeypatch)
+
+
+@pytest.mark.nightly
+def test_the_submitting_command_is_killed_at_each_write_point(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, expected = points_of(tmp_path / "said"), what_it_came_to("sweep", undisturbed)
+    assert points > 40
+    submit_killed_at(range(1, points + 1), points, expected, tmp_path, monkeypatch)
+
+
+def both_submit(wanted: Sequence[int], points: int, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for point in wanted:
         runs, said = in_a_new_folder(tmp_path, monkeypatch), tmp_path / f"said-{point}"
         command = work("sweep", runs, "test_cluster")
         first, second = map(end_of, [start(command, runs, kill_at, said) for kill_at in (point, 0)])
@@ -146,19 +165,47 @@ def test_of_two_submitting_commands_at_once_one_is_killed(undisturbed: Path, tmp
         assert what_it_came_to("sweep", runs) == expected, f"killed at point {point} of {points}"
 
 
-@pytest.mark.slow
-def test_a_rank_is_killed_at_each_of_its_write_points(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points, expected = points_of(tmp_path / "said-jobs"), what_it_came_to("sweep", undisturbed)
-    assert points > 40
+@seeded
+def test_of_two_submitting_commands_at_once_one_is_killed(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    points, expected = points_of(tmp_path / "said"), what_it_came_to("sweep", undisturbed)
+    both_submit(drawn(range(2, points + 1), 4, "two commands", seed), points, expected, tmp_path, monkeypatch)
+
+
+@pytest.mark.nightly
+def test_of_two_submitting_commands_at_once_one_is_killed_wherever_it_is(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points, expected = points_of(tmp_path / "said"), what_it_came_to("sweep", undisturbed)
+    both_submit(range(1, points + 1), points, expected, tmp_path, monkeypatch)
+
+
+def rank_killed_at(wanted: Sequence[int], points: int, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted = in_a_new_folder(tmp_path, monkeypatch)
     assert run(work("sweep", submitted, "test_cluster"), submitted, 0, tmp_path / "said-submit") == 0
     kept = tmp_path / "kept"
     shutil.copytree(submitted, kept)
-    for point in range(1, points + 1):
+    for point in wanted:
         runs, said = in_a_new_folder(tmp_path, monkeypatch), tmp_path / f"said-{point}"
         shutil.copytree(kept, runs, dirs_exist_ok=True)
-        run_jobs(runs, said, kill_at=point)
+        assert run_jobs(runs, said, kill_at=point) == 1, f"point {point} of {points}"
         assert run(work("sweep", runs, "test_cluster"), runs, 0, said) == 0
         assert len(elements(runs)) == 2
         assert what_it_came_to("sweep", runs) == expected, f"killed at point {point} of {points}"
         assert repeated(runs) <= 1
+
+
+@seeded
+def test_a_rank_is_killed_at_some_of_its_write_points(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    points, expected = points_of(tmp_path / "said-jobs"), what_it_came_to("sweep", undisturbed)
+    rank_killed_at(drawn(range(1, points + 1), 6, "rank", seed), points, expected, tmp_path, monkeypatch)
+
+
+@pytest.mark.nightly
+def test_a_rank_is_killed_at_each_of_its_write_points(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, expected = points_of(tmp_path / "said-jobs"), what_it_came_to("sweep", undisturbed)
+    assert points > 40
+    rank_killed_at(range(1, points + 1), points, expected, tmp_path, monkeypatch)
