@@ -328,6 +328,8 @@ def test_the_short_side_of_a_probes_view_is_rounded() -> None:
     resized = v2.functional.resize(pixels, [110], InterpolationMode.BICUBIC, antialias=True)  # 96 / 0.875 = 109.7
     expected = v2.functional.center_crop(resized, [96, 96])
     assert torch.equal(probe_view(DataConfig(image_size=96), Drawn(np.array(picture(200, 150)))), expected)
+
+
 def test_the_parts_of_a_set_are_those_of_the_runs_made_so_far() -> None:
     """Whoever changes which images are held out changes what every choice before was made on."""
     splits = load_splits(replace(DATA_PRESETS["digits"], train_limit=300, test_limit=50, holdout_fraction=0.1))

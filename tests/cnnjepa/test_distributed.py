@@ -15,8 +15,7 @@ from torch import nn
 
 from cnnjepa import checkpoint
 from cnnjepa.config import Device, MaskStrategy, Precision, TrainConfig
-from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, joined, pick_device, rank_count
-from cnnjepa.distributed import GradientBuckets, Ranks, is_main_rank, pick_device, rank_count
+from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, is_main_rank, joined, pick_device, rank_count
 from cnnjepa.identity import to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.runs import RunFolder
@@ -165,12 +164,6 @@ def test_ranks_wait_for_each_other_as_long_as_a_probe_may_take(monkeypatch: pyte
     assert told[0] >= timedelta(hours=1)
 
 
-@pytest.mark.parametrize(("devices", "index"), [(4, 3), (2, 1), (1, 0)])
-def test_a_rank_takes_the_device_of_its_number_among_those_that_it_sees(devices: int, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-    assert pick_device(Device.auto) == pick_device(Device.cuda) == torch.device("cuda", index)
 def test_each_rank_takes_the_device_of_its_place_on_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for local, devices, index in (("0", 4, 0), ("3", 4, 3), ("3", 1, 0), ("5", 4, 1)):  # one visible device a rank leaves only index 0
@@ -222,6 +215,8 @@ def test_running_statistics_of_ranks_are_those_of_one_rank_that_is_fed_all_in_th
         for name, buffer in norm.named_buffers():
             torch.testing.assert_close(buffer, alone.get_buffer(name), rtol=1e-12, atol=1e-12)
         assert norm.num_batches_tracked == 7
+
+
 def test_the_launchers_variables_say_how_many_ranks_there_are_and_which_is_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)

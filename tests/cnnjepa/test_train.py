@@ -4,11 +4,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Sequence
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
