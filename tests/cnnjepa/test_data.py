@@ -208,6 +208,30 @@ def test_an_image_too_narrow_for_any_crop_gives_its_centre() -> None:
     assert draw_crop(ViewSpec(32, 0.99, 0.0), 10, 1000, np.random.default_rng(0)) == (0, 493, 10, 13)
 
 
+def test_crops_reach_every_edge() -> None:
+    """Of 10 x 11 pixels the only square crop of their area has a side of 10, and 2 places."""
+    spec, random = ViewSpec(32, 1.0, 0.0, 1.0, 1.0), np.random.default_rng(0)
+    assert {draw_crop(spec, 11, 10, random) for _ in range(40)} == {(0, 0, 10, 10), (1, 0, 10, 10)}
+    assert {draw_crop(spec, 10, 11, random) for _ in range(40)} == {(0, 0, 10, 10), (0, 1, 10, 10)}
+
+
+def test_a_crop_that_does_not_fit_is_drawn_again() -> None:
+    """An area a of a square fits where the aspect lies within a and 1/a. Of a in [0.9, 1] and aspects of log at most log(4/3) that is
+
+    0.0517 / 0.288 = 0.18 of all draws; after n draws that do not fit the crop is the whole, in 200 * 0.82**n cases.
+    """
+    spec, random = ViewSpec(32, 0.9, 0.0), np.random.default_rng(0)
+    found = [draw_crop(spec, 1000, 1000, random) for _ in range(200)]
+    assert 10 <= sum(crop == (0, 0, 1000, 1000) for crop in found) <= 50  # 27 after ten draws, 164 after one
+
+
+def test_the_short_side_of_a_probes_view_is_rounded() -> None:
+    pixels = torch.from_numpy(np.array(picture(200, 150))).permute(2, 0, 1)
+    resized = v2.functional.resize(pixels, [110], InterpolationMode.BICUBIC, antialias=True)  # 96 / 0.875 = 109.7
+    expected = v2.functional.center_crop(resized, [96, 96])
+    assert torch.equal(probe_view(DataConfig(image_size=96), Drawn(np.array(picture(200, 150)))), expected)
+
+
 def test_the_probe_sees_224_of_256() -> None:
     view = probe_view(DataConfig(image_size=224), Drawn(np.array(picture(500, 375))))
     transform = v2.Compose([v2.Resize(256, InterpolationMode.BICUBIC), v2.CenterCrop(224)])
@@ -300,34 +324,6 @@ def test_an_epoch_shows_each_image_at_most_once() -> None:
 def test_too_few_images_for_one_batch_is_said() -> None:
     with pytest.raises(ValueError, match="global_batch_size must be at most the 20 training images; got 32"):
         build_plan(tiny_config(), 20, 1)
-
-
-def test_an_image_too_tall_for_any_crop_gives_its_centre() -> None:
-    assert draw_crop(ViewSpec(32, 0.99, 0.0), 1000, 10, np.random.default_rng(0)) == (493, 0, 13, 10)
-
-
-def test_crops_reach_every_edge() -> None:
-    """Of 10 x 11 pixels the only square crop of their area has a side of 10, and 2 places."""
-    spec, random = ViewSpec(32, 1.0, 0.0, 1.0, 1.0), np.random.default_rng(0)
-    assert {draw_crop(spec, 11, 10, random) for _ in range(40)} == {(0, 0, 10, 10), (1, 0, 10, 10)}
-    assert {draw_crop(spec, 10, 11, random) for _ in range(40)} == {(0, 0, 10, 10), (0, 1, 10, 10)}
-
-
-def test_a_crop_that_does_not_fit_is_drawn_again() -> None:
-    """An area a of a square fits where the aspect lies within a and 1/a. Of a in [0.9, 1] and aspects of log at most log(4/3) that is
-
-    0.0517 / 0.288 = 0.18 of all draws; after n draws that do not fit the crop is the whole, in 200 * 0.82**n cases.
-    """
-    spec, random = ViewSpec(32, 0.9, 0.0), np.random.default_rng(0)
-    found = [draw_crop(spec, 1000, 1000, random) for _ in range(200)]
-    assert 10 <= sum(crop == (0, 0, 1000, 1000) for crop in found) <= 50  # 27 after ten draws, 164 after one
-
-
-def test_the_short_side_of_a_probes_view_is_rounded() -> None:
-    pixels = torch.from_numpy(np.array(picture(200, 150))).permute(2, 0, 1)
-    resized = v2.functional.resize(pixels, [110], InterpolationMode.BICUBIC, antialias=True)  # 96 / 0.875 = 109.7
-    expected = v2.functional.center_crop(resized, [96, 96])
-    assert torch.equal(probe_view(DataConfig(image_size=96), Drawn(np.array(picture(200, 150)))), expected)
 
 
 def test_the_parts_of_a_set_are_those_of_the_runs_made_so_far() -> None:
