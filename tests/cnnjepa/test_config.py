@@ -2,7 +2,18 @@ import dataclasses
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName, MaskStrategy, TrainConfig, WarningConfig, method_names
+from cnnjepa.config import (
+    DATA_PRESETS,
+    DataConfig,
+    DatasetName,
+    EncoderConfig,
+    EncoderName,
+    MaskStrategy,
+    TrainConfig,
+    WarningConfig,
+    method_module,
+    method_names,
+)
 from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.rules import validate
@@ -110,3 +121,33 @@ def test_four_ranks_of_the_papers_batch_fit_and_three_do_not() -> None:
     validate(config, 4)
     with pytest.raises(ValueError, match="multiple of micro_batch_size x ranks, 128 x 3; got 512"):
         validate(config, 3)
+
+
+GOLDEN_NAMES = {
+    "cnn_jepa": "0456c79aed4d3eff",
+    "byol": "9186e644ad923f4a",
+    "simclr": "b47179c8f2f0b863",
+    "vicreg": "0bc319a3c4b4eebd",
+    "ijepa": "f8445aa2ac38c5fd",
+    "supervised": "a8e28910b624885c",
+    "random": "a0747aff097f9722",
+    "digits": "3ae53768dabc361c",
+}
+
+
+def test_runs_made_so_far_keep_their_names() -> None:
+    """A default that changes, or a setting that comes without ADDED, renames each run there is: none would be found again."""
+    names = {
+        method: signature(TrainConfig(method=method_module(method).Config(), data=DATA_PRESETS["imagenet1k"], encoder=encoder))
+        for method, encoder in (
+            ("cnn_jepa", EncoderConfig(EncoderName.resnet50)),
+            ("byol", EncoderConfig(EncoderName.resnet50)),
+            ("simclr", EncoderConfig(EncoderName.resnet50)),
+            ("vicreg", EncoderConfig(EncoderName.resnet50)),
+            ("ijepa", EncoderConfig(EncoderName.vit_base)),
+            ("supervised", EncoderConfig(EncoderName.resnet50)),
+            ("random", EncoderConfig(EncoderName.resnet50)),
+        )
+    }
+    names["digits"] = signature(TrainConfig(method=Config(), data=DATA_PRESETS["digits"]))
+    assert names == GOLDEN_NAMES

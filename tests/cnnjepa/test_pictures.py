@@ -9,7 +9,7 @@ from PIL import Image
 
 from cnnjepa.data import pictures
 from cnnjepa.data.pictures import Drawn, EncodedPicture
-from cnnjepa.data.views import ViewSpec, random_views
+from cnnjepa.data.views import ViewSpec, _reduction, random_views
 from tests.cnnjepa.test_data import picture
 
 SPEC = ViewSpec(64, 0.2, 0.5)
@@ -90,3 +90,21 @@ def test_scaled_decoding_is_close_and_leaves_crops_alone_that_are_too_small_for_
     assert set(factors[1::2]) <= {4, 8}
     small = random_views([SPEC], EncodedPicture(encoded(image=picture(120, 100))), [np.random.default_rng(0)], True)[0]
     assert torch.equal(small, random_views([SPEC], EncodedPicture(encoded(image=picture(120, 100))), [np.random.default_rng(0)])[0])
+
+
+@pytest.mark.parametrize(
+    ("crops", "factor"),
+    [
+        ([(64, 64)], 1),
+        ([(128, 127)], 1),
+        ([(128, 128)], 2),
+        ([(255, 300)], 2),
+        ([(256, 300)], 4),
+        ([(600, 512)], 8),
+        ([(5000, 5000)], 8),
+        ([(600, 600), (300, 300)], 4),
+        ([(40, 40)], 1),
+    ],
+)
+def test_a_picture_is_reduced_no_further_than_each_view_needs(crops: list[tuple[int, int]], factor: int) -> None:
+    assert _reduction([SPEC] * len(crops), [(3, 5, height, width) for height, width in crops]) == factor

@@ -1,6 +1,7 @@
 """TensorBoard over a sweep folder, read by its own readers: hparams with their metrics, statistics, one curve after a resume."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from cnnjepa import telemetry
 from cnnjepa.batch import Batch
 from cnnjepa.config import EncoderConfig, EncoderName, TrainConfig, method_module
 from cnnjepa.methods import byol
-from cnnjepa.recorder import hyperparameters
+from cnnjepa.recorder import Recorder, hyperparameters
 from cnnjepa.runs import RunFolder, RunResult
 from cnnjepa.telemetry import Telemetry, part_of, sampled
 from cnnjepa.train import train
@@ -200,3 +201,12 @@ def test_a_resnet_50_has_few_parts() -> None:
 def test_a_histogram_is_made_of_no_more_than_so_many_values() -> None:
     assert len(sampled([torch.zeros(300_000), torch.zeros(7)])) <= 100_001
     assert len(sampled([torch.zeros(5), torch.zeros(7)])) == 12
+
+
+def test_pictures_reach_from_black_to_white_and_a_flat_one_is_no_division_by_zero(tmp_path: Path) -> None:
+    recorder = Recorder(RunFolder(tmp_path), 0, is_main=False, config=tiny_config())
+    seen: list[Any] = []
+    recorder._board = SimpleNamespace(tell=lambda *values: seen.append(values), close=lambda: None)  # type: ignore[assignment]
+    recorder.pictures(7, {"view": torch.tensor([-2.0, 0.0, 6.0]).view(1, 3, 1, 1), "flat": torch.full((1, 3, 1, 1), 5.0)})
+    assert [(call, step, key) for call, step, key, _ in seen] == [("add_images", 7, "view"), ("add_images", 7, "flat")]
+    assert [pixels.flatten().tolist() for *_, pixels in seen] == [[0.0, 0.25, 1.0], [0.0, 0.0, 0.0]]
