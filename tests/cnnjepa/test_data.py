@@ -1,8 +1,10 @@
 import gzip
 import hashlib
 import struct
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, DatasetName, TrainConfig
 from cnnjepa.data.datasets import DEBIAN_FASHION, Dataset, Images, Splits, load_splits
 from cnnjepa.data.imagenet import imagenet100_classes
-from cnnjepa.data.loader import build_plan, normalise, train_loader
+from cnnjepa.data.loader import build_plan, normalise, probe_loader, surviving, train_loader
 from cnnjepa.data.pictures import Drawn, Pixels
 from cnnjepa.data.views import ViewSpec, augmented, crop_and_flip, draw_crop, probe_view, random_views
 from cnnjepa.distributed import Ranks
@@ -380,3 +382,64 @@ def test_a_strength_above_1_never_inverts_an_image(monkeypatch: pytest.MonkeyPat
     assert len(found) == 60
     assert 0 <= min(found) < 0.2
     assert 2.3 < max(found) <= 2.5
+
+
+GONE = "DataLoader worker (pid 7) is killed by signal: Killed. "
+
+
+def dying(ends: list[int], error: Exception, asked: list[int]) -> Callable[[int], Any]:
+    """Loaders of the numbers 0 to 9, each of which begins where it is asked to, and the next of which dies when it comes to its end."""
+    remaining = iter([*ends, 10])
+
+    def build(delivered: int) -> Iterator[int]:
+        asked.append(delivered)
+        end = next(remaining)
+
+        def numbers() -> Iterator[int]:
+            yield from range(delivered, end)
+            if end < 10:
+                raise error
+
+        return numbers()
+
+    return build
+
+
+def test_a_loader_whose_process_dies_goes_on_behind_what_it_delivered(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[int] = []
+    starts: list[int] = []
+    for error in (RuntimeError(GONE), ConnectionResetError("Connection reset by peer"), EOFError()):
+        asked.clear()
+        starts.clear()
+        found = list(surviving(dying([3, 4, 8], error, asked), lambda: starts.append(len(starts))))  # type: ignore[arg-type]
+        assert found == list(range(10))
+        assert asked == [0, 3, 4, 8]
+        assert len(starts) == 4, "whatever must not be forked is settled before each start"
+    assert "it is started again after 3 batches" in caplog.text
+
+
+def test_a_loader_that_dies_twice_at_one_place_or_fails_by_itself_ends_the_run() -> None:
+    asked: list[int] = []
+    batches = surviving(dying([5, 5], RuntimeError(GONE), asked))  # type: ignore[arg-type]
+    assert [next(batches) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(RuntimeError, match="is killed by signal"):
+        next(batches)
+    assert asked == [0, 5]
+    within = "Caught ConnectionError in DataLoader worker process 0."
+    for error in (RuntimeError("image file is truncated"), ConnectionError(within)):
+        asked.clear()
+        with pytest.raises(type(error), match=str(error)):
+            list(surviving(dying([2], error, asked)))  # type: ignore[arg-type]
+        assert asked == [0]
+
+
+def test_a_probes_loader_that_is_started_again_shows_the_images_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    config.probes.batch_size = 8
+    splits = load_splits(config.data)
+    monkeypatch.setattr("cnnjepa.data.loader.surviving", lambda build: (list(build(0)), list(build(2))))
+    whole, rest = probe_loader(config, splits.dataset.test, splits.test, CPU)  # type: ignore[misc]
+    assert [len(batch) for batch in whole] == [8] * 7 + [4]
+    assert torch.equal(torch.cat(list(whole))[16:], torch.cat(list(rest)))
+    expected = [probe_view(config.data, p) for p in splits.dataset.test.pictures(splits.test.tolist())]
+    assert torch.equal(torch.cat(list(whole)), torch.stack(expected))
