@@ -156,3 +156,26 @@ def test_a_step_of_an_earlier_start_is_no_matter(monkeypatch: pytest.MonkeyPatch
     waiting = Waiting(monkeypatch, RUNS.replace("5|RUNNING", "5|NODE_FAIL") + WHOLE)
     assert waiting.used("5")["5"].ended
     assert len(waiting.asked) == 1
+
+
+def test_cores_that_one_start_does_not_tell_of_are_not_known_for_the_job() -> None:
+    """Else they would look idle. What a job held is counted over all its starts."""
+    lines = ["2|NODE_FAIL|00:00:06|01:00:00|{first}|4|1|2G||", "2|COMPLETED|00:00:16|01:00:00|00:10.000|4|1|2G||"]
+    told = {first: parse([line.format(first=first) for line in lines])["2"] for first in ("00:05.000", "00:00:00")}
+    assert [use.cpu_seconds for use in told.values()] == [15.0, None]
+    assert {(use.state, use.starts, use.seconds, use.memory_used_mb) for use in told.values()} == {("COMPLETED", 2, 22.0, None)}
+
+
+def test_many_jobs_are_asked_for_in_several_requests_with_all_their_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def ask(command: list[str], patience_seconds: float) -> str:
+        assert "-D" in command  # the starts before the last too
+        jobs = command[command.index("-j") + 1].split(",")
+        asked.append(jobs)
+        return "".join(f"{job}|COMPLETED|00:00:10|00:10:00|00:02.000|4|1|1500M||\n" for job in jobs)
+
+    monkeypatch.setattr(accounting, "ask", ask)
+    jobs = [f"7_{i}" for i in range(450)]
+    assert list(accounting.used(jobs)) == jobs
+    assert [len(a) for a in asked] == [200, 200, 50]

@@ -66,6 +66,14 @@ def test_an_unknown_field_of_a_profile_is_one_clear_line(tmp_path: Path, monkeyp
             {"scheduler": Scheduler.local, "gpus_per_slot": 1.0},
             "cluster.ranks_per_slot must be 1 on this machine; torchrun starts more; got 4",
         ),
+        (
+            {"scheduler": Scheduler.local, "gpus_per_slot": 1.0, "ranks_per_slot": 2},
+            "cluster.ranks_per_slot must be 1 on this machine; torchrun starts more; got 2",
+        ),
+        ({"scheduler": Scheduler.local, "gpus_per_slot": 1.5, "ranks_per_slot": 1}, "cluster.gpus_per_slot must lie in [0, 1]; got 1.5"),
+        ({"stop_signal_seconds": 0}, "cluster.stop_signal_seconds must lie in [1, 3600), within time_limit_minutes; got 0"),
+        ({"max_parallel": 1_000_001}, "cluster.max_parallel must be at most 1000000; got 1000001"),
+        ({"time_limit_minutes": 5_000_001}, "cluster.time_limit_minutes must be at most 5000000; got 5000001"),
     ],
 )
 def test_a_broken_rule_is_named_with_its_value(changes: dict[str, object], message: str) -> None:

@@ -219,6 +219,14 @@ def test_what_does_not_fit_stays_where_it_is(source: Path, scratch: Path) -> Non
     assert [p.suffix for p in own_folder(str(scratch)).iterdir()] == [".lock"]
 
 
+def test_a_set_may_fill_a_disk_to_the_last_byte_that_is_not_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A twentieth of a disk of 1,000 bytes stays free, and 10 GB of one of 1 TB."""
+    for total, free, most in ((1000, 500, 450), (10**12, 500 * 10**9, 490 * 10**9)):
+        monkeypatch.setattr(staging.shutil, "disk_usage", lambda folder, total=total, free=free: SimpleNamespace(total=total, free=free))
+        assert staging.shortage(most, tmp_path) == ""
+        assert f" do not fit into the {free / 1e9:.1f} GB free in {tmp_path}" in staging.shortage(most + 1, tmp_path)
+
+
 def test_some_room_is_left_to_others(tmp_path: Path) -> None:
     assert staging.kept_free(10**6) == 50_000
     assert staging.kept_free(10**13) == 10**10

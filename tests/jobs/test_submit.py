@@ -97,6 +97,11 @@ def test_further_sbatch_options_and_a_dependency() -> None:
     assert {"#SBATCH --constraint=a100", "#SBATCH --exclude=node7", "#SBATCH --dependency=afterany:12:13"} <= set(shown)
 
 
+def test_a_percent_sign_in_a_folders_name_is_none_of_slurms() -> None:
+    shown = lines(profile("test_cluster"), log_folder=Path("/runs/100%j/log"))
+    assert "#SBATCH --output=/runs/100%%j/log/%A_%a.log" in shown
+
+
 def test_a_container_starts_the_ranks_and_not_the_supervisor() -> None:
     shown = lines(replace(profile("test_cluster"), python="singularity exec --nv image.sif python"))
     assert shown[-3].startswith("/venv/bin/python -u -m jobs.supervisor")

@@ -275,6 +275,7 @@ BASE = Efficiency("sacct", 3600.0, 36000.0, 0.1, 16, 0.9, 4000.0, 16000.0, 0.25,
     ("changes", "workers", "asked"),
     [
         ({}, 8, ["time_limit_minutes=75", "memory_gb_per_slot=5"]),
+        ({"seconds": 3601.0}, 8, ["time_limit_minutes=90", "memory_gb_per_slot=5"]),  # a second more is a quarter of an hour more
         ({"limit_seconds": 4800.0}, 8, ["memory_gb_per_slot=5"]),  # 80 minutes: nothing to win
         ({"limit_seconds": 3000.0}, 8, ["time_limit_minutes=75", "memory_gb_per_slot=5"]),  # it took several jobs
         ({"limit_seconds": None, "memory_asked_mb": None}, 8, []),
@@ -314,6 +315,41 @@ def test_a_gpus_utilisation_is_said_or_said_to_be_absent(tmp_path: Path) -> None
 def test_speed_names_the_slowest_of_its_own_kind() -> None:
     fast, slow, other = BASE, replace(BASE, images_per_second=70.0), replace(BASE, images_per_second=10.0, best_images_per_second=10.0)
     assert "the slowest run had 70 % of the best of its kind" in speed_line([fast, slow, other])
+
+
+def test_the_best_of_a_kind_is_the_fastest_whenever_it_ran_and_of_a_kind_of_its_own(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    for trial, rate in zip(made.trials, (100.0, 300.0, 200.0), strict=True):
+        end(made, trial, seconds=60.0, images_per_second=rate)
+    view = View(made)
+    assert [e.best_images_per_second for e in all_of(view).values()] == [300.0] * 3
+    other = planned(tmp_path / "other", "data.train_limit=128")
+    both = replace(made, trials=[*made.trials, other.trials[0]])
+    end(both, other.trials[0], seconds=60.0, images_per_second=900.0)
+    assert [e.best_images_per_second for e in all_of(View(both)).values()] == [300.0, 300.0, 300.0, 900.0]
+
+
+def test_of_a_trial_in_several_jobs_time_is_added_up_and_what_was_asked_for_is_that_of_the_last(
+    tmp_path: Path, sacct: Callable[..., Path]
+) -> None:
+    sacct(
+        "17_0|TIMEOUT|01:00:00|01:00:00|02:00:00|4|1|8000M||\n17_0.0|TIMEOUT|01:00:00||02:00:00|4|1||1024000K|1\n"
+        "18_0|COMPLETED|00:30:00|02:00:00|03:00:00|8|1|16000M||\n18_0.0|COMPLETED|00:30:00||03:00:00|8|1||512000K|1\n"
+    )
+    made = planned(tmp_path)
+    first = SlurmStart("c", "17_0", 0, "gpu01", 4, "log", "code")
+    assert claims.claim(made.trial_dir(made.trials[0]), 1, "d", 0, first)
+    owned = claims.claim(made.trial_dir(made.trials[0]), 2, "d", 5, replace(first, job="18_0"))
+    assert owned is not None
+    with owned:
+        made.run(made.trials[0]).prepare(made.trials[0].config)
+        made.run(made.trials[0]).write_result(RunResult(RunStatus.completed, metrics={made.objective: 50.0}, step=20))
+    found = efficiency(View(made), made.trials[0])
+    assert found is not None
+    assert (found.source, found.seconds, found.cores, found.limit_seconds, found.memory_asked_mb) == ("sacct", 5400.0, 8, 7200.0, 16000.0)
+    assert found.memory_mb == 1000.0  # of the larger of the two
+    assert found.cpu_share == pytest.approx((2 + 3) / (1 * 4 + 0.5 * 8))
+    assert found.time_share == pytest.approx(0.75)
 
 
 def test_times_are_read_off_a_clock() -> None:

@@ -20,7 +20,7 @@ from sweeps import claims
 from sweeps.changes import announce_changes, left_to_run
 from sweeps.choice import judge
 from sweeps.curve import LossCurve
-from sweeps.early import check_pruning, early_warnings, warnings_of
+from sweeps.early import check_pruning, early_warnings, told, warnings_of
 from sweeps.folder import Sweep, View
 from sweeps.spec import ScaleName, build_trials
 from sweeps.status import sweep_status, trial_status, warning_lines
@@ -87,6 +87,7 @@ def test_a_knn_score_is_warned_of_when_all_the_last_probes_are_down() -> None:
     limits = {"knn_drop": 5.0, "knn_probes": 2}
     assert names(probed(40.0, 34.0), **limits) == []  # one bad probe is no trend
     assert names(probed(40.0, 34.0, 35.1), **limits) == []
+    assert names(probed(40.0, 34.0, 35.0), **limits) == []  # not more than 5 below
     assert names(probed(40.0, 34.0, 34.9), **limits) == ["knn"]
     line = early_warnings(probed(40.0, 34.0, 34.9), None, values(**limits))[0].line
     assert line.startswith("knn: knn.holdout_top1 is at best 34.9 in the last 2 probes, more than 5 below the 40.0 at epoch 1; ")
@@ -241,6 +242,40 @@ def test_pruning_needs_probes_on_the_way_and_known_names(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"must give a probe before epoch 4 to prune on rankme.*add 'probes\.at_epochs=\[2\]'"):
         check_pruning(planned(tmp_path, "probes.at_epochs=[4]", prune_on=("rankme",)))
     check_pruning(planned(tmp_path, "probes.at_epochs=[]", "probes.every_epochs=1", prune_on=("rankme",)))
+
+
+def test_no_more_warnings_are_told_than_fit_and_how_many_are_left(tmp_path: Path) -> None:
+    made = planned(tmp_path)
+    first, second, third = (t.signature for t in made.trials)
+    lines = {first: [f"a{i}" for i in range(5)], third: ["c"], second: ["b0", "b1"]}
+    in_order = [
+        f"warning: {made.trials[i].setting}, seed 42: {line}" for i, line in ((0, "a0"), (0, "a1"), (0, "a2"), (0, "a3"), (0, "a4"))
+    ]
+    in_order += [f"warning: {made.trials[i].setting}, seed 42: {line}" for i, line in ((1, "b0"), (1, "b1"), (2, "c"))]
+    assert told(made, lines) == in_order  # eight
+    assert told(made, {**lines, third: ["c", "d"]}) == [*in_order, "and 1 warnings more, see --json"]
+    assert told(made, lines, most=6) == [*in_order[:6], "and 2 warnings more, see --json"]
+
+
+@pytest.mark.parametrize(
+    ("probes", "is_on_the_way"),
+    [
+        (["probes.every_epochs=3"], True),
+        (["probes.every_epochs=4"], False),  # of 4 epochs: at the end
+        (["probes.every_epochs=0"], False),
+        (["probes.at_epochs=[3]", "probes.every_epochs=0"], True),
+    ],
+)
+def test_a_probe_on_the_way_comes_before_the_last_epoch(tmp_path: Path, probes: list[str], is_on_the_way: bool) -> None:
+    spec = sweep()
+    trials = build_trials(spec, spec.smoke, 1, "local", probes)
+    made = Sweep.of(spec, ScaleName.smoke, trials, tmp_path)
+    made.prune_on.append("loss")
+    if is_on_the_way:
+        check_pruning(made)
+        return
+    with pytest.raises(ValueError, match=r"must give a probe before epoch 4 to prune on loss, .* add 'probes\.at_epochs=\[2\]'"):
+        check_pruning(made)
 
 
 # With real training.

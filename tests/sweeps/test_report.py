@@ -22,8 +22,8 @@ from sweeps.commands import commands, note_command
 from sweeps.folder import Sweep, View
 from sweeps.rebuilding import Rebuilding, rebuild
 from sweeps.report_curves import curves, points_of_a_curve, thinned
-from sweeps.report_figures import colours, numeric_axis, pareto, scores_figure
-from sweeps.results import summaries
+from sweeps.report_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
+from sweeps.results import Leader, Spread, Summary, summaries
 from sweeps.space import applied
 from sweeps.spec import ScaleName, Setting, build_trials
 from sweeps.views import write_all
@@ -173,6 +173,92 @@ def test_warnings_and_advice_stand_on_the_page(tmp_path: Path) -> None:
     assert "warning: depth 2, seed 42: feature_std: collapse.feature_std is 0.04" in page
     assert any("collapse.feature_std is 0.04" in line for t in embedded(page)["trials"] for line in t["about"])
     assert "used at most, by 2 completed runs (counters): time " in page
+
+
+def claimed(view: View, number: int, epoch: int, gpus: float) -> None:
+    start = claims.SlurmStart("mini", "7_0", 0, f"gpu0{epoch}", gpus, "/none/job.log", "/code")
+    assert claims.claim(view.sweep.trial_dir(view.sweep.trials[number]), epoch, "d", 0, start)
+
+
+def test_hours_are_told_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Path) -> None:
+    view = made(tmp_path, {"depth 1": [50.0, 52.0], "depth 2": [61.0]}, seeds=2)  # of 0.5 hours each
+    failed(view, 2, "why")
+    assert report_text.costs(view) == [
+        "1.75 core-hours in all: 1.5 completed, 0.25 failed",
+        "a completed run took 0.5 core-hours, median over settings of their means",
+        "0 runs were started more than once, 0 further starts in all, and went on from their checkpoints",
+    ]
+    assert report_text.hours_of_a_run(view)["pointwise"].n == 0  # it failed
+    for epoch in (1, 2, 3):
+        claimed(view, 0, epoch, gpus=0)
+    claimed(view, 1, 1, gpus=0)
+    claimed(view, 1, 2, gpus=0)
+    again = View(view.sweep)
+    assert report_text.costs(again)[2].startswith("2 runs were started more than once, 3 further starts in all")
+    assert report_text.hours_unit(again) == "core-hours"
+    claimed(view, 5, 1, gpus=0.5)
+    assert report_text.hours_unit(View(view.sweep)) == "GPU-hours"
+    assert [report_text.told_hours(h) for h in (0.01234, 99.94, 100.0, 1234.5)] == ["0.0123", "99.9", "100", "1,234"]
+
+
+def test_energy_is_that_of_all_runs_whose_gpus_told_it(tmp_path: Path) -> None:
+    view = made(tmp_path, {}, seeds=2)
+    for trial, kwh in zip(view.sweep.trials, (1.25, 2.5, None), strict=False):
+        view.sweep.run(trial).prepare(trial.config)
+        view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={OBJECTIVE: 1.0}, energy_kwh=kwh))
+    assert report_text.costs(view)[-1] == "3.8 kWh drawn by the GPUs of 2 runs"
+    assert report_text.hours_unit(view) == "GPU-hours"
+
+
+def test_the_others_are_judged_each_by_the_same_test(tmp_path: Path) -> None:
+    told = {
+        name: report_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in settings})), lead(table))
+        for name, settings in {"one": ("depth 1", "depth 2"), "near": tuple(ALIKE)}.items()
+    }
+    assert told == {
+        "one": "The only other setting is not separable from it, by the same test.",
+        "near": "Of the 2 other settings 1 is not separable from it, each by the same test alone.",
+    }
+
+
+def lead(table: list[Summary]) -> Leader:
+    found = report_text.leader(table, OBJECTIVE)
+    assert found is not None
+    return found
+
+
+def test_a_log_is_told_by_its_last_lines_and_rare_causes_come_last(tmp_path: Path) -> None:
+    view = made(tmp_path, {}, seeds=2)
+    failed(view, 0, "rare", "\n".join(f"line {i}" for i in range(40)))
+    for number in (1, 2, 3):
+        failed(view, number, f"often {number}")
+    rare = report_text.failures(view)[1]
+    assert [(g.cause, len(g.trials)) for g in report_text.failures(view)] == [("often 1", 3), ("rare", 1)]
+    assert rare.log.splitlines() == [f"line {i}" for i in range(26, 40)]
+
+
+def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_a_line_goes_by_them(tmp_path: Path) -> None:
+    for name, rates, kind in (("wide", (0.31, 0.01, 0.1), "log"), ("narrow", (0.3, 0.01, 0.1), None)):
+        settings = [Setting({"optimizer.lr": rate}) for rate in rates]
+        view = made(tmp_path / name, {f"lr {rate:g}": [100 * rate] for rate in rates}, settings, seeds=1)
+        table = summaries(view)
+        figure = scores_figure(view, table, OBJECTIVE, colours(table, OBJECTIVE))
+        assert figure.layout.xaxis.type == kind
+        assert list(figure.data[0].x) == sorted(rates)
+        assert list(figure.data[0].y) == [100 * rate for rate in sorted(rates)]
+
+
+def test_many_settings_have_colours_from_best_to_worst() -> None:
+    table = [Summary(f"s{i}", {OBJECTIVE: Spread.of([float(i)])}, 0, 0, 0, 0, 0.0, {}, {}, {}) for i in range(40)]
+    found = colours(table, OBJECTIVE)
+    assert found["s39"] == "rgb(48, 18, 59)"  # where the scale begins
+    assert found["s0"] == "rgb(122, 4, 2)"
+
+
+def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis() -> None:
+    table = [Summary("a", {OBJECTIVE: Spread(50.0, 2.0, 3)}, 0, 0, 0, 0, 0.0, {}, {}, {})]
+    (point, _) = costs_figure(table, OBJECTIVE, {"a": Spread(3.0, 0.5, 3)}, "GPU-hours", {"a": "#000"}).data
+    assert (point.x[0], point.error_x.array[0], point.y[0], point.error_y.array[0]) == (3.0, 0.5, 50.0, 2.0)
 
 
 def test_text_cannot_end_the_script_it_stands_in(tmp_path: Path) -> None:

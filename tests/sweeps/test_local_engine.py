@@ -1,0 +1,69 @@
+"""What this machine has room for, as the kernel and a container's limits tell it, and what Ray may be told."""
+
+import os
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from jobs.spec import ClusterProfile
+from sweeps.engine import local, placing
+from sweeps.engine.local import parallel_slots, usable_cores, usable_memory_gb
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """8 cores and 16 GiB free; the container's limits are the files of a folder."""
+    monkeypatch.setattr(local, "_CGROUP", tmp_path)
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(local.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30, total=64 * 2**30))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("share", "cores"), [("", 8), ("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8)])
+def test_cores_are_those_of_the_container(machine: Path, share: str, cores: int) -> None:
+    if share:
+        (machine / "cpu.max").write_text(f"{share}\n")
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "gigabytes"),
+    [("", "", 16.0), ("max", str(2**30), 16.0), (str(8 * 2**30), str(3 * 2**30), 5.0), (str(64 * 2**30), str(2**30), 16.0)],
+)
+def test_memory_is_what_the_container_has_left(machine: Path, limit: str, used: str, gigabytes: float) -> None:
+    for name, text in {"memory.max": limit, "memory.current": used}.items():
+        if text:
+            (machine / name).write_text(f"{text}\n")
+    assert usable_memory_gb() == gigabytes
+
+
+def test_ray_has_a_gigabyte_of_its_own() -> None:
+    profile = ClusterProfile("x", cores_per_slot=1, memory_gb_per_slot=4)
+    assert [parallel_slots(profile, 64, 0, memory) for memory in (5.0, 8.9, 9.0, 13.0)] == [1, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"memory_gb_per_slot must fit .*; got 4\.9 GB free, 4 a slot and 1\.0 for Ray"):
+        parallel_slots(profile, 64, 0, 4.9)
+    with pytest.raises(ValueError, match="gpus_per_slot must fit this machine at least once; got 1 devices, 2 a slot"):
+        parallel_slots(ClusterProfile("x", gpus_per_slot=2), 64, 1, 100.0)
+
+
+def test_the_token_is_this_users_alone_and_the_same_for_the_process(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        first = placing.write_token(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(first.stat().st_mode) == 0o600
+    assert len(first.read_text()) == 64
+    (tmp_path / "other").mkdir()
+    assert placing.write_token(tmp_path / "other").read_text() == first.read_text()
+    with pytest.raises(FileExistsError):  # nobody can put one there before
+        placing.write_token(tmp_path)
+
+
+def test_a_folder_that_is_gone_has_noted_everything(tmp_path: Path) -> None:
+    assert not placing.is_noted(tmp_path, "stop")
+    (tmp_path / "stop").touch()
+    assert placing.is_noted(tmp_path, "stop")
+    assert placing.is_noted(tmp_path / "gone", "stop")
