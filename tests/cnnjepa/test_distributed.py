@@ -194,20 +194,6 @@ def test_gradients_leave_in_the_order_of_their_buckets_while_the_backward_pass_g
         dist.destroy_process_group()
 
 
-def test_ranks_wait_for_each_other_as_long_as_a_probe_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[timedelta] = []
-
-    def refuse(backend: str, timeout: timedelta) -> None:
-        told.append(timeout)
-        raise ConnectionError(backend)
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(dist, "init_process_group", refuse)
-    with pytest.raises(ConnectionError, match="gloo"), joined(Device.cpu):
-        pass
-    assert told[0] >= timedelta(hours=1)
-
-
 def test_each_rank_takes_the_device_of_its_place_on_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for local, devices, index in (("0", 4, 0), ("3", 4, 3), ("3", 1, 0), ("5", 4, 1)):  # one visible device a rank leaves only index 0
@@ -219,36 +205,6 @@ def test_each_rank_takes_the_device_of_its_place_on_the_node(monkeypatch: pytest
     assert pick_device(Device.auto) == torch.device("cpu")
     with pytest.raises(ValueError, match="device must be cpu or auto where torch sees no CUDA device; got cuda"):
         pick_device(Device.cuda)
-
-
-def test_running_statistics_of_ranks_are_those_of_one_rank_that_is_fed_all_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 ranks of 2 micro-batches each, one after the other in this process: the first time round their messages are only kept."""
-    random = torch.Generator().manual_seed(0)
-    batches = torch.randn(3, 2, 8, 4, 3, 3, dtype=torch.float64, generator=random)
-    first = nn.BatchNorm2d(4, momentum=0.3).double()
-    first(3 + torch.randn(8, 4, 3, 3, dtype=torch.float64, generator=random))
-    alone = copy.deepcopy(first)
-    for batch in batches.flatten(0, 1):
-        alone(batch)
-
-    def step(rank: int, all_reduce: Callable[[torch.Tensor], object]) -> nn.BatchNorm2d:
-        norm = copy.deepcopy(first)
-        statistics = RunningStatistics(norm, Ranks(rank, 3, torch.device("cpu")))
-        statistics.start_step()
-        for batch in batches[rank]:
-            norm(batch)
-        monkeypatch.setattr(dist, "all_reduce", all_reduce)
-        statistics.end_step()
-        return norm
-
-    messages: list[torch.Tensor] = []
-    for rank in range(3):
-        step(rank, lambda message: messages.append(message.clone()))
-    for rank in range(3):
-        norm = step(rank, lambda message: message.copy_(sum(messages)))
-        for name, buffer in norm.named_buffers():
-            torch.testing.assert_close(buffer, alone.get_buffer(name), rtol=1e-12, atol=1e-12)
-        assert norm.num_batches_tracked == 7
 
 
 def test_the_launchers_variables_say_how_many_ranks_there_are_and_which_is_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
