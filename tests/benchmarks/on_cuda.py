@@ -1,142 +1,221 @@
-"""What only a CUDA device can tell: whether tiled and masked execution agree on it, and whether a run repeats and resumes on it.
+"""What only a GPU can tell, in under 8 minutes on one: `make gpu`, to be run whenever one can be borrowed.
 
-    python tests/benchmarks/on_cuda.py [--json] [--encoders resnet50 resnet18 resnet_small]
+    python tests/benchmarks/on_cuda.py [--json] [--only PART ...] [--encoders resnet50 resnet18 resnet_small] [--budget-minutes 7.5]
+                                       [--folder DIR] [--rehearse]
 
-Agreement is that of features, all gradients and running statistics in float64, the largest difference over the largest value of each tensor
-(gradients at least a thousandth of the largest gradient, since some are sums that cancel), for several kinds of masks. A run is three
-trainings of 6 steps: twice alike, and once broken off after 3 and restored. Exits with 1 where execution differs by more than 1e-9; with 0,
-saying so, where there is no CUDA device.
+Without CUDA it says "not run" and why, and exits with 0; with --rehearse it does the same parts on CPU at a tiny scale, which tells
+whether the script works, and nothing about a GPU. Each part runs in a process of its own: one that fails, or that no time is left for, is
+told, and the others still run. Exits with 1 where a part failed. The parts, and the figures that the JSON holds under their names:
+
+set            a synthetic set of ImageNet's shape, packed by cnnjepa.data.pack: images, bytes_per_image, seconds, making_seconds
+digits         `python -m jobs.pretrain` on digits in bf16, probes included; status 0 is asked for: steps, batch, first_loss, last_loss,
+               seconds, images_per_second, settled_images_per_second and settled_data_wait_share (of the second half of the steps),
+               data_wait_share, gpu_utilisation, energy_kwh, joules_per_image and watts (probes included), peak_memory_mb, linear_top1,
+               nvml (why something is null)
+packed         the same of a ResNet-50 in bf16 at 224 pixels on the packed set; and loader_processes
+resumed        that run again, killed -9 in its middle, resumed by the same command and held against the one left alone: killed_at,
+               resumed_at, resumes, same_bits, largest_relative and where (of the tensors of the last checkpoint), loss_apart,
+               first_different_step, first_difference, twice. Different bits are a failure, except where the two already differed
+               before the kill: then the device does not repeat a run, and losses must be within 5 %
+ranks          torchrun with a rank a GPU against one rank, float64: ranks, backend, loss_apart (at most 1e-9), at_step; and
+               group_of_one_apart, of gradient buckets through a group of one rank, which is all that a single GPU can tell of NCCL
+execution      worst_apart, rows: tiled against masked execution in float64 (at most 1e-9), and whether 6 steps repeat and resume:
+               see _execution.py
+step           the step alone: rows of batch, dtype, encoder, size, steps, images_per_second, ms_per_step, peak_mb, reserved_mb,
+               joules_per_image, watts, gpu_utilisation, not_measured; nvml
+official_bf16  step.py's figures, official_style_over_fast_bf16 among them
+official_fp32  step.py's figures, official_style_over_fast among them
+
+Beside them `outcome` and `why` of the whole, `rehearsal`, `seconds`, `parts` (outcome, why, seconds and last_lines of each), and `machine`
+(gpus, driver, cuda, cudnn, torch, cores, memory_gb, shared_memory_gb). What has no number, or none that is finite, is null.
 """
 
 import argparse
-import copy
+import dataclasses
+import json
 import math
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import torch
-from _report import publish
-from _turns import exact_masks, real_masks
+from _cuda_parts import PARTS, ROOT, Setup
+from _in_parts import FAILED, NOT_RUN, PASSED, Outcome, Part, run_parts
+from _report import machine, publish
+from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from cnnjepa.batch import Batch
-from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, TrainConfig
-from cnnjepa.methods.cnn_jepa import Config, Method
-from cnnjepa.models.masked import Visibility
-from cnnjepa.models.resnet import FEWEST_CELLS, ResNet, build_encoder
-from cnnjepa.optim import build_optimizer
+from cnnjepa.config import EncoderName
 
-TOLERANCE = 1e-9
-DEVICE = torch.device("cuda")
-STEPS, BATCH = 6, 8
+# Seconds: with less left a part is not begun, and after the second it is ended.
+LIMITS = {
+    "set": (10, 90),
+    "digits": (15, 100),
+    "packed": (30, 160),
+    "resumed": (40, 200),
+    "ranks": (25, 150),
+    "execution": (15, 120),
+    "step": (15, 90),
+    "official_bf16": (20, 100),
+    "official_fp32": (20, 100),
+}
+NEEDS = {"packed": ("set",), "resumed": ("packed",)}
+REHEARSAL_SLOWER = 10  # on a processor that others use
+COLUMNS = ("features", "gradients", "statistics", "run again", "resumed")
 
 
-def masks(batch: int, grid: int) -> dict[str, Tensor]:
-    """[B, h, w] each: the paper's, half of all, one cell an image, all but one, and unequal counts with an image that sees nothing."""
-    one = torch.zeros(batch, grid, grid, dtype=torch.bool)
-    one.view(batch, -1)[torch.arange(batch), torch.arange(batch) * 3 % grid**2] = True
-    unequal = torch.rand(batch, grid, grid, generator=torch.Generator().manual_seed(1)) < torch.linspace(0, 1, batch)[:, None, None]
+def why_not() -> str:
+    """Why there is no CUDA device; "" where there is one."""
+    if torch.cuda.is_available():
+        return ""
+    return "torch sees no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver, "" where nothing tells it."""
+    try:
+        line = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found[0] if found and found[0][:1].isdigit() else ""
+
+
+def machine_figures() -> dict[str, Any]:
+    """What it was measured on."""
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        gpus.append({"name": p.name, "memory_gb": round(p.total_memory / 1e9, 1), "capability": f"{p.major}.{p.minor}"})
     return {
-        "mixed": real_masks(0, batch, grid),
-        "half": exact_masks(0.5, 0, batch, grid),
-        "one cell each": one,
-        "all but one each": ~one,
-        "unequal": unequal,
+        "gpus": gpus,
+        "driver": driver() if gpus else "",
+        "cuda": torch.version.cuda or "",
+        "cudnn": (torch.backends.cudnn.version() or 0) if gpus else 0,
+        "torch": torch.__version__,
+        "cores": machine()["cores"],
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "shared_memory_gb": round(shutil.disk_usage("/dev/shm").total / 1e9, 1) if Path("/dev/shm").is_dir() else 0.0,
     }
 
 
-def apart(a: Tensor, b: Tensor, at_least: float = 0.0) -> float:
-    """The largest difference over the largest value; infinite where either is not finite."""
-    found = ((a - b).abs().max() / max(b.abs().max().item(), at_least)).item()
-    return found if math.isfinite(found) else math.inf
+def setup_of(asked: argparse.Namespace, found: dict[str, Any]) -> Setup:
+    """What the parts are told."""
+    if asked.rehearse:
+        return Setup("cpu", 0, found["cores"], 0.0, asked.encoders or ["resnet_small"])
+    told = asked.encoders or Setup().encoders
+    return Setup("cuda", len(found["gpus"]), found["cores"], min(g["memory_gb"] for g in found["gpus"]), told)
 
 
-def execution_apart(name: EncoderName, visible: Tensor) -> dict[str, float]:
-    """How far tiled and masked execution are apart, by kind of tensor."""
-    tiled: ResNet = build_encoder(EncoderConfig(name), 0).double().to(DEVICE, memory_format=torch.channels_last).train()
-    with torch.no_grad():
-        for block in tiled.blocks():  # a new block is the identity, and its branch would have no gradient
-            block.last_norm.weight.fill_(0.5)
-    masked = copy.deepcopy(tiled)
-    masked.execution = Execution.masked
-    b, h, w = visible.shape
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(b, 3, h * tiled.cell, w * tiled.cell, dtype=torch.float64, generator=generator).to(DEVICE)
-    features, expected = (net(images, Visibility(visible, DEVICE)) for net in (tiled, masked))
-    weights = torch.randn(features.shape, dtype=torch.float64, generator=generator).to(DEVICE)
-    for out in (features, expected):
-        (out * weights).sum().backward()
-    gradients = [(p.grad, q.grad) for p, q in zip(tiled.parameters(), masked.parameters(), strict=True)]
-    largest = max(q.abs().max().item() for _, q in gradients)
-    return {
-        "features": apart(features, expected),
-        "gradients": max(apart(p, q, 1e-3 * largest) for p, q in gradients),
-        "statistics": max(apart(a.double(), c.double()) for a, c in zip(tiled.buffers(), masked.buffers(), strict=True)),
+def parts_of(names: list[str], folder: Path, setup: Setup) -> list[Part]:
+    """The parts as commands, in their order."""
+    script, slower = Path(__file__).with_name("_cuda_parts.py"), REHEARSAL_SLOWER if setup.rehearsal else 1
+    told = json.dumps(dataclasses.asdict(setup))
+    found = []
+    for name in (n for n in PARTS if n in names):
+        least, most = LIMITS[name]
+        line = [sys.executable, str(script), name, str(folder), told]
+        found.append(Part(name, line, least, most * slower, NEEDS.get(name, ())))
+    return found
+
+
+def finite(value: Any) -> Any:
+    """JSON has no infinity: null instead."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def figures_of(outcomes: dict[str, Outcome], found: dict[str, Any], rehearsal: bool, seconds: float) -> dict[str, Any]:
+    """The JSON's figures: see the top of this file."""
+    failed = [name for name, o in outcomes.items() if o.outcome == FAILED]
+    none = not any(o.outcome == PASSED for o in outcomes.values())
+    parts = {
+        n: {"outcome": o.outcome, "why": o.why, "seconds": round(o.seconds, 1), "last_lines": o.last_lines} for n, o in outcomes.items()
     }
+    return finite(
+        {
+            "outcome": FAILED if failed else NOT_RUN if none else PASSED,
+            "why": f"failed: {', '.join(failed)}" if failed else "no time for any part" if none else "",
+            "rehearsal": rehearsal,
+            "seconds": round(seconds, 1),
+            "machine": found,
+            "parts": parts,
+            **{name: o.figures for name, o in outcomes.items() if o.figures},
+        }
+    )
 
 
-class Training:
-    """A method and its optimiser, step by step."""
-
-    def __init__(self, encoder: EncoderName, size: int) -> None:
-        config = TrainConfig(method=Config(), encoder=EncoderConfig(encoder), data=DataConfig(image_size=size), seed=1)
-        self.method = Method(config, total_steps=STEPS).to(DEVICE, memory_format=torch.channels_last).train()
-        self.parameters = [p for p in self.method.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config.optimizer, self.parameters)
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(BATCH, 3, size, size, generator=generator).to(DEVICE, memory_format=torch.channels_last)
-
-    def run(self, first: int, end: int) -> "Training":
-        """Steps `first` to `end` in bf16."""
-        for step in range(first, end):
-            self.optimizer.zero_grad()
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = self.method(Batch([self.images], step, np.arange(BATCH)))["loss"]
-            loss.backward()
-            self.optimizer.step()
-            self.method.after_step(step)
-        return self
-
-    def apart(self, other: "Training") -> float:
-        """The largest difference of any weight over the largest value of its tensor."""
-        pairs = zip(self.method.state_dict().values(), other.method.state_dict().values(), strict=True)
-        return max(apart(a.double(), b.double(), 1e-30) for a, b in pairs)
+def tables(outcomes: dict[str, Outcome], rehearsal: bool) -> tuple[Table, Table | None]:
+    """What each part showed; and tiled against masked execution in detail, where that ran."""
+    title = "REHEARSAL ON CPU: whether the script works, nothing about a GPU" if rehearsal else None
+    table = Table("part", "outcome", "s", "what it showed", title=title)
+    for name, o in outcomes.items():
+        lines = [*([f"{o.outcome.upper()}: {o.why}"] if o.why else []), *o.said, *(f"| {line}" for line in o.last_lines)]
+        table.add_row(name, o.outcome, f"{o.seconds:.0f}", "\n".join(lines).replace("[", "\\["))
+    rows = outcomes["execution"].figures.get("rows") if "execution" in outcomes else None
+    if not rows:
+        return table, None
+    details = Table("encoder", "of", *COLUMNS, title="tiled against masked execution, and 6 steps repeated and resumed")
+    for r in rows:
+        details.add_row(r["encoder"], r["of"], *(f"{r[c]:.1e}" if c in r else "" for c in COLUMNS))
+    return table, details
 
 
-def runs_apart(encoder: EncoderName) -> dict[str, float]:
-    """Weights after 6 steps: of two runs alike, and of one that was broken off and restored."""
-    size = 64 if encoder is EncoderName.resnet_small else 224
-    whole, again, first = Training(encoder, size).run(0, STEPS), Training(encoder, size).run(0, STEPS), Training(encoder, size).run(0, 3)
-    resumed = Training(encoder, size)
-    resumed.method.load_state_dict(copy.deepcopy(first.method.state_dict()))
-    resumed.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
-    return {"run again": whole.apart(again), "resumed": whole.apart(resumed.run(3, STEPS))}
+def measure(asked: argparse.Namespace, folder: Path, began: float) -> dict[str, Any]:
+    """Run the parts and print what they showed; returns the figures."""
+    found = machine_figures()
+    setup = setup_of(asked, found)
+
+    def say(name: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {name}", file=sys.stderr, flush=True)
+
+    # The same code in all processes: that of this checkout.
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    deadline = began + 60 * asked.budget_minutes
+    outcomes = run_parts(parts_of(asked.only, folder, setup), folder, deadline, ROOT, say, environment)
+    figures = figures_of(outcomes, found, setup.rehearsal, time.monotonic() - began)
+    table, details = tables(outcomes, setup.rehearsal)
+    if details is not None and not asked.json:
+        Console(highlight=False).print(details)
+    gpus = ", ".join(f"{g['name']} of {g['memory_gb']} GB" for g in found["gpus"]) or "no GPU"
+    what = f"driver {found['driver'] or '?'}, CUDA {found['cuda'] or 'none'}, {found['cores']} cores, {found['memory_gb']} GB of memory"
+    closing = [f"{figures['outcome']} in {figures['seconds']:.0f} s{': ' if figures['why'] else ''}{figures['why']}", f"{gpus}; {what}"]
+    publish(asked.json, 1, figures, table, closing)
+    return figures
 
 
 def main() -> int:
     """Measure and print."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts; packed needs set, and resumed both")
     names = [e.name for e in EncoderName if "resnet" in e.name]
-    parser.add_argument("--encoders", choices=names, nargs="+", default=["resnet50", "resnet18", "resnet_small"])
+    parser.add_argument("--encoders", choices=names, nargs="+", help="of the part execution")
+    parser.add_argument("--budget-minutes", type=float, default=7.5)
+    parser.add_argument("--folder", type=Path, help="a new or empty folder to work in, which is kept; default: one that is removed")
+    parser.add_argument("--rehearse", action="store_true", help="the same parts on CPU at a tiny scale")
     asked = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("on_cuda.py: torch sees no CUDA device, nothing was measured", file=sys.stderr)
+    if (why := why_not()) and not asked.rehearse:
+        line = f"not run: {why}"
+        figures = {"outcome": NOT_RUN, "why": why, "rehearsal": False, "parts": {}}
+        print(json.dumps({"machine": machine(), "command": " ".join(sys.argv), "n": 0, "figures": figures}) if asked.json else line)
         return 0
-    FEWEST_CELLS.clear()  # the masks here are small
-    rows: list[dict[str, Any]] = []
-    for encoder in (EncoderName[n] for n in asked.encoders):
-        rows += [{"encoder": encoder.name, "of": kind, **execution_apart(encoder, m)} for kind, m in masks(5, 4).items()]
-        rows.append({"encoder": encoder.name, "of": "6 steps, bf16", **runs_apart(encoder)})
-    worst = max(r[k] for r in rows for k in ("features", "gradients", "statistics") if k in r)
-    columns = ["features", "gradients", "statistics", "run again", "resumed"]
-    table = Table("encoder", "of", *columns)
-    for r in rows:
-        table.add_row(r["encoder"], r["of"], *(f"{r[c]:.1e}" if c in r else "" for c in columns))
-    publish(asked.json, 1, {"worst_apart": worst, "rows": rows}, table, [f"tiled and masked execution are at most {worst:.1e} apart"])
-    return int(worst > TOLERANCE)
+    with tempfile.TemporaryDirectory(prefix="on-cuda-") as temporary:
+        folder = asked.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            parser.error(f"--folder must be new or empty; got {folder}")
+        return int(measure(asked, folder.resolve(), began)["outcome"] == FAILED)
 
 
 if __name__ == "__main__":

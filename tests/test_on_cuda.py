@@ -1,0 +1,499 @@
+"""`make gpu`: what it says without a GPU, what it holds to be different, and a rehearsal of all its parts on CPU."""
+
+import importlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.benchmarks import _cuda_parts
+from tests.benchmarks._cuda_parts import (
+    Answer,
+    Setup,
+    WrongError,
+    bucket_apart,
+    completed,
+    drawn,
+    judge_run,
+    kill_in_the_middle,
+    losses_apart,
+    settled,
+)
+from tests.benchmarks._in_parts import Outcome, Part, end_all, run_parts
+from tests.benchmarks._same_run import compare_records, compare_states, relative, verdict
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tests" / "benchmarks" / "on_cuda.py"
+NO_CUDA = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("on_cuda")
+
+
+def test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda() -> None:
+    ready = ["-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"]  # what it needs is installed where the tests run
+    environment = {**os.environ, **NO_CUDA, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["make", "-s", *ready, "gpu"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line in ("not run: torch sees no CUDA device", "not run: this torch is built without CUDA")
+
+
+def test_without_cuda_the_json_is_one_valid_object(
+    on_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["on_cuda.py", "--json"])
+    assert on_cuda.main() == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"machine", "command", "n", "figures"}
+    assert told["figures"] == {"outcome": "not run", "why": on_cuda.why_not(), "rehearsal": False, "parts": {}}
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert on_cuda.why_not() == "this torch is built without CUDA"
+
+
+# What is held to be different.
+
+
+def test_only_the_same_bits_have_no_difference() -> None:
+    a = torch.tensor([1.0, -4.0])
+    assert relative(a, a.clone()) == 0
+    assert relative(torch.tensor([1.0, -3.0]), a) == 0.25  # 1 of 4
+    assert relative(torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0])) == math.ulp(0.0)
+    assert relative(torch.tensor([math.nan]), torch.tensor([math.nan])) == 0
+    for other in (torch.tensor([1.0]), a.double(), torch.tensor([1.0, math.nan])):
+        assert relative(other, a) == math.inf
+    assert relative(torch.tensor(7), torch.tensor(8)) == 0.125
+
+
+def test_the_tensor_that_is_furthest_apart_is_named_and_a_missing_one_is_infinitely_far() -> None:
+    state = {"encoder": {"w": torch.tensor([2.0]), "b": torch.tensor([1.0])}, "state": [torch.tensor([8.0])], "step": 3}
+    assert compare_states(state, state) == (0.0, "")
+    other = {"encoder": {"w": torch.tensor([4.0]), "b": torch.tensor([1.0])}, "state": [torch.tensor([10.0])], "step": 3}
+    assert compare_states(state, other) == (0.5, "encoder.w")
+    assert compare_states(state, {**state, "state": []}) == (math.inf, "state.0")
+
+
+def step_record(step: int, loss: float, **more: Any) -> dict[str, Any]:
+    return {"kind": "step", "step": step, "loss": loss, "images_per_second": 10.0, "data_wait_share": 0.5, **more}
+
+
+def test_records_are_held_against_each_other_step_by_step_without_their_timing() -> None:
+    theirs = [step_record(1, 4.0, lr=0.1), step_record(2, 2.0, lr=0.2), {"kind": "final", "step": 2, "epoch": 1, "knn": 50.0}]
+    ours = [{**r, "images_per_second": 99.0, "gpu_utilisation": 1.0} for r in theirs]
+    assert compare_records(ours, theirs) == {"first_different_step": None, "first_difference": "", "loss_apart": 0.0, "twice": []}
+    ours[1] |= {"loss": 2.5, "lr": 0.3}
+    found = compare_records(ours, theirs)
+    assert (found["first_different_step"], found["first_difference"]) == (2, "loss 2.5 instead of 2.0")
+    assert found["loss_apart"] == 0.25
+    found = compare_records([theirs[0], theirs[0], theirs[2]], theirs)
+    assert (found["first_different_step"], found["first_difference"]) == (2, "the step record is not in both")
+    assert (found["loss_apart"], found["twice"]) == (math.inf, ["step record of step 1"])
+    assert compare_records(theirs, [*theirs[:2], {**theirs[2], "knn": 51.0}])["first_difference"] == "knn 50.0 instead of 51.0"
+
+
+def different(first: int | None, apart: float, loss: float = 0.0) -> dict[str, Any]:
+    told = {"first_different_step": first, "first_difference": "loss 1 instead of 2" if first else "", "loss_apart": loss, "twice": []}
+    return {"same_bits": False, "largest_relative": apart, "where": "encoder.w", **told}
+
+
+def test_a_difference_that_begins_after_the_resume_is_the_resumes_fault() -> None:
+    assert verdict({**different(None, 0.0), "same_bits": True}, 10) == ([], "same bits")
+    for found in (different(11, 1e-7, 1e-7), different(None, 1e-7)):  # of which the second shows in weights alone
+        (wrong,), said = verdict(found, 10)
+        assert "it was resumed at step 10" in wrong
+        assert "1.0e-07 of the largest value in encoder.w" in said
+    assert "from step 11 on (loss 1 instead of 2)" in verdict(different(11, 1e-7), 10)[1]
+
+
+def test_a_device_that_does_not_repeat_a_run_is_allowed_small_differences_of_losses_and_no_others() -> None:
+    wrong, said = verdict(different(10, 0.3, 0.05), 10)  # step 10 was made before the kill
+    assert wrong == []
+    assert said.startswith("the device does not repeat a run: different: 3.0e-01")
+    for found in (different(3, 0.3, 0.0501), different(3, math.inf, 0.01), different(3, 0.3, math.inf)):
+        assert len(verdict(found, 10)[0]) == 1
+    assert verdict({**different(3, 0.3), "twice": ["step record of step 12"]}, 10)[0] == ["recorded twice: step record of step 12"]
+
+
+def test_ranks_and_one_rank_are_compared_by_each_steps_loss(tmp_path: Path) -> None:
+    for name, losses in {"many": [4.0, 2.0], "one": [4.0, 2.5], "short": [4.0], "none": []}.items():
+        (tmp_path / name).mkdir()
+        lines = [json.dumps(step_record(i + 1, loss)) + "\n" for i, loss in enumerate(losses)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join([*lines, '{"kind": "final", "step": 2}\n', '{"torn']))
+    assert losses_apart(tmp_path / "many", tmp_path / "many") == (0, 2)
+    assert losses_apart(tmp_path / "many", tmp_path / "one") == (pytest.approx(0.2), 2)
+    assert losses_apart(tmp_path / "many", tmp_path / "short")[0] == math.inf
+    assert losses_apart(tmp_path / "none", tmp_path / "none")[0] == math.inf
+
+
+def test_the_settled_pace_and_wait_are_those_of_the_second_half_by_its_time() -> None:
+    paces = [(1.0, 1.0), (1.0, 1.0), (10.0, 0.1), (40.0, 0.6)]
+    found = settled([{"images_per_second": p, "data_wait_share": w} for p, w in paces], batch=20)
+    # 20 images in 2 s, 0.2 of them waiting, and 20 in 0.5 s, 0.3 of them waiting.
+    assert found == {"settled_images_per_second": pytest.approx(16.0), "settled_data_wait_share": pytest.approx(0.2)}
+
+
+def test_what_nvml_does_not_tell_is_said_and_why() -> None:
+    figures = {"joules_per_image": 0.25, "watts": 500.0, "gpu_utilisation": 0.9}
+    assert drawn(figures, "") == "0.250 J an image, 500 W, utilisation 90%"
+    assert drawn({**figures, "gpu_utilisation": None}, "MIG") == "0.250 J an image, 500 W, the rest not told by NVML: MIG"
+    assert drawn(dict.fromkeys(figures), "no library") == "energy and utilisation not told by NVML: no library"
+
+
+def test_buckets_through_a_group_of_one_rank_give_half_of_each_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bucket_apart("cpu") == 0
+    monkeypatch.setattr(torch.distributed, "all_reduce", _forgets_the_last)
+    assert bucket_apart("cpu") > 1e-9
+
+
+def _forgets_the_last(message: torch.Tensor, async_op: bool) -> Any:
+    message[-1] = 0
+
+    class Work:
+        def wait(self) -> None:
+            pass
+
+    return Work()
+
+
+def test_a_small_gpu_or_little_shared_memory_has_smaller_batches_and_fewer_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Setup(gpu_gb=80).batch, Setup(gpu_gb=12).batch, Setup(gpu_gb=80).steps) == (128, 32, 128)
+    for free, workers in ((2**40, 14), (2 * 4 * 128 * 3 * 224 * 224, 2), (0, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
+        assert Setup(cores=16).workers == workers
+    monkeypatch.undo()
+    assert Setup(cores=1).workers == 0
+
+
+# What the parts check.
+
+
+def test_a_command_that_fails_or_whose_run_did_not_complete_is_wrong_and_says_why(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    good = {"status": "completed", "missing": {}, "cause": ""}
+
+    def result_of(code: str, **more: Any) -> dict[str, Any]:
+        (run_dir / "result.json").write_text(json.dumps(good | more))
+        return completed([sys.executable, "-S", "-c", code], run_dir)
+
+    assert result_of("") == good
+    with pytest.raises(WrongError, match=r"^status 1 of .*: ValueError: a planted fault$"):
+        result_of("raise ValueError('a planted fault')")
+    with pytest.raises(WrongError, match=r"^the run is failed, without value: NonFiniteError: loss$"):
+        result_of("", status="failed", cause="NonFiniteError: loss")
+    with pytest.raises(WrongError, match=r"without value: .*knn"):
+        result_of("", missing={"knn": "no neighbours"})
+
+
+def test_a_run_is_judged_by_its_steps_its_losses_and_its_probe(tmp_path: Path) -> None:
+    numbers = {"step": 2, "seconds": 4.0, "energy_kwh": 1e-6, "gpu_utilisation": 0.5, "images_per_second": 9.0}
+    result = {**numbers, "data_wait_share": 0.1, "peak_memory_mb": 100.0, "metrics": {"linear.test_top1": 12.5}}
+
+    def judged(losses: list[float | None], **more: Any) -> Answer:
+        lines = [json.dumps({**step_record(i + 1, 0.0), "loss": loss}) + "\n" for i, loss in enumerate(losses)]
+        (tmp_path / "metrics.jsonl").write_text("".join(lines))
+        answer = Answer()
+        judge_run(answer, Setup(), result | more, tmp_path, batch=9, steps=2)
+        return answer
+
+    good = judged([2.0, 1.0])
+    assert good.wrong == []
+    assert (good.figures["joules_per_image"], good.figures["watts"]) == (pytest.approx(0.2), pytest.approx(0.9))  # 3.6 J, 18 images, 4 s
+    assert (good.figures["first_loss"], good.figures["last_loss"], good.figures["nvml"]) == (2.0, 1.0, "")
+    assert judged([2.0, None]).wrong == ["a loss is not finite"]
+    assert judged([2.0]).wrong == ["1 steps are recorded, and not 1 to 2"]
+    assert judged([2.0, 1.0], metrics={}).wrong == ["the linear probe has no test_top1"]
+    assert "NVML" in " ".join(judged([2.0, 1.0], energy_kwh=None).said)
+
+
+@pytest.mark.parametrize(("apart", "wrong"), [(1e-9, 0), (1.1e-9, 1), (math.inf, 1)])
+def test_execution_and_ranks_may_be_a_billionth_apart_and_no_more(
+    apart: float, wrong: int, on_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = {"worst_apart": apart, "rows": [{"run again": 0.0, "resumed": 0.0}]}
+    monkeypatch.setattr(importlib.import_module("_execution"), "execution", lambda encoders, device: found)
+    assert len(_cuda_parts.execution(tmp_path, Setup("cpu")).wrong) == wrong
+    monkeypatch.setattr(_cuda_parts, "completed", lambda line, run_dir: {})
+    for losses, bucket in ((apart, 0.0), (0.0, apart)):
+        monkeypatch.setattr(_cuda_parts, "losses_apart", lambda run, other, losses=losses: (losses, 1))
+        monkeypatch.setattr(_cuda_parts, "bucket_apart", lambda device, bucket=bucket: bucket)
+        assert len(_cuda_parts.ranks(tmp_path, Setup("cpu")).wrong) == wrong
+
+
+def test_a_run_that_began_again_was_not_resumed(on_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    same = {**different(None, 0.0), "same_bits": True}
+    monkeypatch.setattr(importlib.import_module("_same_run"), "hold_against", lambda run, other: same)
+    struck = iter([None, (10, 12)])
+    monkeypatch.setattr(_cuda_parts, "kill_in_the_middle", lambda line, run_dir, steps: next(struck))
+    monkeypatch.setattr(_cuda_parts, "completed", lambda line, run_dir: {"resumes": 0})
+    answer = _cuda_parts.resumed(tmp_path, Setup("cpu"))
+    assert answer.wrong == ["the run has not been resumed: it began again"]
+    assert (answer.figures["resumed_at"], answer.figures["killed_at"]) == (10, 12)
+    monkeypatch.setattr(_cuda_parts, "kill_in_the_middle", lambda line, run_dir, steps: None)
+    with pytest.raises(WrongError, match="the run ended 3 times before it could be killed"):
+        _cuda_parts.resumed(tmp_path, Setup("cpu"))
+
+
+# A run of 20 steps that does what it is told: saves at a step, records so many, ends; saves when it is asked to stop.
+PRETENDS = """
+import pathlib, signal, sys, time
+folder, saved, recorded, ends = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
+checkpoints = folder / "checkpoints"
+def save(step):
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / f"step-{step:09d}-0123456789abcdef.pt").touch()
+def stop(*_):
+    save(recorded)
+    sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+if checkpoints.exists():
+    recorded += 1
+folder.mkdir(exist_ok=True)
+lines = "".join('{"kind": "step", "step": %d}\\n' % (i + 1) for i in range(recorded))
+if saved:
+    save(saved)
+(folder / "part").write_text(lines)
+(folder / "part").rename(folder / "metrics.jsonl")
+if ends:
+    (folder / "result.json").write_text("{}")
+else:
+    time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(
+    ("saved", "recorded", "ends", "struck"),
+    [
+        (5, 7, False, (5, 7)),  # has a checkpoint and went beyond it
+        (0, 13, False, (13, 14)),  # most of its steps and no checkpoint: told to stop, started again, then killed
+        (0, 20, True, None),
+    ],
+)
+def test_a_run_is_killed_beyond_a_checkpoint_however_slow_the_disk(
+    saved: int, recorded: int, ends: bool, struck: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    line = [sys.executable, "-S", "-c", PRETENDS, str(tmp_path / "run"), str(saved), str(recorded), str(int(ends))]
+    assert kill_in_the_middle(line, tmp_path / "run", steps=20) == struck
+
+
+# Parts, each in its own process.
+
+
+def part(name: str, code: str, least: float = 0.0, most: float = 60.0, needs: tuple[str, ...] = ()) -> Part:
+    return Part(name, [sys.executable, "-S", "-c", code], least, most, needs)
+
+
+def answering(wrong: list[str]) -> str:
+    told = {"figures": {"x": 1, "far": math.inf}, "wrong": wrong, "said": ["it is so"]}
+    return f"import sys; open(sys.argv[1], 'w').write({json.dumps(told)!r})"
+
+
+def test_a_part_that_fails_is_told_and_the_others_still_run(tmp_path: Path) -> None:
+    parts = [
+        part("broken", "print('before'); raise ValueError('a planted fault')"),
+        part("silent", "import os; os._exit(3)"),
+        part("mute", "print('no answer')"),
+        part("answered and broke", answering([]) + "; sys.exit('too late')"),
+        part("wrong", answering(["1 is not 2", "3 is not 4"])),
+        part("of the wrong", answering([]), needs=("wrong",)),
+        part("good", answering([])),
+        part("of the good", answering([]), needs=("good",)),
+        part("long", answering([]), least=1e9),
+    ]
+    begun: list[str] = []
+    found = run_parts(parts, tmp_path, time.monotonic() + 600, tmp_path, begun.append)
+    assert [(name, o.outcome) for name, o in found.items()] == [
+        ("broken", "failed"),
+        ("silent", "failed"),
+        ("mute", "failed"),
+        ("answered and broke", "failed"),
+        ("wrong", "failed"),
+        ("of the wrong", "not run"),
+        ("good", "passed"),
+        ("of the good", "passed"),
+        ("long", "not run"),
+    ]
+    assert begun == ["broken", "silent", "mute", "answered and broke", "wrong", "good", "of the good"]
+    assert found["broken"].why == "ValueError: a planted fault"
+    assert found["broken"].last_lines[0] == "before"
+    assert found["silent"].why == "ended with status 3 and no word"
+    assert found["mute"].why == "no answer"
+    assert found["answered and broke"].why == "too late"
+    assert found["wrong"].why == "1 is not 2; 3 is not 4"
+    assert found["of the wrong"].why == "wrong has not passed"
+    assert found["long"].why.startswith("no time left: ")
+    assert (found["good"].figures["x"], found["good"].said, found["good"].why) == (1, ["it is so"], "")
+
+
+# In a session of its own, as torchrun's ranks are.
+STARTS_ANOTHER = """
+import subprocess, sys, time
+sleep = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+print(subprocess.Popen(sleep, start_new_session=True).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_part_is_ended_with_all_that_it_started() -> None:
+    process = subprocess.Popen([sys.executable, "-S", "-c", STARTS_ANOTHER], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    other = int(process.stdout.readline())
+    assert not _is_gone(other, within=0)
+    end_all(process)
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert _is_gone(other)
+    end_all(process)  # whose number may be another's by now
+
+
+def test_a_part_that_hangs_is_ended_and_the_others_still_run(tmp_path: Path) -> None:
+    parts = [part("hangs", "import time; time.sleep(600)", most=0.5), part("after", answering([]))]
+    found = run_parts(parts, tmp_path, time.monotonic() + 600, tmp_path, lambda name: None)
+    assert (found["hangs"].outcome, found["hangs"].why) == ("failed", "ended after 0 s, the time it had")
+    assert found["after"].outcome == "passed"
+
+
+def _is_gone(pid: int, within: float = 60.0) -> bool:
+    """Whether a killed process is dead; one that nobody waits for may still be listed."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+
+
+def test_no_more_time_than_the_whole_has_is_given_to_a_part(tmp_path: Path) -> None:
+    found = run_parts(
+        [part("hangs", "import time; time.sleep(600)", most=20)], tmp_path, time.monotonic() + 0.5, tmp_path, lambda name: None
+    )
+    assert found["hangs"].why == "ended after 0 s, the time it had"
+
+
+@pytest.mark.parametrize(("code", "status"), [(answering([]), 0), (answering(["1 is not 2"]), 1), ("1 / 0", 1)])
+def test_status_is_1_where_a_part_failed_and_the_json_has_no_infinity(
+    code: str, status: int, on_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(on_cuda, "parts_of", lambda names, folder, setup: [part("digits", code), part("ranks", answering([]))])
+    for as_json in (True, False):
+        monkeypatch.setattr(sys, "argv", ["on_cuda.py", "--rehearse", *["--json"] * as_json])
+        assert on_cuda.main() == status
+        out = capsys.readouterr().out
+        if as_json:
+            figures = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["figures"]
+            assert (figures["outcome"], figures["ranks"]) == (["passed", "failed"][status], {"x": 1, "far": None})
+            assert figures["why"] == ["", "failed: digits"][status]
+        else:
+            assert "REHEARSAL ON CPU" in out
+            assert ("failed: digits" in out) == bool(status)
+
+
+def test_where_no_part_had_time_the_whole_was_not_run(on_cuda: ModuleType) -> None:
+    nothing = {"digits": Outcome("not run", "no time left"), "ranks": Outcome("not run", "no time left")}
+    assert on_cuda.figures_of(nothing, {}, False, 0.0)["outcome"] == "not run"
+    assert on_cuda.figures_of({**nothing, "step": Outcome("passed")}, {}, False, 0.0)["outcome"] == "passed"
+
+
+# The rehearsal.
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("gpu") / "work"
+    words = ["--rehearse", "--json", "--folder", str(folder), "--budget-minutes", "60"]
+    parts = ["set", "digits", "packed", "resumed", "ranks", "execution", "step", "official_bf16"]  # official_fp32 is the same program
+    line = [sys.executable, str(SCRIPT), *words, "--only", *parts]
+    done = subprocess.run(line, env={**os.environ, **NO_CUDA, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield folder, json.loads(done.stdout)["figures"]
+    shutil.rmtree(folder)
+
+
+RUN = {"steps", "batch", "first_loss", "last_loss", "seconds", "images_per_second", "settled_images_per_second", "settled_data_wait_share"}
+RUN |= {"data_wait_share", "gpu_utilisation", "energy_kwh", "joules_per_image", "watts", "peak_memory_mb", "linear_top1", "nvml"}
+STEP = {"batch", "dtype", "encoder", "size", "steps", "images_per_second", "ms_per_step", "peak_mb", "reserved_mb", "joules_per_image"}
+STEP |= {"watts", "gpu_utilisation", "not_measured"}
+RESUMED = {"killed_at", "resumed_at", "resumes", "same_bits", "largest_relative", "where", "loss_apart", "first_different_step"}
+FIGURES = {
+    "set": {"images", "bytes_per_image", "seconds", "making_seconds"},
+    "digits": RUN,
+    "packed": RUN | {"loader_processes"},
+    "resumed": RESUMED | {"first_difference", "twice"},
+    "ranks": {"ranks", "backend", "loss_apart", "at_step", "group_of_one_apart"},
+    "execution": {"worst_apart", "rows"},
+    "step": {"rows", "nvml"},
+}
+
+
+@pytest.mark.slow
+def test_a_rehearsal_on_cpu_runs_every_part_and_tells_the_documented_figures(
+    rehearsed: tuple[Path, dict[str, Any]], on_cuda: ModuleType
+) -> None:
+    _, told = rehearsed
+    assert (told["outcome"], told["rehearsal"], told["why"]) == ("passed", True, "")
+    assert {n: p["outcome"] for n, p in told["parts"].items()} == dict.fromkeys([*FIGURES, "official_bf16"], "passed")
+    assert {n: set(told[n]) for n in FIGURES} == FIGURES
+    assert set(told["step"]["rows"][0]) == STEP
+    assert "official_style_over_fast_bf16" in told["official_bf16"]
+    assert told["machine"]["gpus"] == []
+    for key in set().union(*FIGURES.values(), STEP, told["machine"], {"official_style_over_fast_bf16", "official_style_over_fast"}):
+        assert key in on_cuda.__doc__, f"{key} is not documented"
+    resumed, packed = told["resumed"], told["packed"]
+    assert packed["steps"] == 32
+    assert packed["steps"] > resumed["killed_at"] > resumed["resumed_at"] >= 8
+    assert resumed["resumes"] >= 1
+    assert (resumed["same_bits"], resumed["largest_relative"], resumed["loss_apart"]) == (True, 0, 0)
+    assert told["ranks"]["loss_apart"] <= 1e-9
+    assert told["execution"]["worst_apart"] <= 1e-9
+    assert packed["nvml"] == told["step"]["nvml"] == "rehearsal on CPU"
+    assert packed["energy_kwh"] is None
+
+
+# Python runs such a file at its start, where its folder is on PYTHONPATH: a resumed run forgets what the optimiser had averaged.
+FORGETS = """
+import sys
+if "jobs.pretrain" in sys.orig_argv:
+    import torch
+    torch.optim.Optimizer.load_state_dict = lambda self, state: None
+"""
+
+
+@pytest.mark.slow
+def test_a_resume_that_forgets_something_is_told_as_different(rehearsed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = rehearsed
+    for path in folder.glob("killed*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (tmp_path / "sitecustomize.py").write_text(FORGETS)
+    setup, answer = json.dumps({"device": "cpu", "cores": 1}), tmp_path / "answer.json"
+    line = [sys.executable, str(SCRIPT.with_name("_cuda_parts.py")), "resumed", str(folder), setup, str(answer)]
+    environment = {**os.environ, **NO_CUDA, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(answer.read_text())
+    (wrong,) = told["wrong"]
+    figures = told["figures"]
+    assert wrong.startswith("the resumed run is different: ")
+    assert figures["where"].startswith(("optimizer.state.", "encoder.", "target_encoder.", "predictor.", "mask_token"))
+    assert figures["first_different_step"] > figures["resumed_at"]
+    assert figures["loss_apart"] > 0
