@@ -99,6 +99,7 @@ ELSEWHERE = {
     "optuna-dashboard runs/joint_search-smoke/optuna.journal": "tests/sweeps/test_search.py::test_optuna_dashboard_opens_the_mirror",
     "make ablation": ".ci/run",
     "make test": ".ci/run",
+    "make gpu": "tests/test_on_cuda.py::test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda",
     "make .venv/.ready": ".ci/run",
     "python -m jobs.drill": "tests/jobs/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
     "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/jobs/test_drill.py::test_a_few_faults_lose_nothing",

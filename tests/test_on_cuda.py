@@ -32,6 +32,7 @@ from tests.benchmarks._cuda_parts import (
 )
 from tests.benchmarks._in_parts import Outcome, Part, end_all, run_parts
 from tests.benchmarks._same_run import compare_records, compare_states, relative, verdict
+from tests.documented import typed
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tests" / "benchmarks" / "on_cuda.py"
@@ -47,9 +48,8 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda() -> None:
     ready = ["-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"]  # what it needs is installed where the tests run
     environment = {**os.environ, **NO_CUDA, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["make", "-s", *ready, "gpu"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    line = ["make", "-s", *ready, *typed("make gpu", {})[1:]]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = done.stdout.splitlines()
     assert line in ("not run: torch sees no CUDA device", "not run: this torch is built without CUDA")

@@ -40,7 +40,7 @@ echo "Submitted batch job $n"
 done
 """,
     "scontrol": """case "$*" in *config*) echo "MaxArraySize = 1001";; *) echo "PartitionName=gpu MaxTime=UNLIMITED State=UP";; esac""",
-    "sacct": "true",
+    "sacct": "echo 'Slurm accounting storage is disabled' >&2; exit 1",  # else a command waits for the records of its jobs
     "scancel": "true",
     "sinfo": "true",
 }
