@@ -34,6 +34,14 @@ def pytest_runtest_call() -> None:
     _same_numbers()
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail where pytest and xdist do not understand each other: tests of one group would make its fixture once a worker."""
+    if session.config.getoption("loadgroup", False):
+        alone = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if alone:
+            raise pytest.UsageError(f"pytest-xdist ignores xdist_group with pytest {pytest.__version__}: {alone[0]}")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """On CI everything is installed: a skipped test there is a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
