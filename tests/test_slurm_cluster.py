@@ -14,7 +14,6 @@ from tests import slurm_cluster
 from tests.documented import ROOT
 from tests.slurm_cluster import InUseError, Options, SlurmCluster, free_ports
 
-SCRIPT = ROOT / "tests" / "slurm_cluster.py"
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
@@ -81,6 +80,15 @@ def test_a_node_keeps_the_ports_after_the_command_that_started_it(tmp_path: Path
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spawn(_: SlurmCluster, name: str, *command: str, **more: object) -> None:
+        pytest.fail(f"{name} was started")
+
+    monkeypatch.setattr(SlurmCluster, "_spawn", spawn)
+
+
+@pytest.mark.usefixtures("nothing_starts")
 def test_a_folder_whose_cluster_runs_is_refused_and_left_as_it_is(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     note(tmp_path, "slurmctld", sleeper.pid, started(sleeper.pid))
     (tmp_path / "etc").mkdir()
@@ -92,12 +100,15 @@ def test_a_folder_whose_cluster_runs_is_refused_and_left_as_it_is(tmp_path: Path
     assert sleeper.poll() is None
 
 
-def test_the_command_says_so_in_one_line(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+@pytest.mark.usefixtures("nothing_starts", "none_reserved")
+def test_the_command_says_so_in_one_line(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     note(tmp_path, "gpu02", sleeper.pid, started(sleeper.pid))
-    line = [sys.executable, str(SCRIPT), "start", str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    monkeypatch.setattr(sys, "argv", ["slurm_cluster.py", "start", str(tmp_path)])
+    assert slurm_cluster.main() == 2
     said = f"error: {tmp_path} must be a folder where no cluster runs; got gpu02: stop it, or take another folder\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    assert capsys.readouterr() == ("", said)
 
 
 def test_a_folder_in_which_another_process_starts_a_cluster_is_refused(tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: Swe
     past that Slurm would end it for good, and with it the chain. One is requeued more often than max_batch_requeue (5), after which Slurm
     holds a job that it has itself requeued: 13 hours in a partition of one take 13 requeues.
     """
-    heeds_nothing = "sh -c 'trap \"\" TERM USR2; sleep 200 & wait; wait'"
+    # Without cgroups Slurm loses sight of what outlives the supervisor, as this would.
+    heeds_nothing = "sh -c 'trap \"\" TERM USR2; while kill -0 $PPID; do sleep 1; done'"
     deaf = supervised(sweep.cluster, tmp_path / "deaf", heeds_nothing, "-t", "1", "--signal=USR2@20")
     chain = supervised(sweep.cluster, tmp_path / "chain", f"srun sh -c 'exit {STOPPED}'", "-t", "5", "--array=0-0")
     with faults.line("time limit shorter than the run", sweep) as said:
