@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.mutants import ROOT, Mutant, read
 
@@ -78,6 +79,7 @@ def running(path: Path) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if str(path) in " ".join(p.info["cmdline"] or [])]
 
 
+@pytest.mark.slow
 def test_a_bug_is_caught_only_by_a_test_that_fails_because_of_it(tmp_path: Path) -> None:
     sums = "tests/test_sums.py"
     entries = [

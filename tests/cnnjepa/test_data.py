@@ -277,6 +277,7 @@ def same(some: list[list[torch.Tensor]], others: list[list[torch.Tensor]]) -> bo
     return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "views"), [("digits", 1), ("image files", 2)])
 def test_the_stream_is_the_same_for_any_workers_ranks_and_start(tmp_path: Path, name: str, views: int) -> None:
     """Pixels and labels, for one view, and for two that go through every augmentation; three epochs."""

@@ -164,6 +164,7 @@ def test_weights_follow_the_seed_alone(name: str) -> None:
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_stopped_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     config = small(name)

@@ -136,6 +136,7 @@ def test_other_tools_read_the_files(packed: Path) -> None:
     assert Image.open(io.BytesIO(table["image"][0])).size == (40, 36)
 
 
+@pytest.mark.slow
 @PACKED
 @pytest.mark.parametrize("after", [1, 3])
 def test_killed_and_run_again_leaves_the_same_bytes(tree: Path, packed: Path, tmp_path: Path, after: int) -> None:
@@ -157,6 +158,7 @@ def test_killed_and_run_again_leaves_the_same_bytes(tree: Path, packed: Path, tm
     assert all(path.stat().st_ino == inode for path, inode in kept.items())
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(tree: Path, tmp_path: Path) -> None:
     words = packing(tree, tmp_path / "out", "--images-per-file", 1)[1:]
     process = forked.start(words, stdout=subprocess.DEVNULL, start_new_session=True)

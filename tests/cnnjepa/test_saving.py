@@ -232,6 +232,7 @@ def test_lines_wait_for_the_disk_and_none_is_torn_lost_or_twice(tmp_path: Path, 
     assert caplog.text.count("cannot be written") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["in the middle", "told to stop"])
 def test_a_disk_that_is_full_for_a_while_changes_nothing(tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture) -> None:
     config = tiny_config(epochs=4)
@@ -300,6 +301,7 @@ def test_a_result_is_written_when_the_records_are_durable_and_not_before(tmp_pat
     assert run(tiny_config(epochs=1), tmp_path) is not None
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_is_killed_costs_no_run_and_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = tiny_config(epochs=3)
     config.probes.every_epochs = 1

@@ -105,6 +105,7 @@ def test_tiles_equal_masked_execution(name: EncoderName, mask: str) -> None:
     assert_same_pass(build_encoder(EncoderConfig(name, width=8, blocks=2)), MASKS[mask]())
 
 
+@pytest.mark.slow
 def test_a_convnext_computes_the_same_from_visible_rows() -> None:
     encoder = build_any(EncoderConfig(EncoderName.convnext_tiny), 96, 0)
     assert_same_pass(encoder, MASKS["one_image_sees_nothing"]())

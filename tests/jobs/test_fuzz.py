@@ -67,6 +67,7 @@ def overrides(draw: st.DrawFn) -> list[str]:
     return made + draw(st.sampled_from([[], [], ["cluster=komondor", "account=a"], ["cluster=test_cluster"]]))
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=120)
 @given(overrides())
 def test_every_override_is_taken_or_refused_in_one_line(given_overrides: list[str]) -> None:
@@ -126,6 +127,7 @@ def configurations(draw: st.DrawFn) -> tuple[TrainConfig, int]:
     return config, draw(st.sampled_from([1, 1, 1, 2, 4, 7]))
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=1500)
 @given(configurations())
 def test_a_configuration_obeys_the_rules_or_is_refused_in_one_line(made: tuple[TrainConfig, int]) -> None:
@@ -157,6 +159,7 @@ def profiles(draw: st.DrawFn) -> ClusterProfile:
     return profile
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=1500)
 @given(profiles())
 def test_a_profile_can_be_rendered_or_is_refused_in_one_line(profile: ClusterProfile) -> None:

@@ -35,6 +35,7 @@ def pretrain(arguments: list[str], launcher: list[str] | None = None, **more: ob
     return subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300, check=False, **more)  # type: ignore[call-overload, no-any-return]
 
 
+@pytest.mark.slow
 def test_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     """A job pays for each import with all of its GPUs, at each start."""
     heavy = ("torch._dynamo", "torchvision", "sympy", "ray", "optuna", "matplotlib", "plotly")
@@ -50,6 +51,7 @@ print("loaded:", [name for name in {heavy!r} if name in sys.modules])
     assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_scores_its_provenance_and_status_0(tmp_path: Path) -> None:
     done = pretrain([*SMALL, f"run_dir={tmp_path / 'run'}"], [sys.executable])
     assert done.returncode == 0, done.stderr
@@ -63,6 +65,7 @@ def test_a_run_ends_with_its_scores_its_provenance_and_status_0(tmp_path: Path) 
     assert "step" not in again.stdout.replace("steps", "")
 
 
+@pytest.mark.slow
 def test_two_ranks_of_torchrun_train_the_same_experiment(tmp_path: Path) -> None:
     done = pretrain([*SMALL, "precision=fp64", f"run_dir={tmp_path / 'two'}"], TORCHRUN)
     assert done.returncode == 0, done.stderr

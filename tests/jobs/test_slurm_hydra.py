@@ -96,6 +96,7 @@ def test_a_grid_through_submitit_on_this_machine(tmp_path: Path) -> None:
     assert len(re.findall("^completed: ", done.stdout, re.M)) == 2
 
 
+@pytest.mark.slow
 def test_a_grid_with_a_mistake_submits_nothing(tmp_path: Path) -> None:
     grid = ["hydra/launcher=submitit_slurm", "cluster=komondor", "optimizer.lr=0.003,0.01"]
     done = subprocess.run(line(tmp_path, *grid), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -84,6 +84,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+@pytest.mark.slow
 @UNDISTURBED
 def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: Path) -> None:
     assert [(r["setting"], r["seed"], r["state"]) for r in rows(undisturbed)] == [
@@ -96,6 +97,7 @@ def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: 
         assert {"claim", "config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "log", "result.json"} <= set(os.listdir(trial))
 
 
+@pytest.mark.slow
 @UNDISTURBED
 def test_run_again_it_reruns_nothing_and_starts_no_ray(undisturbed: Path) -> None:
     files = {p: p.stat().st_mtime_ns for p in (folder(undisturbed) / "trials").rglob("*") if p.is_file()}
@@ -106,6 +108,7 @@ def test_run_again_it_reruns_nothing_and_starts_no_ray(undisturbed: Path) -> Non
     assert {p: p.stat().st_mtime_ns for p in (folder(undisturbed) / "trials").rglob("*") if p.is_file()} == files
 
 
+@pytest.mark.slow
 @UNDISTURBED
 def test_the_views_can_be_deleted_and_rebuilt(undisturbed: Path) -> None:
     views = [folder(undisturbed) / name for name in ("results.csv", "summary.csv", "ablation.png")]

@@ -37,6 +37,7 @@ def expected_means(trainer: Trainer, settings: dict[str, str], metric: str, left
     return {setting: statistics.fmean(scores) for setting, scores in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, trainer = SHIPPED[name], Trainer(failing=[1])

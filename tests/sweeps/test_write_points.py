@@ -60,6 +60,7 @@ def kill_at_points(name: str, undisturbed: Path, tmp_path: Path, chosen: Callabl
         shutil.rmtree(runs)
 
 
+@pytest.mark.slow
 def test_each_start_is_killed_one_write_point_later_than_the_last(name: str, undisturbed: Path, tmp_path: Path) -> None:
     """Until a start ends by itself: each one gains something on the one before, and none does over what stood already."""
     runs, point = tmp_path / "runs", 1
@@ -74,6 +75,7 @@ def test_each_start_is_killed_one_write_point_later_than_the_last(name: str, und
     assert [[c.epoch for c in past] for past in owners] == [list(range(1, len(past) + 1)) for past in owners]
 
 
+@pytest.mark.slow
 def test_of_two_commands_at_once_one_is_killed(name: str, undisturbed: Path, tmp_path: Path) -> None:
     """At each seventh of its write points; the other takes over what it leaves, and both show the same table when run again."""
     points, expected = points_of(tmp_path / "said"), what_it_came_to(name, undisturbed)
