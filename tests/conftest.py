@@ -5,10 +5,15 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.slurm_cluster import SlurmCluster
 
 
 def _same_numbers() -> None:
@@ -20,6 +25,25 @@ def _same_numbers() -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_slurm() -> "Iterator[SlurmCluster]":
+    """The one-host Slurm of this process."""
+    from tests.slurm_cluster import Options, free_ports
+    from tests.sweeps.slurm_bench import started_cluster
+
+    with started_cluster(Options(port=free_ports(), gather="linux")) as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(shared_slurm: "SlurmCluster") -> "Iterator[SlurmCluster]":
+    """For one test, which finds it with its own options and leaves nothing running on it."""
+    from tests.sweeps.slurm_bench import clean_cluster
+
+    with clean_cluster(shared_slurm) as made:
+        yield made
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,7 +19,8 @@ from jobs.spec import ClusterProfile, require_sbatch_path, validate_cluster
 from jobs.submit import Array, _hydra_value, launcher_overrides, render
 from sweeps import command
 from sweeps.predictor_ablation import SWEEP
-from tests.sweeps.slurm_bench import needs_slurm, running_cluster
+from tests.slurm_cluster import SlurmCluster
+from tests.sweeps.slurm_bench import needs_slurm
 
 # Each would leave a file named `pwned` behind wherever a shell read it as code.
 HOSTILE = [
@@ -165,7 +166,8 @@ def test_hydras_grammar_hands_a_value_on_as_it_is(value: str) -> None:
 
 @needs_slurm
 @pytest.mark.slow
-def test_a_real_sbatch_reads_a_path_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("slurm-2")
+def test_a_real_sbatch_reads_a_path_as_it_is(tmp_path: Path, cluster: SlurmCluster) -> None:
     """Spaces, a command in $() and in backticks, percent signs, unicode and a leading dash."""
     runs = tmp_path / "-a b $(touch pwned) `touch pwned` %j 100% ü;|&"
     require_sbatch_path(runs, "runs_dir")
@@ -174,15 +176,14 @@ def test_a_real_sbatch_reads_a_path_as_it_is(tmp_path: Path) -> None:
     code.mkdir()
     (code / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\npwd\n')
     (code / "python").chmod(0o755)
-    cluster = replace(SLURM, sbatch={"comment": "$(touch pwned)"})
+    profile = replace(SLURM, sbatch={"comment": "$(touch pwned)"})
     array = Array("sweep-1", 1, 1, "m", str(runs / "1.json"), code, runs / "log", f"slots of {runs}")
-    (tmp_path / "job.sh").write_text(rendered(cluster, array))
-    with running_cluster() as made:
-        job = made.run("sbatch", "--parsable", str(tmp_path / "job.sh")).strip()
-        shown = made.run("scontrol", "show", "job", job)  # before Slurm forgets it
-        log = runs / "log" / f"{job}_0.log"
-        made.wait("the job's log", lambda: log.exists() and str(code) in log.read_text(), 90)
-        lines = log.read_text().splitlines()
+    (tmp_path / "job.sh").write_text(rendered(profile, array))
+    job = cluster.run("sbatch", "--parsable", str(tmp_path / "job.sh")).strip()
+    shown = cluster.run("scontrol", "show", "job", job)  # before Slurm forgets it
+    log = runs / "log" / f"{job}_0.log"
+    cluster.wait("the job's log", lambda: log.exists() and str(code) in log.read_text(), 90)
+    lines = log.read_text().splitlines()
     assert lines[-1] == str(code)
     assert str(runs / "1.json") in lines
     assert "Comment=$(touch pwned)" in shown

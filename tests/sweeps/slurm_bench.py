@@ -25,7 +25,7 @@ from sweeps import claims
 from sweeps.engine.slurm import SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
-from tests.slurm_cluster import PACKAGES, Options, SlurmCluster, free_ports, missing_programs
+from tests.slurm_cluster import PACKAGES, Options, SlurmCluster, missing_programs
 from tests.sweeps.held_rank import HOLD, LET_GO
 
 ROOT = Path(__file__).parents[2]
@@ -39,14 +39,8 @@ needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not
 
 
 @contextmanager
-def running_cluster(options: Options | None = None) -> Iterator[SlurmCluster]:
-    """A cluster, of three nodes unless told otherwise, that Slurm's commands of this process find; everything of it is gone afterwards."""
-    with started_cluster(options or Options(port=free_ports())) as made, found_by_commands(made):
-        yield made
-
-
-@contextmanager
 def started_cluster(options: Options) -> Iterator[SlurmCluster]:
+    """A cluster in a folder of its own; everything of it is gone afterwards."""
     base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # pytest's own folders are too long for sockets
     made = SlurmCluster(base, options)
     try:
@@ -68,23 +62,6 @@ def found_by_commands(cluster: SlurmCluster) -> Iterator[None]:
         os.environ.pop("SLURM_CONF", None)
         if before is not None:
             os.environ["SLURM_CONF"] = before
-
-
-_shared: list[SlurmCluster] = []
-
-
-@contextmanager
-def shared_cluster() -> Iterator[SlurmCluster]:
-    """The one cluster of this process for all that can share it; who enters first starts it and, as session fixtures do, leaves last."""
-    if _shared:
-        yield _shared[0]
-        return
-    with started_cluster(Options(port=free_ports(), gather="linux")) as made:
-        _shared.append(made)
-        try:
-            yield made
-        finally:
-            _shared.clear()
 
 
 @contextmanager
