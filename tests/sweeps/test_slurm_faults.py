@@ -123,6 +123,7 @@ def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: Swe
 
     sweep.wait("the second start", lambda: "Restarts=1" in sweep.cluster.run("scontrol", "show", "job", deaf), 200)
     assert "stopped before the time limit" in (tmp_path / "deaf" / "log").read_text()
+    sweep.cluster.run("scancel", "--full", "--signal=KILL", deaf)  # else Slurm waits for it
     restarts = f"squeue -h -r -j {chain} -O RestartCnt".split()
     sweep.wait("more requeues than that", lambda: int(sweep.cluster.run(*restarts)) > 6)
     assert "held" not in sweep.cluster.run("squeue", "-h", "-j", chain, "-O", "Reason").lower()
@@ -139,13 +140,14 @@ def supervised(cluster: SlurmCluster, folder: Path, command: str, *options: str)
 
 def test_requeue_by_the_administrator(cluster: SlurmCluster, faults: Faults, tmp_path: Path) -> None:
     """VICReg: batch statistics and covariances are over all four ranks, before and after."""
-    undisturbed = SweepOnSlurm(cluster, tmp_path / "undisturbed", ranks=4, held=False)
-    sweep = SweepOnSlurm(cluster, tmp_path / "struck", ranks=4)
-    undisturbed.submit("vicreg")
+    short = ["vicreg", "epochs=4"]  # four ranks that wait for each other in every layer are slow on few cores
+    undisturbed = SweepOnSlurm(cluster, tmp_path / "undisturbed", ranks=4, steps=24, held=False)
+    sweep = SweepOnSlurm(cluster, tmp_path / "struck", ranks=4, steps=24)
+    undisturbed.submit(*short)
     with faults.line("scontrol requeue (VICReg)", sweep) as said:
-        sweep.hold(20)
-        sweep.submit("vicreg")
-        folder = sweep.wait_for_held(20)
+        sweep.hold(8)
+        sweep.submit(*short)
+        folder = sweep.wait_for_held(8)
         sweep.cluster.run("scontrol", "requeue", sweep.job_of(folder))
         sweep.wait("requeued", lambda: sweep.status()["counts"]["requeued"] == 1, 60)
         sweep.wait_for_end()
