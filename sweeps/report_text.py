@@ -18,6 +18,7 @@ from sweeps.separable import compare
 from sweeps.spec import Trial
 
 _LOG_BYTES, _LOG_LINES = 20_000, 14
+_SHAPES = 8  # kinds of run that a page lists
 
 
 def hours_unit(view: View) -> str:
@@ -233,7 +234,8 @@ def what_was_run(view: View) -> list[str]:
     if len(commits) > 1:
         lines.append("the runs are of several commits: what differs between them may differ for that reason")
     shapes = collections.Counter(_shape(t.values) for t in sweep.trials)
-    return lines + [f"{shape}: {n} runs" if len(shapes) > 1 else shape for shape, n in shapes.most_common(8)]
+    lines += [f"{shape}: {n} runs" if len(shapes) > 1 else shape for shape, n in shapes.most_common(_SHAPES)]
+    return lines + ([f"and {len(shapes) - _SHAPES} more, each in the config.yaml of its runs"] if len(shapes) > _SHAPES else [])
 
 
 def _shape(values: Mapping[str, Any]) -> str:

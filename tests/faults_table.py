@@ -12,7 +12,7 @@ BEGIN, END = "<!-- faults: written by tests/faults_table.py -->", "<!-- end of f
 
 
 def table(entries: list[dict[str, object]]) -> str:
-    """Markdown, one line a fault in the order of the tests."""
+    """Return Markdown with one line a fault."""
     lines = ["| fault | what happened | starts of the trials | training lost, s |", "|---|---|---:|---:|"]
     for e in entries:
         lines.append(f"| {e['fault']} | {e['happened']} | {e['starts']} for {e['trials']} | {e['seconds_lost']} |")
@@ -26,12 +26,14 @@ def faults_in(page: str) -> list[str]:
 
 
 def main() -> None:
-    """Rewrite the table in place; a fault that was tested twice is taken from its last run."""
+    """Rewrite the table in place and in its order; a fault that was tested twice is taken from its last run."""
     entries = {e["fault"]: e for e in map(json.loads, Path(sys.argv[1]).read_text().splitlines())}
     text = PAGE.read_text()
+    known = {fault: place for place, fault in enumerate(faults_in(text))}
+    ordered = sorted(entries.values(), key=lambda e: known.get(str(e["fault"]), len(known)))  # tests run in any order
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(list(entries.values()))}\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{table(ordered)}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -358,6 +358,13 @@ def test_runs_of_several_shapes_are_counted_where_the_page_says_what_was_run(tmp
     assert report_text.what_was_run(view)[-2:] == [shape.format(6, 2), shape.format(4, 1)]
 
 
+def test_shapes_beyond_those_that_a_page_lists_are_counted(tmp_path: Path) -> None:
+    view = made(tmp_path, {}, [Setting({"epochs": n}) for n in range(2, 13)], seeds=1)
+    *listed, last = report_text.what_was_run(view)[-9:]
+    assert all(line.endswith(": 1 runs") for line in listed)
+    assert last == "and 3 more, each in the config.yaml of its runs"
+
+
 def test_other_settings_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
     table = summaries(view := made(tmp_path, CLEAR))
     figure: go.Figure = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE))
