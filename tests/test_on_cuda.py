@@ -446,6 +446,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.xdist_group("rehearsal")
 @pytest.mark.slow
 def test_a_rehearsal_on_cpu_runs_every_part_and_tells_the_documented_figures(
     rehearsed: tuple[Path, dict[str, Any]], on_cuda: ModuleType
@@ -479,6 +480,7 @@ if "jobs.pretrain" in sys.orig_argv:
 """
 
 
+@pytest.mark.xdist_group("rehearsal")
 @pytest.mark.slow
 def test_a_resume_that_forgets_something_is_told_as_different(rehearsed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = rehearsed

@@ -20,8 +20,9 @@ from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import ROOT, STEPS, Faults, SweepOnSlurm, clean_cluster, needs_slurm
 
 # One worker strikes runs and holds them against their references, another does the rest: each has a cluster.
-pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-1")]
-on_the_other_cluster = pytest.mark.xdist_group("slurm-2")
+pytestmark = [needs_slurm, pytest.mark.slow]
+# Those that are held against the undisturbed sweep run in one process, which makes it once; the others wherever there is room.
+with_undisturbed, alone = pytest.mark.xdist_group("slurm-1"), pytest.mark.xdist_group("slurm-3")
 SHORT = ["epochs=2", "optimizer.warmup_epochs=0"]
 
 
@@ -46,6 +47,7 @@ def undisturbed(shared_slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFac
     return made
 
 
+@with_undisturbed
 def test_a_sweep_runs_to_its_table(cluster: SlurmCluster, undisturbed: SweepOnSlurm) -> None:
     status = undisturbed.status()
     assert status["counts"]["completed"] == 2
@@ -63,6 +65,7 @@ def test_a_sweep_runs_to_its_table(cluster: SlurmCluster, undisturbed: SweepOnSl
     assert [s.slots for s in Submission.all_of(undisturbed.sweep)] == [2]
 
 
+@with_undisturbed
 def test_no_second_cluster_is_started_in_the_folder_of_one_that_runs(cluster: SlurmCluster) -> None:
     line = [sys.executable, str(ROOT / "tests" / "slurm_cluster.py"), "start", str(cluster.base)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
@@ -73,6 +76,7 @@ def test_no_second_cluster_is_started_in_the_folder_of_one_that_runs(cluster: Sl
     assert "is UP" in cluster.run("scontrol", "ping")
 
 
+@with_undisturbed
 @pytest.mark.parametrize(
     ("user_signal", "grace", "name"),
     [
@@ -99,6 +103,7 @@ def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faul
     assert sweep.lost_steps(folder) == 0
 
 
+@with_undisturbed
 def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, tmp_path: Path) -> None:
     """A run that is held has not ended when its job's time has.
 
@@ -138,6 +143,7 @@ def supervised(cluster: SlurmCluster, folder: Path, command: str, *options: str)
     return cluster.run("sbatch", *always, *options, str(folder / "job.sh")).strip()
 
 
+@with_undisturbed
 def test_requeue_by_the_administrator(cluster: SlurmCluster, faults: Faults, tmp_path: Path) -> None:
     """VICReg: batch statistics and covariances are over all four ranks, before and after."""
     short = ["vicreg", "epochs=4"]  # four ranks that wait for each other in every layer are slow on few cores
@@ -157,6 +163,7 @@ def test_requeue_by_the_administrator(cluster: SlurmCluster, faults: Faults, tmp
     assert sweep.lost_steps(folder) == 0
 
 
+@with_undisturbed
 def test_node_loss(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("power cut of the node", sweep) as said:
         sweep.hold(20)
@@ -171,6 +178,7 @@ def test_node_loss(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Fault
     assert sweep.node_of(folder) != lost
 
 
+@with_undisturbed
 def test_the_controller_is_away_for_20_seconds(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("slurmctld stopped for 20 s", sweep) as said:
         sweep.hold(20)
@@ -197,6 +205,7 @@ def test_the_controller_is_away_for_20_seconds(sweep: SweepOnSlurm, undisturbed:
     assert out.count("submitted") == 1
 
 
+@with_undisturbed
 def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
     sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults
 ) -> None:
@@ -227,6 +236,7 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
     assert sweep.lost_steps(folder) == 0
 
 
+@with_undisturbed
 @pytest.mark.parametrize("rank", [0, 1])
 def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, rank: int) -> None:
     with faults.line(f"rank {rank} killed -9 (as by the OOM killer)", sweep) as said:
@@ -242,6 +252,7 @@ def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults:
     assert [s.restart for s in starts if s] == [0, 0]
 
 
+@with_undisturbed
 def test_one_rank_alone_is_told_to_stop(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     rank = 1  # not the one that holds the claim
     with faults.line(f"SIGTERM to rank {rank} alone", sweep) as said:
@@ -256,7 +267,7 @@ def test_one_rank_alone_is_told_to_stop(sweep: SweepOnSlurm, undisturbed: SweepO
     assert sweep.lost_steps(folder) == 0
 
 
-@on_the_other_cluster
+@alone
 def test_a_run_that_dies_twice_without_gaining_a_step_is_failed_with_its_log(sweep: SweepOnSlurm) -> None:
     sweep.hold(5)
     sweep.submit("one", "checkpoint.every_minutes=1000")
@@ -277,7 +288,7 @@ def test_a_run_that_dies_twice_without_gaining_a_step_is_failed_with_its_log(swe
     assert "submitted" not in out
 
 
-@on_the_other_cluster
+@alone
 def test_jobs_that_cannot_start_end_the_command_with_their_log(sweep: SweepOnSlurm) -> None:
     out = sweep.run("one", "python=/bin/false", code=1)
     assert "jobs end before they begin a trial:" in out
@@ -294,6 +305,7 @@ kill -9 $submitter
 """
 
 
+@with_undisturbed
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_the_submitting_command_is_killed_around_sbatch(
     sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, tmp_path: Path, moment: str
@@ -320,6 +332,7 @@ def test_the_submitting_command_is_killed_around_sbatch(
     assert len(sweep.jobs()) == 1
 
 
+@with_undisturbed
 def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("submitting command killed -9 while it watches, then run twice at once", sweep) as said:
         sweep.hold(20)
@@ -340,7 +353,7 @@ def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm,
     assert len(sweep.jobs()) == 2
 
 
-@on_the_other_cluster
+@alone
 def test_two_commands_at_once_submit_each_slot_once(sweep: SweepOnSlurm) -> None:
     pair = [sweep.start(*SHORT, "--detach") for _ in range(2)]
     outs = [c.communicate(timeout=200)[0] for c in pair]
@@ -351,7 +364,7 @@ def test_two_commands_at_once_submit_each_slot_once(sweep: SweepOnSlurm) -> None
         assert (folder / "log" / "train.log").read_text().count("step 1/") == 1
 
 
-@on_the_other_cluster
+@alone
 def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
     out = sweep.submit(*SHORT, "max_parallel=1")
     assert "3 slots, 1 at once" in out
@@ -364,7 +377,7 @@ def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
     assert sweep.status()["counts"]["completed"] == 3
 
 
-@on_the_other_cluster
+@alone
 def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sweep: SweepOnSlurm) -> None:
     sweep.cluster.change(max_array_size=2)
     out = sweep.submit(*SHORT, "max_parallel=2")
@@ -376,7 +389,7 @@ def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sw
     assert sweep.status()["counts"]["completed"] == 3
 
 
-@on_the_other_cluster
+@alone
 def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     """Two settings, one at a time; the running one is cancelled by name, then all; then the sweep grows by a setting and shrinks again."""
     sweep.hold(20)
@@ -400,7 +413,7 @@ def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     assert len(sweep.live_jobs()) == 1
 
 
-@on_the_other_cluster
+@alone
 def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     copy = tmp_path / "project"
     for part in ("cnnjepa", "jobs", "sweeps", "slurm", "tests"):
@@ -420,7 +433,7 @@ def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_
     assert "edited since" not in (Path(start.code) / "cnnjepa" / "train.py").read_text()
 
 
-@on_the_other_cluster
+@alone
 def test_slots_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep: SweepOnSlurm) -> None:
     searched = SweepOnSlurm(sweep.cluster, sweep.runs)
     searched.path = sweep.runs / "tiny_search-smoke"
