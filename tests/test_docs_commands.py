@@ -18,6 +18,7 @@ _RUN_ABLATION = "python sweeps/predictor_ablation.py --cluster local"
 _RUN_DEPTH, _RUN_RATE = (f"python sweeps/{name}.py --cluster local" for name in ("predictor_depth", "rate_and_depth"))
 _RUN_SINGLE = f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64"
 _START_SLURM = "python tests/slurm_cluster.py start /tmp/ms"
+_PACK = "python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify"
 
 # In any order: a command names those whose work it looks at, and they are typed before it.
 TYPED = {
@@ -51,14 +52,13 @@ TYPED = {
     "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --slots-per-node 12 --dry-run account=abc": Run(
         "36 slots at once"
     ),
-    "python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify": Run(
-        "100 training and 100 validation images"
-    ),
+    _PACK: Run("100 training and 100 validation images"),
     "python -m jobs.pretrain data=imagenet100 data.root=/scratch/in100 encoder.name=resnet50": Run(
         "completed: ",
         "",
         "encoder.name=resnet18 data.image_size=96 data.workers=0 data.holdout_fraction=0.2 epochs=1 optimizer.warmup_epochs=0 "
         "global_batch_size=32 micro_batch_size=32 probes.linear_epochs=1",
+        after=(_PACK,),
     ),
     "python -m jobs.drill --cluster komondor account=abc --dry-run": Run("#SBATCH --partition=gpu"),
     "python sweeps/predictor_ablation.py --cluster local --retry-failed": Run(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.runs import RunFolder
 from tests.cnnjepa.test_data import image_tree
 from tests.documented import ROOT, example
 from tests.forked import ForkServer
@@ -72,8 +73,13 @@ class Session:
         for name, path in self.places.items():
             text = text.replace(name, str(path))
         if "<signature>" in text:
-            text = text.replace("<signature>", sorted(os.listdir(self.home / "runs" / "single"))[0])
+            text = text.replace("<signature>", next(path.name for path in self.runs_of("cnn_jepa")))
         return text
+
+    def runs_of(self, method: str) -> list[Path]:
+        """Return the folders of the single runs of that method that have ended."""
+        folders = sorted(path.parent for path in (self.home / "runs" / "single").glob("*/result.json"))
+        return [path for path in folders if RunFolder(path).config().method.name == method]
 
     def type(self, command: str, runs: Mapping[str, Run]) -> tuple[int, str]:
         """Return exit status and output of a command, which is typed once, after those whose work it looks at."""
