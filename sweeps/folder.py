@@ -221,6 +221,7 @@ class View:
         self._followed = 0  # when the sweep.json that was taken up last had been written
         self._results: dict[str, RunResult] = {}
         self._claims: dict[str, list[claims.Claim]] = {}
+        self._settled: set[str] = set()  # trials whose claims were read after their results
         self._losses: dict[str, LossCurve] = {}
         self.accounted: dict[str, JobUse | None] = {}  # what sacct has said of jobs; None where it had nothing to say
         self.accounting = ""  # whether it "answers", is "silent", or there is "none"; "" until it is asked
@@ -294,9 +295,13 @@ class View:
 
     def claims(self, trial: Trial) -> list[claims.Claim]:
         """All claims of the trial, oldest first; of one that has ended nothing is looked for again."""
-        if trial.signature in self._claims and trial.signature in self._results:
-            return self._claims[trial.signature]
-        return self._claims_among(trial, claims.listing(self._run(trial).path))
+        # One that was begun and ended between two looks has a result, and the claims of the look before: none.
+        if trial.signature not in self._settled:
+            ended = trial.signature in self._results
+            self._claims_among(trial, claims.listing(self._run(trial).path))
+            if ended:
+                self._settled.add(trial.signature)
+        return self._claims[trial.signature]
 
     def states(self) -> dict[str, TrialState]:
         """The state of each trial by signature, those chosen meanwhile among them."""

@@ -113,3 +113,15 @@ def test_a_sweep_is_the_same_bytes_each_time_it_is_written(sweep: Sweep) -> None
     replace(sweep).write()
     assert (sweep.path / "sweep.json").read_bytes() == first
     assert Sweep.load(sweep.path) == sweep
+
+
+def test_a_trial_that_began_and_ended_between_two_looks_has_its_claims(sweep: Sweep) -> None:
+    trial = sweep.trials[0]
+    view = View(sweep)
+    assert view.state(trial) is TrialState.waiting
+    owned = claims.claim(sweep.trial_dir(trial), 1, "d", 0)
+    assert owned is not None
+    with owned:
+        end(sweep, 0)
+    assert view.state(trial) is TrialState.completed
+    assert [c.epoch for c in view.claims(trial)] == [1]
