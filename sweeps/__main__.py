@@ -68,7 +68,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
 
 
 def make_page(view: View) -> int:
-    """Make report.html anew; 1 where a fault of ours is in the way, which is said in one line that tells where it lies."""
+    """Write report.html and return 0; on a bug of the report print one line with file and line number, and return 1."""
     from sweeps import report  # who looks at a sweep otherwise needs no Plotly
 
     try:

@@ -26,7 +26,7 @@ from tests.benchmarks._cuda_parts import (
     completed,
     drawn,
     judge_run,
-    kill_in_the_middle,
+    kill_halfway,
     losses_apart,
     settled,
 )
@@ -240,13 +240,13 @@ def test_execution_and_ranks_may_be_a_billionth_apart_and_no_more(
 def test_a_run_that_began_again_was_not_resumed(on_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     same = {**different(None, 0.0), "same_bits": True}
     monkeypatch.setattr(importlib.import_module("_same_run"), "hold_against", lambda run, other: same)
-    struck = iter([None, (10, 12)])
-    monkeypatch.setattr(_cuda_parts, "kill_in_the_middle", lambda line, run_dir, steps: next(struck))
+    kills = iter([None, (10, 12)])
+    monkeypatch.setattr(_cuda_parts, "kill_halfway", lambda line, run_dir, steps: next(kills))
     monkeypatch.setattr(_cuda_parts, "completed", lambda line, run_dir: {"resumes": 0})
     answer = _cuda_parts.resumed(tmp_path, Setup("cpu"))
     assert answer.wrong == ["the run has not been resumed: it began again"]
     assert (answer.figures["resumed_at"], answer.figures["killed_at"]) == (10, 12)
-    monkeypatch.setattr(_cuda_parts, "kill_in_the_middle", lambda line, run_dir, steps: None)
+    monkeypatch.setattr(_cuda_parts, "kill_halfway", lambda line, run_dir, steps: None)
     with pytest.raises(WrongError, match="the run ended 3 times before it could be killed"):
         _cuda_parts.resumed(tmp_path, Setup("cpu"))
 
@@ -279,7 +279,7 @@ else:
 
 
 @pytest.mark.parametrize(
-    ("saved", "recorded", "ends", "struck"),
+    ("saved", "recorded", "ends", "kill"),
     [
         (5, 7, False, (5, 7)),  # has a checkpoint and went beyond it
         (0, 13, False, (13, 14)),  # most of its steps and no checkpoint: told to stop, started again, then killed
@@ -287,10 +287,10 @@ else:
     ],
 )
 def test_a_run_is_killed_beyond_a_checkpoint_however_slow_the_disk(
-    saved: int, recorded: int, ends: bool, struck: tuple[int, int] | None, tmp_path: Path
+    saved: int, recorded: int, ends: bool, kill: tuple[int, int] | None, tmp_path: Path
 ) -> None:
     line = [sys.executable, "-S", "-c", PRETENDS, str(tmp_path / "run"), str(saved), str(recorded), str(int(ends))]
-    assert kill_in_the_middle(line, tmp_path / "run", steps=20) == struck
+    assert kill_halfway(line, tmp_path / "run", steps=20) == kill
 
 
 # Parts, each in its own process.

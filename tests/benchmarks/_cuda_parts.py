@@ -62,7 +62,7 @@ class Setup:
 
     @property
     def epochs(self) -> int:
-        """Of the packed run: 128 steps on most GPUs, and enough to be struck in their middle."""
+        """Return the steps of the packed run: 128 on most GPUs, enough to kill it halfway."""
         return 4 if self.rehearsal else 8
 
     @property
@@ -301,7 +301,7 @@ def packed(folder: Path, setup: Setup) -> Answer:
     return answer
 
 
-def kill_in_the_middle(line: list[str], run_dir: Path, steps: int) -> tuple[int, int] | None:
+def kill_halfway(line: list[str], run_dir: Path, steps: int) -> tuple[int, int] | None:
     """Start a run and kill -9 it when it has made steps beyond a checkpoint of its second quarter or later: (that step, step recorded).
 
     None where it ended before. One that has made most of its steps and no such checkpoint is told to stop, which saves it, and started
@@ -330,18 +330,18 @@ def kill_in_the_middle(line: list[str], run_dir: Path, steps: int) -> tuple[int,
 
 
 def resumed(folder: Path, setup: Setup) -> Answer:
-    """The same run once more, killed in its middle and resumed by the same command, held against the one left alone."""
+    """Kill the same run halfway, resume it with the same command and compare it with the undisturbed run."""
     # Saving changes nothing that is computed; a save at every chance gives the kill a checkpoint to come back to.
     overrides = [*packed_overrides(folder, setup), "checkpoint.every_minutes=0"]
     for attempt in range(_TRIES):
         run_dir = folder / f"killed{attempt}"
         line = pretrain_line(overrides, run_dir)
-        struck = kill_in_the_middle(line, run_dir, setup.steps)
-        if struck is not None:
+        kill = kill_halfway(line, run_dir, setup.steps)
+        if kill is not None:
             break
     else:
         raise WrongError(f"the run ended {_TRIES} times before it could be killed beyond a checkpoint")
-    resumed_at, killed_at = struck
+    resumed_at, killed_at = kill
     result = completed(line, run_dir)
     from _same_run import hold_against, verdict
 

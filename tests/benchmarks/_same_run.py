@@ -91,7 +91,7 @@ def verdict(found: dict[str, Any], resumed_at: int) -> tuple[list[str], str]:
     """What is wrong with a run that was killed and resumed at step `resumed_at`, and one line that says how it compares.
 
     Until it was killed it was a run like the other: where they differ by then, the device does not repeat itself, and only losses that
-    are far apart are held against the resume.
+    are far apart count as a fault of the resume.
     """
     if found["same_bits"]:
         return [], "same bits"

@@ -13,7 +13,7 @@ digits         `python -m jobs.pretrain` on digits in bf16, probes included; sta
                data_wait_share, gpu_utilisation, energy_kwh, joules_per_image and watts (probes included), peak_memory_mb, linear_top1,
                nvml (why something is null)
 packed         the same of a ResNet-50 in bf16 at 224 pixels on the packed set; and loader_processes
-resumed        that run again, killed -9 in its middle, resumed by the same command and held against the one left alone: killed_at,
+resumed        that run again, killed -9 halfway, resumed by the same command and compared with the undisturbed run: killed_at,
                resumed_at, resumes, same_bits, largest_relative and where (of the tensors of the last checkpoint), loss_apart,
                first_different_step, first_difference, twice. Different bits are a failure, except where the two already differed
                before the kill: then the device does not repeat a run, and losses must be within 5 %
