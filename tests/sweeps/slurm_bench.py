@@ -25,6 +25,7 @@ from sweeps import claims
 from sweeps.engine.slurm import SlurmEngine
 from sweeps.engine.submission import Submission
 from sweeps.folder import Sweep, View
+from tests import forked
 from tests.slurm_cluster import PACKAGES, Options, SlurmCluster, missing_programs
 from tests.sweeps.held_rank import HOLD, LET_GO
 
@@ -129,14 +130,20 @@ class SweepOnSlurm:
         """They go on."""
         (self.runs / HOLD).unlink(missing_ok=True)
 
-    def start(self, *arguments: str, environment: dict[str, str] | None = None, script: Path = SCRIPT) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, script: Path = SCRIPT) -> forked.Forked:
+        """The command, without the seconds in which it would import torch."""
+        words = self.line(*arguments, script=script)[1:]
+        return forked.start(words, cwd=ROOT, env=self.cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def start_alone(self, *arguments: str, environment: dict[str, str], script: Path = SCRIPT) -> subprocess.Popen[str]:
+        """The command as a process of its own, whose lines can be read while it runs."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        whole = {**self.cluster.environment, **(environment or {})}
+        whole = {**self.cluster.environment, **environment}
         return subprocess.Popen(self.line(*arguments, script=script), cwd=ROOT, env=whole, text=True, **pipes)
 
-    def run(self, *arguments: str, code: int = 0, seconds: float = 400, **more: Any) -> str:
+    def run(self, *arguments: str, code: int = 0, seconds: float = 400, environment: dict[str, str] | None = None, **more: Any) -> str:
         """The command to its end; returns what it printed."""
-        child = self.start(*arguments, **more)
+        child = self.start_alone(*arguments, environment=environment, **more) if environment else self.start(*arguments, **more)
         try:
             out, _ = child.communicate(timeout=seconds)
         finally:
@@ -149,9 +156,9 @@ class SweepOnSlurm:
         return self.run(*arguments, "--detach", **more)
 
     def ask(self, command: str, *arguments: str) -> str:
-        line = [sys.executable, "-m", "sweeps", command, *arguments[:1], str(self.path), *arguments[1:]] if command == "status" else None
-        line = line or [sys.executable, "-m", "sweeps", command, str(self.path), *arguments]
-        done = subprocess.run(line, cwd=ROOT, env=self.cluster.environment, capture_output=True, text=True, timeout=120, check=True)
+        words = [*arguments[:1], str(self.path), *arguments[1:]] if command == "status" else [str(self.path), *arguments]
+        done = forked.run(["-m", "sweeps", command, *words], cwd=ROOT, env=self.cluster.environment, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def status(self) -> dict[str, Any]:

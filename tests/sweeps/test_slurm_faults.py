@@ -217,7 +217,7 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
         first.kill()
         first.communicate()
         sweep.submit("one")
-        child = sweep.start("one", environment={"PYTHONUNBUFFERED": "1"})
+        child = sweep.start_alone("one", environment={"PYTHONUNBUFFERED": "1"})
         assert child.stdout is not None
         first_look = child.stdout.readline()  # before the job is cancelled: a command started after that submits it again
         assert "1 running of 1" in first_look, first_look
@@ -318,7 +318,7 @@ def test_the_submitting_command_is_killed_around_sbatch(
         (folder / "sbatch").write_text(WRAPPER.format(real=real, moment=moment))
         (folder / "sbatch").chmod(0o755)
         environment = {"PATH": f"{folder}:{sweep.cluster.environment['PATH']}"}
-        child = sweep.start("one", "--detach", environment=environment)
+        child = sweep.start_alone("one", "--detach", environment=environment)
         child.communicate(timeout=120)
         assert child.returncode == -signal.SIGKILL
         assert len(sweep.live_jobs()) == (1 if moment == "after" else 0)
@@ -341,7 +341,7 @@ def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm,
         sweep.wait_for_held(20)
         child.kill()
         child.communicate()
-        pair = [sweep.start("two", environment={"PYTHONUNBUFFERED": "1"}) for _ in range(2)]
+        pair = [sweep.start_alone("two", environment={"PYTHONUNBUFFERED": "1"}) for _ in range(2)]
         first_looks = [c.stdout.readline() for c in pair if c.stdout]
         assert all("of 2" in look and "completed" not in look for look in first_looks), first_looks
         sweep.release()
