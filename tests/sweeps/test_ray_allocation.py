@@ -35,8 +35,8 @@ SERVICES = [
 DEFAULT_PORTS = {6379, 8265, 10001, 52365}
 
 
-# Slots of one rank cannot be held at a step: the runs are long enough to be struck in the middle.
-STEPS_AN_EPOCH, EPOCHS = 6, 40
+# Slots of one rank cannot be held at a step: the runs are long enough to be hit in the middle.
+STEPS_AN_EPOCH, EPOCHS = 6, 24
 STEPS = STEPS_AN_EPOCH * EPOCHS
 SHAPE = ["data.train_limit=200", "global_batch_size=32", "micro_batch_size=8", "checkpoint.every_minutes=0.05"]
 LONG = [*SHAPE, f"epochs={EPOCHS}"]
