@@ -147,7 +147,7 @@ def supervised(cluster: SlurmCluster, folder: Path, command: str, *options: str)
 @with_undisturbed
 def test_requeue_by_the_administrator(cluster: SlurmCluster, faults: Faults, tmp_path: Path) -> None:
     """VICReg: batch statistics and covariances are over both ranks, before and after."""
-    short = ["vicreg", "epochs=4"]
+    short = ["vicreg", "epochs=4", "micro_batch_size=8"]  # half the batch for each rank
     undisturbed = SweepOnSlurm(cluster, tmp_path / "undisturbed", steps=24, held=False)
     sweep = SweepOnSlurm(cluster, tmp_path / "requeued", steps=24)
     undisturbed.submit(*short)
@@ -445,7 +445,9 @@ def test_slots_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep
     jobs = [past[0].slurm.job for past in owners if past[0].slurm]
     assert len(owners) > 8
     assert len(jobs) == len(owners)
-    assert len(set(jobs)) <= 2
+    # One that finds nothing to begin ends, and another is added where there is more again: at the end of the settings, once or twice.
+    assert len(set(jobs)) <= 4
+    assert max(map(jobs.count, jobs)) >= 3
     counts = searched.status()["counts"]
     assert counts["pruned"] >= 1
     assert counts["pruned"] + counts["completed"] == len(owners)
