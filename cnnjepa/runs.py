@@ -33,7 +33,6 @@ TIMING_KEYS = frozenset(
         "gpu_utilisation",
         "data_wait_seconds",
         "data_wait_share",
-        "uncounted_seconds",
     }
 )
 
@@ -65,7 +64,7 @@ class RunResult:
     claim: int = 0  # epoch of the claim under which it was written
     energy_kwh: float | None = None  # of all GPUs, over all resumes; None where they do not tell
     gpu_utilisation: float | None = None  # of the main rank's GPU at the logged steps, in [0, 1]; None where it does not tell
-    data_wait_share: float | None = None  # of the time in the training loop; None where no image is loaded, or the version did not count
+    data_wait_share: float | None = None  # of the time in the training loop; None where no image is loaded
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -86,7 +86,6 @@ class Run:
     training_seconds: float = 0.0  # of `seconds`, those inside the loop
     data_wait_seconds: float = 0.0  # of `training_seconds`, those in which this rank waited for its loader
     busy: BusyMeter = field(default_factory=lambda: BusyMeter(None))
-    uncounted_seconds: float = 0.0  # of `training_seconds`, those of an earlier version that did not tell
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,8 +111,7 @@ class Run:
     @property
     def data_wait_share(self) -> float | None:
         """Of the time in the loop, what this rank waited for its loader; None before any was counted."""
-        counted = self.training_seconds - self.uncounted_seconds
-        return self.data_wait_seconds / counted if counted > 0 else None
+        return self.data_wait_seconds / self.training_seconds if self.training_seconds > 0 else None
 
     @property
     def energy_kwh(self) -> float | None:
@@ -128,7 +126,6 @@ class Run:
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
             "data_wait_seconds": self.data_wait_seconds,
-            "uncounted_seconds": self.uncounted_seconds,
             "resumes": self.resumes,
             "joules": self.meter.joules,
             "gpu_utilisation": self.busy.told,
@@ -140,10 +137,9 @@ class Run:
         """Go on where `state` was taken."""
         self.step, self.earlier_seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
         self.training_seconds = state["training_seconds"]
-        self.data_wait_seconds = state.get("data_wait_seconds", 0.0)
-        self.uncounted_seconds = state.get("uncounted_seconds", self.training_seconds)
-        self.meter.resume(state.get("joules"))  # checkpoints of earlier versions do not tell
-        self.busy.told = state.get("gpu_utilisation", self.busy.told)
+        self.data_wait_seconds = state["data_wait_seconds"]
+        self.meter.resume(state["joules"])
+        self.busy.told = state["gpu_utilisation"]
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cnnjepa.identity import signature
 from cnnjepa.runs import RunResult, RunStatus
-from sweeps import claims, search, study
+from sweeps import claims, search
 from sweeps.early import cause_of, warnings_of
 from sweeps.folder import TrialState, View
 from sweeps.rungs import goes_on
@@ -38,7 +38,9 @@ def runnable(trial: Trial) -> bool:
 
 
 def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) -> tuple[Trial, claims.Ownership] | None:
-    """A trial that is now ours: a half-done one whose owner is gone before a new one of the study; None where nothing is to begin here now.
+    """Claim a trial: a half-done one whose owner is gone, else one that nobody has begun.
+
+    Return None where nothing is to begin here now.
 
     All that has changed is looked at anew, once: the view may remember states until the next call.
 
@@ -64,7 +66,7 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
             return trial, owned
     for fresh in not_begun(view):
         owned = claims.claim(sweep.trial_dir(fresh), 1, driver, 0, start) if runnable(fresh) else None
-        if owned and claims.is_cancelled(sweep.trial_dir(fresh)):  # while the study was replayed
+        if owned and claims.is_cancelled(sweep.trial_dir(fresh)):  # while it was chosen
             with owned:
                 continue
         if owned:
@@ -73,15 +75,10 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
 
 
 def not_begun(view: View) -> Iterator[Trial]:
-    """Trials that nobody has begun, in the order in which the study asks for them; a search chooses further ones."""
-    if view.sweep.search is None:
-        replayed = study.replay(view)
-        while (given := study.ask(view, replayed)) is not None:
-            yield given
-        return
-    # Chosen by a slot that did not live to begin it, or the baseline.
+    """Yield the pending trials in the order of the sweep; a search then chooses further ones."""
+    # A search has some too: chosen by a slot that did not live to begin them, and the baseline.
     yield from [t for t in view.sweep.trials if view.state(t) is TrialState.waiting]
-    while (chosen := search.begin(view)) is not None:
+    while view.sweep.search is not None and (chosen := search.begin(view)) is not None:
         yield chosen
 
 

@@ -138,11 +138,9 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
         path = trial_dir / "claim" / name
         with reading(path):
             values = read_json(path)
-            held = values.get("slurm") or {}
-            slurm = {f.name: held[f.name] for f in fields(SlurmStart) if f.name in held}
-            driver = values["driver"] if isinstance(values["driver"], str) else json.dumps(values["driver"])
-            start = SlurmStart(**slurm) if slurm else None
-            claims.append(Claim(values["epoch"], Process(**values["owner"]), driver, values["step"], values.get("time", 0.0), start))
+            held = values["slurm"]
+            start = SlurmStart(**{f.name: held[f.name] for f in fields(SlurmStart)}) if held else None
+            claims.append(Claim(values["epoch"], Process(**values["owner"]), values["driver"], values["step"], values["time"], start))
     return claims
 
 
@@ -150,7 +148,7 @@ def held_seconds(trial_dir: Path, claim: Claim) -> float:
     """How long the owner is known to have held the trial: from its claim to its last sign of life."""
     signs = [_path(trial_dir, claim.epoch, what) for what in ("json", "released", "crashed")]
     last = max(p.stat().st_mtime for p in signs if p.exists())
-    return max(last - claim.time, 0.0) if claim.time else 0.0
+    return max(last - claim.time, 0.0)
 
 
 def _ended(names: frozenset[str], epoch: int) -> str:

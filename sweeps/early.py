@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from cnnjepa.config import ProbeConfig, WarningConfig
+from cnnjepa.config import WarningConfig
 from cnnjepa.runs import RunStatus
 from sweeps.curve import LossCurve
 from sweeps.folder import Sweep, View
@@ -105,9 +105,9 @@ def of_loss(curve: LossCurve, limits: WarningConfig, peak_lr: float, warmup_epoc
 
 def early_warnings(probes: Probes, curve: LossCurve | None, values: Mapping[str, Any]) -> list[EarlyWarning]:
     """All warnings of a run with these probes and losses, by the thresholds of its configuration `values`; no curve, no warning of it."""
-    given = values.get("warnings", {})  # runs of earlier versions have none
+    given = values["warnings"]
     limits = WarningConfig(**{f.name: given[f.name] for f in fields(WarningConfig) if f.name in given})
-    found = of_features(probes, limits, values["probes"].get("collapsed_std", ProbeConfig.collapsed_std)) + of_knn(probes, limits)
+    found = of_features(probes, limits, values["probes"]["collapsed_std"]) + of_knn(probes, limits)
     optimizer = values["optimizer"]
     return found + (of_loss(curve, limits, optimizer["lr"], optimizer["warmup_epochs"]) if curve is not None else [])
 

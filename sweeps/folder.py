@@ -11,7 +11,6 @@ from enum import Enum
 from pathlib import Path
 
 from cnnjepa import checkpoint
-from cnnjepa.config import WarningConfig
 from cnnjepa.files import create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.runs import RunFolder, RunResult, RunStatus, read_probes
 from jobs.accounting import JobUse
@@ -108,7 +107,7 @@ class Sweep:
         try:
             values = read_json(file)
             trials = [Trial.from_dict(t) for t in values.pop("trials")]
-            search = values.pop("search", None)
+            search = values.pop("search")
             known = {**values, "scale": ScaleName[values["scale"]], "search": Search.from_dict(search) if search else None}
             sweep = Sweep(path=path, trials=trials, **known)
             sweep.grow()
@@ -340,7 +339,7 @@ class View:
     def losses(self, trial: Trial) -> LossCurve:
         """The losses that a trial which has not ended has recorded, of its last part at least; what was read is not read again."""
         curve = self._losses.setdefault(trial.signature, LossCurve(trial.epochs))
-        share = trial.values.get("warnings", {}).get("plateau_share", WarningConfig.plateau_share)
+        share = trial.values["warnings"]["plateau_share"]
         curve.read(self._run(trial).path / "metrics.jsonl", share)
         return curve
 

@@ -8,7 +8,7 @@ size within a point. Smoke scale shows that everything works, and says nothing a
 """
 
 from sweeps.command import main
-from sweeps.scales import PAPER
+from sweeps.scales import PAPER, SMOKE
 from sweeps.space import Value
 from sweeps.spec import Scale, Setting, SweepSpec
 
@@ -34,19 +34,7 @@ SWEEP = SweepSpec(
         _setting(72.64, 54.76, conv="dense", depth=3, kernel=3),
         _setting(conv="pointwise", depth=3),
     ],
-    smoke=Scale(
-        [
-            "data=digits",
-            "encoder.name=resnet_small",
-            "epochs=8",
-            "global_batch_size=64",
-            "micro_batch_size=64",
-            "optimizer.warmup_epochs=1",
-            "method.ema.momentum_start=0.97",
-            "checkpoint.every_minutes=0.1",
-        ],
-        seeds=2,
-    ),
+    smoke=Scale([*SMOKE, "epochs=8", "method.ema.momentum_start=0.97"], seeds=2),
     paper=Scale(PAPER, seeds=3),
 )
 

@@ -69,11 +69,11 @@ def table_markup(header: Sequence[str], lines: Sequence[str], **attributes: str)
 def build(view: View) -> str:
     """The page of a sweep as its folder is now."""
     sweep, page = view.sweep, Page()
-    table, pruned = told_settings(view)
+    table, _ = told_settings(view)
     hues = colours(summaries(view), sweep.objective)
     page.add(tag("h1", escape(f"{sweep.name} ({sweep.scale.name})")), tag("p", escape(sweep.question)))
     _answer(page, view)
-    _results(page, view, table, hues, pruned)
+    _results(page, view, table, hues)
     _costs(page, view, table, hues)
     _search(page, view)
     trials = _trials(page, view, hues)
@@ -126,7 +126,7 @@ def _answer(page: Page, view: View) -> None:
         page.add(tag("h3", f"Warnings {button}"), items(early.told(view.sweep, warned)))
 
 
-def _results(page: Page, view: View, table: Sequence[Summary], hues: Mapping[str, str], pruned: str) -> None:
+def _results(page: Page, view: View, table: Sequence[Summary], hues: Mapping[str, str]) -> None:
     page.add(tag("h2", "Settings"))
     shown = [m for m in columns(view) if any(s.values.get(m) for s in table)]
     scores = [m for m in shown if not m.endswith("top5")]

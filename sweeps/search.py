@@ -6,56 +6,15 @@ adds slots where more could run.
 
 import itertools
 import math
-import statistics
-from dataclasses import dataclass
 from functools import cached_property
 
-from sweeps.folder import Sweep, TrialState, View
+from sweeps.folder import Sweep, View
+from sweeps.point import Point, points
 from sweeps.space import all_points
 from sweeps.spec import FIRST_SEED, Trial
 
 FINALISTS = 2  # settings that have all seeds at the end, so that the best is held against its next
 _DRAWS = 50  # of the sampler, until it is taken to find nothing new
-
-
-@dataclass
-class Point:
-    """A setting: its trials, one a seed, oldest first."""
-
-    trials: list[Trial]
-    states: list[TrialState]
-    values: list[float | None]
-
-    @property
-    def number(self) -> int:
-        """Of its first trial."""
-        return self.trials[0].number
-
-    @property
-    def pending(self) -> bool:
-        """Whether a trial of it has not ended."""
-        return not all(s.ended for s in self.states)
-
-    @property
-    def scores(self) -> list[float]:
-        """Of the completed trials that have a value."""
-        return [v for s, v in zip(self.states, self.values, strict=True) if s is TrialState.completed and v is not None]
-
-    @property
-    def mean(self) -> float:
-        """Of the scores, of which there is one at least."""
-        return statistics.fmean(self.scores)
-
-
-def points(view: View) -> list[Point]:
-    """The settings that were tried so far, in the order of their numbers."""
-    found: dict[int, Point] = {}
-    for trial in view.sweep.trials:
-        point = found.setdefault(trial.point, Point([], [], []))
-        point.trials.append(trial)
-        point.states.append(view.state(trial))
-        point.values.append(view.objective(trial) if point.states[-1].ended else None)
-    return list(found.values())
 
 
 class Outlook:

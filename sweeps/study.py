@@ -1,4 +1,4 @@
-"""The brain: an Optuna study that is built in memory from the run folders and asked what to run next; nothing of it is kept."""
+"""What Optuna is asked and shown: studies built in memory from the run folders; none is kept."""
 
 import statistics
 import tempfile
@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -20,11 +19,9 @@ from optuna.trial import TrialState as OptunaState
 from cnnjepa.files import write_atomic
 from cnnjepa.randomness import Stream, integer
 from sweeps.folder import TrialState, View
+from sweeps.point import Point
 from sweeps.space import Dimension, Params, Value
 from sweeps.spec import Search, Trial
-
-if TYPE_CHECKING:
-    from sweeps.search import Point
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of TPE's multivariate mode, since 2021
@@ -83,7 +80,7 @@ def reports(view: View, trial: Trial) -> dict[int, float]:
     return {int(float(e)): m[view.sweep.objective] for e, m in view.probes(trial).items() if view.sweep.objective in m}
 
 
-def told(view: View, point: "Point") -> Told:
+def told(view: View, point: Point) -> Told:
     """A setting as the sampler is told of it: its mean over seeds, or how far it came; a run or a probe that failed has no value."""
     assert view.sweep.search is not None
     first, params = point.trials[0], point.trials[0].params
@@ -128,23 +125,6 @@ def draw_from(asked: optuna.Trial, dimension: Dimension) -> Value:
     if dimension.whole:
         return asked.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
     return asked.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
-
-
-def replay(view: View) -> optuna.Study:
-    """The study of given settings as the folders tell it: trial i of the study is trial i of the sweep; those not begun are enqueued."""
-    sweep = view.sweep
-    settings = list(dict.fromkeys(t.setting for t in sweep.trials))
-    seeds = sorted({t.seed for t in sweep.trials})
-    distributions: dict[str, BaseDistribution] = {"setting": CategoricalDistribution(settings), "seed": CategoricalDistribution(seeds)}
-    study = optuna.create_study(direction="maximize", study_name=sweep.name)
-    for trial in sweep.trials:
-        params: Params = {"setting": trial.setting, "seed": trial.seed}
-        state, value = view.state(trial), view.objective(trial)
-        if state is TrialState.waiting:
-            study.enqueue_trial(params, user_attrs={"signature": trial.signature})
-            continue
-        study.add_trial(frozen(told_alone(params, state, value), distributions, {"signature": trial.signature}))
-    return study
 
 
 def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
@@ -199,11 +179,3 @@ def told_alone(params: Params, state: TrialState, value: float | None) -> Told:
     if state is TrialState.pruned:
         return Told(params, PRUNED)
     return Told(params, FAIL)
-
-
-def ask(view: View, study: optuna.Study) -> Trial | None:
-    """The next trial that nobody has begun; None when the study has none left."""
-    if not any(t.state is OptunaState.WAITING for t in study.get_trials(deepcopy=False)):
-        return None
-    asked = study.ask()
-    return view.sweep.trials[asked.number]

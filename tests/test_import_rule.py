@@ -12,7 +12,7 @@ LAYERS = {"cnnjepa": set(), "jobs": {"cnnjepa"}, "sweeps": {"jobs", "cnnjepa"}}
 # Where a framework may be imported: a file, or every file below a folder.
 ALLOWED = {
     "submitit": ("jobs/",),
-    "optuna": ("sweeps/study.py", "sweeps/search_figures.py", "sweeps/engine/"),
+    "optuna": ("sweeps/study.py", "sweeps/search_figures.py"),
     "ray": ("sweeps/engine/",),
     "hydra": ("jobs/compose.py", "jobs/pretrain.py"),
     "omegaconf": ("jobs/compose.py", "jobs/pretrain.py"),

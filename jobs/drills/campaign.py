@@ -58,7 +58,6 @@ class Drill:
     """All that a drill has found."""
 
     step_seconds: float  # of the undisturbed run, median
-    undisturbed_seconds: float
     struck: list[Struck] = field(default_factory=list)
     proofs: list[Proof] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -168,7 +167,7 @@ def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Dri
     leave_in_peace(scene)
     seconds = time.monotonic() - scene.started
     step_seconds = twin.seconds_a_step()
-    result = Drill(step_seconds, seconds, left_out=dict(scene.left_out))
+    result = Drill(step_seconds, left_out=dict(scene.left_out))
     say(f"it took {seconds:.1f} s, {1000 * step_seconds:.0f} ms a step")
     draw, names = random.Random(seed), order(sorted(scene.faults), seed)
     while len(result.struck) < faults:

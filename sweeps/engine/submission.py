@@ -76,7 +76,7 @@ class Submission:
     def _of(values: dict[str, Any]) -> "Submission":
         cluster = values["cluster"]
         profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
-        shared = values.get("allocation")
+        shared = values["allocation"]
         known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}
         known["allocation"] = Allocation(**shared) if shared else None
         return Submission(**{**known, "cluster": ClusterProfile(**profile)})

@@ -31,8 +31,8 @@ from record_curves import BASE, CURVES, EPOCHS, GRID, SEEDS, key
 from rich.table import Table
 
 from sweeps.folder import Sweep
+from sweeps.point import points as settings_of
 from sweeps.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.search import points as settings_of
 from sweeps.space import Params, baseline, real
 from sweeps.spec import FIRST_SEED, Scale, ScaleName, SweepSpec, Trial, build_search
 from sweeps.study import SAMPLERS

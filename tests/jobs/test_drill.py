@@ -186,7 +186,7 @@ def test_rows_are_held_against_each_other(tmp_path: Path) -> None:
 
 
 def test_a_drill_with_fewer_faults_than_asked_or_a_lost_run_has_failed() -> None:
-    found = Drill(0.1, 10.0, struck=[Struck("SIGKILL of a rank", 5, 2, 1.5)], proofs=[Proof()])
+    found = Drill(0.1, struck=[Struck("SIGKILL of a rank", 5, 2, 1.5)], proofs=[Proof()])
     assert found.holds
     assert figures(found)["seconds_lost_mean"] == 1.5
     assert report(found, 1).endswith("NOTHING IS LOST")
@@ -263,11 +263,11 @@ def test_a_drill_adds_up_what_its_proofs_found() -> None:
         Proof(different_bits=3, different={"metrics": ["a", "b"]}, duplicated=["c"]),
         Proof(lost="d", different={"table rows": ["e"]}),
     ]
-    found = Drill(0.1, 10.0, proofs=proofs)
+    found = Drill(0.1, proofs=proofs)
     assert (found.different_bits, found.duplicated, found.lost) == (6, 1, 1)
     assert not found.holds
-    assert not Drill(0.1, 10.0).holds  # nothing was held against anything
-    assert Drill(0.1, 10.0, proofs=[Proof()]).holds
+    assert not Drill(0.1).holds  # nothing was held against anything
+    assert Drill(0.1, proofs=[Proof()]).holds
 
 
 def test_kinds_are_told_with_what_they_cost_the_dearest_first_and_what_was_not_compared_is_said() -> None:
@@ -275,7 +275,7 @@ def test_kinds_are_told_with_what_they_cost_the_dearest_first_and_what_was_not_c
     proof = Proof()
     proof.compared.update({"weights": 3, "metrics": 2})
     proof.differs("metrics", "two of them")
-    found = Drill(0.1, 10.0, struck=struck, proofs=[proof])
+    found = Drill(0.1, struck=struck, proofs=[proof])
     assert by_kind(found) == [("b", 1, 3, 5.0, 5.0), ("a", 2, 6, 2.5, 4.0)]
     assert [line.split(":")[1].strip() for line in equalities(found)] == [
         "equal bit for bit",

@@ -213,7 +213,6 @@ def test_a_trial_was_held_from_its_claim_to_its_owners_last_sign(tmp_path: Path,
     os.utime(path.with_suffix(f".{end}"), (1135, 1135))
     assert claims.held_seconds(tmp_path, claim) == 135
     assert claims.held_seconds(tmp_path, replace(claim, time=1200.0)) == 0  # another clock: never less than nothing
-    assert claims.held_seconds(tmp_path, replace(claim, time=0.0)) == 0  # of an earlier version, which told no time
 
 
 def test_deaths_before_a_person_took_the_trial_up_again_are_forgiven(tmp_path: Path) -> None:

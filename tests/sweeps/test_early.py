@@ -222,19 +222,6 @@ def test_status_shows_warnings_of_running_and_of_ended_trials(tmp_path: Path) ->
     assert lines[0].startswith("warning: depth 1, seed 42: rankme: collapse.rankme is 4 at epoch 4, below 5, the floor; ")
 
 
-def test_a_folder_of_an_earlier_version_loads_and_warns_by_the_defaults(tmp_path: Path) -> None:
-    made = planned(tmp_path)
-    stored = json.loads((made.path / "sweep.json").read_text())
-    del stored["prune_on"]
-    for trial in stored["trials"]:
-        del trial["values"]["warnings"]
-    (made.path / "sweep.json").write_text(json.dumps(stored))
-    old = Sweep.load(made.path)
-    assert old.prune_on == []
-    record(old, 1, collapse__rankme=1.5)
-    assert [w.name for w in warnings_of(View(old), old.trials[0])] == ["rankme"]
-
-
 def test_pruning_needs_probes_on_the_way_and_known_names(tmp_path: Path) -> None:
     check_pruning(planned(tmp_path, prune_on=("rankme", "loss")))
     with pytest.raises(ValueError, match=r"--prune-on must hold names out of feature_std, rankme, knn, loss; got luck"):

@@ -27,6 +27,7 @@ from sweeps.claims import Process
 from sweeps.engine import rounds
 from sweeps.folder import Sweep, TrialState, View
 from sweeps.on_slurm import check_budget
+from sweeps.point import points
 from sweeps.results import told_settings
 from sweeps.search import Outlook
 from sweeps.space import baseline, whole
@@ -213,7 +214,7 @@ def test_the_best_at_the_end_has_all_its_seeds_also_where_first_seeds_were_lucky
     made = searched(tmp_path, points=9, seeds=3)
     begun = run_to_the_end(made, lambda t: float(t.point) + (20.0 if t.seed == FIRST_SEED and t.point % 2 else 0.0))
     view = View(made)
-    ranked = sorted(search.points(view), key=lambda p: -p.mean)
+    ranked = sorted(points(view), key=lambda p: -p.mean)
     assert [len(p.scores) for p in ranked[: search.FINALISTS]] == [3, 3]
     # 7, 5, 3 and 1 lead one after the other by their lucky seeds; after a second seed each, 7 (17), 5 (15) and 3 (13) get a third, and with
     # 13.7 and 11.7 the first two of them stay before the 11 of 1.
@@ -230,7 +231,7 @@ def test_a_failed_run_is_told_to_nobody_as_a_number(tmp_path: Path) -> None:
         got = next_claim(view, Process.me().driver)
         assert got is not None
         end(made, got[0], *next(states))
-    told = [study.told(view, p) for p in search.points(view)]
+    told = [study.told(view, p) for p in points(view)]
     assert {t.state for t in told} == {State.FAIL, State.COMPLETE}
     assert all(not t.values for t in told if t.state is State.FAIL)
     assert all(list(t.values) == [60.0] for t in told if t.state is State.COMPLETE)
@@ -239,14 +240,14 @@ def test_a_failed_run_is_told_to_nobody_as_a_number(tmp_path: Path) -> None:
 def test_a_pruned_setting_is_told_with_how_far_it_came(tmp_path: Path) -> None:
     made = searched(tmp_path, [1, 2])
     end(made, made.trials[0], None, RunStatus.pruned, e1=30.0, e2=35.0)
-    told = study.told(View(made), search.points(View(made))[0])
+    told = study.told(View(made), points(View(made))[0])
     assert (told.state, dict(told.reports)) == (State.PRUNED, {1: 30.0, 2: 35.0})
 
 
 def test_two_objectives_are_accuracy_and_hours(tmp_path: Path) -> None:
     made = searched(tmp_path, costs=True, sampler="tpe", points=14)
     run_to_the_end(made, lambda _: 50.0, hours=2.0)
-    told = study.told(View(made), search.points(View(made))[0])
+    told = study.told(View(made), points(View(made))[0])
     assert list(told.values) == [50.0, 2.0]
 
 
@@ -260,7 +261,7 @@ def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> Non
         with got[1]:
             score = {0: 60.0, 1: 60.0, 2: 40.0}[trial.point]
             end(made, trial, score, hours=hours.get((trial.point, trial.seed - FIRST_SEED), 3.0))
-    assert [list(study.told(view, p).values) for p in search.points(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
+    assert [list(study.told(view, p).values) for p in points(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
     assert study.directions(True) == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
     assert study.directions(False) == [optuna.study.StudyDirection.MAXIMIZE]
     shown = study.study_of(view)
@@ -275,7 +276,7 @@ def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> Non
 def test_what_was_pruned_has_no_accuracy_beside_its_cost(tmp_path: Path) -> None:
     made = searched(tmp_path, [2], costs=True)
     end(made, made.trials[0], None, RunStatus.pruned, hours=1.0, e2=30.0)
-    assert study.told(View(made), search.points(View(made))[0]).state is State.FAIL
+    assert study.told(View(made), points(View(made))[0]).state is State.FAIL
 
 
 def test_two_objectives_are_asked_of_the_sampler_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

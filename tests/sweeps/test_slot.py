@@ -1,8 +1,10 @@
-"""Slots and the replayed study, without Ray: what is claimed next, and what a dead or crashing owner leaves."""
+"""Slots, without Ray: what is claimed next, and what a dead or crashing owner leaves."""
 
 import contextlib
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -11,7 +13,7 @@ import pytest
 from cnnjepa.runs import RunResult, RunStatus
 from jobs.compose import compose_job
 from sweeps import claims, slot, study
-from sweeps.choice import next_claim
+from sweeps.choice import next_claim, not_begun
 from sweeps.claims import Process
 from sweeps.engine import rounds
 from sweeps.folder import Sweep, TrialState, View
@@ -19,6 +21,7 @@ from sweeps.slot import run_slot
 from sweeps.spec import ScaleName, Search, Setting, build_trials
 from tests.sweeps.tiny_sweep import sweep
 
+ROOT = Path(__file__).parents[2]
 CLUSTER = compose_job(["cluster=local"]).cluster
 
 
@@ -96,13 +99,30 @@ def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pyte
     assert got[0][1].claim.epoch == 2
 
 
+def test_an_ablations_worker_takes_pending_trials_in_order_and_imports_no_optuna(tiny: Sweep) -> None:
+    code = """
+import sys
+from pathlib import Path
+import sweeps.engine.rank, sweeps.slot
+from sweeps.choice import next_claim
+from sweeps.folder import Sweep, View
+view, held = View(Sweep.load(Path(sys.argv[1]))), []
+while (got := next_claim(view, "d")) is not None:
+    held.append(got)
+print([trial.number for trial, _ in held], "optuna" in sys.modules)
+"""
+    line, environment = [sys.executable, "-c", code, str(tiny.path)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    assert done.stdout.strip() == "[0, 1, 2, 3, 4, 5] False"
+
+
 def test_a_trial_that_another_slot_took_is_not_taken_twice(tiny: Sweep) -> None:
     view = View(tiny)
-    stale = study.replay(view)
+    named = next(not_begun(view))
     first = next_claim(View(tiny), Process.me().driver)
     assert first is not None
     assert first[0].number == 0
-    assert study.ask(view, stale) == tiny.trials[0]  # the stale brain names it, and the claim refuses it
+    assert named == tiny.trials[0]  # it was pending when it was looked at, and the claim refuses it
     assert claims.claim(tiny.trial_dir(tiny.trials[0]), 1, "d", 0) is None
     again = next_claim(view, Process.me().driver)
     assert again is not None
@@ -146,7 +166,7 @@ def test_a_silent_owner_on_another_host_is_taken_over_by_a_slot_that_is_told(tin
     assert (got[0].number, got[1].claim.epoch) == (0, 2)
 
 
-def test_the_replayed_study_tells_optuna_what_the_folders_say(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_of_an_ablation_shows_what_the_folders_say(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     done = RunResult(RunStatus.completed, metrics={"linear.holdout_top1": 51.5})
     for number, result in (
         (0, done),
@@ -157,12 +177,12 @@ def test_the_replayed_study_tells_optuna_what_the_folders_say(tiny: Sweep, monke
         folder.prepare(tiny.trials[number].config)
         folder.write_result(result)
     abandon(tiny, 3, 1, dead().driver, monkeypatch)
-    told = study.replay(View(tiny)).get_trials()
+    shown = study.study_of(View(tiny)).get_trials()
     state = optuna.trial.TrialState
-    assert [t.state for t in told] == [state.COMPLETE, state.FAIL, state.FAIL, state.RUNNING, state.WAITING, state.WAITING]
-    assert told[0].value == 51.5
-    assert told[0].params == {"setting": "depth 1", "seed": 42}
-    assert [t.user_attrs["signature"] for t in told] == [t.signature for t in tiny.trials]
+    assert [t.state for t in shown] == [state.COMPLETE, state.FAIL, state.FAIL, state.RUNNING, state.WAITING, state.WAITING]
+    assert [t.value for t in shown] == [51.5, None, None, None, None, None]
+    assert shown[0].params == {"setting": "depth 1"}
+    assert [t.user_attrs["signature"] for t in shown] == [t.signature for t in tiny.trials]
 
 
 def test_a_slot_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:

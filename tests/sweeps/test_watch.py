@@ -3,13 +3,14 @@
 import io
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from cnnjepa.config import ProbeConfig, WarningConfig
 from cnnjepa.runs import RunResult, RunStatus
 from jobs import queue as slurm
 from jobs.compose import compose_job
@@ -25,7 +26,13 @@ from sweeps.status import counts_line, share_done, sweep_status, trial_status
 from sweeps.watch import SlurmWatch, Watcher, conclude
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster
-EMPTY = {"epochs": 4, "probes": {}, "optimizer": {"lr": 0.1, "warmup_epochs": 0}, "global_batch_size": 32}
+EMPTY = {
+    "epochs": 4,
+    "probes": asdict(ProbeConfig()),
+    "warnings": asdict(WarningConfig()),
+    "optimizer": {"lr": 0.1, "warmup_epochs": 0},
+    "global_batch_size": 32,
+}
 
 
 class Jobs:
