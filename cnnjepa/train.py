@@ -10,26 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig, method_module
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, broadcast_object, joined
-from cnnjepa.energy import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
-from cnnjepa.files import remove_partial
-from cnnjepa.memory import peak_memory_mb, reset_peak_memory
+from cnnjepa.monitoring.gpu import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
+from cnnjepa.monitoring.memory import peak_memory_mb, reset_peak_memory
+from cnnjepa.monitoring.progress import TrainingProgress
+from cnnjepa.monitoring.recorder import Recorder
+from cnnjepa.monitoring.telemetry import Telemetry
 from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
-from cnnjepa.progress import TrainingProgress
 from cnnjepa.randomness import Stream, integer
-from cnnjepa.recorder import Recorder
 from cnnjepa.rules import validate
-from cnnjepa.runs import RunFolder, RunResult, RunStatus
-from cnnjepa.saving import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, insist
+from cnnjepa.run import checkpoint
+from cnnjepa.run.files import remove_partial
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, insist
 from cnnjepa.schedules import learning_rate, weight_decay
-from cnnjepa.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.compose import cluster_names, compose_job, qualified
-from jobs.door import INTERRUPTED, require_writable
-from jobs.drills.campaign import Drill, Scene, drill
-from jobs.drills.here import RunHere
-from jobs.drills.on_slurm import RunOnSlurm, command
-from jobs.drills.report import report
-from jobs.queue import has_slurm
-from jobs.spec import ClusterProfile, Scheduler
+from jobs.cli import INTERRUPTED, require_writable
+from jobs.cluster import ClusterProfile, Scheduler
+from jobs.config import cluster_names, compose_job, qualified
+from jobs.slurm.queue import has_slurm
+from sweeps.drill.campaign import Drill, Scene, drill
+from sweeps.drill.local_faults import RunHere
+from sweeps.drill.slurm_faults import RunOnSlurm, command
+from sweeps.drill.summary import report
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

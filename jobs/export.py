@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cnnjepa import checkpoint
 from cnnjepa.config import method_module
-from cnnjepa.identity import signature
-from cnnjepa.runs import RunFolder
-from jobs.door import Parser, require_writable
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.identity import signature
+from jobs.cli import Parser, require_writable
 
 
 def export(run_dir: Path, target: Path) -> int:

@@ -18,13 +18,13 @@ from pathlib import Path
 import psutil
 
 from cnnjepa.config import DataConfig, DatasetName, TrainConfig, method_module
-from cnnjepa.files import write_atomic
-from jobs import queue as slurm
-from jobs.door import Parser, require_writable, resolved
-from jobs.queue import SlurmError
-from jobs.spec import ClusterProfile, Scheduler, require_sbatch_path
+from cnnjepa.run.files import write_atomic
+from jobs.cli import Parser, require_writable, resolved
+from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
+from jobs.slurm import queue as slurm
+from jobs.slurm.queue import SlurmError
+from jobs.slurm.sbatch import Array, render
 from jobs.staging import PackedSet, StagingError, obstacle
-from jobs.submit import Array, render
 
 # Images of the whole sets (train, test).
 EXPECTED_IMAGES = {
@@ -294,8 +294,8 @@ def main() -> int:
         asked = parser.parse_args()
         if asked.data_only:
             return _data_only(asked.data_only)
-        from cnnjepa.identity import to_dict
-        from jobs.compose import compose_job
+        from cnnjepa.run.identity import to_dict
+        from jobs.config import compose_job
 
         job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
         runs_dir = resolved(asked.runs_dir or Path(job.cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
@@ -306,7 +306,7 @@ def main() -> int:
         return 2
     cluster = job.cluster
     code = Path(__file__).resolve().parent.parent
-    array = Array("cnnjepa-preflight", asked.slots, 1, "sweeps.engine.rank", "", code, runs_dir)
+    array = Array("cnnjepa-preflight", asked.slots, 1, "sweeps.execution.worker_main", "", code, runs_dir)
     data = to_dict(job.train.data)
     if cluster.scheduler is Scheduler.slurm:
         found = preflight(cluster, array, runs_dir, asked.slots, bytes_of_a_run(job.train), [data])

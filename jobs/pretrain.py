@@ -10,16 +10,16 @@ import hydra
 from omegaconf import DictConfig
 
 from cnnjepa.distributed import is_main_rank, rank_count
-from cnnjepa.runs import RunFolder, RunResult, RunStatus
-from jobs.compose import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, qualified, register_schemas, split_multirun
-from jobs.door import INTERRUPTED, require_writable, stop_on_signals
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from jobs.cli import INTERRUPTED, require_writable, stop_on_signals
+from jobs.cluster import JobSpec, Scheduler
+from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, qualified, register_schemas, split_multirun
 from jobs.private import make_private
-from jobs.queue import Queue, SlurmError, own_job
-from jobs.ranks import adopt_srun_ranks
 from jobs.run import check_job, run_job
-from jobs.spec import JobSpec, Scheduler
-from jobs.submit import launcher_overrides
-from jobs.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
+from jobs.slurm.queue import Queue, SlurmError, own_job
+from jobs.slurm.ranks import adopt_srun_ranks
+from jobs.slurm.sbatch import launcher_overrides
+from jobs.slurm.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
 
 
 def describe(job: JobSpec, result: RunResult | None) -> str:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.files import to_json, write_atomic
+from cnnjepa.run.files import to_json, write_atomic
 from jobs.snapshot import recorded_commit
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "ray", "optuna", "hydra-core", "submitit", "scikit-learn")

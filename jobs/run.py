@@ -12,11 +12,11 @@ from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import build_plan
 from cnnjepa.distributed import broadcast_object, first_of, is_main_rank, joined, pick_device, rank_count
 from cnnjepa.rules import validate
-from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.train import HopelessError, RunError, never, no_judge, train
 from jobs import provenance
-from jobs.door import require_writable
-from jobs.spec import JobSpec
+from jobs.cli import require_writable
+from jobs.cluster import JobSpec
 from jobs.staging import PackedSet, Staging, StagingError
 
 log = logging.getLogger(__name__)

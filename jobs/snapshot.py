@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from cnnjepa.files import to_json
+from cnnjepa.run.files import to_json
 
 ROOT = Path(__file__).resolve().parent.parent
 _PARTS = ("cnnjepa", "jobs", "sweeps", "slurm", "pyproject.toml")

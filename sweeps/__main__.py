@@ -7,15 +7,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from jobs.door import INTERRUPTED, Parser, resolved
-from jobs.queue import SlurmError
-from sweeps import advice, tables, views
-from sweeps.cancel import cancel
-from sweeps.folder import Sweep, View
-from sweeps.slot_log import follow
-from sweeps.spec import Trial
-from sweeps.status import best_line, best_so_far, live_table, rungs_line, sweep_status, warning_lines
-from sweeps.watch import wide_console
+from jobs.cli import INTERRUPTED, Parser, resolved
+from jobs.slurm.queue import SlurmError
+from sweeps.cli.cancel import cancel
+from sweeps.execution.monitor import wide_console
+from sweeps.report import tables, usage, views
+from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, sweep_status, warning_lines
+from sweeps.spec.sweep import Trial
+from sweeps.state.folder import Sweep, View
+from sweeps.state.logs import follow
 
 
 def find_trials(view: View, names: list[str]) -> list[Trial]:
@@ -35,7 +35,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
     """Print, or write, what was asked for of a sweep."""
     console = wide_console()
     if asked.command == "study":
-        from sweeps.study import mirror  # who looks at a sweep otherwise needs no Optuna
+        from sweeps.search.sampler import mirror  # who looks at a sweep otherwise needs no Optuna
 
         print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
         return 0
@@ -53,9 +53,9 @@ def show(view: View, asked: argparse.Namespace) -> int:
     if asked.command == "report":
         return make_page(view)
     if asked.command == "advice":
-        lines = advice.advice_lines(view)
+        lines = usage.advice_lines(view)
         if asked.json:
-            print(json.dumps({"lines": lines, "trials": {s: e.to_dict() for s, e in advice.all_of(view).items()}}))
+            print(json.dumps({"lines": lines, "trials": {s: e.to_dict() for s, e in usage.all_of(view).items()}}))
         else:
             print("\n".join(lines or ["no run has completed"]))
         return 0
@@ -69,10 +69,10 @@ def show(view: View, asked: argparse.Namespace) -> int:
 
 def make_page(view: View) -> int:
     """Write report.html and return 0; on a bug of the report print one line with file and line number, and return 1."""
-    from sweeps import report  # who looks at a sweep otherwise needs no Plotly
+    from sweeps.report import html
 
     try:
-        print(report.write(view))
+        print(html.write(view))
     except (ValueError, OSError, SlurmError):  # of what the folder holds, or the disk
         raise
     except Exception as error:

@@ -7,10 +7,10 @@ Trial 0 is the paper's setting. At smoke scale a run has 200 steps and .996 hard
 nothing of runs of 49,000 steps.
 """
 
-from sweeps.command import main
-from sweeps.scales import PAPER, SMOKE
-from sweeps.space import choice, real
-from sweeps.spec import Scale, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.scales import PAPER, SMOKE
+from sweeps.spec.space import choice, real
+from sweeps.spec.sweep import Scale, SweepSpec
 
 SWEEP = SweepSpec(
     name="ema_momentum",

@@ -7,10 +7,10 @@ python sweeps/joint_search.py --cluster local --two-objectives                  
 Trial 0 is the paper's setting. A kernel matters only where the predictor looks beyond a cell, a ratio or blocks only where masks have them.
 """
 
-from sweeps.command import main
-from sweeps.scales import PAPER, SMOKE
-from sweeps.space import choice, real, whole
-from sweeps.spec import Scale, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.scales import PAPER, SMOKE
+from sweeps.spec.space import choice, real, whole
+from sweeps.spec.sweep import Scale, SweepSpec
 
 SWEEP = SweepSpec(
     name="joint_search",

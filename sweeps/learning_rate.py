@@ -6,10 +6,10 @@ python sweeps/learning_rate.py --cluster komondor account=abc       24 settings 
 Trial 0 is the paper's setting. The paper names no other that it tried.
 """
 
-from sweeps.command import main
-from sweeps.scales import PAPER, SMOKE
-from sweeps.space import choice, real
-from sweeps.spec import Scale, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.scales import PAPER, SMOKE
+from sweeps.spec.space import choice, real
+from sweeps.spec.sweep import Scale, SweepSpec
 
 SWEEP = SweepSpec(
     name="learning_rate",

@@ -7,10 +7,10 @@ Trial 0 is the paper's setting. Its own comparison (one seed, linear and k-NN): 
 random 57.64 and 36.64.
 """
 
-from sweeps.command import main
-from sweeps.scales import PAPER, SMOKE
-from sweeps.space import choice, real, whole
-from sweeps.spec import Scale, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.scales import PAPER, SMOKE
+from sweeps.spec.space import choice, real, whole
+from sweeps.spec.sweep import Scale, SweepSpec
 
 SWEEP = SweepSpec(
     name="mask_ratio",

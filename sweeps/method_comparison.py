@@ -20,10 +20,10 @@ On one GPU the methods whose loss compares a whole batch need it at once: micro_
 python -m jobs.pretrain method=byol optimizer=byol_imagenet1k method.hidden=4096 data=imagenet1k epochs=100 encoder.name=resnet50 ...
 """
 
-from sweeps.command import main
-from sweeps.scales import PAPER, SMOKE
-from sweeps.space import Value
-from sweeps.spec import Scale, Setting, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.scales import PAPER, SMOKE
+from sweeps.spec.space import Value
+from sweeps.spec.sweep import Scale, Setting, SweepSpec
 
 
 def _published(linear: float, knn: float, gpu_hours: float | None = None) -> dict[str, float]:

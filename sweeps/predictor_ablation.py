@@ -7,10 +7,10 @@ Expected at paper scale (one seed, best of 90 probe epochs): depth 3 linear 73.2
 size within a point. Smoke scale shows that everything works, and says nothing about the question.
 """
 
-from sweeps.command import main
-from sweeps.scales import PAPER, SMOKE
-from sweeps.space import Value
-from sweeps.spec import Scale, Setting, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.scales import PAPER, SMOKE
+from sweeps.spec.space import Value
+from sweeps.spec.sweep import Scale, Setting, SweepSpec
 
 
 def _setting(linear: float | None = None, knn: float | None = None, **predictor: Value) -> Setting:

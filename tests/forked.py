@@ -129,7 +129,7 @@ serve(socket.socket(fileno=int(sys.argv[1])))
 # What the programs import at their start or soon after.
 MODULES = (
     *("torch", "torch.distributed", "sklearn.datasets", "PIL.Image", "pyarrow", "hydra", "yaml"),
-    *("jobs.pretrain", "jobs.export", "sweeps.command", "sweeps.results", "sweeps.__main__"),
+    *("jobs.pretrain", "jobs.export", "sweeps.cli.run", "sweeps.report.aggregate", "sweeps.__main__"),
 )
 _Stream = int | IO[Any] | None
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.runs import RunFolder
+from cnnjepa.run.folder import RunFolder
 
 
 def hold(file: Path, at_step: int) -> None:

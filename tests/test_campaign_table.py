@@ -2,7 +2,7 @@
 
 import re
 
-from jobs.drills.here import RunHere
+from sweeps.drill.local_faults import RunHere
 from tests.campaign_table import PAGE, block
 from tests.documented import ROOT
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
-from jobs.compose import cluster_names
-from jobs.spec import ClusterProfile
+from jobs.cluster import ClusterProfile
+from jobs.config import cluster_names
 from tests.documented import PAGES, ROOT, Block, blocks, code_spans, messages, prose
 from tests.typed import EXAMPLES
 

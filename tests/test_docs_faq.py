@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnjepa.runs import RunFolder
-from jobs import compose, pretrain
-from jobs.compose import compose_job
+from cnnjepa.run.folder import RunFolder
+from jobs import config, pretrain
+from jobs.config import compose_job
 from jobs.run import run_job
 from sweeps import __main__ as looking
-from sweeps import claims, command, joint_search, predictor_ablation
-from sweeps.choice import STARTS_ALLOWED, next_claim
-from sweeps.claims import Process, SlurmStart
-from sweeps.folder import Sweep, View
-from sweeps.spec import ScaleName, SweepSpec, build_trials
+from sweeps import joint_search, predictor_ablation
+from sweeps.cli import run
+from sweeps.execution.scheduler import STARTS_ALLOWED, next_claim
+from sweeps.spec.sweep import ScaleName, SweepSpec, build_trials
+from sweeps.state import claims
+from sweeps.state.claims import Process, SlurmStart
+from sweeps.state.folder import Sweep, View
 from tests.documented import matches, messages
 from tests.sweeps.tiny_sweep import OVERRIDES, sweep
 from tests.tiny import tiny_config
@@ -46,7 +48,7 @@ class Scene:
 
     def sweep(self, spec: SweepSpec, *arguments: str) -> str:
         """`python sweeps/<name>.py`, refused."""
-        return self.door(lambda: command.main(spec), *arguments)
+        return self.door(lambda: run.main(spec), *arguments)
 
     def ablation(self, *arguments: str) -> str:
         """The predictor ablation, refused."""
@@ -87,9 +89,9 @@ def another_configuration(scene: Scene) -> str:
 
 def misspelt(scene: Scene) -> str:
     """A profile with a field that does not exist."""
-    shutil.copytree(compose.CONFIG_DIR, scene.path / "slurm")
+    shutil.copytree(config.CONFIG_DIR, scene.path / "slurm")
     (scene.path / "slurm" / "cluster" / "mine.yaml").write_text("name: mine\nscheduler: slurm\npartitoin: gpu\n")
-    scene.patch.setattr(compose, "CONFIG_DIR", scene.path / "slurm")
+    scene.patch.setattr(config, "CONFIG_DIR", scene.path / "slurm")
     return scene.ablation("--cluster", "mine")
 
 

@@ -27,7 +27,7 @@ from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.packed import MANIFEST, UNFINISHED, Manifest, PackedFile, read_manifest
 from cnnjepa.data.pictures import EncodedPicture, as_ppm
 from cnnjepa.data.sources import Entry
-from cnnjepa.files import sync_folder, to_json, write_atomic
+from cnnjepa.run.files import sync_folder, to_json, write_atomic
 
 SCHEMA = pa.schema([("image", pa.large_binary()), ("label", pa.int64()), ("name", pa.string())])
 IMAGES_A_FILE = 8192  # about 0.9 GB of ImageNet

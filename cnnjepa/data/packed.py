@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnjepa.data.pictures import EncodedPicture
-from cnnjepa.files import to_json, write_atomic
+from cnnjepa.run.files import to_json, write_atomic
 
 MANIFEST = "manifest.json"
 FORMAT = "cnnjepa-packed-1"

@@ -307,7 +307,7 @@ def kill_halfway(line: list[str], run_dir: Path, steps: int) -> tuple[int, int] 
     None where it ended before. One that has made most of its steps and no such checkpoint is told to stop, which saves it, and started
     again: a slow disk must not keep it from being killed.
     """
-    from cnnjepa import checkpoint
+    from cnnjepa.run import checkpoint
 
     for asked_to_stop in (False, True):
         with started(line, run_dir.with_suffix(".log")) as child:
@@ -457,7 +457,7 @@ def measure_steps(bench: Any, seconds: float) -> dict[str, Any]:
     """Steps of our way for so many seconds, on images that are on the device."""
     import torch
 
-    from cnnjepa.energy import nvml_joules, nvml_utilisation
+    from cnnjepa.monitoring.gpu import nvml_joules, nvml_utilisation
 
     cuda = bench.device.type == "cuda"
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else bench.device

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnjepa import checkpoint
-from cnnjepa.runs import TIMING_KEYS, RunFolder
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import TIMING_KEYS, RunFolder
 
 # Of losses, where the device does not repeat itself: bf16 rounds to 1 part in 256, and a run of some hundred steps amplifies it.
 LOSS_TOLERANCE = 0.05

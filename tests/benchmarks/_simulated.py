@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from cnnjepa.runs import RunResult, RunStatus
-from jobs.queue import Queue
-from sweeps import claims
-from sweeps.choice import judge, next_claim
-from sweeps.claims import Process, SlurmStart
-from sweeps.folder import Sweep, View
-from sweeps.spec import Trial
+from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.slurm.queue import Queue
+from sweeps.execution.scheduler import judge, next_claim
+from sweeps.spec.sweep import Trial
+from sweeps.state import claims
+from sweeps.state.claims import Process, SlurmStart
+from sweeps.state.folder import Sweep, View
 
 Curve = Callable[[Trial, int], float]  # the objective of a trial after so many epochs
 _CLUSTER, _ARRAY = "simulated", "7"

@@ -1,7 +1,7 @@
 """A sweep of trivial trials, one a seed: a single step of a very small network, no probe."""
 
-from sweeps.command import main
-from sweeps.spec import Scale, Setting, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.sweep import Scale, Setting, SweepSpec
 
 OVERRIDES = [
     "data=imagefolder",

@@ -8,23 +8,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cnnjepa.runs import RunResult, RunStatus
-from jobs.queue import Queue
-from sweeps import choice
-from sweeps.claims import SlurmStart
-from sweeps.engine.submission import Submission
-from sweeps.folder import Sweep, View
+from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.slurm.queue import Queue
+from sweeps.execution import scheduler
+from sweeps.state.claims import SlurmStart
+from sweeps.state.folder import Sweep, View
+from sweeps.state.submission import Submission
 
-choice.runnable = lambda _trial: True  # building the configuration would import the method, and with it torch
+scheduler.runnable = lambda _trial: True  # building the configuration would import the method, and with it torch
 
 
 def main() -> None:
-    """The last argument is the submission, as for sweeps.engine.rank."""
+    """The last argument is the submission, as for sweeps.execution.worker_main."""
     submission = Submission.load(Path(sys.argv[-1]))
     sweep = Sweep.load(submission.sweep_path)
     start = SlurmStart.me(0, submission.log_of_this_job(), submission.code)
     assert start is not None
-    found = choice.next_claim(View(sweep, queue=Queue(refresh_seconds=60, patience_seconds=600)), start.driver, start)
+    found = scheduler.next_claim(View(sweep, queue=Queue(refresh_seconds=60, patience_seconds=600)), start.driver, start)
     if found is not None:
         trial, owned = found
         with owned:

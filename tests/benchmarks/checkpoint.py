@@ -17,10 +17,10 @@ from _report import publish
 from methods import build, pixels, settings, take_step
 from rich.table import Table
 
-from cnnjepa import checkpoint
 from cnnjepa.config import CheckpointConfig, Device, Precision
 from cnnjepa.distributed import joined
-from cnnjepa.saving import Saver, host_copy
+from cnnjepa.run import checkpoint
+from cnnjepa.run.saver import Saver, host_copy
 from cnnjepa.train import Run
 
 STEPS_BEFORE = 8

@@ -14,9 +14,9 @@ from pathlib import Path
 from _report import publish
 from rich.table import Table
 
-from jobs.drills.campaign import drill
-from jobs.drills.here import RunHere
-from jobs.drills.report import by_kind, figures
+from sweeps.drill.campaign import drill
+from sweeps.drill.local_faults import RunHere
+from sweeps.drill.summary import by_kind, figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

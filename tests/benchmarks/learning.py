@@ -38,11 +38,11 @@ from cnnjepa.config import (
 )
 from cnnjepa.data.datasets import GreyImages, Images, Indices, Splits, load_splits
 from cnnjepa.distributed import joined
-from cnnjepa.identity import to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.probes import knn, run_probes
 from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm
-from cnnjepa.runs import RunFolder
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.identity import to_dict
 from cnnjepa.train import train
 
 REQUIRED_GAIN = {"linear": 5.0, "knn": 3.0}  # points of test top-1, in each seed

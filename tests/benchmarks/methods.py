@@ -29,12 +29,12 @@ from cnnjepa.config import DATA_PRESETS, EncoderConfig, EncoderName, Precision, 
 from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan
 from cnnjepa.distributed import GradientBuckets, joined
-from cnnjepa.energy import EnergyMeter
-from cnnjepa.memory import peak_memory_mb
+from cnnjepa.monitoring.gpu import EnergyMeter
+from cnnjepa.monitoring.memory import peak_memory_mb
 from cnnjepa.optim import build_optimizer
 from cnnjepa.rules import validate
-from cnnjepa.runs import RunFolder
-from cnnjepa.saving import Saver
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.saver import Saver
 from cnnjepa.train import Run, forward_backward, micro_batch
 
 # Percent: GPU-hours of 200 epochs on 4 A100 (paper, table V), and the official code's step on one CPU core.

@@ -12,9 +12,9 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
-from cnnjepa.runs import RunFolder
+from cnnjepa.run.folder import RunFolder
 from cnnjepa.train import train
-from jobs.compose import compose_job
+from jobs.config import compose_job
 
 CURVES = Path(__file__).resolve().parent / "curves.json"
 EPOCHS, PROBED, SEEDS = 27, [2, 3, 6, 9, 13], [42, 43, 44]

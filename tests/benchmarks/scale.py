@@ -28,13 +28,14 @@ from _report import publish
 from _simulated import Simulation
 from rich.table import Table
 
-from sweeps import claims, study
-from sweeps.folder import Sweep
 from sweeps.joint_search import SWEEP
-from sweeps.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.space import baseline
-from sweeps.spec import FIRST_SEED, ScaleName, Search, Trial, build_search
-from sweeps.study import COMPLETE, PRUNED, Told
+from sweeps.search import sampler
+from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
+from sweeps.search.sampler import COMPLETE, PRUNED, Told
+from sweeps.spec.space import baseline
+from sweeps.spec.sweep import FIRST_SEED, ScaleName, Search, Trial, build_search
+from sweeps.state import claims
+from sweeps.state.folder import Sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 27
@@ -95,7 +96,7 @@ def tenths(decisions: list[tuple[int, float, int]], trials: int) -> list[dict[st
 def ask_tpe(sizes: list[int]) -> dict[str, float]:
     """Milliseconds of one choice by TPE, by the number of settings that it is told of."""
     search, at_random, chance = search_of(1000, "tpe", []), search_of(1000, "random", []), random.Random(0)
-    drawn = [study.suggest([], at_random, number, 0) for number in range(500)]
+    drawn = [sampler.suggest([], at_random, number, 0) for number in range(500)]
     found = {}
     for size in sizes:
         outcomes = [(COMPLETE, [chance.random()], {}) if i % 3 == 0 else (PRUNED, [], {3: chance.random()}) for i in range(size)]
@@ -103,7 +104,7 @@ def ask_tpe(sizes: list[int]) -> dict[str, float]:
         times = []
         for number in range(3):
             before = time.perf_counter()
-            study.suggest(past, search, number, 0)
+            sampler.suggest(past, search, number, 0)
             times.append(time.perf_counter() - before)
         found[str(size)] = round(1000 * statistics.median(times), 1)
     return found
@@ -118,7 +119,7 @@ def cold(path: Path) -> dict[str, float]:
         "open_to_choose_seconds": [
             sys.executable,
             "-c",
-            "import sys, pathlib; from sweeps.folder import Sweep, View; from sweeps.choice import next_claim\n"
+            "import sys, pathlib; from sweeps.state.folder import Sweep, View; from sweeps.execution.scheduler import next_claim\n"
             "assert next_claim(View(Sweep.load(pathlib.Path(sys.argv[1]))), 'd') is None",
             str(path),
         ],

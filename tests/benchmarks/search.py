@@ -30,12 +30,12 @@ from _simulated import Simulation
 from record_curves import BASE, CURVES, EPOCHS, GRID, SEEDS, key
 from rich.table import Table
 
-from sweeps.folder import Sweep
-from sweeps.point import points as settings_of
-from sweeps.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.space import Params, baseline, real
-from sweeps.spec import FIRST_SEED, Scale, ScaleName, SweepSpec, Trial, build_search
-from sweeps.study import SAMPLERS
+from sweeps.search.points import points as settings_of
+from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
+from sweeps.search.sampler import SAMPLERS
+from sweeps.spec.space import Params, baseline, real
+from sweeps.spec.sweep import FIRST_SEED, Scale, ScaleName, SweepSpec, Trial, build_search
+from sweeps.state.folder import Sweep
 
 REQUIRED_SHARE, REQUIRED_RIGHT = 0.25, 0.8
 LR, EMA, MASK = GRID

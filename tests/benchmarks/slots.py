@@ -25,7 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sweeps.folder import Sweep, View
+from sweeps.state.folder import Sweep, View
 from tests.slurm_cluster import Options, SlurmCluster, free_ports
 
 SCRIPT = Path(__file__).resolve().parent / "_slots_sweep.py"
@@ -55,7 +55,7 @@ class Watched:
     def sample(self) -> None:
         """Look once; before the command has become the watcher there is nothing to see."""
         try:
-            if "sweeps.watch" not in self.process.cmdline():
+            if "sweeps.execution.monitor" not in self.process.cmdline():
                 return
             times = self.process.cpu_times()
             self.megabytes.append(self.process.memory_info().rss / 2**20)

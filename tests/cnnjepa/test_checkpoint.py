@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cnnjepa import checkpoint
+from cnnjepa.run import checkpoint
 
 CPU = torch.device("cpu")
 

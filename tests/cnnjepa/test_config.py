@@ -14,9 +14,9 @@ from cnnjepa.config import (
     method_module,
     method_names,
 )
-from cnnjepa.identity import differences, from_dict, identity, signature, to_dict
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.rules import validate
+from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict
 from tests.tiny import tiny_config
 
 

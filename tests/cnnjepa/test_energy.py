@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cnnjepa.energy import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
+from cnnjepa.monitoring.gpu import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
 
 
 def test_a_processor_tells_nothing() -> None:

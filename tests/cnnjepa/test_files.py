@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa import files
-from cnnjepa.files import Lines, create_exclusive, remove_partial, to_json, write_atomic
+from cnnjepa.run import files
+from cnnjepa.run.files import Lines, create_exclusive, remove_partial, to_json, write_atomic
 
 
 def overtaken(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:

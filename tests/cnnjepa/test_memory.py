@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cnnjepa import memory
 from cnnjepa.distributed import Ranks
-from cnnjepa.memory import peak_memory_mb, reset_peak_memory
+from cnnjepa.monitoring import memory
+from cnnjepa.monitoring.memory import peak_memory_mb, reset_peak_memory
 
 CPU, CUDA = (Ranks(0, 1, torch.device(kind)) for kind in ("cpu", "cuda"))
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from cnnjepa import checkpoint
 from cnnjepa.batch import Batch
 from cnnjepa.config import EncoderConfig, Precision, TrainConfig, method_module, method_names, optimizer_presets
 from cnnjepa.data.views import ViewSpec
-from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.masking import draw_blocks
 from cnnjepa.rules import validate
-from cnnjepa.runs import RunStatus
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import RunStatus
+from cnnjepa.run.identity import from_dict, to_dict
 from cnnjepa.train import CollapsedError, RunError
 from tests.cnnjepa.test_distributed import Launched, assert_close, finish
 from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
@@ -217,8 +217,8 @@ import json, sys
 from pathlib import Path
 from cnnjepa.distributed import joined
 from cnnjepa.config import Device
-from cnnjepa.identity import from_dict
-from cnnjepa.runs import RunFolder
+from cnnjepa.run.identity import from_dict
+from cnnjepa.run.folder import RunFolder
 from cnnjepa.train import train
 with joined(Device.cpu) as ranks:
     for name, values in json.loads(sys.argv[2]).items():

@@ -31,7 +31,7 @@ from cnnjepa.data.packed import PackedImages, read_manifest
 from cnnjepa.data.pictures import EncodedPicture
 from cnnjepa.data.views import crop_and_flip, random_views
 from cnnjepa.distributed import Ranks
-from cnnjepa.identity import signature
+from cnnjepa.run.identity import signature
 from tests import forked
 from tests.cnnjepa.test_data import image_tree, picture, pixels_of, write_idx
 from tests.documented import typed

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnnjepa import progress
-from cnnjepa.progress import TrainingProgress
+from cnnjepa.monitoring import progress
+from cnnjepa.monitoring.progress import TrainingProgress
 
 
 @pytest.fixture

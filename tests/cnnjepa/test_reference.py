@@ -31,7 +31,7 @@ from cnnjepa.data import datasets
 from cnnjepa.methods import byol, cnn_jepa
 from cnnjepa.models.masked import Visibility
 from cnnjepa.optim import AdamW
-from cnnjepa.runs import RunFolder
+from cnnjepa.run.folder import RunFolder
 from tests.tiny import tiny_config
 
 GOLDEN = Path(__file__).with_name("reference_steps.json")

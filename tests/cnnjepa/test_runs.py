@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.runs import RunFolder, RunResult, RunStatus, read_metrics, read_probes
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, read_metrics, read_probes
 from tests.tiny import tiny_config
 
 

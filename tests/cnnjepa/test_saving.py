@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cnnjepa import checkpoint, saving
-from cnnjepa.files import Lines
-from cnnjepa.runs import RunFolder
-from cnnjepa.saving import Saver, host_copy, insist
+from cnnjepa.run import checkpoint, saver
+from cnnjepa.run.files import Lines
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.saver import Saver, host_copy, insist
 from cnnjepa.train import RunError
 from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
 from tests.tiny import tiny_config
@@ -114,7 +114,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 5000.0
-        monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+        monkeypatch.setattr(saver, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -170,7 +170,7 @@ def test_the_end_waits_no_longer_than_patience_and_asks_twice_a_second(monkeypat
 
 def test_patience_is_a_minute_for_a_stop_and_ten_for_the_end() -> None:
     """Slurm ends a preempted run sooner than that; docs/cluster.md and docs/faq.md count on these."""
-    assert (saving.PATIENCE_AT_STOP_SECONDS, saving.PATIENCE_AT_END_SECONDS) == (60, 600)
+    assert (saver.PATIENCE_AT_STOP_SECONDS, saver.PATIENCE_AT_END_SECONDS) == (60, 600)
 
 
 def test_no_checkpoint_is_published_before_what_it_counts_on_is_durable(tmp_path: Path) -> None:
@@ -342,12 +342,12 @@ def test_a_refused_save_is_tried_again_after_a_minute_or_the_interval_where_that
         raise OSError(errno.ENOSPC, "No space left on device")
 
     now = [0.0]
-    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
-    saver = Saver(tmp_path, interval, keep=2)
+    monkeypatch.setattr(saver.time, "monotonic", lambda: now[0])
+    made = Saver(tmp_path, interval, keep=2)
     now[0] = interval
-    assert saver.due()
-    saver.begin(1, LARGE, refuses)
+    assert made.due()
+    made.begin(1, LARGE, refuses)
     now[0] += again - 0.5
-    assert not saver.due()
+    assert not made.due()
     now[0] += 0.5
-    assert saver.due()
+    assert made.due()

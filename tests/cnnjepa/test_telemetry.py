@@ -13,13 +13,13 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
-from cnnjepa import telemetry
 from cnnjepa.batch import Batch
 from cnnjepa.config import EncoderConfig, EncoderName, TrainConfig, method_module
 from cnnjepa.methods import byol
-from cnnjepa.recorder import Recorder, hyperparameters
-from cnnjepa.runs import RunFolder, RunResult
-from cnnjepa.telemetry import Telemetry, part_of, sampled
+from cnnjepa.monitoring import telemetry
+from cnnjepa.monitoring.recorder import Recorder, hyperparameters
+from cnnjepa.monitoring.telemetry import Telemetry, part_of, sampled
+from cnnjepa.run.folder import RunFolder, RunResult
 from cnnjepa.train import train
 from tests.tiny import tiny_config
 

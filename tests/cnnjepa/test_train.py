@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from cnnjepa import checkpoint
 from cnnjepa import train as trainer
 from cnnjepa.batch import Batch
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.loader import build_plan
 from cnnjepa.distributed import Ranks
-from cnnjepa.identity import from_dict, to_dict
 from cnnjepa.methods import cnn_jepa
-from cnnjepa.runs import TIMING_KEYS, RunFolder, RunResult, RunStatus
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import TIMING_KEYS, RunFolder, RunResult, RunStatus
+from cnnjepa.run.identity import from_dict, to_dict
 from cnnjepa.train import CollapsedError, NonFiniteError, RunError, train
 from tests import forked
 from tests.forked import Forked
@@ -32,9 +32,9 @@ from tests.tiny import tiny_config
 CHILD = """
 import json, os, sys, time, torch
 from pathlib import Path
-from cnnjepa import checkpoint
-from cnnjepa.identity import from_dict
-from cnnjepa.runs import RunFolder
+from cnnjepa.run import checkpoint
+from cnnjepa.run.identity import from_dict
+from cnnjepa.run.folder import RunFolder
 from cnnjepa.train import train
 folder = RunFolder(Path(sys.argv[1]))
 config = from_dict(json.loads(sys.argv[2]))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jobs import accounting
-from jobs.accounting import mebibytes_of, parse, seconds_of, used_at_the_end
-from jobs.queue import SlurmError, SlurmSilentError
+from jobs.slurm import sacct
+from jobs.slurm.queue import SlurmError, SlurmSilentError
+from jobs.slurm.sacct import mebibytes_of, parse, seconds_of, used_at_the_end
 
 # sacct -D -n -P: an array of two, each with 2 tasks of 200 MB that computed for 6 s and slept for 3 on a busy machine; a job that was
 # requeued once and then cancelled; one that waits.
@@ -86,7 +86,7 @@ class Waiting:
 
     def __init__(self, patch: pytest.MonkeyPatch, *answers: str | SlurmError) -> None:
         self.answers, self.asked, self.now = list(answers), list[str](), 100.0
-        patch.setattr(accounting, "ask", self.ask)
+        patch.setattr(sacct, "ask", self.ask)
 
     def ask(self, command: list[str], patience_seconds: float) -> str:
         assert patience_seconds == 0
@@ -99,7 +99,7 @@ class Waiting:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def used(self, *jobs: str, wait: float = 20.0) -> dict[str, accounting.JobUse]:
+    def used(self, *jobs: str, wait: float = 20.0) -> dict[str, sacct.JobUse]:
         return used_at_the_end(jobs, wait, lambda: self.now, self.sleep)
 
 
@@ -175,7 +175,7 @@ def test_many_jobs_are_asked_for_in_several_requests_with_all_their_starts(monke
         asked.append(jobs)
         return "".join(f"{job}|COMPLETED|00:00:10|00:10:00|00:02.000|4|1|1500M||\n" for job in jobs)
 
-    monkeypatch.setattr(accounting, "ask", ask)
+    monkeypatch.setattr(sacct, "ask", ask)
     jobs = [f"7_{i}" for i in range(450)]
-    assert list(accounting.used(jobs)) == jobs
+    assert list(sacct.used(jobs)) == jobs
     assert [len(a) for a in asked] == [200, 200, 50]

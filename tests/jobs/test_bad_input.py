@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from cnnjepa.config import EncoderName, method_names, optimizer_presets
-from cnnjepa.runs import RunFolder
+from cnnjepa.run.folder import RunFolder
 from jobs import pretrain
-from sweeps import command
-from sweeps.folder import Sweep
+from sweeps.cli import run
 from sweeps.joint_search import SWEEP as JOINT_SEARCH
 from sweeps.mask_ratio import SWEEP as MASK_RATIO
 from sweeps.predictor_ablation import SWEEP
-from sweeps.space import whole
+from sweeps.spec.space import whole
+from sweeps.state.folder import Sweep
 from tests import forked
 from tests.cnnjepa.test_data import image_tree
 from tests.tiny import tiny_config
@@ -233,7 +233,7 @@ SEARCH_TABLE = [
 @pytest.mark.parametrize(("arguments", "message"), SEARCH_TABLE, ids=[" ".join(a) for a, _ in SEARCH_TABLE])
 def test_a_search_says_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must") as caught:
-        command.run(JOINT_SEARCH, ["--runs-dir", str(tmp_path), *arguments])
+        run.run(JOINT_SEARCH, ["--runs-dir", str(tmp_path), *arguments])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.json"))
@@ -242,14 +242,14 @@ def test_a_search_says_what_is_wrong(arguments: list[str], message: str, tmp_pat
 def test_a_space_whose_border_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     deep = dataclasses.replace(JOINT_SEARCH, space=[whole("method.predictor.depth", 1, 9)])
     with pytest.raises(ValueError, match=r"method\.predictor\.depth must lie in \[1, 6\]; got 9"):
-        command.run(deep, ["--runs-dir", str(tmp_path)])
+        run.run(deep, ["--runs-dir", str(tmp_path)])
 
 
 @pytest.mark.parametrize(("arguments", "message"), SWEEP_TABLE, ids=[" ".join(a) for a, _ in SWEEP_TABLE])
 def test_a_sweep_says_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
     runs = [] if "--runs-dir" in arguments else ["--runs-dir", str(tmp_path)]
     with pytest.raises(ValueError, match="must") as caught:
-        command.run(SWEEP, [*runs, *arguments])
+        run.run(SWEEP, [*runs, *arguments])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.json"))
@@ -260,11 +260,11 @@ def test_a_search_over_keys_that_the_method_lacks_says_so(tmp_path: Path) -> Non
     with pytest.raises(
         ValueError, match=r"^the configuration must have method\.mask\.strategy; got one without it: it may belong to another"
     ):
-        command.run(MASK_RATIO, line)
+        run.run(MASK_RATIO, line)
 
 
 def test_a_sweep_takes_a_batch_that_fits_its_own_scale(tmp_path: Path) -> None:
-    assert command.run(SWEEP, ["--runs-dir", str(tmp_path), "global_batch_size=192", "--dry-run"]) == 0
+    assert run.run(SWEEP, ["--runs-dir", str(tmp_path), "global_batch_size=192", "--dry-run"]) == 0
 
 
 def test_a_sweep_file_that_no_sweep_wrote_is_refused(tmp_path: Path) -> None:

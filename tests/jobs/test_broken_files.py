@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import compose, pretrain
+from jobs import config, pretrain
 from sweeps import __main__ as looking
-from sweeps import claims, command
-from sweeps.folder import Sweep
-from sweeps.plan import parse, plan
+from sweeps.cli import run
+from sweeps.cli.plan import parse, plan
+from sweeps.state import claims
+from sweeps.state.folder import Sweep
 from tests.sweeps.struck import ARGUMENTS, SPECS
 from tests.tiny import tiny_config
 
@@ -44,7 +45,7 @@ def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("it has started")
 
     monkeypatch.setattr(pretrain, "run_job", started)
-    monkeypatch.setattr(command, "run_here", started)
+    monkeypatch.setattr(run, "run_here", started)
 
 
 # Profiles: the text of slurm/cluster/broken.yaml.
@@ -116,8 +117,8 @@ NAMED_BY_THE_COMMAND = [
 @pytest.fixture
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "slurm"
-    shutil.copytree(compose.CONFIG_DIR, folder)
-    monkeypatch.setattr(compose, "CONFIG_DIR", folder)
+    shutil.copytree(config.CONFIG_DIR, folder)
+    monkeypatch.setattr(config, "CONFIG_DIR", folder)
     monkeypatch.chdir(tmp_path)
     return folder / "cluster" / "broken.yaml"
 
@@ -190,7 +191,7 @@ def test_a_broken_file_of_a_sweep(name: str, sweep: Sweep, monkeypatch: pytest.M
     path = file_of(sweep, name)
 
     def own() -> None:
-        command.main(SPECS["search"])
+        run.main(SPECS["search"])
 
     for number, (what, text) in enumerate([*TEXTS.items(), ("folder", None)]):
         path.unlink(missing_ok=True)
@@ -224,7 +225,7 @@ def test_a_broken_configuration_of_a_run(text: bytes | None, tmp_path: Path, mon
 def test_nonsense_in_a_configuration_of_a_run(
     key: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    from cnnjepa.identity import to_dict
+    from cnnjepa.run.identity import to_dict
 
     (tmp_path / "config.yaml").write_text(json.dumps({**to_dict(tiny_config()), key: value}))
     said = refused(pretrain.main, [f"run_dir={tmp_path}", "optimizer.warmup_epochs=0"], monkeypatch, capsys)
@@ -258,5 +259,5 @@ def test_a_file_where_a_folder_should_be(where: str, tmp_path: Path, monkeypatch
         path.mkdir()
     else:
         path.write_text("x")
-    said = refused(lambda: command.main(spec), line, monkeypatch, capsys)
+    said = refused(lambda: run.main(spec), line, monkeypatch, capsys)
     assert path.name in said

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.door import INTERRUPTED, STOPPED, Parser, require_printable, require_writable, resolved, stop_on_signals
+from jobs.cli import INTERRUPTED, STOPPED, Parser, require_printable, require_writable, resolved, stop_on_signals
 
 
 def test_a_signal_asks_to_stop_and_the_handlers_come_back(capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,13 @@ import psutil
 import pytest
 import torch
 
-from cnnjepa import checkpoint
-from cnnjepa.runs import RunFolder
-from jobs.drills import campaign, damage
-from jobs.drills.campaign import Drill, Struck, order, verdict
-from jobs.drills.proof import Proof, compare_records, compare_rows, compare_states
-from jobs.drills.report import by_kind, equalities, figures, report
-from jobs.drills.watched import WatchedRun
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import RunFolder
+from sweeps.drill import campaign, file_faults
+from sweeps.drill.campaign import Drill, Struck, order, verdict
+from sweeps.drill.compare import Proof, compare_records, compare_rows, compare_states
+from sweeps.drill.observed import WatchedRun
+from sweeps.drill.summary import by_kind, equalities, figures, report
 from tests import forked
 from tests.documented import typed
 from tests.held import wait_until
@@ -118,7 +118,7 @@ def test_a_dry_run_shows_what_a_cluster_would_be_given() -> None:
     assert done.returncode == 0, done.stderr
     for line in ("#SBATCH --account=abc", "#SBATCH --gres=gpu:4", "#SBATCH --time=60", "#SBATCH --requeue", "#SBATCH --ntasks-per-node=4"):
         assert line in done.stdout
-    assert "sweeps.engine.rank" in done.stdout
+    assert "sweeps.execution.worker_main" in done.stdout
 
 
 def test_each_kind_comes_once_before_any_comes_twice_and_the_seed_decides() -> None:
@@ -199,16 +199,16 @@ def test_a_drill_with_fewer_faults_than_asked_or_a_lost_run_has_failed() -> None
 def test_damage_is_what_it_says_and_read_only_passes(tmp_path: Path) -> None:
     saved = checkpoint.save(tmp_path / "checkpoints", 1, {"w": torch.zeros(1000)}, keep=2)
     whole = saved.path.read_bytes()
-    damage.flip_a_bit(tmp_path / "checkpoints", random.Random(1))
+    file_faults.flip_a_bit(tmp_path / "checkpoints", random.Random(1))
     flipped = saved.path.read_bytes()
     assert sum((a ^ b).bit_count() for a, b in zip(whole, flipped, strict=True)) == 1
-    damage.truncate(tmp_path / "checkpoints", random.Random(1))
+    file_faults.truncate(tmp_path / "checkpoints", random.Random(1))
     assert len(saved.path.read_bytes()) < len(whole)
-    hidden = damage.hide_newest(tmp_path / "checkpoints", tmp_path / "aside")
+    hidden = file_faults.hide_newest(tmp_path / "checkpoints", tmp_path / "aside")
     assert checkpoint.find(tmp_path / "checkpoints") == []
-    damage.show_again(hidden, tmp_path / "checkpoints")
+    file_faults.show_again(hidden, tmp_path / "checkpoints")
     assert len(checkpoint.find(tmp_path / "checkpoints")) == 1
-    with damage.read_only(tmp_path):
+    with file_faults.read_only(tmp_path):
         assert (tmp_path / "checkpoints").stat().st_mode & 0o777 == 0o555
     assert (tmp_path / "checkpoints").stat().st_mode & 0o200
 

@@ -9,13 +9,13 @@ import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cnnjepa import checkpoint
 from cnnjepa.config import method_module
-from cnnjepa.identity import signature
 from cnnjepa.models.encoders import build_encoder
-from cnnjepa.runs import RunFolder
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.identity import signature
 from cnnjepa.train import train
-from jobs.compose import compose_job
+from jobs.config import compose_job
 from jobs.export import export
 from tests.cnnjepa.test_methods import METHODS, small
 

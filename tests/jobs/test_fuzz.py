@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cnnjepa.config import TrainConfig, method_module, method_names
-from cnnjepa.identity import from_dict, signature, to_dict
 from cnnjepa.rules import validate
-from jobs.compose import _compose, _leaves, compose_job
-from jobs.spec import ClusterProfile, Scheduler, validate_cluster
-from jobs.submit import Array, render
+from cnnjepa.run.identity import from_dict, signature, to_dict
+from jobs.cluster import ClusterProfile, Scheduler, validate_cluster
+from jobs.config import _compose, _leaves, compose_job
+from jobs.slurm.sbatch import Array, render
+from sweeps.cli.plan import parse, plan
 from sweeps.joint_search import SWEEP as SEARCH
-from sweeps.plan import parse, plan
 
 # What a hand, a script or a template may leave in place of a value.
 WORDS = [

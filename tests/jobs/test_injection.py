@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.compose import compose_job
+from jobs.cluster import ClusterProfile, require_sbatch_path, validate_cluster
+from jobs.config import compose_job
 from jobs.private import make_private, refuse_unless_private
 from jobs.provenance import scrubbed
-from jobs.queue import SlurmError
-from jobs.spec import ClusterProfile, require_sbatch_path, validate_cluster
-from jobs.submit import Array, _hydra_value, launcher_overrides, render
-from sweeps import command
+from jobs.slurm.queue import SlurmError
+from jobs.slurm.sbatch import Array, _hydra_value, launcher_overrides, render
+from sweeps.cli import run
 from sweeps.predictor_ablation import SWEEP
 from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import needs_slurm
@@ -94,7 +94,9 @@ def test_a_path_arrives_as_it_is_or_is_refused(name: str, tmp_path: Path) -> Non
     code.mkdir(parents=True)
     (code / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(STAND_IN)} "$@"\n')
     (code / "python").chmod(0o755)
-    array = Array("sweep-1", 2, 1, "sweeps.engine.rank", str(runs / "submissions" / "1.json"), code, runs / "log", f"2 slots of {runs}")
+    array = Array(
+        "sweep-1", 2, 1, "sweeps.execution.worker_main", str(runs / "submissions" / "1.json"), code, runs / "log", f"2 slots of {runs}"
+    )
     status, said = run_script(rendered(SLURM, array), tmp_path)
     assert status == 0, said
     arguments, where, path = json.loads((tmp_path / "seen").read_text())
@@ -144,7 +146,7 @@ def test_a_containers_words_are_words_and_no_shell(value: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_a_sweeps_name_names_a_folder_and_jobs(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a sweep's name must be") as refused:
-        command.run(replace(SWEEP, name=name), ["--runs-dir", str(tmp_path), "--dry-run"])
+        run.run(replace(SWEEP, name=name), ["--runs-dir", str(tmp_path), "--dry-run"])
     assert "\n" not in str(refused.value)
 
 
@@ -152,7 +154,7 @@ def test_a_sweeps_name_names_a_folder_and_jobs(name: str, tmp_path: Path) -> Non
 def test_a_sweep_refuses_such_a_folder_before_anything_is_submitted(name: str, tmp_path: Path) -> None:
     on = ["--cluster", "test_cluster", "--scale", "smoke", "micro_batch_size=16", "--yes", "--detach"]
     with pytest.raises((ValueError, SlurmError), match="must") as refused:
-        command.run(SWEEP, ["--runs-dir", str(tmp_path / name), *on])
+        run.run(SWEEP, ["--runs-dir", str(tmp_path / name), *on])
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.rglob("*.json"))
 

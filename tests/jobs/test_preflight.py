@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 from cnnjepa.config import DATA_PRESETS, DatasetName, method_module
-from cnnjepa.identity import to_dict
-from cnnjepa.runs import RunFolder
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.identity import to_dict
 from cnnjepa.train import train
 from jobs import preflight, staging
-from jobs.compose import compose_job
-from jobs.queue import SlurmError
-from jobs.submit import Array
+from jobs.config import compose_job
+from jobs.slurm.queue import SlurmError
+from jobs.slurm.sbatch import Array
 from tests.jobs.test_staging import packed, set_of, settle
 from tests.tiny import tiny_config
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cnnjepa import checkpoint
-from cnnjepa.runs import RunFolder, RunResult, RunStatus
-from jobs.compose import compose_job
-from jobs.ranks import adopt_srun_ranks
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from jobs.config import compose_job
 from jobs.run import run_job
+from jobs.slurm.ranks import adopt_srun_ranks
 from tests import forked
 from tests.cnnjepa.test_train import comparable
 from tests.held import environment, wait_until
@@ -42,7 +42,7 @@ def test_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     program = f"""
 import sys
 from jobs.pretrain import run
-from jobs.compose import compose_job
+from jobs.config import compose_job
 assert run(compose_job({[*SMALL, f"run_dir={tmp_path / 'run'}"]!r})) == 0
 print("loaded:", [name for name in {heavy!r} if name in sys.modules])
 """

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cnnjepa.config import Device
-from jobs import compose
-from jobs.compose import compose_job
-from jobs.spec import ClusterProfile, Scheduler, fit_to, validate_cluster
+from jobs import config
+from jobs.cluster import ClusterProfile, Scheduler, fit_to, validate_cluster
+from jobs.config import compose_job
 from tests.tiny import tiny_config
 
 SLURM = ClusterProfile("x", Scheduler.slurm, ranks_per_slot=4, cores_per_slot=64, gpus_per_slot=4.0)
@@ -36,9 +36,9 @@ def test_a_profiles_keys_have_a_short_form() -> None:
 
 
 def test_an_unknown_field_of_a_profile_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(compose.CONFIG_DIR, tmp_path / "slurm")
+    shutil.copytree(config.CONFIG_DIR, tmp_path / "slurm")
     (tmp_path / "slurm" / "cluster" / "mine.yaml").write_text("name: mine\nscheduler: slurm\npartitoin: gpu\n")
-    monkeypatch.setattr(compose, "CONFIG_DIR", tmp_path / "slurm")
+    monkeypatch.setattr(config, "CONFIG_DIR", tmp_path / "slurm")
     with pytest.raises(
         ValueError, match=r"mine\.yaml must hold keys of ClusterProfile .*; got partitoin; did you mean partition\?"
     ) as said:

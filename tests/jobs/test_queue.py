@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from jobs import queue as slurm
-from jobs.queue import GONE, Element, Queue, own_job, own_restart
+from jobs.slurm import queue as slurm
+from jobs.slurm.queue import GONE, Element, Queue, own_job, own_restart
 
 # squeue(1), JOB STATE CODES: whether a job in that state has run for the last time unless it is requeued, and whether the accounting's
 # word for it is the last one. What the machine did to a job (a node that failed, preemption) may be on record before Slurm requeues the

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.identity import to_dict
-from jobs.compose import compose_job
-from jobs.quote import Quote, balance, combined, quote
-from sweeps.on_slurm import check_cap
+from cnnjepa.run.identity import to_dict
+from jobs.config import compose_job
+from jobs.cost import Quote, balance, combined, quote
+from sweeps.cli.submit import check_cap
 
 PAPER = ["cluster=komondor", "account=abc", "data=imagenet100", "encoder.name=resnet50", "precision=bf16"]
 JOB = compose_job(PAPER)

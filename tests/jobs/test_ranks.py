@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import ranks
-from jobs.ranks import adopt_srun_ranks
+from jobs.slurm import ranks
+from jobs.slurm.ranks import adopt_srun_ranks
 
 STEP = {
     "SLURM_PROCID": "5",

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jobs import staging
-from jobs.compose import compose_job
+from jobs.config import compose_job
 from jobs.run import run_job
 from jobs.staging import PackedSet, Staging, StagingError, own_folder, try_lock
 from tests.cnnjepa.test_data import image_tree, write_idx

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.compose import cluster_names, compose_job
-from jobs.spec import Allocation, ClusterProfile, Scheduler
-from jobs.submit import Array, render
+from jobs.cluster import Allocation, ClusterProfile, Scheduler
+from jobs.config import cluster_names, compose_job
+from jobs.slurm.sbatch import Array, render
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = [n for n in cluster_names() if n != "local"]
@@ -18,7 +18,9 @@ def profile(name: str) -> ClusterProfile:
 
 
 def array(throttle: int = 8, **changes: object) -> Array:
-    made = Array("sweep-1", 33, throttle, "sweeps.engine.rank", "/runs/submissions/000001.json", Path("/runs/code/1"), Path("/runs/log"))
+    made = Array(
+        "sweep-1", 33, throttle, "sweeps.execution.worker_main", "/runs/submissions/000001.json", Path("/runs/code/1"), Path("/runs/log")
+    )
     return replace(made, **changes)
 
 
@@ -104,8 +106,8 @@ def test_a_percent_sign_in_a_folders_name_is_none_of_slurms() -> None:
 
 def test_a_container_starts_the_ranks_and_not_the_supervisor() -> None:
     shown = lines(replace(profile("test_cluster"), python="singularity exec --nv image.sif python"))
-    assert shown[-3].startswith("/venv/bin/python -u -m jobs.supervisor")
-    assert shown[-1].strip().startswith("singularity exec --nv image.sif python -u -m sweeps.engine.rank")
+    assert shown[-3].startswith("/venv/bin/python -u -m jobs.slurm.supervisor")
+    assert shown[-1].strip().startswith("singularity exec --nv image.sif python -u -m sweeps.execution.worker_main")
 
 
 def test_two_nodes_share_ranks_and_memory() -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from jobs import supervisor
-from jobs.door import INTERRUPTED, STOPPED
-from jobs.queue import SlurmError, SlurmSilentError
-from jobs.supervisor import Supervisor, requeue, seconds_left
+from jobs.cli import INTERRUPTED, STOPPED
+from jobs.slurm import supervisor
+from jobs.slurm.queue import SlurmError, SlurmSilentError
+from jobs.slurm.supervisor import Supervisor, requeue, seconds_left
 
 
 class Night:

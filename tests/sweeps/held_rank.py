@@ -1,6 +1,6 @@
-"""One rank of a job of the tests on Slurm: `python held_rank.py -u -m sweeps.engine.rank SUBMISSION`.
+"""One rank of a job of the tests on Slurm: `python held_rank.py -u -m sweeps.execution.worker_main SUBMISSION`.
 
-It is `python -u -m sweeps.engine.rank SUBMISSION`, but rank 0 stands still at the step that the file `hold` in the runs folder names,
+It is `python -u -m` that module, but rank 0 stands still at the step that the file `hold` in the runs folder names,
 until that file is gone, or a signal asks the run to stop: then the run is not held again. So a fault strikes in the middle, however short
 the training and however slow the machine.
 """
@@ -28,7 +28,7 @@ def held_at(hold: Path) -> float:
 
 def hold_in(runs: Path, stopped: Callable[[], bool]) -> None:
     """Let this process stand still once it has recorded the step; a run that was told to stop goes on, and is not held again."""
-    from cnnjepa.recorder import Recorder  # it takes torch, and signals must be caught first
+    from cnnjepa.monitoring.recorder import Recorder  # it takes torch, and signals must be caught first
 
     record = Recorder.record
 
@@ -48,18 +48,18 @@ def main() -> None:
     module, submission = sys.argv[-2:]
     sys.argv[1:] = [submission]
     sys.path[0] = os.getcwd()
-    from jobs import door
+    from jobs import cli
 
-    catch = door.stop_on_signals
+    catch = cli.stop_on_signals
 
     @contextmanager
-    def caught() -> Iterator[door.Stop]:
+    def caught() -> Iterator[cli.Stop]:
         with catch() as stop:
             if os.environ["SLURM_PROCID"] == "0":
                 hold_in(Path(submission).parents[2], stop)
             yield stop
 
-    door.stop_on_signals = caught
+    cli.stop_on_signals = caught
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

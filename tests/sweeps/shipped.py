@@ -15,14 +15,14 @@ import pytest
 
 from cnnjepa.config import DataConfig
 from cnnjepa.data.datasets import load_splits
-from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.train import never, no_judge
 from jobs import provenance
-from jobs.spec import JobSpec
+from jobs.cluster import JobSpec
 from sweeps import __main__ as readers
-from sweeps import command, slot, watch
-from sweeps.engine import rounds
-from sweeps.spec import SweepSpec
+from sweeps.cli import run as command
+from sweeps.execution import monitor, rounds, worker
+from sweeps.spec.sweep import SweepSpec
 from tests.sweeps.struck import InProcess
 
 ROOT = Path(__file__).parents[2]
@@ -112,12 +112,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., RunResult
     monkeypatch.setattr(command, "slots_here", lambda _: 1)
     monkeypatch.setattr(command, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
-    monkeypatch.setattr(slot, "_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(provenance, "_git", lambda *_: "")
-    monkeypatch.setattr(watch, "rebuild", lambda _: "")
+    monkeypatch.setattr(monitor, "rebuild", lambda _: "")
     monkeypatch.setattr("jobs.run.load_splits", load)
     if trainer is not None:
-        monkeypatch.setattr(slot, "run_job", trainer)
+        monkeypatch.setattr(worker, "run_job", trainer)
 
 
 def run(spec: SweepSpec, *arguments: str) -> tuple[int, str]:

@@ -17,14 +17,14 @@ import psutil
 import pytest
 import torch
 
-from cnnjepa import checkpoint
-from cnnjepa.files import write_atomic
-from cnnjepa.runs import TIMING_KEYS
-from jobs.queue import Queue
-from sweeps import claims
-from sweeps.engine.slurm import SlurmEngine
-from sweeps.engine.submission import Submission
-from sweeps.folder import Sweep, View
+from cnnjepa.run import checkpoint
+from cnnjepa.run.files import write_atomic
+from cnnjepa.run.folder import TIMING_KEYS
+from jobs.slurm.queue import Queue
+from sweeps.execution.slurm_array import SlurmEngine
+from sweeps.state import claims
+from sweeps.state.folder import Sweep, View
+from sweeps.state.submission import Submission
 from tests import forked
 from tests.slurm_cluster import PACKAGES, Options, SlurmCluster, missing_programs
 from tests.sweeps.held_rank import HOLD, LET_GO
@@ -225,7 +225,7 @@ class SweepOnSlurm:
         for pid in self.cluster.processes_of_node(self.node_of(trial_dir)):
             process = psutil.Process(pid)
             words = process.cmdline()
-            is_rank = "sweeps.engine.rank" in words and "jobs.supervisor" not in words and words[0] != "srun"
+            is_rank = "sweeps.execution.worker_main" in words and "jobs.slurm.supervisor" not in words and words[0] != "srun"
             if is_rank and process.environ().get("SLURM_PROCID") == str(rank):
                 return process
         raise AssertionError(f"no rank {rank} on {self.node_of(trial_dir)}")

@@ -5,8 +5,8 @@ python tests/sweeps/slurm_sweep.py [one|two|vicreg] --cluster test_cluster
 
 import sys
 
-from sweeps.command import main
-from sweeps.spec import Scale, Setting, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.sweep import Scale, Setting, SweepSpec
 
 # 6 steps an epoch. A checkpoint is due at almost each step: a kill -9 in the middle finds one.
 OVERRIDES = [

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from cnnjepa.data.datasets import load_splits
-from cnnjepa.identity import signature
-from cnnjepa.runs import RunFolder
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.identity import signature
 from jobs import provenance
-from jobs.spec import ClusterProfile
-from sweeps import command, pictures, slot, tables, watch
-from sweeps import plan as plans
-from sweeps.claims import Process
-from sweeps.engine import rounds
-from sweeps.folder import Sweep
-from sweeps.spec import SweepSpec
+from jobs.cluster import ClusterProfile
+from sweeps.cli import plan as plans
+from sweeps.cli import run
+from sweeps.execution import monitor, rounds, worker
+from sweeps.report import plots, tables
+from sweeps.spec.sweep import SweepSpec
+from sweeps.state.claims import Process
+from sweeps.state.folder import Sweep
 from tests.sweeps import tiny_search, tiny_sweep
 from tests.sweeps.trivial import DONE, trivial_job
 
@@ -45,7 +46,7 @@ class InProcess:
 
     def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
         for _ in range(slots):
-            slot.run_slots(self.sweep, self.cluster, Process.me().driver, lambda: False, silent)
+            worker.run_slots(self.sweep, self.cluster, Process.me().driver, lambda: False, silent)
         return []
 
 
@@ -64,14 +65,14 @@ def digits() -> object:
 
 
 def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProfile]:
-    """As sweeps.plan.plan, of which this asks once for all."""
+    """As sweeps.cli.plan.plan, of which this asks once for all."""
     sweep, cluster = planned(next(name for name, known in SPECS.items() if known is spec), asked.cluster)
     return replace(sweep, path=asked.runs_dir / sweep.path.name, trials=list(sweep.trials), _next=[1]), cluster
 
 
 def work(name: str, runs: Path, cluster: str = "local") -> Callable[[], int]:
     """The command."""
-    return lambda: command.run(SPECS[name], ["--runs-dir", str(runs), "--detach", *given(name, cluster)])
+    return lambda: run.run(SPECS[name], ["--runs-dir", str(runs), "--detach", *given(name, cluster)])
 
 
 def folder(name: str, runs: Path) -> Path:
@@ -106,14 +107,14 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SPECS:
         planned(name, "local")
     digits()
-    monkeypatch.setattr(command, "plan", plan)
-    monkeypatch.setattr(command, "LocalEngine", InProcess)
-    monkeypatch.setattr(command, "slots_here", lambda _: 1)
-    monkeypatch.setattr(command, "REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr(run, "plan", plan)
+    monkeypatch.setattr(run, "LocalEngine", InProcess)
+    monkeypatch.setattr(run, "slots_here", lambda _: 1)
+    monkeypatch.setattr(run, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
-    monkeypatch.setattr(slot, "run_job", trivial_job)
-    monkeypatch.setattr(slot, "_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "run_job", trivial_job)
+    monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(provenance, "_git", lambda *_: "")
-    monkeypatch.setattr(pictures, "draw", lambda view, path: pictures.write_atomic(path, tables.summary_csv(view)))
-    monkeypatch.setattr(watch, "rebuild", lambda _: "")  # a process of its own, which writes the page in one act
+    monkeypatch.setattr(plots, "draw", lambda view, path: plots.write_atomic(path, tables.summary_csv(view)))
+    monkeypatch.setattr(monitor, "rebuild", lambda _: "")  # a process of its own, which writes the page in one act
     monkeypatch.setattr("jobs.run.load_splits", lambda _: digits())

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cnnjepa.runs import RunResult, RunStatus
-from jobs.accounting import JobUse
-from jobs.compose import compose_job
-from sweeps import claims, watch
-from sweeps.advice import Efficiency, advice_lines, all_of, await_records, clock, efficiency, requests, speed_line
-from sweeps.claims import Process, SlurmStart
-from sweeps.engine.submission import Submission
-from sweeps.folder import Sweep, View
-from sweeps.spec import ScaleName, Trial, build_trials
+from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.config import compose_job
+from jobs.slurm.sacct import JobUse
+from sweeps.execution import monitor
+from sweeps.report.usage import Efficiency, advice_lines, all_of, await_records, clock, efficiency, requests, speed_line
+from sweeps.spec.sweep import ScaleName, Trial, build_trials
+from sweeps.state import claims
+from sweeps.state.claims import Process, SlurmStart
+from sweeps.state.folder import Sweep, View
+from sweeps.state.submission import Submission
 from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import SweepOnSlurm, needs_slurm
 from tests.sweeps.tiny_sweep import sweep
@@ -222,11 +223,11 @@ def test_a_sweeps_command_waits_for_the_records_before_it_makes_its_page(
     ended: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late, asked_before_the_page = Late(tmp_path / "late", monkeypatch, RUNS, whole=3), []
-    monkeypatch.setattr(watch, "await_records", late.wait)
-    monkeypatch.setattr(watch, "rebuild", lambda _: asked_before_the_page.append(late.asked) or "")
-    monkeypatch.setattr(watch.views, "write_all", lambda _: [])
+    monkeypatch.setattr(monitor, "await_records", late.wait)
+    monkeypatch.setattr(monitor, "rebuild", lambda _: asked_before_the_page.append(late.asked) or "")
+    monkeypatch.setattr(monitor.views, "write_all", lambda _: [])
     said = io.StringIO()
-    watch.conclude(View(ended), Console(file=said, width=200))
+    monitor.conclude(View(ended), Console(file=said, width=200))
     assert "(sacct): time 2 % of 16:00:00" in said.getvalue()
     assert asked_before_the_page == [3]
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.runs import RunStatus
-from jobs.queue import GONE
-from sweeps import choice, claims
-from sweeps.choice import next_claim
-from sweeps.claims import Process, SlurmStart
-from sweeps.folder import Sweep, TrialState, View
-from sweeps.spec import ScaleName, Trial
+from cnnjepa.run.folder import RunStatus
+from jobs.slurm.queue import GONE
+from sweeps.execution import scheduler
+from sweeps.execution.scheduler import next_claim
+from sweeps.spec.sweep import ScaleName, Trial
+from sweeps.state import claims
+from sweeps.state.claims import Process, SlurmStart
+from sweeps.state.folder import Sweep, TrialState, View
 
 START = SlurmStart("mini", "7_3", 0, "gpu01", 4, "/none/job.log", "/code")
 
@@ -27,7 +28,7 @@ class Over:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr(choice, "runnable", lambda trial: trial.setting != "later code's")
+    monkeypatch.setattr(scheduler, "runnable", lambda trial: trial.setting != "later code's")
     trials = [Trial(i, f"s{i}", 42, {"epochs": 1}, f"trial{i}") for i in range(3)]
     return Sweep(tmp_path, "x", "?", ScaleName.smoke, "linear.holdout_top1", [], {}, trials)
 
@@ -97,7 +98,7 @@ def test_what_later_code_has_planned_is_left_to_it(sweep: Sweep) -> None:
 
 def test_a_trial_that_was_cancelled_while_it_was_chosen_is_given_back(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, _ = sweep.trials
-    monkeypatch.setattr(choice, "not_begun", lambda view: iter([first, second]))
+    monkeypatch.setattr(scheduler, "not_begun", lambda view: iter([first, second]))
     claims.cancel(sweep.trial_dir(first))
     got = next_claim(View(sweep), "d")
     assert got is not None

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.queue import GONE
-from sweeps import claims
-from sweeps.claims import Claim, Process, SlurmStart, Standing, Watch
+from jobs.slurm.queue import GONE
+from sweeps.state import claims
+from sweeps.state.claims import Claim, Process, SlurmStart, Standing, Watch
 
 
 def try_to_claim(folder: Path, gate: object, wins: object) -> None:

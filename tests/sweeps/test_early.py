@@ -15,15 +15,15 @@ import pytest
 from rich.console import Console
 
 from cnnjepa.config import ProbeConfig, WarningConfig
-from cnnjepa.runs import RunResult, RunStatus
-from sweeps import claims
-from sweeps.changes import announce_changes, left_to_run
-from sweeps.choice import judge
-from sweeps.curve import LossCurve
-from sweeps.early import check_pruning, early_warnings, told, warnings_of
-from sweeps.folder import Sweep, View
-from sweeps.spec import ScaleName, build_trials
-from sweeps.status import sweep_status, trial_status, warning_lines
+from cnnjepa.run.folder import RunResult, RunStatus
+from cnnjepa.run.losses import LossCurve
+from sweeps.execution.changes import announce_changes, left_to_run
+from sweeps.execution.scheduler import judge
+from sweeps.report.status import sweep_status, trial_status, warning_lines
+from sweeps.search.warnings import check_pruning, early_warnings, told, warnings_of
+from sweeps.spec.sweep import ScaleName, build_trials
+from sweeps.state import claims
+from sweeps.state.folder import Sweep, View
 from tests import forked
 from tests.sweeps.tiny_sweep import sweep
 

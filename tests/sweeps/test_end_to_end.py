@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cnnjepa.runs import TIMING_KEYS
-from jobs.spec import ClusterProfile
-from sweeps.engine import placing
-from sweeps.engine.local import parallel_slots
+from cnnjepa.run.folder import TIMING_KEYS
+from jobs.cluster import ClusterProfile
+from sweeps.execution import ray_tune
+from sweeps.execution.ray_local import parallel_slots
 from tests import forked
 from tests.browser import PHONE, opened
 from tests.held import wait_until
@@ -313,12 +313,12 @@ def test_slots_fit_cores_memory_and_devices() -> None:
 
 
 def test_folders_of_killed_commands_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placing, "_TEMPORARY", tmp_path)
+    monkeypatch.setattr(ray_tune, "_TEMPORARY", tmp_path)
     ended = subprocess.Popen(["true"])
     ended.wait()
     gone, ours, other = (tmp_path / f"cnnjepa-{name}-test" for name in (ended.pid, os.getpid(), "x"))
     for path in (gone, ours, other):
         path.mkdir()
     (gone / "file").touch()
-    placing.remove_abandoned()
+    ray_tune.remove_abandoned()
     assert psutil.pid_exists(ended.pid) or sorted(tmp_path.iterdir()) == sorted([ours, other])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.runs import RunResult, RunStatus
-from sweeps import claims, folder
-from sweeps.claims import Process, SlurmStart
-from sweeps.folder import Sweep, TrialState, View
-from sweeps.spec import ScaleName, Trial
+from cnnjepa.run.folder import RunResult, RunStatus
+from sweeps.spec.sweep import ScaleName, Trial
+from sweeps.state import claims, folder
+from sweeps.state.claims import Process, SlurmStart
+from sweeps.state.folder import Sweep, TrialState, View
 
 EMPTY = {"epochs": 4}
 

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.spec import ClusterProfile
-from sweeps.engine import local, placing
-from sweeps.engine.local import parallel_slots, usable_cores, usable_memory_gb
+from jobs.cluster import ClusterProfile
+from sweeps.execution import ray_local, ray_tune
+from sweeps.execution.ray_local import parallel_slots, usable_cores, usable_memory_gb
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """8 cores and 16 GiB free; the container's limits are the files of a folder."""
-    monkeypatch.setattr(local, "_CGROUP", tmp_path)
-    monkeypatch.setattr(local.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(local.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30, total=64 * 2**30))
+    monkeypatch.setattr(ray_local, "_CGROUP", tmp_path)
+    monkeypatch.setattr(ray_local.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(ray_local.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30, total=64 * 2**30))
     return tmp_path
 
 
@@ -51,19 +51,19 @@ def test_ray_has_a_gigabyte_of_its_own() -> None:
 def test_the_token_is_this_users_alone_and_the_same_for_the_process(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        first = placing.write_token(tmp_path)
+        first = ray_tune.write_token(tmp_path)
     finally:
         os.umask(before)
     assert stat.S_IMODE(first.stat().st_mode) == 0o600
     assert len(first.read_text()) == 64
     (tmp_path / "other").mkdir()
-    assert placing.write_token(tmp_path / "other").read_text() == first.read_text()
+    assert ray_tune.write_token(tmp_path / "other").read_text() == first.read_text()
     with pytest.raises(FileExistsError):  # nobody can put one there before
-        placing.write_token(tmp_path)
+        ray_tune.write_token(tmp_path)
 
 
 def test_a_folder_that_is_gone_has_noted_everything(tmp_path: Path) -> None:
-    assert not placing.is_noted(tmp_path, "stop")
+    assert not ray_tune.is_noted(tmp_path, "stop")
     (tmp_path / "stop").touch()
-    assert placing.is_noted(tmp_path, "stop")
-    assert placing.is_noted(tmp_path / "gone", "stop")
+    assert ray_tune.is_noted(tmp_path, "stop")
+    assert ray_tune.is_noted(tmp_path / "gone", "stop")

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from cnnjepa.config import method_names
 from cnnjepa.rules import validate
-from cnnjepa.runs import RunResult, RunStatus
-from sweeps import pictures, results, tables, views
-from sweeps.folder import Sweep, View
+from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.method_comparison import SWEEP
-from sweeps.spec import ScaleName, build_trials
+from sweeps.report import aggregate, plots, tables, views
+from sweeps.spec.sweep import ScaleName, build_trials
+from sweeps.state.folder import Sweep, View
 
 
 def trials_at(scale: ScaleName, seeds: int = 1) -> list:
@@ -79,7 +79,7 @@ def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_told_is_missing(tm
 def test_costs_are_told_in_three_digits_or_whole() -> None:
     spreads = {(): "-", (0.0123,): "0.0123", (1234.5, 1230.5): "1,232 ± 2.8", (0.0, 0.0): "0 ± 0"}
     spreads |= {(99.94,): "99.9", (100.0,): "100", (300.0, 100.0, 200.0): "200 ± 100", (98.0, 100.0, 102.0): "100 ± 2"}
-    assert {values: results.Spread.of(values).in_digits() for values in spreads} == spreads
+    assert {values: aggregate.Spread.of(values).in_digits() for values in spreads} == spreads
 
 
 def test_the_table_says_which_published_values_are_the_best_of_several_runs(tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_the_picture_of_costs_has_hours_across_scores_up_and_published_values_be
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, drawn = finished(ScaleName.paper, tmp_path), list[Any]()
-    monkeypatch.setattr(pictures, "_write_figure", lambda figure, path: drawn.append(figure))
-    pictures.draw_costs(view, tmp_path / "x.png")
+    monkeypatch.setattr(plots, "_write_figure", lambda figure, path: drawn.append(figure))
+    plots.draw_costs(view, tmp_path / "x.png")
     axis = drawn[0].axes[1]  # k-NN; the paper's linear scores are by another protocol
-    byol = {s.setting: s for s in results.summaries(view)}["BYOL"]
+    byol = {s.setting: s for s in aggregate.summaries(view)}["BYOL"]
     hours, score = byol.costs["pretraining_hours"], byol.spreads["knn.test_top1"]
     color = next(text.get_color() for text in axis.texts if text.get_text() == "BYOL")
     (bars,) = (c for c in axis.containers if c.lines[0].get_color() == color)

@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs.spec import ClusterProfile
-from sweeps.claims import SlurmStart
-from sweeps.engine import allocation, local, placing, ray_node
-from sweeps.engine.allocation import AllocationEngine
-from sweeps.engine.local import parallel_slots, usable_cores, usable_memory_gb
+from jobs.cluster import ClusterProfile
+from sweeps.execution import ray_allocation, ray_local, ray_node, ray_tune
+from sweeps.execution.ray_allocation import AllocationEngine
+from sweeps.execution.ray_local import parallel_slots, usable_cores, usable_memory_gb
+from sweeps.state.claims import SlurmStart
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,44 +24,44 @@ ROOT = Path(__file__).parents[2]
 def test_the_token_can_be_read_by_this_user_alone_and_is_not_written_twice(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        path = placing.write_token(tmp_path)
+        path = ray_tune.write_token(tmp_path)
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(bytes.fromhex(path.read_text())) == 32
     with pytest.raises(FileExistsError):
-        placing.write_token(tmp_path)
+        ray_tune.write_token(tmp_path)
 
 
 def test_folders_are_removed_that_are_this_users_and_whose_process_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    monkeypatch.setattr(placing, "_TEMPORARY", tmp_path)
+    monkeypatch.setattr(ray_tune, "_TEMPORARY", tmp_path)
     monkeypatch.setattr(psutil, "pid_exists", lambda pid: pid == os.getpid())
     names = [f"cnnjepa-{ended.pid}-a", f"cnnjepa-{os.getpid()}-b", "cnnjepa-docs-c", f"other-{ended.pid}-d"]
     for name in names:
         (tmp_path / name).mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(os, "getuid", lambda: os.geteuid() + 1)
-        placing.remove_abandoned()
+        ray_tune.remove_abandoned()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
-    placing.remove_abandoned()
+    ray_tune.remove_abandoned()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[1:])
 
 
 def test_a_note_is_seen_and_a_folder_that_is_gone_counts_as_one(tmp_path: Path) -> None:
-    assert not placing.is_noted(tmp_path, "stop")
+    assert not ray_tune.is_noted(tmp_path, "stop")
     (tmp_path / "stop").touch()
-    assert placing.is_noted(tmp_path, "stop")
-    assert not placing.is_noted(tmp_path, "end")
-    assert placing.is_noted(tmp_path / "gone", "stop")
+    assert ray_tune.is_noted(tmp_path, "stop")
+    assert not ray_tune.is_noted(tmp_path, "end")
+    assert ray_tune.is_noted(tmp_path / "gone", "stop")
 
 
 def test_signals_are_handled_after_a_block_as_before_it() -> None:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     try:
-        with contextlib.suppress(ConnectionError), placing.signals_kept():
+        with contextlib.suppress(ConnectionError), ray_tune.signals_kept():
             for number in numbers:
                 signal.signal(number, signal.SIG_IGN)
             raise ConnectionError
@@ -77,7 +77,7 @@ def test_signals_are_handled_after_a_block_as_before_it() -> None:
 def test_a_containers_share_of_processor_time_is_what_is_there(
     limit: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_CGROUP", tmp_path)
+    monkeypatch.setattr(ray_local, "_CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     if limit is not None:
         (tmp_path / "cpu.max").write_text(limit + "\n")
@@ -90,7 +90,7 @@ def test_a_containers_share_of_processor_time_is_what_is_there(
 def test_memory_that_a_container_holds_already_is_not_free(
     limit: object, used: object, free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_CGROUP", tmp_path)
+    monkeypatch.setattr(ray_local, "_CGROUP", tmp_path)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30))
     for name, value in (("memory.max", limit), ("memory.current", used)):
         if value is not None:
@@ -134,7 +134,7 @@ def test_a_node_whose_ray_ends_by_itself_fails_and_has_the_others_save(ended: bo
         (folder / "end").touch()
     code = f"""
 from pathlib import Path
-from sweeps.engine import ray_node
+from sweeps.execution import ray_node
 ray_node.command = lambda *_: ["sleep", "600"] if {ended} else ["sh", "-c", "echo no memory left; exit 3"]
 ray_node.environment = lambda _: {{}}
 print("status", ray_node.run_node("worker", None, Path({str(folder)!r}), Path({str(temporary)!r})))
@@ -155,7 +155,7 @@ def test_an_allocation_buries_the_owners_of_its_own_job_alone(monkeypatch: pytes
     watch = SimpleNamespace(bury=lambda path, claim: buried.append((path, claim)))
     view = SimpleNamespace(claims=past.get, watch=watch)
     engine = SimpleNamespace(sweep=SimpleNamespace(trials=list(past), trial_dir=lambda trial: f"trials/{trial}"))
-    monkeypatch.setattr(allocation, "own_job", lambda: "17")
+    monkeypatch.setattr(ray_allocation, "own_job", lambda: "17")
     AllocationEngine.bury(engine, view)  # type: ignore[arg-type]
     assert buried == [("trials/b", past["b"][-1])]
 
@@ -176,7 +176,7 @@ def test_tune_is_told_how_many_slots_at_once_what_each_holds_and_how_often_one_m
     tune.TuneConfig = tune.RunConfig = tune.FailureConfig = as_given
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(tune=tune))
     begun: list[int] = []
-    errors = placing.place(lambda: begun.append(1), 5, 2, {"cpu": 4, "gpu": 0.5}, tmp_path, 3)
+    errors = ray_tune.place(lambda: begun.append(1), 5, 2, {"cpu": 4, "gpu": 0.5}, tmp_path, 3)
     assert errors == ["no memory"]
     assert told["param_space"] == {"slot": [0, 1, 2, 3, 4]}
     assert told["tune_config"] == {"max_concurrent_trials": 2, "reuse_actors": True}
@@ -190,9 +190,9 @@ def test_tune_is_told_how_many_slots_at_once_what_each_holds_and_how_often_one_m
 
 def test_a_signal_is_handed_on_at_every_look_and_the_sweep_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, stopped, done = [1000.0], [False], list[str]()
-    monkeypatch.setattr(allocation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(ray_allocation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     engine, watcher = SimpleNamespace(stop=lambda: done.append("stop")), SimpleNamespace(show=lambda: done.append("show"))
-    look = allocation.HandOn(lambda: stopped[0], engine, watcher)  # type: ignore[arg-type]
+    look = ray_allocation.HandOn(lambda: stopped[0], engine, watcher)  # type: ignore[arg-type]
     for seconds in (0.0, 9.0, 2.0, 9.5):
         clock[0] += seconds
         look.show()
@@ -204,7 +204,7 @@ def test_a_signal_is_handed_on_at_every_look_and_the_sweep_is_shown_now_and_then
 
 
 def test_a_stop_is_noted_once_for_all_nodes(tmp_path: Path) -> None:
-    engine = SimpleNamespace(folder=tmp_path, stopping=lambda: placing.is_noted(tmp_path, "stop"))
+    engine = SimpleNamespace(folder=tmp_path, stopping=lambda: ray_tune.is_noted(tmp_path, "stop"))
     AllocationEngine.stop(engine)  # type: ignore[arg-type]
     first = (tmp_path / "stop").stat()
     AllocationEngine.stop(engine)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ import grpc
 import psutil
 import pytest
 
-from sweeps import claims
-from sweeps.claims import Claim
+from sweeps.state import claims
+from sweeps.state.claims import Claim
 from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import ROOT, SCRIPT, SweepOnSlurm, needs_slurm
 
@@ -91,7 +91,7 @@ def ray_of_nodes(cluster: SlurmCluster) -> dict[str, list[psutil.Process]]:
                 line = " ".join(psutil.Process(pid).cmdline())
             except psutil.NoSuchProcess:
                 continue
-            if "ray::" in line or "/ray/" in line or "ray.scripts" in line or "sweeps.engine" in line:
+            if "ray::" in line or "/ray/" in line or "ray.scripts" in line or "sweeps.execution" in line:
                 below.append(psutil.Process(pid))
         found[name] = below
     return found

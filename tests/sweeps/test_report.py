@@ -15,19 +15,21 @@ import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
-from cnnjepa.runs import RunResult, RunStatus
+from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps import __main__ as readers
-from sweeps import claims, rebuilding, report, report_text
-from sweeps.commands import commands, note_command
-from sweeps.folder import Sweep, View
-from sweeps.rebuilding import Rebuilding, rebuild
-from sweeps.report_curves import curves, points_of_a_curve, thinned
-from sweeps.report_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
-from sweeps.results import Leader, Spread, Summary, summaries
-from sweeps.space import applied
-from sweeps.spec import ScaleName, Setting, build_trials
-from sweeps.views import write_all
-from sweeps.watch import conclude
+from sweeps.execution import rebuilding
+from sweeps.execution.monitor import conclude
+from sweeps.execution.rebuilding import Rebuilding, rebuild
+from sweeps.report import html, html_text
+from sweeps.report.aggregate import Leader, Spread, Summary, summaries
+from sweeps.report.html_curves import curves, points_of_a_curve, thinned
+from sweeps.report.html_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
+from sweeps.report.views import write_all
+from sweeps.spec.space import applied
+from sweeps.spec.sweep import ScaleName, Setting, build_trials
+from sweeps.state import claims
+from sweeps.state.folder import Sweep, View
+from sweeps.state.history import commands, note_command
 from tests.sweeps.tiny_sweep import sweep
 
 OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_top1"
@@ -74,33 +76,33 @@ ALIKE = {"depth 1": [70.0, 72.0, 71.0], "depth 2": [71.0, 70.5, 72.0], "pointwis
 
 def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
-    sentence, separable = report_text.answer(view)
+    sentence, separable = html_text.answer(view)
     assert separable
     assert sentence.startswith(
         "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), separable from the next, pointwise with 60.9"
     )
     assert "95 % interval" in sentence
     assert "paired t over 3 seeds, p" in sentence
-    assert report_text.view_of_others(summaries(view), report_text.leader(summaries(view), OBJECTIVE)) == (  # type: ignore[arg-type]
+    assert html_text.view_of_others(summaries(view), html_text.leader(summaries(view), OBJECTIVE)) == (  # type: ignore[arg-type]
         "Of the 2 other settings 0 are not separable from it, each by the same test alone."
     )
-    assert report_text.tiles(view)[0] == ("depth 2", "best, separable")
-    assert ("4.5 core-hours", "cost of all runs") in report_text.tiles(view)
-    assert '<div id="answer" class="answer separable">' in report.build(view)
+    assert html_text.tiles(view)[0] == ("depth 2", "best, separable")
+    assert ("4.5 core-hours", "cost of all runs") in html_text.tiles(view)
+    assert '<div id="answer" class="answer separable">' in html.build(view)
 
 
 def test_no_winner_is_named_where_none_is_separable(tmp_path: Path) -> None:
-    sentence, separable = report_text.answer(made(tmp_path, ALIKE))
+    sentence, separable = html_text.answer(made(tmp_path, ALIKE))
     assert not separable
     assert sentence.startswith("no setting is separable from the next: depth 2 with 71.2 ± 0.8 % ")
 
 
 def test_while_runs_are_to_come_the_answer_says_so(tmp_path: Path) -> None:
     view = made(tmp_path, {**CLEAR, "pointwise": [61.0, 60.2]})
-    assert report_text.answer(view)[0].startswith("So far, with 1 of 9 runs to come: the best is depth 2")
-    assert report_text.answer(made(tmp_path / "none", {})) == ("No run has completed yet.", False)
+    assert html_text.answer(view)[0].startswith("So far, with 1 of 9 runs to come: the best is depth 2")
+    assert html_text.answer(made(tmp_path / "none", {})) == ("No run has completed yet.", False)
     for empty in (made(tmp_path / "empty", {}), made(tmp_path / "one", {"depth 1": [50.0]})):
-        assert "Trials" in report.build(empty)
+        assert "Trials" in html.build(empty)
 
 
 def test_failures_are_grouped_by_cause_whatever_their_numbers(tmp_path: Path) -> None:
@@ -108,10 +110,10 @@ def test_failures_are_grouped_by_cause_whatever_their_numbers(tmp_path: Path) ->
     failed(view, 0, "NonFiniteError: loss nan at step 17, rate 1e-05", "one\ntwo\nValueError: <b>bad</b>\n")
     failed(view, 1, "NonFiniteError: loss nan at step 230, rate 0.01")
     failed(view, 3, "OSError: disk")
-    groups = report_text.failures(view)
+    groups = html_text.failures(view)
     assert [(g.cause, len(g.trials)) for g in groups] == [("NonFiniteError: loss nan at step 17, rate 1e-05", 2), ("OSError: disk", 1)]
     assert groups[0].log.endswith("ValueError: <b>bad</b>")
-    page = report.build(view)
+    page = html.build(view)
     assert "ValueError: &lt;b&gt;bad&lt;/b&gt;" in page
     assert "<b>bad</b>" not in page.split('id="data"')[0]
     assert "0.75 failed" in page
@@ -132,7 +134,7 @@ def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
     run.open_metrics(3)
     run.record("step", 3, {"epoch": 2.0, '"><t-curve>': 1.0})
     run.close()
-    page = report.build(view)
+    page = html.build(view)
     shown = page.split('<script type="application/json"')[0]
     assert re.findall(r"<t-[^>]*>", shown) == []
     for name in ("question a='1'", "name", "setting", "cause", "log", "commit", "package", "python", "host", "command", "time", "curve"):
@@ -143,14 +145,14 @@ def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
 
 
 def test_every_piece_of_markup_is_made_of_text() -> None:
-    assert report.tag("a", "<b>x</b>", href='"<&>', class_="y", data_select="1") == (
+    assert html.tag("a", "<b>x</b>", href='"<&>', class_="y", data_select="1") == (
         '<a href="&quot;&lt;&amp;&gt;" class="y" data-select="1"><b>x</b></a>'
     )
-    assert report.items(["<i>", "&"]) == "<ul><li>&lt;i&gt;</li><li>&amp;</li></ul>"
-    assert report.table_markup(["<i>"], ["<tr></tr>"], id="x") == (
+    assert html.items(["<i>", "&"]) == "<ul><li>&lt;i&gt;</li><li>&amp;</li></ul>"
+    assert html.table_markup(["<i>"], ["<tr></tr>"], id="x") == (
         '<table id="x"><thead><tr><th>&lt;i&gt;</th></tr></thead><tbody><tr></tr></tbody></table>'
     )
-    assert report.Page().figure("f", go.Figure(), "<i>") == '<div class="figure"><h3>&lt;i&gt;</h3><div id="f"></div></div>'
+    assert html.Page().figure("f", go.Figure(), "<i>") == '<div class="figure"><h3>&lt;i&gt;</h3><div id="f"></div></div>'
 
 
 def test_a_probe_without_a_value_is_a_failure_that_is_shown(tmp_path: Path) -> None:
@@ -159,17 +161,17 @@ def test_a_probe_without_a_value_is_a_failure_that_is_shown(tmp_path: Path) -> N
     view.sweep.run(trial).prepare(trial.config)
     missing = {"knn": "ValueError: features are not finite"}
     view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={OBJECTIVE: 40.0}, missing=missing))
-    assert [g.cause for g in report_text.failures(view)] == ["knn: ValueError: features are not finite"]
+    assert [g.cause for g in html_text.failures(view)] == ["knn: ValueError: features are not finite"]
 
 
 def test_warnings_and_advice_stand_on_the_page(tmp_path: Path) -> None:
     view = made(tmp_path, {"depth 1": [50.0]}, seeds=1)
-    assert "Warnings" not in report.build(view)
+    assert "Warnings" not in html.build(view)
     trial = view.sweep.trials[1]
     view.sweep.run(trial).prepare(trial.config)
     metrics = {OBJECTIVE: 40.0, "collapse.feature_std": 0.04}
     view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics=metrics, seconds=90.0, step=3))
-    page = report.build(view)
+    page = html.build(view)
     assert "warning: depth 2, seed 42: feature_std: collapse.feature_std is 0.04" in page
     assert any("collapse.feature_std is 0.04" in line for t in embedded(page)["trials"] for line in t["about"])
     assert "used at most, by 2 completed runs (counters): time " in page
@@ -183,22 +185,22 @@ def claimed(view: View, number: int, epoch: int, gpus: float) -> None:
 def test_hours_are_told_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Path) -> None:
     view = made(tmp_path, {"depth 1": [50.0, 52.0], "depth 2": [61.0]}, seeds=2)  # of 0.5 hours each
     failed(view, 2, "why")
-    assert report_text.costs(view) == [
+    assert html_text.costs(view) == [
         "1.75 core-hours in all: 1.5 completed, 0.25 failed",
         "a completed run took 0.5 core-hours, median over settings of their means",
         "0 runs were started more than once, 0 further starts in all, and went on from their checkpoints",
     ]
-    assert report_text.hours_of_a_run(view)["pointwise"].n == 0  # it failed
+    assert html_text.hours_of_a_run(view)["pointwise"].n == 0  # it failed
     for epoch in (1, 2, 3):
         claimed(view, 0, epoch, gpus=0)
     claimed(view, 1, 1, gpus=0)
     claimed(view, 1, 2, gpus=0)
     again = View(view.sweep)
-    assert report_text.costs(again)[2].startswith("2 runs were started more than once, 3 further starts in all")
-    assert report_text.hours_unit(again) == "core-hours"
+    assert html_text.costs(again)[2].startswith("2 runs were started more than once, 3 further starts in all")
+    assert html_text.hours_unit(again) == "core-hours"
     claimed(view, 5, 1, gpus=0.5)
-    assert report_text.hours_unit(View(view.sweep)) == "GPU-hours"
-    assert [report_text.told_hours(h) for h in (0.01234, 99.94, 100.0, 1234.5)] == ["0.0123", "99.9", "100", "1,234"]
+    assert html_text.hours_unit(View(view.sweep)) == "GPU-hours"
+    assert [html_text.told_hours(h) for h in (0.01234, 99.94, 100.0, 1234.5)] == ["0.0123", "99.9", "100", "1,234"]
 
 
 def test_energy_is_that_of_all_runs_whose_gpus_told_it(tmp_path: Path) -> None:
@@ -206,13 +208,13 @@ def test_energy_is_that_of_all_runs_whose_gpus_told_it(tmp_path: Path) -> None:
     for trial, kwh in zip(view.sweep.trials, (1.25, 2.5, None), strict=False):
         view.sweep.run(trial).prepare(trial.config)
         view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={OBJECTIVE: 1.0}, energy_kwh=kwh))
-    assert report_text.costs(view)[-1] == "3.8 kWh drawn by the GPUs of 2 runs"
-    assert report_text.hours_unit(view) == "GPU-hours"
+    assert html_text.costs(view)[-1] == "3.8 kWh drawn by the GPUs of 2 runs"
+    assert html_text.hours_unit(view) == "GPU-hours"
 
 
 def test_the_others_are_judged_each_by_the_same_test(tmp_path: Path) -> None:
     told = {
-        name: report_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in settings})), lead(table))
+        name: html_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in settings})), lead(table))
         for name, settings in {"one": ("depth 1", "depth 2"), "near": tuple(ALIKE)}.items()
     }
     assert told == {
@@ -222,7 +224,7 @@ def test_the_others_are_judged_each_by_the_same_test(tmp_path: Path) -> None:
 
 
 def lead(table: list[Summary]) -> Leader:
-    found = report_text.leader(table, OBJECTIVE)
+    found = html_text.leader(table, OBJECTIVE)
     assert found is not None
     return found
 
@@ -232,8 +234,8 @@ def test_a_log_is_told_by_its_last_lines_and_rare_causes_come_last(tmp_path: Pat
     failed(view, 0, "rare", "\n".join(f"line {i}" for i in range(40)))
     for number in (1, 2, 3):
         failed(view, number, f"often {number}")
-    rare = report_text.failures(view)[1]
-    assert [(g.cause, len(g.trials)) for g in report_text.failures(view)] == [("often 1", 3), ("rare", 1)]
+    rare = html_text.failures(view)[1]
+    assert [(g.cause, len(g.trials)) for g in html_text.failures(view)] == [("often 1", 3), ("rare", 1)]
     assert rare.log.splitlines() == [f"line {i}" for i in range(26, 40)]
 
 
@@ -264,14 +266,14 @@ def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis() -> None:
 def test_text_cannot_end_the_script_it_stands_in(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
     view.sweep.trials[:] = [dataclasses.replace(t, setting=t.setting + "</script><!--<script>") for t in view.sweep.trials]
-    page = report.build(view)
+    page = html.build(view)
     assert {t["name"].partition(",")[0] for t in embedded(page)["trials"]} == {s + "</script><!--<script>" for s in CLEAR}
     assert page.count("<script") == 3
     assert page.count("</script>") == 3
 
 
 def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
-    page = report.build(made(tmp_path, CLEAR))
+    page = html.build(made(tmp_path, CLEAR))
     assert "default-src 'none'" in page
     assert re.search(r"<(script|img|link|iframe)[^>]+(src|href)=", page) is None
 
@@ -279,7 +281,7 @@ def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
 def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
     write_all(view)
-    assert report.write(view).read_bytes() == report.write(View(Sweep.load(tmp_path))).read_bytes()
+    assert html.write(view).read_bytes() == html.write(View(Sweep.load(tmp_path))).read_bytes()
 
 
 def test_the_command_makes_the_page_of_a_sweep_that_runs(tmp_path: Path) -> None:
@@ -287,7 +289,7 @@ def test_the_command_makes_the_page_of_a_sweep_that_runs(tmp_path: Path) -> None
     line = [sys.executable, "-m", "sweeps", "report", str(tmp_path)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == str(tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text() == report.build(view)
+    assert (tmp_path / "report.html").read_text() == html.build(view)
 
 
 def test_a_curve_is_thinned_to_means_and_keeps_its_last_point() -> None:
@@ -345,7 +347,7 @@ def test_a_fault_of_the_page_is_one_line_that_tells_where_it_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made(tmp_path, CLEAR)
-    monkeypatch.setattr(report, "scores_figure", lambda *_: {}["classes"])
+    monkeypatch.setattr(html, "scores_figure", lambda *_: {}["classes"])
     monkeypatch.setattr(sys, "argv", ["sweeps", "report", str(tmp_path)])
     assert readers.main() == 1
     said = capsys.readouterr().err
@@ -355,12 +357,12 @@ def test_a_fault_of_the_page_is_one_line_that_tells_where_it_lies(
 def test_runs_of_several_shapes_are_counted_where_the_page_says_what_was_run(tmp_path: Path) -> None:
     view = made(tmp_path, {}, [Setting({}), Setting({"epochs": 6}), Setting({"epochs": 6, "method.predictor.depth": 1})], seeds=1)
     shape = "data digits, encoder resnet_small, epochs {}, global_batch_size 32, precision fp32: {} runs"
-    assert report_text.what_was_run(view)[-2:] == [shape.format(6, 2), shape.format(4, 1)]
+    assert html_text.what_was_run(view)[-2:] == [shape.format(6, 2), shape.format(4, 1)]
 
 
 def test_shapes_beyond_those_that_a_page_lists_are_counted(tmp_path: Path) -> None:
     view = made(tmp_path, {}, [Setting({"epochs": n}) for n in range(2, 13)], seeds=1)
-    *listed, last = report_text.what_was_run(view)[-9:]
+    *listed, last = html_text.what_was_run(view)[-9:]
     assert all(line.endswith(": 1 runs") for line in listed)
     assert last == "and 3 more, each in the config.yaml of its runs"
 
@@ -385,7 +387,7 @@ def test_commands_are_kept_once_in_a_row_and_without_secrets(tmp_path: Path, mon
     with open(tmp_path / "commands.jsonl", "a") as file:
         file.write('{"torn')
     assert [c["command"] for c in commands(tmp_path)] == [["python", "sweeps/a.py", "token=***", "epochs=3"], ["python", "sweeps/a.py"]]
-    assert "token=***" in " ".join(report_text.what_was_run(made(tmp_path / "x", CLEAR)) + report_text.what_was_run(made(tmp_path, {})))
+    assert "token=***" in " ".join(html_text.what_was_run(made(tmp_path / "x", CLEAR)) + html_text.what_was_run(made(tmp_path, {})))
 
 
 def test_a_page_is_made_anew_while_a_sweep_runs_when_something_has_changed(tmp_path: Path) -> None:
@@ -447,7 +449,8 @@ def test_a_page_that_cannot_be_made_is_said_in_a_line_and_ends_no_sweep(tmp_path
 
 
 def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:
-    code = "import sys, sweeps.watch, sweeps.__main__; print([m for m in ('plotly', 'optuna', 'torch', 'scipy') if m in sys.modules])"
+    heavy = "('plotly', 'optuna', 'torch', 'scipy')"
+    code = f"import sys, sweeps.execution.monitor, sweeps.__main__; print([m for m in {heavy} if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True, env=environment)
     assert done.stdout.strip() == "[]"
@@ -455,7 +458,7 @@ def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:
 
 def test_hours_are_told_in_three_digits_and_from_100_on_in_whole_numbers() -> None:
     told = {0.0: "0", 0.012345: "0.0123", 9.876: "9.88", 12.34: "12.3", 99.94: "99.9", 100.0: "100", 1234.5: "1,234", 99999.6: "100,000"}
-    assert {hours: report_text.told_hours(hours) for hours in told} == told
+    assert {hours: html_text.told_hours(hours) for hours in told} == told
 
 
 def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_starts(tmp_path: Path) -> None:
@@ -467,20 +470,20 @@ def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_sta
         with owned:
             pass
     view = View(view.sweep)
-    assert report_text.costs(view) == [
+    assert html_text.costs(view) == [
         "2.25 core-hours in all: 2 completed, 0.25 failed",
         "a completed run took 0.5 core-hours, median over settings of their means",
         "2 runs were started more than once, 3 further starts in all, and went on from their checkpoints",
     ]
-    completed = {setting: spread.n for setting, spread in report_text.hours_of_a_run(view).items()}
+    completed = {setting: spread.n for setting, spread in html_text.hours_of_a_run(view).items()}
     assert completed == {"depth 1": 2, "depth 2": 2, "pointwise": 0}
-    assert report_text.to_end(view) == 1
+    assert html_text.to_end(view) == 1
     trial = view.sweep.trials[0]
     result = dataclasses.replace(view.result(trial), energy_kwh=1.25)  # type: ignore[type-var]
     (view.sweep.trial_dir(trial) / "result.json").unlink()
     view.sweep.run(trial).write_result(result)
-    assert report_text.costs(View(view.sweep))[0].startswith("2.25 GPU-hours in all: ")
-    assert report_text.costs(View(view.sweep))[-1] == "1.2 kWh drawn by the GPUs of 1 runs"
+    assert html_text.costs(View(view.sweep))[0].startswith("2.25 GPU-hours in all: ")
+    assert html_text.costs(View(view.sweep))[-1] == "1.2 kWh drawn by the GPUs of 1 runs"
 
 
 def test_the_more_frequent_failure_comes_first_with_the_last_lines_of_its_log(tmp_path: Path) -> None:
@@ -488,7 +491,7 @@ def test_the_more_frequent_failure_comes_first_with_the_last_lines_of_its_log(tm
     failed(view, 0, "OSError: disk", "".join(f"line {i}\n" for i in range(30)))
     failed(view, 1, "ValueError: a")
     failed(view, 2, "ValueError: a")
-    groups = report_text.failures(view)
+    groups = html_text.failures(view)
     assert [(g.cause, len(g.trials)) for g in groups] == [("ValueError: a", 2), ("OSError: disk", 1)]
     assert groups[1].log.splitlines() == [f"line {i}" for i in range(16, 30)]
 
@@ -496,9 +499,9 @@ def test_the_more_frequent_failure_comes_first_with_the_last_lines_of_its_log(tm
 def test_the_others_are_told_apart_from_the_best_one_by_one(tmp_path: Path) -> None:
     def said(path: Path, scores: dict[str, list[float]]) -> str:
         table = summaries(made(path, scores))
-        lead = report_text.leader(table, OBJECTIVE)
+        lead = html_text.leader(table, OBJECTIVE)
         assert lead is not None
-        return report_text.view_of_others(table, lead)
+        return html_text.view_of_others(table, lead)
 
     one_near = "Of the 2 other settings 1 is not separable from it, each by the same test alone."
     assert said(tmp_path / "alike", ALIKE) == one_near
@@ -515,7 +518,7 @@ def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_pa
     for trial, (commit, diff) in zip(view.sweep.trials, [("a" * 40, ""), ("a" * 40, ""), ("b" * 40, "+x")], strict=False):
         path = view.sweep.trial_dir(trial) / "provenance.json"
         path.write_text(json.dumps({**told, "commit": commit, "diff": diff}))
-    assert report_text.what_was_run(view) == [
+    assert html_text.what_was_run(view) == [
         f"commit {'a' * 12}: 2 runs",
         f"commit {'b' * 12} with uncommitted changes: 1 runs",
         "Python 3.11, torch 2.6",
@@ -529,9 +532,9 @@ def test_the_best_is_held_against_the_setting_without_changes_which_comes_first(
     def said(path: Path, scores: dict[str, list[float]]) -> list[str]:
         view = made(path, scores)
         table = summaries(view)
-        lead = report_text.leader(table, OBJECTIVE)
+        lead = html_text.leader(table, OBJECTIVE)
         assert lead is not None
-        return report_text.against_the_baseline(view, table, lead)
+        return html_text.against_the_baseline(view, table, lead)
 
     (line,) = said(tmp_path / "clear", CLEAR)
     assert line.startswith("The setting without changes has 60.5 ± 0.5 (n = 3); the best is separable from it: paired t over 3 seeds, p ")

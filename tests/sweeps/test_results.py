@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cnnjepa.runs import RunResult, RunStatus
-from sweeps import claims, pictures, tables, views
-from sweeps.folder import Sweep, View
-from sweeps.results import Spread, Summary, leader
-from sweeps.separable import compare
-from sweeps.spec import ScaleName, build_trials
-from sweeps.status import counts_line, sweep_status
-from sweeps.watch import wide_console
+from cnnjepa.run.folder import RunResult, RunStatus
+from sweeps.execution.monitor import wide_console
+from sweeps.report import plots, tables, views
+from sweeps.report.aggregate import Spread, Summary, leader
+from sweeps.report.significance import compare
+from sweeps.report.status import counts_line, sweep_status
+from sweeps.spec.sweep import ScaleName, build_trials
+from sweeps.state import claims
+from sweeps.state.folder import Sweep, View
 from tests.sweeps.tiny_sweep import sweep
 
 OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_top1"
@@ -253,8 +254,8 @@ def test_the_picture_shows_each_settings_seeds_mean_deviation_and_published_valu
     view: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(pictures, "_write_figure", lambda figure, path: drawn.append(figure))
-    pictures.draw(view, tmp_path / "ablation.png")
+    monkeypatch.setattr(plots, "_write_figure", lambda figure, path: drawn.append(figure))
+    plots.draw(view, tmp_path / "ablation.png")
     (figure,) = drawn
     axis = figure.axes[view.sweep.headline.index(LINEAR)]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["depth 2", "depth 1", "pointwise"]

@@ -17,23 +17,24 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import optuna
 import pytest
 
-from cnnjepa.runs import RunResult, RunStatus
-from jobs.quote import Quote
-from sweeps import claims, search, study
-from sweeps.cancel import cancel
-from sweeps.changes import left_to_run, take_up
-from sweeps.choice import next_claim
-from sweeps.claims import Process
-from sweeps.engine import rounds
-from sweeps.folder import Sweep, TrialState, View
-from sweeps.on_slurm import check_budget
-from sweeps.point import points
-from sweeps.results import told_settings
-from sweeps.search import Outlook
-from sweeps.space import baseline, whole
-from sweeps.spec import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search
-from sweeps.status import best_line, rungs_line, sweep_status
-from sweeps.tables import peoples_table, summary_csv
+from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.cost import Quote
+from sweeps.cli.cancel import cancel
+from sweeps.cli.submit import check_budget
+from sweeps.execution import rounds
+from sweeps.execution.changes import left_to_run, take_up
+from sweeps.execution.scheduler import next_claim
+from sweeps.report.aggregate import told_settings
+from sweeps.report.status import best_line, rungs_line, sweep_status
+from sweeps.report.tables import peoples_table, summary_csv
+from sweeps.search import sampler, search
+from sweeps.search.points import points
+from sweeps.search.search import Outlook
+from sweeps.spec.space import baseline, whole
+from sweeps.spec.sweep import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search
+from sweeps.state import claims
+from sweeps.state.claims import Process
+from sweeps.state.folder import Sweep, TrialState, View
 from tests.documented import typed
 from tests.sweeps.test_slot import Shown, never
 from tests.sweeps.tiny_search import SWEEP
@@ -231,7 +232,7 @@ def test_a_failed_run_is_told_to_nobody_as_a_number(tmp_path: Path) -> None:
         got = next_claim(view, Process.me().driver)
         assert got is not None
         end(made, got[0], *next(states))
-    told = [study.told(view, p) for p in points(view)]
+    told = [sampler.told(view, p) for p in points(view)]
     assert {t.state for t in told} == {State.FAIL, State.COMPLETE}
     assert all(not t.values for t in told if t.state is State.FAIL)
     assert all(list(t.values) == [60.0] for t in told if t.state is State.COMPLETE)
@@ -240,14 +241,14 @@ def test_a_failed_run_is_told_to_nobody_as_a_number(tmp_path: Path) -> None:
 def test_a_pruned_setting_is_told_with_how_far_it_came(tmp_path: Path) -> None:
     made = searched(tmp_path, [1, 2])
     end(made, made.trials[0], None, RunStatus.pruned, e1=30.0, e2=35.0)
-    told = study.told(View(made), points(View(made))[0])
+    told = sampler.told(View(made), points(View(made))[0])
     assert (told.state, dict(told.reports)) == (State.PRUNED, {1: 30.0, 2: 35.0})
 
 
 def test_two_objectives_are_accuracy_and_hours(tmp_path: Path) -> None:
     made = searched(tmp_path, costs=True, sampler="tpe", points=14)
     run_to_the_end(made, lambda _: 50.0, hours=2.0)
-    told = study.told(View(made), points(View(made))[0])
+    told = sampler.told(View(made), points(View(made))[0])
     assert list(told.values) == [50.0, 2.0]
 
 
@@ -261,11 +262,11 @@ def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> Non
         with got[1]:
             score = {0: 60.0, 1: 60.0, 2: 40.0}[trial.point]
             end(made, trial, score, hours=hours.get((trial.point, trial.seed - FIRST_SEED), 3.0))
-    assert [list(study.told(view, p).values) for p in points(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
-    assert study.directions(True) == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
-    assert study.directions(False) == [optuna.study.StudyDirection.MAXIMIZE]
-    shown = study.study_of(view)
-    assert shown.directions == study.directions(True)
+    assert [list(sampler.told(view, p).values) for p in points(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
+    assert sampler.directions(True) == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
+    assert sampler.directions(False) == [optuna.study.StudyDirection.MAXIMIZE]
+    shown = sampler.study_of(view)
+    assert shown.directions == sampler.directions(True)
     assert shown.metric_names == [OBJECTIVE, "device-hours"]
     assert {(t.user_attrs["setting"], t.user_attrs["seed"]) for t in shown.best_trials} == {
         (made.trials[0].setting, "42"),  # 60 for 2 hours: nobody has more, and nobody as much for less
@@ -276,12 +277,12 @@ def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> Non
 def test_what_was_pruned_has_no_accuracy_beside_its_cost(tmp_path: Path) -> None:
     made = searched(tmp_path, [2], costs=True)
     end(made, made.trials[0], None, RunStatus.pruned, hours=1.0, e2=30.0)
-    assert study.told(View(made), points(View(made))[0]).state is State.FAIL
+    assert sampler.told(View(made), points(View(made))[0]).state is State.FAIL
 
 
 def test_two_objectives_are_asked_of_the_sampler_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = searched(tmp_path, costs=True, sampler="tpe")
-    past = [study.Told(made.trials[0].params, State.COMPLETE, [60.0, 2.0]), study.Told(made.trials[0].params, State.FAIL)]
+    past = [sampler.Told(made.trials[0].params, State.COMPLETE, [60.0, 2.0]), sampler.Told(made.trials[0].params, State.FAIL)]
     asked: list[optuna.Study] = []
     create = optuna.create_study
 
@@ -291,8 +292,8 @@ def test_two_objectives_are_asked_of_the_sampler_as_they_are(tmp_path: Path, mon
 
     monkeypatch.setattr(optuna, "create_study", noted)
     assert made.search is not None
-    study.suggest(past, made.search, 1, 0)
-    assert asked[0].directions == study.directions(True)
+    sampler.suggest(past, made.search, 1, 0)
+    assert asked[0].directions == sampler.directions(True)
     assert [t.values for t in asked[0].trials] == [[60.0, 2.0], None]  # what failed is not told; the last is what was asked for
 
 
@@ -300,27 +301,27 @@ def test_samplers_are_made_as_the_documentation_says(tmp_path: Path) -> None:
     """10 settings at random before a model is asked; running ones count as bad; dimensions that depend on others are grouped."""
     made = searched(tmp_path, sampler="tpe").search
     assert made is not None
-    tpe = study.sampler_of(made, 3, 0)
+    tpe = sampler.sampler_of(made, 3, 0)
     assert isinstance(tpe, optuna.samplers.TPESampler)
     assert (tpe._n_startup_trials, tpe._multivariate, tpe._group, tpe._constant_liar) == (10, True, True, True)
-    flat = study.sampler_of(dataclasses.replace(made, space=[SWEEP.space[0]]), 3, 0)
+    flat = sampler.sampler_of(dataclasses.replace(made, space=[SWEEP.space[0]]), 3, 0)
     assert isinstance(flat, optuna.samplers.TPESampler)
     assert not flat._group
-    gp = study.sampler_of(dataclasses.replace(made, sampler="gp"), 3, 0)
+    gp = sampler.sampler_of(dataclasses.replace(made, sampler="gp"), 3, 0)
     assert isinstance(gp, optuna.samplers.GPSampler)
     assert gp._n_startup_trials == 10
-    assert isinstance(study.sampler_of(made, 3, 1), optuna.samplers.RandomSampler)  # a second draw for the same number
+    assert isinstance(sampler.sampler_of(made, 3, 1), optuna.samplers.RandomSampler)  # a second draw for the same number
 
 
 def test_each_number_and_each_draw_is_another_choice(tmp_path: Path) -> None:
     made = searched(tmp_path).search
     assert made is not None
-    rates = [study.suggest([], made, number, draw)["optimizer.lr"] for number in range(20) for draw in range(20)]
+    rates = [sampler.suggest([], made, number, draw)["optimizer.lr"] for number in range(20) for draw in range(20)]
     assert len(set(rates)) == 400
-    assert rates[0] == study.suggest([], made, 0, 0)["optimizer.lr"]
+    assert rates[0] == sampler.suggest([], made, 0, 0)["optimizer.lr"]
     # Drawn evenly in the logarithm over [0.0005, 0.05]: half lie below its middle, 0.005. Evenly in the number 9 % would.
     assert 0.4 < sum(float(rate) < 0.005 for rate in rates) / 400 < 0.6
-    assert study.distribution(SWEEP.space[0]) == optuna.distributions.FloatDistribution(0.0005, 0.05, log=True)
+    assert sampler.distribution(SWEEP.space[0]) == optuna.distributions.FloatDistribution(0.0005, 0.05, log=True)
 
 
 def test_the_budget_is_never_exceeded_and_is_used(tmp_path: Path) -> None:
@@ -533,7 +534,7 @@ def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(
         with got[1]:
             end(made, got[0], score, status, e2=50.0)
     assert next_claim(view, Process.me().driver) is not None
-    path = study.mirror(View(made))
+    path = sampler.mirror(View(made))
     assert [p.name for p in made.path.iterdir() if "journal" in p.name] == ["optuna.journal"]
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     read = optuna.load_study(study_name="tiny_search-smoke", storage=storage)
@@ -542,7 +543,7 @@ def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(
     assert read.trials[1].intermediate_values == {2: 50.0}
     assert [t.params for t in read.trials] == [t.params for t in made.trials]
     assert read.best_trial.user_attrs["setting"] == made.trials[0].setting
-    assert study.mirror(View(made)) == path  # replaced, not added to
+    assert sampler.mirror(View(made)) == path  # replaced, not added to
     assert len(optuna.load_study(study_name="tiny_search-smoke", storage=storage).trials) == 5
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.runs import TIMING_KEYS
+from cnnjepa.run.folder import TIMING_KEYS
 from tests import forked
 from tests.browser import opened
 from tests.held import wait_until

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweeps.separable import ALPHA, PAIRED, RANKS, SIGN, UNTESTED, WELCH, compare
+from sweeps.report.significance import ALPHA, PAIRED, RANKS, SIGN, UNTESTED, WELCH, compare
 
 DRAWS = 3000
 # Three standard errors of a share of ALPHA among so many draws.

@@ -11,9 +11,10 @@ import pytest
 from matplotlib import pyplot
 
 from cnnjepa.config import method_module, method_names
-from sweeps import pictures, watch
-from sweeps.results import title
-from sweeps.spec import Setting, SweepSpec
+from sweeps.execution import monitor
+from sweeps.report import plots as pictures
+from sweeps.report.aggregate import title
+from sweeps.spec.sweep import Setting, SweepSpec
 from tests.browser import opened
 from tests.sweeps import tiny_search, tiny_sweep
 from tests.sweeps.shipped import CAUSE, GONE, Text, Trainer, in_process, read, run, shipped
@@ -136,9 +137,9 @@ def tiny_comparison() -> SweepSpec:
 
 @pytest.mark.slow
 def test_every_method_is_trained_and_stands_on_a_page_that_a_browser_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rebuild = watch.rebuild
+    rebuild = monitor.rebuild
     in_process(monkeypatch, None)
-    monkeypatch.setattr(watch, "rebuild", rebuild)  # as ever, in a process of its own
+    monkeypatch.setattr(monitor, "rebuild", rebuild)  # as ever, in a process of its own
     spec, folder = tiny_comparison(), tmp_path / "method_comparison-smoke"
     status, said = run(spec, "--runs-dir", str(tmp_path))
     assert status == 0, said

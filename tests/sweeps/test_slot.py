@@ -10,15 +10,16 @@ from pathlib import Path
 import optuna
 import pytest
 
-from cnnjepa.runs import RunResult, RunStatus
-from jobs.compose import compose_job
-from sweeps import claims, slot, study
-from sweeps.choice import next_claim, not_begun
-from sweeps.claims import Process
-from sweeps.engine import rounds
-from sweeps.folder import Sweep, TrialState, View
-from sweeps.slot import run_slot
-from sweeps.spec import ScaleName, Search, Setting, build_trials
+from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.config import compose_job
+from sweeps.execution import rounds, worker
+from sweeps.execution.scheduler import next_claim, not_begun
+from sweeps.execution.worker import run_slot
+from sweeps.search import sampler
+from sweeps.spec.sweep import ScaleName, Search, Setting, build_trials
+from sweeps.state import claims
+from sweeps.state.claims import Process
+from sweeps.state.folder import Sweep, TrialState, View
 from tests.sweeps.tiny_sweep import sweep
 
 ROOT = Path(__file__).parents[2]
@@ -103,9 +104,9 @@ def test_an_ablations_worker_takes_pending_trials_in_order_and_imports_no_optuna
     code = """
 import sys
 from pathlib import Path
-import sweeps.engine.rank, sweeps.slot
-from sweeps.choice import next_claim
-from sweeps.folder import Sweep, View
+import sweeps.execution.worker_main, sweeps.execution.worker
+from sweeps.execution.scheduler import next_claim
+from sweeps.state.folder import Sweep, View
 view, held = View(Sweep.load(Path(sys.argv[1]))), []
 while (got := next_claim(view, "d")) is not None:
     held.append(got)
@@ -177,7 +178,7 @@ def test_the_study_of_an_ablation_shows_what_the_folders_say(tiny: Sweep, monkey
         folder.prepare(tiny.trials[number].config)
         folder.write_result(result)
     abandon(tiny, 3, 1, dead().driver, monkeypatch)
-    shown = study.study_of(View(tiny)).get_trials()
+    shown = sampler.study_of(View(tiny)).get_trials()
     state = optuna.trial.TrialState
     assert [t.state for t in shown] == [state.COMPLETE, state.FAIL, state.FAIL, state.RUNNING, state.WAITING, state.WAITING]
     assert [t.value for t in shown] == [51.5, None, None, None, None, None]
@@ -197,7 +198,7 @@ def test_a_slot_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:
 
 
 def test_a_slot_that_lost_its_claim_stops_and_leaves_the_result_to_the_new_owner(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot, "_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "_CHECK_SECONDS", 0.0)
     calls = iter(range(1000))
 
     def usurp() -> bool:
@@ -217,7 +218,7 @@ def test_a_slot_that_raises_twice_in_place_fails_its_trial_and_not_the_sweep(tin
 
     me = Process.me().driver
     with monkeypatch.context() as patch:
-        patch.setattr(slot, "run_job", full)
+        patch.setattr(worker, "run_job", full)
         for _ in range(2):
             with pytest.raises(OSError, match="No space left"):
                 run_slot(View(tiny), CLUSTER, me, never)

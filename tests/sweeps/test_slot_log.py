@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from sweeps.slot_log import log_tail
+from sweeps.state.logs import log_tail
 
 
 def test_a_cause_is_who_was_killed_and_what_went_wrong_and_not_what_that_set_off(tmp_path: Path) -> None:

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs import queue as slurm
-from jobs.compose import compose_job
-from jobs.queue import Element, Queue, SlurmError, SlurmSilentError, ask, own_job
-from jobs.spec import Allocation
-from sweeps import choice, claims
-from sweeps.claims import Claim, Process, SlurmStart, Standing, Watch
-from sweeps.engine.slurm import SlurmEngine, shares
-from sweeps.engine.submission import Submission, job_prefix
-from sweeps.folder import Sweep, TrialState, View
-from sweeps.spec import ScaleName, Trial
+from jobs.cluster import Allocation
+from jobs.config import compose_job
+from jobs.slurm import queue as slurm
+from jobs.slurm.queue import Element, Queue, SlurmError, SlurmSilentError, ask, own_job
+from sweeps.execution import scheduler
+from sweeps.execution.slurm_array import SlurmEngine, shares
+from sweeps.spec.sweep import ScaleName, Trial
+from sweeps.state import claims
+from sweeps.state.claims import Claim, Process, SlurmStart, Standing, Watch
+from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.submission import Submission, job_prefix
 
 
 @pytest.mark.parametrize(("slots", "limit", "free"), [(33, 1001, 8), (2500, 1001, 8), (5, 2, 1), (5, 2, 100), (1, 1, 1), (7, 3, 2)])
@@ -244,8 +245,8 @@ def test_a_trial_that_another_slot_takes_up_meanwhile_is_left_to_it(tmp_path: Pa
         return found
 
     monkeypatch.setattr(view, "state", state)
-    monkeypatch.setattr(choice, "runnable", lambda _: True)
-    assert choice.next_claim(view, "d") is None
+    monkeypatch.setattr(scheduler, "runnable", lambda _: True)
+    assert scheduler.next_claim(view, "d") is None
     assert others[0] is not None
     assert [c.epoch for c in claims.history(folder)] == [1, 2]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.door import STOPPED
-from sweeps import claims
-from sweeps.engine.submission import Submission
+from jobs.cli import STOPPED
+from sweeps.state import claims
+from sweeps.state.submission import Submission
 from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import ROOT, STEPS, Faults, SweepOnSlurm, clean_cluster, needs_slurm
 
@@ -138,7 +138,7 @@ def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: Swe
 def supervised(cluster: SlurmCluster, folder: Path, command: str, *options: str) -> str:
     """Submit a job of a supervisor and that command; returns its number."""
     folder.mkdir()
-    supervisor = f"{sys.executable} -m jobs.supervisor --stop-signal-seconds 20 -- {command}"
+    supervisor = f"{sys.executable} -m jobs.slurm.supervisor --stop-signal-seconds 20 -- {command}"
     (folder / "job.sh").write_text(f"#!/bin/bash\ncd {ROOT}\nexport PYTHONPATH={ROOT}\n{supervisor}\n")
     always = ["--parsable", "--requeue", "--open-mode=append", "-o", str(folder / "log")]
     return cluster.run("sbatch", *always, *options, str(folder / "job.sh")).strip()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnnjepa.data.datasets import DEBIAN_FASHION
-from sweeps import claims
+from sweeps.state import claims
 from tests.jobs.test_staging import assert_same_files, child, copied_bytes, end, own_folder, set_of, write_manifest
 from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import ROOT, SweepOnSlurm, needs_slurm

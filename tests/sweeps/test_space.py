@@ -7,12 +7,12 @@ from pathlib import Path
 import optuna
 import pytest
 
-from sweeps import search
-from sweeps.choice import judge, next_claim
-from sweeps.folder import View
-from sweeps.rungs import goes_on, rung_epochs
-from sweeps.space import all_points, baseline, choice, grid_points, label, real, whole
-from sweeps.spec import FIRST_SEED, build_trials, grid_of
+from sweeps.execution.scheduler import judge, next_claim
+from sweeps.search import search
+from sweeps.search.rungs import goes_on, rung_epochs
+from sweeps.spec.space import all_points, baseline, choice, grid_points, label, real, whole
+from sweeps.spec.sweep import FIRST_SEED, build_trials, grid_of
+from sweeps.state.folder import View
 from tests.sweeps.test_search import OBJECTIVE, State, end, searched
 from tests.sweeps.tiny_search import SWEEP
 from tests.sweeps.tiny_sweep import sweep

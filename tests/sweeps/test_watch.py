@@ -11,19 +11,20 @@ import pytest
 from rich.console import Console
 
 from cnnjepa.config import ProbeConfig, WarningConfig
-from cnnjepa.runs import RunResult, RunStatus
-from jobs import queue as slurm
-from jobs.compose import compose_job
-from jobs.queue import Element, SlurmError
-from sweeps import claims, watch
-from sweeps.cancel import cancel
-from sweeps.claims import Process, SlurmStart
-from sweeps.engine.slurm import SlurmEngine
-from sweeps.engine.submission import Submission, job_prefix
-from sweeps.folder import Sweep, TrialState, View
-from sweeps.spec import ScaleName, Trial
-from sweeps.status import counts_line, share_done, sweep_status, trial_status
-from sweeps.watch import SlurmWatch, Watcher, conclude
+from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.config import compose_job
+from jobs.slurm import queue as slurm
+from jobs.slurm.queue import Element, SlurmError
+from sweeps.cli.cancel import cancel
+from sweeps.execution import monitor
+from sweeps.execution.monitor import SlurmWatch, Watcher, conclude
+from sweeps.execution.slurm_array import SlurmEngine
+from sweeps.report.status import counts_line, share_done, sweep_status, trial_status
+from sweeps.spec.sweep import ScaleName, Trial
+from sweeps.state import claims
+from sweeps.state.claims import Process, SlurmStart
+from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.submission import Submission, job_prefix
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster
 EMPTY = {
@@ -87,7 +88,7 @@ def watching(sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch) ->
 
     def made(**states: str) -> SlurmWatch:
         jobs = Jobs(f"{job_prefix(sweep)}0001", **states)
-        monkeypatch.setattr(watch, "Queue", lambda refresh_seconds: jobs)
+        monkeypatch.setattr(monitor, "Queue", lambda refresh_seconds: jobs)
         found = SlurmWatch(sweep.path, console)
         monkeypatch.setattr(SlurmEngine, "submit", lambda engine, slots: [replace(submitted(sweep, 2, "8"), slots=slots)])
         return found
@@ -166,9 +167,9 @@ def test_a_held_job_is_said_once(sweep: Sweep, console: Console, watching: Calla
 def test_a_sweep_ends_well_where_every_trial_has_all_its_values(
     sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch, status: str, missing: dict[str, str], exit_status: int
 ) -> None:
-    monkeypatch.setattr(watch.views, "write_all", lambda view: [])
-    monkeypatch.setattr(watch, "rebuild", lambda folder: "")
-    monkeypatch.setattr(watch, "advice_lines", lambda view: [])
+    monkeypatch.setattr(monitor.views, "write_all", lambda view: [])
+    monkeypatch.setattr(monitor, "rebuild", lambda folder: "")
+    monkeypatch.setattr(monitor, "advice_lines", lambda view: [])
     for i, trial in enumerate(sweep.trials):
         cause = "too bad" if status == "failed" and i == 1 else ""
         result = RunResult(RunStatus[status] if i == 1 else RunStatus.completed, cause, {"o": 1.0}, missing if i == 1 else {})
@@ -191,9 +192,9 @@ def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_bega
             trial["done"] = share
         return status
 
-    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(watch, "sweep_status", look)
-    monkeypatch.setattr(watch, "warning_lines", lambda view, status: ["warning: x"])
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(monitor, "sweep_status", look)
+    monkeypatch.setattr(monitor, "warning_lines", lambda view, status: ["warning: x"])
     with Watcher(View(sweep), console) as watcher:
         watcher.show()
         now[0], done[:] = 1000.0 + 600, [1.0, 0.75, 0.0]

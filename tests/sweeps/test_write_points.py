@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.runs import RunFolder, read_metrics, read_probes
-from sweeps import claims, command, slot, study
-from sweeps.claims import Process
-from sweeps.folder import Sweep, View
+from cnnjepa.run.folder import RunFolder, read_metrics, read_probes
+from sweeps.cli import run as command
+from sweeps.execution import worker
+from sweeps.search import sampler
+from sweeps.state import claims
+from sweeps.state.claims import Process
+from sweeps.state.folder import Sweep, View
 from tests.sample import drawn, seeded
 from tests.sweeps.struck import SPECS, InProcess, folder, make_quick, repeated, rows, what_it_came_to, work
 from tests.sweeps.trivial import STEPS
@@ -108,7 +111,7 @@ class Dying(InProcess):
                 said = self.sweep.path.parent / "slot"
 
                 def one() -> int:
-                    slot.run_slots(self.sweep, self.cluster, driver, lambda: False, silent)
+                    worker.run_slots(self.sweep, self.cluster, driver, lambda: False, silent)
                     return 0
 
                 if run(one, self.sweep.path.parent, type(self).kill_at, said) == 0:
@@ -184,7 +187,7 @@ def test_the_mirror_is_killed_at_each_write_point_deleted_and_made_again(name: s
     path, expected = folder(name, undisturbed), what_it_came_to(name, undisturbed)
 
     def mirror() -> int:
-        return 0 if study.mirror(View(Sweep.load(path))).exists() else 1
+        return 0 if sampler.mirror(View(Sweep.load(path))).exists() else 1
 
     said, point = tmp_path / "said-mirror", 1
     while run(mirror, path, point, said) == -signal.SIGKILL:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from jobs import preflight, snapshot
-from sweeps import on_slurm
-from sweeps.engine import rank, slurm
-from sweeps.engine.submission import Submission
+from sweeps.cli import submit
+from sweeps.execution import slurm_array, worker_main
+from sweeps.state.submission import Submission
 from tests.sample import drawn, seeded
 from tests.sweeps.struck import folder, make_quick, planned, repeated, rows, what_it_came_to, work
 from tests.sweeps.trivial import trivial_job
@@ -57,9 +57,9 @@ def _slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "fake")
-    monkeypatch.setattr(slurm, "_DEAD_WRITER_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_array, "_DEAD_WRITER_SECONDS", 0.0)
     monkeypatch.setattr(snapshot, "_PARTS", ("pyproject.toml",))
-    monkeypatch.setattr(on_slurm, "array_limit", lambda: 1001)
+    monkeypatch.setattr(submit, "array_limit", lambda: 1001)
     monkeypatch.setattr(preflight, "checked_data", lambda _: [])
     monkeypatch.setattr(preflight, "bytes_of_a_run", lambda _: 1)
     monkeypatch.setattr("jobs.run.run_job", trivial_job)
@@ -88,7 +88,7 @@ def run_element(runs: Path, array: str, element: int, kill_at: int, said: Path) 
     def one() -> int:
         os.environ |= {"SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": str(element), "SLURM_JOB_ID": f"9{element}"}
         os.environ |= {"SLURM_JOB_NODELIST": "gpu01", "SLURM_RESTART_COUNT": "0"}
-        return rank.run_rank(submission.path, lambda: False)  # type: ignore[arg-type]
+        return worker_main.run_rank(submission.path, lambda: False)  # type: ignore[arg-type]
 
     status = run(one, runs, kill_at, said)
     if status == 0:

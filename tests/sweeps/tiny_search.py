@@ -3,9 +3,9 @@
 python tests/sweeps/tiny_search.py --cluster local
 """
 
-from sweeps.command import main
-from sweeps.space import choice, real, whole
-from sweeps.spec import Scale, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.space import choice, real, whole
+from sweeps.spec.sweep import Scale, SweepSpec
 from tests.sweeps.tiny_sweep import OVERRIDES
 
 SPACE = [

@@ -5,8 +5,8 @@ python tests/sweeps/tiny_sweep.py --cluster local
 
 import sys
 
-from sweeps.command import main
-from sweeps.spec import Scale, Setting, SweepSpec
+from sweeps.cli.run import main
+from sweeps.spec.sweep import Scale, Setting, SweepSpec
 
 SETTINGS = [
     Setting({"method.predictor.depth": 1}, {"linear.test_top1": 64.86}),

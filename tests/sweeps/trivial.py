@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from cnnjepa import checkpoint
-from cnnjepa.files import remove_partial
-from cnnjepa.runs import RunFolder, RunResult, RunStatus
+from cnnjepa.run import checkpoint
+from cnnjepa.run.files import remove_partial
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.train import never, no_judge
 from jobs import provenance
-from jobs.spec import JobSpec
+from jobs.cluster import JobSpec
 
 STEPS = 2
 DONE = "done"  # beside the sweeps: each step that was ever computed

@@ -25,6 +25,6 @@ cd /runs/code/1 || exit 1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-/venv/bin/python -u -m jobs.supervisor --stop-signal-seconds 300 -- \
+/venv/bin/python -u -m jobs.slurm.supervisor --stop-signal-seconds 300 -- \
     srun --unbuffered --kill-on-bad-exit=1 --cpus-per-task=16 \
-    /venv/bin/python -u -m sweeps.engine.rank /runs/submissions/000001.json
+    /venv/bin/python -u -m sweeps.execution.worker_main /runs/submissions/000001.json

@@ -25,6 +25,6 @@ cd /runs/code/1 || exit 1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-/venv/bin/python -u -m jobs.supervisor --stop-signal-seconds 300 -- \
+/venv/bin/python -u -m jobs.slurm.supervisor --stop-signal-seconds 300 -- \
     bash /runs/code/1/slurm/ray_cluster.sbatch /runs/submissions/000001.json \
     /venv/bin/python

@@ -6,7 +6,7 @@ DRILL_SABOTAGE says what a resumed run forgets. Only the stage of a drill is tou
 import os
 import sys
 
-if "sweeps.drill_stage" in sys.orig_argv:
+if "sweeps.drill.stage" in sys.orig_argv:
     import torch
 
     import cnnjepa.methods.cnn_jepa

@@ -1,0 +1,145 @@
+"""What a run tells while it goes: metrics.jsonl and TensorBoard; a disk that refuses stops no training."""
+
+import dataclasses
+import logging
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from cnnjepa.config import TrainConfig
+from cnnjepa.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+_REOPEN_SECONDS = 60.0
+
+
+def hyperparameters(config: Any, path: str = "") -> dict[str, str | int | float]:
+    """What can change the result of a run, by its key; flags and lists as text, since TensorBoard's numbers would tell neither."""
+    flat: dict[str, str | int | float] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("neutral"):
+            continue
+        if dataclasses.is_dataclass(value):
+            flat |= hyperparameters(value, f"{path}{f.name}.")
+        elif isinstance(value, Enum):
+            flat[path + f.name] = value.name
+        else:
+            plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+            flat[path + f.name] = value if plain else str(value)
+    return flat
+
+
+class _Board:
+    """TensorBoard's writer; after an error of the disk what is told is lost until a new file can be opened: it is but a view."""
+
+    def __init__(self, folder: Path, step: int, config: TrainConfig) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        self._folder, self._next = folder, 0.0
+        # Without the summary of the experiment: TensorBoard would take the first run's for all, and show the keys of its method alone.
+        # From the runs' own it finds those of all, and which of them differ; its metrics are then all scalars.
+        _, self._start, self._end = hparams(hyperparameters(config), {})
+        self._writer: SummaryWriter | None = None
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # the other ranks need it not
+
+        try:
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+            self._writer._get_file_writer().add_summary(self._start)
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        self._writer, self._next = None, time.monotonic() + _REOPEN_SECONDS
+        log.warning("TensorBoard's file cannot be written: %s; trying again in %.0f s", error, _REOPEN_SECONDS)
+
+    def tell(self, call: str, step: int, *values: Any) -> None:
+        """`SummaryWriter.<call>(*values, step)`."""
+        if self._writer is None and time.monotonic() >= self._next:
+            self._open(step)
+        try:
+            if self._writer is not None:
+                getattr(self._writer, call)(*values, step)
+        except OSError as error:
+            self._lost(error)
+
+    def complete(self) -> None:
+        """The run has come to its end."""
+        try:
+            if self._writer is not None:
+                self._writer._get_file_writer().add_summary(self._end)
+        except OSError as error:
+            self._lost(error)
+
+    def close(self) -> None:
+        """Flush all."""
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            self._lost(error)
+
+
+class Recorder:
+    """Writes what a run tells after optimiser step `step`; silent on all ranks but the main one."""
+
+    def __init__(self, folder: RunFolder, step: int, is_main: bool, config: TrainConfig) -> None:
+        self.folder, self.is_main = folder, is_main
+        self._board: _Board | None = None
+        if is_main:
+            folder.open_metrics(step)
+            if config.log.tensorboard:
+                self._board = _Board(folder.tensorboard, step + 1, config)
+
+    @property
+    def has_board(self) -> bool:
+        """Whether pictures and statistics are shown anywhere."""
+        return self._board is not None
+
+    def record(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """One record."""
+        if not self.is_main:
+            return
+        self.folder.record(kind, step, values)
+        for key, value in values.items() if self._board else ():
+            assert self._board
+            self._board.tell("add_scalar", step, f"{kind}/{key}", value)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers for TensorBoard alone, by their whole tags."""
+        for tag, value in values.items() if self._board else ():
+            assert self._board
+            self._board.tell("add_scalar", step, tag, value)
+
+    def histograms(self, step: int, samples: dict[str, Tensor]) -> None:
+        """Histograms of values on the host, by their whole tags."""
+        for tag, values in samples.items() if self._board else ():
+            assert self._board
+            self._board.tell("add_histogram", step, tag, values)
+
+    def pictures(self, step: int, images: dict[str, Tensor]) -> None:
+        """Samples of what the method sees, [B, 3, H, W] of any range."""
+        for key, pixels in images.items() if self._board else ():
+            low, high = pixels.amin(), pixels.amax()
+            assert self._board
+            self._board.tell("add_images", step, key, ((pixels - low) / (high - low).clamp_min(1e-6)).float().cpu())
+
+    def complete(self) -> None:
+        """All was told of a run that has come to its end."""
+        if self._board:
+            self._board.complete()
+
+    def close(self) -> None:
+        """Flush all."""
+        if self._board:
+            self._board.close()
+        self.folder.close()

@@ -1,0 +1,83 @@
+"""Statistics of gradients and features for TensorBoard, of the steps that are logged; nothing of it is kept elsewhere."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnjepa.monitoring.recorder import Recorder
+
+_SAMPLED = 100_000  # gradients of a part that a histogram is made of
+
+
+def part_of(name: str) -> str:
+    """The part of the network that a parameter belongs to: a stage of the encoder, or another module of the method as a whole."""
+    first, _, rest = name.partition(".")
+    if first != "encoder":
+        return first
+    stage, _, inner = rest.partition(".")
+    if stage in ("conv1", "bn1", "stem", "patch_embed"):
+        return "encoder.stem"
+    return f"encoder.{stage}.{inner.partition('.')[0]}" if stage in ("stages", "blocks") else f"encoder.{stage}"
+
+
+def feature_statistics(name: str, features_BD: Tensor) -> dict[str, Tensor]:
+    """Mean norm, and std as the collapse probe has it: of unit features over the batch, 1 for an even spread and 0 when collapsed."""
+    std = F.normalize(features_BD, dim=1).std(0).mean() * features_BD.shape[1] ** 0.5
+    return {f"representations/{name}_std": std, f"representations/{name}_norm": features_BD.norm(dim=1).mean()}
+
+
+class Telemetry:
+    """Looks at one step in so many; at the others, and where nobody reads it, it does nothing, and never does it change a step.
+
+    Features are those of this rank's last micro-batch, gradients those of all ranks.
+    """
+
+    def __init__(self, method: nn.Module, wanted: bool) -> None:
+        self._wanted = wanted
+        self._parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in method.named_parameters() if wanted else ():
+            if parameter.requires_grad:
+                self._parts.setdefault(part_of(name), []).append(parameter)
+        self._logged = self._pictured = False
+        self.shown: dict[str, Tensor] | None = None
+        self._norms: dict[str, Tensor] = {}
+        self._samples: dict[str, Tensor] = {}
+
+    def start_step(self, logged: bool, pictured: bool) -> None:
+        """A step begins of which scalars, or histograms too, will be told; `shown` is where the method leaves its features, or None."""
+        self._logged, self._pictured = self._wanted and logged, self._wanted and pictured
+        self.shown = {} if self._logged else None
+
+    @torch.no_grad()
+    def see_gradients(self) -> None:
+        """Take them in as they are, averaged over ranks, before the optimiser overwrites them; the host waits only for a histogram."""
+        if not self._logged and not self._pictured:
+            return
+        found = {part: [p.grad for p in parameters if p.grad is not None] for part, parameters in self._parts.items()}
+        found = {part: gradients for part, gradients in found.items() if gradients}
+        if self._logged:
+            self._norms = {f"gradients/{part}": nn.utils.get_total_norm(g) for part, g in found.items()}
+        if self._pictured:  # by tags of their own: a tag that is a scalar too ends TensorBoard's page of hparams
+            self._samples = {f"gradient_values/{part}": sampled(g).float().cpu() for part, g in found.items()}
+
+    @torch.no_grad()
+    def tell(self, recorder: Recorder, step: int) -> None:
+        """Record what the step that has ended showed."""
+        if self._logged:
+            values = dict(self._norms)
+            for name, features in (self.shown or {}).items():
+                values |= feature_statistics(name, features)
+            if values:
+                told = torch.stack([v.double() for v in values.values()]).tolist()
+                recorder.scalars(step, dict(zip(values, told, strict=True)))
+        if self._pictured:
+            recorder.histograms(step, self._samples)
+        self.shown, self._norms, self._samples = None, {}, {}
+
+
+def sampled(gradients: list[Any]) -> Tensor:
+    """At most so many of their values, evenly picked."""
+    every = -(-sum(g.numel() for g in gradients) // _SAMPLED)
+    return torch.cat([g.flatten()[::every] for g in gradients])

@@ -1,0 +1,216 @@
+"""The run folder: config.yaml, metrics.jsonl, checkpoints/, tensorboard/, log/, result.json. It is the truth about a run.
+
+metrics.jsonl holds one JSON object a line, each with `kind` and `step`. A resumed run drops the lines past its checkpoint and writes
+them again; they come out the same but for TIMING_KEYS.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cnnjepa.config import TrainConfig
+from cnnjepa.run.files import Lines, create_exclusive, read_json, reading, to_json, write_atomic
+from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict
+
+# What depends on the machine and the moment: left out wherever two runs are compared.
+TIMING_KEYS = frozenset(
+    {
+        "images_per_second",
+        "seconds",
+        "training_seconds",
+        "device_hours",
+        "peak_memory_mb",
+        "resumes",
+        "claim",
+        "energy_kwh",
+        "joules",
+        "pretraining_hours",
+        "gpu_utilisation",
+        "data_wait_seconds",
+        "data_wait_share",
+    }
+)
+
+
+class RunStatus(Enum):
+    """How a run ended; one that has not ended has no result. A pruned one was ended on its way and can be taken up from its checkpoint."""
+
+    completed = "completed"
+    pruned = "pruned"
+    failed = "failed"
+
+
+@dataclass
+class RunResult:
+    """What a run came to. A number that could not be had is absent from `metrics` and its cause stands in `missing`."""
+
+    status: RunStatus
+    cause: str = ""  # of a failure, or of the pruning, one line
+    metrics: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # probe -> cause
+    probes: dict[str, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics, of the probes on the way
+    step: int = 0
+    seconds: float = 0.0  # spent training and probing, over all resumes
+    device_hours: float = 0.0  # GPU-hours on CUDA, core-hours (threads x ranks) on CPU
+    images_per_second: float = 0.0
+    peak_memory_mb: float = 0.0
+    parameters: int = 0  # trainable
+    resumes: int = 0
+    claim: int = 0  # epoch of the claim under which it was written
+    energy_kwh: float | None = None  # of all GPUs, over all resumes; None where they do not tell
+    gpu_utilisation: float | None = None  # of the main rank's GPU at the logged steps, in [0, 1]; None where it does not tell
+    data_wait_share: float | None = None  # of the time in the training loop; None where no image is loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "status": self.status.name}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "RunResult":
+        """What `to_dict` gave."""
+        return RunResult(**{**values, "status": RunStatus[values["status"]]})
+
+
+def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Epoch -> metrics of the probes on the way among `records` of metrics.jsonl; what had no value is absent."""
+    return {
+        f"{r['epoch']:g}": {k: v for k, v in r.items() if k not in ("kind", "step", "epoch") and v is not None}
+        for r in records
+        if r["kind"] == "probe"
+    }
+
+
+def record_of(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None for what a kill or a power cut may leave of one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"kind", "step", "epoch"} <= record.keys() else None
+
+
+def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]], int]:
+    """`probes_of` a metrics file from byte `start` on, and where to go on; of the other lines, a thousand times as many, none is parsed."""
+    if not path.exists():
+        return {}, 0
+    with open(path, "rb") as file:
+        file.seek(start)
+        *lines, rest = file.read().split(b"\n")
+        found = [record for line in lines if line.startswith(b'{"kind": "probe"') and (record := record_of(line))]
+        return probes_of(found), file.tell() - len(rest)
+
+
+def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, or of its last bytes; a torn last line, as a kill may leave, is not one."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        skipped = max(path.stat().st_size - last_bytes, 0) if last_bytes is not None else 0
+        file.seek(skipped)
+        lines = file.read().split(b"\n")[:-1]
+    return [record for line in lines[bool(skipped) :] if (record := record_of(line))]
+
+
+class RunFolder:
+    """One run's folder; each method reads or writes one of its files."""
+
+    def __init__(self, path: Path) -> None:
+        """Takes the path; nothing is created until `prepare`."""
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.logs = path / "log"
+        self._config = path / "config.yaml"
+        self._metrics = path / "metrics.jsonl"
+        self._result = path / "result.json"
+        self._writer: Lines | None = None
+
+    def prepare(self, config: TrainConfig) -> None:
+        """Create the folder for `config`; raises ValueError where it holds a run of another configuration."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        if self._config.exists():
+            held = self.config()
+            if signature(held) != signature(config):
+                first = differences(identity(held), identity(config))[0]
+                raise ValueError(f"run folder must be empty or hold the same configuration; got {self.path}, where {first}")
+        else:
+            write_atomic(self._config, yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    def config(self) -> TrainConfig:
+        """The configuration of the run; raises ValueError where the folder holds none."""
+        if not self._config.exists():
+            raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
+        try:
+            return from_dict(yaml.safe_load(self._config.read_bytes()))
+        except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError, RecursionError) as error:
+            said = f"{type(error).__name__} {' '.join(str(error).split())}"
+            raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {said}") from error
+
+    def result(self) -> RunResult | None:
+        """How the run ended; None while it has not."""
+        if not self._result.exists():
+            return None
+        with reading(self._result):
+            return RunResult.from_dict(read_json(self._result))
+
+    def ended_at(self) -> float:
+        """When the result was written, in seconds since the epoch; 0.0 where there is none."""
+        try:
+            return self._result.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def write_result(self, result: RunResult) -> bool:
+        """Record how the run ended: False, and nothing changed, where a result of the same or a later claim stands already."""
+        text = to_json(result.to_dict())
+        if create_exclusive(self._result, text):
+            return True
+        standing = self.result()
+        if standing is not None and standing.claim >= result.claim:
+            return False
+        write_atomic(self._result, text)
+        return True
+
+    def set_aside(self, status: RunStatus) -> None:
+        """Forget a result of that status, if any, keeping it as result.<status>-N.json: the run goes on from its checkpoint."""
+        result = self.result()
+        if result is None or result.status is not status:
+            return
+        number = len(list(self.path.glob(f"result.{status.name}-*.json"))) + 1
+        os.rename(self._result, self.path / f"result.{status.name}-{number}.json")
+
+    def probes(self) -> dict[str, dict[str, float]]:
+        """Epoch -> metrics of the probes on the way, so far."""
+        return read_probes(self._metrics)[0]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records so far."""
+        return read_metrics(self._metrics)
+
+    def open_metrics(self, step: int) -> None:
+        """Start recording after optimiser step `step`: later records are dropped, into a new file that a stale writer does not hold."""
+        kept = [r for r in self.metrics() if r["step"] <= step and r["kind"] != "final"]
+        write_atomic(self._metrics, "".join(json.dumps(r) + "\n" for r in kept))
+        self._writer = Lines(self._metrics)
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one record, now or as soon as the disk takes it; a value that is not finite becomes null."""
+        assert self._writer is not None
+        finite = {k: v if not isinstance(v, float) or abs(v) < float("inf") else None for k, v in values.items()}
+        self._writer.add(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False))
+
+    def sync(self) -> None:
+        """Make the records durable, or raise OSError: a checkpoint must not outlive what was recorded before it."""
+        if self._writer is not None:
+            self._writer.sync()
+
+    def close(self) -> None:
+        """Let go of the file; what is recorded after the last `sync` is as good as written, but for a power cut."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

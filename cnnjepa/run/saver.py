@@ -1,0 +1,122 @@
+"""Checkpoints beside training: a copy in host memory is what the loop waits for; a thread writes it, reads it back and prunes.
+
+A disk that refuses (full, read-only, away) stops no training: the save is tried again, while what was recorded waits in memory. Only a run
+that must not go on without it, at its end or when it is told to stop, waits for the disk, and fails with what the disk said.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from cnnjepa.run import checkpoint
+
+log = logging.getLogger(__name__)
+RETRY_SECONDS = 60.0  # until a save that was refused is tried again, unless the interval is shorter
+# How long the disk is waited for. Slurm ends a preempted run sooner; a run at its end has all its hours to lose.
+PATIENCE_AT_STOP_SECONDS = 60.0
+PATIENCE_AT_END_SECONDS = 600.0
+_PAUSE_SECONDS = 0.5
+
+T = TypeVar("T")
+
+
+def insist(write: Callable[[], T], what: str, patience_seconds: float) -> T:
+    """What `write` returns, tried until the disk takes it; raises its OSError when patience ends."""
+    deadline, told = time.monotonic() + patience_seconds, ""
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if time.monotonic() + _PAUSE_SECONDS > deadline:
+                raise
+            if str(error) != told:
+                told = str(error)
+                log.warning("%s was refused: %s; trying again for up to %.0f s", what, told, patience_seconds)
+        time.sleep(_PAUSE_SECONDS)
+
+
+def host_copy(state: Any) -> Any:
+    """`state` with each tensor copied to host memory, where training does not touch it."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: host_copy(value) for key, value in state.items()}
+    return [host_copy(value) for value in state] if isinstance(state, list) else state
+
+
+class Saver:
+    """Saves one run, at most one checkpoint at a time; for the main rank alone."""
+
+    def __init__(self, folder: Path, interval_seconds: float, keep: int) -> None:
+        self._folder, self._interval, self._keep = folder, interval_seconds, keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._told = ""
+        self._next = time.monotonic() + interval_seconds
+        self._saved = -1  # the last step that is published
+
+    @property
+    def writing(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def due(self) -> bool:
+        """Whether a save shall begin now; raises what a save has died of, unless the disk is at fault."""
+        if not self.writing:
+            self.settle()
+        # At no interval every step is saved, and the loop waits for the disk; else a save that takes longer than the interval skips one.
+        return time.monotonic() >= self._next and (not self.writing or not self._interval)
+
+    def begin(self, step: int, state: dict[str, Any], first: Callable[[], None]) -> None:
+        """Copy `state`, and publish the copy while training goes on; `first` makes durable what the checkpoint counts on."""
+        self.settle()
+        self._next = time.monotonic() + self._interval
+        try:
+            first()
+        except OSError as error:
+            self._refused(step, error)
+            return
+        self._thread = threading.Thread(target=self._write, args=(step, host_copy(state)), name="checkpoint")
+        self._thread.start()
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        try:
+            checkpoint.save(self._folder, step, state, self._keep)
+            self._saved, self._told = step, ""
+        except OSError as error:
+            self._refused(step, error)
+        except BaseException as error:  # raised where the loop sees it
+            self._error = error
+
+    def _refused(self, step: int, error: OSError) -> None:
+        again = min(RETRY_SECONDS, self._interval)
+        self._next = time.monotonic() + again
+        if str(error) != self._told:
+            self._told = str(error)
+            log.warning("no checkpoint at step %d: %s; training goes on, the next attempt is in %.0f s", step, error, again)
+
+    def settle(self) -> None:
+        """Wait until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self, step: int, state: dict[str, Any], first: Callable[[], None], patience_seconds: float, final: bool) -> None:
+        """Publish `state` now, beside the `keep` newest where it is the final one; raises OSError when patience ends."""
+        self.settle()
+
+        def write() -> None:
+            first()
+            if self._saved != step:
+                checkpoint.save(self._folder, step, state, self._keep + final)
+
+        insist(write, f"the checkpoint at step {step}", patience_seconds)
+        self._saved, self._next = step, time.monotonic() + self._interval

@@ -1,0 +1,215 @@
+"""The nouns of a job: a machine park (ClusterProfile) and one run on it (JobSpec)."""
+
+import math
+import re
+import shlex
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from cnnjepa.config import Device, TrainConfig
+from jobs.cli import require_printable
+
+
+class Scheduler(Enum):
+    """Who places the slots: Ray on this machine, or Slurm's queue."""
+
+    local = "local"
+    slurm = "slurm"
+
+
+@dataclass
+class ClusterProfile:
+    """One machine park's facts; each file of slurm/cluster is one. Nothing here changes what a run computes.
+
+    A slot is the room in which one trial runs. On Slurm it is one element of a job array, or a part of a node of an Allocation.
+    """
+
+    name: str  # the file's name
+    scheduler: Scheduler = Scheduler.local
+    nodes_per_slot: int = 1
+    ranks_per_slot: int = 1  # processes of one trial over all its nodes; on Slurm, tasks
+    cores_per_slot: int = 1  # over all its nodes; each rank gets an equal share as its CPU threads
+    gpus_per_slot: float = 0.0  # over all its nodes; on this machine a fraction shares a device
+    memory_gb_per_slot: float = 2.0  # host memory over all its nodes, in 10^9 bytes
+    device: Device = Device.auto  # of the ranks; cuda stops a run that finds no GPU instead of crawling on CPU
+    max_parallel: int = 0  # trials at once; 0 means as many as the machine, or the queue, allows
+    runs_dir: str = "runs"  # where sweeps and single runs are kept, unless --runs-dir says otherwise; all nodes must see it
+    data_root: str = ""  # where the image sets lie, unless data.root says otherwise
+    local_scratch: str = ""  # a folder of each node's own disk, such as /tmp or $TMPDIR, to which packed sets are copied; "" copies nothing
+    # What follows is for Slurm alone.
+    required: list[str] = field(default_factory=list)  # keys of this profile that have no default and must be given
+    account: str = ""  # who pays; "" leaves it to the site's default
+    partition: str = ""  # "" leaves it to the site's default
+    qos: str = ""  # "" leaves it to the account's default
+    gres: str = ""  # generic resources of one node; "" asks for gpu:<GPUs of one node>
+    time_limit_minutes: int = 60  # of one job; a run that is longer goes on in the next by itself
+    stop_signal_seconds: int = 120  # before the limit the run is told to save; Slurm may say so up to 60 s earlier
+    setup: list[str] = field(default_factory=list)  # shell lines before the run, such as module load
+    python: str = ""  # shell words that start Python on a node, such as a container's; "" is the submitting one
+    sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options, such as {constraint: a100, exclude: node7}
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Whole GPUs that a slot takes of each of its nodes."""
+        return int(self.gpus_per_slot) // self.nodes_per_slot
+
+    @property
+    def threads_per_rank(self) -> int:
+        """CPU threads of one process."""
+        return self.cores_per_slot // self.ranks_per_slot
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Nodes of one Slurm job that many slots share: each slot is one rank with its part of one node, on one GPU at most.
+
+    A node is what the profile asks of one node.
+    """
+
+    nodes: int
+    slots_per_node: int
+
+    @staticmethod
+    def of(cluster: ClusterProfile, nodes: int, slots_per_node: int | None) -> "Allocation":
+        """One slot a GPU, or a core where there are none, unless told otherwise; raises ValueError where that cannot be."""
+        cores, gpus = cluster.cores_per_slot // cluster.nodes_per_slot, cluster.gpus_per_node
+        slots = (gpus or cores) if slots_per_node is None else slots_per_node
+        rules = [
+            (nodes >= 1, "--nodes", "be at least 1", str(nodes)),
+            (1 <= slots <= cores, "--slots-per-node", f"lie in [1, {cores}], the cores of a node", str(slots)),
+            (
+                not gpus or slots % gpus == 0,
+                "--slots-per-node",
+                f"be a multiple of the {gpus} GPUs of a node, each of which serves whole slots",
+                f"{slots}: a slot is one rank; for several GPUs a trial use --engine array",
+            ),
+        ]
+        for holds, key, rule, value in rules:
+            if not holds:
+                raise ValueError(f"{key} must {rule}; got {value}")
+        return Allocation(nodes, slots)
+
+    @property
+    def slots(self) -> int:
+        """At once, on all nodes."""
+        return self.nodes * self.slots_per_node
+
+    def whole(self, cluster: ClusterProfile) -> ClusterProfile:
+        """What the job asks of Slurm: all of its nodes, with one task on each."""
+        share = self.nodes / cluster.nodes_per_slot
+        return replace(
+            cluster,
+            nodes_per_slot=self.nodes,
+            ranks_per_slot=self.nodes,
+            cores_per_slot=cluster.cores_per_slot // cluster.nodes_per_slot * self.nodes,
+            gpus_per_slot=float(cluster.gpus_per_node * self.nodes),
+            memory_gb_per_slot=cluster.memory_gb_per_slot * share,
+        )
+
+    def slot(self, cluster: ClusterProfile) -> ClusterProfile:
+        """What one slot has; of GPUs never so much that Ray, which counts in 1/10,000, could not place all slots."""
+        return replace(
+            cluster,
+            nodes_per_slot=1,
+            ranks_per_slot=1,
+            cores_per_slot=cluster.cores_per_slot // cluster.nodes_per_slot // self.slots_per_node,
+            gpus_per_slot=math.floor(10_000 * cluster.gpus_per_node / self.slots_per_node) / 10_000,
+            memory_gb_per_slot=cluster.memory_gb_per_slot / cluster.nodes_per_slot / self.slots_per_node,
+            max_parallel=self.slots,
+        )
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to train, on which machines, and where the run is kept."""
+
+    train: TrainConfig
+    cluster: ClusterProfile
+    run_dir: Path
+    retry_failed: bool = False
+
+
+def fit_to(cluster: ClusterProfile, train: TrainConfig) -> None:
+    """Give `train` the profile's threads, device and data folder; none of them can change what it computes."""
+    train.threads = cluster.threads_per_rank
+    train.data.root = train.data.root or cluster.data_root
+    if train.device is Device.auto and cluster.scheduler is Scheduler.slurm:
+        train.device = cluster.device if cluster.gpus_per_slot else Device.cpu
+
+
+# What sbatch's own reader of #SBATCH lines gives a meaning to, also within quotes; a colon would part PYTHONPATH.
+_LOST_IN_SBATCH = frozenset("\\#:'\"")
+# More than any site has.
+_MOST = dict.fromkeys(("nodes_per_slot", "ranks_per_slot", "cores_per_slot", "gpus_per_slot", "memory_gb_per_slot"), 1_000_000)
+_MOST |= {"max_parallel": 1_000_000, "time_limit_minutes": 5_000_000}
+_SITE_WORD = re.compile(r"[\w][\w.,:+=@/()*\[\]-]*")
+_SBATCH_OPTION = re.compile(r"[A-Za-z][A-Za-z-]*")
+
+
+def require_sbatch_path(path: Path, key: str) -> None:
+    """Raise ValueError at a path that a batch script could not carry as it is."""
+    bad = sorted({c for c in str(path) if c in _LOST_IN_SBATCH or not c.isprintable()})
+    if bad:
+        raise ValueError(f"{key} must hold no {' '.join(map(repr, bad))} on Slurm, which a batch script cannot carry; got {str(path)!r}")
+
+
+def validate_words(cluster: ClusterProfile) -> None:
+    """Raise ValueError where a value would end, or add to, its line of a batch script. `setup` and `python` are shell, by intent."""
+    for key in ("account", "partition", "qos", "gres"):
+        value = getattr(cluster, key)
+        if value and not _SITE_WORD.fullmatch(value):
+            raise ValueError(f"cluster.{key} must be a word of letters, digits and .,:+=@/()*[]- as Slurm names things; got {value!r}")
+    for option, value in cluster.sbatch.items():
+        if not isinstance(option, str) or not _SBATCH_OPTION.fullmatch(option.replace("_", "-")):
+            raise ValueError(f"cluster.sbatch must hold long options of sbatch as keys; got {option!r}")
+        if not isinstance(value, (str, int, float, bool)) or not str(value).isprintable():
+            raise ValueError(f"cluster.sbatch.{option} must be one line of printable text, a number, true or false; got {value!r}")
+    for key in ("runs_dir", "data_root", "local_scratch", "python"):
+        require_printable(getattr(cluster, key), f"cluster.{key}")
+    for line in cluster.setup:
+        require_printable(line, "cluster.setup")
+    try:
+        shlex.split(cluster.python)
+    except ValueError as error:
+        raise ValueError(f"cluster.python must be shell words; got {cluster.python!r}: {error}") from error
+
+
+def validate_cluster(cluster: ClusterProfile) -> None:
+    """Raise ValueError, naming key, rule and value, for a profile that no slot can run by."""
+    validate_words(cluster)
+    c, slurm = cluster, cluster.scheduler is Scheduler.slurm
+    for key in ("cores_per_slot", "ranks_per_slot", "nodes_per_slot"):  # others are divided by them
+        if getattr(c, key) < 1:
+            raise ValueError(f"cluster.{key} must be at least 1; got {getattr(c, key)}")
+    rules = [
+        (0 <= c.gpus_per_slot < float("inf"), "gpus_per_slot", "be at least 0 and finite", c.gpus_per_slot),
+        (0.01 <= c.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be at least 0.01 and finite", c.memory_gb_per_slot),
+        (c.max_parallel >= 0, "max_parallel", "be at least 0", c.max_parallel),
+        (c.local_scratch[:1] in ("", "/", "$"), "local_scratch", "be an absolute path, or begin with $ as in $TMPDIR", c.local_scratch),
+    ]
+    if slurm:
+        whole = c.gpus_per_slot % c.nodes_per_slot == 0  # false for what is not finite
+        rules += [
+            (whole, "gpus_per_slot", f"be whole GPUs, the same for each of {c.nodes_per_slot} nodes", c.gpus_per_slot),
+            (not c.ranks_per_slot % c.nodes_per_slot, "ranks_per_slot", f"be a multiple of {c.nodes_per_slot} nodes", c.ranks_per_slot),
+            (not c.cores_per_slot % c.ranks_per_slot, "cores_per_slot", f"be a multiple of {c.ranks_per_slot} ranks", c.cores_per_slot),
+            (c.time_limit_minutes >= 1, "time_limit_minutes", "be at least 1", c.time_limit_minutes),
+            (
+                1 <= c.stop_signal_seconds < 60 * c.time_limit_minutes,
+                "stop_signal_seconds",
+                f"lie in [1, {60 * c.time_limit_minutes}), within time_limit_minutes",
+                c.stop_signal_seconds,
+            ),
+        ]
+    else:
+        # A slot on this machine trains one rank.
+        rules += [
+            (c.gpus_per_slot <= 1, "gpus_per_slot", "lie in [0, 1]", c.gpus_per_slot),
+            (c.ranks_per_slot == 1, "ranks_per_slot", "be 1 on this machine; torchrun starts more", c.ranks_per_slot),
+        ]
+    rules += [(getattr(c, key) <= most, key, f"be at most {most}", getattr(c, key)) for key, most in _MOST.items()]
+    for holds, key, rule, value in rules:
+        if not holds:
+            raise ValueError(f"cluster.{key} must {rule}; got {value}")

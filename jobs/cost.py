@@ -1,0 +1,130 @@
+"""What a sweep will cost before it is submitted: GPU-hours and wall-clock, from this code's own runs where there are any."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.cluster import ClusterProfile
+from jobs.slurm.queue import site_tool
+
+# Hours an epoch of ImageNet-100, ResNet-50, 224 pixels, batch 512, bf16 on 4 A100: 51.5, 62.0, 67.6 and 79.3 GPU-hours / 200 epochs / 4
+# (paper, table V).
+PAPER_HOURS_PER_EPOCH, PAPER_GPUS = {"cnn_jepa": 0.0644, "simclr": 0.0775, "vicreg": 0.0845, "byol": 0.0991}, 4
+PAPER_SHAPE = {
+    "data.name": "imagenet100",
+    "data.image_size": 224,
+    "data.train_limit": 0,
+    "encoder.name": "resnet50",
+    "precision": "bf16",
+}
+
+# What the hours of an epoch follow from.
+_SHAPE_KEYS = ("data.name", "data.image_size", "data.train_limit", "encoder", "precision", "method", "global_batch_size")
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Cost of the trials that are still to run; hours are None where nothing is known."""
+
+    trials: int
+    epochs: float  # still to train, over all trials
+    device_hours_per_epoch: float | None
+    source: str
+    unit: str  # GPU-hours, or core-hours where a slot has no GPU
+    wall_hours: float | None
+    parallel: int
+    chunks: int  # jobs that one trial needs, one after the other, by its time limit
+    at_most: bool  # runs may be stopped early, or not be needed
+
+    @property
+    def device_hours(self) -> float | None:
+        """Of all trials together."""
+        return None if self.device_hours_per_epoch is None else self.epochs * self.device_hours_per_epoch
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        head = f"quote: {'at most ' * self.at_most}{self.trials} runs, {self.epochs:g} epochs to train"
+        if self.device_hours is None or self.wall_hours is None:
+            return [head, f"  cost unknown: {self.source}"]
+        chain = f", each in {self.chunks} jobs one after the other" if self.chunks > 1 else ""
+        return [
+            f"{head} x {self.device_hours_per_epoch:.4g} {self.unit} an epoch = {self.device_hours:,.0f} {self.unit}",
+            f"  an epoch's cost: {self.source}",
+            f"  wall-clock: {self.wall_hours:,.1f} h with {self.parallel} at once{chain}, queueing not counted",
+        ]
+
+
+def lookup(config: dict[str, object], key: str) -> object:
+    """The value at a dotted key of nested dicts; ValueError where there is none, as there may be in another method's."""
+    value: object = config
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise ValueError(f"the configuration must have {key}; got one without it: it may belong to another method")
+        value = value[part]
+    return value
+
+
+def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether an epoch of two configurations is the same work, predictors and the like apart."""
+    pairs = [(lookup(a, key), lookup(b, key)) for key in _SHAPE_KEYS]
+    return all((x["name"] == y["name"]) if isinstance(x, dict) and isinstance(y, dict) else x == y for x, y in pairs)
+
+
+def quote(
+    cluster: ClusterProfile,
+    config: dict[str, object],
+    epochs_left: Sequence[float],
+    epochs_of_a_trial: float,
+    measured: Sequence[float],
+    at_most: bool = False,
+) -> Quote:
+    """Cost of trials like `config` with `epochs_left` each; `measured` are device-hours an epoch of such runs by this code."""
+    unit = "GPU-hours" if cluster.gpus_per_slot else "core-hours"
+    devices = cluster.gpus_per_slot or cluster.cores_per_slot
+    per_epoch: float | None = None
+    published = PAPER_HOURS_PER_EPOCH.get(str(lookup(config, "method.name")))
+    as_published = cluster.gpus_per_slot and all(lookup(config, key) == value for key, value in PAPER_SHAPE.items())
+    if measured:
+        per_epoch = statistics.median(measured)
+        source = f"measured by this code, median of {len(measured)} runs"
+    elif published is not None and as_published:
+        per_epoch = published * PAPER_GPUS
+        source = f"the paper's {published} h on {PAPER_GPUS} A100, no run of this code is there to measure"
+    else:
+        source = "no run of this shape is there to measure, and the paper has none; the first finished run gives it"
+    parallel = min(cluster.max_parallel or len(epochs_left), len(epochs_left)) or 1
+    wall, chunks = None, 1
+    if per_epoch is not None:
+        hours = [e * per_epoch / devices for e in epochs_left]
+        wall = max(sum(hours) / parallel, *hours, math.ceil(len(hours) / parallel) * statistics.fmean(hours)) if hours else 0.0
+        usable = (60 * cluster.time_limit_minutes - cluster.stop_signal_seconds) / 3600
+        chunks = max(math.ceil(epochs_of_a_trial * per_epoch / devices / usable), 1)
+    return Quote(len(epochs_left), sum(epochs_left), per_epoch, source, unit, wall, parallel, chunks, at_most)
+
+
+def combined(quotes: Sequence[Quote], cluster: ClusterProfile) -> Quote:
+    """The cost of several kinds of runs together, unknown where that of any kind is; kinds of which nothing is left count for nothing."""
+    quotes = [q for q in quotes if q.trials] or quotes[:1]
+    if len(quotes) == 1:
+        return quotes[0]
+    trials, epochs = sum(q.trials for q in quotes), sum(q.epochs for q in quotes)
+    parallel = min(cluster.max_parallel or trials, trials)
+    unit, chunks, at_most = quotes[0].unit, max(q.chunks for q in quotes), any(q.at_most for q in quotes)
+    unknown = [q for q in quotes if q.device_hours is None]
+    if unknown:
+        source = f"{sum(q.trials for q in unknown)} of the runs: {unknown[0].source}"
+        known = sum(q.device_hours or 0.0 for q in quotes)
+        source += f"; the others come to {known:,.0f} {unit}" if known else ""
+        return Quote(trials, epochs, None, source, unit, None, parallel, chunks, at_most)
+    hours = sum(q.device_hours or 0.0 for q in quotes)
+    devices = cluster.gpus_per_slot or cluster.cores_per_slot
+    longest = max((q.device_hours or 0.0) / q.trials / devices for q in quotes)  # a run of the dearest kind
+    source = f"mean of {len(quotes)} kinds of runs: " + "; ".join(dict.fromkeys(q.source for q in quotes))
+    return Quote(trials, epochs, hours / epochs, source, unit, max(hours / devices / parallel, longest), parallel, chunks, at_most)
+
+
+def balance() -> str:
+    """What the site's `sbalance` prints, "" where there is none or it fails."""
+    return site_tool("sbalance")

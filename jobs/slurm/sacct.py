@@ -1,0 +1,141 @@
+"""What Slurm's accounting says that a job was given and what it used of it."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from jobs.slurm.queue import ENDED, SlurmSilentError, ask
+
+_FIELDS = ("JobID", "State", "Elapsed", "Timelimit", "TotalCPU", "AllocCPUS", "NNodes", "ReqMem", "MaxRSS", "NTasks")
+_JOBS_AT_ONCE = 200  # a command line has an end
+_PAUSE_SECONDS = 1.0  # between two requests for records that are not whole yet
+_MEBIBYTES = {"": 2**-10, "K": 2**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
+
+
+@dataclass(frozen=True)
+class JobUse:
+    """One job over all its starts; None is what the accounting does not tell."""
+
+    state: str  # of the last start
+    starts: int
+    seconds: float  # of all starts together
+    limit_seconds: float | None  # of one start; None where it has none
+    cores: int
+    cpu_seconds: float | None  # used by all cores together
+    memory_asked_mb: float | None  # MiB, over all nodes
+    memory_used_mb: float | None  # at most: the largest task's peak for each task of its step
+    steps: int = 0  # of the last start, as far as they are on record
+    running_steps: int = 0  # those among them whose end is not
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last start has an end on record, and each step that the record holds has one."""
+        return self.state in ENDED and not self.running_steps
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it can be still on its way; a site may be set to keep no steps, and then it never is."""
+        return self.ended and self.steps > 0
+
+
+def seconds_of(text: str) -> float | None:
+    """Seconds of Slurm's [days-][hours:]minutes:seconds[.fraction]; None for what is no duration, such as UNLIMITED."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text.strip())
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return 86400 * days + 3600 * hours + 60 * minutes + seconds
+
+
+def mebibytes_of(text: str, cores: int = 1, nodes: int = 1) -> float | None:
+    """MiB of Slurm's 206064K, 1500M or 2G; of the 4Gc and 16Gn of versions before 21.08, a core's and a node's. None for nothing."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)([cn]?)", text.strip())
+    if found is None or float(found[1]) == 0:
+        return None
+    return float(found[1]) * _MEBIBYTES[found[2]] * {"": 1, "c": cores, "n": nodes}[found[3]]
+
+
+def _added(known: JobUse | None, start: JobUse) -> JobUse:
+    """A job with one more start, the last of them."""
+    if known is None:
+        return start
+    cpu = [c for c in (known.cpu_seconds, start.cpu_seconds) if c is not None]
+    used = [m for m in (known.memory_used_mb, start.memory_used_mb) if m is not None]
+    # Cores that one start does not tell of would make all of them look idle.
+    whole = sum(cpu) if len(cpu) == 2 else None
+    return replace(
+        start, starts=known.starts + 1, seconds=known.seconds + start.seconds, cpu_seconds=whole, memory_used_mb=max(used, default=None)
+    )
+
+
+def parse(lines: Sequence[str]) -> dict[str, JobUse]:
+    """Job -> its use, of sacct's lines: for each start one of the job, followed by those of its steps, which alone tell of memory."""
+    found: dict[str, JobUse] = {}
+    for line in lines:
+        values = line.split("|")
+        if len(values) != len(_FIELDS):
+            continue
+        told = dict(zip(_FIELDS, values, strict=True))
+        job, _, step = told["JobID"].partition(".")
+        cores, nodes, tasks = (int(told[key]) if told[key].isdecimal() else 1 for key in ("AllocCPUS", "NNodes", "NTasks"))
+        if step:
+            if job in found:
+                known, used = found[job], mebibytes_of(told["MaxRSS"])
+                known = replace(known, steps=known.steps + 1, running_steps=known.running_steps + (told["State"] == "RUNNING"))
+                peak = known.memory_used_mb if used is None else max(used * tasks, known.memory_used_mb or 0.0)
+                found[job] = replace(known, memory_used_mb=peak)
+            continue
+        if told["State"] == "PENDING":
+            continue
+        start = JobUse(
+            (told["State"].split() or [""])[0],
+            1,
+            seconds_of(told["Elapsed"]) or 0.0,
+            seconds_of(told["Timelimit"]),
+            cores,
+            seconds_of(told["TotalCPU"]) or None,  # 0 where it is not gathered
+            mebibytes_of(told["ReqMem"], cores, nodes),
+            None,
+        )
+        found[job] = _added(found.get(job), start)
+    return found
+
+
+def used(jobs: Sequence[str], patience_seconds: float = 5.0) -> dict[str, JobUse]:
+    """What the accounting has on record of `jobs`, in one request for many; raises SlurmError where there is none or it does not answer."""
+    found: dict[str, JobUse] = {}
+    for first in range(0, len(jobs), _JOBS_AT_ONCE):
+        names = ",".join(jobs[first : first + _JOBS_AT_ONCE])
+        command = ["sacct", "-D", "-n", "-P", "-S", "now-60days", "-j", names, "-o", ",".join(_FIELDS)]
+        found |= parse(ask(command, patience_seconds).splitlines())
+    return found
+
+
+def used_at_the_end(
+    jobs: Sequence[str],
+    wait_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, JobUse]:
+    """As `used`, of jobs that have just ended: asked again for at most `wait_seconds` until each record is whole, as it is then.
+
+    Raises SlurmError at once where there is no accounting, SlurmSilentError where it has not answered until the end.
+    """
+    deadline = clock() + wait_seconds
+    found: dict[str, JobUse] = {}
+    missing = list(jobs)
+    while missing:
+        silent: SlurmSilentError | None = None
+        try:
+            found |= used(missing, patience_seconds=0.0)
+        except SlurmSilentError as error:
+            silent = error
+        missing = [job for job in missing if job not in found or not found[job].whole]
+        if missing and clock() + _PAUSE_SECONDS > deadline:
+            if silent is not None and not found:
+                raise silent
+            break
+        if missing:
+            sleep(_PAUSE_SECONDS)
+    return found

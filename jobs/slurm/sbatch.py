@@ -1,0 +1,160 @@
+"""Slots as a Slurm job array: the batch script, and its submission through submitit.
+
+submitit writes the script and speaks to sbatch. Its pickles are not used: a submitter that dies after sbatch and before they are in place
+would fail every job of the array. What a job needs is in the sweep folder before it is submitted.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from submitit import SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from jobs.cluster import ClusterProfile
+from jobs.private import refuse_unless_private
+from jobs.slurm.queue import SlurmError
+
+_SBATCH_TIMEOUT_SECONDS = 60
+_MB_A_GB = 1000  # Slurm's megabytes are 2^20 bytes; counting 1000 of them a GB never asks for more than the node has
+
+
+@dataclass(frozen=True)
+class Array:
+    """One job array: each of its elements runs `module` with `argument` on every rank, or `script` once on the first node."""
+
+    name: str
+    slots: int
+    throttle: int  # elements at once
+    module: str
+    argument: str
+    code: Path  # the snapshot that it runs
+    log_folder: Path
+    comment: str = ""
+    after: Sequence[str] = ()  # arrays that must have ended before
+    script: str = ""  # a bash script of the snapshot, given `argument` and the words that start Python; it starts steps of its own
+
+
+class _Executor(SlurmExecutor):
+    """Renders and submits a plain command; rendering needs no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return ["timeout", str(_SBATCH_TIMEOUT_SECONDS), "sbatch", str(submission_file_path)]
+
+
+def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
+    words = shlex.split(cluster.python) or [python]
+    # srun takes no --cpus-per-task from sbatch since Slurm 22.05.
+    srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", f"--cpus-per-task={cluster.threads_per_rank}"]
+    rank = [*words, "-u", "-m", array.module, array.argument]
+    supervisor = [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds), "--"]
+    run = [["bash", str(array.code / array.script), array.argument], words] if array.script else [srun, rank]
+    return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
+
+
+def _gres(cluster: ClusterProfile) -> str:
+    return cluster.gres or (f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else "")
+
+
+def _memory_mb(cluster: ClusterProfile) -> int:
+    """Of one node."""
+    return int(cluster.memory_gb_per_slot * _MB_A_GB / cluster.nodes_per_slot)
+
+
+def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
+    executor = _Executor(folder=array.log_folder)
+    code = shlex.quote(str(array.code))
+    options = {
+        "requeue": True,
+        "output": str(array.log_folder).replace("%", "%%") + "/%A_%a.log",
+        **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
+        **cluster.sbatch,
+    }
+    sites = {"account": cluster.account, "partition": cluster.partition, "qos": cluster.qos}
+    optional = {**sites, "gres": _gres(cluster), "comment": array.comment}
+    executor.update_parameters(
+        job_name=array.name,
+        time=cluster.time_limit_minutes,
+        nodes=cluster.nodes_per_slot,
+        ntasks_per_node=cluster.ranks_per_slot // cluster.nodes_per_slot,
+        cpus_per_task=cluster.threads_per_rank,
+        mem=f"{_memory_mb(cluster)}M",
+        signal_delay_s=cluster.stop_signal_seconds,
+        setup=[
+            *cluster.setup,
+            f"export OMP_NUM_THREADS={cluster.threads_per_rank}",
+            f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"cd {code} || exit 1",
+        ],
+        array_parallelism=array.throttle,
+        stderr_to_stdout=True,
+        use_srun=False,  # the supervisor starts it
+        wckey=None,
+        additional_parameters=options,
+        **{key: value for key, value in optional.items() if value},
+    )
+    executor.parameters["map_count"] = array.slots
+    return executor
+
+
+def render(cluster: ClusterProfile, array: Array, python: str = sys.executable) -> str:
+    """The batch script that `submit` would hand to sbatch, to the letter; needs no Slurm."""
+    return _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
+
+
+def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder: Path) -> list[str]:
+    """Hydra overrides that give hydra-submitit-launcher the profile's values: for `submitit_slurm`, or `submitit_local` on this machine."""
+    values: dict[str, Any] = {"name": name, "timeout_min": cluster.time_limit_minutes, "cpus_per_task": cluster.threads_per_rank}
+    if launcher == "submitit_slurm":
+        values |= {
+            "nodes": cluster.nodes_per_slot,
+            "tasks_per_node": cluster.ranks_per_slot // cluster.nodes_per_slot,
+            "mem_gb": int(_memory_mb(cluster) // 1024),
+            "account": cluster.account or None,
+            "partition": cluster.partition or None,
+            "qos": cluster.qos or None,
+            "gres": _gres(cluster) or None,
+            "signal_delay_s": cluster.stop_signal_seconds,
+            "array_parallelism": cluster.max_parallel or 256,
+            "max_num_timeout": 1000,  # a run that is longer than the limit goes on in the next job
+            "stderr_to_stdout": True,
+            # The launcher has no place for srun's options.
+            "setup": [
+                refuse_unless_private(folder),
+                *cluster.setup,
+                "export SLURM_KILL_BAD_EXIT=1",
+                f"export SRUN_CPUS_PER_TASK={cluster.threads_per_rank}",
+            ],
+        }
+    shown = [f"hydra.launcher.{key}={_hydra_value(value)}" for key, value in values.items()]
+    further = {"requeue": True, **cluster.sbatch} if launcher == "submitit_slurm" else {}
+    shown += [f"++hydra.launcher.additional_parameters.{key}={_hydra_value(value)}" for key, value in further.items()]
+    return [f"hydra.sweep.dir={_hydra_value(str(folder))}", *shown]
+
+
+def _hydra_value(value: object) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(_hydra_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("${", "\\${")
+
+
+def submit(cluster: ClusterProfile, array: Array) -> str:
+    """Submit `array`, and return its job number. Raises SlurmError with what sbatch said.
+
+    A failure does not mean that there is no job: sbatch may have been accepted and its answer lost. Look for the name before trying again.
+    """
+    array.log_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        job = _executor(cluster, array)._submit_command(_command(cluster, array, sys.executable))
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise SlurmError(f"sbatch: {' '.join(str(error.__cause__ or error).split())}") from error
+    return str(job.job_id)

@@ -1,0 +1,138 @@
+"""`python -m jobs.slurm.supervisor --stop-signal-seconds S -- srun ...`: keeps one Slurm job at its work, from inside the job.
+
+It runs the command, and when that ends:
+  0                          the job is done;
+  200                        the run was told to stop: unless Slurm has ended or requeued the job itself, the job is requeued;
+  anything else              a rank died: the command is run again in place, on the same nodes, but not for ever.
+A job that was cancelled is no longer RUNNING to Slurm, and stays so. Where the ranks do not stop in time, the job is requeued just before
+its limit: past it, Slurm would end it for good.
+"""
+
+import argparse
+import datetime
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from jobs.cli import INTERRUPTED, STOPPED
+from jobs.slurm.queue import SlurmError, ask, own_job, show_job
+
+# Deaths in a row, each within QUICK_SECONDS of its start, until the job itself is given up. A trial that dies twice without
+# gaining a step is recorded as failed by the next start, so a fault of the trial ends sooner.
+DEATHS_ALLOWED = 4
+QUICK_SECONDS = 600.0
+PAUSE_SECONDS = 2.0
+KILLED_WITHIN_SECONDS = 600.0  # Slurm ends a job that it has requeued or cancelled within KillWait, 30 s by default
+_SHORTEST_MARGIN_SECONDS = 5.0
+_ASK_LIMIT_SECONDS = 300.0
+
+
+def say(text: str) -> None:
+    """One line in the job's log."""
+    print(f"{datetime.datetime.now():%F %T} supervisor: {text}", flush=True)
+
+
+def job_state(job: str) -> str:
+    """What Slurm calls the job now; a controller that is away is waited for as long as it takes."""
+    while True:
+        try:
+            return show_job(job).get("JobState", "")
+        except SlurmError as error:
+            say(f"asking again: {error}")
+            time.sleep(PAUSE_SECONDS)
+
+
+def seconds_left(job: str) -> float:
+    """Until the job's time limit, infinite where it has none or Slurm does not say."""
+    try:
+        end = show_job(job, patience_seconds=10).get("EndTime", "")
+        return (datetime.datetime.fromisoformat(end) - datetime.datetime.now()).total_seconds()
+    except (SlurmError, ValueError):
+        return float("inf")
+
+
+def requeue(job: str) -> None:
+    """Send the job back to the queue, and wait for Slurm to end this incarnation of it; returns where Slurm refuses."""
+    while True:
+        try:
+            ask(["scontrol", "requeue", job], patience_seconds=0)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: the nodes are free at once, not after KillWait
+            break
+        except SlurmError as error:
+            if job_state(job) != "RUNNING":
+                return
+            say(f"requeueing again: {error}")
+            time.sleep(PAUSE_SECONDS)
+    time.sleep(KILLED_WITHIN_SECONDS)
+
+
+class Supervisor:
+    """Runs one command in one job until it is done, the job is to be requeued, or the job is given up."""
+
+    def __init__(self, command: Sequence[str], job: str, margin_seconds: float) -> None:
+        self.command, self.job, self.margin = list(command), job, margin_seconds
+        self.told_to_stop = False
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """The signals of the job's end reach this process too, which must outlive its ranks."""
+        self.told_to_stop = True
+
+    def attempt(self) -> int | None:
+        """Run the command; its exit status, None where it had not ended when the job's limit came."""
+        child = subprocess.Popen(self.command)
+        asked = time.monotonic()
+        deadline = asked + seconds_left(self.job) - self.margin
+        while True:
+            try:
+                status = child.wait(timeout=1)
+                return 128 - status if status < 0 else status
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < min(deadline, asked + _ASK_LIMIT_SECONDS):
+                    continue
+            asked = time.monotonic()
+            deadline = asked + seconds_left(self.job) - self.margin  # the limit may have been changed
+            if time.monotonic() >= deadline:
+                return None
+
+    def run(self) -> int:
+        """The exit status of the job."""
+        deaths = 0
+        while True:
+            started = time.monotonic()
+            status = self.attempt()
+            if status == 0:
+                return 0
+            state = job_state(self.job)
+            if state != "RUNNING":
+                say(f"status {status}; the job is {state}: Slurm decides what comes next")
+                return INTERRUPTED
+            if status is None or status == STOPPED or self.told_to_stop:
+                say("stopped before the time limit" if status is None else f"status {status}, told to stop: requeueing {self.job}")
+                requeue(self.job)
+                return INTERRUPTED
+            deaths = deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1
+            if deaths >= DEATHS_ALLOWED:
+                say(f"status {status}: died {deaths} times in a row, giving up")
+                return status
+            say(f"status {status}: a rank died, starting again in place")
+            time.sleep(PAUSE_SECONDS)
+
+
+def main() -> int:
+    """The door: the command comes after --."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.slurm.supervisor", description=__doc__)
+    parser.add_argument("--stop-signal-seconds", type=float, required=True, help="when before the limit Slurm tells the run to stop")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    asked = parser.parse_args()
+    command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
+    supervisor = Supervisor(command, own_job(), max(_SHORTEST_MARGIN_SECONDS, min(60.0, asked.stop_signal_seconds / 4)))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, supervisor.note)
+    return supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

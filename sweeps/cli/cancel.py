@@ -1,0 +1,36 @@
+"""Stops trials for good: marked in their folders first, so that whoever comes upon them leaves them alone, then ended in Slurm."""
+
+from jobs.slurm import queue as slurm
+from sweeps.execution.slurm_array import SlurmEngine
+from sweeps.spec.sweep import Trial
+from sweeps.state import claims
+from sweeps.state.folder import TrialState, View
+
+
+def cancel(view: View, trials: list[Trial]) -> str:
+    """Cancel `trials`, or all that have not ended where none are named; returns a line that says what was done.
+
+    What runs saves a checkpoint first, if it can; running the sweep again takes it up.
+    """
+    sweep = view.sweep
+    if not trials:
+        sweep.cancel()
+    chosen = [t for t in trials or sweep.trials if not view.state(t).settled]
+    jobs = []
+    for trial in chosen:
+        state, past = view.state(trial), view.claims(trial)
+        claims.cancel(sweep.trial_dir(trial))
+        job = past[-1].slurm if past and state in (TrialState.running, TrialState.requeued) else None
+        if job is not None and not job.shared:  # of a job with many slots one stops by itself, and takes another trial
+            jobs.append(job.job)
+    ended = len(jobs)
+    engine = SlurmEngine.of(sweep, view.watch.queue) if view.watch.queue is not None else None
+    if engine is not None:
+        if trials:
+            slurm.cancel(jobs)
+            ended += engine.withdraw(-engine.missing(View(sweep, queue=engine.queue)))
+        else:
+            live = [e.id for e in engine.live()]
+            slurm.cancel(live)
+            ended = len(live)
+    return f"{len(chosen)} trials cancelled, {ended} jobs ended; the sweep's command takes them up again"

@@ -1,0 +1,140 @@
+"""From a command line to a planned sweep: its trials or its search, its rungs and its cluster, checked before anything starts."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cnnjepa.rules import validate
+from cnnjepa.run.identity import from_dict
+from jobs.cli import Parser, require_writable, resolved
+from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
+from jobs.config import cluster_names, compose_job, qualified
+from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
+from sweeps.search.sampler import SAMPLERS
+from sweeps.search.warnings import NEEDS, check_pruning
+from sweeps.spec.space import applied, baseline
+from sweeps.spec.sweep import FIRST_SEED, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
+from sweeps.state.folder import Sweep
+
+_MOST = 100_000  # seeds, or settings: more is a slip of the hand, and would be planned for hours
+
+
+def _and_at_most(value: int) -> str:
+    return f" and at most {_MOST}" if value > _MOST else ""
+
+
+def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line of a sweep; raises ValueError at what it does not know."""
+    parser = Parser(description=spec.question, epilog="Run again to resume: what has a result is not run again.")
+    parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
+    parser.add_argument("--scale", choices=[s.name for s in ScaleName], help="default: smoke on local, paper elsewhere")
+    parser.add_argument("--seeds", type=int, help="seeds a setting; default: the sweep's own number for the scale")
+    early = f"a run goes on at a rung if it is among the best 1/eta (default: {DEFAULT_ETA}); default: asha for searches, else none"
+    parser.add_argument("--early-stopping", choices=["asha", "none"], help=early)
+    parser.add_argument("--eta", type=int, default=DEFAULT_ETA, help="of the runs that reach a rung one in so many goes on")
+    ends = "end a run as pruned at the first probe at which this early warning holds; may be given several times"
+    parser.add_argument("--prune-on", action="append", default=[], metavar="NAME", help=f"{ends}: {', '.join(NEEDS)}")
+    if spec.space:
+        parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help=f"who chooses settings (default: {SAMPLERS[0]})")
+        parser.add_argument("--points", type=int, help="settings to try; default: the sweep's own number for the scale")
+        parser.add_argument(
+            "--two-objectives", action="store_true", help="search for accuracy and for few GPU-hours; nothing is stopped early"
+        )
+        budget = "begin no run that could take the search above H (core-hours where no GPU is used)"
+        parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help=budget)
+    hands = "on Slurm: a job array, one element a trial (default), or one job of N nodes in which Ray places many trials"
+    parser.add_argument("--engine", choices=["array", "ray"], help=hands)
+    parser.add_argument("--nodes", type=int, metavar="N", help="of the job, with --engine ray")
+    share = "trials at once on each, with --engine ray; default: one a GPU, or a core where there are none"
+    parser.add_argument("--slots-per-node", type=int, metavar="K", help=share)
+    parser.add_argument("--runs-dir", type=Path, help="where sweeps are kept; default: the cluster profile's")
+    parser.add_argument("--dry-run", action="store_true", help="show trials, quote and batch script, and run nothing; needs no Slurm")
+    parser.add_argument("--max-gpu-hours", type=float, metavar="H", help="refuse to submit what is quoted above H")
+    parser.add_argument("--yes", action="store_true", help="ask nothing")
+    parser.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs need nobody")
+    parser.add_argument("--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for every trial, such as epochs=5; or of the profile, such as account=abc"
+    )
+    return parser.parse_args(arguments)
+
+
+def profile_keys(overrides: Sequence[str]) -> list[str]:
+    """Those of `overrides` that are the cluster profile's."""
+    return [o for o in qualified(overrides) if o.startswith("cluster.")]
+
+
+def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProfile]:
+    """The sweep that was asked for, checked through and through; nothing has started. Raises ValueError at the first broken rule."""
+    if asked.seeds is not None and not 1 <= asked.seeds <= _MOST:
+        raise ValueError(f"--seeds must be at least 1{_and_at_most(asked.seeds)}; got {asked.seeds}")
+    local = compose_job([f"cluster={asked.cluster}", *profile_keys(asked.overrides)]).cluster.scheduler is Scheduler.local
+    scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if local else ScaleName.paper
+    chosen = spec.scale(scale)
+    cluster = compose_job([f"cluster={asked.cluster}", *chosen.overrides, *asked.overrides]).cluster
+    runs_dir = resolved(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
+    if not asked.dry_run:
+        require_writable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
+    if cluster.scheduler is Scheduler.slurm:
+        require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
+    if not re.fullmatch(r"\w[\w.-]*", spec.name):
+        raise ValueError(f"a sweep's name must be letters, digits, _, . and -, since it names a folder and jobs; got {spec.name!r}")
+    path, seeds = runs_dir / f"{spec.name}-{scale.name}", asked.seeds or chosen.seeds
+    rungs = rungs_of(spec, chosen, asked)
+    eta, search = asked.eta if rungs else 0, None
+    if spec.space and asked.sampler == "grid":
+        for flag, value in {"--points": asked.points, "--budget-gpu-hours": asked.budget_gpu_hours}.items():
+            if value is not None:
+                raise ValueError(f"{flag} must be left out with --sampler grid, which runs every combination; got {value:g}")
+        if asked.two_objectives:
+            raise ValueError("--two-objectives must be left out with --sampler grid, which chooses nothing; got both")
+        spec, path = grid_of(spec, chosen, asked.cluster, asked.overrides), path.with_name(f"{path.name}-grid")
+    if spec.space:
+        search = plan_search(spec, chosen, asked, rungs, seeds)
+        trials = [search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)]
+    else:
+        trials = build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, rungs)
+    spec = replace(spec, prune_on=list(dict.fromkeys([*spec.prune_on, *asked.prune_on])))
+    sweep = Sweep.of(spec, scale, trials, path, search, rungs, eta)
+    check_pruning(sweep)
+    return sweep, cluster
+
+
+def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:
+    """Epochs at which runs are held against each other: none where nothing is stopped early, and none within any run's warm-up."""
+    # A grid chooses nothing, a Gaussian process learns from completed runs alone, and what was stopped has no accuracy beside its cost.
+    default = "asha" if spec.space and asked.sampler in ("tpe", "random") and not asked.two_objectives else "none"
+    if spec.space and asked.two_objectives and asked.early_stopping == "asha":
+        raise ValueError("--early-stopping must be none with --two-objectives: a run that was stopped has no accuracy; got asha")
+    if (asked.early_stopping or default) == "none":
+        return []
+    if asked.eta < 2:
+        raise ValueError(f"--eta must be at least 2; got {asked.eta}")
+    train = compose_job([f"cluster={asked.cluster}", *scale.overrides, *asked.overrides]).train
+    swept = [d for d in spec.space_at(scale) if d.key == "optimizer.warmup_epochs"]
+    given = [float(s.overrides.get("optimizer.warmup_epochs", 0)) for s in spec.settings_at(scale)]
+    longest = max([train.optimizer.warmup_epochs, *given, *(max([d.high, *map(float, d.options)]) for d in swept)])
+    found = rung_epochs(train.epochs, longest, asked.eta)
+    if not found:
+        rule = f"leave an epoch between the warm-up of {longest:g} and {train.epochs} / {asked.eta}"
+        raise ValueError(f"--early-stopping=asha must {rule}; got none: give more epochs, or --early-stopping none")
+    return found
+
+
+def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int) -> Search:
+    """The search that was asked for; raises ValueError where the borders of its space cannot be trained."""
+    points, budget = scale.points if asked.points is None else asked.points, asked.budget_gpu_hours
+    if not 1 <= points <= _MOST:
+        raise ValueError(f"--points must be at least 1{_and_at_most(points)}; got {points}")
+    if budget is not None and not 0 < budget < float("inf"):
+        raise ValueError(f"--budget-gpu-hours must be positive and finite; got {budget:g}")
+    options = {"points": points, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}
+    search = build_search(spec, scale, asked.cluster, asked.overrides, rungs, sampler=asked.sampler, **options)
+    start = baseline(search.space, search.base)
+    for d in search.space:
+        for value in d.options or ((int(d.low), int(d.high)) if d.whole else (d.low, d.high)):
+            if d.key in start:
+                validate(from_dict(applied(search.base, {**start, d.key: value}, FIRST_SEED)))
+    return search

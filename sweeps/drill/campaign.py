@@ -1,0 +1,195 @@
+"""A drill: one run left in peace, then runs of the same kind that are struck at random steps until all faults have been done."""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from jobs.slurm.queue import SlurmError
+from sweeps.drill.compare import Proof, prove
+from sweeps.drill.observed import NothingToStrikeError, WatchedRun, wait_for
+
+_STEPS_BETWEEN = (1, 7)  # a run is struck again after so many steps at least and at most
+_STEPS_TO_FEEL = 3  # images for so many steps have been loaded before
+_TRIES = 20  # of one fault where there was nothing to strike, until the next one takes its place
+_RUN_SECONDS = 3600.0  # a run that has not ended by then is lost
+
+Fault = Callable[[random.Random], bool]  # whether the run has to start again
+Say = Callable[[str], None]
+
+
+class Scene(Protocol):
+    """A run that can be struck, on this machine or on a cluster."""
+
+    run: WatchedRun
+    started: float  # when, by time.monotonic
+
+    @property
+    def faults(self) -> dict[str, Fault]:
+        """What can be done to it, by name; one raises NothingToStrikeError where there was nothing to do it to."""
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What cannot be done here, and why."""
+
+    def keep_alive(self) -> None:
+        """Do what a person does when the command is gone: run it again."""
+
+    def close(self) -> None:
+        """Leave no process."""
+
+
+@dataclass(frozen=True)
+class Struck:
+    """One fault that was done, and what it cost."""
+
+    fault: str
+    step: int  # that the run had reached
+    steps_repeated: int
+    seconds_lost: float  # until that step was passed again, less what an undisturbed run takes for the steps gained meanwhile
+
+
+@dataclass
+class Drill:
+    """All that a drill has found."""
+
+    step_seconds: float  # of the undisturbed run, median
+    struck: list[Struck] = field(default_factory=list)
+    proofs: list[Proof] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> int:
+        """Runs that did not complete."""
+        return sum(bool(p.lost) for p in self.proofs)
+
+    @property
+    def duplicated(self) -> int:
+        """Records and rows that are there twice."""
+        return sum(len(p.duplicated) for p in self.proofs)
+
+    @property
+    def different_bits(self) -> int:
+        """Of tensors; each record, score or row that differs counts as one more."""
+        values = sum(len(w) for p in self.proofs for aspect, w in p.different.items())
+        return sum(p.different_bits for p in self.proofs) + values
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was lost, doubled or changed."""
+        return bool(self.proofs) and all(p.holds for p in self.proofs)
+
+
+def order(kinds: Sequence[str], seed: int) -> Iterator[str]:
+    """The kinds without end: all of them once in a random order, then all again in another."""
+    draw = random.Random(seed)
+    while True:
+        yield from draw.sample(kinds, len(kinds))
+
+
+def write_table(run: WatchedRun) -> None:
+    """Have the sweep's own command write results.csv; raises RuntimeError with what it said where it cannot."""
+    line = [sys.executable, "-m", "sweeps", "results", str(run.path.parent.parent), "--format", "csv"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parent.parent.parent)
+    if done.returncode:
+        raise RuntimeError(f"python -m sweeps results: {done.stderr.strip()}")
+
+
+def leave_in_peace(scene: Scene) -> None:
+    """Let a run come to its end."""
+    try:
+        wait_for("the undisturbed run", scene.run.ended, _RUN_SECONDS)
+    finally:
+        scene.close()
+    write_table(scene.run)
+
+
+def strike(scene: Scene, name: str, draw: random.Random, step_seconds: float) -> Struck:
+    """Do one fault, and wait until the run has passed all steps that it had reached; NothingToStrikeError where that did nothing."""
+    run = scene.run
+    first, log_start, began = run.step(), run.log_size(), time.monotonic()
+    epoch, reached = run.epoch(), first
+    starts_again = scene.faults[name](draw)
+
+    def passed() -> bool:
+        nonlocal reached
+        scene.keep_alive()
+        if run.ended():
+            return True
+        if starts_again and run.epoch() == epoch:  # it goes on until it feels the blow
+            reached = max(reached, run.step())
+            return False
+        return run.step() > reached + (0 if starts_again else _STEPS_TO_FEEL)
+
+    wait_for(f"{name} at step {first}: the run to go on", passed, _RUN_SECONDS)
+    seconds = time.monotonic() - began
+    resumed = run.resumed_at(log_start)
+    repeated = 0 if resumed is None else max(reached - resumed, 0)
+    return Struck(name, first, repeated, max(seconds - (run.step() - first) * step_seconds, 0.0))
+
+
+def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw: random.Random, say: Say) -> None:
+    """Strike one run until it ends, or `faults` have been done in all."""
+    name, tries, next_step = next(names), 0, draw.randint(*_STEPS_BETWEEN)
+    deadline = time.monotonic() + _RUN_SECONDS
+    while not scene.run.ended() and time.monotonic() < deadline:
+        scene.keep_alive()
+        if len(found.struck) == faults or scene.run.step() < next_step or not scene.run.gained():
+            time.sleep(0.03)
+            continue
+        time.sleep(draw.uniform(0, 3 * found.step_seconds))  # anywhere in a step or a save
+        try:
+            done = strike(scene, name, draw, found.step_seconds)
+        except (NothingToStrikeError, SlurmError, IndexError) as error:  # the run is about to end, or to start; or it cannot be done here
+            tries += 1
+            time.sleep(0.05)
+            if tries == _TRIES:
+                found.left_out.setdefault(name, f"there was nothing to strike: {error}")
+                name, tries = next(names), 0
+            continue
+        found.struck.append(done)
+        found.left_out.pop(name, None)
+        tries = 0
+        told = f"{len(found.struck)}/{faults} run {len(found.proofs) + 1}: {name} at step {done.step}"
+        say(f"{told}: {done.steps_repeated} steps repeated, {done.seconds_lost:.1f} s lost")
+        name, next_step = next(names), scene.run.step() + draw.randint(*_STEPS_BETWEEN)
+
+
+def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Drill:
+    """Run `make("undisturbed")` in peace, then `make("struck-1")` and so on until `faults` have been done, and hold them together."""
+    say("one run in peace")
+    scene = make("undisturbed")
+    twin = scene.run
+    leave_in_peace(scene)
+    seconds = time.monotonic() - scene.started
+    step_seconds = twin.seconds_a_step()
+    result = Drill(step_seconds, left_out=dict(scene.left_out))
+    say(f"it took {seconds:.1f} s, {1000 * step_seconds:.0f} ms a step")
+    draw, names = random.Random(seed), order(sorted(scene.faults), seed)
+    while len(result.struck) < faults:
+        number, before = len(result.proofs) + 1, len(result.struck)
+        scene = make(f"struck-{number}")
+        try:
+            disturb(scene, result, faults, names, draw, say)
+        finally:
+            scene.close()
+        write_table(scene.run)
+        result.proofs.append(prove(scene.run.path, twin.path))
+        say(f"run {number}: {verdict(result.proofs[-1])}")
+        if result.proofs[-1].lost or len(result.struck) == before:
+            break
+    return result
+
+
+def verdict(proof: Proof) -> str:
+    """One line."""
+    if proof.holds:
+        return "equals the undisturbed run bit for bit"
+    if proof.lost:
+        return f"LOST: {proof.lost}"
+    found = [f"{aspect}: {what[0]}" + (f" and {len(what) - 1} more" if len(what) > 1 else "") for aspect, what in proof.different.items()]
+    return "DIFFERS: " + "; ".join([*found, *(f"{d} is there twice" for d in proof.duplicated)])

@@ -1,0 +1,61 @@
+"""Faults of files, done to a run's folder from outside, and undone where they pass by themselves."""
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cnnjepa.run import checkpoint
+
+
+def truncate(checkpoints: Path, draw: random.Random) -> None:
+    """Cut the newest checkpoint somewhere."""
+    newest = checkpoint.find(checkpoints)[0].path
+    os.truncate(newest, draw.randrange(newest.stat().st_size))
+
+
+def flip_a_bit(checkpoints: Path, draw: random.Random) -> None:
+    """Turn one bit of the newest checkpoint over; its length stays."""
+    newest = checkpoint.find(checkpoints)[0].path
+    with open(newest, "r+b") as file:
+        place = draw.randrange(newest.stat().st_size)
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ (1 << draw.randrange(8))]))
+
+
+def hide_newest(checkpoints: Path, aside: Path) -> Path:
+    """Take the newest checkpoint away, as a node sees the folder that NFS has told it before the last rename; returns where it is."""
+    newest = checkpoint.find(checkpoints)[0].path
+    aside.mkdir(parents=True, exist_ok=True)
+    return newest.rename(aside / newest.name)
+
+
+def show_again(hidden: Path, checkpoints: Path) -> None:
+    """The rename is seen at last."""
+    hidden.rename(checkpoints / hidden.name)
+
+
+@contextlib.contextmanager
+def read_only(run: Path) -> Iterator[None]:
+    """Within the block no file can be made, renamed or removed in the run's folders."""
+    folders = [run, *(p for p in run.rglob("*") if p.is_dir())]
+    modes = {folder: folder.stat().st_mode & 0o7777 for folder in folders}
+    for folder in reversed(folders):
+        folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.chmod(modes[folder])
+
+
+def move_clock_of_files(folder: Path, seconds: float) -> None:
+    """Set the times of all files in `folder` as if they had been written `seconds` from now."""
+    then = time.time() + seconds
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path, (then, then))

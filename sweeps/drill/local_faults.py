@@ -1,0 +1,250 @@
+"""A drill on this machine: the stage of sweeps/drill/stage.py, and what can be done to its processes and files."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from sweeps.drill import file_faults
+from sweeps.drill.observed import NothingToStrikeError, WatchedRun, wait_for
+
+RANKS = 2
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_START_SECONDS, _END_SECONDS = 300.0, 30.0
+_GRACE_SECONDS = 10.0
+# Less than a checkpoint takes, and in time less than the metrics and the log; more than a batch in shared memory, which is not on the disk.
+_FULL_AT_BYTES = 30_000
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _if_there(fault: Callable[[random.Random], bool]) -> Callable[[random.Random], bool]:
+    """`fault`, where a process that is gone meanwhile is nothing to strike."""
+
+    def strike(draw: random.Random) -> bool:
+        try:
+            return fault(draw)
+        except psutil.NoSuchProcess as error:
+            raise NothingToStrikeError(str(error)) from error
+
+    return strike
+
+
+class RunHere:
+    """One run on this machine, from its start to its result."""
+
+    def __init__(self, runs_dir: Path, overrides: Sequence[str]) -> None:
+        """Starts the stage, and on it a first driver."""
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        self._runs_dir = runs_dir
+        line = [sys.executable, "-m", "sweeps.drill.stage", str(runs_dir), str(RANKS), *overrides]
+        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._stage = subprocess.Popen(line, env=environment, cwd=_ROOT, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        self.run = WatchedRun(Path(self._answer()))
+        self._driver = self._new_driver()
+        self.started = time.monotonic()
+
+    def _answer(self) -> str:
+        line = self._stage.stdout.readline().strip()
+        if not line:
+            raise ChildProcessError(f"the stage of the drill ended with status {self._stage.wait()}; see {self._runs_dir}")
+        return str(line)
+
+    def _new_driver(self, clock_seconds: float = 0.0) -> psutil.Process:
+        self._stage.stdin.write(f"{clock_seconds}\n")
+        self._stage.stdin.flush()
+        return psutil.Process(int(self._answer()))
+
+    def keep_alive(self) -> None:
+        """Run the command again where it is gone, as Slurm or a person does."""
+        if _is_dead(self._driver):
+            self._driver = self._new_driver()
+
+    def close(self) -> None:
+        """End all processes of the run."""
+        self._stage.stdin.close()
+        try:
+            self._stage.wait(_END_SECONDS)
+        finally:
+            self._stage.kill()
+
+    # What there is to strike.
+
+    def _ranks(self) -> list[psutil.Process]:
+        """Of the present driver, by rank."""
+        try:
+            found = sorted(self._driver.children(), key=lambda p: p.pid)
+        except psutil.NoSuchProcess:
+            found = []
+        if len(found) != RANKS:
+            raise NothingToStrikeError("ranks")
+        return found
+
+    def _main_rank(self) -> psutil.Process:
+        return self._ranks()[0]
+
+    def _everything(self) -> list[psutil.Process]:
+        return [self._driver, *self._driver.children(recursive=True)]
+
+    def _with_ranks_dead(self, meanwhile: Callable[[], None]) -> None:
+        """Kill all ranks, and do something before the driver knows."""
+        ranks = self._ranks()
+        self._driver.suspend()
+        try:
+            wait_for("the driver to stop", lambda: self._driver.status() == psutil.STATUS_STOPPED, _END_SECONDS)
+            _signal(ranks, signal.SIGKILL)
+            wait_for("death of ranks", lambda: all(map(_is_dead, ranks)), _END_SECONDS)
+            meanwhile()
+        finally:
+            self._driver.resume()
+
+    # The faults.
+
+    def terminate_with_grace(self, draw: random.Random) -> bool:
+        """SIGTERM, and SIGKILL to whoever is left after the grace, as Slurm preempts."""
+        ranks = self._ranks()
+        _signal(ranks, signal.SIGTERM)
+        _, left = psutil.wait_procs(ranks, timeout=_GRACE_SECONDS)
+        _signal([p for p in left if not _is_dead(p)], signal.SIGKILL)
+        return True
+
+    def terminate_without_grace(self, draw: random.Random) -> bool:
+        """SIGTERM, and SIGKILL a moment later, in the middle of the save."""
+        ranks = self._ranks()
+        _signal(ranks, signal.SIGTERM)
+        time.sleep(draw.uniform(0, 0.1))
+        _signal(ranks, signal.SIGKILL)
+        return True
+
+    def kill_a_rank(self, draw: random.Random) -> bool:
+        """As the OOM killer does."""
+        _signal([draw.choice(self._ranks())], signal.SIGKILL)
+        return True
+
+    def kill_all_ranks(self, draw: random.Random) -> bool:
+        """All at once; the driver lives."""
+        _signal(self._ranks(), signal.SIGKILL)
+        return True
+
+    def kill_the_driver(self, draw: random.Random) -> bool:
+        """The ranks live, and another driver comes at once."""
+        self._ranks()
+        self._driver.kill()
+        return True
+
+    def kill_everything(self, draw: random.Random) -> bool:
+        """As the power cut of a node: driver, ranks and loader processes."""
+        self._ranks()
+        _signal(self._everything(), signal.SIGKILL)
+        return True
+
+    def kill_a_loader(self, draw: random.Random) -> bool:
+        """A process that loads images."""
+        loaders = draw.choice(self._ranks()).children()
+        if not loaders:
+            raise NothingToStrikeError("loader processes")
+        _signal([draw.choice(loaders)], signal.SIGKILL)
+        return False
+
+    def truncate_checkpoint(self, draw: random.Random) -> bool:
+        """The newest, and all ranks killed."""
+        self._with_ranks_dead(lambda: file_faults.truncate(self.run.path / "checkpoints", draw))
+        return True
+
+    def flip_a_bit(self, draw: random.Random) -> bool:
+        """In the newest checkpoint, and all ranks killed."""
+        self._with_ranks_dead(lambda: file_faults.flip_a_bit(self.run.path / "checkpoints", draw))
+        return True
+
+    def show_checkpoint_late(self, draw: random.Random) -> bool:
+        """All ranks killed; those that follow see the folder as it was before the last rename, and the file a while later."""
+        checkpoints, hidden = self.run.path / "checkpoints", []
+        self._with_ranks_dead(lambda: hidden.append(file_faults.hide_newest(checkpoints, self._runs_dir / "not-yet-seen")))
+        time.sleep(draw.uniform(0.2, 2.5))
+        file_faults.show_again(hidden[0], checkpoints)
+        return True
+
+    def fill_the_disk(self, draw: random.Random) -> bool:
+        """The kernel refuses the main rank every byte beyond a file size (RLIMIT_FSIZE, EFBIG), in the middle of what it writes."""
+        rank = self._main_rank()
+        before = rank.rlimit(resource.RLIMIT_FSIZE)
+        rank.rlimit(resource.RLIMIT_FSIZE, (_FULL_AT_BYTES, before[1]))
+        try:
+            return self._hold_up(draw)
+        finally:
+            if not _is_dead(rank):
+                rank.rlimit(resource.RLIMIT_FSIZE, before)
+
+    def make_read_only(self, draw: random.Random) -> bool:
+        """Modes 0555, which the stage's processes heed even as root."""
+        self._ranks()
+        with file_faults.read_only(self.run.path):
+            return self._hold_up(draw)
+
+    def _hold_up(self, draw: random.Random) -> bool:
+        """Wait a while; now and then the run is told to stop meanwhile, and has to wait for the disk: whether it was."""
+        time.sleep(draw.uniform(0.3, 1.0))
+        told = draw.random() < 0.3
+        if told:
+            try:
+                _signal(self._ranks(), signal.SIGTERM)
+            except NothingToStrikeError:
+                told = False
+        time.sleep(draw.uniform(0.3, 1.0))
+        return told
+
+    def move_the_clock_back(self, draw: random.Random) -> bool:
+        """All killed; what follows sees a clock minutes to hours behind (Python's own, in these processes), and claims of the future."""
+        self._ranks()
+        _signal(self._everything(), signal.SIGKILL)
+        seconds = draw.uniform(60, 36_000)
+        file_faults.move_clock_of_files(self.run.path / "claim", seconds)
+        self._driver = self._new_driver(-seconds)
+        return True
+
+    @property
+    def faults(self) -> dict[str, Callable[[random.Random], bool]]:
+        """What can be done here, by name."""
+        found = {
+            "SIGTERM with a grace": self.terminate_with_grace,
+            "SIGTERM without grace": self.terminate_without_grace,
+            "SIGKILL of a rank": self.kill_a_rank,
+            "SIGKILL of all ranks": self.kill_all_ranks,
+            "SIGKILL of the driver": self.kill_the_driver,
+            "SIGKILL of everything": self.kill_everything,
+            "SIGKILL of a loader process": self.kill_a_loader,
+            "checkpoint truncated": self.truncate_checkpoint,
+            "bit of a checkpoint flipped": self.flip_a_bit,
+            "checkpoint seen late": self.show_checkpoint_late,
+            "disk full for a while": self.fill_the_disk,
+            "folder read-only for a while": self.make_read_only,
+            "clock moved back": self.move_the_clock_back,
+        }
+        return {name: _if_there(fault) for name, fault in found.items()}
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What is not done here, and why."""
+        return {"node loss and requeue by Slurm": "they take a Slurm cluster: --cluster NAME"}

@@ -1,0 +1,222 @@
+"""A drill on a Slurm cluster: the sweep's own command submits it, Slurm's own commands strike it, from a login node, by its user alone."""
+
+import getpass
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from jobs.cluster import ClusterProfile
+from jobs.slurm import queue as slurm
+from jobs.slurm.queue import SlurmError
+from sweeps.drill import file_faults
+from sweeps.drill.observed import NothingToStrikeError, WatchedRun, wait_for
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_SUBMIT_SECONDS, _ASK_SECONDS, _LEAVE_SECONDS = 600.0, 30.0, 120.0
+_PAUSE_SECONDS = 1.0
+_LIMIT_MINUTES = 60
+_FULL_AT_BYTES = 30_000
+
+
+def command(cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """The command that submits the drilled run, for an hour at most, and watches it."""
+    line = [sys.executable, str(_ROOT / "sweeps" / "drill_run.py"), "--cluster", cluster.name, "--scale", "smoke"]
+    return [*line, "--runs-dir", str(runs_dir), f"time_limit_minutes={min(cluster.time_limit_minutes, _LIMIT_MINUTES)}", *overrides]
+
+
+class RunOnSlurm:
+    """One run as a Slurm job, from its submission to its result."""
+
+    def __init__(self, cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> None:
+        """Submits it, and waits until it is claimed: what stands in the queue cannot be struck."""
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        self._cluster, self._runs_dir, self._overrides = cluster, runs_dir, overrides
+        self._log = open(runs_dir / "command.log", "a")  # noqa: SIM115, closed by close()
+        self._command = self._run_command()
+        wait_for("the submission", lambda: self._trial() is not None or self._command.poll() is not None, _SUBMIT_SECONDS)
+        trial = self._trial()
+        if trial is None:
+            raise ChildProcessError(self._last_word())
+        self.run = WatchedRun(trial)
+        wait_for("the job to start", lambda: self.run.epoch() > 0 or self._command.poll() is not None, float("inf"), _PAUSE_SECONDS)
+        if not self.run.epoch():
+            raise ChildProcessError(self._last_word())
+        self.started = time.monotonic()
+
+    def _run_command(self) -> subprocess.Popen[bytes]:
+        line = command(self._cluster, self._runs_dir, self._overrides)
+        return subprocess.Popen(line, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
+
+    def _last_word(self) -> str:
+        """What the command has said last."""
+        return next(iter((self._runs_dir / "command.log").read_text().strip().splitlines()[::-1]), "the command said nothing")
+
+    def _trial(self) -> Path | None:
+        return next(self._runs_dir.glob("*/trials/*"), None)
+
+    def keep_alive(self) -> None:
+        """Run the command again where it was killed; the job needs it for nothing."""
+        if self._command.poll() is not None and not self.run.ended():
+            self._command = self._run_command()
+
+    def close(self) -> None:
+        """Wait until the job has left its node; a run that has not ended is cancelled."""
+        try:
+            if not self.run.ended():
+                self._command.kill()
+                slurm.cancel([self._job()])
+            self._command.wait(_LEAVE_SECONDS)
+        except (subprocess.TimeoutExpired, SlurmError, KeyError):
+            self._command.kill()
+        finally:
+            self._log.close()
+
+    # What there is to strike.
+
+    def _job(self) -> str:
+        return str(self.run.claim()["slurm"]["job"])
+
+    def _ranks(self) -> str:
+        """The step in which the ranks run."""
+        steps = slurm.ask(["squeue", "-h", "-s", "-j", self._job(), "-o", "%i"], _ASK_SECONDS).split()
+        numbered = [s for s in steps if s.rpartition(".")[2].isdigit()]
+        if not numbered:
+            raise NothingToStrikeError("a step of ranks")
+        return max(numbered, key=lambda s: int(s.rpartition(".")[2]))
+
+    def _signal_ranks(self, name: str) -> None:
+        try:
+            slurm.ask(["scancel", "-s", name, self._ranks()], _ASK_SECONDS)
+        except SlurmError as error:
+            raise NothingToStrikeError(str(error)) from error
+
+    def _on_main_node(self, script: str) -> None:
+        """Run a line of shell beside rank 0, whose process number is $PID in it."""
+        claim = self.run.claim()
+        pid = int(claim["owner"]["pid"])
+        job = slurm.show_job(self._job(), _ASK_SECONDS).get("JobId", "")  # srun takes no number of an array's element
+        line = ["srun", "--overlap", f"--jobid={job}", "-N1", "-n1", "-w", str(claim["owner"]["host"]), "--mem=0", "--gres=none"]
+        try:
+            slurm.ask([*line, "sh", "-c", f"PID={pid}; {script}"], _ASK_SECONDS)
+        except SlurmError as error:
+            raise NothingToStrikeError(str(error)) from error
+
+    # The faults.
+
+    def terminate_with_grace(self, draw: random.Random) -> bool:
+        """SIGTERM to all ranks, as at a preemption: they save, and the job is requeued."""
+        self._signal_ranks("TERM")
+        return True
+
+    def kill_a_rank(self, draw: random.Random) -> bool:
+        """Rank 0, on its node."""
+        self._on_main_node("kill -9 $PID")
+        return True
+
+    def kill_all_ranks(self, draw: random.Random) -> bool:
+        """The step; the job stays, and its supervisor starts another."""
+        self._signal_ranks("KILL")
+        return True
+
+    def kill_a_loader(self, draw: random.Random) -> bool:
+        """Of rank 0."""
+        self._on_main_node("set -- $(cat /proc/$PID/task/$PID/children); kill -9 $1")
+        return False
+
+    def kill_the_command(self, draw: random.Random) -> bool:
+        """The one that has submitted, and watches; it is run again."""
+        os.killpg(self._command.pid, signal.SIGKILL)
+        self._command.wait()
+        return False
+
+    def requeue(self, draw: random.Random) -> bool:
+        """As an administrator does, or Slurm at a preemption."""
+        slurm.ask(["scontrol", "requeue", self._job()], _ASK_SECONDS)
+        return True
+
+    def lose_the_node(self, draw: random.Random) -> bool:
+        """The node is set down, which ends its jobs there and then, and put back."""
+        node = str(self.run.claim()["owner"]["host"])
+        if set(slurm.ask(["squeue", "-h", "-w", node, "-o", "%u"], _ASK_SECONDS).split()) - {getpass.getuser()}:
+            raise NothingToStrikeError("a node without jobs of others")
+        slurm.ask(["scontrol", "update", f"nodename={node}", "state=down", "reason=drill"], _ASK_SECONDS)
+        try:
+            time.sleep(_PAUSE_SECONDS)
+        finally:
+            slurm.ask(["scontrol", "update", f"nodename={node}", "state=resume"], _ASK_SECONDS)
+        return True
+
+    def truncate_checkpoint(self, draw: random.Random) -> bool:
+        """The newest, and all ranks killed."""
+        self._signal_ranks("KILL")
+        file_faults.truncate(self.run.path / "checkpoints", draw)
+        return True
+
+    def flip_a_bit(self, draw: random.Random) -> bool:
+        """In the newest checkpoint, and all ranks killed."""
+        self._signal_ranks("KILL")
+        file_faults.flip_a_bit(self.run.path / "checkpoints", draw)
+        return True
+
+    def show_checkpoint_late(self, draw: random.Random) -> bool:
+        """All ranks killed; those that follow see the folder as it was before the last rename, and the file a while later."""
+        self._signal_ranks("KILL")
+        time.sleep(_PAUSE_SECONDS)
+        hidden = file_faults.hide_newest(self.run.path / "checkpoints", self._runs_dir / "not-yet-seen")
+        time.sleep(draw.uniform(2, 20))
+        file_faults.show_again(hidden, self.run.path / "checkpoints")
+        return True
+
+    def fill_the_disk(self, draw: random.Random) -> bool:
+        """The kernel refuses rank 0 every byte beyond a file size (RLIMIT_FSIZE, EFBIG) for a while."""
+        self._on_main_node(f"prlimit --pid $PID --fsize={_FULL_AT_BYTES}:; sleep 2; prlimit --pid $PID --fsize=unlimited:")
+        return False
+
+    def make_read_only(self, draw: random.Random) -> bool:
+        """Modes 0555 on the run's folders."""
+        with file_faults.read_only(self.run.path):
+            time.sleep(draw.uniform(1, 4))
+        return False
+
+    @property
+    def faults(self) -> dict[str, Callable[[random.Random], bool]]:
+        """What can be done here, by name."""
+        found: dict[str, Callable[[random.Random], bool]] = {
+            "SIGTERM with a grace": self.terminate_with_grace,
+            "SIGKILL of a rank": self.kill_a_rank,
+            "SIGKILL of all ranks": self.kill_all_ranks,
+            "SIGKILL of the command": self.kill_the_command,
+            "SIGKILL of a loader process": self.kill_a_loader,
+            "requeue": self.requeue,
+            "checkpoint truncated": self.truncate_checkpoint,
+            "bit of a checkpoint flipped": self.flip_a_bit,
+            "checkpoint seen late": self.show_checkpoint_late,
+            "disk full for a while": self.fill_the_disk,
+            "node loss": self.lose_the_node,
+            "folder read-only for a while": self.make_read_only,
+        }
+        return {name: fault for name, fault in found.items() if name not in self.left_out}
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """What is not done here, and why."""
+        out = {"clock moved back": "a node's clock is its administrator's; the drill on this machine does it"}
+        if os.geteuid() == 0:
+            out["folder read-only for a while"] = "root heeds no modes"
+        if not _may_down_nodes():
+            out["node loss"] = "setting a node down takes an operator's rights"
+        return out
+
+
+def _may_down_nodes() -> bool:
+    """Whether this user is Slurm's own, as on a cluster of one's own."""
+    try:
+        return slurm.controller_setting("SlurmUser").startswith(f"{getpass.getuser()}(")
+    except SlurmError:
+        return False

@@ -1,0 +1,146 @@
+"""`python -m sweeps.drill.stage RUNS_DIR RANKS [key=value ...]`: where a drill's run lives on this machine, and is killed.
+
+A driver starts ranks, and starts them again when they die, as jobs/slurm/supervisor.py does in a Slurm job;
+the ranks claim and train as a job's.
+All are forked from this process, which has imported torch: a death costs a second and not ten. Each line on standard input, a number of
+seconds, starts a driver whose processes see a clock that is off by so much; its process id is the answer. When the input ends, so does all.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from cnnjepa.config import Device, probe_names
+from cnnjepa.data.datasets import load_splits
+from cnnjepa.distributed import joined
+from jobs.cli import stop_on_signals
+from jobs.cluster import ClusterProfile
+from sweeps.cli.plan import parse, plan
+from sweeps.drill.sweep import SWEEP
+from sweeps.execution.ray_tune import kill
+from sweeps.execution.worker_ranks import SlotOnRanks
+from sweeps.state.claims import Process
+from sweeps.state.folder import Sweep, View
+
+_PAUSE_SECONDS = 0.2
+_PR_SET_CHILD_SUBREAPER = 36
+_CAPABILITIES_VERSION_3 = 0x20080522
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
+
+
+def heed_modes() -> None:
+    """Give up root's exemption from file modes, for this process and all that it forks: a read-only folder is one to root too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and the same of capabilities above 31
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    for i in range(3):
+        sets[i] &= ~(1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH)
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def set_clock(seconds: float) -> None:
+    """From now on Python's clock of this process, and of those that it forks, is off by so much; the machine's is left alone."""
+    told = time.time
+    time.time = lambda: told() + seconds
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def rank_main(sweep: Sweep, cluster: ClusterProfile, driver: Process, rank: int, ranks: int, port: int) -> int:
+    """One rank of a slot; returns its exit status."""
+    told = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in told.items()}
+    with stop_on_signals() as stop, joined(Device.cpu) as joined_ranks:
+        view = View(sweep, remember_seconds=math.inf)
+        return SlotOnRanks(view, cluster, joined_ranks, lambda: stop() or not driver.lives(), driver.driver).run()
+
+
+def forked(work: Callable[[], int]) -> int:
+    """A child that does `work` and ends with its status; returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        status = work()
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
+
+
+def drive(sweep: Sweep, cluster: ClusterProfile, ranks: int) -> int:
+    """Start ranks until every trial has ended; the first of them to leave with a status ends the others, as under srun."""
+    me = Process.me()
+    while not all(s.ended for s in View(sweep).states().values()):
+        port = _free_port()
+        left = {forked(partial(rank_main, sweep, cluster, me, rank, ranks, port)) for rank in range(ranks)}
+        while left:
+            pid, status = os.wait()
+            left.discard(pid)
+            for other in left if status else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(other, signal.SIGKILL)
+        time.sleep(_PAUSE_SECONDS)
+    return 0
+
+
+def main() -> None:
+    """The door."""
+    runs_dir, ranks = sys.argv[1], int(sys.argv[2])
+    sweep, cluster = plan(SWEEP, parse(SWEEP, ["--runs-dir", runs_dir, *sys.argv[3:]]))
+    sweep.write()
+    for trial in sweep.trials:
+        sweep.run(trial).prepare(trial.config)
+    load_splits(sweep.trials[0].config.data)  # what it imports is there for all children
+    for name in probe_names():
+        importlib.import_module(f"cnnjepa.probes.{name}")
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # ranks that outlive their driver are ours
+    if os.geteuid() == 0:
+        heed_modes()
+    log = os.open(Path(runs_dir) / "stage.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    answers = os.dup(1)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.set_inheritable(answers, False)
+
+    def drive_by(seconds: float) -> int:
+        os.close(0)
+        os.close(answers)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if seconds:
+            set_clock(seconds)
+        return drive(sweep, cluster, ranks)
+
+    def reap(_number: int, _frame: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    os.write(answers, f"{sweep.trial_dir(sweep.trials[0])}\n".encode())
+    signal.signal(signal.SIGCHLD, reap)
+    for line in sys.stdin:
+        pid = forked(partial(drive_by, float(line)))
+        os.write(answers, f"{pid}\n".encode())
+    kill(psutil.Process().children(recursive=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What a drill ends with: faults by kind, what they cost, and whether anything is lost, doubled or changed."""
+
+import statistics
+from collections import Counter
+
+from sweeps.drill.campaign import Drill
+from sweeps.drill.compare import ASPECTS
+
+
+def figures(drill: Drill) -> dict[str, float]:
+    """The numbers by which a drill is judged."""
+    lost = [s.seconds_lost for s in drill.struck]
+    return {
+        "faults": len(drill.struck),
+        "runs": len(drill.proofs),
+        "lost": drill.lost,
+        "duplicated": drill.duplicated,
+        "different_bits": drill.different_bits,
+        "steps_repeated": sum(s.steps_repeated for s in drill.struck),
+        "seconds_lost_mean": statistics.fmean(lost) if lost else 0.0,
+    }
+
+
+def by_kind(drill: Drill) -> list[tuple[str, int, int, float, float]]:
+    """(fault, times, steps repeated, mean and greatest seconds lost), the dearest first."""
+    rows = []
+    for name in {s.fault for s in drill.struck}:
+        found = [s for s in drill.struck if s.fault == name]
+        seconds = [s.seconds_lost for s in found]
+        rows.append((name, len(found), sum(s.steps_repeated for s in found), statistics.fmean(seconds), max(seconds)))
+    return sorted(rows, key=lambda row: (-row[3], row[0]))
+
+
+def equalities(drill: Drill) -> list[str]:
+    """One line for each thing that was compared."""
+    compared = sum((p.compared for p in drill.proofs), Counter[str]())
+    lines = []
+    for aspect in ASPECTS:
+        wrong = [what for p in drill.proofs for what in p.different.get(aspect, [])]
+        said = "equal bit for bit" if not wrong else f"DIFFERENT: {wrong[0]}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+        lines.append(f"  {aspect:20} {compared[aspect]:7,} compared: {said if compared[aspect] else 'NOT COMPARED'}")
+    return lines
+
+
+def report(drill: Drill, asked: int) -> str:
+    """The whole, in plain text."""
+    told = figures(drill)
+    lines = ["", f"{'fault':32} {'times':>5} {'steps repeated':>15} {'seconds lost: mean':>19} {'most':>6}"]
+    lines += [f"{n:32} {times:5} {steps:15} {mean:19.1f} {most:6.1f}" for n, times, steps, mean, most in by_kind(drill)]
+    lines += [f"{'all':32} {told['faults']:5} {told['steps_repeated']:15} {told['seconds_lost_mean']:19.1f}", ""]
+    lines += [
+        f"{told['faults']} of {asked} faults done to {told['runs']} runs, held against one that was left in peace:",
+        *equalities(drill),
+    ]
+    lines += [f"  runs lost: {told['lost']}; records or rows there twice: {told['duplicated']}; differing bits: {told['different_bits']}"]
+    lines += [f"  {cause}" for p in drill.proofs if (cause := p.lost)]
+    lines += [f"left out: {what}: {why}" for what, why in drill.left_out.items()]
+    return "\n".join([*lines, "NOTHING IS LOST" if drill.holds and told["faults"] == asked else "THE DRILL HAS FAILED"])

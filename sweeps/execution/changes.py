@@ -1,0 +1,58 @@
+"""What a command changes of a sweep that is there already: trials that came or went, and what it takes up again."""
+
+import os
+
+from rich.console import Console
+
+from cnnjepa.run.folder import RunStatus
+from sweeps.search.warnings import pruned_for
+from sweeps.spec.sweep import Trial
+from sweeps.state import claims
+from sweeps.state.folder import Sweep, TrialState, View
+
+
+def left_to_run(view: View, retry_failed: bool) -> list[Trial]:
+    """The trials that a command would run: those without a result, and those whose result `take_up` will set aside."""
+    return [t for t in view.sweep.trials if not view.state(t).ended or is_set_aside(view, t, retry_failed)]
+
+
+def is_set_aside(view: View, trial: Trial, retry_failed: bool) -> bool:
+    """Whether it has ended and shall go on: it failed and that is asked for, or it was pruned for what nothing is pruned for any more."""
+    state, result, sweep = view.state(trial), view.result(trial), view.sweep
+    if result is None or state is not TrialState.pruned:
+        return retry_failed and state is TrialState.failed
+    warning = pruned_for(result.cause)
+    return warning not in sweep.prune_on if warning else not sweep.rungs
+
+
+def announce_changes(sweep: Sweep, console: Console) -> bool:
+    """Say what differs from the sweep that the folder held before; whether anything does."""
+    if not (sweep.path / "sweep.json").exists():
+        return False
+    before, now = ({t.signature: t for t in s.trials} for s in (Sweep.load(sweep.path), sweep))
+    if before.keys() == now.keys():
+        return False
+    added, gone = len(now.keys() - before.keys()), before.keys() - now.keys()
+    kept = f"{len(gone)} withdrawn (their folders stay, they leave the tables)"
+    console.print(f"the sweep has changed since it was last run: {added} trials added, {kept}", soft_wrap=True)
+    old = View.here(Sweep.load(sweep.path))
+    for signature in sorted(gone):
+        last = next(iter(old.claims(before[signature])[-1:]), None)
+        if last is not None and last.slurm is not None and not old.state(before[signature]).settled:
+            stop = f"scancel {last.slurm.job}, which ends the trials beside it too" if last.slurm.shared else f"scancel {last.slurm.job}"
+            what = f"withdrawn, but its job goes on to its end; to stop it: {stop}"
+            console.print(f"  {before[signature].setting}, seed {before[signature].seed}: {what}", highlight=False, soft_wrap=True)
+    return True
+
+
+def take_up(view: View, retry_failed: bool) -> None:
+    """What was cancelled until now may run again; where asked, what failed too."""
+    view.sweep.uncancel()
+    for trial in view.sweep.trials:
+        state = view.state(trial)
+        if is_set_aside(view, trial, retry_failed):
+            view.sweep.run(trial).set_aside(RunStatus[state.name])
+        if state is TrialState.cancelled or (state is TrialState.failed and retry_failed):
+            claims.uncancel(view.sweep.trial_dir(trial))
+    if view.sweep.search is not None:
+        os.utime(view.sweep.path / "sweep.json")  # slots that run read anew what was set aside

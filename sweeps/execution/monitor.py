@@ -1,0 +1,214 @@
+"""Shows where a sweep stands and writes its results; `python -m sweeps.execution.monitor SWEEP_FOLDER` does so while Slurm runs it.
+
+The command that submits a sweep becomes this process, which needs neither torch nor the sweep's own file: it is light enough for a login
+node, and may be ended at any moment. While it lives it submits slots again whose jobs Slurm has ended before their trial was.
+"""
+
+import contextlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from jobs.cli import INTERRUPTED
+from jobs.slurm.queue import Queue, SlurmError
+from sweeps.execution.rebuilding import Rebuilding, rebuild
+from sweeps.execution.slurm_array import RacedError, SlurmEngine
+from sweeps.report import aggregate, tables, views
+from sweeps.report.status import counts_line, live_table, sweep_status, warning_lines
+from sweeps.report.usage import advice_lines, await_records
+from sweeps.search.search import is_over
+from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.logs import log_tail
+from sweeps.state.submission import Submission
+
+_LOOK_SECONDS = 10.0
+_PLAIN_LINE_SECONDS = 30.0
+
+
+def wide_console() -> Console:
+    """The terminal, or a file or pipe as wide as the tables need; brackets in a cause or a path are text and no markup."""
+    console = Console(file=sys.stdout, markup=False)
+    return console if console.is_terminal else Console(file=sys.stdout, width=150, markup=False)
+
+
+class Watcher:
+    """Shows where the sweep stands: a live table on a terminal, else a line now and then."""
+
+    def __init__(self, view: View, console: Console) -> None:
+        self.view, self.console = view, console
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._started = time.monotonic()
+        self._first_done: float | None = None
+        self._printed = (float("-inf"), "")
+        self._page = Rebuilding(view.sweep.path)
+        self._warned: set[str] = set()
+
+    def __enter__(self) -> "Watcher":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+        self._page.close()
+
+    def show(self) -> None:
+        """Look at the run folders and refresh what is shown."""
+        status = sweep_status(self.view)
+        self._page.look(counts_line(status))
+        done = sum(t["done"] if t["state"] not in ("failed", "pruned") else 1.0 for t in status["trials"])
+        if self._first_done is None:
+            self._first_done = done
+        gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
+        known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
+        left = minutes * (known - done) / gained if gained > 0.5 else None
+        warned = warning_lines(self.view, status)
+        if self._live:
+            self._live.update(Group(live_table(status, left), *map(Text, warned)), refresh=True)
+            return
+        for warning in warned:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.console.print(warning, highlight=False, soft_wrap=True)
+        line, (when, before) = counts_line(status), self._printed
+        if line != before or time.monotonic() - when > _PLAIN_LINE_SECONDS:
+            running = ", ".join(
+                f"{t['setting']} seed {t['seed']} {100 * t['done']:.0f} %" for t in status["trials"] if t["state"] == "running"
+            )
+            tail = f", about {left:.0f} min left" if left is not None else ""
+            self.console.print(f"{line}{tail}" + (f": {running}" if running else ""), highlight=False, soft_wrap=True)
+            self._printed = time.monotonic(), line
+
+
+def progress_made(view: View) -> tuple[int, int, int]:
+    """How many trials were chosen, how often one was begun or taken over, how many have ended: a round that changes none never will."""
+    states = view.states()
+    begun = sum(len(view.claims(t)) for t in view.sweep.trials)
+    return len(states), begun, sum(s.ended for s in states.values())
+
+
+def conclude(view: View, console: Console) -> int:
+    """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
+    await_records(view)  # before the page, which holds the same lines
+    paths, page = views.write_all(view), view.sweep.path / "report.html"
+    cause = rebuild(view.sweep.path)
+    again = f"python -m sweeps report {shlex.quote(str(view.sweep.path))}"
+    not_made = f": not made: {cause}; the results are whole without it, to make it: {again}" if cause else ""
+    console.print(tables.terminal_table(view))
+    bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
+    for row in bad:
+        console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
+    for line in [*advice_lines(view), *map(str, paths), f"{page}{not_made}"]:
+        console.print(line, highlight=False, soft_wrap=True)
+    return 1 if bad else 0
+
+
+@contextlib.contextmanager
+def leaving_quietly() -> Iterator[None]:
+    """Within the block SIGTERM is as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class SlurmWatch:
+    """One look after another at a sweep whose slots are in Slurm's queue."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.folder, self.console = folder, console
+        self.queue = Queue(refresh_seconds=_LOOK_SECONDS / 2)
+        self.read = float("-inf")
+        self.held: set[str] = set()
+        self.reload()
+        self.missing_before = 0
+        # What was cancelled before we looked was taken up, or withdrawn, by the command that we were.
+        self.cancelled_before = self.engine.cancelled_unclaimed(self.view)
+
+    def reload(self) -> None:
+        """Take up what another command has made of the sweep."""
+        changed = (self.folder / "sweep.json").stat().st_mtime
+        if changed == self.read:
+            return
+        self.read = changed
+        sweep = Sweep.load(self.folder)
+        self.view = View(sweep, queue=self.queue, remember_seconds=_LOOK_SECONDS / 2)
+        engine = SlurmEngine.of(sweep, self.queue)
+        assert engine is not None, "who watches has submitted, or somebody before"
+        self.engine = engine
+
+    def mend(self) -> bool:
+        """Submit again what two looks in a row have missed; False where nothing more will happen by itself.
+
+        An element that a person cancelled before it had a trial is not replaced. Raises SlurmError where slots end before they begin one.
+        """
+        missing = self.engine.missing(self.view) - len(self.engine.cancelled_unclaimed(self.view) - self.cancelled_before)
+        slots, self.missing_before = min(missing, self.missing_before), missing
+        if self.queue.silent:
+            return True
+        if slots <= 0:
+            return bool(self.engine.live()) or missing > 0
+        last = Submission.all_of(self.engine.sweep)[-1]
+        jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
+        begun = bool(jobs) and self.engine.sweep.search is not None  # by others: a search's slot may find nothing to begin
+        if last.job and not begun and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
+            logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
+            said = log_tail(logs[-1]) if logs else "they leave no log"
+            raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")
+        with contextlib.suppress(RacedError):  # another command mends too
+            for made in self.engine.submit(slots):
+                what = made.what if made.allocation else f"{made.slots} slots whose jobs had ended"
+                self.console.print(f"submitted again: job {made.job}, {what}", highlight=False)
+        return True
+
+    def run(self) -> int:
+        """Until every trial is settled, or nothing more will happen; returns the exit status."""
+        with leaving_quietly(), Watcher(self.view, self.console) as watcher:
+            while True:
+                self.reload()
+                watcher.view = self.view
+                watcher.show()
+                self.warn_of_held()
+                if is_over(self.view) or not self.mend():
+                    break
+                time.sleep(_LOOK_SECONDS)
+        if is_over(self.view) and all(s.ended for s in self.view.states().values()):
+            return conclude(self.view, self.console)
+        self.console.print(f"{counts_line(sweep_status(self.view))}; the same command takes up what was cancelled", soft_wrap=True)
+        return INTERRUPTED
+
+    def warn_of_held(self) -> None:
+        """Say once of each job that Slurm holds it: it waits for a person."""
+        for element in self.engine.live():
+            if "held" in element.reason.lower() and element.id not in self.held:
+                self.held.add(element.id)
+                self.console.print(f"job {element.id} is held ({element.reason}): scontrol release {element.id}", highlight=False)
+
+
+def main() -> int:
+    """The door; exit status as a sweep's."""
+    console = wide_console()
+    folder = Path(sys.argv[1])
+    try:
+        return SlurmWatch(folder, console).run()
+    except KeyboardInterrupt:
+        console.show_cursor()
+        console.print("the jobs go on without this command; the same command shows them again", soft_wrap=True)
+        console.print(f"python -m sweeps status|logs|cancel {folder}", soft_wrap=True, highlight=False)
+        return INTERRUPTED
+    except SlurmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

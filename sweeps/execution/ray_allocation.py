@@ -1,0 +1,144 @@
+"""`python -m sweeps.execution.ray_allocation SUBMISSION FOLDER`: the driver of an allocation, in whose Ray cluster Tune places slots.
+
+Exit status 0 where nothing is left for it to begin, 200 where it was told to stop and all slots have saved; anything else is a death.
+FOLDER is private and seen by all nodes: Ray's address and token, and `stop`, which has all slots save and return.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from cnnjepa.run.files import write_atomic
+from jobs.cli import STOPPED, Stop, stop_on_signals
+from jobs.slurm.queue import own_job
+from sweeps.execution.monitor import Watcher
+from sweeps.execution.ray_tune import ENVIRONMENT, is_noted, place, signals_kept
+from sweeps.execution.rounds import run_round
+from sweeps.search.search import is_over
+from sweeps.state.claims import SlurmStart
+from sweeps.state.folder import Sweep, View, slurm_queue
+from sweeps.state.submission import Submission
+
+_SHOW_SECONDS = 10.0
+
+
+class AllocationEngine:
+    """Places slots by Ray Tune on the nodes of this job until they have all returned."""
+
+    def __init__(self, submission: Submission, sweep: Sweep, folder: Path) -> None:
+        assert submission.allocation is not None
+        self.submission, self.sweep, self.folder, self.slots = submission, sweep, folder, submission.allocation.slots
+        start = self.start_of(submission)
+        # A slot that dies while this Ray cluster lives is the trial's own death; one that dies with it is not.
+        self.driver = f"{start.driver} ray {folder.name}"
+
+    @staticmethod
+    def start_of(submission: Submission) -> SlurmStart:
+        """This process's part of the job: the share of one slot."""
+        gpus = submission.slot_profile.gpus_per_slot
+        start = SlurmStart.me(gpus, submission.log_of_this_job(), submission.code, shared=True)
+        assert start is not None, "an allocation is a Slurm job"
+        return start
+
+    def stop(self) -> None:
+        """Ask all slots, on every node, to save and return."""
+        if not self.stopping():
+            write_atomic(self.folder / "stop", "")
+
+    def stopping(self) -> bool:
+        """Whether all slots were asked to return: by us, or by a node whose Ray has ended."""
+        return is_noted(self.folder, "stop")
+
+    def connect(self) -> None:
+        """Join the Ray cluster on this node."""
+        # Where the head is gone there is nothing to wait for: the supervisor starts another.
+        os.environ |= {**ENVIRONMENT, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
+        import ray
+
+        address = (self.folder / "address").read_text()
+        host = address.rpartition(":")[0]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what comes meanwhile is handled afterwards
+        with signals_kept():
+            ray.init(address=address, _node_ip_address=host, log_to_driver=False, logging_level=logging.ERROR)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def bury(self, view: View) -> None:
+        """Between rounds no slot of this job runs: whoever still seems to own a trial here is dead, on whatever node it was."""
+        for trial in self.sweep.trials:
+            last = next(iter(view.claims(trial)[-1:]), None)
+            if last is not None and last.slurm is not None and last.slurm.job == own_job():
+                view.watch.bury(self.sweep.trial_dir(trial), last)
+
+    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
+        """Run `slots` slots, as many at once as the allocation has; returns their errors."""
+        submission, sweep, folder, driver = self.submission, self.sweep, self.folder, self.driver
+
+        def slot() -> None:
+            from sweeps.execution.worker import run_slots  # the driver itself needs no torch
+
+            start = AllocationEngine.start_of(submission)
+            run_slots(sweep, submission.slot_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
+
+        share = submission.slot_profile
+        trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
+        return place(slot, slots, self.slots, {"cpu": share.cores_per_slot, "gpu": share.gpus_per_slot}, folder, trials)
+
+
+class HandOn:
+    """Hands signals on to the slots at every look, and shows where the sweep stands now and then, in the job's log."""
+
+    def __init__(self, stop: Stop, engine: AllocationEngine, watcher: Watcher) -> None:
+        self.stop, self.engine, self.watcher = stop, engine, watcher
+        self._shown = float("-inf")
+
+    def show(self) -> None:
+        """Look for signals, and show."""
+        if self.stop():
+            self.engine.stop()
+        if time.monotonic() - self._shown > _SHOW_SECONDS:
+            self.watcher.show()
+            self._shown = time.monotonic()
+
+
+def drive(submission: Submission, folder: Path, stop: Stop) -> int:
+    """Place slots until nothing is left that they could begin; returns the exit status."""
+    sweep = Sweep.load(submission.sweep_path)
+    engine = AllocationEngine(submission, sweep, folder)
+    view = View(sweep, queue=slurm_queue(sweep))
+    engine.connect()
+    import ray
+
+    console = Console(file=sys.stdout, width=150, markup=False, force_terminal=False)  # the job's log
+    with Watcher(view, console) as watcher:
+        look = HandOn(stop, engine, watcher)
+        try:
+            while True:
+                look.show()
+                if engine.stopping() or is_over(view):
+                    break
+                engine.bury(view)
+                if not run_round(view, engine.place, engine.slots, look, engine.stopping):
+                    break  # what is left runs elsewhere: others may have these nodes
+        finally:
+            ray.shutdown()
+    if stop():
+        return STOPPED
+    return 1 if engine.stopping() else 0
+
+
+def main() -> None:
+    """The door."""
+    with stop_on_signals() as stop:
+        status = drive(Submission.load(Path(sys.argv[1])), Path(sys.argv[2]), stop)
+        sys.stdout.flush()
+        # From within the block: a signal that comes while Python takes itself down would make a completed run look like a stopped one.
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What the ranks of one slot do together: rank 0 claims a trial, all train it, and all learn alike how it ended."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from cnnjepa.distributed import Ranks, broadcast_object
+from cnnjepa.train import HopelessError, RunError
+from jobs.cli import STOPPED
+from jobs.cluster import ClusterProfile, JobSpec, fit_to
+from jobs.run import run_job
+from sweeps.execution.scheduler import judge, next_claim
+from sweeps.execution.worker import output_to, stopper
+from sweeps.spec.sweep import Trial
+from sweeps.state.claims import Ownership, SlurmStart
+from sweeps.state.folder import View
+
+
+class SlotOnRanks:
+    """One slot of several ranks; rank 0 alone looks at `view`."""
+
+    def __init__(
+        self, view: View, cluster: ClusterProfile, ranks: Ranks, stop: Callable[[], bool], driver: str, start: SlurmStart | None = None
+    ) -> None:
+        self.view, self.cluster, self.ranks, self.stop = view, cluster, ranks, stop
+        self.driver, self.start = driver, start
+        self._owned: Ownership | None = None
+
+    def run(self) -> int:
+        """Run one trial, of a search one after the other; 0 where nothing is left to begin, STOPPED where told to stop, on every rank."""
+        while True:
+            self._owned = None
+            chosen = broadcast_object(self._choose() if self.ranks.is_main else None, self.ranks)
+            assert chosen is not None
+            if isinstance(chosen, int):
+                return chosen
+            if not self._run_one(*chosen):
+                return STOPPED
+            if self.view.sweep.search is None:
+                return 0  # what a trial's end brings about in a search is begun by the slot that ended it
+
+    def _choose(self) -> tuple[Trial, int] | int:
+        """A trial and the epoch of its claim, or the exit status where there is none to run."""
+        if self.stop():
+            return STOPPED
+        if not self.view.follow():
+            print("the sweep searches another space now", flush=True)
+            return 0
+        found = next_claim(self.view, self.driver, self.start)
+        if found is None:
+            print("nothing is to begin now", flush=True)
+            return 0
+        trial, self._owned = found
+        claim = self._owned.claim
+        print(f"trial {trial.signature}: {trial.setting}, seed {trial.seed}, claim {claim.epoch}, step {claim.step}", flush=True)
+        return trial, claim.epoch
+
+    def _run_one(self, trial: Trial, epoch: int) -> bool:
+        """Whether the trial has ended, or is no longer ours; False where the run was told to stop. The same on every rank."""
+        fit_to(self.cluster, trial.config)
+        folder, owned = self.view.sweep.trial_dir(trial), self._owned
+        with ExitStack() as ours:
+            if owned is not None:
+                ours.enter_context(owned)
+                ours.enter_context(output_to(folder / "log" / "train.log"))
+            try:
+                should_stop = self.stop if owned is None else stopper(owned, self.stop)
+                ended = run_job(JobSpec(trial.config, self.cluster, folder), should_stop, epoch, judge(self.view, trial)) is not None
+            except RunError as error:
+                if not isinstance(error.__cause__, HopelessError):
+                    raise
+                ended = True  # every rank saw it, and it is recorded
+        # The first rank to leave with a status ends the others: none may before rank 0 has saved and released its claim.
+        moved = broadcast_object(owned is not None and owned.lost() and not self.stop(), self.ranks)
+        return bool(ended or moved)

@@ -1,0 +1,212 @@
+"""What the runs of a sweep came to: a row a run, a summary a setting, and which of them count; tables and pictures are made of these."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cnnjepa.run.folder import RunResult, RunStatus
+from sweeps.report.significance import Comparison, compare
+from sweeps.state.folder import TrialState, View
+
+LABEL_WIDTH = 60  # characters of a setting's name in a line of a table or picture
+COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes", "pretraining_hours", "energy_kwh")
+_COST_TITLES = {
+    "pretraining_hours": "pretraining, device-hours",
+    "images_per_second": "images/s",
+    "energy_kwh": "energy with probes, kWh",
+    "peak_memory_mb": "peak memory, MiB",
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of n numbers; std is None for fewer than two, mean for none."""
+
+    mean: float | None
+    std: float | None
+    n: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Spread":
+        """The spread of `values`."""
+        mean = statistics.fmean(values) if values else None
+        return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def in_digits(self) -> str:
+        """As `str`, in three significant digits, and from 100 on in whole numbers: for what is not a percentage."""
+
+        def told(value: float, digits: int) -> str:
+            return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+
+        if self.mean is None:
+            return "-"
+        return told(self.mean, 3) if self.std is None else f"{told(self.mean, 3)} ± {told(self.std, 2)}"
+
+    def __str__(self) -> str:
+        """'73.1 ± 0.4', '73.1' for a single value, a dash for none."""
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: its trial, where it stands, its metrics and costs."""
+
+    signature: str
+    setting: str
+    seed: int
+    state: TrialState
+    cause: str
+    metrics: dict[str, float]
+    costs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One setting over its completed seeds; counts of the runs that are not in the means."""
+
+    setting: str
+    spreads: dict[str, Spread]
+    failed: int
+    pruned: int
+    unfinished: int
+    parameters: int
+    device_hours: float
+    paper: dict[str, float]
+    costs: dict[str, Spread]  # of the completed runs
+    values: dict[str, dict[int, float]]  # metric -> seed -> value, of the completed runs that have one
+
+
+def costs_of(result: RunResult, global_batch_size: int) -> dict[str, float]:
+    """What a run cost, by the names in COSTS, less what is not known of it. Pretraining is device_hours without the probes' share."""
+    costs = {name: getattr(result, name) for name in COSTS if name != "pretraining_hours"}
+    if result.status is RunStatus.completed:  # at no images a second nothing was trained
+        training_seconds = result.step * global_batch_size / result.images_per_second if result.images_per_second else 0.0
+        costs["pretraining_hours"] = result.device_hours * training_seconds / max(result.seconds, 1e-9)
+    return {name: value for name, value in costs.items() if value is not None}
+
+
+def rows(view: View) -> list[Row]:
+    """One row a trial, in the sweep's order."""
+    table = []
+    for trial in view.sweep.trials:
+        result = view.result(trial)
+        causes = [] if result is None else [result.cause, *(f"{p}: {c}" for p, c in result.missing.items())]
+        table.append(
+            Row(
+                trial.signature,
+                trial.setting,
+                trial.seed,
+                view.state(trial),
+                "; ".join(c for c in causes if c),
+                {} if result is None else result.metrics,
+                {} if result is None else costs_of(result, trial.values["global_batch_size"]),
+            )
+        )
+    return table
+
+
+def summaries(view: View) -> list[Summary]:
+    """One summary a setting, the best mean objective first, those without one last."""
+    table, sweep = rows(view), view.sweep
+    metrics = sorted({m for row in table for m in row.metrics} | {sweep.objective, *sweep.headline})
+    found = []
+    for setting in dict.fromkeys(row.setting for row in table):
+        mine = [row for row in table if row.setting == setting]
+        done = [row for row in mine if row.state is TrialState.completed]
+        values = {m: {row.seed: row.metrics[m] for row in done if m in row.metrics} for m in metrics}
+        found.append(
+            Summary(
+                setting,
+                {m: Spread.of(list(values[m].values())) for m in metrics},
+                sum(row.state is TrialState.failed for row in mine),
+                sum(row.state is TrialState.pruned for row in mine),
+                sum(not row.state.ended for row in mine),
+                max((int(row.costs["parameters"]) for row in done), default=0),
+                sum(row.costs["device_hours"] for row in mine if row.costs),
+                sweep.paper.get(setting, {}),
+                {c: Spread.of([row.costs[c] for row in done if c in row.costs]) for c in COSTS},
+                values,
+            )
+        )
+    last = float("-inf")
+    return sorted(found, key=lambda s: -(last if s.spreads[sweep.objective].mean is None else s.spreads[sweep.objective].mean or 0.0))
+
+
+def told_settings(view: View) -> tuple[list[Summary], str]:
+    """The settings that a table or picture for people shows, and a line about those that it leaves out: all of whose runs were pruned.
+
+    Where that is so of every setting, none is left out.
+    """
+    table = summaries(view)
+    shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())] or table
+    left_out = len(table) - len(shown)
+    return shown, f"{left_out} settings were pruned on their way, see summary.csv" if left_out else ""
+
+
+def columns(view: View) -> list[str]:
+    """The metrics that a table shows: the objective, then the headline."""
+    return list(dict.fromkeys([view.sweep.objective, *view.sweep.headline]))
+
+
+def title(metric: str) -> str:
+    """'linear top-1, test' for 'linear.test_top1'; a cost's name and unit."""
+    if metric in COSTS:
+        return _COST_TITLES.get(metric, metric)
+    probe, _, rest = metric.partition(".")
+    part, _, score = rest.rpartition("_")
+    where = {"holdout": "held-out", "paper_protocol": "test, best epoch"}.get(part, part)
+    return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {where}"
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The setting with the best mean of a metric, and how it stands against the next."""
+
+    metric: str
+    best: Summary
+    other: Summary | None
+    comparison: Comparison | None  # None where there is nothing to compare with
+
+    @property
+    def separable(self) -> bool:
+        """Whether the best may be called so."""
+        return self.comparison is not None and self.comparison.separable
+
+
+def leader(table: Sequence[Summary], metric: str) -> Leader | None:
+    """Who leads by the mean of `metric`, the first of equals; None where no setting has one. The test: significance.py."""
+    ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -statistics.fmean(s.values[metric].values()))
+    if not ranked:
+        return None
+    best, *others = ranked
+    return (
+        Leader(metric, best, others[0], compare(best.values[metric], others[0].values[metric]))
+        if others
+        else Leader(metric, best, None, None)
+    )
+
+
+def judged(lead: Leader) -> str:
+    """'apart by 1.3 (95 % interval 0.4 to 2.2): paired t over 3 seeds, p = 0.01', of a leader that has a next."""
+    assert lead.comparison is not None
+    tested = lead.comparison
+    interval = "" if tested.low is None or tested.high is None else f" (95 % interval {tested.low:.1f} to {tested.high:.1f})"
+    return f"apart by {tested.difference:.1f}{interval}: {tested}"
+
+
+def run_set(view: View) -> str:
+    """Which runs the means are of, and how many were left out by which rule: all numbers of a table are of this one set."""
+    table = rows(view)
+    seeds = sorted({r.seed for r in table})
+    done = [r for r in table if r.state is TrialState.completed]
+    settings = len({r.setting for r in done})
+    told = ", ".join(map(str, seeds)) if len(seeds) < 7 else f"{seeds[0]} to {seeds[-1]}"
+    line = f"run set: all {len(done)} completed runs, of {settings} settings and seeds {told}"
+    left = [(sum(r.state is s for r in table), s.name) for s in (TrialState.failed, TrialState.pruned)]
+    left.append((sum(not r.state.ended for r in table), "not ended"))
+    line += "; left out: " + (", ".join(f"{n} {what}" for n, what in left if n) or "none")
+    missing = {m: sum(m not in r.metrics for r in done) for m in columns(view)}
+    without = ", ".join(f"{title(m)} of {n}" for m, n in missing.items() if n)
+    return line + (f"; probes without a value: {without}" if without else "")

@@ -1,0 +1,170 @@
+"""The figures of a report: Plotly's, as the page's script takes them."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.colors import qualitative, sample_colorscale
+
+from jobs.cost import lookup
+from sweeps.report.aggregate import Spread, Summary, title
+from sweeps.report.html_text import called
+from sweeps.state.folder import View
+
+_LABEL_WIDTH = 29  # characters of a line beside an axis: it must leave room for the axis on a phone
+_FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#222"}
+
+
+def layout(figure: go.Figure, height: int) -> go.Figure:
+    """The same look for all figures, Optuna's too; their width is the page's."""
+    figure.update_layout(
+        template="plotly_white",
+        font=_FONT,
+        height=height,
+        width=None,
+        autosize=True,
+        margin={"l": 10, "r": 12, "t": 12, "b": 44},
+        title=None,
+        hoverlabel={"align": "left"},
+    )
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def colours(table: Sequence[Summary], objective: str) -> dict[str, str]:
+    """A colour a setting; where there are more than can be told apart, from best to worst along a scale."""
+    palette = qualitative.D3 if len(table) <= len(qualitative.D3) else qualitative.Dark24
+    if len(table) <= len(palette):
+        return {s.setting: palette[i] for i, s in enumerate(table)}
+    ranked = sorted(table, key=lambda s: -(s.spreads[objective].mean or 0.0))
+    shares = [i / (len(ranked) - 1) for i in range(len(ranked))]
+    return dict(zip((s.setting for s in ranked), sample_colorscale("Turbo", shares), strict=True))
+
+
+def short(setting: str) -> str:
+    """A setting's name beside an axis: of a search its number alone."""
+    return "<br>".join(textwrap.wrap(called(setting), _LABEL_WIDTH))
+
+
+def numeric_axis(view: View) -> str | None:
+    """The one key by which the settings differ, where it is a number: then they are points of a line.
+
+    A key that only some of them have, as methods do, is one that they differ in. A switch is no number.
+    """
+    values = {t.setting: _leaves(t.values) for t in view.sweep.trials}
+    if len(values) < 3:
+        return None
+    keys = dict.fromkeys(key for leaves in values.values() for key in leaves if key not in ("seed", "epochs"))
+    differing = [k for k in keys if len({repr(leaves[k]) if k in leaves else None for leaves in values.values()}) > 1]
+    if len(differing) != 1:
+        return None
+    numbers = [leaves.get(differing[0]) for leaves in values.values()]
+    return differing[0] if all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers) else None
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of all that is no dict itself."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mapping[str, str]) -> go.Figure:
+    """Each setting's mean with its standard deviation, its seeds as dots, the paper's value as a hollow diamond."""
+    key = numeric_axis(view)
+    if key is not None:
+        return _line(view, table, metric, key)
+    figure = go.Figure()
+    names = [short(s.setting) for s in table]
+    for s, name in zip(table, names, strict=True):
+        seeds = s.values.get(metric, {})
+        hover = [f"{s.setting}<br>seed {seed}: %{{x:.2f}}<extra></extra>" for seed in seeds]
+        dots = {"color": hues[s.setting], "size": 7, "opacity": 0.35}
+        figure.add_scatter(x=list(seeds.values()), y=[name] * len(seeds), mode="markers", marker=dots, hovertemplate=hover)
+    for s, name in zip(table, names, strict=True):
+        spread = s.spreads[metric]
+        if spread.mean is not None:
+            told = f"{s.setting}<br>{spread} (n = {spread.n})<extra></extra>"
+            bars = {"type": "data", "array": [spread.std or 0.0], "visible": spread.std is not None, "thickness": 2}
+            marker = {"color": hues[s.setting], "size": 11, "symbol": "square"}
+            figure.add_scatter(x=[spread.mean], y=[name], error_x=bars, mode="markers", marker=marker, hovertemplate=told)
+        if metric in s.paper:
+            told = f"{s.setting}<br>paper: {s.paper[metric]:.2f}, one seed<extra></extra>"
+            marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
+            figure.add_scatter(x=[s.paper[metric]], y=[name], mode="markers", marker=marker, hovertemplate=told)
+    figure.update_layout(showlegend=False)
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], type="category")
+    figure.update_xaxes(title=f"{title(metric)}, %")
+    return layout(figure, 90 + sum(22 + 15 * name.count("<br>") for name in names))
+
+
+def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Figure:
+    values = {t.setting: float(str(lookup(t.values, key))) for t in view.sweep.trials}
+    ranked = sorted((s for s in table if s.spreads[metric].mean is not None), key=lambda s: values[s.setting])
+    xs, means = [values[s.setting] for s in ranked], [s.spreads[metric] for s in ranked]
+    figure = go.Figure()
+    bars = {"type": "data", "array": [m.std or 0.0 for m in means], "thickness": 2}
+    hover = [f"{s.setting}<br>{m} (n = {m.n})<extra></extra>" for s, m in zip(ranked, means, strict=True)]
+    line = {"color": qualitative.D3[0]}
+    figure.add_scatter(x=xs, y=[m.mean for m in means], error_y=bars, mode="lines+markers", line=line, hovertemplate=hover)
+    dots = [(values[s.setting], v) for s in ranked for v in s.values.get(metric, {}).values()]
+    marker = {"color": qualitative.D3[0], "opacity": 0.35}
+    figure.add_scatter(
+        x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", marker=marker, hovertemplate="%{y:.2f}<extra></extra>"
+    )
+    papers = [s for s in table if metric in s.paper]
+    marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
+    told = "paper: %{y:.2f}, one seed<extra></extra>"
+    ys = [s.paper[metric] for s in papers]
+    figure.add_scatter(x=[values[s.setting] for s in papers], y=ys, mode="markers", marker=marker, hovertemplate=told)
+    figure.update_layout(showlegend=False)
+    if min(xs, default=0.0) > 0 and max(xs) / min(xs) > 30:
+        figure.update_xaxes(type="log")
+    figure.update_xaxes(title=key)
+    figure.update_yaxes(title=f"{title(metric)}, %")
+    return layout(figure, 340)
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of those that no other beats in both: (cost, score), cheapest first."""
+    front: list[str] = []
+    best = float("-inf")
+    for name, (_, score) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if score > best:
+            front.append(name)
+            best = score
+    return front
+
+
+def costs_figure(table: Sequence[Summary], metric: str, hours: Mapping[str, Spread], unit: str, hues: Mapping[str, str]) -> go.Figure:
+    """Score against hours of a run, means with standard deviations, and the line of those that no other setting beats in both."""
+    figure, points = go.Figure(), {}
+    for s in table:
+        x, y = hours[s.setting], s.spreads[metric]
+        if x.mean is None or y.mean is None:
+            continue
+        points[s.setting] = x.mean, y.mean
+        hover = f"{s.setting}<br>{y} % (n = {y.n})<br>{x.in_digits()} {unit} a run<extra></extra>"
+        bars: dict[str, Any] = {"type": "data", "thickness": 1}
+        figure.add_scatter(
+            x=[x.mean],
+            y=[y.mean],
+            error_x={**bars, "array": [x.std or 0.0]},
+            error_y={**bars, "array": [y.std or 0.0]},
+            mode="markers",
+            marker={"color": hues[s.setting], "size": 10},
+            hovertemplate=hover,
+        )
+    best = pareto(points)
+    front = [points[name] for name in best]
+    line = {"color": "#888", "dash": "dot", "shape": "hv"}
+    xs, ys = [x for x, _ in front], [y for _, y in front]
+    figure.add_scatter(x=xs, y=ys, mode="lines+text", line=line, text=[short(n) for n in best], hoverinfo="skip")
+    figure.update_traces(textposition="top left", textfont={"size": 11}, selector={"mode": "lines+text"})
+    figure.update_layout(showlegend=False)
+    figure.update_xaxes(title=f"{unit} of a run", rangemode="tozero")
+    figure.update_yaxes(title=f"{title(metric)}, %")
+    return layout(figure, 360)

@@ -1,0 +1,244 @@
+"""The words and numbers of a report: the answer with its uncertainty, the cost, what failed and why, what was run."""
+
+import collections
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.report.aggregate import Leader, Spread, Summary, judged, leader, rows, summaries, title
+from sweeps.report.significance import compare
+from sweeps.search.search import to_come
+from sweeps.search.warnings import warnings_of
+from sweeps.spec.sweep import Trial
+from sweeps.state.folder import TrialState, View
+from sweeps.state.history import commands
+
+_LOG_BYTES, _LOG_LINES = 20_000, 14
+_SHAPES = 8  # kinds of run that a page lists
+
+
+def hours_unit(view: View) -> str:
+    """GPU-hours where a run held or read a GPU, else core-hours."""
+    held = any(c.slurm and c.slurm.gpus for t in view.sweep.trials for c in view.claims(t))
+    read = any((r := view.result(t)) is not None and r.energy_kwh is not None for t in view.sweep.trials)
+    return "GPU-hours" if held or read else "core-hours"
+
+
+def told_hours(hours: float) -> str:
+    """In three digits, in whole numbers from 100 on."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def hours_of_a_run(view: View) -> dict[str, Spread]:
+    """Setting -> hours of its completed runs."""
+    found: dict[str, list[float]] = {t.setting: [] for t in view.sweep.trials}
+    for trial in view.sweep.trials:
+        if view.state(trial) is TrialState.completed:
+            found[trial.setting].append(view.device_hours(trial))
+    return {setting: Spread.of(hours) for setting, hours in found.items()}
+
+
+def to_end(view: View) -> int:
+    """Runs that have not ended, those among them that a search may still begin."""
+    return sum(not s.ended for s in view.states().values()) + to_come(view)
+
+
+def called(setting: str) -> str:
+    """What a sentence calls a setting: of a search, whose names are long, its number."""
+    if setting.startswith("#"):
+        return setting.partition(" ")[0]
+    return "baseline" if setting.startswith("baseline: ") else setting
+
+
+def answer(view: View) -> tuple[str, bool]:
+    """The answer to the sweep's question in one sentence with its uncertainty, and whether it may be believed."""
+    lead = leader(summaries(view), view.sweep.objective)
+    if lead is None:
+        return "No run has completed yet.", False
+    left = to_end(view)
+    so_far = f"So far, with {left} of {left + sum(s.ended for s in view.states().values())} runs to come: " if left else ""
+    spread, metric = lead.best.spreads[lead.metric], title(lead.metric)
+    told = f"{called(lead.best.setting)} with {spread} % {metric} (n = {spread.n})"
+    if lead.other is None:
+        return f"{so_far}{told}; there is nothing to compare it with.", False
+    other = lead.other.spreads[lead.metric]
+    follows = f"{called(lead.other.setting)} with {other} (n = {other.n}), {judged(lead)}"
+    if lead.separable:
+        return f"{so_far}the best is {told}, separable from the next, {follows}.", True
+    return f"{so_far}no setting is separable from the next: {told} leads, before {follows}.", False
+
+
+def beside_the_answer(view: View) -> list[str]:
+    """What keeps a reader from taking the answer for more than it is."""
+    table = summaries(view)
+    lead = leader(table, view.sweep.objective)
+    lines = [view_of_others(table, lead)] if lead is not None and lead.other is not None else []
+    if view.sweep.search is not None and lead is not None:
+        lines += [s.setting for s in (lead.best, lead.other) if s is not None]
+        lines += against_the_baseline(view, table, lead)
+    if lead is not None:
+        lines.append("Ranked on held-out training labels; the test split was read once, at the end of each run.")
+    if view.sweep.scale.name == "smoke":
+        lines.append("Smoke scale: it shows that everything works, and says little about the question.")
+    return lines
+
+
+def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
+    """'Of the 10 other settings 6 are not separable from it.'"""
+    others = [s for s in table if s.setting != lead.best.setting and s.values.get(lead.metric)]
+    near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).separable]
+    alone = "the only other setting is" if len(others) == 1 else f"of the {len(others)} other settings"
+    if len(others) == 1:
+        return f"{alone.capitalize()} {'not ' if near else ''}separable from it, by the same test."
+    return f"{alone.capitalize()} {len(near)} {'is' if len(near) == 1 else 'are'} not separable from it, each by the same test alone."
+
+
+def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
+    """How the best of a search stands against the setting without changes."""
+    first = view.sweep.trials[0].setting
+    base = next((s for s in table if s.setting == first and s.values.get(lead.metric)), None)
+    if base is None:
+        return ["The setting without changes has no completed run to hold the best against."]
+    if base.setting == lead.best.setting:
+        return ["The best is the setting without changes."]
+    tested = compare(lead.best.values[lead.metric], base.values[lead.metric])
+    word = "separable from it" if tested.separable else "not separable from it"
+    spread = base.spreads[lead.metric]
+    return [f"The setting without changes has {spread} (n = {spread.n}); the best is {word}: {tested}."]
+
+
+def tiles(view: View) -> list[tuple[str, str]]:
+    """(number, what it is), for those who look for ten seconds."""
+    lead, unit = leader(summaries(view), view.sweep.objective), hours_unit(view)
+    found: list[tuple[str, str]] = []
+    if lead is not None:
+        spread = lead.best.spreads[lead.metric]
+        found.append((called(lead.best.setting), "best, separable" if lead.separable else "leads, not separable"))
+        found.append((f"{spread} %", f"{title(lead.metric)}, n = {spread.n}"))
+    states = collections.Counter(s.name for s in view.states().values())
+    found.append((f"{told_hours(total_hours(view))} {unit}", "cost of all runs"))
+    ended = ", ".join(f"{n} {name}" for name, n in states.items())
+    found.append((f"{states['completed']} of {sum(states.values()) + to_come(view)}", f"runs completed ({ended})"))
+    return found
+
+
+def total_hours(view: View) -> float:
+    """Of all runs that have ended."""
+    return sum(view.device_hours(t) for t in view.sweep.trials)
+
+
+def costs(view: View) -> list[str]:
+    """Lines about hours: all, those of runs that came to nothing, and of one run."""
+    unit = hours_unit(view)
+    by_state: dict[str, float] = collections.defaultdict(float)
+    for trial in view.sweep.trials:
+        by_state[view.state(trial).name] += view.device_hours(trial)
+    lines = [f"{told_hours(total_hours(view))} {unit} in all: " + ", ".join(f"{told_hours(h)} {name}" for name, h in by_state.items() if h)]
+    of_a_run = [h for s in hours_of_a_run(view).values() for h in [s.mean] if h is not None]
+    if of_a_run:
+        lines.append(f"a completed run took {told_hours(statistics.median(of_a_run))} {unit}, median over settings of their means")
+    again = [len(view.claims(t)) - 1 for t in view.sweep.trials if len(view.claims(t)) > 1]
+    lines.append(f"{len(again)} runs were started more than once, {sum(again)} further starts in all, and went on from their checkpoints")
+    kwh = [r.energy_kwh for t in view.sweep.trials if (r := view.result(t)) is not None and r.energy_kwh is not None]
+    return [*lines, f"{sum(kwh):,.1f} kWh drawn by the GPUs of {len(kwh)} runs"] if kwh else lines
+
+
+def curve_title(name: str) -> str:
+    """'linear top-1, held-out' for a probe's number, a step's number by its key."""
+    return title(name) if name.startswith(("linear.", "knn.")) else name.replace("_", " ").replace("collapse.", "")
+
+
+def about(view: View, trial: Trial, unit: str) -> list[str]:
+    """What a reader who selected a trial wants to know of it, its cost in `unit`."""
+    result, folder = view.result(trial), view.sweep.trial_dir(trial)
+    lines = [f"{view.state(trial).name}; trials/{trial.signature}"]
+    if result is not None:
+        lines += [f"cause: {result.cause}"] if result.cause else []
+        lines += [f"{probe} has no value: {cause}" for probe, cause in result.missing.items()]
+        lines += [f"{title(m)}: {v:.2f}" for m, v in result.metrics.items() if m.startswith(("linear.", "knn."))]
+        hours = f"{told_hours(view.device_hours(trial))} {unit}"
+        lines.append(f"{result.step} steps, {hours}, {result.images_per_second:.0f} images/s, peak memory {result.peak_memory_mb:.0f} MiB")
+    lines += [f"warning: {warning.line}" for warning in warnings_of(view, trial)]
+    past = view.claims(trial)
+    where = [f"job {c.slurm.job} on {c.slurm.node}" if c.slurm else c.owner.host for c in past]
+    lines += [f"started {len(past)} times: " + ", ".join(dict.fromkeys(where))] if past else []
+    found = provenance_of(folder)
+    return lines + ([f"commit {found['commit'][:12] or 'unknown'}{', with changes' if found['diff'] else ''}"] if found else [])
+
+
+def provenance_of(folder: Path) -> dict[str, Any] | None:
+    """What provenance.json holds, None where there is none that can be read."""
+    try:
+        found = json.loads((folder / "provenance.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"commit", "diff", "packages", "python", "host"} <= found.keys() else None
+
+
+def last_lines(view: View, trial: Trial) -> str:
+    """The end of what the trial printed, "" where it printed nothing."""
+    past, own = view.claims(trial), view.sweep.trial_dir(trial) / "log" / "train.log"
+    of_job = [Path(c.slurm.log) for c in past[-1:] if c.slurm and not c.slurm.shared]
+    for path in [own, *of_job]:
+        try:
+            with open(path, "rb") as file:
+                file.seek(max(path.stat().st_size - _LOG_BYTES, 0))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            continue
+        if any(line.strip() for line in lines):
+            return "\n".join(lines[-_LOG_LINES:])
+    return ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Trials that failed alike, and the end of the first one's log."""
+
+    cause: str
+    trials: list[Trial]
+    log: str
+
+
+def failures(view: View) -> list[Failure]:
+    """Failed runs, and completed ones with a probe that has no value, by cause: causes that differ in numbers alone are one."""
+    groups: dict[str, list[tuple[Trial, str]]] = {}
+    by = {row.signature: row for row in rows(view)}
+    for trial in view.sweep.trials:
+        row = by[trial.signature]
+        if row.cause and row.state in (TrialState.failed, TrialState.completed):
+            groups.setdefault(re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "#", row.cause), []).append((trial, row.cause))
+    ranked = sorted(groups.values(), key=lambda found: -len(found))
+    return [Failure(found[0][1], [t for t, _ in found], last_lines(view, found[0][0])) for found in ranked]
+
+
+def what_was_run(view: View) -> list[str]:
+    """Commands, commits and versions; where runs differ in them, how many had which."""
+    sweep = view.sweep
+    lines = []
+    for found in commands(sweep.path):
+        words = found["command"]
+        command = " ".join(map(str, words)) if isinstance(words, list) else str(words)
+        lines.append(f"{found['time']}: {command}")
+    told = [p for t in sweep.trials if (p := provenance_of(sweep.trial_dir(t))) is not None]
+    commits = collections.Counter(f"commit {p['commit'][:12] or 'unknown'}{' with uncommitted changes' if p['diff'] else ''}" for p in told)
+    packages = collections.Counter(f"Python {p['python']}, " + ", ".join(f"{n} {v}" for n, v in p["packages"].items()) for p in told)
+    hosts = collections.Counter(f"host {p['host']}" for p in told)
+    for counted in (commits, packages, hosts):
+        several = len(counted) > 1
+        lines += [f"{what}: {n} runs" if several else what for what, n in counted.most_common(8)]
+    if len(commits) > 1:
+        lines.append("the runs are of several commits: what differs between them may differ for that reason")
+    shapes = collections.Counter(_shape(t.values) for t in sweep.trials)
+    lines += [f"{shape}: {n} runs" if len(shapes) > 1 else shape for shape, n in shapes.most_common(_SHAPES)]
+    return lines + ([f"and {len(shapes) - _SHAPES} more, each in the config.yaml of its runs"] if len(shapes) > _SHAPES else [])
+
+
+def _shape(values: Mapping[str, Any]) -> str:
+    """'data digits, encoder resnet_small, epochs 12, ...' of one run: those of a sweep may differ in any of it."""
+    told = [f"{key} {values[key]}" for key in ("epochs", "global_batch_size", "precision")]
+    return ", ".join([f"data {values['data']['name']}", f"encoder {values['encoder']['name']}", *told])

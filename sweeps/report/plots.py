@@ -1,0 +1,93 @@
+"""ablation.png and accuracy_against_cost.png: the same numbers as the table's, for a slide or a README."""
+
+import io
+import itertools
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from cnnjepa.run.files import write_atomic
+from sweeps.report.aggregate import LABEL_WIDTH, rows, title, told_settings
+from sweeps.state.folder import View
+
+
+def draw(view: View, path: Path) -> None:
+    """Write the picture: each setting's mean with its standard deviation, each seed as a dot, the paper's value as a diamond."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sweep, table, runs = view.sweep, told_settings(view)[0], rows(view)
+    shown = sweep.headline or [sweep.objective]
+    figure, axes = pyplot.subplots(
+        1,
+        len(shown),
+        figsize=(5.2 * len(shown), 1.4 + 0.36 * sum(-(-len(s.setting) // LABEL_WIDTH) for s in table)),
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, metric, color in zip(axes[0], shown, itertools.cycle(("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93")), strict=False):
+        for y, summary in enumerate(table):
+            spread = summary.spreads[metric]
+            seeds = [r.metrics[metric] for r in runs if r.setting == summary.setting and metric in r.metrics]
+            axis.plot(seeds, [y] * len(seeds), "o", color=color, alpha=0.35, markersize=4)
+            if spread.mean is not None:
+                axis.errorbar(spread.mean, y, xerr=spread.std, fmt="s", color=color, capsize=3, markersize=5)
+            if metric in summary.paper:
+                axis.plot(summary.paper[metric], y, "D", markerfacecolor="none", color="black", markersize=6)
+        axis.set_xlabel(f"{title(metric)} (%)")
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yticks(range(len(table)), [textwrap.fill(s.setting, LABEL_WIDTH) for s in table], fontsize=8)
+    axes[0][0].invert_yaxis()
+    counts = sorted({s.spreads[sweep.objective].n for s in table})
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    note = "; hollow diamonds: the paper's value, one seed" if sweep.paper else ""
+    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds, {n}, ranked by {title(sweep.objective)}{note}", fontsize=9)
+    _write_figure(figure, path)
+
+
+def _write_figure(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, dpi=130, metadata={"Software": None})
+    pyplot.close(figure)
+    write_atomic(path, data.getvalue())
+
+
+def draw_costs(view: View, path: Path) -> None:
+    """Write the picture of accuracy against cost: means with standard deviations, and the paper's values as hollow diamonds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sweep, table = view.sweep, told_settings(view)[0]
+    cost = sweep.costs[0]
+    shown = [m for m in sweep.headline if m.endswith("top1")] or [sweep.objective]
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
+    for axis, metric in zip(axes[0], shown, strict=True):
+        for i, summary in enumerate(table):
+            color, x, y = f"C{i}", summary.costs[cost], summary.spreads[metric]
+            if x.mean is not None and y.mean is not None:
+                axis.errorbar(x.mean, y.mean, xerr=x.std, yerr=y.std, fmt="o", color=color, capsize=3)
+                axis.annotate(summary.setting, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8, color=color)
+            if metric in summary.paper and cost in summary.paper:
+                star = "*" if summary.setting in sweep.best_of_many else ""
+                point = summary.paper[cost], summary.paper[metric]
+                axis.plot(*point, "D", markerfacecolor="none", color=color)
+                label = f"{summary.setting}, paper{star}"
+                axis.annotate(label, point, xytext=(6, -10), textcoords="offset points", fontsize=7, color=color)
+        axis.set_xlabel(title(cost))
+        axis.set_ylabel(f"{title(metric)} (%)")
+        axis.margins(x=0.25)
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    note = "; hollow diamonds: the paper's values, one seed" if sweep.paper else ""
+    note += ", * each the best of several runs" if sweep.best_of_many else ""
+    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds{note}", fontsize=9)
+    _write_figure(figure, path)

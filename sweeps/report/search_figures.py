@@ -1,0 +1,70 @@
+"""Optuna's own figures of a search, drawn from its runs as the folders tell them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna import visualization
+
+from sweeps.report.html_figures import layout
+from sweeps.search.sampler import COMPLETE, study_of
+from sweeps.state.folder import View
+
+# A page shows what the few dimensions that matter most do.
+_SLICES_OF, _CONTOURS_OF = 4, 3
+
+
+def search_figures(view: View) -> list[tuple[str, go.Figure]]:
+    """Heading and figure, of those that as many completed runs as there are can carry; none where nothing is searched."""
+    if view.sweep.search is None:
+        return []
+    study = study_of(view)
+    trials = study.get_trials(deepcopy=False)
+    done = [t for t in trials if t.state is COMPLETE]
+    varied = [p for p in sorted({p for t in done for p in t.params}) if len({t.params[p] for t in done if p in t.params}) > 1]
+    costs = view.sweep.search.costs
+    names = [view.sweep.objective, "device-hours"]
+
+    def score(trial: optuna.trial.FrozenTrial) -> float:
+        return float(trial.values[0])
+
+    target: Callable[[optuna.trial.FrozenTrial], float] | None = score if costs else None
+    told: dict[str, Any] = {"target": target, "target_name": names[0]}
+    found = [("Optimisation history", visualization.plot_optimization_history(study, **told), 380)] if done else []
+    if any(t.intermediate_values for t in trials) and not costs:
+        found.append(("Probes on the way, of pruned runs too", visualization.plot_intermediate_values(study), 380))
+    weights = importances(study, varied, target)
+    if weights:
+        params = list(weights)
+        found.append(("Parameter importances", visualization.plot_param_importances(study, params=params, **told), 90 + 34 * len(params)))
+    else:
+        params = varied
+    if params:
+        found.append(("Slices", visualization.plot_slice(study, params=params[:_SLICES_OF], **told), 380))
+    if len(params) > 1:
+        found.append(("Contours", visualization.plot_contour(study, params=params[:_CONTOURS_OF], **told), 620))
+    if costs and done:
+        found.append(("Accuracy against device-hours", visualization.plot_pareto_front(study, target_names=names), 420))
+    return [(heading, layout(_last_parts(figure, view.sweep.objective), height)) for heading, figure, height in found]
+
+
+def _last_parts(figure: go.Figure, objective: str) -> go.Figure:
+    """Whole keys beside neighbouring axes would run into each other."""
+
+    def shorten(axis: Any) -> None:
+        if axis.title.text and axis.title.text != objective:
+            axis.title.text = axis.title.text.rpartition(".")[2]
+
+    figure.for_each_xaxis(shorten)
+    figure.for_each_yaxis(shorten)
+    return figure
+
+
+def importances(study: optuna.Study, params: list[str], target: Callable[[optuna.trial.FrozenTrial], float] | None) -> dict[str, float]:
+    """Of the parameters that every completed run has, the weightiest first; empty where so few runs say nothing."""
+    done = [t for t in study.get_trials(deepcopy=False) if t.state is COMPLETE]
+    common = [p for p in params if all(p in t.params for t in done)]
+    if len(done) < 4 or not common or len({t.values[0] for t in done}) == 1:
+        return {}
+    return optuna.importance.get_param_importances(study, params=common, target=target)

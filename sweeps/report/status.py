@@ -1,0 +1,158 @@
+"""Where a sweep stands, from its run folders and Slurm: for the live table, `python -m sweeps status` and scripts."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from cnnjepa.run.folder import read_metrics
+from sweeps.report.aggregate import Summary, judged, leader, summaries
+from sweeps.search.search import Outlook
+from sweeps.search.warnings import told, warnings_of
+from sweeps.spec.sweep import Trial
+from sweeps.state import claims
+from sweeps.state.folder import TrialState, View
+
+# The end of metrics.jsonl that holds the latest step and probe.
+_TAIL_BYTES = 65536
+
+
+def share_done(trial: Trial, record: dict[str, Any]) -> float:
+    """Share of the run that is done after `record`, in [0, 1]."""
+    return min(float(record["epoch"]) / trial.epochs, 1.0)
+
+
+def latest(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The last record of its kind, {} where there is none."""
+    return next((r for r in reversed(records) if r["kind"] == kind), {})
+
+
+def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
+    """Epoch -> objective, of the rungs that the trial has reached with a value."""
+    probes = view.probes(trial)
+    reached = {str(e): probes.get(str(e), {}).get(view.sweep.objective) for e in view.sweep.rungs}
+    return {epoch: value for epoch, value in reached.items() if value is not None}
+
+
+def best_so_far(view: View) -> dict[str, Any] | None:
+    """The setting with the best mean objective over its completed seeds, and the spread and n that say how far to trust it."""
+    objective = view.sweep.objective
+    lead = leader(summaries(view), objective)
+    if lead is None:
+        return None
+    other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.setting}
+    tested = {} if lead.comparison is None else asdict(lead.comparison)
+    return {
+        "setting": lead.best.setting,
+        **asdict(lead.best.spreads[objective]),
+        "next": other,
+        "separable": lead.separable,
+        "test": tested,
+    }
+
+
+def best_line(view: View) -> str:
+    """'best so far: lr 0.003: 71.2 ± 0.4 (n = 3); next ...', and whether that may be believed; "" before any run completed."""
+    objective = view.sweep.objective
+    lead = leader(summaries(view), objective)
+    if lead is None:
+        return ""
+
+    def told(summary: Summary) -> str:
+        return f"{summary.setting}: {summary.spreads[objective]} (n = {summary.spreads[objective].n})"
+
+    line = f"best so far by {objective}: {told(lead.best)}"
+    if lead.other is None:
+        return line
+    return f"{line}; next: {told(lead.other)}; {'separable' if lead.separable else 'not separable'}, {judged(lead)}"
+
+
+def rungs_line(view: View) -> str:
+    """'rungs: epoch 2: 9 runs, epoch 6: 3 runs; at each the best 1/3 go on'; "" where nothing is stopped early."""
+    sweep = view.sweep
+    if not sweep.rungs:
+        return ""
+    reached = [sum(str(e) in rungs_reached(view, t) for t in sweep.trials) for e in sweep.rungs]
+    shown = ", ".join(f"epoch {epoch}: {n} runs" for epoch, n in zip(sweep.rungs, reached, strict=True))
+    return f"rungs: {shown}; at each the best 1/{sweep.eta} go on"
+
+
+def trial_status(view: View, trial: Trial) -> dict[str, Any]:
+    """One trial's state, progress, latest numbers and job as plain JSON values."""
+    state, result = view.state(trial), view.result(trial)
+    folder = view.sweep.trial_dir(trial)
+    records = [] if state.ended or state is TrialState.waiting else read_metrics(folder / "metrics.jsonl", _TAIL_BYTES)
+    step, past = latest(records, "step"), view.claims(trial)
+    job = past[-1].slurm if past else None
+    gpu_seconds = sum(claims.held_seconds(folder, c) * c.slurm.gpus for c in past if c.slurm)
+    return {
+        "signature": trial.signature,
+        "setting": trial.setting,
+        "seed": trial.seed,
+        "state": state.name,
+        "done": 1.0 if state is TrialState.completed else share_done(trial, step) if step else 0.0,
+        "epoch": step.get("epoch"),
+        "loss": step.get("loss"),
+        "images_per_second": step.get("images_per_second"),
+        "probe": latest(records, "probe").get(view.sweep.objective),
+        "rungs": rungs_reached(view, trial) if view.sweep.rungs else {},
+        "objective": view.objective(trial),
+        "job": job.job if job else None,
+        "node": job.node if job else None,
+        "restarts": max(len(past) - 1, 0),
+        "gpu_hours": gpu_seconds / 3600,
+        "cause": result.cause if result else "",
+        "missing": result.missing if result else {},
+        "warnings": [] if state is TrialState.waiting else [w.to_dict() for w in warnings_of(view, trial)],
+    }
+
+
+def sweep_status(view: View) -> dict[str, Any]:
+    """All trials and their counts by state."""
+    trials = [trial_status(view, t) for t in view.sweep.trials]
+    counts = {state.name: sum(t["state"] == state.name for t in trials) for state in TrialState}
+    hours = sum(t["gpu_hours"] for t in trials)
+    silent = view.watch.queue is not None and view.watch.queue.silent
+    name, scale = view.sweep.name, view.sweep.scale.name
+    chosen = view.sweep.search
+    search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.points, "to_begin": Outlook(view).to_begin}
+    looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
+    return {**looked, "rungs": view.sweep.rungs, "search": search}
+
+
+def warning_lines(view: View, status: dict[str, Any]) -> list[str]:
+    """The early warnings of all trials, a line each."""
+    return told(view.sweep, {t["signature"]: [w["line"] for w in t["warnings"]] for t in status["trials"]})
+
+
+def counts_line(status: dict[str, Any]) -> str:
+    """'12 completed, 2 running, 8 waiting of 22 trials', and what they have used of GPUs in Slurm."""
+    shown = [f"{n} {name}" for name, n in status["counts"].items() if n]
+    line = ", ".join(reversed(shown)) + f" of {len(status['trials'])} trials"
+    if (search := status["search"]) is not None:
+        line += f" (of up to {search['points']} settings)"
+    if status["gpu_hours"]:
+        line += f", {status['gpu_hours']:.1f} GPU-hours used"
+    return line + (" (Slurm does not answer; this is what it said last)" if status["slurm_silent"] else "")
+
+
+def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
+    """Counts, and one line for each trial that was begun and has not completed."""
+    left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
+    table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
+    columns = {"setting": "left", "seed": "right", "state": "left", "done": "right", "epoch": "right", "loss": "right"}
+    columns |= {"images/s": "right", "probe": "right", "restarts": "right"}
+    in_slurm = any(t["job"] for t in status["trials"])
+    if in_slurm:
+        columns |= {"job": "left", "node": "left", "GPU-h": "right"}
+    for name, side in columns.items():
+        table.add_column(name, justify="left" if side == "left" else "right")
+    for t in status["trials"]:
+        if t["state"] in ("waiting", "completed", "pruned"):
+            continue
+        numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
+        shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
+        what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
+        row = [t["setting"], str(t["seed"]), what, f"{100 * t['done']:.0f} %", *shown, str(t["restarts"] or "")]
+        table.add_row(*row, *([t["job"] or "", t["node"] or "", f"{t['gpu_hours']:.2f}"] if in_slurm else []))
+    return table

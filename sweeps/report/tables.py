@@ -1,0 +1,203 @@
+"""results.csv, summary.csv and the table for people: on a terminal, in Markdown, in LaTeX; the best is bold only where a test says so."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.report.aggregate import (
+    COSTS,
+    LABEL_WIDTH,
+    Leader,
+    Summary,
+    columns,
+    judged,
+    leader,
+    rows,
+    run_set,
+    summaries,
+    title,
+    told_settings,
+)
+from sweeps.state.folder import View
+
+_NOT_SEPARABLE = "†"
+
+
+def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([["" if v is None else v for v in line] for line in lines])
+    return out.getvalue()
+
+
+def results_csv(view: View) -> str:
+    """One line a run; what a run does not have is empty."""
+    table = rows(view)
+    metrics = sorted({m for row in table for m in row.metrics})
+    header = ["signature", "setting", "seed", "state", *metrics, *COSTS, "cause"]
+    return _csv(
+        header,
+        [
+            [r.signature, r.setting, r.seed, r.state.name, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause]
+            for r in table
+        ],
+    )
+
+
+def summary_csv(view: View) -> str:
+    """One line a setting, best first: mean, std and n of every metric, and the paper's value where the scale may be held against it."""
+    table = summaries(view)
+    metrics = list(table[0].spreads) if table else []
+    papers = sorted({m for s in table for m in s.paper})
+    told = [*metrics, *view.sweep.costs]
+    header = ["setting", *(f"{m}_{part}" for m in told for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
+    lines = []
+    for s in table:
+        spread = [v for m in told for v in vars({**s.spreads, **s.costs}[m]).values()]
+        lines.append(
+            [s.setting, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours]
+        )
+    return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours"], lines)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One field of the table; `bold` is a best that is separable from the next, `marked` one that is not."""
+
+    text: str
+    bold: bool = False
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class PeoplesTable:
+    """What people read, in whatever format: header, lines of cells, and the notes without which they must not be read."""
+
+    header: list[str]
+    lines: list[list[Cell]]
+    notes: list[str]
+
+    def in_words(self) -> list[list[str]]:
+        """The cells as they are written where nothing can be bold."""
+        return [[cell.text + (f" {_NOT_SEPARABLE}" if cell.marked else "") for cell in line] for line in self.lines]
+
+
+def peoples_table(view: View) -> PeoplesTable:
+    """Mean ± std over seeds (n) of every setting, ranked by the objective; of each metric the best is judged against its next."""
+    metrics, costs = columns(view), view.sweep.costs
+    table, pruned = told_settings(view)
+    papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
+    leaders = {m: leader(table, m) for m in metrics}
+    # Of a sweep that asks about costs the total would be one number too many.
+    total = [] if costs else ["device-hours"]
+    marks = [_left_out(s) for s in table]
+    header = ["setting", *map(title, metrics), *(f"paper: {title(m)}" for m in papers)]
+    header += [*["left out"] * any(marks), *map(title, costs), "parameters", *total]
+    lines = []
+    for s, mark in zip(table, marks, strict=True):
+        star = "*" if s.setting in view.sweep.best_of_many else ""
+        paper = [f"{s.paper[m]:.2f}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
+        rest = [*paper, *[mark or "-"] * any(marks), *(s.costs[c].in_digits() for c in costs), f"{s.parameters:,}"]
+        rest += [] if costs else [f"{s.device_hours:.3g}"]
+        lines.append([Cell(s.setting), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
+    return PeoplesTable(header, lines, _notes(view, leaders, pruned))
+
+
+def _left_out(s: Summary) -> str:
+    """'1 failed, 2 to come', the runs that are not in the means."""
+    counts = {"failed": s.failed, "pruned": s.pruned, "to come": s.unfinished}
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+
+
+def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
+    spread = s.spreads[metric]
+    if spread.mean is None:
+        return Cell("-")
+    best = lead is not None and lead.other is not None and lead.best.setting == s.setting
+    return Cell(f"{spread} ({spread.n})", best and lead.separable, best and not lead.separable)  # type: ignore[union-attr]
+
+
+def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[str]:
+    """What a reader of the table must know beside it."""
+    notes = [f"mean ± std over seeds (n); {run_set(view)}"]
+    told = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
+    if told:
+        rule = "bold: the best of its column, separable from the next by a two-sided test at 5 %"
+        notes.append(f"{rule}; {_NOT_SEPARABLE}: the best, and not separable")
+        notes += [f"{title(d.metric)}: {d.best.setting} against {d.other.setting if d.other else ''}, {judged(d)}" for d in told]
+    notes += [pruned] if pruned else []
+    return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
+
+
+def terminal_table(view: View) -> Table:
+    """The table for a terminal."""
+    found = peoples_table(view)
+    heading = f"{view.sweep.name} ({view.sweep.scale.name}): best first"
+    table = Table(title=heading, caption="\n".join(found.notes), caption_justify="left")
+    for i, name in enumerate(found.header):
+        table.add_column(name, justify="right" if i else "left", max_width=None if i else LABEL_WIDTH)
+    for line, words in zip(found.lines, found.in_words(), strict=True):
+        table.add_row(*(Text(text, style="bold" if cell.bold else "") for cell, text in zip(line, words, strict=True)))
+    return table
+
+
+def markdown_table(view: View) -> str:
+    """The same table in Markdown, its notes below."""
+    found = peoples_table(view)
+
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+    told = [
+        [f"**{text}**" if cell.bold else text for cell, text in zip(cells, words, strict=True)]
+        for cells, words in zip(found.lines, found.in_words(), strict=True)
+    ]
+    rule = ["---", *["---:"] * (len(found.header) - 1)]
+    return "\n".join([line(found.header), line(rule), *map(line, told), "", *(f"{note}  " for note in found.notes)]) + "\n"
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$"}
+_TEX |= {"<": r"$<$", ">": r"$>$"} | {c: f"\\{c}" for c in "&%$#_{}"}
+
+
+def tex(text: str) -> str:
+    """`text` as LaTeX prints it in running text."""
+    told = re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", told)
+
+
+def latex_table(view: View) -> str:
+    """The same table for a paper: a tabular in the rules of booktabs, its notes in small print below."""
+    found = peoples_table(view)
+
+    def line(cells: Sequence[str]) -> str:
+        return "  " + " & ".join(cells) + r" \\"
+
+    told = [
+        [rf"\textbf{{{tex(text)}}}" if cell.bold else tex(text) for cell, text in zip(cells, words, strict=True)]
+        for cells, words in zip(found.lines, found.in_words(), strict=True)
+    ]
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            rf"\begin{{tabular}}{{l{'r' * (len(found.header) - 1)}}}",
+            r"  \toprule",
+            line([tex(name) for name in found.header]),
+            r"  \midrule",
+            *map(line, told),
+            r"  \bottomrule",
+            r"\end{tabular}",
+            *(rf"\par\noindent{{\footnotesize {tex(note)}.}}" for note in found.notes),
+            "",
+        ]
+    )
+
+
+FORMATS: dict[str, Callable[[View], str]] = {"csv": summary_csv, "markdown": markdown_table, "latex": latex_table}

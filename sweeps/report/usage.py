@@ -1,0 +1,329 @@
+"""What ended trials used of what they were given, and what to ask for next time: from sacct, and from the trainer's own counters.
+
+What nobody has measured is absent, and no advice rests on it. `python -m sweeps advice SWEEP_FOLDER` prints it.
+"""
+
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cnnjepa.run.folder import RunStatus
+from jobs.cluster import ClusterProfile
+from jobs.cost import same_shape
+from jobs.slurm import sacct
+from jobs.slurm.queue import SlurmError, SlurmSilentError, has_slurm
+from jobs.slurm.sacct import JobUse
+from sweeps.spec.sweep import Trial
+from sweeps.state import claims
+from sweeps.state.folder import View
+from sweeps.state.submission import Submission
+
+_TIME_MARGIN, _TIME_ROUND_MINUTES = 1.25, 15
+_MEMORY_MARGIN = 1.2
+_CORES_MARGIN, _IDLE_CORES = 1.25, 0.5
+_WAITS, _NEVER_WAITS, _MANY_WORKERS = 0.05, 0.005, 4
+_WORTH_IT = 0.9  # a request that shrinks by less is left alone
+# Slurm's controller hands an ended job to the accounting within seconds, a busy one within some tens.
+_RECORD_WITHIN_SECONDS, _JUST_ENDED_SECONDS = 20.0, 600.0
+_MB_A_GB = 1000  # as jobs/slurm/sbatch.py counts a profile's memory_gb_per_slot
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """One ended trial; None is what nobody has told. Shares are of what was asked for, in [0, 1]; memory is that of all ranks."""
+
+    source: str  # sacct or counters
+    seconds: float  # that it held its slot, over all starts
+    limit_seconds: float | None
+    time_share: float | None  # of the limit of one start: above 1 it took several
+    cores: int
+    cpu_share: float | None
+    memory_mb: float | None  # at most, in sacct's words; without sacct the main rank's peak for each rank
+    memory_asked_mb: float | None
+    memory_share: float | None
+    on_gpu: bool | None  # None where that cannot be told from here
+    peak_mb: float | None  # of the main rank, as its result tells: of its tensors on a GPU, else of its process
+    gpu_utilisation: float | None
+    data_wait_share: float | None
+    images_per_second: float | None
+    images_per_second_without_wait: float | None
+    best_images_per_second: float | None  # of the sweep's completed runs of the same shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def own_jobs(view: View, trial: Trial) -> list[str]:
+    """The Slurm jobs that ran this trial and no other; none where any part of it ran elsewhere, or beside others in one job."""
+    past = [c.slurm for c in view.claims(trial)]
+    return list(dict.fromkeys(s.job for s in past if s)) if all(s is not None and not s.shared for s in past) else []
+
+
+def account(view: View, trials: Iterable[Trial]) -> None:
+    """Ask sacct, once, for the jobs of `trials` that it was not asked for; where it does not answer the counters stand alone."""
+    new = [job for trial in trials for job in own_jobs(view, trial) if job not in view.accounted]
+    if new and has_slurm():
+        _take_up(view, new, lambda: sacct.used(new))
+
+
+def _take_up(view: View, jobs: Sequence[str], ask: Callable[[], dict[str, JobUse]]) -> None:
+    """Keep in the view what sacct says of `jobs`, and whether it says anything."""
+    found: dict[str, JobUse] = {}
+    try:
+        found, view.accounting = ask(), "answers"
+    except SlurmSilentError:
+        view.accounting = "silent"
+    except SlurmError:
+        view.accounting = "none"
+    view.accounted |= {job: found.get(job) for job in jobs}
+
+
+def just_ended(view: View, trial: Trial) -> bool:
+    """Whether the record of the trial's job may still be on its way."""
+    return time.time() - view.sweep.run(trial).ended_at() < _JUST_ENDED_SECONDS
+
+
+def await_records(
+    view: View,
+    wait_seconds: float = _RECORD_WITHIN_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait, no longer than so, until sacct has the end of the jobs whose trials have just ended: it comes after the job's own.
+
+    Where there is no accounting nothing is waited for.
+    """
+    ended = [t for t in view.sweep.trials if view.result(t) is not None and just_ended(view, t)]
+    jobs = list(dict.fromkeys(job for t in ended for job in own_jobs(view, t)))
+    if jobs and has_slurm():
+        _take_up(view, jobs, lambda: sacct.used_at_the_end(jobs, wait_seconds, clock, sleep))
+
+
+def missing_line(view: View) -> str:
+    """Of how many jobs the accounting does not tell, and what to type where it will; "" where it tells of all, or there is none."""
+    known = {job: just_ended(view, t) for t in view.sweep.trials if view.result(t) is not None for job in own_jobs(view, t)}
+    again = f"python -m sweeps advice {shlex.quote(str(view.sweep.path))}"
+    if known and view.accounting == "silent":
+        return f"sacct does not answer, so these are the trainer's own counters; later: {again}"
+    if view.accounting != "answers":
+        return ""
+    uses = {job: view.accounted.get(job) for job in known}
+    coming = [job for job, use in uses.items() if (known[job] if use is None else not use.ended)]
+    lost = [job for job, use in uses.items() if use is None and not known[job]]
+    if coming:
+        return f"not yet in the accounting: the end of {len(coming)} of {len(known)} jobs, for which counters stand; later: {again}"
+    return f"sacct knows nothing of {len(lost)} of {len(known)} jobs, for which counters stand" if lost else ""
+
+
+class Sight:
+    """What is looked up once for all trials of a sweep: the profiles of its submissions, and the best rate of each kind of run."""
+
+    def __init__(self, view: View) -> None:
+        """Reads results and submissions."""
+        self.view = view
+        self._profiles = {s.job: s.slot_profile for s in Submission.all_of(view.sweep)}
+        self._kinds: list[tuple[dict[str, Any], float]] = []  # a configuration, and the best rate of those like it
+        for trial in view.sweep.trials:
+            result = view.result(trial)
+            if result is not None and result.status is RunStatus.completed:
+                at, best = self._kind(trial)
+                self._kinds[at:] = [(trial.values, max(best, result.images_per_second)), *self._kinds[at + 1 :]]
+
+    def _kind(self, trial: Trial) -> tuple[int, float]:
+        """Where the kind of a trial stands, or shall stand, and its best rate so far."""
+        for at, (values, best) in enumerate(self._kinds):
+            if same_shape(values, trial.values) and values["threads"] == trial.values["threads"]:
+                return at, best
+        return len(self._kinds), 0.0
+
+    def best_rate(self, trial: Trial) -> float | None:
+        """Images a second of the fastest completed run of the same shape, on as many threads; None where there is none."""
+        return self._kind(trial)[1] or None
+
+    def profile(self, trial: Trial) -> ClusterProfile | None:
+        """What the trial's last slot was given; None outside of Slurm."""
+        last = next((c.slurm for c in reversed(self.view.claims(trial)) if c.slurm), None)
+        return self._profiles.get(last.job.partition("_")[0]) if last else None
+
+
+def _on_gpu(trial: Trial, profile: ClusterProfile | None) -> bool | None:
+    """Whether the trial trained on a GPU; None where that cannot be told from here."""
+    device = trial.values["device"]
+    if device == "auto":
+        return None if profile is None or profile.device.name == "auto" else profile.device.name == "cuda"
+    return bool(device == "cuda")
+
+
+def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficiency | None:
+    """What an ended trial used of what it was given; None for one that has not ended. Of many trials `all_of` asks less."""
+    result = view.result(trial)
+    if result is None:
+        return None
+    account(view, [trial])
+    jobs = [view.accounted.get(job) for job in own_jobs(view, trial)]
+    uses = [use for use in jobs if use is not None and use.ended]  # of one that runs on it tells too little
+    sight = sight or Sight(view)
+    profile, folder = sight.profile(trial), view.sweep.trial_dir(trial)
+    rate, waited = result.images_per_second or None, result.data_wait_share
+    on_gpu = _on_gpu(trial, profile)
+    held = sum(claims.held_seconds(folder, c) for c in view.claims(trial))
+    ranks = profile.ranks_per_slot if profile else 1
+    cores, limit, cpu, source = ranks * int(trial.values["threads"]), None, None, "counters"
+    peak = result.peak_memory_mb or None
+    seconds = held or result.seconds
+    # A loader's processes are not in the peak of the rank.
+    memory = peak * ranks if peak and on_gpu is False and not trial.values["data"]["workers"] else None
+    asked = profile.memory_gb_per_slot * _MB_A_GB if profile else None
+    if profile:
+        cores, limit = profile.cores_per_slot, 60.0 * profile.time_limit_minutes
+    if uses and len(uses) == len(jobs):
+        source, seconds, cores = "sacct", sum(u.seconds for u in uses), uses[-1].cores
+        limit, asked = uses[-1].limit_seconds, uses[-1].memory_asked_mb
+        memory = max((u.memory_used_mb for u in uses if u.memory_used_mb is not None), default=None)
+        given = sum(u.seconds * u.cores for u in uses)
+        cpu = _share(sum(u.cpu_seconds or 0.0 for u in uses), given) if all(u.cpu_seconds is not None for u in uses) else None
+    return Efficiency(
+        source=source,
+        seconds=seconds,
+        limit_seconds=limit,
+        time_share=_share(seconds, limit),
+        cores=cores,
+        cpu_share=cpu,
+        memory_mb=memory,
+        memory_asked_mb=asked,
+        memory_share=_share(memory, asked),
+        on_gpu=on_gpu,
+        peak_mb=peak,
+        gpu_utilisation=result.gpu_utilisation,
+        data_wait_share=waited,
+        images_per_second=rate,
+        images_per_second_without_wait=rate / (1 - waited) if rate and waited is not None and waited < 1 else None,
+        best_images_per_second=sight.best_rate(trial),
+    )
+
+
+def all_of(view: View) -> dict[str, Efficiency]:
+    """Signature -> efficiency of every trial that has ended, with one question to sacct."""
+    ended, sight = [t for t in view.sweep.trials if view.result(t) is not None], Sight(view)
+    account(view, ended)
+    return {t.signature: found for t in ended if (found := efficiency(view, t, sight)) is not None}
+
+
+def clock(seconds: float) -> str:
+    """'12:05:00', or '45 s' below two minutes."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
+
+
+def _given(values: Iterable[float | None]) -> list[float]:
+    return [v for v in values if v is not None]
+
+
+def used_line(found: Sequence[Efficiency]) -> str:
+    """What the longest and the largest of the runs used of what was asked for."""
+    longest, parts = max(found, key=lambda e: e.seconds), []
+    if longest.time_share is not None and longest.limit_seconds is not None:
+        parts.append(f"time {100 * longest.time_share:.0f} % of {clock(longest.limit_seconds)}")
+    else:
+        parts.append(f"time {clock(longest.seconds)}")
+    largest = max((e for e in found if e.memory_mb is not None), key=lambda e: e.memory_mb or 0.0, default=None)
+    if largest is not None and largest.memory_mb is not None:
+        of = f" ({100 * largest.memory_share:.0f} % of {(largest.memory_asked_mb or 0) / _MB_A_GB:.3g})" if largest.memory_share else ""
+        parts.append(f"memory {largest.memory_mb / _MB_A_GB:.2g} GB{of}")
+    elif peaks := _given(e.peak_mb for e in found if not e.on_gpu):
+        parts.append(f"peak memory of a process {max(peaks):.0f} MiB")
+    else:
+        parts.append("memory not known")
+    if cpu := _given(e.cpu_share for e in found):
+        parts.append(f"cores {100 * statistics.median(cpu):.0f} % of {found[0].cores}")
+    else:
+        parts.append(f"cores {found[0].cores}, their use not known")
+    if on_gpu := _given(e.peak_mb for e in found if e.on_gpu):
+        busy = _given(e.gpu_utilisation for e in found)
+        told = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilisation not told"
+        parts.append(f"GPU {told}, its tensors {max(on_gpu) / 1024:.1f} GiB")
+    sources = " and ".join(sorted({e.source for e in found}))
+    return f"used at most, by {len(found)} completed runs ({sources}): {', '.join(parts)}"
+
+
+def speed_line(found: Sequence[Efficiency]) -> str:
+    """Images a second against the best of its kind, and what waiting for data cost; "" where no images were loaded."""
+    timed = [e for e in found if e.images_per_second and e.best_images_per_second]
+    if not timed:
+        return ""
+    slowest = min((e.images_per_second or 0.0) / (e.best_images_per_second or 1.0) for e in timed)
+    fastest = max(timed, key=lambda e: e.images_per_second or 0.0)
+    line = f"speed: up to {fastest.images_per_second:,.0f} images/s"
+    if len(timed) > 1:
+        line += f"; the slowest run had {100 * slowest:.0f} % of the best of its kind"
+    if waits := _given(e.data_wait_share for e in timed):
+        gain = (
+            f", without it up to {fastest.images_per_second_without_wait:,.0f} images/s" if fastest.images_per_second_without_wait else ""
+        )
+        line += f"; {100 * statistics.median(waits):.1f} % of the time waiting for data{gain}"
+    return line
+
+
+def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequence[JobUse]) -> list[str]:
+    """What to give on the command line next time, only where the numbers say that it should be another."""
+    asked: list[str] = []
+    longest = max(found, key=lambda e: e.seconds)
+    if longest.limit_seconds is not None:
+        step, limit = _TIME_ROUND_MINUTES, longest.limit_seconds / 60
+        minutes = step * math.ceil(longest.seconds / 60 * _TIME_MARGIN / step)
+        if minutes <= _WORTH_IT * limit:
+            asked.append(f"time_limit_minutes={minutes} (not {limit:.0f}: shorter jobs start sooner)")
+        elif longest.seconds > longest.limit_seconds:
+            asked.append(f"time_limit_minutes={minutes} (not {limit:.0f}: a run took several jobs)")
+    memory, given = _given(e.memory_mb for e in found), _given(e.memory_asked_mb for e in found)
+    if memory and given:
+        gigabytes = max(math.ceil(max(memory) * _MEMORY_MARGIN / _MB_A_GB), 1)
+        if gigabytes <= _WORTH_IT * given[0] / _MB_A_GB or max(memory) > _WORTH_IT * given[0]:
+            asked.append(f"memory_gb_per_slot={gigabytes} (not {given[0] / _MB_A_GB:g})")
+    killed = sum(u.state == "OUT_OF_MEMORY" for u in uses)
+    if killed and given:
+        asked.append(f"memory_gb_per_slot above {given[0] / _MB_A_GB:g} ({killed} jobs ran out of memory)")
+    waits, cores = _given(e.data_wait_share for e in found), found[0].cores
+    waited = statistics.median(waits) if waits else None
+    if waited is not None and waited > _WAITS:
+        more = max(2 * workers, 1)
+        room = f" and cores_per_slot={ranks * (more + 1)}" if more + 1 > cores // ranks else ""
+        asked.append(f"data.workers={more}{room} (not {workers}: {100 * waited:.0f} % of the time waiting for data)")
+    elif waited is not None and waited < _NEVER_WAITS and workers >= _MANY_WORKERS:
+        asked.append(f"data.workers={workers // 2} (not {workers}: no wait for data)")
+    cpu = _given(e.cpu_share for e in found)
+    if cpu and max(cpu) < _IDLE_CORES and (waited is None or waited <= _WAITS):
+        needed = ranks * max(math.ceil(max(cpu) * cores * _CORES_MARGIN / ranks), 1)
+        if needed <= _WORTH_IT * cores:
+            asked.append(f"cores_per_slot={needed} (not {cores}: {100 * max(cpu):.0f} % of them used)")
+    return asked
+
+
+def advice_lines(view: View) -> list[str]:
+    """At most four lines: what completed runs used, of which jobs that is not known yet, how fast they were, and what to ask for next time.
+
+    None before any completed.
+
+    What broke off tells little of what a run needs.
+    """
+    known = all_of(view)
+    trials = [t for t in view.sweep.trials if (r := view.result(t)) is not None and r.status is RunStatus.completed]
+    if not trials:
+        return []
+    found, profile = [known[t.signature] for t in trials], Sight(view).profile(trials[0])
+    lines = [used_line(found), missing_line(view), speed_line(found)]
+    uses = [use for use in view.accounted.values() if use is not None]
+    # Trials that were given different things are no measure for one request.
+    alike = {(e.cores, e.limit_seconds, e.memory_asked_mb) for e in found}
+    workers = {int(t.values["data"]["workers"]) for t in trials}
+    if len(alike) == len(workers) == 1 and (asked := requests(found, profile.ranks_per_slot if profile else 1, workers.pop(), uses)):
+        lines.append(f"next time: {', '.join(asked)}")
+    return [line for line in lines if line]

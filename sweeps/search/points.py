@@ -1,0 +1,47 @@
+"""The points of a search: each setting with its trials, one a seed, and how these stand."""
+
+import statistics
+from dataclasses import dataclass
+
+from sweeps.spec.sweep import Trial
+from sweeps.state.folder import TrialState, View
+
+
+@dataclass
+class Point:
+    """A setting: its trials, one a seed, oldest first."""
+
+    trials: list[Trial]
+    states: list[TrialState]
+    values: list[float | None]
+
+    @property
+    def number(self) -> int:
+        """Of its first trial."""
+        return self.trials[0].number
+
+    @property
+    def pending(self) -> bool:
+        """Whether a trial of it has not ended."""
+        return not all(s.ended for s in self.states)
+
+    @property
+    def scores(self) -> list[float]:
+        """Of the completed trials that have a value."""
+        return [v for s, v in zip(self.states, self.values, strict=True) if s is TrialState.completed and v is not None]
+
+    @property
+    def mean(self) -> float:
+        """Of the scores, of which there is one at least."""
+        return statistics.fmean(self.scores)
+
+
+def points(view: View) -> list[Point]:
+    """The settings that were tried so far, in the order of their numbers."""
+    found: dict[int, Point] = {}
+    for trial in view.sweep.trials:
+        point = found.setdefault(trial.point, Point([], [], []))
+        point.trials.append(trial)
+        point.states.append(view.state(trial))
+        point.values.append(view.objective(trial) if point.states[-1].ended else None)
+    return list(found.values())

@@ -1,0 +1,181 @@
+"""What Optuna is asked and shown: studies built in memory from the run folders; none is kept."""
+
+import statistics
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
+
+from cnnjepa.randomness import Stream, integer
+from cnnjepa.run.files import write_atomic
+from sweeps.search.points import Point
+from sweeps.spec.space import Dimension, Params, Value
+from sweeps.spec.sweep import Search, Trial
+from sweeps.state.folder import TrialState, View
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of TPE's multivariate mode, since 2021
+
+COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL
+RUNNING, WAITING = OptunaState.RUNNING, OptunaState.WAITING
+SAMPLERS = ("tpe", "random", "gp", "grid")
+# Settings that are drawn at random before a model is asked.
+STARTUP_POINTS = 10
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a study is told of one setting."""
+
+    params: Params
+    state: OptunaState
+    values: Sequence[float] = ()
+    reports: Mapping[int, float] = field(default_factory=dict)  # epoch -> objective, of one that was pruned
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """The dimension as Optuna has it."""
+    if dimension.options:
+        return CategoricalDistribution(list(dimension.options))
+    if dimension.whole:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def sampler_of(search: Search, number: int, draw: int) -> BaseSampler:
+    """The sampler for trial `number`; its seed follows from the number, so that a replayed study does not draw the first samples again."""
+    seed = integer(int(search.digest, 16), Stream.sampler, number, draw) % 2**32
+    if draw or search.sampler == "random":  # a model that proposes what was tried already would go on doing so
+        return RandomSampler(seed=seed)
+    if search.sampler == "gp":
+        return GPSampler(seed=seed, n_startup_trials=STARTUP_POINTS)
+    conditional = any(d.when is not None for d in search.space)
+    return TPESampler(seed=seed, n_startup_trials=STARTUP_POINTS, multivariate=True, group=conditional, constant_liar=True)
+
+
+def frozen(told: Told, space: Mapping[str, BaseDistribution], attributes: Mapping[str, str] | None = None) -> FrozenTrial:
+    """One setting as a trial of a study."""
+    return create_trial(
+        state=told.state,
+        params=dict(told.params),
+        distributions={key: space[key] for key in told.params},
+        values=list(told.values) if told.state is COMPLETE else None,
+        intermediate_values=dict(told.reports),
+        user_attrs=dict(attributes or {}),
+    )
+
+
+def reports(view: View, trial: Trial) -> dict[int, float]:
+    """Epoch -> objective of the probes on the way that have a value."""
+    return {int(float(e)): m[view.sweep.objective] for e, m in view.probes(trial).items() if view.sweep.objective in m}
+
+
+def told(view: View, point: Point) -> Told:
+    """A setting as the sampler is told of it: its mean over seeds, or how far it came; a run or a probe that failed has no value."""
+    assert view.sweep.search is not None
+    first, params = point.trials[0], point.trials[0].params
+    if point.scores:
+        hours = [r.device_hours for t in point.trials if (r := view.result(t)) is not None and r.device_hours]
+        costs = [statistics.fmean(hours)] if view.sweep.search.costs and hours else []
+        return Told(params, COMPLETE, [point.mean, *costs])
+    if not point.states[0].ended:
+        return Told(params, RUNNING)
+    if point.states[0] is TrialState.pruned and not view.sweep.search.costs:
+        return Told(params, PRUNED, reports=reports(view, first))
+    return Told(params, FAIL)
+
+
+def directions(costs: bool) -> list[StudyDirection]:
+    """More of the objective is better, and fewer device-hours where they count."""
+    return [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costs]
+
+
+def suggest(past: Sequence[Told], search: Search, number: int, draw: int) -> Params:
+    """What the sampler proposes for trial `number` after `past`; the same for the same arguments."""
+    sampler = sampler_of(search, number, draw)
+    study = optuna.create_study(directions=directions(search.costs), sampler=sampler)
+    space = {d.key: distribution(d) for d in search.space}
+    if not isinstance(sampler, RandomSampler):
+        study.add_trials([frozen(t, space) for t in past if t.params.keys() <= space.keys() and t.state is not FAIL])
+    asked = study.ask()
+    chosen: Params = {}
+    for dimension in search.space:
+        if dimension.matters(chosen, search.base):
+            chosen[dimension.key] = draw_from(asked, dimension)
+    return chosen
+
+
+def draw_from(asked: optuna.Trial, dimension: Dimension) -> Value:
+    """A value of one dimension."""
+    key = dimension.key
+    if dimension.options:
+        chosen = asked.suggest_categorical(key, list(dimension.options))
+        assert isinstance(chosen, (str, int, float))
+        return chosen
+    if dimension.whole:
+        return asked.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
+    return asked.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
+
+
+def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
+    """The sweep as a study in which a trial is a run, in `storage` or in memory; it is for looking at, and asked nothing.
+
+    What has no value is a failed trial with its cause, never a number.
+    """
+    sweep, search = view.sweep, view.sweep.search
+    if search is not None:
+        space = {d.key: distribution(d) for d in search.space}
+    else:
+        space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.setting for t in sweep.trials)))}
+    costs = search is not None and search.costs
+    told = []
+    for trial in sweep.trials:
+        params: Params = trial.params if search is not None else {"setting": trial.setting}
+        state, result = view.state(trial), view.result(trial)
+        one = told_alone(params, state, view.objective(trial))
+        if one.state is COMPLETE and costs and result is not None:
+            one = replace(one, values=[*one.values, result.device_hours])
+        about = {"setting": trial.setting, "seed": str(trial.seed), "signature": trial.signature, "state": state.name}
+        if result is not None:
+            causes = [result.cause, *(f"{name}: {cause}" for name, cause in result.missing.items())]
+            about["cause"] = "; ".join(filter(None, causes))
+        told.append(frozen(replace(one, reports=reports(view, trial)), space, about))
+    study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs))
+    study.set_metric_names([sweep.objective, "device-hours"][: 1 + costs])
+    study.set_user_attr("question", sweep.question)
+    study.add_trials(told)
+    return study
+
+
+def mirror(view: View) -> Path:
+    """Write optuna.journal into the sweep's folder, a study for optuna-dashboard; it is never read back, and replaced whole."""
+    path = view.sweep.path / "optuna.journal"
+    # Made where nobody else writes and locks work: a mirror that is killed on its way leaves nothing here but a file of another name.
+    with tempfile.TemporaryDirectory() as private:
+        made = Path(private) / path.name
+        study_of(view, JournalStorage(JournalFileBackend(str(made))))
+        write_atomic(path, made.read_bytes())
+    return path
+
+
+def told_alone(params: Params, state: TrialState, value: float | None) -> Told:
+    """One run as a study is told of it. A completed run whose probe failed has no value; to Optuna that is a failure, never a number."""
+    if state is TrialState.waiting:
+        return Told(params, WAITING)
+    if not state.ended:
+        return Told(params, RUNNING)
+    if state is TrialState.completed and value is not None:
+        return Told(params, COMPLETE, [value])
+    if state is TrialState.pruned:
+        return Told(params, PRUNED)
+    return Told(params, FAIL)

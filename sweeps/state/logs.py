@@ -1,0 +1,59 @@
+"""What a slot printed, without torch: for causes of failure, and for those who watch."""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+from sweeps.spec.sweep import Trial
+from sweeps.state.folder import TrialState, View
+
+_FOLLOW_SECONDS = 1.0
+
+_TAIL_BYTES, _TAIL_LINES, _LINE_CHARACTERS = 100_000, 2, 160  # four ranks' tracebacks are 20 kB
+_KILLED = re.compile(r"srun: error: .*task.*: (Killed|Aborted|Segmentation|Bus error|Out Of Memory)", re.I)
+_ERROR = re.compile(r"(Error|Exception|error): |giving up")
+_AFTERMATH = re.compile(
+    r"supervisor: .*again in place|slurmstepd-|srun: (launch|Force|Job step|forcing|error: .*(Exited|Terminated))|saving a checkpoint"
+)
+
+
+def log_tail(path: Path) -> str:
+    """What a log says last, in one line, "" where there is none: who was killed first, then the last errors, less what they set off."""
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
+        lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    killed = [line for line in lines if _KILLED.search(line)][-1:]
+    told = [line for line in lines if not _AFTERMATH.search(line) and not _KILLED.search(line)]
+    told = [line for line in told if _ERROR.search(line)] or told or lines
+    return " | ".join(line[:_LINE_CHARACTERS] for line in killed + told[-_TAIL_LINES:])
+
+
+def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
+    """Print what `trial` prints, by default one that runs, until it is settled; returns an exit status, 1 where none has begun."""
+    sweep = view.sweep
+    states = view.states()
+    if trial is None:
+        order = [TrialState.running, TrialState.requeued, TrialState.interrupted, TrialState.failed, TrialState.completed]
+        begun = [t for state in order for t in sweep.trials if states[t.signature] is state]
+        if not begun:
+            print("no trial has begun", file=sys.stderr)
+            return 1
+        trial = begun[0]
+    path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)
+    print(f"{trial.setting}, seed {trial.seed}: {view.state(trial).name}: {path}")
+    if past and past[-1].slurm:
+        print(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.log}")
+    position = 0
+    while True:
+        settled = view.state(trial).settled
+        if path.exists():
+            with open(path, errors="replace") as file:
+                file.seek(position)
+                print(file.read(), end="", flush=True)
+                position = file.tell()
+        if settled or not keep_on:
+            return 0
+        time.sleep(_FOLLOW_SECONDS)

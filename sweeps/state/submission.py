@@ -1,0 +1,146 @@
+"""What was, or was about to be, submitted: `submissions/<number>.json` is written before sbatch is called and says all that a job needs.
+
+`.job` beside it holds the array's number, `.void` says that sbatch never happened. A command killed between sbatch and writing the
+number down leaves neither; the array is then found by its name, which follows from the file.
+"""
+
+import hashlib
+import os
+import time
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from cnnjepa.config import Device
+from cnnjepa.run.files import create_exclusive, read_json, reading, to_json, write_atomic
+from jobs.cluster import Allocation, ClusterProfile, Scheduler
+from jobs.slurm.sbatch import Array
+from sweeps.state.claims import Process
+from sweeps.state.folder import Sweep
+
+RANK_MODULE = "sweeps.execution.worker_main"
+RAY_SCRIPT = "slurm/ray_cluster.sbatch"
+
+
+def job_prefix(sweep: Sweep) -> str:
+    """What the names of all jobs of this sweep folder start with, and of no other."""
+    return f"{sweep.path.name}-{hashlib.sha256(str(sweep.path).encode()).hexdigest()[:8]}-"
+
+
+def last_number(sweep: Sweep) -> int:
+    """Of the sweep's submissions, 0 where there is none."""
+    return max((int(p.stem) for p in (sweep.path / "submissions").glob("[0-9]*.json") if p.stem.isdecimal()), default=0)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job array of a sweep, or one allocation of nodes in which Ray places slots."""
+
+    sweep_path: Path
+    number: int
+    name: str
+    slots: int  # elements of the array: 1 where it is an allocation
+    throttle: int
+    after: list[str]
+    cluster: ClusterProfile
+    code: str
+    writer: Process
+    time: float
+    allocation: Allocation | None = None
+
+    @staticmethod
+    def file(sweep_path: Path, number: int, what: str = "json") -> Path:
+        """Where a part of submission `number` is kept."""
+        return sweep_path / "submissions" / f"{number:06d}.{what}"
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
+        return self.file(self.sweep_path, self.number)
+
+    def create(self) -> bool:
+        """Write it down; False where another command took the number."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        values = asdict(self)
+        cluster = {k: v.name if isinstance(v, Enum) else v for k, v in values["cluster"].items()}
+        return create_exclusive(self.path, to_json({**values, "sweep_path": str(self.sweep_path), "cluster": cluster}))
+
+    @staticmethod
+    def load(path: Path) -> "Submission":
+        """What `create` wrote."""
+        with reading(path):
+            return Submission._of(read_json(path))
+
+    @staticmethod
+    def _of(values: dict[str, Any]) -> "Submission":
+        cluster = values["cluster"]
+        profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
+        shared = values["allocation"]
+        known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}
+        known["allocation"] = Allocation(**shared) if shared else None
+        return Submission(**{**known, "cluster": ClusterProfile(**profile)})
+
+    @staticmethod
+    def all_of(sweep: Sweep) -> list["Submission"]:
+        """All submissions of a sweep folder, oldest first."""
+        return [Submission.load(p) for p in sorted((sweep.path / "submissions").glob("[0-9]*.json"))]
+
+    @property
+    def job(self) -> str:
+        """The array's number, "" while it is not written down."""
+        path = self.file(self.sweep_path, self.number, "job")
+        return path.read_text().strip() if path.exists() else ""
+
+    def write_job(self, job: str) -> None:
+        """Write the array's number down."""
+        write_atomic(self.file(self.sweep_path, self.number, "job"), job + "\n")
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it is known that nothing was submitted."""
+        return self.file(self.sweep_path, self.number, "void").exists()
+
+    def write_void(self) -> None:
+        """Write down that nothing was submitted."""
+        self.file(self.sweep_path, self.number, "void").touch()
+
+    @property
+    def age_seconds(self) -> float:
+        """Since it was written, by the writer's clock and ours."""
+        return time.time() - self.time
+
+    @property
+    def slot_profile(self) -> ClusterProfile:
+        """What one slot has."""
+        return self.allocation.slot(self.cluster) if self.allocation else self.cluster
+
+    @property
+    def job_profile(self) -> ClusterProfile:
+        """What one job asks of Slurm."""
+        return self.allocation.whole(self.cluster) if self.allocation else self.cluster
+
+    @property
+    def what(self) -> str:
+        """'33 slots, 8 at once', or '3 nodes, 12 slots at once'."""
+        if self.allocation:
+            return f"{self.allocation.nodes} nodes, {self.allocation.slots} slots at once"
+        return f"{self.slots} slots, {self.throttle} at once"
+
+    @property
+    def log_folder(self) -> Path:
+        """What the jobs print."""
+        return self.sweep_path / "log"
+
+    def log_of_this_job(self) -> str:
+        """The file that this process's job prints into."""
+        array, element = os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
+        return str(self.log_folder / f"{array}_{element}.log")
+
+    def array(self) -> Array:
+        """What jobs/slurm/sbatch.py renders and submits."""
+        slots, script = (self.allocation.slots, RAY_SCRIPT) if self.allocation else (self.slots, "")
+        comment, after = f"{slots} slots of {self.sweep_path}", tuple(self.after)
+        return Array(
+            self.name, self.slots, self.throttle, RANK_MODULE, str(self.path), Path(self.code), self.log_folder, comment, after, script
+        )
