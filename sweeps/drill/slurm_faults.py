@@ -26,7 +26,7 @@ _FULL_AT_BYTES = 30_000
 
 def command(cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> list[str]:
     """The command that submits the drilled run, for an hour at most, and watches it."""
-    line = [sys.executable, str(_ROOT / "sweeps" / "drill_run.py"), "--cluster", cluster.name, "--scale", "smoke"]
+    line = [sys.executable, "-m", "sweeps.drill.sweep", "--cluster", cluster.name, "--scale", "smoke"]
     return [*line, "--runs-dir", str(runs_dir), f"time_limit_minutes={min(cluster.time_limit_minutes, _LIMIT_MINUTES)}", *overrides]
 
 

@@ -75,6 +75,10 @@ class Cell:
     bold: bool = False
     marked: bool = False
 
+    def __str__(self) -> str:
+        """Return the cell as it is written where nothing can be bold."""
+        return self.text + (f" {_NOT_SEPARABLE}" if self.marked else "")
+
 
 @dataclass(frozen=True)
 class PeoplesTable:
@@ -83,10 +87,6 @@ class PeoplesTable:
     header: list[str]
     lines: list[list[Cell]]
     notes: list[str]
-
-    def in_words(self) -> list[list[str]]:
-        """The cells as they are written where nothing can be bold."""
-        return [[cell.text + (f" {_NOT_SEPARABLE}" if cell.marked else "") for cell in line] for line in self.lines]
 
 
 def peoples_table(view: View) -> PeoplesTable:
@@ -143,8 +143,8 @@ def terminal_table(view: View) -> Table:
     table = Table(title=heading, caption="\n".join(found.notes), caption_justify="left")
     for i, name in enumerate(found.header):
         table.add_column(name, justify="right" if i else "left", max_width=None if i else LABEL_WIDTH)
-    for line, words in zip(found.lines, found.in_words(), strict=True):
-        table.add_row(*(Text(text, style="bold" if cell.bold else "") for cell, text in zip(line, words, strict=True)))
+    for cells in found.lines:
+        table.add_row(*(Text(str(cell), style="bold" if cell.bold else "") for cell in cells))
     return table
 
 
@@ -155,10 +155,7 @@ def markdown_table(view: View) -> str:
     def line(texts: Sequence[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
-    told = [
-        [f"**{text}**" if cell.bold else text for cell, text in zip(cells, words, strict=True)]
-        for cells, words in zip(found.lines, found.in_words(), strict=True)
-    ]
+    told = [[f"**{cell}**" if cell.bold else str(cell) for cell in cells] for cells in found.lines]
     rule = ["---", *["---:"] * (len(found.header) - 1)]
     return "\n".join([line(found.header), line(rule), *map(line, told), "", *(f"{note}  " for note in found.notes)]) + "\n"
 
@@ -180,10 +177,7 @@ def latex_table(view: View) -> str:
     def line(cells: Sequence[str]) -> str:
         return "  " + " & ".join(cells) + r" \\"
 
-    told = [
-        [rf"\textbf{{{tex(text)}}}" if cell.bold else tex(text) for cell, text in zip(cells, words, strict=True)]
-        for cells, words in zip(found.lines, found.in_words(), strict=True)
-    ]
+    told = [[rf"\textbf{{{tex(str(cell))}}}" if cell.bold else tex(str(cell)) for cell in cells] for cells in found.lines]
     return "\n".join(
         [
             r"% \usepackage{booktabs}",

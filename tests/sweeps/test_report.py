@@ -122,7 +122,9 @@ def test_failures_are_grouped_by_cause_whatever_their_numbers(tmp_path: Path) ->
 def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
     """Each text that comes from outside holds a tag of its own: none of them is an element, and each can be read."""
     view = made(tmp_path, {"depth 1": [50.0, 52.0], "depth 2": [61.0, 60.0]}, seeds=2)
-    sweep = dataclasses.replace(view.sweep, question="Does <t-question a='1'> matter?", name="tiny<t-name>")
+    metric = "<t-metric>.test_top1"
+    headline = [*view.sweep.headline, metric]
+    sweep = dataclasses.replace(view.sweep, question="Does <t-question a='1'> matter?", name="tiny<t-name>", headline=headline)
     sweep.trials[:] = [dataclasses.replace(t, setting=f"{t.setting} <t-setting>") for t in sweep.trials]
     view = View(sweep)
     failed(view, 2, "OSError: <t-cause> & more", "one\nValueError: <t-log>\n")
@@ -130,29 +132,23 @@ def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
     (sweep.trial_dir(sweep.trials[0]) / "provenance.json").write_text(json.dumps(record))
     line = {"command": ["python", "<t-command>"], "commit": "c", "changed": False, "time": "<t-time>"}
     (tmp_path / "commands.jsonl").write_text(json.dumps(line) + "\n")
-    run = sweep.run(sweep.trials[0])
+    run, done = sweep.run(sweep.trials[0]), view.result(sweep.trials[0])
+    assert done is not None
+    (sweep.trial_dir(sweep.trials[0]) / "result.json").unlink()
+    run.write_result(dataclasses.replace(done, metrics={**done.metrics, metric: 1.0}))
     run.open_metrics(3)
     run.record("step", 3, {"epoch": 2.0, '"><t-curve>': 1.0})
     run.close()
-    page = html.build(view)
-    shown = page.split('<script type="application/json"')[0]
+    shown = html.build(View(sweep)).split('<script type="application/json"')[0]
     assert re.findall(r"<t-[^>]*>", shown) == []
-    for name in ("question a='1'", "name", "setting", "cause", "log", "commit", "package", "python", "host", "command", "time", "curve"):
-        assert f"&lt;t-{name.replace(chr(39), '&#x27;')}&gt;" in shown, name
+    for name in ("question a=&#39;1&#39;", "name", "setting", "cause", "log", "commit", "package", "python", "host", "command", "time"):
+        assert f"&lt;t-{name}&gt;" in shown, name
+    assert re.findall("&amp;[a-z#]", shown) == []  # escaped twice
     assert "OSError: &lt;t-cause&gt; &amp; more" in shown
-    assert 'value="&quot;&gt;&lt;t-curve&gt;"' in shown
+    assert '<option value="&#34;&gt;&lt;t-curve&gt;">&#34;&gt;&lt;t-curve&gt;</option>' in shown
+    assert shown.count("<th>&lt;t-metric&gt; top-1, test</th>") == 2
+    assert "<h3>&lt;t-metric&gt; top-1, test</h3>" in shown
     assert shown.count("<h1>tiny&lt;t-name&gt; (paper)</h1>") == shown.count("<title>tiny&lt;t-name&gt; (paper)</title>") == 1
-
-
-def test_every_piece_of_markup_is_made_of_text() -> None:
-    assert html.tag("a", "<b>x</b>", href='"<&>', class_="y", data_select="1") == (
-        '<a href="&quot;&lt;&amp;&gt;" class="y" data-select="1"><b>x</b></a>'
-    )
-    assert html.items(["<i>", "&"]) == "<ul><li>&lt;i&gt;</li><li>&amp;</li></ul>"
-    assert html.table_markup(["<i>"], ["<tr></tr>"], id="x") == (
-        '<table id="x"><thead><tr><th>&lt;i&gt;</th></tr></thead><tbody><tr></tr></tbody></table>'
-    )
-    assert html.Page().figure("f", go.Figure(), "<i>") == '<div class="figure"><h3>&lt;i&gt;</h3><div id="f"></div></div>'
 
 
 def test_a_probe_without_a_value_is_a_failure_that_is_shown(tmp_path: Path) -> None:
