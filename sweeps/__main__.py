@@ -35,7 +35,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
     """Print, or write, what was asked for of a sweep."""
     console = wide_console()
     if asked.command == "study":
-        from sweeps.search.sampler import mirror  # who looks at a sweep otherwise needs no Optuna
+        from sweeps.report.optuna_study import mirror  # who looks at a sweep otherwise needs no Optuna
 
         print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
         return 0

@@ -14,7 +14,7 @@ ENTRIES = ("jobs/drill.py",)
 # Where a framework may be imported: a file, or every file below a folder.
 ALLOWED = {
     "submitit": ("jobs/",),
-    "optuna": ("sweeps/search/sampler.py", "sweeps/report/search_figures.py"),
+    "optuna": ("sweeps/search/sampler.py", "sweeps/report/optuna_study.py", "sweeps/report/search_figures.py"),
     "ray": ("sweeps/execution/",),
     "hydra": ("jobs/config.py", "jobs/pretrain.py"),
     "omegaconf": ("jobs/config.py", "jobs/pretrain.py"),

@@ -12,10 +12,9 @@ from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import cluster_names, compose_job, qualified
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.search.sampler import SAMPLERS
 from sweeps.search.warnings import NEEDS, check_pruning
 from sweeps.spec.space import applied, baseline
-from sweeps.spec.sweep import FIRST_SEED, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
+from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
 from sweeps.state.folder import Sweep
 
 _MOST = 100_000  # seeds, or settings: more is a slip of the hand, and would be planned for hours

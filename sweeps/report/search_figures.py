@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 from optuna import visualization
 
 from sweeps.report.html_figures import layout
-from sweeps.search.sampler import COMPLETE, study_of
+from sweeps.report.optuna_study import study_of
+from sweeps.search.sampler import COMPLETE
 from sweeps.state.folder import View
 
 # A page shows what the few dimensions that matter most do.

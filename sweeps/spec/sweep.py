@@ -14,6 +14,7 @@ from jobs.config import compose_job
 from sweeps.spec.space import Dimension, Params, Value, all_points, applied, baseline, grid_points, label
 
 FIRST_SEED = 42  # the paper's one seed
+SAMPLERS = ("tpe", "random", "gp", "grid")
 
 
 class ScaleName(Enum):

@@ -32,9 +32,8 @@ from rich.table import Table
 
 from sweeps.search.points import points as settings_of
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.search.sampler import SAMPLERS
 from sweeps.spec.space import Params, baseline, real
-from sweeps.spec.sweep import FIRST_SEED, Scale, ScaleName, SweepSpec, Trial, build_search
+from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, SweepSpec, Trial, build_search
 from sweeps.state.folder import Sweep
 
 REQUIRED_SHARE, REQUIRED_RIGHT = 0.25, 0.8

@@ -24,6 +24,7 @@ from sweeps.cli.submit import check_budget
 from sweeps.execution import rounds
 from sweeps.execution.changes import left_to_run, take_up
 from sweeps.execution.scheduler import next_claim
+from sweeps.report import optuna_study
 from sweeps.report.aggregate import told_settings
 from sweeps.report.status import best_line, rungs_line, sweep_status
 from sweeps.report.tables import peoples_table, summary_csv
@@ -265,7 +266,7 @@ def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> Non
     assert [list(sampler.told(view, p).values) for p in points(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
     assert sampler.directions(True) == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
     assert sampler.directions(False) == [optuna.study.StudyDirection.MAXIMIZE]
-    shown = sampler.study_of(view)
+    shown = optuna_study.study_of(view)
     assert shown.directions == sampler.directions(True)
     assert shown.metric_names == [OBJECTIVE, "device-hours"]
     assert {(t.user_attrs["setting"], t.user_attrs["seed"]) for t in shown.best_trials} == {
@@ -534,7 +535,7 @@ def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(
         with got[1]:
             end(made, got[0], score, status, e2=50.0)
     assert next_claim(view, Process.me().driver) is not None
-    path = sampler.mirror(View(made))
+    path = optuna_study.mirror(View(made))
     assert [p.name for p in made.path.iterdir() if "journal" in p.name] == ["optuna.journal"]
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     read = optuna.load_study(study_name="tiny_search-smoke", storage=storage)
@@ -543,7 +544,7 @@ def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(
     assert read.trials[1].intermediate_values == {2: 50.0}
     assert [t.params for t in read.trials] == [t.params for t in made.trials]
     assert read.best_trial.user_attrs["setting"] == made.trials[0].setting
-    assert sampler.mirror(View(made)) == path  # replaced, not added to
+    assert optuna_study.mirror(View(made)) == path  # replaced, not added to
     assert len(optuna.load_study(study_name="tiny_search-smoke", storage=storage).trials) == 5
 
 

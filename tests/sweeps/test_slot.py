@@ -15,7 +15,7 @@ from jobs.config import compose_job
 from sweeps.execution import rounds, worker
 from sweeps.execution.scheduler import next_claim, not_begun
 from sweeps.execution.worker import run_slot
-from sweeps.search import sampler
+from sweeps.report import optuna_study
 from sweeps.spec.sweep import ScaleName, Search, Setting, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process
@@ -178,7 +178,7 @@ def test_the_study_of_an_ablation_shows_what_the_folders_say(tiny: Sweep, monkey
         folder.prepare(tiny.trials[number].config)
         folder.write_result(result)
     abandon(tiny, 3, 1, dead().driver, monkeypatch)
-    shown = sampler.study_of(View(tiny)).get_trials()
+    shown = optuna_study.study_of(View(tiny)).get_trials()
     state = optuna.trial.TrialState
     assert [t.state for t in shown] == [state.COMPLETE, state.FAIL, state.FAIL, state.RUNNING, state.WAITING, state.WAITING]
     assert [t.value for t in shown] == [51.5, None, None, None, None, None]

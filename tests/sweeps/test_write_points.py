@@ -11,7 +11,7 @@ import pytest
 from cnnjepa.run.folder import RunFolder, read_metrics, read_probes
 from sweeps.cli import run as command
 from sweeps.execution import worker
-from sweeps.search import sampler
+from sweeps.report import optuna_study
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, View
@@ -187,7 +187,7 @@ def test_the_mirror_is_killed_at_each_write_point_deleted_and_made_again(name: s
     path, expected = folder(name, undisturbed), what_it_came_to(name, undisturbed)
 
     def mirror() -> int:
-        return 0 if sampler.mirror(View(Sweep.load(path))).exists() else 1
+        return 0 if optuna_study.mirror(View(Sweep.load(path))).exists() else 1
 
     said, point = tmp_path / "said-mirror", 1
     while run(mirror, path, point, said) == -signal.SIGKILL:
