@@ -11,7 +11,7 @@ from jobs.cli import INTERRUPTED, Parser, resolved
 from jobs.slurm.queue import SlurmError
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
-from sweeps.report import tables, usage, views
+from sweeps.report import tables, usage
 from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, sweep_status, warning_lines
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep, View
@@ -59,7 +59,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             print("\n".join(lines or ["no run has completed"]))
         return 0
-    views.write_all(view)
+    tables.write_all(view)
     if asked.format == "table":
         console.print(tables.terminal_table(view))
     else:

@@ -20,7 +20,7 @@ from jobs.cli import INTERRUPTED
 from jobs.slurm.queue import Queue, SlurmError
 from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
-from sweeps.report import aggregate, tables, views
+from sweeps.report import aggregate, tables
 from sweeps.report.status import counts_line, live_table, sweep_status, warning_lines
 from sweeps.report.usage import advice_lines, await_records
 from sweeps.search.search import is_over
@@ -98,7 +98,7 @@ def progress_made(view: View) -> tuple[int, int, int]:
 def conclude(view: View, console: Console) -> int:
     """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
     await_records(view)  # before the page, which holds the same lines
-    paths, page = views.write_all(view), view.sweep.path / "report.html"
+    paths, page = tables.write_all(view), view.sweep.path / "report.html"
     cause = rebuild(view.sweep.path)
     again = f"python -m sweeps report {shlex.quote(str(view.sweep.path))}"
     not_made = f": not made: {cause}; the results are whole without it, to make it: {again}" if cause else ""

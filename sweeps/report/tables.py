@@ -5,11 +5,14 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from cnnjepa.run.files import write_atomic
+from sweeps.report import plots
 from sweeps.report.aggregate import (
     COSTS,
     LABEL_WIDTH,
@@ -195,3 +198,16 @@ def latex_table(view: View) -> str:
 
 
 FORMATS: dict[str, Callable[[View], str]] = {"csv": summary_csv, "markdown": markdown_table, "latex": latex_table}
+
+
+def write_all(view: View) -> list[Path]:
+    """Write every table and plot of the sweep into its folder again; return their paths."""
+    folder = view.sweep.path
+    write_atomic(folder / "results.csv", results_csv(view))
+    write_atomic(folder / "summary.csv", summary_csv(view))
+    plots.draw(view, folder / "ablation.png")
+    written = [folder / "results.csv", folder / "summary.csv", folder / "ablation.png"]
+    if view.sweep.costs:
+        plots.draw_costs(view, folder / "accuracy_against_cost.png")
+        written.append(folder / "accuracy_against_cost.png")
+    return written

@@ -225,7 +225,7 @@ def test_a_sweeps_command_waits_for_the_records_before_it_makes_its_page(
     late, asked_before_the_page = Late(tmp_path / "late", monkeypatch, RUNS, whole=3), []
     monkeypatch.setattr(monitor, "await_records", late.wait)
     monkeypatch.setattr(monitor, "rebuild", lambda _: asked_before_the_page.append(late.asked) or "")
-    monkeypatch.setattr(monitor.views, "write_all", lambda _: [])
+    monkeypatch.setattr(monitor.tables, "write_all", lambda _: [])
     said = io.StringIO()
     monitor.conclude(View(ended), Console(file=said, width=200))
     assert "(sacct): time 2 % of 16:00:00" in said.getvalue()

@@ -13,7 +13,7 @@ from cnnjepa.config import method_names
 from cnnjepa.rules import validate
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.method_comparison import SWEEP
-from sweeps.report import aggregate, plots, tables, views
+from sweeps.report import aggregate, plots, tables
 from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state.folder import Sweep, View
 
@@ -97,10 +97,10 @@ def test_the_table_says_which_published_values_are_the_best_of_several_runs(tmp_
 @pytest.mark.parametrize("scale", list(ScaleName), ids=lambda s: s.name)
 def test_the_picture_of_costs_is_drawn_and_the_same_bytes_when_rebuilt(scale: ScaleName, tmp_path: Path) -> None:
     view = finished(scale, tmp_path)
-    assert "accuracy_against_cost.png" in [p.name for p in views.write_all(view)]
+    assert "accuracy_against_cost.png" in [p.name for p in tables.write_all(view)]
     first = (tmp_path / "accuracy_against_cost.png").read_bytes()
     assert len(first) > 5000
-    views.write_all(View(Sweep.load(tmp_path)))
+    tables.write_all(View(Sweep.load(tmp_path)))
     assert (tmp_path / "accuracy_against_cost.png").read_bytes() == first
 
 

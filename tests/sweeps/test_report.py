@@ -24,7 +24,7 @@ from sweeps.report import html, html_text
 from sweeps.report.aggregate import Leader, Spread, Summary, summaries
 from sweeps.report.html_curves import curves, points_of_a_curve, thinned
 from sweeps.report.html_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
-from sweeps.report.views import write_all
+from sweeps.report.tables import write_all
 from sweeps.spec.space import applied
 from sweeps.spec.sweep import ScaleName, Setting, build_trials
 from sweeps.state import claims

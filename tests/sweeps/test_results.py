@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.execution.monitor import wide_console
-from sweeps.report import plots, tables, views
+from sweeps.report import plots, tables
 from sweeps.report.aggregate import Spread, Summary, leader
 from sweeps.report.significance import compare
 from sweeps.report.status import counts_line, sweep_status
@@ -154,18 +154,18 @@ def test_the_latex_table_is_whole(apart: View) -> None:
 
 
 def test_the_picture_is_drawn_also_with_gaps_and_with_nothing(view: View, tmp_path: Path) -> None:
-    for path in views.write_all(view):
+    for path in tables.write_all(view):
         assert path.stat().st_size > 100
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     spec = sweep()
     empty = Sweep.of(spec, ScaleName.smoke, build_trials(spec, spec.smoke, 1, "local", []), tmp_path / "empty")
     empty.write()
-    views.write_all(View(empty))
+    tables.write_all(View(empty))
 
 
 def test_views_are_the_same_bytes_when_rebuilt(view: View, tmp_path: Path) -> None:
-    first = [p.read_bytes() for p in views.write_all(view)]
-    assert [p.read_bytes() for p in views.write_all(View(Sweep.load(tmp_path)))] == first
+    first = [p.read_bytes() for p in tables.write_all(view)]
+    assert [p.read_bytes() for p in tables.write_all(View(Sweep.load(tmp_path)))] == first
 
 
 def test_status_counts_by_state(view: View) -> None:

@@ -167,7 +167,7 @@ def test_a_held_job_is_said_once(sweep: Sweep, console: Console, watching: Calla
 def test_a_sweep_ends_well_where_every_trial_has_all_its_values(
     sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch, status: str, missing: dict[str, str], exit_status: int
 ) -> None:
-    monkeypatch.setattr(monitor.views, "write_all", lambda view: [])
+    monkeypatch.setattr(monitor.tables, "write_all", lambda view: [])
     monkeypatch.setattr(monitor, "rebuild", lambda folder: "")
     monkeypatch.setattr(monitor, "advice_lines", lambda view: [])
     for i, trial in enumerate(sweep.trials):
