@@ -55,18 +55,25 @@ def seconds_left(job: str) -> float:
 
 
 def requeue(job: str) -> None:
-    """Send the job back to the queue, and wait for Slurm to end this incarnation of it; returns where Slurm refuses."""
+    """Send the job back to the queue and wait for Slurm to end this start of it; return where Slurm refuses.
+
+    Nothing is left to save, so SIGTERM ends the wait: the nodes are free at once, and not after KillWait. Slurm may send
+    it before `scontrol` has returned.
+    """
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     while True:
         try:
             ask(["scontrol", "requeue", job], patience_seconds=0)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: the nodes are free at once, not after KillWait
             break
         except SlurmError as error:
             if job_state(job) != "RUNNING":
                 return
             say(f"requeueing again: {error}")
             time.sleep(PAUSE_SECONDS)
-    time.sleep(KILLED_WITHIN_SECONDS)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not ended:
+        time.sleep(KILLED_WITHIN_SECONDS)
 
 
 class Supervisor:

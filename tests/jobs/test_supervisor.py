@@ -1,6 +1,7 @@
 """What a job's supervisor does when its command ends, with Slurm and the clock in our hands; with a real Slurm in test_slurm_faults.py."""
 
 import datetime
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -165,11 +166,12 @@ def test_requeueing_is_tried_until_slurm_takes_it_or_the_job_is_over(night: Nigh
     monkeypatch.setattr(supervisor, "job_state", lambda job: states.pop(0))
     monkeypatch.setattr(supervisor.signal, "signal", lambda *what: handled.append(what))
     requeue("7_3")
-    assert handled == [(signal.SIGTERM, signal.SIG_DFL)]  # Slurm may end this process now
+    assert handled[1:] == [(signal.SIGTERM, signal.SIG_DFL)]  # Slurm may end this process now
     assert night.now == 2 * supervisor.PAUSE_SECONDS + supervisor.KILLED_WITHIN_SECONDS
     answers, states = ["Invalid job id"], ["CANCELLED"]
     requeue("7_3")
-    assert len(handled) == 1
+    assert len(handled) == 3
+    assert handled[-1] != (signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("stop_signal", "margin"), [(120, 30.0), (8, 5.0), (20, 5.0), (1000, 60.0)])
@@ -184,3 +186,22 @@ def test_the_margin_before_the_limit_is_a_quarter_of_the_stop_signals(
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     assert supervisor.main() == 7
     assert (made[0].command, made[0].job, made[0].margin) == (["srun", "--x", "y"], "12", margin)
+
+
+def test_a_requeue_ends_at_once_where_slurm_has_ended_the_job_before_scontrol_returns(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on a real Slurm: the supervisor outlived its job for ten minutes, where no cgroup ended it."""
+
+    def signalled(*_: object, **__: object) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ""
+
+    monkeypatch.setattr(supervisor, "ask", signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        requeue("7_3")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert night.now == 0
