@@ -1,4 +1,4 @@
-"""The table of the campaign of faults in docs/drill.md, from what its benchmark has measured.
+"""The table of the campaign of faults in docs/guides/drill.md, from what its benchmark has measured.
 
 python tests/benchmarks/faults.py --json > campaign.json && python tests/campaign_table.py campaign.json
 """
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "drill.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "drill.md"
 BEGIN, END = "<!-- campaign: written by tests/campaign_table.py -->", "<!-- end of campaign -->"
 
 

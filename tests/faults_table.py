@@ -1,4 +1,4 @@
-"""The table of faults in docs/resuming.md, from what the tests on a real Slurm wrote down.
+"""The table of faults in docs/guides/resuming.md, from what the tests on a real Slurm wrote down.
 
 FAULTS_JSON=faults.json pytest tests/sweeps/test_slurm_faults.py && python tests/faults_table.py faults.json
 """
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "resuming.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "resuming.md"
 BEGIN, END = "<!-- faults: written by tests/faults_table.py -->", "<!-- end of faults -->"
 
 

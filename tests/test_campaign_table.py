@@ -1,4 +1,4 @@
-"""The table in docs/drill.md lists just the faults that a drill on this machine does, at least 300 in all, with nothing lost."""
+"""The table in docs/guides/drill.md lists just the faults that a drill on this machine does, at least 300 in all, with nothing lost."""
 
 import re
 

@@ -9,7 +9,7 @@ import pytest
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
 from jobs.compose import cluster_names
 from jobs.spec import ClusterProfile
-from tests.documented import PAGES, ROOT, Block, blocks, code_spans, messages, prose
+from tests.documented import PAGES, ROOT, Block, blocks, code_spans, messages, page, prose
 from tests.typed import EXAMPLES
 
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -17,28 +17,28 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 _FOREIGN_OPTIONS = {"--help", "--nv", "--gpus-per-node", "--test-only", "--overlap", "--signal", "--inspect", "--logdir", "--constraint"}
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(path: Path) -> set[str]:
     """What GitHub lets a link name of a page: its headings, in small letters, without marks, blanks as hyphens."""
-    headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda p: p.name)
-def test_links_lead_somewhere(page: Path) -> None:
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_links_lead_somewhere(path: Path) -> None:
     lost = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
         if re.match(r"https?://", target):
             continue
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
+        to, _, anchor = target.partition("#")
+        file = (path.parent / to).resolve() if to else path
         if not file.exists() or (anchor and anchor not in anchors(file)):
             lost.append(target)
     assert lost == []
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda p: p.name)
-def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.findall(r"(?<![\w/.<>-])((?:cnnjepa|jobs|sweeps|slurm|tests|docs)/[\w./-]*\w)(?![\w<*{-])", prose(page))
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"(?<![\w/.<>-])((?:cnnjepa|jobs|sweeps|slurm|tests|docs)/[\w./-]*\w)(?![\w<*{-])", prose(path))
     assert [n for n in dict.fromkeys(named) if not (ROOT / n).exists() and n not in EXAMPLES] == []
 
 
@@ -82,11 +82,11 @@ _NO_KEYS = {
 }
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda p: p.name)
-def test_keys_that_are_named_exist(page: Path) -> None:
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_keys_that_are_named_exist(path: Path) -> None:
     known = keys()
     unknown = []
-    for span in code_spans(page):
+    for span in code_spans(path):
         for word in span.split():
             key, sign, _ = word.partition("=")
             dotted = "." in key and key.split(".")[0] in _GROUPS and not key.endswith((".py", ".json", ".md", ".md)", ".csv", ".yaml"))
@@ -97,50 +97,53 @@ def test_keys_that_are_named_exist(page: Path) -> None:
     assert unknown == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_presets_that_are_named_exist(page: Path) -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_presets_that_are_named_exist(path: Path) -> None:
     presets = {"data": set(DATA_PRESETS), "method": {*method_names(), "simsiam"}, "optimizer": set(optimizer_presets())}
     presets["cluster"] = {*cluster_names(), "mine", "NAME"}
-    text = page.read_text()
+    text = path.read_text()
     for key, value in re.findall(r"(?<![\w.-])(data|method|optimizer|cluster)=([\w]+)", text):
         assert value in presets[key], f"{key}={value}"
     for value in re.findall(r"--cluster (\w+)", text):
         assert value in presets["cluster"], f"--cluster {value}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_options_that_are_named_exist(page: Path) -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_options_that_are_named_exist(path: Path) -> None:
     code = "\n".join(p.read_text() for part in ("cnnjepa", "jobs", "sweeps", "tests") for p in (ROOT / part).rglob("*.py"))
     known = set(re.findall(r'"(--[a-z][a-z-]+)"', code)) | {f"--no-{o[2:]}" for o in re.findall(r'"(--[a-z-]+)"', code)}
-    named = {o for span in code_spans(page) for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
+    named = {o for span in code_spans(path) for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
     assert sorted(named - known - _FOREIGN_OPTIONS) == []
 
 
 def test_every_field_of_a_profile_is_explained() -> None:
-    rows = re.findall(r"^\| (`[^|]+`) \|", (ROOT / "docs" / "cluster.md").read_text().split("| field |")[1].split("| profile |")[0], re.M)
+    rows = re.findall(r"^\| (`[^|]+`) \|", page("cluster.md").read_text().split("| field |")[1].split("| profile |")[0], re.M)
     named = re.findall(r"`(\w+)`", " ".join(rows))
     assert sorted(named) == sorted(f.name for f in dataclasses.fields(ClusterProfile))
 
 
 def test_every_profile_is_in_the_table_of_profiles() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "cluster.md").read_text().split("| profile |")[1], re.M)
+    rows = re.findall(r"^\| `(\w+)` \|", page("cluster.md").read_text().split("| profile |")[1], re.M)
     assert sorted(rows) == cluster_names()
 
 
-def test_readme_leads_to_every_page_and_holds_one_picture() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert [p.name for p in PAGES[1:] if f"(docs/{p.name})" not in text] == []
-    pictures = re.findall(r"!\[[^\]]+\]\(docs/(\w+\.png)\)", text)
-    assert set(pictures) <= {"ablation.png", "report.png"}
-    assert len(pictures) == 1
+def test_readme_holds_one_picture() -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\(docs/images/(\w+\.png)\)", (ROOT / "README.md").read_text())
+    assert pictures == ["report.png"]
+
+
+def test_pages_have_names_of_their_own_and_stand_in_one_of_four_groups() -> None:
+    assert len({p.name for p in PAGES}) == len(PAGES)
+    groups = {"get-started", "guides", "reference", "how-it-works"}
+    assert {p.parent.name for p in PAGES[1:] if p.name != "index.md"} == groups
 
 
 def test_blocks_are_found_however_they_are_written(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("text\n\n    make a   # why\n    out\n\n- item\n    no code, it goes on\n\n```bash\nmake b\n```\n\nThe `key=1` end.\n")
-    assert blocks(page) == [Block("", ("make a   # why", "out")), Block("bash", ("make b",))]
-    assert code_spans(page) == ["key=1"]
+    made = tmp_path / "page.md"
+    made.write_text("text\n\n    make a   # why\n    out\n\n- item\n    no code, it goes on\n\n```bash\nmake b\n```\n\nThe `key=1` end.\n")
+    assert blocks(made) == [Block("", ("make a   # why", "out")), Block("bash", ("make b",))]
+    assert code_spans(made) == ["key=1"]
 
 
 def test_a_message_of_two_lines_would_escape_the_test_of_messages() -> None:
-    assert len(messages("faq.md")) == len(blocks(ROOT / "docs" / "faq.md"))
+    assert len(messages("faq.md")) == len(blocks(page("faq.md")))

@@ -1,4 +1,4 @@
-"""The table of faults in docs/resuming.md lists just the faults that are tested."""
+"""The table of faults in docs/guides/resuming.md lists just the faults that are tested."""
 
 import re
 from pathlib import Path
