@@ -117,13 +117,13 @@ def test_options_that_are_named_exist(path: Path) -> None:
 
 
 def test_every_field_of_a_profile_is_explained() -> None:
-    rows = re.findall(r"^\| (`[^|]+`) \|", page("cluster.md").read_text().split("| field |")[1].split("| profile |")[0], re.M)
+    rows = re.findall(r"^\| (`[^|]+`) \|", page("cluster-profile.md").read_text().split("| field |")[1].split("| profile |")[0], re.M)
     named = re.findall(r"`(\w+)`", " ".join(rows))
     assert sorted(named) == sorted(f.name for f in dataclasses.fields(ClusterProfile))
 
 
 def test_every_profile_is_in_the_table_of_profiles() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", page("cluster.md").read_text().split("| profile |")[1], re.M)
+    rows = re.findall(r"^\| `(\w+)` \|", page("cluster-profile.md").read_text().split("| profile |")[1], re.M)
     assert sorted(rows) == cluster_names()
 
 
@@ -136,6 +136,54 @@ def test_pages_have_names_of_their_own_and_stand_in_one_of_four_groups() -> None
     assert len({p.name for p in PAGES}) == len(PAGES)
     groups = {"get-started", "guides", "reference", "how-it-works"}
     assert {p.parent.name for p in PAGES[1:] if p.name != "index.md"} == groups
+
+
+def test_the_readme_is_short_and_leads_to_the_index_which_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    assert "(docs/index.md)" in text
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = re.findall(r"^\| \[[^\]]+\]\(([^)#\s]+)\) \|", index, re.M)
+    assert sorted(listed) == sorted(str(p.relative_to(ROOT / "docs")) for p in PAGES[1:] if p.name != "index.md")
+    sections = re.split(r"^## ", index, flags=re.M)[1:]
+    assert [len(set(re.findall(r"^\| \[[^\]]+\]\(([\w-]+)/", part, re.M))) for part in sections] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_lines_of_prose_are_short(path: Path) -> None:
+    """Tables, headings, pictures and code may be longer, and so may a line that is one long link or one piece of code."""
+    lines = [line for line in prose(path).splitlines() if not line.startswith(("|", "#", "!["))]
+    assert [line for line in lines if len(line) > 100 and re.search(r"\S+ \S+", re.sub(r"`[^`]+`|\]\([^)]+\)", "x", line))] == []
+
+
+# Words that earlier pages used in a sense of their own, with the word that replaces each in the glossary or in plain English.
+_PRIVATE = (
+    r"separabl|struck|strikes?\b|in peace|\bbur(?:y|ies|ied)\b|the door|\btold_|the house|\bmend|yardstick|\banew\b|held against|"
+    r"\bquotes?\b|\bslots?\b|\bsettings?\b|\bsignatures?\b|to come\b|\binsist|\bdearest\b|\ba hand\b|\bhands\b"
+)
+# Where a page explains the word that the program still prints.
+_EXPLAINED = (
+    "Field and option names say *slot* where",
+    "The option still says *slot*",
+    "Messages and option names say *slot* where",
+    "Tables and reports still call it a *setting*",
+    "says *separable*",
+)
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
+    if path.name == "glossary.md":
+        return
+    text = " ".join(re.sub(r"`[^`\n]+`|\]\([^)\s]+\)|[\w/.-]+\.(?:py|json|md)\b", "", prose(path)).split())
+    for words in _EXPLAINED:
+        text = text.replace(words, "")
+    assert re.findall(rf".{{0,40}}(?:{_PRIVATE}).{{0,20}}", text, re.I) == []
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_decimals_have_a_leading_zero(path: Path) -> None:
+    assert re.findall(r".{0,20}(?<![\w.)\]*])\.\d.{0,10}", re.sub(r"`[^`\n]+`", "", prose(path))) == []
 
 
 def test_blocks_are_found_however_they_are_written(tmp_path: Path) -> None:
