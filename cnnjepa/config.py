@@ -246,7 +246,7 @@ class LogConfig:
 
 @dataclass
 class WarningConfig:
-    """From when on a run is said to be in trouble, before it has failed: docs/watching.md. Nothing here changes what is computed."""
+    """From when on a run is said to be in trouble, before it has failed: docs/guides/watching.md. Nothing here changes what is computed."""
 
     # Held-out features at a probe, see probes/collapse.py; at the lower thresholds of ProbeConfig the run is failed.
     feature_std: float = 0.05

@@ -1,4 +1,4 @@
-"""The table of the campaign of faults in docs/drill.md, from what its benchmark has measured.
+"""The table of the campaign of faults in docs/how-it-works/fault-injection.md, from what its benchmark has measured.
 
 python tests/benchmarks/faults.py --json > campaign.json && python tests/campaign_table.py campaign.json
 """
@@ -8,27 +8,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "drill.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "how-it-works" / "fault-injection.md"
 BEGIN, END = "<!-- campaign: written by tests/campaign_table.py -->", "<!-- end of campaign -->"
 
 
 def table(measured: dict[str, Any]) -> str:
-    """Markdown: one line a kind of fault, the dearest first, and the sum."""
-    told, here = measured["figures"], measured["machine"]
+    """Return Markdown: one line per kind of fault, the most expensive first, and the sum."""
+    figures, here = measured["figures"], measured["machine"]
     lines = ["| fault | times | steps repeated | seconds lost, mean | at most |", "|---|---:|---:|---:|---:|"]
-    lines += [f"| {name} | {times} | {steps} | {mean:.1f} | {most:.1f} |" for name, times, steps, mean, most in told["kinds"]]
-    lines += [f"| **all** | **{told['faults']}** | {told['steps_repeated']} | **{told['seconds_lost_mean']:.1f}** | |", ""]
+    lines += [f"| {name} | {times} | {steps} | {mean:.1f} | {most:.1f} |" for name, times, steps, mean, most in figures["kinds"]]
+    lines += [f"| **all** | **{figures['faults']}** | {figures['steps_repeated']} | **{figures['seconds_lost_mean']:.1f}** | |", ""]
     lines += [
-        f"**Runs lost: {told['lost']}. Records or rows there twice: {told['duplicated']}. Differing bits: {told['different_bits']}.** "
-        f"{told['runs']} runs of 200 steps, each held against one that was left in peace;",
-        f"`{measured['command']}`, {told['minutes']:.0f} minutes on {here['cores']} cores ({here['cpu']}) shared with other work, "
-        f"torch {here['torch']}.",
+        f"**Runs lost: {figures['lost']}. Records or rows there twice: {figures['duplicated']}. "
+        f"Differing bits: {figures['different_bits']}.** {figures['runs']} runs of 200 steps,",
+        "each compared with an undisturbed reference run;",
+        f"`{measured['command']}`, {figures['minutes']:.0f} minutes",
+        f"on {here['cores']} cores ({here['cpu']}) shared with other work, torch {here['torch']}.",
     ]
     return "\n".join(lines)
 
 
 def block(page: str) -> str:
-    """What stands between the marks."""
+    """Return the text between the marks."""
     return page.split(BEGIN)[1].split(END)[0]
 
 

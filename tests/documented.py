@@ -1,4 +1,4 @@
-"""What README.md and docs/*.md say that can be held against the code: commands, messages, examples, links and names."""
+"""Read README.md and the pages under docs/: commands, messages, examples, links and names that tests compare with the code."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A command at whose end this stands is run by nobody here.
 MARK = "needs a cluster"
 # What a line of a code block begins with where it is something to type, and not a listing or the output of something.
@@ -41,10 +41,10 @@ class Block:
     lines: tuple[str, ...]
 
 
-def blocks(page: Path) -> list[Block]:
+def blocks(path: Path) -> list[Block]:
     """The code blocks of a page, fenced or indented by four blanks."""
     found: list[Block] = []
-    lines = page.read_text().splitlines()
+    lines = path.read_text().splitlines()
     i = 0
     while i < len(lines):
         fence = re.match(r"\s*```(\w*)", lines[i])
@@ -63,27 +63,33 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def commands() -> list[Command]:
-    """Every command of every page."""
-    found = []
-    for page in PAGES:
-        for block in blocks(page):
-            for line in block.lines if block.language in ("", "bash", "sh", "shell", "console") else ():
-                text, _, comment = line.partition("#")
-                if match := _COMMAND.fullmatch(" ".join(text.split())):
-                    found.append(Command(page.name, match[1], comment.strip()))
+def page(name: str) -> Path:
+    """Return the page of that file name, in whichever group of docs/ it is; raise ValueError unless there is exactly one."""
+    [found] = [p for p in PAGES if p.name == name]
     return found
 
 
-def example(page: str, language: str, number: int = 0) -> str:
+def commands() -> list[Command]:
+    """Every command of every page."""
+    found = []
+    for path in PAGES:
+        for block in blocks(path):
+            for line in block.lines if block.language in ("", "bash", "sh", "shell", "console") else ():
+                text, _, comment = line.partition("#")
+                if match := _COMMAND.fullmatch(" ".join(text.split())):
+                    found.append(Command(path.name, match[1], comment.strip()))
+    return found
+
+
+def example(name: str, language: str, number: int = 0) -> str:
     """The n-th fenced block of that language, as a file."""
-    made = [b for b in blocks(ROOT / "docs" / page) if b.language == language]
+    made = [b for b in blocks(page(name)) if b.language == language]
     return "\n".join(made[number].lines) + "\n"
 
 
-def messages(page: str) -> list[str]:
+def messages(name: str) -> list[str]:
     """The one-line blocks of a page: messages, as they are printed."""
-    return [b.lines[0] for b in blocks(ROOT / "docs" / page) if len(b.lines) == 1]
+    return [b.lines[0] for b in blocks(page(name)) if len(b.lines) == 1]
 
 
 def matches(message: str, text: str) -> bool:
@@ -92,10 +98,10 @@ def matches(message: str, text: str) -> bool:
     return any(re.fullmatch(pattern, line.strip()) for line in text.splitlines())
 
 
-def prose(page: Path) -> str:
+def prose(path: Path) -> str:
     """The page without its fenced and indented code, and without what a reader does not see."""
     kept, fenced = [], False
-    for line in re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.S).splitlines():
+    for line in re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.S).splitlines():
         if line.strip().startswith("```"):
             fenced = not fenced
         elif not fenced and not line.startswith("    "):
@@ -103,9 +109,9 @@ def prose(page: Path) -> str:
     return "\n".join(kept)
 
 
-def code_spans(page: Path) -> list[str]:
+def code_spans(path: Path) -> list[str]:
     """What stands in code style within the text."""
-    return re.findall(r"`([^`\n]+)`", prose(page))
+    return re.findall(r"`([^`\n]+)`", prose(path))
 
 
 def typed(text: str, instead: Mapping[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The table of faults in docs/resuming.md, from what the tests on a real Slurm wrote down.
+"""The table of faults in docs/how-it-works/fault-injection.md, from what the tests on a real Slurm wrote down.
 
 FAULTS_JSON=faults.json pytest tests/sweeps/test_slurm_faults.py && python tests/faults_table.py faults.json
 """
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "resuming.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "how-it-works" / "fault-injection.md"
 BEGIN, END = "<!-- faults: written by tests/faults_table.py -->", "<!-- end of faults -->"
 
 
@@ -19,10 +19,14 @@ def table(entries: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def block(page: str) -> str:
+    """Return the text between the marks."""
+    return page.split(BEGIN)[1].split(END)[0]
+
+
 def faults_in(page: str) -> list[str]:
-    """The faults that the page's table lists."""
-    block = page.split(BEGIN)[1].split(END)[0]
-    return [line.split("|")[1].strip() for line in block.splitlines() if line.startswith("| ") and not line.startswith("| fault ")]
+    """Return the faults that the page's table lists."""
+    return [line.split("|")[1].strip() for line in block(page).splitlines() if line.startswith("| ") and not line.startswith("| fault ")]
 
 
 def main() -> None:

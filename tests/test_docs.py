@@ -9,7 +9,7 @@ import pytest
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
 from jobs.cluster import ClusterProfile
 from jobs.config import cluster_names
-from tests.documented import PAGES, ROOT, Block, blocks, code_spans, messages, prose
+from tests.documented import PAGES, ROOT, Block, blocks, code_spans, messages, page, prose
 from tests.typed import EXAMPLES
 
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -17,28 +17,28 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 _FOREIGN_OPTIONS = {"--help", "--nv", "--gpus-per-node", "--test-only", "--overlap", "--signal", "--inspect", "--logdir", "--constraint"}
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(path: Path) -> set[str]:
     """What GitHub lets a link name of a page: its headings, in small letters, without marks, blanks as hyphens."""
-    headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda p: p.name)
-def test_links_lead_somewhere(page: Path) -> None:
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_links_lead_somewhere(path: Path) -> None:
     lost = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
         if re.match(r"https?://", target):
             continue
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
+        to, _, anchor = target.partition("#")
+        file = (path.parent / to).resolve() if to else path
         if not file.exists() or (anchor and anchor not in anchors(file)):
             lost.append(target)
     assert lost == []
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda p: p.name)
-def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.findall(r"(?<![\w/.<>-])((?:cnnjepa|jobs|sweeps|slurm|tests|docs)/[\w./-]*\w)(?![\w<*{-])", prose(page))
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"(?<![\w/.<>-])((?:cnnjepa|jobs|sweeps|slurm|tests|docs)/[\w./-]*\w)(?![\w<*{-])", prose(path))
     assert [n for n in dict.fromkeys(named) if not (ROOT / n).exists() and n not in EXAMPLES] == []
 
 
@@ -82,11 +82,11 @@ _NO_KEYS = {
 }
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda p: p.name)
-def test_keys_that_are_named_exist(page: Path) -> None:
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_keys_that_are_named_exist(path: Path) -> None:
     known = keys()
     unknown = []
-    for span in code_spans(page):
+    for span in code_spans(path):
         for word in span.split():
             key, sign, _ = word.partition("=")
             dotted = "." in key and key.split(".")[0] in _GROUPS and not key.endswith((".py", ".json", ".md", ".md)", ".csv", ".yaml"))
@@ -97,50 +97,101 @@ def test_keys_that_are_named_exist(page: Path) -> None:
     assert unknown == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_presets_that_are_named_exist(page: Path) -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_presets_that_are_named_exist(path: Path) -> None:
     presets = {"data": set(DATA_PRESETS), "method": {*method_names(), "simsiam"}, "optimizer": set(optimizer_presets())}
     presets["cluster"] = {*cluster_names(), "mine", "NAME"}
-    text = page.read_text()
+    text = path.read_text()
     for key, value in re.findall(r"(?<![\w.-])(data|method|optimizer|cluster)=([\w]+)", text):
         assert value in presets[key], f"{key}={value}"
     for value in re.findall(r"--cluster (\w+)", text):
         assert value in presets["cluster"], f"--cluster {value}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_options_that_are_named_exist(page: Path) -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_options_that_are_named_exist(path: Path) -> None:
     code = "\n".join(p.read_text() for part in ("cnnjepa", "jobs", "sweeps", "tests") for p in (ROOT / part).rglob("*.py"))
     known = set(re.findall(r'"(--[a-z][a-z-]+)"', code)) | {f"--no-{o[2:]}" for o in re.findall(r'"(--[a-z-]+)"', code)}
-    named = {o for span in code_spans(page) for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
+    named = {o for span in code_spans(path) for o in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
     assert sorted(named - known - _FOREIGN_OPTIONS) == []
 
 
 def test_every_field_of_a_profile_is_explained() -> None:
-    rows = re.findall(r"^\| (`[^|]+`) \|", (ROOT / "docs" / "cluster.md").read_text().split("| field |")[1].split("| profile |")[0], re.M)
+    rows = re.findall(r"^\| (`[^|]+`) \|", page("cluster-profile.md").read_text().split("| field |")[1].split("| profile |")[0], re.M)
     named = re.findall(r"`(\w+)`", " ".join(rows))
     assert sorted(named) == sorted(f.name for f in dataclasses.fields(ClusterProfile))
 
 
 def test_every_profile_is_in_the_table_of_profiles() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "cluster.md").read_text().split("| profile |")[1], re.M)
+    rows = re.findall(r"^\| `(\w+)` \|", page("cluster-profile.md").read_text().split("| profile |")[1], re.M)
     assert sorted(rows) == cluster_names()
 
 
-def test_readme_leads_to_every_page_and_holds_one_picture() -> None:
+def test_readme_holds_one_picture() -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\(docs/images/(\w+\.png)\)", (ROOT / "README.md").read_text())
+    assert pictures == ["report.png"]
+
+
+def test_pages_have_names_of_their_own_and_stand_in_one_of_four_groups() -> None:
+    assert len({p.name for p in PAGES}) == len(PAGES)
+    groups = {"get-started", "guides", "reference", "how-it-works"}
+    assert {p.parent.name for p in PAGES[1:] if p.name != "index.md"} == groups
+
+
+def test_the_readme_is_short_and_leads_to_the_index_which_leads_to_every_page() -> None:
     text = (ROOT / "README.md").read_text()
-    assert [p.name for p in PAGES[1:] if f"(docs/{p.name})" not in text] == []
-    pictures = re.findall(r"!\[[^\]]+\]\(docs/(\w+\.png)\)", text)
-    assert set(pictures) <= {"ablation.png", "report.png"}
-    assert len(pictures) == 1
+    assert len(text.splitlines()) <= 120
+    assert "(docs/index.md)" in text
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = re.findall(r"^\| \[[^\]]+\]\(([^)#\s]+)\) \|", index, re.M)
+    assert sorted(listed) == sorted(str(p.relative_to(ROOT / "docs")) for p in PAGES[1:] if p.name != "index.md")
+    sections = re.split(r"^## ", index, flags=re.M)[1:]
+    assert [len(set(re.findall(r"^\| \[[^\]]+\]\(([\w-]+)/", part, re.M))) for part in sections] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_lines_of_prose_are_short(path: Path) -> None:
+    """Tables, headings, pictures and code may be longer, and so may a line that is one long link or one piece of code."""
+    lines = [line for line in prose(path).splitlines() if not line.startswith(("|", "#", "!["))]
+    assert [line for line in lines if len(line) > 100 and re.search(r"\S+ \S+", re.sub(r"`[^`]+`|\]\([^)]+\)", "x", line))] == []
+
+
+# Words that earlier pages used in a sense of their own, with the word that replaces each in the glossary or in plain English.
+_PRIVATE = (
+    r"separabl|struck|strikes?\b|in peace|\bbur(?:y|ies|ied)\b|the door|\btold_|the house|\bmend|yardstick|\banew\b|held against|"
+    r"\bquotes?\b|\bslots?\b|\bsettings?\b|\bsignatures?\b|to come\b|\binsist|\bdearest\b|\ba hand\b|\bhands\b"
+)
+# Where a page explains the word that the program still prints.
+_EXPLAINED = (
+    "Field and option names say *slot* where",
+    "The option still says *slot*",
+    "Messages and option names say *slot* where",
+    "Tables and reports still call it a *setting*",
+    "says *separable*",
+)
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
+    if path.name == "glossary.md":
+        return
+    text = " ".join(re.sub(r"`[^`\n]+`|\]\([^)\s]+\)|[\w/.-]+\.(?:py|json|md)\b", "", prose(path)).split())
+    for words in _EXPLAINED:
+        text = text.replace(words, "")
+    assert re.findall(rf".{{0,40}}(?:{_PRIVATE}).{{0,20}}", text, re.I) == []
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_decimals_have_a_leading_zero(path: Path) -> None:
+    assert re.findall(r".{0,20}(?<![\w.)\]*])\.\d.{0,10}", re.sub(r"`[^`\n]+`", "", prose(path))) == []
 
 
 def test_blocks_are_found_however_they_are_written(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("text\n\n    make a   # why\n    out\n\n- item\n    no code, it goes on\n\n```bash\nmake b\n```\n\nThe `key=1` end.\n")
-    assert blocks(page) == [Block("", ("make a   # why", "out")), Block("bash", ("make b",))]
-    assert code_spans(page) == ["key=1"]
+    made = tmp_path / "page.md"
+    made.write_text("text\n\n    make a   # why\n    out\n\n- item\n    no code, it goes on\n\n```bash\nmake b\n```\n\nThe `key=1` end.\n")
+    assert blocks(made) == [Block("", ("make a   # why", "out")), Block("bash", ("make b",))]
+    assert code_spans(made) == ["key=1"]
 
 
 def test_a_message_of_two_lines_would_escape_the_test_of_messages() -> None:
-    assert len(messages("faq.md")) == len(blocks(ROOT / "docs" / "faq.md"))
+    assert len(messages("faq.md")) == len(blocks(page("faq.md")))

@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/*.md is typed in a copy of the checkout, or run by another test, or marked as needing a cluster."""
+"""Each command of README.md and docs/ is typed in a copy of the checkout, or run by another test, or marked as needing a cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Each message of docs/faq.md is provoked, and is printed as it stands there."""
+"""Each message of docs/reference/faq.md is provoked, and is printed as it stands there."""
 
 import shutil
 import sys

@@ -23,7 +23,7 @@ EXAMPLES = {
     "sweeps/predictor_depth.py": ("writing-a-sweep.md", "python", 0),
     "sweeps/rate_and_depth.py": ("writing-a-sweep.md", "python", 1),
     "cnnjepa/methods/simsiam.py": ("adding-a-method.md", "python", 0),
-    "slurm/cluster/mine.yaml": ("cluster.md", "yaml", 0),
+    "slurm/cluster/mine.yaml": ("cluster-profile.md", "yaml", 0),
 }
 _PARTS = ("cnnjepa", "jobs", "sweeps", "slurm", "tests", "Makefile", "pyproject.toml")
 

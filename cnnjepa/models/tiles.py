@@ -4,7 +4,7 @@ The visible cells of the whole batch are packed one after the other, each a tile
 at the end. Activations are rows, one a position, channels last: [M, C] with M = N S S. On rows without hidden positions a 1x1
 convolution is a matrix product, BatchNorm, ReLU and sums are the ordinary ones, and there is nothing to hide. Only a kernel that is
 wider than one position looks over the edge of its tile: there it reads the neighbouring tile where that is visible and zeros where it
-is not, which is what masked execution holds there. docs/tiles.md says why this is exact and what it costs.
+is not, which is what masked execution holds there. docs/how-it-works/tiles.md says why this is exact and what it costs.
 
 Shapes: N tiles, S positions a side, M rows, C and D channels in and out, K x K kernels.
 """

@@ -1,7 +1,7 @@
 """Is anything ever lost? A seeded campaign of faults on this machine: killed, cut off, cut short, without a disk, back in time.
 
 python tests/benchmarks/faults.py                       300 faults, about half an hour on two cores
-python tests/benchmarks/faults.py --json > campaign.json && python tests/campaign_table.py campaign.json      also writes docs/drill.md
+python tests/benchmarks/faults.py --json > campaign.json && python tests/campaign_table.py campaign.json  # writes the docs table
 """
 
 import argparse

@@ -169,7 +169,7 @@ def test_the_end_waits_no_longer_than_patience_and_asks_twice_a_second(monkeypat
 
 
 def test_patience_is_a_minute_for_a_stop_and_ten_for_the_end() -> None:
-    """Slurm ends a preempted run sooner than that; docs/cluster.md and docs/faq.md count on these."""
+    """Slurm ends a preempted run sooner than that; docs/guides/resuming.md counts on these."""
     assert (saver.PATIENCE_AT_STOP_SECONDS, saver.PATIENCE_AT_END_SECONDS) == (60, 600)
 
 

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "sweeps" / "slurm_sweep.py"
 HELD_RANK = ROOT / "tests" / "sweeps" / "held_rank.py"
 STEPS = 60
-# Each fault as a line of the table in docs/resuming.md; see tests/faults_table.py.
+# Each fault as a line of the table in docs/how-it-works/fault-injection.md; see tests/faults_table.py.
 FAULTS_FILE = "FAULTS_JSON"
 
 needs_slurm = pytest.mark.skipif(bool(missing_programs()), reason=f"Slurm is not installed: apt-get install {PACKAGES}")
