@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool, needed
-from cnnjepa.models.tiles import encode_tiles
+from cnnjepa.models.tiles import ConvNorm, encode_tiles
 
 # Cells of a micro-batch, hidden ones too, from which on tiles pay; below, a GPU waits for the host, which has more kernels to launch.
 FEWEST_CELLS = {"cuda": 4096}
@@ -49,9 +49,9 @@ class BasicBlock(nn.Module):
         self.downsample = None if same else Downsample(_conv(c_in, width, 1, stride), MaskedBatchNorm2d(width))
 
     @property
-    def last_norm(self) -> MaskedBatchNorm2d:
-        """The norm whose weight starts at 0, so that a new block is the identity."""
-        return self.bn2
+    def branch(self) -> list[ConvNorm]:
+        """The convolutions beside the shortcut and their norms, in order."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
         """[B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
@@ -81,9 +81,9 @@ class Bottleneck(nn.Module):
         self.downsample = None if same else Downsample(_conv(c_in, c_out, 1, stride), MaskedBatchNorm2d(c_out))
 
     @property
-    def last_norm(self) -> MaskedBatchNorm2d:
-        """The norm whose weight starts at 0, so that a new block is the identity."""
-        return self.bn3
+    def branch(self) -> list[ConvNorm]:
+        """The convolutions beside the shortcut and their norms, in order."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
         """[B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
@@ -133,7 +133,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, BasicBlock | Bottleneck):
-                nn.init.zeros_(module.last_norm.weight)
+                nn.init.zeros_(module.branch[-1][1].weight)  # so that a new block is the identity
 
     def blocks(self) -> list[Block]:
         """All residual blocks, in order."""
@@ -145,7 +145,8 @@ class ResNet(nn.Module):
         # Tiles are for training; statistics that other ranks share are left to the masked way.
         tiled = self.execution is Execution.tiled and self.training and not self.bn1.is_synced()
         if visibility is not None and tiled and visibility.shape.numel() >= FEWEST_CELLS.get(visibility.device.type, 0):
-            return encode_tiles(self, image_BCHW, visibility)
+            stem = self.conv1, self.bn1
+            return encode_tiles(stem, self.small, self.blocks(), image_BCHW, visibility)
         x = hide(self.conv1(hide(image_BCHW, visibility)), visibility)
         x = self.relu(self.bn1(x, visibility))
         if not self.small:

@@ -9,8 +9,9 @@ is not, which is what masked execution holds there. docs/how-it-works/tiles.md s
 Shapes: N tiles, S positions a side, M rows, C and D channels in and out, K x K kernels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 
-if TYPE_CHECKING:
-    from cnnjepa.models.resnet import BasicBlock, Bottleneck, ResNet
-
 aten = torch.ops.aten
+ConvNorm: TypeAlias = tuple[nn.Conv2d, MaskedBatchNorm2d]
 _ONE, _NONE = [1, 1], [0, 0]
 # Each mask has its own number of tiles, and cuDNN plans anew for each shape, in milliseconds: CUDA's convolutions get one of so many.
 SHAPES = {"cuda": 32}
@@ -149,7 +148,7 @@ def _thin(x_MC: Tensor, side: int, stride: int) -> Tensor:
     return x_MC if stride == 1 else x_MC.view(-1, side, side, x_MC.shape[1])[:, ::stride, ::stride].reshape(-1, x_MC.shape[1])
 
 
-def _fold(g_NCWW: Tensor, tiles: TileMap, side: int) -> Tensor:
+def _fold(g_NCWW: Tensor, tiles: TileMap) -> Tensor:
     """What a window of one position before and none after hands back to its tile and to the neighbours that it read."""
     g_NCWW = g_NCWW[: tiles.count]
     g_NCSS = g_NCWW[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
@@ -205,7 +204,7 @@ def _wide_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, tiles: TileMap, side: 
     g = _as_tiles(_padded(g_MD.view(tiles.count, -1, d), tiles).view(-1, d), side // stride)
     if stride > 1:
         to_x, to_w = _conv_backward(g, _read_window(x_MC, tiles, side, k // 2, k // 2 - stride + 1), w, stride, True)
-        return _fold(to_x, tiles, side), to_w
+        return _fold(to_x, tiles), to_w
     # The gradient of a convolution is the convolution of the gradient with the kernel turned round, and reads the same neighbours.
     turned = w.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     to_x = _as_rows(F.conv2d(_read_window(g_MD, tiles, side, k // 2, k // 2), turned)[: tiles.count])
@@ -340,14 +339,26 @@ class _PoolFunction(torch.autograd.Function):
         g = _as_tiles(g_MC.contiguous(), side // 2)
         window = g.new_empty(shape).contiguous(memory_format=torch.channels_last)  # its shape is read, and not its values
         g = aten.max_pool2d_with_indices_backward(g, window, [3, 3], [2, 2], _NONE, _ONE, False, chosen.long())
-        return _fold(g, tiles, side), None, None
+        return _fold(g, tiles), None, None
 
 
-def _layers(block: "BasicBlock | Bottleneck", side: int) -> tuple[list[_Layer], int, int]:
+class ResidualBlock(Protocol):
+    """What tiles ask of a block of models/resnet.py."""
+
+    @property
+    def branch(self) -> list[ConvNorm]:
+        """The convolutions beside the shortcut and their norms, in order."""
+
+    @property
+    def downsample(self) -> nn.Sequential | None:
+        """The convolution and the norm of the shortcut, where it has any."""
+
+
+def _layers(block: ResidualBlock, side: int) -> tuple[list[_Layer], int, int]:
     """The layers on tiles of `side`, the shortcut's last; how many form the branch; and the side of what they hand on."""
     layers, start = [], side
-    for i in range(1, 4 if hasattr(block, "conv3") else 3):
-        layers.append(_Layer(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), side))
+    for conv, norm in block.branch:
+        layers.append(_Layer(conv, norm, side))
         side //= layers[-1].stride
     branch = len(layers)
     if block.downsample is not None:
@@ -355,22 +366,23 @@ def _layers(block: "BasicBlock | Bottleneck", side: int) -> tuple[list[_Layer], 
     return layers, branch, side
 
 
-def _stem(net: "ResNet", image_BCHW: Tensor, visibility: Visibility, tiles: TileMap, dtype: torch.dtype) -> Tensor:
+def _stem(layer: ConvNorm, image_BCHW: Tensor, visibility: Visibility, tiles: TileMap, dtype: torch.dtype) -> Tensor:
     """The first convolution and BatchNorm, from windows of the masked image; [M, C], non-negative."""
+    conv, norm = layer
     image_BCHW = image_BCHW * visibility.at(image_BCHW)
     cell = image_BCHW.shape[-1] // visibility.shape[-1]
-    kernel, stride = net.conv1.weight.shape[-1], net.conv1.stride[0]
+    kernel, stride = conv.weight.shape[-1], conv.stride[0]
     before, after = kernel // 2, kernel - kernel // 2 - stride
     padded = F.pad(image_BCHW.to(dtype), (before, after, before, after)).permute(0, 2, 3, 1)
     window = cell + before + after
     image, row, column = visibility.coordinates()
     windows = padded.unfold(1, window, cell).unfold(2, window, cell)[image, row, column]  # [N, 3, W, W]
-    weight = net.conv1.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = conv.weight.to(dtype).contiguous(memory_format=torch.channels_last)
     z = F.conv2d(_padded(windows, tiles).contiguous(memory_format=torch.channels_last), weight, None, stride)[: tiles.count]
-    return F.relu_(net.bn1(_flat(_as_rows(z))).permute(0, 2, 3, 1).flatten(0, 2))
+    return F.relu_(norm(_flat(_as_rows(z))).permute(0, 2, 3, 1).flatten(0, 2))
 
 
-def run_blocks(blocks: "list[BasicBlock | Bottleneck]", x_MC: Tensor, tiles: TileMap, side: int) -> tuple[Tensor, int]:
+def run_blocks(blocks: Sequence[ResidualBlock], x_MC: Tensor, tiles: TileMap, side: int) -> tuple[Tensor, int]:
     """Rows [M, C] of tiles of `side`, non-negative, through residual blocks in training mode; and the side of what comes out."""
     for block in blocks:
         layers, branch, after = _layers(block, side)
@@ -383,17 +395,26 @@ def run_blocks(blocks: "list[BasicBlock | Bottleneck]", x_MC: Tensor, tiles: Til
     return x_MC, side
 
 
-def encode_tiles(net: "ResNet", image_BCHW: Tensor, visibility: Visibility) -> Tensor:
-    """What `net` makes of [B, 3, H, W] under masked execution, to rounding: features [B, C, h, w], zero where hidden."""
+def encode_tiles(
+    stem: ConvNorm,
+    small: bool,
+    blocks: Sequence[ResidualBlock],
+    image_BCHW: Tensor,
+    visibility: Visibility,
+) -> Tensor:
+    """Return what a ResNet makes of [B, 3, H, W] under masked execution, to rounding.
+
+    Without a pooling after the stem where it is `small`. Features [B, C, h, w], zero where hidden.
+    """
     tiles, device = TileMap(visibility), image_BCHW.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
     with torch.autocast(device, enabled=False):
-        x_MC = _stem(net, image_BCHW, visibility, tiles, dtype)
+        x_MC = _stem(stem, image_BCHW, visibility, tiles, dtype)
         side = image_BCHW.shape[-1] // visibility.shape[-1] // 2
-        if not net.small:
+        if not small:
             x_MC = _PoolFunction.apply(x_MC, tiles, side)
             side //= 2
-        x_MC, _ = run_blocks(net.blocks(), x_MC, tiles, side)
+        x_MC, _ = run_blocks(blocks, x_MC, tiles, side)
         b, h, w = tiles.shape
         features = x_MC.new_zeros(b * h * w, x_MC.shape[1]).index_copy(0, tiles.cells, x_MC)
         return features.view(b, h, w, -1).permute(0, 3, 1, 2)

@@ -1,65 +1,47 @@
-"""What a GPU has drawn and how busy it was, as it tells itself: NVML's counters, without a package for it."""
+"""Energy and utilisation of a GPU, from the counters of its driver (NVML)."""
 
-import ctypes
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 
-class _Rates(ctypes.Structure):
-    """NVML's nvmlUtilization_t: percent of the last moment in which a kernel ran, and in which memory was read or written."""
+def _counter(device: torch.device, ask: Callable[[Any, Any], float]) -> Callable[[], float] | None:
+    """Return a function that gives `ask(pynvml, handle of device)`; None where NVML does not answer.
 
-    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
-
-
-def _nvml(device: torch.device) -> tuple[Any, ctypes.c_void_p] | None:
-    """The driver's library and its handle of `device`; None where there is none."""
+    Once it has answered, a failed reading repeats the last one: no counter may stop a run.
+    """
     if device.type != "cuda":
         return None
+    import pynvml
+
     try:
-        nvml, handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
-        # By its own name and not by its number: CUDA_VISIBLE_DEVICES counts anew, NVML does not.
-        name = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
-        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)):
-            return None
-    except (OSError, AttributeError):  # no driver's library, or one that lacks the call
+        pynvml.nvmlInit()
+        # By UUID, not by index: CUDA_VISIBLE_DEVICES renumbers the devices, and NVML ignores it.
+        uuid = torch.cuda.get_device_properties(device).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        last = ask(pynvml, handle)
+    except pynvml.NVMLError:  # no driver, an old one, or no such counter
         return None
-    return nvml, handle
+
+    def read() -> float:
+        nonlocal last
+        with contextlib.suppress(pynvml.NVMLError):
+            last = ask(pynvml, handle)
+        return last
+
+    return read
 
 
 def nvml_utilisation(device: torch.device) -> Callable[[], float] | None:
-    """A function that reads the share of the last moment in which `device` was busy, in [0, 1]; None where it does not tell."""
-    found, rates = _nvml(device), _Rates()
-    try:
-        if found is None or found[0].nvmlDeviceGetUtilizationRates(found[1], ctypes.byref(rates)):  # a part of a MIG device has none
-            return None
-    except AttributeError:
-        return None
-    nvml, handle = found
-
-    def read() -> float:
-        nvml.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(rates))
-        return float(rates.gpu) / 100
-
-    return read
+    """Return a function that reads how busy `device` was, in [0, 1]; None for a part of a MIG device."""
+    return _counter(device, lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)
 
 
 def nvml_joules(device: torch.device) -> Callable[[], float] | None:
-    """A function that reads the energy counter of `device` in joules; None where the device or its driver has none (before Volta)."""
-    found, millijoules = _nvml(device), ctypes.c_ulonglong()
-    try:
-        if found is None or found[0].nvmlDeviceGetTotalEnergyConsumption(found[1], ctypes.byref(millijoules)):
-            return None
-    except AttributeError:
-        return None
-    nvml, handle = found
-
-    def read() -> float:
-        nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
-        return millijoules.value / 1000
-
-    return read
+    """Return a function that reads the energy counter of `device` in joules; None before Volta."""
+    return _counter(device, lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000)
 
 
 class EnergyMeter:

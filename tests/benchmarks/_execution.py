@@ -51,7 +51,7 @@ def execution_apart(name: EncoderName, visible: Tensor, device: torch.device) ->
     tiled: ResNet = build_encoder(EncoderConfig(name), 0).double().to(device, memory_format=torch.channels_last).train()
     with torch.no_grad():
         for block in tiled.blocks():  # a new block is the identity, and its branch would have no gradient
-            block.last_norm.weight.fill_(0.5)
+            block.branch[-1][1].weight.fill_(0.5)
     masked = copy.deepcopy(tiled)
     masked.execution = Execution.masked
     b, h, w = visible.shape

@@ -139,7 +139,7 @@ class Bench:
             found.append(
                 {"stage": name, "dtype": self.dtype, "tiled_over_dense": over, "tiled_over_limit": over / fraction, "seconds": spent}
             )
-            channels = blocks[-1].last_norm.num_features
+            channels = blocks[-1].branch[-1][1].num_features
             side //= blocks[0].conv1.stride[0] * blocks[0].conv2.stride[0]
         return found
 

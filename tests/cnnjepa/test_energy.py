@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import pynvml
 import pytest
 import torch
 
@@ -41,28 +42,79 @@ def test_utilisation_is_the_mean_of_what_was_told_over_resumes() -> None:
     assert second.mean == 0.5
 
 
+# GPU-abc has both counters, GPU-mig no utilisation (3 is NVML's NOT_SUPPORTED); broken() makes all fail.
 _FAKE_DRIVER = """
 #include <string.h>
 struct rates { unsigned int gpu, memory; };
-int nvmlInit_v2(void) { return 0; }
-int nvmlDeviceGetHandleByUUID(const char *name, void **handle) { *handle = (void *)7; return strcmp(name, "GPU-abc") ? 6 : 0; }
-int nvmlDeviceGetTotalEnergyConsumption(void *h, unsigned long long *mj) { *mj = 12500; return h == (void *)7 ? 0 : 2; }
-int nvmlDeviceGetUtilizationRates(void *h, struct rates *r) { r->gpu = 83; r->memory = 12; return h == (void *)7 ? 0 : 2; }
+static int error = 0;
+void broken(void) { error = 999; }
+int nvmlInitWithFlags(unsigned int flags) { return error; }
+int nvmlDeviceGetHandleByUUID(const char *name, void **handle) {
+    *handle = (void *)(strcmp(name, "GPU-mig") ? 7 : 8);
+    return strcmp(name, "GPU-abc") && strcmp(name, "GPU-mig") ? 6 : error;
+}
+int nvmlDeviceGetTotalEnergyConsumption(void *h, unsigned long long *mj) {
+    *mj = 12500;
+    return error;
+}
+int nvmlDeviceGetUtilizationRates(void *h, struct rates *r) {
+    r->gpu = 83, r->memory = 12;
+    return h == (void *)7 ? error : 3;
+}
 """
+_NO_ENERGY = _FAKE_DRIVER.replace("TotalEnergyConsumption", "SomethingElse")
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler builds the driver's stand-in")
+def install_fake_driver(source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
+    """There is no GPU here: pynvml calls a library with the signatures of NVML's header."""
+    (folder / "nvml.c").write_text(source)
+    library = folder / "nvml.so"
+    command = ["cc", "-shared", "-fPIC", "-o", str(library), str(folder / "nvml.c")]
+    subprocess.run(command, check=True, timeout=60)
+    fake = ctypes.CDLL(str(library))
+    monkeypatch.setattr(pynvml, "nvmlLib", fake)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    return fake
+
+
+def name_gpu(uuid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler builds the fake driver")
+
+
+@needs_compiler
 def test_the_drivers_calls_are_made_as_its_header_declares_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no GPU here: a library of the same signatures stands in."""
-    (tmp_path / "nvml.c").write_text(_FAKE_DRIVER)
-    library = tmp_path / "nvml.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "nvml.c")], check=True, timeout=60)
-    load = ctypes.CDLL
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: load(str(library)) if "nvidia-ml" in name else load(name))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="abc"))
+    fake = install_fake_driver(_FAKE_DRIVER, tmp_path, monkeypatch)
+    name_gpu("abc", monkeypatch)
     joules, utilisation = (read(torch.device("cuda")) for read in (nvml_joules, nvml_utilisation))
     assert joules is not None
     assert utilisation is not None
     assert (joules(), utilisation()) == (12.5, 0.83)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="other"))
+    fake.broken()
+    assert (joules(), utilisation()) == (12.5, 0.83)  # the last readings: the run goes on
+    assert nvml_joules(torch.device("cuda")) is None
+
+
+@needs_compiler
+def test_a_counter_that_the_device_or_its_driver_lacks_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_fake_driver(_NO_ENERGY, tmp_path, monkeypatch)
+    device = torch.device("cuda")
+    name_gpu("abc", monkeypatch)
+    assert nvml_joules(device) is None
+    assert nvml_utilisation(device) is not None
+    name_gpu("mig", monkeypatch)
+    assert nvml_utilisation(device) is None
+    name_gpu("other", monkeypatch)
+    assert nvml_utilisation(device) is None
+
+
+def test_a_machine_without_the_drivers_library_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    monkeypatch.setattr(pynvml, "CDLL", missing)
+    assert nvml_joules(torch.device("cuda")) is None
     assert nvml_utilisation(torch.device("cuda")) is None
