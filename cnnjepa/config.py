@@ -400,7 +400,7 @@ _NOT_A_PROBE = {"features"}
 
 
 def probe_names() -> list[str]:
-    """Return the names of the probes: the files of cnnjepa/probes except the shared feature pass."""
+    """Return the names of the probes: cnnjepa/probes without the shared feature pass."""
     return [n for n in file_names("cnnjepa.probes") if n not in _NOT_A_PROBE]
 
 

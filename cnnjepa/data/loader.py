@@ -64,7 +64,7 @@ class Plan:
 
 
 def build_plan(config: TrainConfig, images: int, ranks: int) -> Plan:
-    """Return the plan of a run; raise ValueError if one global batch needs more images than exist."""
+    """Return the plan of a run; raise ValueError if one global batch exceeds the images."""
     if images < config.global_batch_size:
         raise ValueError(f"global_batch_size must be at most the {images} training images; got {config.global_batch_size}")
     micro_batches = accumulation_steps(config, ranks)
@@ -72,7 +72,7 @@ def build_plan(config: TrainConfig, images: int, ranks: int) -> Plan:
 
 
 class _MicroBatches(Sampler[list[tuple[int, int]]]):
-    """Yield keys (epoch, index into `pretrain`) of one rank's micro-batches, starting at `first`."""
+    """Yield keys (epoch, index into `pretrain`) of a rank's micro-batches from `first` on."""
 
     def __init__(self, plan: Plan, rank: int, first: int) -> None:
         self.plan, self.rank, self.first = plan, rank, first
