@@ -79,8 +79,9 @@ class Execution(Enum):
 
 
 class MaskStrategy(Enum):
-    """Choose the masks; mixed draws multi_block or random once per iteration (paper, section
-    III-B).
+    """Choose the masks (paper, section III-B).
+
+    `mixed` draws multi_block or random once per iteration.
     """
 
     multi_block = "multi_block"
@@ -375,8 +376,9 @@ def method_names() -> list[str]:
 
 
 def method_module(name: str) -> Any:
-    """Return a method's module, which defines `Config` (a MethodConfig) and `Method` (an
-    nn.Module).
+    """Return a method's module.
+
+    It defines `Config` (a MethodConfig) and `Method` (an nn.Module).
     """
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}; got {name}")
@@ -405,8 +407,9 @@ def probe_names() -> list[str]:
 
 
 def grid_size(config: TrainConfig) -> int:
-    """Return the cells per side of the last feature map; raise ValueError unless they tile the
-    image.
+    """Return the cells per side of the last feature map.
+
+    Raises ValueError unless the cells tile the image.
     """
     encoder, size = config.encoder, config.data.image_size
     cell = encoder.patch_size if encoder.name in VITS else CELL_PIXELS[encoder.name]

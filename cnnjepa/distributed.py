@@ -143,9 +143,7 @@ class GradientBuckets:
             self._next += 1
 
     def finish(self, scalars: Tensor) -> Tensor:
-        """Wait until each gradient is its mean over ranks; return the mean of the 1-d `scalars`
-        too.
-        """
+        """Wait until each gradient is its mean over ranks; return the mean of the 1-d `scalars`."""
         self._armed = False
         if self._ranks.count == 1:
             return scalars
@@ -249,9 +247,7 @@ def broadcast_object(value: T, ranks: Ranks) -> T:
 
 
 def first_of(text: str, ranks: Ranks) -> str:
-    """Return the non-empty text of the lowest rank that has one, on every rank; "" if there is
-    none.
-    """
+    """Return the text of the lowest rank with a non-empty text, on every rank; "" if none."""
     if ranks.count == 1:
         return text
     texts = [""] * ranks.count

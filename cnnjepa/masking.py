@@ -121,9 +121,7 @@ def _batch_blocks(values: tuple[Any, ...], grid: int, seed: int, step: int, glob
     line = np.arange(grid)
 
     def covered(corner: npt.NDArray[np.int64], rows: int, columns: int) -> npt.NDArray[np.bool_]:
-        """Return [samples, grid, grid], True within the block at top left cell `corner` [samples,
-        2].
-        """
+        """Return [samples, grid, grid], True within the block at top left `corner` [samples, 2]."""
         top, left = corner[:, :1], corner[:, 1:]
         in_rows, in_columns = (line >= top) & (line < top + rows), (line >= left) & (line < left + columns)
         return in_rows[:, :, None] & in_columns[:, None, :]

@@ -70,9 +70,7 @@ class FolderImages:
 
 @dataclass
 class Dataset:
-    """Hold train and test images, the classes, and the channel statistics that normalise the
-    images.
-    """
+    """Hold train and test images, the classes, and the channel statistics for normalisation."""
 
     train: Images
     test: Images

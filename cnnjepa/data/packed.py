@@ -60,10 +60,9 @@ def is_packed(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
-    """Return the manifest of a packed folder, after checking that every file exists in its full
-    size.
+    """Return the manifest of a packed folder.
 
-    Raises ValueError, one line with `key`, if the folder is incomplete.
+    Raises ValueError, one line with `key`, unless every file exists in its full size.
     """
     path = folder / MANIFEST
     if not path.is_file():

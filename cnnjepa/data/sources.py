@@ -94,8 +94,9 @@ def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str
 
 
 def files_of(folder: Path, classes: list[str], key: str) -> list[tuple[str, int]]:
-    """Return (path, label) of the images below `folder`, sorted by class as in torchvision's
-    ImageFolder.
+    """Return (path, label) of the images below `folder`, in the order of torchvision's ImageFolder.
+
+    Images are sorted class by class.
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
@@ -153,8 +154,7 @@ def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:
 
 
 def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
-    """Return the devkit's WordNet IDs by class number, and the class number of each validation
-    image.
+    """Return the devkit's WordNet IDs by class number, and the validation images' class numbers.
 
     Validation images are in the order of their names.
     """

@@ -25,7 +25,7 @@ SHAPES = {
 class LayerNorm2d(nn.LayerNorm):
     """Apply LayerNorm over the channels of each position.
 
-    Hidden positions affect no other position's statistics, so they need no special handling.
+    Hidden positions enter no other position's statistics, and no running statistics are needed.
     """
 
     def __init__(self, channels: int) -> None:
@@ -37,8 +37,9 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """Apply depthwise 7x7, LayerNorm, two pointwise layers with GELU, a channel scale and a
-    shortcut.
+    """Apply a depthwise 7x7 convolution and a pointwise MLP, with a shortcut.
+
+    The MLP is LayerNorm, two pointwise layers with GELU between them, and a scale per channel.
     """
 
     def __init__(self, channels: int) -> None:
@@ -49,14 +50,12 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(channels, 4 * channels), "fc2": nn.Linear(4 * channels, channels)})
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None, execution: Execution = Execution.masked) -> Tensor:
-        """Map [B, C, H, W] to the same shape; hidden positions stay zero if they are zero in the
-        input.
-        """
+        """Map [B, C, H, W] to the same shape; zero where hidden, if the input is."""
         y_BHWC = self.conv_dw(x_BCHW).permute(0, 2, 3, 1)
         if visibility is None or execution is Execution.masked:
             return x_BCHW + hide(self._pointwise(y_BHWC).permute(0, 3, 1, 2), visibility)
-        # Everything but the convolution, which is nearly all of the arithmetic, is computed only
-        # for visible positions.
+        # Everything after the convolution, nearly all of the arithmetic, is computed only for
+        # visible positions.
         b, h, w, c = y_BHWC.shape
         rows = visibility.positions(h, w)
         y_NC = self._pointwise(y_BHWC.reshape(-1, c).index_select(0, rows))

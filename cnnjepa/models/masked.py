@@ -110,9 +110,7 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         return self.sync and dist.is_initialized() and dist.get_world_size() > 1
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
-        """Map [B, C, H, W] to the same shape; `visibility` None means that all positions are
-        visible.
-        """
+        """Map [B, C, H, W] to the same shape; without `visibility` all positions are visible."""
         synced = self.training and self.is_synced()
         if visibility is None and not synced:
             return super().forward(x_BCHW)

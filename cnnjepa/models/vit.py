@@ -115,9 +115,7 @@ class BlockPredictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context_BKD: Tensor, context_BK: Tensor, target_BTn: Tensor) -> Tensor:
-        """Map context features and the cells of context and target blocks to predictions [B, T, n,
-        D].
-        """
+        """Map context features and the cells of context and targets to predictions [B, T, n, D]."""
         b, t, n = target_BTn.shape
         positions = self.pos_embed.expand(b, -1, -1)
         context = self.embed(context_BKD) + take_cells(positions, context_BK)
