@@ -1,7 +1,9 @@
-"""Every default of an experiment stands here, once; machines are in slurm/cluster, questions in sweeps.
+"""The configuration of a run, with every default of an experiment.
 
-The classes are plain dataclasses so that OmegaConf can take them as schemas: no frozen classes, no Literal, no tuple. A field
-marked `NEUTRAL` cannot change what a run computes, and is left out of the signature that names the run.
+Machines are configured in slurm/cluster, sweeps in sweeps.
+
+The classes are plain dataclasses that OmegaConf accepts as schemas: no frozen classes, no Literal,
+no tuple. A field marked `NEUTRAL` cannot change what a run computes and is not part of the run ID.
 """
 
 import importlib
@@ -12,12 +14,13 @@ from enum import Enum
 from typing import Any, ClassVar
 
 NEUTRAL = {"neutral": True}
-ADDED = {"added": True}  # later than the first runs: at its default it is left out of the signature, so that their names stand
+# Added after the first runs: not part of the run ID at its default, so older run IDs stay valid.
+ADDED = {"added": True}
 MIN_GRID = 3
 
 
 class Precision(Enum):
-    """fp64 is for proofs of equality; fp32 and bf16 (autocast) are for training."""
+    """Name the training precision; fp64 is for proofs of equality, bf16 is autocast."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -25,7 +28,7 @@ class Precision(Enum):
 
 
 class Device(Enum):
-    """auto takes a CUDA device where there is one."""
+    """Name the device; auto takes a CUDA device if there is one."""
 
     auto = "auto"
     cpu = "cpu"
@@ -33,7 +36,7 @@ class Device(Enum):
 
 
 class DatasetName(Enum):
-    """The sets that cnnjepa/data/datasets.py can read."""
+    """Name the data sets that cnnjepa/data/datasets.py can read."""
 
     digits = "digits"
     fashion_mnist = "fashion_mnist"
@@ -43,7 +46,11 @@ class DatasetName(Enum):
 
 
 class EncoderName(Enum):
-    """ResNets with timm's initialisation and torchvision's keys; resnet_small halves its input 3 times, not 5. Others have timm's keys."""
+    """Name the encoders.
+
+    ResNets have timm's initialisation and torchvision's keys, all others timm's keys. resnet_small
+    halves its input 3 times, not 5.
+    """
 
     resnet18 = "resnet18"
     resnet34 = "resnet34"
@@ -62,14 +69,20 @@ class EncoderName(Enum):
 
 
 class Execution(Enum):
-    """How hidden cells are left out: tiled never computes them, masked computes and discards them. Both come to the same result."""
+    """Choose how hidden cells are left out; both ways give the same result.
+
+    `tiled` never computes them. `masked` computes and discards them.
+    """
 
     tiled = "tiled"
     masked = "masked"
 
 
 class MaskStrategy(Enum):
-    """mixed takes multi_block or random, one draw an iteration (paper, section III-B)."""
+    """Choose the masks (paper, section III-B).
+
+    `mixed` draws multi_block or random once per iteration.
+    """
 
     multi_block = "multi_block"
     random = "random"
@@ -77,7 +90,7 @@ class MaskStrategy(Enum):
 
 
 class PredictorConv(Enum):
-    """The spatial operation of one predictor layer."""
+    """Name the spatial operation of a predictor layer."""
 
     depthwise = "depthwise"
     dense = "dense"
@@ -85,14 +98,18 @@ class PredictorConv(Enum):
 
 
 class OptimizerName(Enum):
-    """adamw decouples the decay; lars scales each weight's step by the ratio of its norm to its gradient's (You et al. 2017)."""
+    """Name the optimiser.
+
+    `adamw` decouples the weight decay. `lars` scales each weight's step by the ratio of the
+    weight's norm to its gradient's norm (You et al. 2017).
+    """
 
     adamw = "adamw"
     lars = "lars"
 
 
 class Schedule(Enum):
-    """How a value goes from its start to its end over a run."""
+    """Name how a value goes from its start to its end over a run."""
 
     cosine = "cosine"
     linear = "linear"
@@ -101,40 +118,49 @@ class Schedule(Enum):
 
 @dataclass
 class DataConfig:
-    """One image set, how it is cut, and how a training view is drawn from an image."""
+    """Configure the image set, its splits, and how training views are drawn."""
 
     name: DatasetName = DatasetName.digits
-    root: str = field(default="", metadata=NEUTRAL)  # folder of the set; "" looks where the system keeps it
-    image_size: int = 32  # pixels, training and probing
-    min_crop_scale: float = 0.2  # smallest share of the image's area that a training crop may take
+    # folder of the set; "" is the system's default folder
+    root: str = field(default="", metadata=NEUTRAL)
+    image_size: int = 32  # pixels, for training and probing
+    min_crop_scale: float = 0.2  # smallest share of the image's area in a training crop
     flip_probability: float = 0.5
-    eval_crop_fraction: float = 0.875  # the centre share of the resized image that a probe sees: 224 of 256
-    train_limit: int = 0  # use the first so many training images of a fixed shuffle; 0 takes all
+    # centre share of the resized image that a probe sees: 224 of 256
+    eval_crop_fraction: float = 0.875
+    train_limit: int = 0  # use the first N training images of a fixed shuffle; 0 takes all
     test_limit: int = 0
     holdout_fraction: float = 0.1  # share of the training labels kept for selection
-    workers: int = field(default=0, metadata=NEUTRAL)  # loader processes a rank
-    short_side: int = field(default=0, metadata=ADDED)  # pixels that a packed set was shrunk to, with the next; 0: images as they came
+    workers: int = field(default=0, metadata=NEUTRAL)  # loader processes per rank
+    # Short side in pixels and JPEG quality of a shrunk packed set; 0: images are unchanged.
+    short_side: int = field(default=0, metadata=ADDED)
     jpeg_quality: int = field(default=0, metadata=ADDED)
-    dct_scaling: bool = field(default=False, metadata=ADDED)  # decode at 1/2, 1/4 or 1/8 where every crop stays as large as its view
+    # Decode at 1/2, 1/4 or 1/8 size where every crop stays at least as large as its view.
+    dct_scaling: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass
 class EncoderConfig:
-    """The network that is trained; `width` and `blocks` belong to resnet_small alone."""
+    """Configure the trained network; `width` and `blocks` apply only to resnet_small."""
 
     name: EncoderName = EncoderName.resnet_small
     width: int = 32  # channels of the first stage; each further stage doubles them
-    blocks: int = 1  # residual blocks a stage
+    blocks: int = 1  # residual blocks per stage
     sync_bn: bool = False  # batch statistics over all ranks instead of per micro-batch
     execution: Execution = field(default=Execution.tiled, metadata=NEUTRAL)
-    compile: bool = field(default=False, metadata=NEUTRAL)  # torch.compile for what has fixed shapes: target encoder and predictor
-    patch_size: int = field(default=14, metadata=ADDED)  # pixels a side; belongs to the ViTs alone, as does the next
+    # torch.compile the parts of fixed shape: target encoder and predictor
+    compile: bool = field(default=False, metadata=NEUTRAL)
+    # Pixels per side. `patch_size` and `vit_depth` apply only to the ViTs.
+    patch_size: int = field(default=14, metadata=ADDED)
     vit_depth: int = field(default=12, metadata=ADDED)  # transformer blocks
 
 
 @dataclass
 class AugmentConfig:
-    """What a view of the joint-embedding methods goes through, in this order, beside the data's flip; strengths as torchvision's."""
+    """Configure the augmentations of the joint-embedding methods, applied in this order.
+
+    The flip is configured in DataConfig. Strengths are as in torchvision.
+    """
 
     min_crop_scale: float = 0.08  # smallest share of the image's area
     jitter_probability: float = 0.8
@@ -143,18 +169,19 @@ class AugmentConfig:
     saturation: float = 0.2
     hue: float = 0.1
     grey_probability: float = 0.2
-    blur_probability: float = 0.5  # sigma uniform in 0.1 to 2 pixels of a view of 224, and in proportion at other sizes
-    solarise_probability: float = 0.0  # inverts what is brighter than half
+    # Sigma is uniform in 0.1 to 2 pixels for a 224-pixel view, and scales with the view size.
+    blur_probability: float = 0.5
+    solarise_probability: float = 0.0  # inverts pixels brighter than half
 
 
 @dataclass
 class MaskConfig:
-    """Which cells of the feature grid the context encoder may see (paper, section III-B)."""
+    """Configure which cells of the feature grid the context encoder sees (paper, section III-B)."""
 
     strategy: MaskStrategy = MaskStrategy.mixed
     mask_ratio: float = 0.6  # random: share of hidden cells
     multi_block_probability: float = 0.75  # mixed: share of iterations that use blocks
-    blocks: int = 4  # multi_block: target blocks a sample
+    blocks: int = 4  # multi_block: target blocks per sample
     block_scale_min: float = 0.15  # share of the grid's cells
     block_scale_max: float = 0.2
     block_aspect_min: float = 0.75  # height over width
@@ -163,20 +190,20 @@ class MaskConfig:
 
 @dataclass
 class BlockMaskConfig:
-    """The blocks of I-JEPA: what is to be predicted, and the larger block that it is predicted from."""
+    """Configure I-JEPA's target blocks and the larger context block that predicts them."""
 
-    blocks: int = 4  # target blocks a sample
+    blocks: int = 4  # target blocks per sample
     target_scale_min: float = 0.15  # share of the grid's cells
     target_scale_max: float = 0.2
     target_aspect_min: float = 0.75  # height over width
     target_aspect_max: float = 1.5
-    context_scale_min: float = 0.85  # a square block, less what the targets cover
+    context_scale_min: float = 0.85  # a square block, minus the cells that the targets cover
     context_scale_max: float = 1.0
 
 
 @dataclass
 class PredictorConfig:
-    """Maps context features to target features (paper, section III-C and the ablation of table III)."""
+    """Configure the predictor of target features (paper, section III-C and ablation table III)."""
 
     conv: PredictorConv = PredictorConv.depthwise
     depth: int = 3
@@ -186,7 +213,7 @@ class PredictorConfig:
 
 @dataclass
 class EmaConfig:
-    """Momentum of the target encoder as a function of the optimiser step."""
+    """Configure the momentum of the target encoder as a function of the optimiser step."""
 
     momentum_start: float = 0.996
     momentum_end: float = 1.0
@@ -195,7 +222,10 @@ class EmaConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW or LARS with linear warm-up and cosine decay by step; the paper does not scale lr with the batch."""
+    """Configure AdamW or LARS, with linear warm-up and cosine decay by step.
+
+    The paper does not scale lr with the batch.
+    """
 
     lr: float = 0.01
     weight_decay: float = 0.01
@@ -206,18 +236,25 @@ class OptimizerConfig:
     name: OptimizerName = field(default=OptimizerName.adamw, metadata=ADDED)
     momentum: float = field(default=0.9, metadata=ADDED)  # lars
     trust_coefficient: float = field(default=0.001, metadata=ADDED)  # lars
-    decay_norms_and_biases: bool = field(default=True, metadata=ADDED)  # the paper does; without, LARS does not scale their steps either
-    final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)  # reached by a cosine over the run
+    # True in the paper. If False, LARS does not scale the steps of norms and biases either.
+    decay_norms_and_biases: bool = field(default=True, metadata=ADDED)
+    # reached by a cosine over the run
+    final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)
 
 
 @dataclass
 class ProbeConfig:
-    """How frozen features are judged: paper, section IV, but the headline is the last epoch and not the best."""
+    """Configure how frozen features are evaluated (paper, section IV).
+
+    The headline is the last epoch, not the best one.
+    """
 
     names: list[str] = field(default_factory=lambda: ["linear", "knn", "collapse"])
-    every_epochs: int = 0  # probe the held-out part while training; 0 probes at the end alone
-    at_epochs: list[int] = field(default_factory=list, metadata=NEUTRAL)  # and after these epochs; a look changes nothing
-    # A run whose features fall below either has collapsed and is failed: an even spread has std 1; rankme counts directions.
+    every_epochs: int = 0  # probe the held-out part during training; 0 probes only at the end
+    # Also probe after these epochs. A probe does not change the run.
+    at_epochs: list[int] = field(default_factory=list, metadata=NEUTRAL)
+    # A run whose features fall below either threshold has collapsed and fails. Evenly spread
+    # features have std 1; rankme counts directions.
     collapsed_std: float = field(default=0.01, metadata=NEUTRAL)
     collapsed_rankme: float = field(default=1.2, metadata=NEUTRAL)
     batch_size: int = 256
@@ -229,7 +266,7 @@ class ProbeConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When the run saves itself; none of it changes what is computed."""
+    """Configure when the run saves checkpoints; this does not change what is computed."""
 
     every_minutes: float = field(default=10.0, metadata=NEUTRAL)
     keep: int = field(default=2, metadata=NEUTRAL)
@@ -237,46 +274,55 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    """What a run tells while it goes."""
+    """Configure what a run logs."""
 
     every_steps: int = field(default=10, metadata=NEUTRAL)
-    images_every_epochs: int = field(default=10, metadata=NEUTRAL)  # masked samples for TensorBoard; 0 for none
+    # masked samples for TensorBoard; 0 for none
+    images_every_epochs: int = field(default=10, metadata=NEUTRAL)
     tensorboard: bool = field(default=True, metadata=NEUTRAL)
 
 
 @dataclass
 class WarningConfig:
-    """From when on a run is said to be in trouble, before it has failed: docs/guides/watching.md. Nothing here changes what is computed."""
+    """Configure when a run is reported to be in trouble before it fails (docs/guides/watching.md).
 
-    # Held-out features at a probe, see probes/collapse.py; at the lower thresholds of ProbeConfig the run is failed.
+    Nothing here changes what is computed.
+    """
+
+    # Held-out features at a probe, see probes/collapse.py. ProbeConfig holds the lower thresholds
+    # at which the run fails.
     feature_std: float = 0.05
     rankme: float = 2.0
     rankme_share: float = 0.5  # of the best RankMe of the run's earlier probes
-    # The held-out k-NN score of each of the last so many probes is below the best before them by more than so many points.
+    # Each of the last `knn_probes` held-out k-NN scores is more than `knn_drop` points below the
+    # best score before them.
     knn_drop: float = 5.0
     knn_probes: int = 2
-    # The mean losses of the two halves of the last share of the run differ by less than this part of them, for certain.
+    # The mean losses of the two halves of the last `plateau_share` of the run differ by less than
+    # `plateau_change` of the loss, even after two standard errors are added.
     plateau_share: float = 0.2
     plateau_change: float = 0.005
-    plateau_lr: float = 0.5  # not asked below this share of the highest learning rate: a schedule's end is flat
+    # Not checked below this share of the highest learning rate: a schedule's end is flat.
+    plateau_lr: float = 0.5
 
 
 @dataclass
 class MethodConfig:
-    """Base of the Config class that each file of cnnjepa/methods defines; `name` is the file's name."""
+    """Base class of the Config in each file of cnnjepa/methods; `name` is the file's name."""
 
     name: str = ""
-    title: ClassVar[str] = ""  # what people call the method
-    # The loss compares images of the whole global batch: a rank must see its share at once, with statistics over all ranks.
+    title: ClassVar[str] = ""  # display name of the method
+    # The loss compares images of the whole global batch: a rank must process its whole share in one
+    # forward pass, with statistics over all ranks.
     global_batch: ClassVar[bool] = False
 
     def validate(self, config: "TrainConfig") -> None:
-        """Raise ValueError with key, rule and value where this method cannot run under `config`."""
+        """Raise ValueError with key, rule and value if this method cannot run under `config`."""
 
 
 @dataclass
 class TrainConfig:
-    """The experiment and nothing else: two equal TrainConfigs are the same run."""
+    """Configure one experiment: two equal TrainConfigs are the same run."""
 
     method: MethodConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -285,18 +331,19 @@ class TrainConfig:
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     seed: int = 42
     epochs: int = 200
-    global_batch_size: int = 512  # images an optimiser step
-    micro_batch_size: int = 128  # images a device and forward pass: the batch of the BatchNorm statistics
+    global_batch_size: int = 512  # images per optimiser step
+    # Images per device and forward pass: the batch of the BatchNorm statistics.
+    micro_batch_size: int = 128
     precision: Precision = Precision.fp32
     device: Device = field(default=Device.auto, metadata=NEUTRAL)
-    threads: int = field(default=1, metadata=NEUTRAL)  # CPU threads a rank
+    threads: int = field(default=1, metadata=NEUTRAL)  # CPU threads per rank
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     warnings: WarningConfig = field(default_factory=WarningConfig, metadata=NEUTRAL)
 
 
 DATA_PRESETS: dict[str, DataConfig] = {
-    # A mirrored digit is another sign, and cropping below half an 8x8 digit leaves nothing to tell it by.
+    # A mirrored digit is a different sign, and a crop below half of an 8x8 digit is unrecognisable.
     "digits": DataConfig(
         DatasetName.digits, image_size=32, min_crop_scale=0.5, flip_probability=0.0, eval_crop_fraction=1.0, holdout_fraction=0.2
     ),
@@ -308,12 +355,15 @@ DATA_PRESETS: dict[str, DataConfig] = {
 
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)
 
-# Pixels of the image behind one cell of the last feature map, a side; a ViT's cells are its patches.
+# Image pixels per side behind one cell of the last feature map. A ViT's cells are its patches.
 CELL_PIXELS = {name: 8 if name is EncoderName.resnet_small else 32 for name in EncoderName if name not in VITS}
 
 
 def file_names(package: str) -> list[str]:
-    """The public module names of a package folder: the file name is the registry. Nothing is imported but the package."""
+    """Return the sorted public module names of a package folder; only the package is imported.
+
+    The file names are the registry.
+    """
     found = importlib.util.find_spec(package)
     assert found is not None
     assert found.submodule_search_locations is not None
@@ -321,36 +371,46 @@ def file_names(package: str) -> list[str]:
 
 
 def method_names() -> list[str]:
-    """Names of the methods: the files of cnnjepa/methods."""
+    """Return the names of the methods: the files of cnnjepa/methods."""
     return file_names("cnnjepa.methods")
 
 
 def method_module(name: str) -> Any:
-    """The module of a method; it defines `Config` (a MethodConfig) and `Method` (an nn.Module)."""
+    """Return a method's module.
+
+    It defines `Config` (a MethodConfig) and `Method` (an nn.Module).
+    """
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}; got {name}")
     return importlib.import_module(f"cnnjepa.methods.{name}")
 
 
 def optimizer_presets() -> dict[str, OptimizerConfig]:
-    """The optimisers by name: for each method that of its name, the default where its file has no OPTIMIZERS, and what else these hold."""
+    """Return the optimiser presets by name.
+
+    Each method has a preset of its own name: OptimizerConfig's defaults, unless the method's
+    OPTIMIZERS overrides it. OPTIMIZERS may add further presets.
+    """
     presets: dict[str, OptimizerConfig] = {}
     for name in method_names():
         presets |= {name: OptimizerConfig(), **getattr(method_module(name), "OPTIMIZERS", {})}
     return presets
 
 
-# What is no probe in cnnjepa/probes: the shared feature pass.
+# The shared feature pass lies in cnnjepa/probes but is not a probe.
 _NOT_A_PROBE = {"features"}
 
 
 def probe_names() -> list[str]:
-    """Names of the probes: the files of cnnjepa/probes less the shared feature pass."""
+    """Return the names of the probes: cnnjepa/probes without the shared feature pass."""
     return [n for n in file_names("cnnjepa.probes") if n not in _NOT_A_PROBE]
 
 
 def grid_size(config: TrainConfig) -> int:
-    """Cells a side of the last feature map; raises ValueError unless cells tile the image."""
+    """Return the cells per side of the last feature map.
+
+    Raises ValueError unless the cells tile the image.
+    """
     encoder, size = config.encoder, config.data.image_size
     cell = encoder.patch_size if encoder.name in VITS else CELL_PIXELS[encoder.name]
     if size < cell or size % cell:
@@ -359,7 +419,7 @@ def grid_size(config: TrainConfig) -> int:
 
 
 def accumulation_steps(config: TrainConfig, ranks: int) -> int:
-    """Micro-batches that one rank adds up for one optimiser step."""
+    """Return the number of micro-batches that one rank accumulates per optimiser step."""
     micro_batches, rest = divmod(config.global_batch_size, config.micro_batch_size)
     if config.global_batch_size < ranks:
         raise ValueError(f"global_batch_size must be at least the number of ranks, {ranks}; got {config.global_batch_size}")

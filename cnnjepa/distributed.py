@@ -1,8 +1,12 @@
-"""Ranks: started by torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one rank alone.
+"""Coordinate ranks started by torchrun's variables, or one rank alone.
 
-Gradients are averaged in buckets that leave while the backward pass goes on, as DistributedDataParallel does it for a static graph, but not
-by that: it rearranges its buckets after the first step, so that a run resumed at step k would add up in another order than one that never
-stopped, and differ in the last bit. The last message carries the loss and the wishes to stop or save: all ranks act on the same step.
+The variables are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+Gradients are averaged in buckets that are sent during the backward pass, as in
+DistributedDataParallel with a static graph. DistributedDataParallel itself rearranges its buckets
+after the first step: a run resumed at step k would add in another order than an uninterrupted run,
+and differ in the last bit. The last message carries the loss and the requests to stop or save, so
+that all ranks act on the same step.
 """
 
 import os
@@ -29,7 +33,7 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers."""
+    """Describe this process among its peers."""
 
     rank: int
     count: int
@@ -37,12 +41,12 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes files."""
+        """Return True on the one rank that writes files."""
         return self.rank == 0
 
 
 def rank_count() -> int:
-    """How many ranks the launcher started; 1 where there is no launcher."""
+    """Return the number of ranks that the launcher started; 1 without a launcher."""
     told = os.environ.get("WORLD_SIZE", "1")
     if not told.isdigit() or told == "0":
         raise ValueError(f"WORLD_SIZE must be the number of ranks; got {told}")
@@ -50,12 +54,12 @@ def rank_count() -> int:
 
 
 def is_main_rank() -> bool:
-    """Whether the launcher made this process the one that writes files."""
+    """Return whether the launcher made this process the one that writes files."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def pick_device(wish: Device) -> torch.device:
-    """This rank's device; raises ValueError where CUDA is wished for and there is none."""
+    """Return this rank's device; raise ValueError if CUDA is requested but unavailable."""
     if wish is Device.cpu or (wish is Device.auto and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -66,9 +70,10 @@ def pick_device(wish: Device) -> torch.device:
 
 @contextmanager
 def joined(wish: Device) -> Iterator[Ranks]:
-    """Join the process group for the length of the block: gloo on CPU, NCCL on CUDA, nothing for a rank alone.
+    """Join the process group for the duration of the block.
 
-    Within another such block the ranks are joined already, and stay so.
+    The backend is gloo on CPU and NCCL on CUDA; a single rank joins nothing. A nested block leaves
+    the existing process group open.
     """
     device = pick_device(wish)
     if device.type == "cuda":
@@ -88,7 +93,7 @@ def joined(wish: Device) -> Iterator[Ranks]:
 
 @dataclass
 class _Bucket:
-    """Parameters whose gradients travel in one message."""
+    """Hold the parameters whose gradients travel in one message."""
 
     parameters: list[nn.Parameter]
     missing: int = 0  # gradients that the backward pass has yet to complete
@@ -97,13 +102,17 @@ class _Bucket:
 
 
 class GradientBuckets:
-    """Averages gradients over ranks, in the same messages and order at every step; a message leaves as soon as it is complete.
+    """Average gradients over ranks, with the same messages in the same order at every step.
 
-    Every parameter must have a gradient after every backward pass, and the same ones on every rank.
+    Each message is sent once it is complete. Every parameter must have a gradient after every
+    backward pass, and the parameters must be the same on every rank.
     """
 
     def __init__(self, parameters: list[nn.Parameter], ranks: Ranks, megabytes: float = 25.0) -> None:
-        """Fills buckets of about `megabytes` from the last parameter to the first: what is used last has its gradient first."""
+        """Fill buckets of about `megabytes` MiB from the last parameter to the first.
+
+        Layers that are used last complete their gradients first.
+        """
         self._ranks, self._armed, self._next = ranks, False, 0
         self._buckets: list[_Bucket] = []
         size = float("inf")
@@ -116,7 +125,7 @@ class GradientBuckets:
             parameter.register_post_accumulate_grad_hook(partial(self._completed, self._buckets[-1]))
 
     def arm(self) -> None:
-        """The next backward pass is the step's last: what it completes may leave."""
+        """Mark the next backward pass as the step's last, so that complete buckets may be sent."""
         self._armed, self._next = True, 0
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
@@ -125,7 +134,8 @@ class GradientBuckets:
         if not self._armed:
             return
         bucket.missing -= 1
-        # In the order of the buckets and not of their completion: all ranks must send the same message at the same time.
+        # Send in bucket order, not in order of completion: all ranks must send the same message at
+        # the same time.
         while self._next < len(self._buckets) and not self._buckets[self._next].missing:
             bucket = self._buckets[self._next]
             bucket.message = torch.cat([p.grad.flatten() for p in bucket.parameters if p.grad is not None])
@@ -133,7 +143,7 @@ class GradientBuckets:
             self._next += 1
 
     def finish(self, scalars: Tensor) -> Tensor:
-        """Wait until each gradient is its mean over ranks; returns the mean of the 1-d `scalars` too."""
+        """Wait until each gradient is its mean over ranks; return the mean of the 1-d `scalars`."""
         self._armed = False
         if self._ranks.count == 1:
             return scalars
@@ -152,10 +162,13 @@ class GradientBuckets:
 
 
 def gather_batch(x_BD: Tensor) -> Tensor:
-    """The rows of all ranks in rank order, [R x B, D], with gradient; each rank must hold as many. The rows themselves for a rank alone.
+    """Concatenate the rows of all ranks in rank order, [R x B, D], with gradient.
 
-    A loss over them is the same on every rank, and R times its gradient comes back to each row: the mean over ranks that
-    `GradientBuckets` takes of the parameters' gradients is then the gradient of that one loss.
+    Each rank must hold the same number of rows. A single rank returns its rows unchanged.
+
+    A loss over the gathered rows is the same on every rank, and each row receives R times its
+    gradient. `GradientBuckets` then takes the mean of the parameters' gradients over ranks, which
+    is the gradient of that one loss.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x_BD
@@ -164,26 +177,32 @@ def gather_batch(x_BD: Tensor) -> Tensor:
 
 
 def tensor(buffer: Tensor | None) -> Tensor:
-    """A BatchNorm buffer that is known to be there."""
+    """Return a BatchNorm buffer that is known to exist."""
     assert buffer is not None
     return buffer
 
 
 class RunningStatistics:
-    """BatchNorm's running statistics over ranks: after each step they are what one rank would have, fed the micro-batches in order.
+    """Combine BatchNorm's running statistics over ranks after each step.
 
-    A rank folds what it sees in a step, in a passes, into r -> (1-m) r + m s. Folds chain: with d = (1-m)^a, R ranks that all started
-    from r0 and ended at r_k combine to d^R r0 + sum over k of d^(R-1-k) (r_k - d r0). Ranks hold consecutive micro-batches, so the order
-    is the global batch's. With synchronised BatchNorm all ranks hold the same numbers already and nothing is sent.
+    The result equals that of one rank that processes the micro-batches in order.
+
+    In one step, a rank makes a passes and folds each into r -> (1-m) r + m s. Folds chain: with d =
+    (1-m)^a, R ranks that start from r0 and end at r_k combine to d^R r0 + sum over k of d^(R-1-k)
+    (r_k - d r0). Ranks hold consecutive micro-batches, so the order is that of the global batch.
+    With synchronised BatchNorm, all ranks already hold the same statistics and nothing is sent.
     """
 
     def __init__(self, module: nn.Module, ranks: Ranks) -> None:
-        """Watches all BatchNorms of `module` but the synchronised ones; each must make as many passes in every step."""
+        """Track all BatchNorms of `module` except synchronised ones.
+
+        Each must make the same number of passes in every step.
+        """
         self._ranks = ranks
         norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and not getattr(m, "sync", False)]
         self._means_vars: list[Tensor] = []
         self._counts: list[Tensor] = []
-        self._keep: list[float] = []  # what one pass keeps of the old numbers
+        self._keep: list[float] = []  # share of the old statistics that one pass keeps
         for norm in norms if ranks.count > 1 else []:
             assert norm.momentum is not None
             self._means_vars += [tensor(norm.running_mean), tensor(norm.running_var)]
@@ -191,10 +210,10 @@ class RunningStatistics:
             self._keep.append(1 - norm.momentum)
         self._before: Tensor | None = None
         self._counts_before: Tensor | None = None
-        self._decay: Tensor | None = None  # per number, of one rank's step
+        self._decay: Tensor | None = None  # per number, for one rank's step
 
     def start_step(self) -> None:
-        """Remember where the step's statistics start."""
+        """Remember the statistics at the start of the step."""
         if self._counts:
             self._before, self._counts_before = torch.cat(self._means_vars), torch.stack(self._counts)
 
@@ -219,7 +238,7 @@ class RunningStatistics:
 
 
 def broadcast_object(value: T, ranks: Ranks) -> T:
-    """Rank 0's `value` on every rank."""
+    """Return rank 0's `value` on every rank."""
     if ranks.count == 1:
         return value
     box = [value]
@@ -228,7 +247,7 @@ def broadcast_object(value: T, ranks: Ranks) -> T:
 
 
 def first_of(text: str, ranks: Ranks) -> str:
-    """The text of the lowest rank whose text is not empty, on every rank; "" where all are."""
+    """Return the text of the lowest rank with a non-empty text, on every rank; "" if none."""
     if ranks.count == 1:
         return text
     texts = [""] * ranks.count
@@ -237,7 +256,10 @@ def first_of(text: str, ranks: Ranks) -> str:
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
-    """The rows of all ranks in rank order on rank 0, which needs room for them once; no rows on the others."""
+    """Return the rows of all ranks in rank order on rank 0, and no rows on the others.
+
+    Rank 0 needs memory for all rows once.
+    """
     if ranks.count == 1:
         return rows
     counts: list[int] = [0] * ranks.count

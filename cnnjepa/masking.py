@@ -1,8 +1,9 @@
-"""Which cells are visible: multi-block, random and mixed masks for any square grid from 3x3 up (paper, section III-B).
+"""Draw masks for square grids from 3x3: multi-block, random and mixed (paper, section III-B).
 
-A mask depends on (seed, step, position in the global batch) alone, so that any number of ranks draws the same ones. Known
-differences from the authors' code: scale and aspect are independent draws there they share one number; the last row and column
-can be targets; every rank draws its own samples' masks.
+A mask depends only on (seed, step, position in the global batch), so that any number of ranks draws
+the same masks. Known differences from the authors' code: scale and aspect are independent draws,
+where theirs share one number; the last row and column can be targets; every rank draws its own
+samples' masks.
 """
 
 from dataclasses import astuple, dataclass
@@ -17,21 +18,31 @@ from cnnjepa.randomness import Stream, generator
 
 
 def visible_cells(mask_ratio: float, cells: int) -> int:
-    """How many cells a random mask leaves visible: round(cells x (1 - ratio)), never none and never all."""
+    """Return how many cells a random mask leaves visible: round(cells x (1 - ratio)).
+
+    The result is at least one and less than all cells.
+    """
     return min(max(round(cells * (1 - mask_ratio)), 1), cells - 1)
 
 
 def block_shape(scale: float, aspect: float, grid: int) -> tuple[int, int]:
-    """Height and width in cells of a block of `scale` x the grid's area; shorter than the grid on both sides."""
+    """Return height and width in cells of a block of `scale` x the grid's area.
+
+    Both are smaller than the grid.
+    """
     area = max(int(scale * grid * grid), 1)
     height, width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
     return min(max(height, 1), grid - 1), min(max(width, 1), grid - 1)
 
 
 def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Masks [len(positions), grid, grid], True where the context encoder sees; each has a visible and a hidden cell."""
+    """Return masks [len(positions), grid, grid], True for cells that the context encoder sees.
+
+    Each mask has at least one visible and one hidden cell.
+    """
     random = generator(seed, Stream.mask, step)
-    # One draw for the whole iteration comes first, then a row of numbers per position: row p is the same for every batch size.
+    # Draw once for the whole iteration, then one row of numbers per position, so that row p is the
+    # same for every batch size.
     use_blocks, scale, aspect = random.random(3)
     blocks = config.strategy is MaskStrategy.multi_block or (
         config.strategy is MaskStrategy.mixed and use_blocks < config.multi_block_probability
@@ -55,7 +66,8 @@ def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions:
     in_rows = (line >= top) & (line < top + height)
     in_columns = (line >= left) & (line < left + width)
     hidden_by_block = in_rows[:, :, :, None] & in_columns[:, :, None, :]
-    # Blocks are laid in order; one that would hide the last visible cell of its sample is left out (small grids only).
+    # Add blocks in order, and leave out a block that would hide the sample's last visible cell
+    # (small grids only).
     hidden = np.logical_or.accumulate(hidden_by_block, axis=1)
     keeps_some = ~hidden.all(axis=(2, 3))
     last = keeps_some.sum(axis=1) - 1
@@ -67,7 +79,10 @@ def _between(low: float, high: float, share: float) -> float:
 
 
 def require_context(config: BlockMaskConfig, key: str, grid: int) -> None:
-    """Raise ValueError unless the smallest context block keeps an eighth of the grid beside the largest target block."""
+    """Raise ValueError unless a context always remains.
+
+    The smallest context block must keep an eighth of the grid beside the largest target block.
+    """
     side, _ = block_shape(config.context_scale_min, 1.0, grid)
     aspects = np.linspace(config.target_aspect_min, config.target_aspect_max, 64)
     largest = max(height * width for height, width in (block_shape(config.target_scale_max, a, grid) for a in aspects))
@@ -79,19 +94,19 @@ def require_context(config: BlockMaskConfig, key: str, grid: int) -> None:
 
 @dataclass(frozen=True)
 class _BatchBlocks:
-    """The blocks of a whole global batch."""
+    """Hold the blocks of a whole global batch."""
 
     height: int  # of a target, in cells
     width: int
     corners: npt.NDArray[np.int64]  # of the targets [global batch, blocks, 2]
-    context: npt.NDArray[np.bool_]  # [global batch, cells], True where a sample's context may be
+    context: npt.NDArray[np.bool_]  # [global batch, cells], True where the context may be
     kept: int  # cells of every context
     noise: npt.NDArray[np.float64]  # [global batch, cells], decides which cells are left out
 
 
-@lru_cache(maxsize=1)  # all micro-batches of a step ask for the same
+@lru_cache(maxsize=1)  # all micro-batches of a step make the same call
 def _batch_blocks(values: tuple[Any, ...], grid: int, seed: int, step: int, global_batch: int) -> _BatchBlocks:
-    """The blocks of one step; `values` are those of a BlockMaskConfig."""
+    """Return the blocks of one step; `values` are those of a BlockMaskConfig."""
     config = BlockMaskConfig(*values)
     random = generator(seed, Stream.mask, step)
     target_scale, target_aspect, context_scale = random.random(3)
@@ -106,7 +121,7 @@ def _batch_blocks(values: tuple[Any, ...], grid: int, seed: int, step: int, glob
     line = np.arange(grid)
 
     def covered(corner: npt.NDArray[np.int64], rows: int, columns: int) -> npt.NDArray[np.bool_]:
-        """[samples, grid, grid], True within the block whose top left cell is `corner` [samples, 2]."""
+        """Return [samples, grid, grid], True within the block at top left `corner` [samples, 2]."""
         top, left = corner[:, :1], corner[:, 1:]
         in_rows, in_columns = (line >= top) & (line < top + rows), (line >= left) & (line < left + columns)
         return in_rows[:, :, None] & in_columns[:, None, :]
@@ -127,12 +142,14 @@ def _batch_blocks(values: tuple[Any, ...], grid: int, seed: int, step: int, glob
 def draw_blocks(
     config: BlockMaskConfig, grid: int, seed: int, step: int, global_batch: int, positions: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """I-JEPA's cells as indices in row order: context [B, K] and targets [B, blocks, n] of the given positions of the global batch.
+    """Return I-JEPA's context [B, K] and targets [B, blocks, n] as cell indices in row order.
 
-    The sizes of the blocks are one draw an iteration, their places one a sample (Assran et al. 2023, section 3). The context is a block
-    less all targets; K is the least that any sample of the global batch keeps, so that any number of ranks computes the same, and a sample
-    that keeps more leaves out cells at random. A target that would leave less than an eighth of the grid as context is replaced by the
-    sample's first; `require_context` sees to it that one always fits.
+    `positions` selects the samples of the global batch. Block sizes are drawn once per iteration,
+    block places once per sample (Assran et al. 2023, section 3). The context is a block minus all
+    targets. K is the smallest context of the global batch, so that any number of ranks computes the
+    same result; larger contexts lose random cells. A target that would leave less than an eighth of
+    the grid as context is replaced by the sample's first target; `require_context` ensures that the
+    first always fits.
     """
     drawn = _batch_blocks(astuple(config), grid, seed, step, global_batch)
     order = np.where(drawn.context[positions], drawn.noise[positions], 2.0)

@@ -11,9 +11,10 @@ from cnnjepa.config import OptimizerConfig, OptimizerName
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with momentum whose step for each decayed weight w is scaled by trust x |w| / (|g| + decay x |w|) (You et al. 2017).
+    """Implement LARS: momentum SGD with a scaled step for each decayed weight (You et al. 2017).
 
-    A group of weight decay 0 gets no such scale: its parameters are plain SGD's.
+    The scale of weight w with gradient g is trust x |w| / (|g| + decay x |w|). A group without
+    weight decay is not scaled: its parameters follow plain SGD.
     """
 
     def __init__(self, parameters: Any, lr: float, momentum: float, weight_decay: float, trust_coefficient: float) -> None:
@@ -22,17 +23,18 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step on the gradients that are there, which it overwrites; `closure` must be None."""
+        """Take one step and overwrite the gradients; `closure` must be None."""
         assert closure is None
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            # In place: a head of 151 M weights would otherwise be copied twice a step. The gradients are of no use afterwards.
+            # In place: a head of 151 M weights would otherwise be copied twice per step. The
+            # gradients are not needed afterwards.
             updates: list[torch.Tensor] = [p.grad for p in weights]
             if decay := group["weight_decay"]:
                 scales = [
-                    # A weight or gradient of 0 tells nothing about a good size of step.
+                    # A weight or gradient of 0 says nothing about a good step size.
                     torch.where((w > 0) & (g > 0), group["trust_coefficient"] * w / (g + decay * w), torch.ones_like(w))
                     for w, g in zip(torch._foreach_norm(weights), torch._foreach_norm(updates), strict=True)
                 ]
@@ -48,9 +50,11 @@ class Lars(torch.optim.Optimizer):
 
 
 class AdamW(torch.optim.AdamW):
-    """Torch's AdamW, of the same steps, that does not load torch's compiler: a second of each start of a process, of no use to a run.
+    """Take the same steps as torch's AdamW without loading torch's compiler.
 
-    Torch's optimisers load it to be hidden from it. Should another version of torch do so elsewhere, the second is spent again.
+    Loading the compiler takes a second per process start and is useless for a run. Torch's
+    optimisers load it only to disable it for their own methods. If another version of torch loads
+    it elsewhere, the second is spent again.
     """
 
     _step = inspect.unwrap(torch.optim.AdamW.step)
@@ -58,21 +62,24 @@ class AdamW(torch.optim.AdamW):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
             plain = inspect.unwrap(getattr(torch.optim.Optimizer, name))
-            vars(plain).setdefault("__dynamo_disable", plain)  # what it would make of the method, which is asked for first
+            # torch looks up the disabled version here before it builds one
+            vars(plain).setdefault("__dynamo_disable", plain)
         super().__init__(*arguments, **settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step on the gradients that are there; `closure` must be None."""
+        """Take one step; `closure` must be None."""
         assert closure is None
         AdamW._step(self)
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser over all `parameters`; the trainer sets learning rate and weight decay of each step.
+    """Return the optimiser over all `parameters`.
 
-    What is not decayed where decay_norms_and_biases is off is told by its shape and not by its name: scales and shifts of norms, biases and
-    layer scales have at most one dimension, and nothing else has.
+    The trainer sets the learning rate and weight decay of each step.
+
+    Without decay_norms_and_biases, parameters of at most one dimension are not decayed. These are
+    exactly the scales and shifts of norms, the biases and the layer scales.
     """
     groups: list[dict[str, Any]] = [{"params": list(parameters)}]
     if not config.decay_norms_and_biases:
@@ -85,13 +92,13 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate `lr`."""
+    """Set the learning rate of every parameter group to `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
-    """Give every parameter group that is decayed at all the decay `weight_decay`."""
+    """Set the weight decay of every decayed parameter group to `weight_decay`."""
     for group in optimizer.param_groups:
         if group["weight_decay"]:
             group["weight_decay"] = weight_decay

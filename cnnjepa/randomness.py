@@ -1,4 +1,7 @@
-"""Random numbers as functions of integers: the same key gives the same numbers in any process, on any rank, after any resume."""
+"""Generate random numbers as a function of integers.
+
+The same key gives the same numbers in any process, on any rank, after any resume.
+"""
 
 from enum import IntEnum
 
@@ -6,7 +9,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What the numbers are for, so that two uses of one seed never share numbers."""
+    """Name what the numbers are for, so that two uses of one seed never share numbers."""
 
     order = 1
     mask = 2
@@ -19,10 +22,13 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
-    """A fresh generator that depends on (seed, stream, key) alone; 20 microseconds."""
+    """Return a new generator that depends only on (seed, stream, key); takes 20 microseconds."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, *key))))
 
 
 def integer(seed: int, stream: Stream, *key: int) -> int:
-    """One integer in [0, 2**63) that depends on (seed, stream, key) alone, to seed a library's own generator."""
+    """Return an integer in [0, 2**63) that depends only on (seed, stream, key).
+
+    Use it to seed a library's own generator.
+    """
     return int(generator(seed, stream, *key).integers(2**63))

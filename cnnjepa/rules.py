@@ -1,4 +1,7 @@
-"""What a configuration must satisfy before anything starts; each rule broken is one line with key, rule and value."""
+"""Check a configuration before anything starts.
+
+Each broken rule is reported as one line with key, rule and value.
+"""
 
 import dataclasses
 import math
@@ -30,7 +33,7 @@ def _require(condition: bool, key: str, rule: str, value: object) -> None:
         raise ValueError(f"{key} must {rule}; got {value.name if isinstance(value, Enum) else value}")
 
 
-# Sizes above which a slip of the hand would end in a full memory, after hours in a queue.
+# Upper bounds that catch typos before they cost queue time.
 _LARGEST = {
     "data.image_size": 4096,
     "data.workers": 512,
@@ -57,7 +60,7 @@ _WHOLE_NUMBERS_BELOW = 2**32
 
 
 def validate_numbers(config: Any, path: str = "") -> None:
-    """Raise ValueError at what is not a number, at a whole number that no counter holds, and at a size that no machine does."""
+    """Raise ValueError for non-numbers, for integers that overflow, and for unreasonable sizes."""
     for f in dataclasses.fields(config):
         key, value = path + f.name, getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -72,7 +75,7 @@ def validate_numbers(config: Any, path: str = "") -> None:
 
 
 def validate_mask(mask: MaskConfig, key: str, grid: int) -> None:
-    """Raise ValueError unless every strategy of `mask` leaves at least one visible and one hidden cell on a grid x grid map."""
+    """Raise ValueError unless each strategy leaves a visible and a hidden cell on the grid."""
     _require(0 < mask.mask_ratio < 1, f"{key}.mask_ratio", "lie in (0, 1)", mask.mask_ratio)
     p = mask.multi_block_probability
     _require(0 <= p <= 1, f"{key}.multi_block_probability", "lie in [0, 1]", p)
@@ -103,14 +106,14 @@ def validate_block_mask(mask: BlockMaskConfig, key: str, grid: int) -> None:
 
 
 def require_encoder(config: TrainConfig, vit: bool) -> None:
-    """Raise ValueError where the method is made for the other family of encoders."""
+    """Raise ValueError if the method is made for the other family of encoders."""
     names = [n.name for n in EncoderName if (n in VITS) is vit]
     rule = f"be one of {', '.join(names)} with method={config.method.name}"
     _require((config.encoder.name in VITS) is vit, "encoder.name", rule, config.encoder.name)
 
 
 def validate_augment(augment: AugmentConfig, key: str) -> None:
-    """Raise ValueError unless every probability, strength and scale of `augment` can be drawn by."""
+    """Raise ValueError unless every probability, strength and scale of `augment` is valid."""
     _require(0 < augment.min_crop_scale <= 1, f"{key}.min_crop_scale", "lie in (0, 1]", augment.min_crop_scale)
     for name in ("jitter", "grey", "blur", "solarise"):
         p = getattr(augment, f"{name}_probability")
@@ -129,14 +132,17 @@ def validate_ema(ema: EmaConfig, key: str) -> None:
 
 
 def validate_sizes(config: MethodConfig, *names: str) -> None:
-    """Raise ValueError unless each named whole number of `config`, a layer's width or a depth, is at least 1."""
+    """Raise ValueError unless each named width or depth of `config` is at least 1."""
     for name in names:
         value = getattr(config, name)
         _require(value >= 1, f"method.{name}", "be at least 1", value)
 
 
 def validate_global_batch(config: TrainConfig, ranks: int) -> None:
-    """Raise ValueError where a loss over the whole global batch would see less, or would see it normalised rank by rank."""
+    """Raise ValueError if a loss over the whole global batch would not see all of it.
+
+    The loss must also see it normalised over all ranks, not rank by rank.
+    """
     name = config.method.name
     if config.method.global_batch:
         share = config.global_batch_size // ranks
@@ -147,7 +153,7 @@ def validate_global_batch(config: TrainConfig, ranks: int) -> None:
 
 
 def validate_warnings(warnings: WarningConfig) -> None:
-    """Raise ValueError unless each threshold can be held against a run."""
+    """Raise ValueError unless each threshold has a valid value."""
     for name in ("feature_std", "rankme", "knn_drop", "plateau_change"):
         value = getattr(warnings, name)
         _require(0 <= value < math.inf, f"warnings.{name}", "be at least 0 and finite", value)
@@ -159,7 +165,10 @@ def validate_warnings(warnings: WarningConfig) -> None:
 
 
 def validate(config: TrainConfig, ranks: int = 1) -> None:
-    """Raise ValueError, one line with key, rule and value, unless `config` can be trained on `ranks` ranks."""
+    """Raise ValueError unless `config` can be trained on `ranks` ranks.
+
+    The message is one line with key, rule and value.
+    """
     data, optimizer, probes = config.data, config.optimizer, config.probes
     validate_numbers(config)
     for key in ("patch_size", "vit_depth"):
@@ -177,7 +186,7 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     _require(config.threads >= 1, "threads", "be at least 1", config.threads)
     _require(0 < data.min_crop_scale <= 1, "data.min_crop_scale", "lie in (0, 1]", data.min_crop_scale)
     _require(0 <= data.flip_probability <= 1, "data.flip_probability", "lie in [0, 1]", data.flip_probability)
-    # The resized image grows with its inverse.
+    # The size of the resized image grows with the inverse of this fraction.
     _require(0.1 <= data.eval_crop_fraction <= 1, "data.eval_crop_fraction", "lie in [0.1, 1]", data.eval_crop_fraction)
     _require(0 < data.holdout_fraction < 1, "data.holdout_fraction", "lie in (0, 1)", data.holdout_fraction)
     for key, count in (

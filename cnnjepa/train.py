@@ -1,4 +1,4 @@
-"""The one loop: pretrains any method on any number of ranks, and resumes bit for bit on CPU."""
+"""The training loop: pretrain any method on any number of ranks; resume bit for bit on CPU."""
 
 import logging
 import time
@@ -35,19 +35,22 @@ log = logging.getLogger(__name__)
 
 
 class HopelessError(RuntimeError):
-    """The run itself is at fault and every rank has seen it: tried again, it would come to the same."""
+    """Raised on every rank when the run itself is at fault; a retry would end the same way."""
 
 
 class CollapsedError(HopelessError):
-    """The features have collapsed; training on would cost and give nothing."""
+    """Raised when the features have collapsed; training on would be wasted."""
 
 
 class NonFiniteError(HopelessError):
-    """The loss or the gradient was not a number; the weights are those before the step."""
+    """Raised when the loss or gradient is not finite; the weights are those before the step."""
 
 
 class RunError(RuntimeError):
-    """Training ended by an error, which is its cause; tells what had been reached and spent."""
+    """Raised when training fails; holds the progress and the time spent.
+
+    The error that ended it is the cause.
+    """
 
     def __init__(self, step: int, seconds: float, device_hours: float) -> None:
         super().__init__(f"training ended by an error at step {step}")
@@ -55,18 +58,18 @@ class RunError(RuntimeError):
 
 
 def never() -> bool:
-    """Nobody asks the run to stop."""
+    """Never ask the run to stop."""
     return False
 
 
 def no_judge(epoch: int, metrics: dict[str, float]) -> str:
-    """Every run is worth its end."""
+    """Let every run reach its end."""
     return ""
 
 
 @dataclass
 class Run:
-    """All that a run consists of; what a checkpoint must hold is in `state` and `restore`."""
+    """Hold everything a run consists of; `state` and `restore` define what a checkpoint holds."""
 
     config: TrainConfig
     folder: RunFolder
@@ -81,46 +84,56 @@ class Run:
     saver: Saver
     step: int = 0  # optimiser steps done
     resumes: int = 0
-    earlier_seconds: float = 0.0  # spent before this process took over, as its checkpoint tells
+    earlier_seconds: float = 0.0  # spent before this process took over, from the checkpoint
     started: float = field(default_factory=time.perf_counter)
     training_seconds: float = 0.0  # of `seconds`, those inside the loop
-    data_wait_seconds: float = 0.0  # of `training_seconds`, those in which this rank waited for its loader
+    # of `training_seconds`, those in which this rank waited for its loader
+    data_wait_seconds: float = 0.0
     busy: BusyMeter = field(default_factory=lambda: BusyMeter(None))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights; bf16 is autocast around fp32 weights."""
+        """Return the dtype of the weights; bf16 is autocast around fp32 weights."""
         return torch.float64 if self.config.precision is Precision.fp64 else torch.float32
 
     @property
     def epoch(self) -> float:
-        """Epochs done."""
+        """Return the epochs done."""
         return self.step / self.plan.steps_per_epoch
 
     @property
     def seconds(self) -> float:
-        """Spent training and probing, over all resumes; what a kill threw away since the last checkpoint is not in it."""
+        """Return the seconds spent training and probing, over all resumes.
+
+        Time that a kill discarded, since the last checkpoint, is not included.
+        """
         return self.earlier_seconds + time.perf_counter() - self.started
 
     @property
     def device_hours(self) -> float:
-        """GPU-hours on CUDA, core-hours on CPU."""
+        """Return GPU-hours on CUDA, core-hours on CPU."""
         devices = 1 if self.ranks.device.type == "cuda" else self.config.threads
         return self.seconds / 3600 * self.ranks.count * devices
 
     @property
     def data_wait_share(self) -> float | None:
-        """Of the time in the loop, what this rank waited for its loader; None before any was counted."""
+        """Return the share of loop time this rank waited for its loader; None without loop time."""
         return self.data_wait_seconds / self.training_seconds if self.training_seconds > 0 else None
 
     @property
     def energy_kwh(self) -> float | None:
-        """Of all ranks' GPUs, taken to be alike: the main rank reads its own. None where the device does not tell."""
+        """Return the energy of all ranks' GPUs, or None if the device does not report it.
+
+        The main rank reads its own GPU and assumes that all are alike.
+        """
         joules = self.meter.joules
         return None if joules is None else joules * self.ranks.count / 3.6e6
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds; randomness is a function of the step and needs none of it."""
+        """Return what a checkpoint holds.
+
+        Randomness depends only on the step and needs no state.
+        """
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -134,7 +147,7 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from `state`."""
         self.step, self.earlier_seconds, self.resumes = state["step"], state["seconds"], state["resumes"] + 1
         self.training_seconds = state["training_seconds"]
         self.data_wait_seconds = state["data_wait_seconds"]
@@ -145,7 +158,7 @@ class Run:
 
 
 def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
-    """A run at step 0; the same weights on every rank."""
+    """Return a run at step 0, with the same weights on every rank."""
     splits = load_splits(config.data)
     plan = build_plan(config, len(splits.pretrain), ranks.count)
     dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
@@ -159,7 +172,7 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
 
 
 def resume(run: Run) -> None:
-    """Take up the newest intact checkpoint of the run folder, the same one on every rank; nothing where there is none."""
+    """Resume from the newest intact checkpoint of the run folder, if any, on every rank."""
     found = None
     if run.ranks.is_main:
         remove_partial(run.folder.checkpoints)
@@ -172,7 +185,7 @@ def resume(run: Run) -> None:
 
 
 def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tensor] | None = None) -> Batch:
-    """Loaded pixels as a method's batch, which leaves its features in `shown`."""
+    """Build the method's batch from loaded pixels; the method stores its features in `shown`."""
     views, labels = loaded
     pixels = [normalise(v, run.splits, run.ranks.device, run.dtype) for v in views]
     positions = run.plan.positions(run.ranks.rank, micro_step)
@@ -180,9 +193,10 @@ def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tens
 
 
 def forward_backward(run: Run, loader: Any, shown: dict[str, Tensor] | None = None) -> tuple[Tensor, Batch]:
-    """Add the gradients of this rank's micro-batches, each counting alike; the last leaves its features in `shown`.
+    """Add the gradients of this rank's micro-batches, equally weighted.
 
-    Returns [loss, visible fraction], averaged over them, and the last one.
+    Returns [loss, visible fraction], averaged over the micro-batches, and the last micro-batch,
+    which stores its features in `shown`.
     """
     autocast = torch.autocast(run.ranks.device.type, torch.bfloat16, enabled=run.config.precision is Precision.bf16)
     sums = torch.zeros(2, dtype=run.dtype, device=run.ranks.device)
@@ -203,12 +217,12 @@ def forward_backward(run: Run, loader: Any, shown: dict[str, Tensor] | None = No
 
 
 def gradient_norm(run: Run) -> Tensor:
-    """[1], over all parameters."""
+    """Return the gradient norm over all parameters, [1]."""
     return torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None]).to(run.dtype).reshape(1)
 
 
 def require_finite(run: Run, loss: float, norm: float, lr: float) -> None:
-    """Raise NonFiniteError where the loss or the gradient's norm is not a number, before the weights are touched."""
+    """Raise NonFiniteError, before the weights change, if loss or gradient norm is not finite."""
     if not np.isfinite(loss) or not np.isfinite(norm):
         raise NonFiniteError(f"loss {loss:g} and gradient norm {norm:g} must be finite: step {run.step}, learning rate {lr:g}")
 
@@ -220,13 +234,19 @@ def train(
     claim: int = 0,
     judge: Callable[[int, dict[str, float]], str] = no_judge,
 ) -> RunResult | None:
-    """Run `config` to its end in `folder`, from its newest intact checkpoint; None where `should_stop` ended it early, saved.
+    """Train `config` to its end in `folder`, starting from the newest intact checkpoint.
 
-    `folder` is one that `RunFolder.prepare` made for `config`; where it has a result, that is returned and nothing is computed.
-    `should_stop` may differ between ranks: all stop at the same step, after a checkpoint. `judge` is asked on the main rank after each
-    probe on the way, and again by a run that is resumed there, with the epoch and the metrics; a cause that it returns ends the run as
-    pruned, after a checkpoint from which it can be taken up. Raises ValueError for a configuration that cannot run, and RunError, caused
-    by a HopelessError where it diverged or collapsed, when training breaks off.
+    Returns the result, or None if `should_stop` ended the run early; a checkpoint is saved first.
+    `folder` must have been prepared for `config` by `RunFolder.prepare`. If it already has a
+    result, that result is returned and nothing is computed.
+
+    `should_stop` may differ between ranks: all ranks stop at the same step, after a checkpoint.
+    `judge` receives the epoch and the metrics. The main rank calls it after each probe during
+    training, and a run resumed at such a probe calls it again. If it returns a cause, the run ends
+    as pruned, after a checkpoint from which it can be resumed.
+
+    Raises ValueError if the configuration cannot run, and RunError if training fails. The cause of
+    the RunError is a HopelessError if the run diverged or collapsed.
     """
     torch.set_num_threads(config.threads)
     reset_peak_memory()
@@ -254,19 +274,22 @@ def train(
 
 
 def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], judge: Callable[[int, dict[str, float]], str]) -> str | None:
-    """The loop, from `run.step` on: "" at the end, why where it was pruned, None where it was asked to stop; the last step is saved."""
+    """Run the training loop from `run.step` on; the last step is saved.
+
+    Returns "" at the end, the cause if the run was pruned, and None if it was asked to stop.
+    """
     config, plan, ranks = run.config, run.plan, run.ranks
 
     def asked(metrics: dict[str, float]) -> str:
-        """The judge's verdict, on every rank."""
+        """Return the judge's verdict, on every rank."""
         return broadcast_object(judge(round(run.epoch), metrics) if ranks.is_main else None, ranks) or ""
 
-    # Where it was saved at a probe it may have been pruned there, and killed before that was written down.
+    # A run saved at a probe may have been pruned there, and killed before that was recorded.
     if run.step and probe_due(run) and (pruned := asked(run.folder.probes().get(f"{run.epoch:g}", {}))):
         return pruned
-    # Loader processes are forked, here and for probes: no thread may hold a lock meanwhile.
+    # Loader processes are forked, here and for probes; no thread may hold a lock at that time.
     loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step, before_start=run.saver.settle)
-    if ranks.is_main and run.step == 0:  # a run killed before its first interval has a checkpoint to come back to
+    if ranks.is_main and run.step == 0:  # lets a run killed before its first interval resume
         run.saver.begin(0, run.state(), run.folder.sync)
     statistics, telemetry = RunningStatistics(run.method, ranks), Telemetry(run.method, recorder.has_board)
     noted = run.training_seconds, run.data_wait_seconds
@@ -283,7 +306,8 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             sums, batch = forward_backward(run, loader, telemetry.shown)
             statistics.end_step()
             wishes = torch.cat([sums, sums.new_full((1,), should_stop())])
-            # The one place where the host waits for the device: whether to take the step, and whether to stop after it.
+            # The only place where the host waits for the device: whether to take the step, and
+            # whether to stop after it.
             loss, visible, stop, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
             require_finite(run, loss, norm, lr)
             telemetry.see_gradients()
@@ -311,7 +335,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
                 run.saver.settle()
                 metrics, _ = probe(run, recorder, final=False)
                 pruned = asked(metrics)
-            # All ranks hold the same state: the main one alone writes.
+            # All ranks hold the same state, so only the main rank writes.
             ended = run.step == plan.total_steps
             if ranks.is_main and (ended or stop or pruned):
                 patience = PATIENCE_AT_STOP_SECONDS if stop and not ended else PATIENCE_AT_END_SECONDS
@@ -326,32 +350,39 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
 
 
 def epoch_due(run: Run, every: int) -> bool:
-    """True at the end of each `every`-th epoch."""
+    """Return True at the end of each `every`-th epoch."""
     return every > 0 and run.step % (every * run.plan.steps_per_epoch) == 0
 
 
 def logs_at(run: Run, step: int) -> bool:
-    """Whether step `step` is recorded."""
+    """Return whether step `step` is recorded."""
     return step % run.config.log.every_steps == 0 or step == run.plan.total_steps
 
 
 def pictures_at(run: Run, step: int) -> bool:
-    """Whether pictures are shown after step `step`: the first, and the last of each so many epochs."""
+    """Return whether pictures are shown after step `step`.
+
+    They are shown after the first step and at the end of every `images_every_epochs`-th epoch.
+    """
     every = run.config.log.images_every_epochs
     return every > 0 and (step == 1 or step % (every * run.plan.steps_per_epoch) == 0)
 
 
 def probe_due(run: Run) -> bool:
-    """True at the end of an epoch at which the run is probed on its way, and not at the last, which is probed anyhow."""
+    """Return True at the end of an epoch with a probe during training.
+
+    The last epoch is excluded, because it is always probed.
+    """
     epochs, rest = divmod(run.step, run.plan.steps_per_epoch)
     wanted = epoch_due(run, run.config.probes.every_epochs) or (not rest and epochs in run.config.probes.at_epochs)
     return wanted and run.step < run.plan.total_steps
 
 
 def probe(run: Run, recorder: Recorder, final: bool) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics of all probes, recorded, and the causes of those without value, said; collective. Reads test images only where `final`.
+    """Probe the run, record the metrics, and return them with the causes of missing values.
 
-    Raises CollapsedError, on every rank, where the features are of no use.
+    Missing values are logged too. The call is collective. Test images are read only if `final`.
+    Raises CollapsedError on every rank if the features have collapsed.
     """
     metrics, missing = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
     recorder.record("final" if final else "probe", run.step, {"epoch": run.epoch, **metrics})
@@ -363,13 +394,19 @@ def probe(run: Run, recorder: Recorder, final: bool) -> tuple[dict[str, float], 
 
 
 def write_down(folder: RunFolder, result: RunResult) -> bool:
-    """Record how the run ended, after all that it told; False where a result of another claim stands."""
+    """Record how the run ended, after syncing its records.
+
+    Returns False if the result of another claim stands.
+    """
     folder.sync()
     return folder.write_result(result)
 
 
 def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
-    """Write the run's result: of the trained run its last probe, of one that was `pruned`, for that cause, what it had reached."""
+    """Write the run's result and return it.
+
+    A trained run reports its last probe. A pruned run reports its cause and how far it got.
+    """
     metrics, missing = ({}, {}) if pruned else probe(run, recorder, final=True)
     result = RunResult(
         RunStatus.pruned if pruned else RunStatus.completed,

@@ -1,4 +1,7 @@
-"""`python -m cnnjepa.data.check FOLDER [--decode]`: every packed file has the checksum, the count and the labels that its manifest says."""
+"""Verify a packed folder: `python -m cnnjepa.data.check FOLDER [--decode]`.
+
+Every packed file must have the checksum, the image count and the labels that the manifest lists.
+"""
 
 import argparse
 import functools
@@ -19,19 +22,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from cnnjepa.data.packed import Manifest, PackedFile, PackedImages, read_manifest
 from cnnjepa.data.pictures import EncodedPicture
 
-# What decoders raise at damaged bytes; Pillow's PNG reader knows SyntaxError.
+# Raised by decoders at damaged bytes; SyntaxError comes from Pillow's PNG reader.
 UNREADABLE = (OSError, ValueError, SyntaxError)
 _CHUNK = 2**20
-_tell: Callable[[int], None] | None = None  # who counts the images that this process has done
+# called with the number of images that this process has finished
+_tell: Callable[[int], None] | None = None
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sha256_of(path: Path) -> str:
-    """Of the whole file, in hexadecimal digits."""
+    """Return the SHA-256 of the file in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -40,7 +44,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _start(counter: "Synchronized[int]", parent: int) -> None:
-    """In a worker: count for the parent, and end with it, however it ends."""
+    """Set up a worker: report finished images to the parent, and exit when the parent is gone."""
     global _tell
 
     def tell(images: int) -> None:
@@ -57,7 +61,7 @@ def _start(counter: "Synchronized[int]", parent: int) -> None:
 
 
 def done(images: int = 1) -> None:
-    """Tell the progress bar that so many images are done."""
+    """Report that `images` more images are done."""
     if _tell is not None:
         _tell(images)
 
@@ -66,7 +70,10 @@ T = TypeVar("T")
 
 
 def in_processes(what: str, images: int, workers: int, work: Callable[..., T], tasks: Iterable[tuple[object, ...]]) -> list[T]:
-    """`work(*task)` of each task, in their order, with a bar that counts images; one worker is this process. An error ends the rest."""
+    """Return `work(*task)` of each task in order, with a progress bar that counts images.
+
+    With one worker, the work runs in this process. An error stops the remaining tasks.
+    """
     global _tell
     columns = (
         TextColumn("{task.description}"),
@@ -107,7 +114,7 @@ def _on_workers(workers: int, work: Callable[..., T], tasks: Iterable[tuple[obje
 
 
 def check_file(folder: Path, file: PackedFile, classes: list[str], decode: bool) -> list[str]:
-    """What is wrong with one packed file, a line each; every image is decoded where `decode`."""
+    """Return the faults of one packed file, one line each; decode every image if `decode`."""
     if (found := sha256_of(folder / file.name)) != file.sha256:
         return [f"{file.name} must have the sha256 {file.sha256}, as the manifest says; got {found}: copy or pack it again"]
     try:
@@ -128,7 +135,7 @@ def check_file(folder: Path, file: PackedFile, classes: list[str], decode: bool)
 
 
 def check(folder: Path, manifest: Manifest, workers: int, decode: bool) -> list[str]:
-    """What is wrong with a packed folder, a line each."""
+    """Return the faults of a packed folder, one line each."""
     tasks = [(folder, file, manifest.classes, decode) for file in manifest.files]
     images = sum(file.images for file in manifest.files)
     found = in_processes("verified", images, min(workers, len(tasks)), check_file, tasks)
@@ -136,7 +143,11 @@ def check(folder: Path, manifest: Manifest, workers: int, decode: bool) -> list[
 
 
 def main() -> int:
-    """The door; exit status 0 all is as the manifest says, 1 it is not, 2 no packed folder, or a file is missing or cut short."""
+    """Run the command line.
+
+    Returns exit status 0 if everything matches the manifest, 1 if not, and 2 if there is no packed
+    folder, or a file is missing or truncated.
+    """
     parser = argparse.ArgumentParser(prog="python -m cnnjepa.data.check", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--decode", action="store_true", help="also decode every image once")

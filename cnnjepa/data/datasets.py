@@ -1,4 +1,7 @@
-"""Image sets by name, each as labelled train and test images; a missing folder says what is expected where, and how to get it."""
+"""Load image sets by name, each as labelled train and test images.
+
+The error for a missing folder states what is expected where, and how to get it.
+"""
 
 import gzip
 from collections.abc import Callable, Sequence
@@ -28,13 +31,13 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def pictures(self, indices: list[int]) -> Sequence[Picture]:
-        """The images at `indices`, to be decoded by whoever cuts them."""
+        """Return the images at `indices`, not yet decoded."""
         ...
 
 
 @dataclass
 class GreyImages:
-    """Small grey images held in memory, [N, H, W] uint8, shown as RGB."""
+    """Hold small grey images in memory, [N, H, W] uint8, and show them as RGB."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
@@ -43,16 +46,17 @@ class GreyImages:
         return len(self.labels)
 
     def pictures(self, indices: list[int]) -> list[Drawn]:
-        """The images at `indices`."""
+        """Return the images at `indices`."""
         return [Drawn(np.repeat(self.pixels[index][:, :, None], 3, axis=2)) for index in indices]
 
 
 class FolderImages:
-    """Image files in one folder a class, opened when asked for."""
+    """Read image files from one folder per class when they are needed."""
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
         samples = files_of(folder, classes, "data.root")
-        # One array of bytes and not a list of strings: a worker process then shares the pages instead of copying them.
+        # A byte array instead of a list of strings: worker processes share its pages instead of
+        # copying.
         self.paths = np.array([path.encode() for path, _ in samples])
         self.labels = np.array([label for _, label in samples], dtype=np.int64)
 
@@ -60,13 +64,13 @@ class FolderImages:
         return len(self.labels)
 
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
-        """The images at `indices`, read now."""
+        """Read the images at `indices` and return them."""
         return [EncodedPicture(Path(self.paths[index].decode()).read_bytes()) for index in indices]
 
 
 @dataclass
 class Dataset:
-    """Train and test images, the classes, and the channel statistics that normalise them."""
+    """Hold train and test images, the classes, and the channel statistics for normalisation."""
 
     train: Images
     test: Images
@@ -77,10 +81,11 @@ class Dataset:
 
 @dataclass
 class Splits:
-    """A dataset and the roles of its images.
+    """Hold a dataset and the roles of its images.
 
-    Pretraining sees `pretrain` without labels, as the paper does with all training images. A probe is fitted on `fit`, choices are made
-    on `holdout`, whose labels nothing is fitted on, and `test` is read once at the end.
+    Pretraining sees `pretrain` without labels; as in the paper, these are all training images.
+    Probes are fitted on `fit`. Choices are made on `holdout`, whose labels nothing is fitted on.
+    `test` is read once, at the end.
     """
 
     dataset: Dataset
@@ -134,7 +139,7 @@ def _fashion_mnist(config: DataConfig) -> Dataset:
 
 
 def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset:
-    """An image tree under `data.root`, or what was packed from one: the same images in the same order."""
+    """Return an image tree under `data.root`, or the set packed from one, in the same order."""
     name, root = config.name.name, Path(config.root) if config.root else Path("(data.root is empty)")
     if config.root and is_packed(root):
         return _packed(config, root, classes)
@@ -193,9 +198,11 @@ _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
 
 
 def load_splits(config: DataConfig) -> Splits:
-    """The images of `config` and their roles, the same for every seed of a run, so that runs differ in nothing else.
+    """Return the images of `config` and their roles.
 
-    Raises ValueError where the set is missing, or a part would be empty or lack classes.
+    The roles do not depend on the run's seed, so that runs with different seeds use the same split.
+
+    Raises ValueError if the set is missing, or if a part would be empty or lack classes.
     """
     dataset = _READERS[config.name](config)
     train = generator(0, Stream.split, 1).permutation(len(dataset.train))

@@ -1,4 +1,7 @@
-"""The order of the images and their loading: functions of (seed, epoch, position), so that resumes and ranks change nothing."""
+"""Order and load the images as a function of (seed, epoch, position).
+
+Resuming or changing the number of ranks therefore does not change the data.
+"""
 
 import functools
 import logging
@@ -24,37 +27,44 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """How images become steps: an epoch is all whole global batches of a fresh permutation; what is left over waits for the next."""
+    """Describe how images become steps.
+
+    An epoch is all whole global batches of a fresh permutation. The remaining images are not used
+    in that epoch.
+    """
 
     images: int
     global_batch: int
     micro_batch: int
-    micro_batches: int  # a rank and step
+    micro_batches: int  # per rank and step
     epochs: int
     seed: int
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps an epoch."""
+        """Return the optimiser steps per epoch."""
         return self.images // self.global_batch
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the run."""
+        """Return the optimiser steps of the run."""
         return self.steps_per_epoch * self.epochs
 
     def positions(self, rank: int, micro_step: int) -> Indices:
-        """Where a rank's micro-batch stands in the global batch: ranks take consecutive runs of micro-batches."""
+        """Return the positions of a rank's micro-batch in the global batch.
+
+        Each rank takes consecutive micro-batches.
+        """
         first = (rank * self.micro_batches + micro_step) * self.micro_batch
         return np.arange(first, first + self.micro_batch)
 
     def order(self, epoch: int) -> Indices:
-        """The permutation of the images in `epoch`."""
+        """Return the permutation of the images in `epoch`."""
         return generator(self.seed, Stream.order, epoch).permutation(self.images)
 
 
 def build_plan(config: TrainConfig, images: int, ranks: int) -> Plan:
-    """The plan of a run; raises ValueError where one global batch needs more images than there are."""
+    """Return the plan of a run; raise ValueError if one global batch exceeds the images."""
     if images < config.global_batch_size:
         raise ValueError(f"global_batch_size must be at most the {images} training images; got {config.global_batch_size}")
     micro_batches = accumulation_steps(config, ranks)
@@ -62,7 +72,7 @@ def build_plan(config: TrainConfig, images: int, ranks: int) -> Plan:
 
 
 class _MicroBatches(Sampler[list[tuple[int, int]]]):
-    """Keys (epoch, index into `pretrain`) of one rank's micro-batches, from its `first` one to the end of the run."""
+    """Yield keys (epoch, index into `pretrain`) of a rank's micro-batches from `first` on."""
 
     def __init__(self, plan: Plan, rank: int, first: int) -> None:
         self.plan, self.rank, self.first = plan, rank, first
@@ -83,15 +93,19 @@ Loaded = tuple[list[Tensor], Tensor]
 
 
 def _batch(views: list[Tensor]) -> Tensor:
-    """uint8 [B, 3, S, S], channels last; in a loader process put together in shared memory, so that it is not copied again."""
+    """Stack views into uint8 [B, 3, S, S], channels last.
+
+    In a loader process the batch is built in shared memory, which saves another copy.
+    """
     batch_BHW3: Tensor = default_collate([view.permute(1, 2, 0) for view in views])
     return batch_BHW3.permute(0, 3, 1, 2)
 
 
 class _Views(Dataset[Loaded]):
-    """Random views of a micro-batch, one a ViewSpec, each image decoded once, or not at all where no view is asked for; and its labels.
+    """Load random views of a micro-batch, one per ViewSpec, and its labels.
 
-    The label of an image that is not in `fit` is -1: nothing can be fitted to what choices are made on.
+    Each image is decoded once, or not at all if no view is requested. The label of an image outside
+    `fit` is -1, so that nothing can be fitted to images on which choices are made.
     """
 
     def __init__(self, config: TrainConfig, splits: Splits, specs: list[ViewSpec]) -> None:
@@ -112,7 +126,7 @@ class _Views(Dataset[Loaded]):
 
 
 class _ProbeImages(Dataset[Tensor]):
-    """Fixed views of a batch of images."""
+    """Load the fixed views of a batch of images."""
 
     def __init__(self, images: Images, indices: Indices, config: TrainConfig) -> None:
         self.images, self.indices, self.config = images, indices, config
@@ -130,19 +144,23 @@ def _as_it_is(batch: T) -> T:
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # The signals that ask a run to save and stop are for the rank, which needs its workers until it has; SIGTERM must end a worker.
+    # Only the rank handles the signals that ask a run to save and stop, and it needs its workers
+    # until it has saved. SIGTERM must still end a worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a slot in Ray runs with it blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked in a Ray worker
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _nothing() -> None:
-    """Nothing has to be done before processes are forked."""
+    """Do nothing before processes are forked."""
 
 
 def _started(loader: DataLoader[T]) -> Iterator[T]:
-    """The loader's batches, without torch's handler of SIGCHLD: it raises wherever the main thread is, also where no batch is awaited."""
+    """Return the loader's batches, without torch's SIGCHLD handler.
+
+    That handler raises wherever the main thread is, even when it is not waiting for a batch.
+    """
     before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
     if signal.getsignal(signal.SIGCHLD) is not before:
@@ -151,18 +169,24 @@ def _started(loader: DataLoader[T]) -> Iterator[T]:
 
 
 def _tells_of_death(error: Exception) -> bool:
-    """Whether a loader's process is gone; an error within a process keeps its type, and says that it comes from there."""
+    """Return whether a loader process died.
+
+    An error raised within a process keeps its type and says that it comes from a worker.
+    """
     text = str(error)
     if isinstance(error, RuntimeError):
         return text.startswith("DataLoader worker (pid") and ("exited unexpectedly" in text or "is killed by signal" in text)
-    return "in DataLoader worker process" not in text  # the connection broke while it handed a batch over
+    # the connection broke while the process handed over a batch
+    return "in DataLoader worker process" not in text
 
 
 def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], None] = _nothing) -> Iterator[T]:
-    """The batches of `build(0)`; where one of its processes dies (as by the OOM killer) those of `build(n)` follow the first n.
+    """Yield the batches of `build(0)` and restart the loader when one of its processes dies.
 
-    Raises what torch says of it where processes die twice without a batch in between. `before_start` is called whenever processes are to
-    start.
+    `build(n)` must return a loader that starts after the first n batches. A process may die of the
+    OOM killer, for example. `before_start` is called before every start of loader processes.
+
+    Raises torch's error when processes die twice without a batch in between.
     """
     delivered, deaths = 0, 0
     while True:
@@ -177,9 +201,10 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
             deaths += 1
             if not _tells_of_death(error) or deaths > 1:
                 raise
-            # As text: with the error a log record would keep the other processes.
+            # Logged as text: a log record that holds the error would keep the other processes
+            # alive.
             log.warning("a loader process has died (%s), it is started again after %d batches", str(error), delivered)
-        del batches  # ends the others
+        del batches  # ends the other processes
 
 
 def train_loader(
@@ -191,7 +216,7 @@ def train_loader(
     start_step: int,
     before_start: Callable[[], None] = _nothing,
 ) -> Iterator[Loaded]:
-    """This rank's micro-batches from `start_step` on; see `surviving`."""
+    """Yield this rank's micro-batches from `start_step` on; see `surviving`."""
 
     def build(delivered: int) -> DataLoader[Loaded]:
         return DataLoader(
@@ -201,7 +226,8 @@ def train_loader(
             collate_fn=_as_it_is,
             pin_memory=ranks.device.type == "cuda",
             worker_init_fn=_start_worker,
-            # Workers' base seed is of no use here, but drawing it from the global generator would disturb that.
+            # The workers' base seed is unused, but drawing it from the global generator would
+            # change that generator's state.
             generator=torch.Generator().manual_seed(integer(config.seed, Stream.order)),
         )
 
@@ -209,7 +235,7 @@ def train_loader(
 
 
 def probe_loader(config: TrainConfig, images: Images, indices: Indices, device: torch.device) -> Iterator[Tensor]:
-    """Fixed views of `indices` in order, uint8 [B, 3, S, S]; see `surviving`."""
+    """Yield the fixed views of `indices` in order, uint8 [B, 3, S, S]; see `surviving`."""
     size = config.probes.batch_size
 
     def build(delivered: int) -> DataLoader[Tensor]:
@@ -227,12 +253,12 @@ def probe_loader(config: TrainConfig, images: Images, indices: Indices, device: 
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[C, 1, 1] on the device, sent there once."""
+    """Return `values` as [C, 1, 1] on the device, copied there once."""
     return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def normalise(pixels_BCHW: Tensor, splits: Splits, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """uint8 pixels on the host to normalised channels-last values on `device`."""
+    """Convert uint8 pixels on the host to normalised channels-last values on `device`."""
     pixels = pixels_BCHW.to(device, non_blocking=True).to(dtype, memory_format=torch.channels_last)
     mean, std = (_per_channel(tuple(values), device, dtype) for values in (splits.dataset.mean, splits.dataset.std))
     return (pixels / 255 - mean) / std

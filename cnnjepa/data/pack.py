@@ -1,9 +1,15 @@
-"""`python -m cnnjepa.data.pack SOURCE TARGET`: a data set as a few large files, the same bytes however often the packing was killed.
+"""Pack a data set into a few large files: `python -m cnnjepa.data.pack SOURCE TARGET`.
 
-SOURCE is an image tree (train/<class>/<image> and val/), the folder of ImageNet's tar files as downloaded (ILSVRC2012_img_train.tar,
-ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz), or torchvision:NAME, whose files lie in --root. Each file of TARGET is written beside
-and renamed once it is whole; the same command goes on after a kill. Every image is decoded while it is packed. Exit status 0 packed and
-verified, 1 some images cannot be decoded or a file is not as it was written, 2 wrong usage.
+SOURCE is one of: an image tree (train/<class>/<image> and val/); the folder of ImageNet's tar files
+as downloaded (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz);
+torchvision:NAME, with its files in --root.
+
+Each file of TARGET is written under a temporary name and renamed when complete. After a kill, the
+same command continues, and the packed bytes are the same. Every image is decoded while it is
+packed.
+
+Exit status: 0 packed and verified; 1 some images cannot be decoded, or a file differs from what was
+written; 2 wrong usage.
 """
 
 import argparse
@@ -36,7 +42,11 @@ _IMAGES_A_BATCH = 256  # what a worker holds in memory
 
 @dataclass(frozen=True)
 class Stored:
-    """How images are stored: as they came; shrunk where their short side is above `short_side` pixels, as JPEG of `quality`; or decoded."""
+    """Choose how images are stored.
+
+    They are stored unchanged by default. With `short_side`, images with a larger short side are
+    shrunk to that many pixels and stored as JPEG of `quality`. With `decoded`, pixels are stored.
+    """
 
     short_side: int = 0
     quality: int = 0
@@ -45,7 +55,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Part:
-    """One file to be written."""
+    """Describe one file to write."""
 
     name: str
     split: str
@@ -53,7 +63,7 @@ class Part:
 
 
 class _Hashed:
-    """A file that is hashed while it is written, so that nobody has to read it again."""
+    """Hash a file while it is written, so that it need not be read again."""
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "wb")  # noqa: SIM115
@@ -80,7 +90,7 @@ class _Hashed:
 
 def _stored(data: bytes, picture: EncodedPicture, stored: Stored) -> bytes:
     side = min(picture.height, picture.width)
-    pixels = picture.pixels()  # also where nothing is to be shrunk: what cannot be decoded must not be packed
+    pixels = picture.pixels()  # decoded even if unchanged: undecodable images must not be packed
     if stored.decoded:
         return as_ppm(pixels)
     if not stored.short_side or side <= stored.short_side:
@@ -92,7 +102,10 @@ def _stored(data: bytes, picture: EncodedPicture, stored: Stored) -> bytes:
 
 
 def write_part(folder: Path, part: Part, stored: Stored, skip_corrupt: bool) -> tuple[PackedFile | None, list[str]]:
-    """The file, and the images of it that cannot be decoded; no file where there are such and they are not to be skipped."""
+    """Write one file and return it with the names and errors of its images that cannot be decoded.
+
+    Returns no file if there are such images and `skip_corrupt` is False.
+    """
     path, note = folder / part.name, folder / f".{part.name}.json"
     if note.exists() and path.exists():
         noted = json.loads(note.read_text())
@@ -144,7 +157,7 @@ def _write(writer: Any, batch: list[tuple[bytes, int, str]]) -> int:
 
 
 def plan(source: sources.Source, images_a_file: int) -> list[Part]:
-    """The files, each a run of `images_a_file` images in the order of the source."""
+    """Divide the source into files of `images_a_file` consecutive images."""
     parts = []
     for split, entries in source.splits.items():
         for number, first in enumerate(range(0, len(entries), images_a_file)):
@@ -153,7 +166,10 @@ def plan(source: sources.Source, images_a_file: int) -> list[Part]:
 
 
 def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dict[str, Any]:
-    """What two packings must share so that one goes on with the other: options, and name, label and size of each image."""
+    """Return what two packings must share for one to continue the other.
+
+    These are the options, and the name, label and size of each image.
+    """
     digest = hashlib.sha256()
     for split, entries in source.splits.items():
         for e in entries:
@@ -163,7 +179,11 @@ def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dic
 
 
 def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> None:
-    """Make TARGET the folder of this packing; ValueError, one line, where it is another's, or has no room."""
+    """Prepare TARGET for this packing.
+
+    Raises ValueError, one line, if TARGET belongs to another packing, has no room or cannot be
+    written.
+    """
     note = target / UNFINISHED
     if note.is_file():
         before = json.loads(note.read_text())
@@ -182,13 +202,17 @@ def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> No
     except OSError as error:
         raise ValueError(f"TARGET must be a folder that can be written; got {target}: {error}") from error
     for partial in target.glob(".*.tmp"):
-        partial.unlink(missing_ok=True)  # of a packing that was killed
+        partial.unlink(missing_ok=True)  # left by a killed packing
 
 
 def pack(
     source: sources.Source, target: Path, stored: Stored, workers: int, skip_corrupt: bool, images_a_file: int = IMAGES_A_FILE
 ) -> tuple[Manifest | None, list[str]]:
-    """Pack `source` into `target`, or go on with it: the manifest, None if corrupt images are in the way, and a line for each of those."""
+    """Pack `source` into `target`, or continue packing it.
+
+    Returns the manifest and one line per corrupt image. The manifest is None if there are corrupt
+    images and `skip_corrupt` is False.
+    """
     _begin(target, source, _identity(source, stored, images_a_file))
     parts = plan(source, images_a_file)
     tasks = [(target, part, stored, skip_corrupt) for part in parts]
@@ -250,7 +274,7 @@ def _run(asked: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """The door."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m cnnjepa.data.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,8 @@
-"""A packed image set is one folder: Arrow files of encoded images, and a manifest that names each with its size and checksum.
+"""Read packed image sets: Arrow files of encoded images and a manifest in one folder.
 
-The files are mapped into memory and never copied: the pages of images are the system's, shared by all processes of a node, and the index
-(13 bytes an image) is made once and shared with loader processes by the fork.
+The manifest lists each file with its size and checksum. The files are memory-mapped and never
+copied, so all processes of a node share their pages. The index (13 bytes per image) is built once
+and shared with forked loader processes.
 """
 
 import json
@@ -18,12 +19,12 @@ from cnnjepa.run.files import to_json, write_atomic
 
 MANIFEST = "manifest.json"
 FORMAT = "cnnjepa-packed-1"
-UNFINISHED = "packing.json"  # stands in the folder until the manifest does
+UNFINISHED = "packing.json"  # present until the manifest is written
 
 
 @dataclass(frozen=True)
 class PackedFile:
-    """One Arrow file: its images follow those of the file before it."""
+    """Describe one Arrow file; its images follow those of the previous file."""
 
     name: str
     split: str  # train or val
@@ -34,27 +35,35 @@ class PackedFile:
 
 @dataclass
 class Manifest:
-    """What a packed folder holds; `skipped` names the images that could not be decoded and were left out by request."""
+    """List the contents of a packed folder.
+
+    `skipped` names the images that could not be decoded and were left out on request.
+    """
 
     classes: list[str]
     files: list[PackedFile]
-    short_side: int = 0  # pixels to which larger images were shrunk; 0: every image is byte for byte the source's
+    # Short side in pixels to which larger images were shrunk; 0: every image has the source's
+    # bytes.
+    short_side: int = 0
     jpeg_quality: int = 0  # of the images that were shrunk
     skipped: dict[str, list[str]] = field(default_factory=dict)
     format: str = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Put the manifest into `folder`, whole or not at all."""
+        """Write the manifest to `folder` atomically."""
         write_atomic(folder / MANIFEST, to_json(asdict(self)))
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether `folder` is a packed set, or the beginning of one."""
+    """Return whether `folder` is a packed set, complete or not."""
     return (folder / MANIFEST).is_file() or (folder / UNFINISHED).is_file()
 
 
 def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
-    """The manifest of a packed folder all of whose files are there in their size; ValueError, one line with `key`, where it is not so."""
+    """Return the manifest of a packed folder.
+
+    Raises ValueError, one line with `key`, unless every file exists in its full size.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"{key} must hold a set packed to its end; got {folder}, begun and not ended: run the same packing command again")
@@ -79,7 +88,10 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
 
 
 class PackedImages:
-    """The images of one split of a packed folder, of the given classes, in the order of the same images in one folder a class."""
+    """Read the images of one split of a packed folder, restricted to the given classes.
+
+    The order is that of the same images in one folder per class.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, classes: list[str]) -> None:
         self.paths = [folder / f.name for f in manifest.files if f.split == split]
@@ -98,19 +110,24 @@ class PackedImages:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": None}  # a process that was not forked maps the files itself
+        # a process that was not forked maps the files itself
+        return {**self.__dict__, "_maps": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._maps = [_map(path) for path in self.paths]
 
     def encoded(self, index: int) -> memoryview:
-        """The bytes of the image file at `index`, not copied."""
+        """Return the bytes of the image file at `index` without copying them."""
         start = int(self._start[index])
         return memoryview(self._maps[self._file[index]])[start : start + int(self._size[index])]
 
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
-        """The images at `indices`; the system is told of all before the first is decoded, so that a cold file system reads ahead."""
+        """Return the images at `indices`.
+
+        The system is told about all of them before the first is decoded, so that a cold file system
+        can read ahead.
+        """
         for index in indices:
             first = int(self._start[index]) // mmap.PAGESIZE * mmap.PAGESIZE
             length = int(self._start[index]) + int(self._size[index]) - first
@@ -126,7 +143,10 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _index(number: int, path: Path, mapped: mmap.mmap) -> tuple[npt.NDArray[Any], ...]:
-    """File number, first byte, length and label of each image of one file; ValueError where it is no Arrow file of ours."""
+    """Return file number, first byte, length and label of each image of one file.
+
+    Raises ValueError if the file is not an Arrow file with the columns image and label.
+    """
     import pyarrow as pa
 
     whole = pa.py_buffer(mapped)

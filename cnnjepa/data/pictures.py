@@ -1,4 +1,4 @@
-"""Pictures that are decoded when they are cut, and no further than their crops reach; the pixels are Pillow's."""
+"""Decode pictures lazily, only as far down as their crops reach; the pixels are Pillow's."""
 
 import io
 import re
@@ -14,7 +14,8 @@ Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 
 _JPEG = b"\xff\xd8\xff"
 _PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `as_ppm` writes it
-# Frame headers of JPEGs that are decoded from top to bottom (baseline, extended), and of all others.
+# Frame headers of JPEGs that decode from top to bottom (baseline, extended), and all other frame
+# headers.
 _SEQUENTIAL, _OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _SCAN = 0xDA
 
@@ -26,13 +27,16 @@ class Picture(Protocol):
     width: int
 
     def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
-        """The uppermost `rows` rows or more, 0 for all; with a factor of 2, 4 or 8 a decoder may give every side divided by it."""
+        """Return at least the uppermost `rows` rows, 0 for all.
+
+        With a factor of 2, 4 or 8, the decoder may divide both sides by it.
+        """
         ...
 
 
 @dataclass
 class Drawn:
-    """A picture whose pixels are at hand."""
+    """Hold a picture that is already decoded."""
 
     whole: Pixels
 
@@ -40,15 +44,16 @@ class Drawn:
         self.height, self.width = self.whole.shape[:2]
 
     def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
-        """All pixels."""
+        """Return all pixels."""
         return self.whole
 
 
 class EncodedPicture:
-    """A picture in the bytes of its file: JPEG by libjpeg-turbo, PPM as it lies there, all else, and what that decoder refuses, by Pillow.
+    """Decode a picture from the bytes of its file.
 
-    `sound` bytes have been decoded before without a fault: of them what lies below the last crop is not decoded. Raises OSError where
-    Pillow cannot read the bytes either.
+    libjpeg-turbo decodes JPEG, and PPM needs no decoding. Pillow decodes all other formats, and
+    JPEGs that libjpeg-turbo refuses. `sound` bytes have been decoded before without a fault:
+    nothing below their last crop is decoded. Raises OSError if Pillow cannot read the bytes either.
     """
 
     def __init__(self, data: bytes | memoryview, sound: bool = False) -> None:
@@ -65,12 +70,15 @@ class EncodedPicture:
                 if colours in ("YCbCr", "Gray", "RGB"):
                     return
             except (ValueError, KeyError):  # KeyError: a header without a frame
-                pass  # Pillow says what is wrong with it
+                pass  # Pillow reports the error
         self._pillow = Image.open(io.BytesIO(data))
         self.width, self.height = self._pillow.size
 
     def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
-        """See Picture. Raises OSError where the bytes are damaged; pixels of a PPM are not copied and cannot be written."""
+        """Return the pixels, as in Picture; raise OSError if the bytes are damaged.
+
+        The pixels of a PPM are a read-only view of the bytes.
+        """
         if self._raw_from:
             return np.frombuffer(self.data, np.uint8, offset=self._raw_from).reshape(self.height, self.width, 3)
         if self._pillow is None:
@@ -87,14 +95,16 @@ class EncodedPicture:
 
 
 def as_ppm(pixels: Pixels) -> bytes:
-    """An image file whose pixels need no decoding: the simplest format that everything reads."""
+    """Encode pixels as PPM: the simplest widely readable format, which needs no decoding."""
     return b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
 
 
 def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:
-    """The JPEG with a header that tells of at least the first `rows` rows alone, so that a decoder stops there; None where that cannot be.
+    """Return the JPEG with a header that declares fewer rows, so that a decoder stops early.
 
-    One row more is kept, since chroma is interpolated across rows. The pixels of the first `rows` rows are those of the whole.
+    At least the first `rows` rows are kept, and their pixels equal those of the full image. One
+    extra row is kept because chroma is interpolated across rows. Returns None if the JPEG cannot be
+    cut.
     """
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
@@ -115,7 +125,10 @@ def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:
 
 
 def _one_scan(data: bytes | memoryview, at: int, components: int) -> bool:
-    """Whether all components come in the scan that follows: else the rows of the second come after all rows of the first."""
+    """Return whether one scan holds all components.
+
+    Otherwise all rows of the first component precede those of the second.
+    """
     while at + 4 < len(data) and data[at] == 0xFF:
         if data[at + 1] == _SCAN:
             return data[at + 4] == components

@@ -1,6 +1,8 @@
-"""What can be packed: a tree of one folder a class, ImageNet's tar files as downloaded, a torchvision data set.
+"""List the images of what can be packed.
 
-Each lists its images in the order in which an image folder would be read, so that a packed set numbers them alike.
+Sources are a tree with one folder per class, ImageNet's tar files as downloaded, and torchvision
+data sets. Each lists its images in the order in which an image folder is read, so that a packed set
+numbers them alike.
 """
 
 import inspect
@@ -18,29 +20,33 @@ _TRAIN_TAR, _VAL_TAR, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.
 
 
 class Entry(NamedTuple):
-    """One image of a source: where its bytes are. In a torchvision set `offset` is its index, and the label is found when it is read."""
+    """Locate the bytes of one image of a source.
+
+    In a torchvision set, `offset` is the image's index, and the label is found when the image is
+    read.
+    """
 
     name: str  # <class>/<file>
     label: int
     path: str
     offset: int
-    size: int  # bytes; 0 where nobody knows before it is read
+    size: int  # bytes; 0 if unknown before reading
 
 
 @dataclass
 class Source:
-    """All images of a data set, by split."""
+    """List all images of a data set, by split."""
 
     classes: list[str]
     splits: dict[str, list[Entry]]
 
     def bytes(self) -> int:
-        """Of all images, as far as they are known."""
+        """Return the bytes of all images, as far as they are known."""
         return sum(e.size for entries in self.splits.values() for e in entries)
 
 
 def read(entry: Entry) -> tuple[bytes, int]:
-    """The encoded image and its label; OSError where the file has become shorter."""
+    """Return the encoded image and its label; raise OSError if the file has become shorter."""
     if entry.path.startswith(TORCHVISION):
         return _from_torchvision(entry)
     with open(entry.path, "rb", buffering=0) as file:
@@ -51,7 +57,10 @@ def read(entry: Entry) -> tuple[bytes, int]:
 
 
 def find(source: str, root: str, classes: list[str] | None) -> Source:
-    """The images of `source`, those of `classes` alone where given; ValueError, one line, where they are not there."""
+    """Return the images of `source`, restricted to `classes` if given.
+
+    Raises ValueError, one line, if they do not exist.
+    """
     if source.startswith(TORCHVISION):
         if classes is not None:
             raise ValueError(f"--classes must be left alone with a torchvision set; got {source}")
@@ -66,7 +75,10 @@ def find(source: str, root: str, classes: list[str] | None) -> Source:
 
 
 def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str) -> tuple[Path, Path, list[str]]:
-    """Training and validation folder of an image tree, and its classes, sorted; ValueError with `key` where one is missing."""
+    """Return the training folder, the validation folder and the sorted classes of an image tree.
+
+    Raises ValueError with `key` if a folder is missing.
+    """
     train, val = root / "train", root / "val"
     if not val.is_dir():
         val = root / "test"
@@ -82,7 +94,10 @@ def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str
 
 
 def files_of(folder: Path, classes: list[str], key: str) -> list[tuple[str, int]]:
-    """(path, label) of the images below `folder`, class by class, sorted, as torchvision's ImageFolder has them."""
+    """Return (path, label) of the images below `folder`, in the order of torchvision's ImageFolder.
+
+    Images are sorted class by class.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     try:
@@ -139,7 +154,10 @@ def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:
 
 
 def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
-    """WordNet id of each of the devkit's class numbers, and the number of each validation image in the order of their names."""
+    """Return the devkit's WordNet IDs by class number, and the validation images' class numbers.
+
+    Validation images are in the order of their names.
+    """
     from scipy.io import loadmat
 
     with tarfile.open(path) as archive:
@@ -158,7 +176,7 @@ _opened: dict[tuple[str, str], Any] = {}
 
 
 def _torchvision_set(name: str, root: str, split: str) -> Any:
-    """torchvision's data set of that name, opened once a process."""
+    """Return torchvision's data set of that name, opened once per process."""
     import torchvision
 
     key = (f"{name} {root}", split)
@@ -200,7 +218,7 @@ def _torchvision(source: str, root: str) -> Source:
 
 
 def _from_torchvision(entry: Entry) -> tuple[bytes, int]:
-    """The image as PNG, which loses nothing."""
+    """Return the image as PNG, which is lossless, and its label."""
     name, split, root = entry.path.removeprefix(TORCHVISION).split(":", 2)
     image, label = _torchvision_set(name, root, split)[entry.offset]
     encoded = io.BytesIO()

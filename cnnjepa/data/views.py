@@ -1,7 +1,8 @@
-"""How training views and probe views are drawn from an image (paper, section IV-A); randomness is (seed, epoch, sample, view).
+"""Draw training views and probe views from an image (paper, section IV-A).
 
-Views are uint8 [3, S, S], channels last in memory: normalisation happens on the device, where it is cheap. Pixels are resized by the
-function to which torchvision's transforms come on uint8 tensors.
+Randomness depends on (seed, epoch, sample, view). Views are uint8 [3, S, S], channels last in
+memory; they are normalised on the device, where that is cheap. Pixels are resized by the function
+that torchvision's transforms call for uint8 tensors.
 """
 
 import math
@@ -20,9 +21,13 @@ from cnnjepa.data.pictures import Picture, Pixels
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One random view: a crop of random area and aspect, resized bicubically, perhaps mirrored, perhaps changed in colour and sharpness."""
+    """Describe one random view.
 
-    size: int  # pixels a side
+    A view is a crop of random area and aspect, resized bicubically. It may be mirrored and
+    augmented in colour and sharpness.
+    """
+
+    size: int  # pixels per side
     min_scale: float
     flip_probability: float
     min_aspect: float = 3 / 4
@@ -31,19 +36,26 @@ class ViewSpec:
 
 
 def crop_and_flip(config: DataConfig) -> ViewSpec:
-    """The view of CNN-JEPA: random resized crop and horizontal flip."""
+    """Return the view of CNN-JEPA: random resized crop and horizontal flip."""
     return ViewSpec(config.image_size, config.min_crop_scale, config.flip_probability)
 
 
 def augmented(config: DataConfig, augment: AugmentConfig) -> ViewSpec:
-    """A view of the joint-embedding methods: the crop of `augment`, the flip of the data, and then the rest of `augment`."""
-    import torchvision.transforms.v2.functional  # noqa: F401, before the loader's processes are forked, each of which would load it
+    """Return a view of the joint-embedding methods.
+
+    The crop is that of `augment`, the flip is that of the data, and the rest of `augment` follows.
+    """
+    import torchvision.transforms.v2.functional  # noqa: F401, loaded once, before the fork
 
     return ViewSpec(config.image_size, augment.min_crop_scale, config.flip_probability, augment=augment)
 
 
 def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop: area uniform in [min_scale, 1], aspect log-uniform; ten tries, then the centre."""
+    """Return top, left, height and width of a random crop.
+
+    The area is uniform in [min_scale, 1] and the aspect is log-uniform. After ten failed tries the
+    crop is centred.
+    """
     for _ in range(10):
         area = height * width * random.uniform(spec.min_scale, 1.0)
         aspect = math.exp(random.uniform(math.log(spec.min_aspect), math.log(spec.max_aspect)))
@@ -59,13 +71,17 @@ def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generat
 
 
 def _tensor(pixels_HW3: Pixels) -> Tensor:
-    """A copy as [1, 3, H, W], contiguous in channels-last order by its strides too: anything else is resized at half the speed."""
+    """Copy the pixels to [1, 3, H, W], contiguous in channels-last order.
+
+    The strides must be channels-last too: other layouts are resized at half the speed.
+    """
     return torch.from_numpy(np.array(pixels_HW3, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
 
 
 def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Brightness, contrast, saturation and hue, each drawn uniformly, one after the other in random order."""
-    from torchvision.transforms.v2 import functional as TF  # a second of a process's start, for the methods that need it
+    """Adjust brightness, contrast, saturation and hue in random order, each by a uniform amount."""
+    # imported here: takes a second, and only some methods need it
+    from torchvision.transforms.v2 import functional as TF
 
     strengths = [
         (TF.adjust_brightness, augment.brightness),
@@ -81,7 +97,10 @@ def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generat
 
 
 def _augment(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Colour jitter, grey, blur and solarisation, each with its probability (SimCLR's and BYOL's order)."""
+    """Apply colour jitter, grey, blur and solarisation, each with its probability.
+
+    The order is that of SimCLR and BYOL.
+    """
     jitter, grey, blur, solarise = random.random(4) < (
         augment.jitter_probability,
         augment.grey_probability,
@@ -98,7 +117,7 @@ def _augment(augment: AugmentConfig, view: Image.Image, random: np.random.Genera
 
 
 def _reduction(specs: Sequence[ViewSpec], crops: Sequence[tuple[int, int, int, int]]) -> int:
-    """The largest of 8, 4, 2 and 1 by which every crop may be divided and be no smaller than its view."""
+    """Return the largest of 8, 4, 2 and 1 that leaves every crop at least as large as its view."""
     least = min(min(height, width) // spec.size for spec, (_, _, height, width) in zip(specs, crops))
     return next(f for f in (8, 4, 2, 1) if f <= max(least, 1))
 
@@ -106,11 +125,15 @@ def _reduction(specs: Sequence[ViewSpec], crops: Sequence[tuple[int, int, int, i
 def random_views(
     specs: Sequence[ViewSpec], picture: Picture, randoms: Sequence[np.random.Generator], dct_scaling: bool = False
 ) -> list[Tensor]:
-    """One view a spec, uint8 [3, size, size], of one decoding of `picture`; all randomness of a view comes from its generator."""
+    """Decode `picture` once and return one view per spec, uint8 [3, size, size].
+
+    All randomness of a view comes from its own generator.
+    """
     crops = [draw_crop(spec, picture.height, picture.width, random) for spec, random in zip(specs, randoms)]
     factor = _reduction(specs, crops) if dct_scaling else 1
     pixels = picture.pixels(max(top + height for top, _, height, _ in crops), factor)
-    if pixels.shape[1] != picture.width:  # edges of crops move to the next pixel of the smaller image
+    # crop edges move to the nearest pixel of the smaller image
+    if pixels.shape[1] != picture.width:
         edges = np.round(np.array([(t, x, t + h, x + w) for t, x, h, w in crops]) / factor).astype(int)
         crops = [(t, x, min(b, pixels.shape[0]) - t, min(r, pixels.shape[1]) - x) for t, x, b, r in edges.tolist()]
     views = []
@@ -127,9 +150,10 @@ def random_views(
 
 
 def probe_view(config: DataConfig, picture: Picture) -> Tensor:
-    """The fixed view of a probe, uint8 [3, S, S]: short side to S / eval_crop_fraction, then the centre (224 of 256).
+    """Return the fixed view of a probe, uint8 [3, S, S].
 
-    Its pixels are those of torchvision's `resize` and `center_crop`.
+    The short side is resized to S / eval_crop_fraction, then the centre is cropped (224 of 256).
+    The pixels equal those of torchvision's `resize` and `center_crop`.
     """
     pixels, short = _tensor(picture.pixels()), round(config.image_size / config.eval_crop_fraction)
     height, width = (short * n // min(pixels.shape[2:]) for n in pixels.shape[2:])

@@ -1,8 +1,10 @@
-"""ConvNeXts whose forward takes a mask: timm's keys less `head`, and its initialisation (Liu et al. 2022, arXiv 2201.03545).
+"""ConvNeXts with a masked forward pass (Liu et al. 2022, arXiv 2201.03545).
 
-Only the depthwise 7x7 convolutions look beyond a cell: stem and downsampling cut the image into squares that tile the cells, all else is
-position by position. So what is hidden has to be zeroed once after each of them, and not after every operation; and with tiled execution
-all but those convolutions, stem and downsampling is computed for the visible positions alone.
+Keys (without `head`) and initialisation are timm's. Only the depthwise 7x7 convolutions look beyond
+a cell: stem and downsampling cut the image into squares that tile the cells, and all other layers
+act on each position separately. Hidden positions therefore need to be zeroed once after each of
+these, not after every operation. Tiled execution computes everything except these convolutions,
+stem and downsampling only for visible positions.
 """
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import Visibility, hide, needed
 
-# Blocks a stage, channels of the first.
+# Blocks per stage, channels of the first.
 SHAPES = {
     EncoderName.convnext_tiny: ([3, 3, 9, 3], 96),
     EncoderName.convnext_small: ([3, 3, 27, 3], 96),
@@ -21,18 +23,24 @@ SHAPES = {
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of each position by itself: hidden positions enter no statistics, and none need be kept."""
+    """Apply LayerNorm over the channels of each position.
+
+    Hidden positions enter no other position's statistics, and no running statistics are needed.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, C, H, W] to the same."""
+        """Map [B, C, H, W] to the same shape."""
         return super().forward(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
-    """Depthwise 7x7, LayerNorm, two pointwise layers with GELU between them, a scale for each channel, and a shortcut."""
+    """Apply a depthwise 7x7 convolution and a pointwise MLP, with a shortcut.
+
+    The MLP is LayerNorm, two pointwise layers with GELU between them, and a scale per channel.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,11 +50,12 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(channels, 4 * channels), "fc2": nn.Linear(4 * channels, channels)})
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None, execution: Execution = Execution.masked) -> Tensor:
-        """[B, C, H, W] to the same; zero where hidden, if it comes in so."""
+        """Map [B, C, H, W] to the same shape; zero where hidden, if the input is."""
         y_BHWC = self.conv_dw(x_BCHW).permute(0, 2, 3, 1)
         if visibility is None or execution is Execution.masked:
             return x_BCHW + hide(self._pointwise(y_BHWC).permute(0, 3, 1, 2), visibility)
-        # All but the convolution, and nearly all of the arithmetic, is for the visible positions alone.
+        # Everything after the convolution, nearly all of the arithmetic, is computed only for
+        # visible positions.
         b, h, w, c = y_BHWC.shape
         rows = visibility.positions(h, w)
         y_NC = self._pointwise(y_BHWC.reshape(-1, c).index_select(0, rows))
@@ -58,7 +67,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Halves the resolution, but in the first stage, and then its blocks."""
+    """Halve the resolution, except in the first stage, then apply the blocks."""
 
     def __init__(self, c_in: int, channels: int, blocks: int) -> None:
         super().__init__()
@@ -68,7 +77,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList([Block(channels) for _ in range(blocks)])
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None, execution: Execution) -> Tensor:
-        """[B, C, H, W] to [B, C', H/2, W/2], or in the first stage to the same."""
+        """Map [B, C, H, W] to [B, C', H/2, W/2], or to the same shape in the first stage."""
         x = hide(self.downsample(x_BCHW), visibility)
         for block in self.blocks:
             x = block(x, visibility, execution)
@@ -76,7 +85,10 @@ class Stage(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell], of either sign; 32 pixels a cell with four stages."""
+    """Map images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell] of either sign.
+
+    A cell has 32 pixels per side with four stages.
+    """
 
     def __init__(self, stages: list[int], width: int) -> None:
         super().__init__()
@@ -92,7 +104,7 @@ class ConvNeXt(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
-        """Features, zero where hidden; raises ValueError where the mask's cells are not the network's."""
+        """Return the features, zero where hidden; raise ValueError if the mask does not fit."""
         visibility = needed(visibility, image_BCHW, self.cell)
         x = hide(self.stem(hide(image_BCHW, visibility)), visibility)
         for stage in self.stages:
@@ -101,7 +113,7 @@ class ConvNeXt(nn.Module):
 
 
 def build_convnext(config: EncoderConfig) -> ConvNeXt:
-    """A freshly initialised ConvNeXt of the named size."""
+    """Return a freshly initialised ConvNeXt of the named size."""
     net = ConvNeXt(*SHAPES[config.name])
     net.execution = config.execution
     return net

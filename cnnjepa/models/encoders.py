@@ -1,6 +1,7 @@
-"""The encoder of a configuration, by its name: images [B, 3, H, W] to features [B, out_channels, h, w].
+"""Build the encoder of a configuration by its name.
 
-The ViTs' file is imported when one is asked for: timm takes seconds, and only they need it.
+Encoders map images [B, 3, H, W] to features [B, out_channels, h, w]. The ViTs' file is imported
+only when needed, because importing timm takes seconds.
 """
 
 from typing import TYPE_CHECKING, TypeAlias
@@ -19,7 +20,10 @@ Encoder: TypeAlias = "ResNet | ConvNeXt | VisionTransformer"
 
 
 def build_encoder(config: EncoderConfig, image_size: int, generator_seed: int) -> Encoder:
-    """A freshly initialised encoder; equal weights for equal `generator_seed`, whatever was drawn before."""
+    """Return a freshly initialised encoder.
+
+    Weights depend only on `generator_seed`, not on earlier random draws.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         if config.name in VITS:

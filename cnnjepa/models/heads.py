@@ -11,17 +11,21 @@ from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 
 
 class HeadNorm(MaskedBatchNorm2d):
-    """BatchNorm of vectors, with the encoder's way of synchronising over ranks: equal to nn.BatchNorm1d on one rank."""
+    """Apply BatchNorm to vectors, synchronised over ranks as in the encoder.
+
+    On one rank it equals nn.BatchNorm1d.
+    """
 
     def forward(self, x_BD: Tensor, visibility: Visibility | None = None) -> Tensor:
-        """[B, D] to the same."""
+        """Map [B, D] to the same shape."""
         return super().forward(x_BD[:, :, None, None], visibility).flatten(1)
 
 
 def build_head(sizes: list[int], sync_bn: bool, last_norm: bool = False) -> nn.Sequential:
-    """[B, sizes[0]] to [B, sizes[-1]]: linear layers with BatchNorm and ReLU between them, and with `last_norm` a BatchNorm at the end.
+    """Build linear layers with BatchNorm and ReLU between them: [B, sizes[0]] to [B, sizes[-1]].
 
-    A layer before a BatchNorm has no bias, which the BatchNorm would take away again.
+    `last_norm` adds a BatchNorm at the end. A layer before a BatchNorm has no bias, because the
+    BatchNorm would remove it.
     """
     layers: list[nn.Module] = []
     last = len(sizes) - 2

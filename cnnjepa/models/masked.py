@@ -1,6 +1,9 @@
-"""Masked execution: what is hidden stays zero through a network, and BatchNorm sees visible positions alone (paper, section III-A).
+"""Masked execution: hidden positions stay zero throughout a network (paper, section III-A).
 
-Shapes: B images, C channels, H x W positions; h x w cells of the mask, each cell H/h x W/w positions at a given depth.
+BatchNorm sees only visible positions.
+
+Shapes: B images, C channels, H x W positions; h x w cells of the mask, each cell H/h x W/w
+positions at a given depth.
 """
 
 from typing import Any
@@ -13,19 +16,22 @@ from torch.autograd.function import once_differentiable
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values` of the host on `device`, without the host waiting for what is queued there."""
+    """Copy host `values` to `device` without making the host wait for work queued there."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 class Visibility:
-    """The mask of one forward pass, at every resolution the network asks for; it lives as long as that pass."""
+    """Hold the mask of one forward pass, at every resolution that the network requests."""
 
     def __init__(self, visible_Bhw: Tensor, device: torch.device | None = None) -> None:
-        """Takes a boolean [B, h, w], True where visible, and the device to work on; a mask on the host spares CUDA a wait."""
+        """Take a boolean mask [B, h, w], True where visible, and the device to work on.
+
+        A mask on the host saves a CUDA synchronisation.
+        """
         self.shape = visible_Bhw.shape
         self.device = visible_Bhw.device if device is None else device
         host = visible_Bhw.cpu()
-        # Counted on the host: to count on CUDA would have the host wait for all that is queued there.
+        # Count on the host: counting on CUDA would make the host wait for all queued work.
         self.cells = to_device(host.flatten().nonzero().squeeze(1), self.device)
         self.hidden_cells = to_device((~host).flatten().nonzero().squeeze(1), self.device)
         self.fraction = len(self.cells) / host.numel()
@@ -34,7 +40,7 @@ class Visibility:
         self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     def coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, row and column of each visible cell, each [N]."""
+        """Return image, row and column of each visible cell, each [N]."""
         _, h, w = self.shape
         return self.cells.div(h * w, rounding_mode="floor"), self.cells.div(w, rounding_mode="floor") % h, self.cells % w
 
@@ -45,7 +51,10 @@ class Visibility:
         return self.visible_Bhw.repeat_interleave(height // h, 1).repeat_interleave(width // w, 2)
 
     def at(self, like_BCHW: Tensor) -> Tensor:
-        """1 where visible, 0 where hidden, as [B, 1, H, W] in the type of `like_BCHW`; H and W are multiples of h and w."""
+        """Return 1 where visible and 0 where hidden, [B, 1, H, W], in the dtype of `like_BCHW`.
+
+        H and W must be multiples of h and w.
+        """
         height, width = like_BCHW.shape[-2:]
         key = height, width, like_BCHW.dtype
         if key not in self._masks:
@@ -53,7 +62,10 @@ class Visibility:
         return self._masks[key]
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Indices, into the flat (image, row, column) order of a height x width map, of the visible positions, cell by cell."""
+        """Return the indices of visible positions in a height x width map, cell by cell.
+
+        Indices refer to the flat (image, row, column) order.
+        """
         key = height, width
         if key not in self._positions:
             _, h, w = self.shape
@@ -65,7 +77,10 @@ class Visibility:
 
 
 def needed(visibility: Visibility | None, image_BCHW: Tensor, cell: int) -> Visibility | None:
-    """`visibility`, or None where it hides nothing; raises ValueError unless it has a cell for each `cell` x `cell` pixels."""
+    """Return `visibility`, or None if it hides nothing.
+
+    Raises ValueError unless it has one cell for each `cell` x `cell` pixels.
+    """
     if visibility is None:
         return None
     b, _, height, width = image_BCHW.shape
@@ -76,25 +91,26 @@ def needed(visibility: Visibility | None, image_BCHW: Tensor, cell: int) -> Visi
 
 
 def hide(x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
-    """`x_BCHW` with zeros at the hidden positions; `x_BCHW` itself where nothing is hidden."""
+    """Return `x_BCHW` with zeros at hidden positions, or `x_BCHW` itself without a mask."""
     return x_BCHW if visibility is None else x_BCHW * visibility.at(x_BCHW)
 
 
 class MaskedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are those of the visible positions; equal to nn.BatchNorm2d where all are visible.
+    """Apply BatchNorm with the statistics of the visible positions.
 
-    Hidden positions must be zero on the way in and are zero on the way out. The running variance is unbiased over the visible
-    count. With `sync` set, statistics are those of all ranks' batches together.
+    It equals nn.BatchNorm2d if all positions are visible. Hidden positions must be zero in the
+    input and are zero in the output. The running variance is unbiased over the visible count. With
+    `sync` set, statistics are those of all ranks' batches together.
     """
 
     sync = False
 
     def is_synced(self) -> bool:
-        """Whether there are other ranks to share statistics with."""
+        """Return whether there are other ranks to share statistics with."""
         return self.sync and dist.is_initialized() and dist.get_world_size() > 1
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
-        """[B, C, H, W] to the same; `visibility` None means that all is visible."""
+        """Map [B, C, H, W] to the same shape; without `visibility` all positions are visible."""
         synced = self.training and self.is_synced()
         if visibility is None and not synced:
             return super().forward(x_BCHW)
@@ -128,7 +144,10 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _NormOverRanks(torch.autograd.Function):
-    """BatchNorm of the rows of all ranks together: three messages a layer and pass, and no more kept than BatchNorm keeps."""
+    """Apply BatchNorm to the rows of all ranks together.
+
+    Each layer sends three messages per pass, and keeps no more memory than BatchNorm.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_NC: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,5 +177,8 @@ class _NormOverRanks(torch.autograd.Function):
 
 
 def masked_max_pool(x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
-    """3x3 max-pool of stride 2; hidden positions count as the zeros they hold, which is neutral after a ReLU."""
+    """Apply 3x3 max-pooling of stride 2.
+
+    Hidden positions count as the zeros that they hold, which is neutral after a ReLU.
+    """
     return hide(F.max_pool2d(x_BCHW, 3, 2, 1), visibility)

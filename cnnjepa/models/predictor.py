@@ -1,6 +1,7 @@
 """The predictor and its ablation variants (paper, section III-C and table III).
 
-It sees all cells of the grid, the hidden ones filled with the mask token, and so its BatchNorm is an ordinary one.
+It sees all cells of the grid, with hidden cells filled with the mask token, so its BatchNorm is an
+ordinary one.
 """
 
 import itertools
@@ -13,18 +14,21 @@ from cnnjepa.models.masked import MaskedBatchNorm2d
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution, computed as a matrix product over positions: on maps as small as the grid that takes less time."""
+    """Compute a 1x1 convolution as a matrix product over positions.
+
+    This is faster on maps as small as the grid.
+    """
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 1)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, C', h, w], in channels-last memory."""
+        """Map [B, C, h, w] to [B, C', h, w], channels last in memory."""
         return F.linear(x_BChw.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 def _layer(conv: PredictorConv, c_in: int, c_out: int, kernel: int) -> list[nn.Module]:
-    """One layer of the flat sequence: its spatial operation, its mixing of channels, BatchNorm and ReLU."""
+    """Return one layer as a flat list: spatial operation, channel mixing, BatchNorm and ReLU."""
     if conv is PredictorConv.dense:
         convs = [nn.Conv2d(c_in, c_out, kernel, padding="same")]
     elif conv is PredictorConv.pointwise:
@@ -35,7 +39,10 @@ def _layer(conv: PredictorConv, c_in: int, c_out: int, kernel: int) -> list[nn.M
 
 
 def build_predictor(config: PredictorConfig, channels: int, sync_bn: bool = False) -> nn.Sequential:
-    """[B, channels, h, w] to the same shape, non-negative; 12.66 M parameters at the paper's 2048 channels and default depth."""
+    """Build the predictor, which maps [B, channels, h, w] to the same shape, non-negative.
+
+    It has 12.66 M parameters at the paper's 2048 channels and default depth.
+    """
     hidden = max(round(channels * config.width), 1)
     sizes = [channels] + [hidden] * (config.depth - 1) + [channels]
     layers: list[nn.Module] = []

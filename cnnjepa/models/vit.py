@@ -1,6 +1,9 @@
-"""Vision transformers of timm's blocks, and I-JEPA's predictor (Assran et al. 2023, arXiv 2301.08243, appendix A.1).
+"""Vision transformers of timm's blocks, and I-JEPA's predictor.
 
-Shapes: B images, N patches of the image, K of them given, T target blocks of n patches, D features, d features in the predictor.
+Source: Assran et al. 2023, arXiv 2301.08243, appendix A.1.
+
+Shapes: B images, N patches of the image, K of them given, T target blocks of n patches, D features,
+d features in the predictor.
 """
 
 import torch
@@ -16,7 +19,10 @@ SHAPES = {EncoderName.vit_tiny: (192, 3), EncoderName.vit_small: (384, 6), Encod
 
 
 def sine_positions(grid: int, width: int) -> Tensor:
-    """Fixed embeddings [1, grid x grid, width]: half of the features tell the row, half the column, each by sines and cosines."""
+    """Return fixed position embeddings [1, grid x grid, width].
+
+    Half of the features encode the row and half the column, each by sines and cosines.
+    """
     quarter = width // 4
     frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
@@ -26,15 +32,17 @@ def sine_positions(grid: int, width: int) -> Tensor:
 
 
 def take_cells(x_BND: Tensor, cells_BK: Tensor) -> Tensor:
-    """The rows of each sample at its `cells_BK`, [B, K, D]."""
+    """Return the rows of each sample at its `cells_BK`, [B, K, D]."""
     return x_BND.take_along_dim(cells_BK[:, :, None], dim=1)
 
 
 def initialise(module: nn.Module, blocks: nn.Sequential) -> None:
-    """Truncated normals of std .02 for 768 inputs, biases 0, and each block's outputs scaled down by the root of twice its depth.
+    """Initialise linear layers with truncated normals, biases with 0, and scale down block outputs.
 
-    That is I-JEPA's initialisation of a ViT-B of 16 pixels. For other numbers of inputs, of narrower networks or smaller patches, the std
-    goes with the inverse root, so that what comes out is as large: with .02 throughout, a ViT-Ti starts as little but its positions.
+    The std is 0.02 for 768 inputs, as in I-JEPA's ViT-B/16. For other numbers of inputs (narrower
+    networks, smaller patches) it scales with the inverse square root, which keeps the size of the
+    outputs. With 0.02 throughout, a ViT-Ti initially outputs little but its positions. Each block's
+    output weights are divided by the square root of twice the block's number, counted from 1.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
@@ -52,7 +60,10 @@ def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
 
 
 class VisionTransformer(nn.Module):
-    """Images [B, 3, S, S] to features [B, out_channels, S/patch, S/patch]; no class token, fixed positions; timm's keys less `head`."""
+    """Map images [B, 3, S, S] to features [B, out_channels, S/patch, S/patch].
+
+    There is no class token, and positions are fixed. Keys are timm's without `head`.
+    """
 
     def __init__(self, image_size: int, patch_size: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -64,7 +75,10 @@ class VisionTransformer(nn.Module):
         initialise(self, self.blocks)
 
     def tokens(self, image_BCHW: Tensor, cells_BK: Tensor | None = None) -> Tensor:
-        """Features [B, K, D] of the patches `cells_BK`, which see each other alone: nothing is computed for others. None takes all N."""
+        """Return features [B, K, D] of the patches `cells_BK`; None selects all N.
+
+        The selected patches attend only to each other, and nothing is computed for the others.
+        """
         size, patch = image_BCHW.shape[-1], self.patch_size
         if image_BCHW.shape[-2] != size or size != self.grid * patch:
             raise ValueError(f"an image must have {self.grid * patch} pixels a side; got {tuple(image_BCHW.shape[-2:])}")
@@ -78,14 +92,15 @@ class VisionTransformer(nn.Module):
         return self.norm(self.blocks(x))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """All patches, as a feature map."""
+        """Return the features of all patches as a feature map."""
         return self.tokens(image_BCHW).transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
 
 class BlockPredictor(nn.Module):
-    """A narrow transformer that is told where the context lies and where a target block lies, and predicts the block's features.
+    """Predict the features of target blocks with a narrow transformer.
 
-    Each target block is predicted by itself: its cells see the context and each other.
+    The transformer is given the positions of the context and of a target block. Each target block
+    is predicted separately: its cells see the context and each other.
     """
 
     def __init__(self, grid: int, features: int, width: int, depth: int, heads: int) -> None:
@@ -100,7 +115,7 @@ class BlockPredictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context_BKD: Tensor, context_BK: Tensor, target_BTn: Tensor) -> Tensor:
-        """Context features and the cells they and the target blocks stand at, to predictions [B, T, n, D]."""
+        """Map context features and the cells of context and targets to predictions [B, T, n, D]."""
         b, t, n = target_BTn.shape
         positions = self.pos_embed.expand(b, -1, -1)
         context = self.embed(context_BKD) + take_cells(positions, context_BK)
@@ -110,6 +125,6 @@ class BlockPredictor(nn.Module):
 
 
 def build_vit(config: EncoderConfig, image_size: int) -> VisionTransformer:
-    """A freshly initialised ViT of the named width."""
+    """Return a freshly initialised ViT of the named width."""
     width, heads = SHAPES[config.name]
     return VisionTransformer(image_size, config.patch_size, width, config.vit_depth, heads)

@@ -1,4 +1,4 @@
-"""The most memory that a run has held, as the system tells it."""
+"""Measure the peak memory of a run, as reported by the system."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ _PEAK_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak of earlier runs in this process; a system that cannot keeps it."""
+    """Reset the peak of earlier runs in this process; on systems that cannot, the peak remains."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -21,7 +21,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_mb(ranks: Ranks) -> float:
-    """Peak of the device's memory on CUDA, of this process's resident memory on CPU, in MiB."""
+    """Return the peak memory in MiB: of the device on CUDA, resident in this process on CPU."""
     if ranks.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None

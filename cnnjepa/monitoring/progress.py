@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar with images/s and remaining time on a terminal, plain lines in a log."""
+"""Show a run's progress: a bar with images/s and remaining time on a terminal, lines in a log."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class TrainingProgress:
-    """Shows steps, loss, learning rate, images/s and remaining time; silent on all ranks but the main one."""
+    """Show steps, loss, learning rate, images/s and remaining time on the main rank."""
 
     def __init__(self, total_steps: int, start_step: int, images_per_step: int, shown: bool) -> None:
         self.total_steps, self.images_per_step, self.shown = total_steps, images_per_step, shown
@@ -32,14 +32,14 @@ class TrainingProgress:
             self._bar.stop()
 
     def images_per_second(self, step: int) -> float:
-        """Images a second over all ranks since the last call."""
+        """Return images per second over all ranks since the last call."""
         now = time.perf_counter()
         then, then_step = self._last
         self._last = now, step
         return (step - then_step) * self.images_per_step / max(now - then, 1e-9)
 
     def show(self, step: int, epoch: float, loss: float, lr: float, images_per_second: float) -> None:
-        """Tell where the run stands after `step` optimiser steps."""
+        """Show the progress after `step` optimiser steps."""
         if not self.shown:
             return
         text = f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  {images_per_second:.0f} images/s"
@@ -48,5 +48,5 @@ class TrainingProgress:
             return
         then, then_step = self._started
         pace = (time.perf_counter() - then) / max(step - then_step, 1)
-        with contextlib.suppress(OSError):  # a log on a full disk stops no training
+        with contextlib.suppress(OSError):  # a log on a full disk must not stop training
             print(f"step {step}/{self.total_steps}  {text}  {(self.total_steps - step) * pace / 60:.1f} min left", flush=True)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl and TensorBoard; a disk that refuses stops no training."""
+"""Record a run to metrics.jsonl and TensorBoard; disk errors do not stop training."""
 
 import dataclasses
 import logging
@@ -20,7 +20,10 @@ _REOPEN_SECONDS = 60.0
 
 
 def hyperparameters(config: Any, path: str = "") -> dict[str, str | int | float]:
-    """What can change the result of a run, by its key; flags and lists as text, since TensorBoard's numbers would tell neither."""
+    """Return the hyperparameters that can change a run's result, by key.
+
+    Flags and lists become text, because TensorBoard's numbers can represent neither.
+    """
     flat: dict[str, str | int | float] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -37,20 +40,25 @@ def hyperparameters(config: Any, path: str = "") -> dict[str, str | int | float]
 
 
 class _Board:
-    """TensorBoard's writer; after an error of the disk what is told is lost until a new file can be opened: it is but a view."""
+    """Write to TensorBoard.
+
+    After a disk error, values are lost until a new file can be opened. This is acceptable, because
+    TensorBoard is only a view.
+    """
 
     def __init__(self, folder: Path, step: int, config: TrainConfig) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         self._folder, self._next = folder, 0.0
-        # Without the summary of the experiment: TensorBoard would take the first run's for all, and show the keys of its method alone.
-        # From the runs' own it finds those of all, and which of them differ; its metrics are then all scalars.
+        # Omit the experiment summary: TensorBoard would use the first run's for all runs, and show
+        # only the keys of its method. From the runs' own summaries, TensorBoard finds all keys and
+        # which of them differ. All scalars then become metrics.
         _, self._start, self._end = hparams(hyperparameters(config), {})
         self._writer: SummaryWriter | None = None
         self._open(step)
 
     def _open(self, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # the other ranks need it not
+        from torch.utils.tensorboard import SummaryWriter  # the other ranks do not need it
 
         try:
             self._writer = SummaryWriter(str(self._folder), purge_step=step)
@@ -63,7 +71,7 @@ class _Board:
         log.warning("TensorBoard's file cannot be written: %s; trying again in %.0f s", error, _REOPEN_SECONDS)
 
     def tell(self, call: str, step: int, *values: Any) -> None:
-        """`SummaryWriter.<call>(*values, step)`."""
+        """Call `SummaryWriter.<call>(*values, step)`."""
         if self._writer is None and time.monotonic() >= self._next:
             self._open(step)
         try:
@@ -73,7 +81,7 @@ class _Board:
             self._lost(error)
 
     def complete(self) -> None:
-        """The run has come to its end."""
+        """Mark the run as complete."""
         try:
             if self._writer is not None:
                 self._writer._get_file_writer().add_summary(self._end)
@@ -81,7 +89,7 @@ class _Board:
             self._lost(error)
 
     def close(self) -> None:
-        """Flush all."""
+        """Flush and close the file."""
         try:
             if self._writer is not None:
                 self._writer.close()
@@ -90,7 +98,7 @@ class _Board:
 
 
 class Recorder:
-    """Writes what a run tells after optimiser step `step`; silent on all ranks but the main one."""
+    """Record the values of optimiser step `step`; do nothing on all ranks but the main one."""
 
     def __init__(self, folder: RunFolder, step: int, is_main: bool, config: TrainConfig) -> None:
         self.folder, self.is_main = folder, is_main
@@ -102,11 +110,11 @@ class Recorder:
 
     @property
     def has_board(self) -> bool:
-        """Whether pictures and statistics are shown anywhere."""
+        """Return whether pictures and statistics are shown anywhere."""
         return self._board is not None
 
     def record(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """One record."""
+        """Write one record."""
         if not self.is_main:
             return
         self.folder.record(kind, step, values)
@@ -115,31 +123,31 @@ class Recorder:
             self._board.tell("add_scalar", step, f"{kind}/{key}", value)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers for TensorBoard alone, by their whole tags."""
+        """Write numbers to TensorBoard only, by their full tags."""
         for tag, value in values.items() if self._board else ():
             assert self._board
             self._board.tell("add_scalar", step, tag, value)
 
     def histograms(self, step: int, samples: dict[str, Tensor]) -> None:
-        """Histograms of values on the host, by their whole tags."""
+        """Write histograms of values on the host, by their full tags."""
         for tag, values in samples.items() if self._board else ():
             assert self._board
             self._board.tell("add_histogram", step, tag, values)
 
     def pictures(self, step: int, images: dict[str, Tensor]) -> None:
-        """Samples of what the method sees, [B, 3, H, W] of any range."""
+        """Write samples of what the method sees, [B, 3, H, W] in any range."""
         for key, pixels in images.items() if self._board else ():
             low, high = pixels.amin(), pixels.amax()
             assert self._board
             self._board.tell("add_images", step, key, ((pixels - low) / (high - low).clamp_min(1e-6)).float().cpu())
 
     def complete(self) -> None:
-        """All was told of a run that has come to its end."""
+        """Mark the run as complete; everything must be recorded before."""
         if self._board:
             self._board.complete()
 
     def close(self) -> None:
-        """Flush all."""
+        """Flush and close all files."""
         if self._board:
             self._board.close()
         self.folder.close()

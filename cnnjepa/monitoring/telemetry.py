@@ -1,4 +1,4 @@
-"""Statistics of gradients and features for TensorBoard, of the steps that are logged; nothing of it is kept elsewhere."""
+"""Send statistics of gradients and features at logged steps to TensorBoard only."""
 
 from typing import Any
 
@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from cnnjepa.monitoring.recorder import Recorder
 
-_SAMPLED = 100_000  # gradients of a part that a histogram is made of
+_SAMPLED = 100_000  # at most this many gradients per part in a histogram
 
 
 def part_of(name: str) -> str:
-    """The part of the network that a parameter belongs to: a stage of the encoder, or another module of the method as a whole."""
+    """Return the part of the network that a parameter belongs to.
+
+    A part is a stage of the encoder, or another whole module of the method.
+    """
     first, _, rest = name.partition(".")
     if first != "encoder":
         return first
@@ -23,15 +26,19 @@ def part_of(name: str) -> str:
 
 
 def feature_statistics(name: str, features_BD: Tensor) -> dict[str, Tensor]:
-    """Mean norm, and std as the collapse probe has it: of unit features over the batch, 1 for an even spread and 0 when collapsed."""
+    """Return the mean norm of the features, and their std as in the collapse probe.
+
+    The std is that of unit features over the batch: 1 for an even spread, 0 when collapsed.
+    """
     std = F.normalize(features_BD, dim=1).std(0).mean() * features_BD.shape[1] ** 0.5
     return {f"representations/{name}_std": std, f"representations/{name}_norm": features_BD.norm(dim=1).mean()}
 
 
 class Telemetry:
-    """Looks at one step in so many; at the others, and where nobody reads it, it does nothing, and never does it change a step.
+    """Observe logged steps; never change a step.
 
-    Features are those of this rank's last micro-batch, gradients those of all ranks.
+    At other steps, and without a reader, nothing is done. Features are those of this rank's last
+    micro-batch, gradients those of all ranks.
     """
 
     def __init__(self, method: nn.Module, wanted: bool) -> None:
@@ -46,25 +53,32 @@ class Telemetry:
         self._samples: dict[str, Tensor] = {}
 
     def start_step(self, logged: bool, pictured: bool) -> None:
-        """A step begins of which scalars, or histograms too, will be told; `shown` is where the method leaves its features, or None."""
+        """Begin a step; `logged` requests scalars, `pictured` requests histograms.
+
+        `shown` becomes the dictionary where the method stores its features, or None.
+        """
         self._logged, self._pictured = self._wanted and logged, self._wanted and pictured
         self.shown = {} if self._logged else None
 
     @torch.no_grad()
     def see_gradients(self) -> None:
-        """Take them in as they are, averaged over ranks, before the optimiser overwrites them; the host waits only for a histogram."""
+        """Take in the gradients, averaged over ranks, before the optimiser overwrites them.
+
+        The host waits for the device only if a histogram is due.
+        """
         if not self._logged and not self._pictured:
             return
         found = {part: [p.grad for p in parameters if p.grad is not None] for part, parameters in self._parts.items()}
         found = {part: gradients for part, gradients in found.items() if gradients}
         if self._logged:
             self._norms = {f"gradients/{part}": nn.utils.get_total_norm(g) for part, g in found.items()}
-        if self._pictured:  # by tags of their own: a tag that is a scalar too ends TensorBoard's page of hparams
+        # own tags: a tag that is also a scalar breaks TensorBoard's page of hparams
+        if self._pictured:
             self._samples = {f"gradient_values/{part}": sampled(g).float().cpu() for part, g in found.items()}
 
     @torch.no_grad()
     def tell(self, recorder: Recorder, step: int) -> None:
-        """Record what the step that has ended showed."""
+        """Record the statistics of the finished step."""
         if self._logged:
             values = dict(self._norms)
             for name, features in (self.shown or {}).items():
@@ -78,6 +92,6 @@ class Telemetry:
 
 
 def sampled(gradients: list[Any]) -> Tensor:
-    """At most so many of their values, evenly picked."""
+    """Return at most `_SAMPLED` values of the gradients, evenly spaced."""
     every = -(-sum(g.numel() for g in gradients) // _SAMPLED)
     return torch.cat([g.flatten()[::every] for g in gradients])

@@ -1,4 +1,8 @@
-"""Probes of frozen features: each file but features.py defines `run(data) -> metrics`; one that raises is a missing value."""
+"""Probes of frozen features.
+
+Each file except features.py defines `run(data) -> metrics`. A probe that raises counts as a missing
+value.
+"""
 
 import importlib
 import logging
@@ -18,7 +22,10 @@ log = logging.getLogger(__name__)
 def run_probes(
     encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics named <probe>.<metric>, and the cause for each probe that has none; the same on every rank, computed on rank 0."""
+    """Return metrics named <probe>.<metric>, and the cause of each probe without a value.
+
+    Both are computed on rank 0 and are the same on every rank.
+    """
     try:
         data = probe_data(encoder, config, splits, ranks, final)
     except FeatureError as error:
@@ -32,7 +39,8 @@ def run_probes(
             if broken:
                 raise ValueError(f"{broken[0]} is not finite")
             metrics |= {f"{name}.{k}": v for k, v in values.items()}
-        except Exception as error:  # any fault of a probe is a missing value with its cause; the pretraining stands
+        except Exception as error:
+            # any fault of a probe is a missing value with its cause; the pretraining remains valid
             log.warning("%s", traceback.format_exc())
             missing[name] = f"{type(error).__name__}: {error}"
     return broadcast_object((metrics, missing), ranks)

@@ -1,4 +1,4 @@
-"""Has the representation collapsed? Spread and effective rank of held-out features, without labels."""
+"""Detect collapse by the spread and effective rank of held-out features, without labels."""
 
 import torch
 import torch.nn.functional as F
@@ -8,16 +8,21 @@ from cnnjepa.probes.features import ProbeData
 
 
 def rankme(features_NC: torch.Tensor) -> float:
-    """exp of the entropy of the singular value distribution (Garrido et al. 2023): between 1 and min(N, C)."""
+    """Return RankMe, between 1 and min(N, C) (Garrido et al. 2023).
+
+    It is exp of the entropy of the singular value distribution.
+    """
     values = torch.linalg.svdvals(features_NC.double())
     p = values / values.sum() + 1e-7
     return float(torch.exp(-(p * p.log()).sum()))
 
 
 def run(data: ProbeData) -> dict[str, float]:
-    """feature_std: mean over channels of the std of unit features times sqrt(C), 1 for an even spread and 0 when collapsed; rankme.
+    """Return feature_std and rankme.
 
-    Features that are all zero have no singular values to tell apart, and so no rankme.
+    feature_std is the mean over channels of the std of unit features, times sqrt(C): 1 for an even
+    spread and 0 when collapsed. rankme is absent if all features are zero. Raises ValueError if
+    features are not finite.
     """
     features = data.holdout.features_NC
     if not features.isfinite().all():
@@ -29,7 +34,7 @@ def run(data: ProbeData) -> dict[str, float]:
 
 
 def collapsed(metrics: dict[str, float], probes: ProbeConfig) -> str:
-    """Why the features of a run with these metrics are of no use, "" where they are, or where it was not probed."""
+    """Return why a run with these metrics has collapsed, or "" if it has not or was not probed."""
     for key, least in (("collapse.feature_std", probes.collapsed_std), ("collapse.rankme", probes.collapsed_rankme)):
         value = metrics.get(key)
         if value is not None and value < least:

@@ -1,4 +1,7 @@
-"""The one feature pass that all probes share: frozen encoder in eval mode, global average pool (paper, section IV-A)."""
+"""Compute the features that all probes share in one pass (paper, section IV-A).
+
+The encoder is frozen and in eval mode; features are globally average-pooled.
+"""
 
 from dataclasses import dataclass
 
@@ -12,12 +15,12 @@ from cnnjepa.distributed import Ranks, first_of, gather_rows
 
 
 class FeatureError(RuntimeError):
-    """The features that all probes need could not be computed."""
+    """Raised when the features that all probes need cannot be computed."""
 
 
 @dataclass
 class Features:
-    """Pooled features [N, C] in fp32 and their labels [N]."""
+    """Hold pooled features [N, C] in fp32 and their labels [N]."""
 
     features_NC: Tensor
     labels_N: Tensor
@@ -25,7 +28,10 @@ class Features:
 
 @dataclass
 class ProbeData:
-    """What a probe may read: `test` is None until the run has ended, so that no choice can look at it."""
+    """Hold what a probe may read.
+
+    `test` is None until the run has ended, so that no choice can depend on it.
+    """
 
     fit: Features
     holdout: Features
@@ -34,14 +40,17 @@ class ProbeData:
     config: TrainConfig
 
     def judged(self) -> dict[str, Features]:
-        """The parts on which a score is due, by the name that its metrics carry."""
+        """Return the parts to score, by the name that prefixes their metrics."""
         parts = {"holdout": self.holdout}
         return parts if self.test is None else {**parts, "test": self.test}
 
 
 @torch.no_grad()
 def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, images: Images, indices: Indices, ranks: Ranks) -> Tensor:
-    """This rank's share of the features of `indices`, [n, C]; ranks hold consecutive shares. The encoder's mode is put back."""
+    """Return this rank's share of the pooled features of `indices`, fp32 [n, C].
+
+    Ranks hold consecutive shares. The encoder's training mode is restored afterwards.
+    """
     mine = [int(b) for b in torch.linspace(0, len(indices), ranks.count + 1).round()][ranks.rank : ranks.rank + 2]
     dtype = next(encoder.parameters()).dtype
     was_training = encoder.training
@@ -50,23 +59,25 @@ def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, ima
     try:
         for pixels in probe_loader(config, images, indices[mine[0] : mine[1]], ranks.device):
             pooled.append(encoder(normalise(pixels, splits, ranks.device, dtype)).mean((2, 3)).float())
-    finally:  # a probe that failed is a missing value: the training goes on as if it had not been
+    finally:  # a failed probe is a missing value: the training continues unaffected
         encoder.train(was_training)
     channels: int = encoder.out_channels  # type: ignore[assignment]
     return torch.cat(pooled) if pooled else torch.empty(0, channels, device=ranks.device)
 
 
 def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> ProbeData | None:
-    """The features of fit and holdout, and of test where `final`, on rank 0, None on the others; collective over ranks.
+    """Return the features of fit and holdout, and of test if `final`.
 
-    Raises FeatureError, on every rank, where any rank could not compute its share.
+    Rank 0 returns them, other ranks return None. The call is collective over ranks. Raises
+    FeatureError on every rank if any rank could not compute its share.
     """
     data = splits.dataset
     parts = [(data.train, splits.fit), (data.train, splits.holdout)] + [(data.test, splits.test)] * final
     cause, shares = "", []
     try:
         shares = [pooled_features(encoder, config, splits, images, indices, ranks) for images, indices in parts]
-    except Exception as error:  # an image that cannot be decoded, no room on the device: told to all, so that nobody waits
+    except Exception as error:
+        # An undecodable image, or no room on the device. All ranks are told, so that none waits.
         cause = f"{type(error).__name__}: {error}"
     if first := first_of(cause, ranks):
         raise FeatureError(first)
@@ -79,7 +90,10 @@ def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: R
 
 @torch.no_grad()
 def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks) -> None:
-    """Set the running statistics to the plain average over the training images: what a random encoder needs for a fair probe."""
+    """Set the running statistics to the plain average over the training images.
+
+    A random encoder needs this for a fair probe.
+    """
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
@@ -94,7 +108,7 @@ def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits,
 
 
 def topk_accuracy(scores_NK: Tensor, labels_N: Tensor, classes: int) -> dict[str, float]:
-    """{"top1": percent, "top5": percent}; top5 only where there are more than 5 classes to choose from."""
+    """Return {"top1": percent, "top5": percent}; top5 only if there are more than 5 classes."""
     ks = [1, 5] if classes > 5 else [1]
     best = scores_NK.topk(max(ks), dim=1).indices == labels_N[:, None]
     return {f"top{k}": 100 * best[:, :k].any(1).double().mean().item() for k in ks}

@@ -1,4 +1,7 @@
-"""k-NN probe: cosine similarity, votes weighted by exp(similarity / temperature) (paper, section IV-A; k = 200, temperature 0.1)."""
+"""k-NN probe (paper, section IV-A; k = 200, temperature 0.1).
+
+Similarity is cosine; votes are weighted by exp(similarity / temperature).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,19 +12,23 @@ from cnnjepa.probes.features import ProbeData, topk_accuracy
 
 @torch.no_grad()
 def knn_scores(bank_NC: Tensor, labels_N: Tensor, query_MC: Tensor, classes: int, k: int, temperature: float) -> Tensor:
-    """Votes [M, classes] of the k nearest rows of the bank; k is clipped to the bank."""
+    """Return the votes [M, classes] of the k nearest bank rows; k is clipped to the bank size."""
     bank = F.normalize(bank_NC, dim=1)
     votes = []
     for query in F.normalize(query_MC, dim=1).split(1024):
         similarity, nearest = (query @ bank.T).topk(min(k, len(bank)), dim=1)
-        # The shift by the nearest scales a query's votes alike; without it a small temperature would leave nothing but zeros.
+        # The shift by the nearest neighbour scales all votes of a query alike. Without it, a small
+        # temperature would leave only zeros.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes.append(weights.new_zeros(len(query), classes).scatter_add_(1, labels_N[nearest], weights))
     return torch.cat(votes)
 
 
 def run(data: ProbeData) -> dict[str, float]:
-    """holdout_top1, test_top1 (percent) and so on; raises ValueError where features are not finite."""
+    """Return holdout_top1, test_top1 (percent) and so on.
+
+    Raises ValueError if features are not finite.
+    """
     probes, fit = data.config.probes, data.fit
     if not fit.features_NC.isfinite().all():
         raise ValueError("features are not finite")

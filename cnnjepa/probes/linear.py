@@ -1,7 +1,7 @@
-"""Linear probe: one layer on frozen features, Adam, cached features (paper, section IV-A).
+"""Linear probe: one layer on cached frozen features, trained with Adam (paper, section IV-A).
 
-The headline is the last epoch. The paper reports the best epoch on the split that it reports: that number is kept apart as
-`paper_protocol_top1`, and nothing is chosen by it.
+The headline is the last epoch. The paper reports the best epoch on the split that it reports; that
+value is kept separately as `paper_protocol_top1` and is not used for any choice.
 """
 
 import torch
@@ -14,7 +14,10 @@ from cnnjepa.randomness import Stream, integer
 
 
 def run(data: ProbeData) -> dict[str, float]:
-    """holdout_top1, test_top1 (percent) and so on, of the last epoch; raises ValueError where features are not finite."""
+    """Return holdout_top1, test_top1 (percent) and so on, of the last epoch.
+
+    Raises ValueError if features are not finite.
+    """
     probes, fit = data.config.probes, data.fit
     if not fit.features_NC.isfinite().all():
         raise ValueError("features are not finite")
@@ -26,7 +29,8 @@ def run(data: ProbeData) -> dict[str, float]:
         layer.weight.uniform_(-bound, bound, generator=random)
         layer.bias.zero_()
     layer.to(device)
-    optimizer = AdamW(layer.parameters(), lr=probes.linear_lr, weight_decay=0.0, fused=True)  # without decay it is Adam
+    # without decay it is Adam
+    optimizer = AdamW(layer.parameters(), lr=probes.linear_lr, weight_decay=0.0, fused=True)
     best = 0.0
     for _ in range(probes.linear_epochs):
         for chosen in torch.randperm(count, generator=random).to(device).split(probes.batch_size):

@@ -1,7 +1,9 @@
-"""Checkpoints that are whole, verified and few.
+"""Save and find checkpoints that are complete and verified.
 
-A file is `step-<step>-<sha256 of its bytes, 16 digits>.pt`: the name is the checksum, so that one atomic rename publishes both, and a
-plain `torch.load(path, weights_only=True)` still reads it. Finding files needs no torch: who only watches runs does not pay for it.
+A file is named `step-<step>-<sha256 of its bytes, 16 digits>.pt`. Because the name holds the
+checksum, one atomic rename publishes both, and a plain `torch.load(path, weights_only=True)` can
+read the file. Finding files does not import torch, so that processes that only watch runs start
+quickly.
 """
 
 import errno
@@ -26,7 +28,7 @@ _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published file and what its name promises."""
+    """Describe a published file: its path, and the step and checksum in its name."""
 
     path: Path
     step: int  # optimiser steps done
@@ -34,7 +36,10 @@ class Checkpoint:
 
 
 def find(folder: Path) -> list[Checkpoint]:
-    """The published checkpoints of `folder`, newest first, none of them opened; [] where there is no folder."""
+    """Return the published checkpoints of `folder`, newest first, without opening them.
+
+    Returns [] if there is no folder.
+    """
     found = []
     for path in folder.glob("step-*.pt") if folder.is_dir() else []:
         if match := _NAME.fullmatch(path.name):
@@ -43,7 +48,7 @@ def find(folder: Path) -> list[Checkpoint]:
 
 
 class _Digesting:
-    """A file to `torch.save` that knows the checksum of what it was given."""
+    """Compute the checksum of everything that `torch.save` writes to a file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.whole = file, hashlib.sha256()
@@ -57,7 +62,10 @@ class _Digesting:
 
 
 def _digest_of_file(path: Path) -> str:
-    """As the disk holds it: of a file that was synced, what the system keeps in memory is let go first."""
+    """Return the checksum of the file as stored on disk.
+
+    The system first drops its cached pages of a synced file.
+    """
     with open(path, "rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -65,14 +73,14 @@ def _digest_of_file(path: Path) -> str:
 
 
 def nbytes(state: Any) -> int:
-    """What `state` takes on disk, in bytes, but for names and indices."""
+    """Return the bytes that `state` takes on disk, without names and indices."""
     if isinstance(state, dict):
         return sum(map(nbytes, state.values()))
     return getattr(state, "nbytes", 0)
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Raise OSError (ENOSPC) where the file system of `folder` has no room for `size` bytes more."""
+    """Raise OSError (ENOSPC) if the file system of `folder` has no room for `size` more bytes."""
     room = os.statvfs(folder)
     free = room.f_bavail * room.f_frsize
     if free < size:
@@ -81,9 +89,10 @@ def require_room(folder: Path, size: int) -> None:
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoint:
-    """Publish `state`, whole or not at all, and read it back; only then remove all but the `keep` newest intact files.
+    """Publish `state` atomically, read it back, then remove all but the `keep` newest intact files.
 
-    Raises OSError where the disk refuses it, or gives back other bytes; nothing is left of it then, and nothing else is removed.
+    Raises OSError if the disk refuses the write or returns different bytes. Nothing of the new file
+    remains then, and no other file is removed.
     """
     import torch
 
@@ -93,7 +102,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoin
     try:
         with open(beside, "wb") as file:
             through = _Digesting(file)
-            torch.save(state, through)  # type: ignore[arg-type]  # it asks for no more than these two methods
+            torch.save(state, through)  # type: ignore[arg-type]  # needs only write and flush
             file.flush()
             os.fsync(file.fileno())
         digest = through.whole.hexdigest()[:16]
@@ -102,9 +111,9 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoin
         saved = Checkpoint(folder / f"step-{step:09d}-{digest}.pt", step, digest)
         os.replace(beside, saved.path)
     except OSError:
-        beside.unlink(missing_ok=True)  # a full disk is not made fuller
+        beside.unlink(missing_ok=True)  # free the space on a full disk
         raise
-    except RuntimeError as error:  # what torch makes of an error while it writes
+    except RuntimeError as error:  # torch wraps errors of the file in a RuntimeError
         beside.unlink(missing_ok=True)
         cause = error.__context__
         while cause is not None and not isinstance(cause, OSError):
@@ -119,21 +128,21 @@ _read_back: set[Checkpoint] = set()
 
 
 def _prune(folder: Path, saved: Checkpoint, keep: int) -> None:
-    """Remove what is older than the `keep` newest intact checkpoints, of which `saved` is one."""
+    """Remove all older than the `keep` newest intact checkpoints, which include `saved`."""
     found = find(folder)
     intact = 0
     for position, checkpoint in enumerate(found):
         if len(found) - position <= keep - intact:
-            return  # there is none to spare
+            return  # none can be spared
         if intact >= keep:
             checkpoint.path.unlink(missing_ok=True)
         elif checkpoint == saved or checkpoint in _read_back or _is_intact(checkpoint):
-            _read_back.add(checkpoint)  # each is read once
+            _read_back.add(checkpoint)  # read each only once
             intact += 1
 
 
 def _is_intact(checkpoint: Checkpoint) -> bool:
-    """Whether its bytes are there and are those that were published."""
+    """Return whether the file exists with the bytes that were published."""
     try:
         return _digest_of_file(checkpoint.path) == checkpoint.digest
     except OSError:
@@ -141,7 +150,7 @@ def _is_intact(checkpoint: Checkpoint) -> bool:
 
 
 def read(checkpoint: Checkpoint, device: "torch.device") -> dict[str, Any]:
-    """The saved state; raises ValueError where the bytes are not those that were published."""
+    """Return the saved state; raise ValueError if the bytes are not those that were published."""
     import torch
 
     data = checkpoint.path.read_bytes()
@@ -152,7 +161,10 @@ def read(checkpoint: Checkpoint, device: "torch.device") -> dict[str, Any]:
 
 
 def newest_good(folder: Path, set_aside: bool = False) -> Checkpoint | None:
-    """The newest checkpoint whose bytes are intact; a damaged one is reported, with `set_aside` renamed to `*.damaged`, and passed over."""
+    """Return the newest intact checkpoint, or None if there is none.
+
+    Damaged checkpoints are logged and skipped. With `set_aside` they are renamed to `*.damaged`.
+    """
     found = find(folder)
     for checkpoint, before in itertools.zip_longest(found, found[1:]):
         if _is_intact(checkpoint):

@@ -1,4 +1,8 @@
-"""Files that are whole or not there: written beside, synced, renamed. Or, line by line, never with a torn line before the last."""
+"""Write files atomically, or line by line.
+
+Atomic files are written under a temporary name, synced and renamed. In files of lines, only the
+last line can ever be torn.
+"""
 
 import contextlib
 import json
@@ -12,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable; a file system that cannot sync folders is left to its own order."""
+    """Make the names in `folder` durable, where the file system can sync folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,26 +34,29 @@ def _write_beside(path: Path, data: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        beside.unlink(missing_ok=True)  # a full disk is not made fuller
+        beside.unlink(missing_ok=True)  # free the space on a full disk
         raise
     return beside
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what killed writers left beside their targets; only the owner of `folder` may call it."""
+    """Remove temporary files of killed writers; only the owner of `folder` may call this."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data`: a reader sees the old content or the new, never a part, also after a power cut."""
+    """Replace `path` by `data` atomically.
+
+    Readers see the old or the new content, never a part, even after a power cut.
+    """
     beside = _write_beside(path, data.encode() if isinstance(data, str) else data)
     os.replace(beside, path)
     sync_folder(path.parent)
 
 
 def create_exclusive(path: Path, data: str) -> bool:
-    """Create `path` with its whole content unless it exists; False, and nothing changed, where somebody was first."""
+    """Create `path` with its full content; return False, changing nothing, if it already exists."""
     beside = _write_beside(path, data.encode())
     try:
         os.link(beside, path)
@@ -62,7 +69,10 @@ def create_exclusive(path: Path, data: str) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file of this project holds; raises ValueError, one line with the file, where it holds none."""
+    """Return the object in a JSON file of this project.
+
+    Raises ValueError, one line with the file, if it holds no object.
+    """
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -74,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Within the block, what does not fit what the file should hold becomes one ValueError that names the file."""
+    """Turn errors in the block about the file or its content into a ValueError that names it."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -85,10 +95,14 @@ def reading(path: Path) -> Iterator[None]:
 
 
 class Lines:
-    """Appends lines to a file. What the disk refuses waits in memory and goes with the next line: none is lost, torn or written twice."""
+    """Append lines to a file.
+
+    Lines that the disk refuses wait in memory and are written with the next line. No line is lost,
+    torn or written twice.
+    """
 
     def __init__(self, path: Path) -> None:
-        """`path` must exist, and nobody else write to it."""
+        """Open `path`, which must exist and have no other writer."""
         self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._good = os.fstat(self._descriptor).st_size  # bytes that are whole lines
@@ -96,7 +110,7 @@ class Lines:
         self._waiting = b""
 
     def add(self, line: str) -> None:
-        """Append `line`, now or as soon as the disk takes it."""
+        """Append `line`, now or as soon as the disk accepts it."""
         first = not self._waiting
         self._waiting += line.encode() + b"\n"
         try:
@@ -120,15 +134,15 @@ class Lines:
         self._waiting = b""
 
     def sync(self) -> None:
-        """Make all lines durable; raises OSError where the disk refuses."""
+        """Make all lines durable; raise OSError if the disk refuses."""
         self._write()
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Let go of the file; what is not written is lost."""
+        """Close the file; lines that are not yet written are lost."""
         os.close(self._descriptor)
 
 
 def to_json(value: Any) -> str:
-    """JSON text that any parser reads: a number that is not finite is an error here and not a NaN there."""
+    """Return JSON text that any parser reads; numbers that are not finite raise an error."""
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -1,7 +1,8 @@
-"""The run folder: config.yaml, metrics.jsonl, checkpoints/, tensorboard/, log/, result.json. It is the truth about a run.
+"""Read and write a run folder, the source of truth about a run.
 
-metrics.jsonl holds one JSON object a line, each with `kind` and `step`. A resumed run drops the lines past its checkpoint and writes
-them again; they come out the same but for TIMING_KEYS.
+It contains config.yaml, metrics.jsonl, checkpoints/, tensorboard/, log/ and result.json.
+metrics.jsonl holds one JSON object per line, each with `kind` and `step`. A resumed run drops the
+lines past its checkpoint and writes them again, identical except for TIMING_KEYS.
 """
 
 import json
@@ -17,7 +18,7 @@ from cnnjepa.config import TrainConfig
 from cnnjepa.run.files import Lines, create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict
 
-# What depends on the machine and the moment: left out wherever two runs are compared.
+# These depend on the machine and the moment, and are ignored when two runs are compared.
 TIMING_KEYS = frozenset(
     {
         "images_per_second",
@@ -38,7 +39,10 @@ TIMING_KEYS = frozenset(
 
 
 class RunStatus(Enum):
-    """How a run ended; one that has not ended has no result. A pruned one was ended on its way and can be taken up from its checkpoint."""
+    """Name how a run ended; a run that has not ended has no result.
+
+    A pruned run was stopped early and can be resumed from its checkpoint.
+    """
 
     completed = "completed"
     pruned = "pruned"
@@ -47,13 +51,17 @@ class RunStatus(Enum):
 
 @dataclass
 class RunResult:
-    """What a run came to. A number that could not be had is absent from `metrics` and its cause stands in `missing`."""
+    """Hold the outcome of a run.
+
+    Values that could not be computed are absent from `metrics`; `missing` gives the cause.
+    """
 
     status: RunStatus
     cause: str = ""  # of a failure, or of the pruning, one line
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # probe -> cause
-    probes: dict[str, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics, of the probes on the way
+    # epoch -> metrics, of the probes during training
+    probes: dict[str, dict[str, float]] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0  # spent training and probing, over all resumes
     device_hours: float = 0.0  # GPU-hours on CUDA, core-hours (threads x ranks) on CPU
@@ -61,23 +69,28 @@ class RunResult:
     peak_memory_mb: float = 0.0
     parameters: int = 0  # trainable
     resumes: int = 0
-    claim: int = 0  # epoch of the claim under which it was written
-    energy_kwh: float | None = None  # of all GPUs, over all resumes; None where they do not tell
-    gpu_utilisation: float | None = None  # of the main rank's GPU at the logged steps, in [0, 1]; None where it does not tell
-    data_wait_share: float | None = None  # of the time in the training loop; None where no image is loaded
+    claim: int = 0  # attempt of the claim under which it was written
+    energy_kwh: float | None = None  # of all GPUs, over all resumes; None if they do not report it
+    # of the main rank's GPU at the logged steps, in [0, 1]; None if not reported
+    gpu_utilisation: float | None = None
+    # of the time in the training loop; None if no image is loaded
+    data_wait_share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {**asdict(self), "status": self.status.name}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "RunResult":
-        """What `to_dict` gave."""
+        """Build the result from the values of `to_dict`."""
         return RunResult(**{**values, "status": RunStatus[values["status"]]})
 
 
 def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Epoch -> metrics of the probes on the way among `records` of metrics.jsonl; what had no value is absent."""
+    """Return epoch -> metrics of the probes during training among `records` of metrics.jsonl.
+
+    Metrics without a value are absent.
+    """
     return {
         f"{r['epoch']:g}": {k: v for k, v in r.items() if k not in ("kind", "step", "epoch") and v is not None}
         for r in records
@@ -86,7 +99,7 @@ def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
-    """The record of a whole line; None for what a kill or a power cut may leave of one."""
+    """Return the record of a complete line, or None for a line torn by a kill or a power cut."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -95,7 +108,10 @@ def record_of(line: bytes) -> dict[str, Any] | None:
 
 
 def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]], int]:
-    """`probes_of` a metrics file from byte `start` on, and where to go on; of the other lines, a thousand times as many, none is parsed."""
+    """Return `probes_of` a metrics file from byte `start` on, and the byte to continue at.
+
+    Other lines are a thousand times as many and are not parsed.
+    """
     if not path.exists():
         return {}, 0
     with open(path, "rb") as file:
@@ -106,7 +122,10 @@ def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]]
 
 
 def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, or of its last bytes; a torn last line, as a kill may leave, is not one."""
+    """Return the records of a metrics file, or only of its last `last_bytes` bytes.
+
+    A torn last line, as a kill may leave, is skipped.
+    """
     if not path.exists():
         return []
     with open(path, "rb") as file:
@@ -117,10 +136,10 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, An
 
 
 class RunFolder:
-    """One run's folder; each method reads or writes one of its files."""
+    """Represent a run's folder; each method reads or writes one of its files."""
 
     def __init__(self, path: Path) -> None:
-        """Takes the path; nothing is created until `prepare`."""
+        """Take the path; nothing is created until `prepare`."""
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
@@ -131,7 +150,10 @@ class RunFolder:
         self._writer: Lines | None = None
 
     def prepare(self, config: TrainConfig) -> None:
-        """Create the folder for `config`; raises ValueError where it holds a run of another configuration."""
+        """Create the folder for `config`.
+
+        Raises ValueError if it holds a run of another configuration.
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         if self._config.exists():
             held = self.config()
@@ -142,7 +164,7 @@ class RunFolder:
             write_atomic(self._config, yaml.safe_dump(to_dict(config), sort_keys=False))
 
     def config(self) -> TrainConfig:
-        """The configuration of the run; raises ValueError where the folder holds none."""
+        """Return the configuration of the run; raise ValueError if the folder holds none."""
         if not self._config.exists():
             raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
         try:
@@ -152,21 +174,24 @@ class RunFolder:
             raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {said}") from error
 
     def result(self) -> RunResult | None:
-        """How the run ended; None while it has not."""
+        """Return how the run ended, or None if it has not."""
         if not self._result.exists():
             return None
         with reading(self._result):
             return RunResult.from_dict(read_json(self._result))
 
     def ended_at(self) -> float:
-        """When the result was written, in seconds since the epoch; 0.0 where there is none."""
+        """Return when the result was written, in seconds since the Unix epoch; 0.0 without one."""
         try:
             return self._result.stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def write_result(self, result: RunResult) -> bool:
-        """Record how the run ended: False, and nothing changed, where a result of the same or a later claim stands already."""
+        """Record how the run ended.
+
+        Returns False, and changes nothing, if a result of the same or a later claim already exists.
+        """
         text = to_json(result.to_dict())
         if create_exclusive(self._result, text):
             return True
@@ -177,7 +202,10 @@ class RunFolder:
         return True
 
     def set_aside(self, status: RunStatus) -> None:
-        """Forget a result of that status, if any, keeping it as result.<status>-N.json: the run goes on from its checkpoint."""
+        """Rename a result of `status`, if any, to result.<status>-N.json.
+
+        The run then continues from its checkpoint.
+        """
         result = self.result()
         if result is None or result.status is not status:
             return
@@ -185,32 +213,41 @@ class RunFolder:
         os.rename(self._result, self.path / f"result.{status.name}-{number}.json")
 
     def probes(self) -> dict[str, dict[str, float]]:
-        """Epoch -> metrics of the probes on the way, so far."""
+        """Return epoch -> metrics of the probes so far."""
         return read_probes(self._metrics)[0]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All records so far."""
+        """Return all records so far."""
         return read_metrics(self._metrics)
 
     def open_metrics(self, step: int) -> None:
-        """Start recording after optimiser step `step`: later records are dropped, into a new file that a stale writer does not hold."""
+        """Start recording after optimiser step `step` and drop later records.
+
+        The kept records go to a new file, which a stale writer does not hold open.
+        """
         kept = [r for r in self.metrics() if r["step"] <= step and r["kind"] != "final"]
         write_atomic(self._metrics, "".join(json.dumps(r) + "\n" for r in kept))
         self._writer = Lines(self._metrics)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one record, now or as soon as the disk takes it; a value that is not finite becomes null."""
+        """Append one record, now or as soon as the disk accepts it.
+
+        Non-finite values become null.
+        """
         assert self._writer is not None
         finite = {k: v if not isinstance(v, float) or abs(v) < float("inf") else None for k, v in values.items()}
         self._writer.add(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False))
 
     def sync(self) -> None:
-        """Make the records durable, or raise OSError: a checkpoint must not outlive what was recorded before it."""
+        """Make the records durable, or raise OSError.
+
+        A checkpoint must not outlive the records before it.
+        """
         if self._writer is not None:
             self._writer.sync()
 
     def close(self) -> None:
-        """Let go of the file; what is recorded after the last `sync` is as good as written, but for a power cut."""
+        """Close the file; a power cut may lose what was recorded after the last `sync`."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -1,4 +1,7 @@
-"""The losses of a run that goes on, in so many parts of it; of metrics.jsonl what was read is not read again."""
+"""Follow the losses of a run in progress, in a fixed number of parts.
+
+Lines of metrics.jsonl that were read are not read again.
+"""
 
 import os
 from collections.abc import Iterable
@@ -7,16 +10,16 @@ from typing import Any, BinaryIO
 
 from cnnjepa.run.folder import record_of
 
-_PARTS = 400  # of a whole run: a long one is remembered in no more room than a short one
+_PARTS = 400  # parts of a whole run, so that long runs need no more memory than short ones
 _LAST_RECORD_BYTES = 4096
 _MARGIN = 1.25  # lines differ in length
 
 
 class LossCurve:
-    """Sums of the losses of each part of a run, and the learning rate of its last record."""
+    """Hold sums of the losses of each part of a run, and the learning rate of its last record."""
 
     def __init__(self, epochs: int) -> None:
-        """`epochs` are those of the whole run."""
+        """Start an empty curve for a run of `epochs` epochs in total."""
         self.epochs = epochs
         self._inode = 0
         self._forget()
@@ -25,18 +28,19 @@ class LossCurve:
         self.epoch = self.lr = 0.0  # of the last record
         self._end = 0  # how far the file was read
         self._from = 0  # the first part that was read
-        self._sums: dict[int, tuple[int, float, float]] = {}  # part -> records, sum of losses, sum of their squares
+        # part -> number of records, sum of losses, sum of their squares
+        self._sums: dict[int, tuple[int, float, float]] = {}
 
     @staticmethod
     def of(records: Iterable[dict[str, Any]], epochs: int) -> "LossCurve":
-        """The curve that `records` of metrics.jsonl tell of."""
+        """Build the curve from `records` of metrics.jsonl."""
         curve = LossCurve(epochs)
         for record in records:
             curve.add(record)
         return curve
 
     def add(self, record: dict[str, Any]) -> None:
-        """Take in a record; what is no step, or has no loss, changes nothing."""
+        """Add a record; records that are not steps or have no loss are ignored."""
         loss, lr = record.get("loss"), record.get("lr")
         if record["kind"] != "step" or loss is None or lr is None:
             return
@@ -48,14 +52,18 @@ class LossCurve:
         return min(int(_PARTS * epoch / self.epochs), _PARTS - 1)
 
     def read(self, path: Path, share: float) -> None:
-        """Take in what a metrics file holds since the last call, at the first no more than the last `share` of the run needs."""
+        """Read what was added to a metrics file since the last call.
+
+        The first call reads no more than the last `share` of the run needs.
+        """
         try:
             file = open(path, "rb")  # noqa: SIM115, the next block closes it
         except FileNotFoundError:
             return
         with file:
             status = os.fstat(file.fileno())
-            if status.st_ino != self._inode or status.st_size < self._end:  # a resumed run begins a new file
+            # a resumed run begins a new file
+            if status.st_ino != self._inode or status.st_size < self._end:
                 self._forget()
                 self._inode = status.st_ino
                 self._end = self._start(file, status.st_size, share)
@@ -69,7 +77,7 @@ class LossCurve:
                 self.add(record)
 
     def _start(self, file: BinaryIO, size: int, share: float) -> int:
-        """The byte from which the last `share` of the run, and a little more, was recorded."""
+        """Return the byte at which the last `share` of the run begins, minus a margin."""
         file.seek(max(size - _LAST_RECORD_BYTES, 0))
         found = [record for line in file.read().split(b"\n")[:-1] if (record := record_of(line))]
         reached, needed = float(found[-1]["epoch"]) if found else 0.0, _MARGIN * share * self.epochs
@@ -81,9 +89,10 @@ class LossCurve:
         return file.tell()
 
     def halves(self, share: float, not_before: float) -> tuple[float, float, float] | None:
-        """Mean losses of the two halves of the last `share` of the run, and the standard error of their difference.
+        """Return the mean losses of the two halves of the last `share` of the run.
 
-        None where the run has not come so far after epoch `not_before`, or a half has fewer than two records.
+        The third value is the standard error of their difference. Returns None if the run has not
+        gone far enough beyond epoch `not_before`, or if a half has fewer than two records.
         """
         half = max(round(_PARTS * share / 2), 1)
         end = self._part(self.epoch) + 1

@@ -1,7 +1,11 @@
-"""Checkpoints beside training: a copy in host memory is what the loop waits for; a thread writes it, reads it back and prunes.
+"""Save checkpoints in the background.
 
-A disk that refuses (full, read-only, away) stops no training: the save is tried again, while what was recorded waits in memory. Only a run
-that must not go on without it, at its end or when it is told to stop, waits for the disk, and fails with what the disk said.
+The training loop waits only for a copy to host memory. A thread writes the copy, reads it back and
+prunes old checkpoints.
+
+A disk that refuses (full, read-only, unavailable) does not stop training: the save is retried, and
+records wait in memory. A run waits for the disk only at its end or when told to stop. It then fails
+with the disk's error if the disk does not recover in time.
 """
 
 import logging
@@ -16,8 +20,9 @@ import torch
 from cnnjepa.run import checkpoint
 
 log = logging.getLogger(__name__)
-RETRY_SECONDS = 60.0  # until a save that was refused is tried again, unless the interval is shorter
-# How long the disk is waited for. Slurm ends a preempted run sooner; a run at its end has all its hours to lose.
+RETRY_SECONDS = 60.0  # until a refused save is retried, unless the interval is shorter
+# How long to wait for the disk. Slurm ends a preempted run sooner; a run at its end would lose all
+# its hours.
 PATIENCE_AT_STOP_SECONDS = 60.0
 PATIENCE_AT_END_SECONDS = 600.0
 _PAUSE_SECONDS = 0.5
@@ -26,7 +31,7 @@ T = TypeVar("T")
 
 
 def insist(write: Callable[[], T], what: str, patience_seconds: float) -> T:
-    """What `write` returns, tried until the disk takes it; raises its OSError when patience ends."""
+    """Return the result of `write`, retrying on OSError; re-raise it when patience ends."""
     deadline, told = time.monotonic() + patience_seconds, ""
     while True:
         try:
@@ -41,7 +46,7 @@ def insist(write: Callable[[], T], what: str, patience_seconds: float) -> T:
 
 
 def host_copy(state: Any) -> Any:
-    """`state` with each tensor copied to host memory, where training does not touch it."""
+    """Return `state` with each tensor copied to host memory, where training does not change it."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -50,7 +55,7 @@ def host_copy(state: Any) -> Any:
 
 
 class Saver:
-    """Saves one run, at most one checkpoint at a time; for the main rank alone."""
+    """Save one run, at most one checkpoint at a time; only on the main rank."""
 
     def __init__(self, folder: Path, interval_seconds: float, keep: int) -> None:
         self._folder, self._interval, self._keep = folder, interval_seconds, keep
@@ -58,22 +63,29 @@ class Saver:
         self._error: BaseException | None = None
         self._told = ""
         self._next = time.monotonic() + interval_seconds
-        self._saved = -1  # the last step that is published
+        self._saved = -1  # the last published step
 
     @property
     def writing(self) -> bool:
-        """Whether the thread is at work."""
+        """Return whether the thread is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def due(self) -> bool:
-        """Whether a save shall begin now; raises what a save has died of, unless the disk is at fault."""
+        """Return whether to begin a save now.
+
+        Raises the error of a failed save, unless the disk caused it.
+        """
         if not self.writing:
             self.settle()
-        # At no interval every step is saved, and the loop waits for the disk; else a save that takes longer than the interval skips one.
+        # Without an interval every step is saved, and the loop waits for the disk. Otherwise a save
+        # that takes longer than the interval skips one.
         return time.monotonic() >= self._next and (not self.writing or not self._interval)
 
     def begin(self, step: int, state: dict[str, Any], first: Callable[[], None]) -> None:
-        """Copy `state`, and publish the copy while training goes on; `first` makes durable what the checkpoint counts on."""
+        """Copy `state` and publish the copy while training continues.
+
+        `first` makes durable what the checkpoint relies on.
+        """
         self.settle()
         self._next = time.monotonic() + self._interval
         try:
@@ -90,7 +102,7 @@ class Saver:
             self._saved, self._told = step, ""
         except OSError as error:
             self._refused(step, error)
-        except BaseException as error:  # raised where the loop sees it
+        except BaseException as error:  # raised in the training loop
             self._error = error
 
     def _refused(self, step: int, error: OSError) -> None:
@@ -101,7 +113,10 @@ class Saver:
             log.warning("no checkpoint at step %d: %s; training goes on, the next attempt is in %.0f s", step, error, again)
 
     def settle(self) -> None:
-        """Wait until nothing is being written."""
+        """Wait until nothing is being written.
+
+        Raises the error of a failed save, unless the disk caused it.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -110,7 +125,10 @@ class Saver:
             raise error
 
     def finish(self, step: int, state: dict[str, Any], first: Callable[[], None], patience_seconds: float, final: bool) -> None:
-        """Publish `state` now, beside the `keep` newest where it is the final one; raises OSError when patience ends."""
+        """Publish `state` now; raise OSError when patience ends.
+
+        A final state is kept in addition to the `keep` newest.
+        """
         self.settle()
 
         def write() -> None:
