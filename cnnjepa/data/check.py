@@ -1,6 +1,5 @@
 """`python -m cnnjepa.data.check FOLDER [--decode]`: every packed file has the checksum, the count and the labels that its manifest says."""
 
-import argparse
 import functools
 import hashlib
 import os
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from cnnjepa.data.packed import Manifest, PackedFile, PackedImages, read_manifest
 from cnnjepa.data.pictures import EncodedPicture
+from cnnjepa.run.command_line import Parser
 
 # What decoders raise at damaged bytes; Pillow's PNG reader knows SyntaxError.
 UNREADABLE = (OSError, ValueError, SyntaxError)
@@ -137,12 +137,12 @@ def check(folder: Path, manifest: Manifest, workers: int, decode: bool) -> list[
 
 def main() -> int:
     """The door; exit status 0 all is as the manifest says, 1 it is not, 2 no packed folder, or a file is missing or cut short."""
-    parser = argparse.ArgumentParser(prog="python -m cnnjepa.data.check", description=__doc__)
+    parser = Parser(prog="python -m cnnjepa.data.check", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--decode", action="store_true", help="also decode every image once")
     parser.add_argument("--workers", type=int, default=cores(), help="processes; default: all cores")
-    asked = parser.parse_args()
     try:
+        asked = parser.parse_args()
         manifest = read_manifest(asked.folder, "FOLDER")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
