@@ -1,6 +1,5 @@
 """What every command shares, and no torch: exit statuses, folders that can be written, and signals that ask it to stop."""
 
-import argparse
 import os
 import signal
 import tempfile
@@ -8,20 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+
+from cnnjepa.run.command_line import Parser as Parser
 
 INTERRUPTED = 130  # exit status of a command that was stopped and has saved
 # The same of a rank under srun, which hands on the highest status of its tasks: above that of any error, and of any signal that ended
 # the other ranks (at most 128 + 64).
 STOPPED = 200
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are ValueErrors, one line each."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print below several lines of usage."""
-        raise ValueError(f"the command line must be one that --help shows; got {' '.join(message.split())}")
 
 
 class Stop:

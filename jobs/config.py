@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
 from cnnjepa.rules import validate
+from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.identity import from_dict, signature
 from jobs.cli import require_printable, resolved
 from jobs.cluster import ClusterProfile, JobSpec, fit_to, validate_cluster
@@ -69,6 +70,12 @@ def qualified(overrides: Sequence[str]) -> list[str]:
     return [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
 
 
+def override_keys() -> list[str]:
+    """Return the keys that a command takes as key=value: groups, the profile's keys in short, and all keys in full."""
+    own = {f.name for f in fields(_Job)}
+    return [*_groups(), *(f.name for f in fields(ClusterProfile) if f.name not in own), *_leaves(_compose([]))]
+
+
 def _check_syntax(overrides: Sequence[str]) -> None:
     parser = OverridesParser.create()
     for override in overrides:
@@ -110,8 +117,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if unknown and not override:
         # Said of the profile's file, which no override names.
         given = next((o.partition("=")[2] for o in overrides if o.startswith("cluster=")), "local")
-        near = difflib.get_close_matches(unknown[1], [f.name for f in fields(ClusterProfile)], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(unknown[1], [f.name for f in fields(ClusterProfile)])
         return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {unknown[1]}{hint}"
     if "not in struct" in text or "Could not override" in str(error):
         with_defaults = [o for o in overrides if o.partition("=")[0] in ("method", "optimizer", "data", "cluster")]

@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import INTERRUPTED, require_writable
+from jobs.cli import INTERRUPTED, Parser, require_writable
 from jobs.cluster import ClusterProfile, Scheduler
-from jobs.config import cluster_names, compose_job, qualified
+from jobs.config import cluster_names, compose_job, override_keys, qualified
 from jobs.slurm.queue import has_slurm
 from sweeps.drill.campaign import Drill, Scene, drill
 from sweeps.drill.local_faults import RunHere
@@ -25,15 +25,15 @@ from sweeps.drill.summary import report
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; argparse exits with 2 at unknown flags."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.drill", description=__doc__)
+    """Return the parsed command line; raise ValueError at what --help does not show."""
+    parser = Parser(prog="python -m jobs.drill", description=__doc__, keys=override_keys)
     parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1, help="of the faults, their order and their moments")
     parser.add_argument("--runs-dir", type=Path, help="kept there; default: on this machine a folder that is removed, else the profile's")
     parser.add_argument("--dry-run", action="store_true", help="show the batch script that would be submitted, and run nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run, such as device=cuda; or of the profile, account=abc")
-    return parser.parse_args(arguments)
+    return parser.parse_args(arguments)  # type: ignore[no-any-return]
 
 
 def check(asked: argparse.Namespace) -> ClusterProfile:
@@ -76,8 +76,8 @@ def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The door."""
-    asked = parse(arguments)
     try:
+        asked = parse(arguments)
         cluster = check(asked)
         shown = what_it_would_do(asked, cluster)
         if asked.dry_run:

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from cnnjepa.distributed import is_main_rank, rank_count
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
-from jobs.cli import INTERRUPTED, require_writable, stop_on_signals
+from jobs.cli import INTERRUPTED, Parser, require_writable, stop_on_signals
 from jobs.cluster import JobSpec, Scheduler
-from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, qualified, register_schemas, split_multirun
+from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
 from jobs.private import make_private
 from jobs.run import check_job, run_job
 from jobs.slurm.queue import Queue, SlurmError, own_job
@@ -119,8 +119,27 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
     return max(map(status_of, jobs))
 
 
+def command_line() -> Parser:
+    """Return the parser that knows the options: those of Hydra that make sense here."""
+    examples = """examples:
+  python -m jobs.pretrain data=digits epochs=10 optimizer.warmup_epochs=1
+  python -m jobs.pretrain -m optimizer.lr=0.001,0.003 epochs=10"""
+    text = "Pretrain one model, or one after the other for a grid of values. Alone, under torchrun or under srun."
+    parser = Parser(prog="python -m jobs.pretrain", description=text, epilog=examples, keys=override_keys)
+    what = parser.add_argument_group("what to run")
+    what.add_argument("overrides", nargs="*", metavar="key=value", help="such as epochs=10, method=simclr or run_dir=runs/mine")
+    what.add_argument("-m", "--multirun", action="store_true", help="run every combination of values such as optimizer.lr=0.001,0.003")
+    look = parser.add_argument_group("look, and run nothing")
+    look.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the configuration as YAML")
+    look.add_argument("--resolve", action="store_true", help="with --cfg: fill in what refers to other keys")
+    look.add_argument("-p", "--package", metavar="KEY", help="with --cfg: print this part alone, such as optimizer")
+    look.add_argument("-i", "--info", nargs="?", metavar="WHAT", help="print what Hydra knows: all, config, defaults, plugins, searchpath")
+    look.add_argument("--hydra-help", action="store_true", help="print the help of Hydra, which reads these options")
+    return parser
+
+
 def main() -> int:
-    """The door; exit status 0 completed, 1 failed or a probe without value, 2 wrong usage, 130 stopped and saved."""
+    """Run the command line; return 0 completed, 1 failed or a probe without value, 2 wrong usage, 130 stopped and saved."""
     adopt_srun_ranks()
     register_schemas()
     arguments = qualified(sys.argv[1:])
@@ -129,6 +148,7 @@ def main() -> int:
     try:
         if not flags:
             return run(compose_job(arguments))
+        command_line().parse_args(arguments)
         if {"-m", "--multirun"} & set(flags):
             jobs = checked_multirun([a for a in arguments if a not in flags])
             if launcher in ("submitit_slurm", "submitit_local"):

@@ -4,13 +4,13 @@ FOLDER is the profile's `local_scratch`. It is a node's own: on a cluster run th
 What a run reads is never freed.
 """
 
-import argparse
 import fcntl
 import os
 import shutil
 import sys
 from pathlib import Path
 
+from jobs.cli import Parser
 from jobs.staging import StagingError, own_folder, try_lock
 
 
@@ -48,18 +48,18 @@ def free(folder: Path, key: str) -> bool:
 
 def main() -> int:
     """The door; exit status 0 done, 1 something is in use, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.stage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m jobs.stage", description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--list", metavar="FOLDER", help="one line a set: key, size, whether it is whole and in use")
     action.add_argument("--free", metavar="FOLDER", help="remove all sets, or those of the given keys")
     parser.add_argument("keys", nargs="*", metavar="KEY")
-    asked = parser.parse_args()
     try:
+        asked = parser.parse_args()
         folder = own_folder(asked.list or asked.free)
         there = keys_in(folder)
         if unknown := sorted(set(asked.keys) - set(there)):
             raise StagingError(f"KEY must be one that lies in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
-    except (StagingError, OSError) as error:
+    except (ValueError, StagingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     used = 0

@@ -187,7 +187,7 @@ def without_bugs(mutants: list[Mutant]) -> list[Run]:
 
 def main(words: list[str]) -> int:
     """Exit status 0 when every bug was caught, else 1."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="only bugs with this text in their name, file or tests")
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -435,7 +435,7 @@ def main() -> int:
     """The door, for a cluster to try things on by hand."""
     if sys.argv[1:2] == ["_node"]:
         return _node(sys.argv[2], sys.argv[3])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["start", "stop", "kill-node", "start-node"])
     parser.add_argument("base", type=Path)
     parser.add_argument("node", nargs="?", default="gpu01")

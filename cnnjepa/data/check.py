@@ -3,7 +3,6 @@
 Every packed file must have the checksum, the image count and the labels that the manifest lists.
 """
 
-import argparse
 import functools
 import hashlib
 import os
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from cnnjepa.data.packed import Manifest, PackedFile, PackedImages, read_manifest
 from cnnjepa.data.pictures import EncodedPicture
+from cnnjepa.run.command_line import Parser
 
 # Raised by decoders at damaged bytes; SyntaxError comes from Pillow's PNG reader.
 UNREADABLE = (OSError, ValueError, SyntaxError)
@@ -148,12 +148,12 @@ def main() -> int:
     Returns exit status 0 if everything matches the manifest, 1 if not, and 2 if there is no packed
     folder, or a file is missing or truncated.
     """
-    parser = argparse.ArgumentParser(prog="python -m cnnjepa.data.check", description=__doc__)
+    parser = Parser(prog="python -m cnnjepa.data.check", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--decode", action="store_true", help="also decode every image once")
     parser.add_argument("--workers", type=int, default=cores(), help="processes; default: all cores")
-    asked = parser.parse_args()
     try:
+        asked = parser.parse_args()
         manifest = read_manifest(asked.folder, "FOLDER")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

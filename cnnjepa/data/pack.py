@@ -33,6 +33,7 @@ from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.packed import MANIFEST, UNFINISHED, Manifest, PackedFile, read_manifest
 from cnnjepa.data.pictures import EncodedPicture, as_ppm
 from cnnjepa.data.sources import Entry
+from cnnjepa.run.command_line import Parser
 from cnnjepa.run.files import sync_folder, to_json, write_atomic
 
 SCHEMA = pa.schema([("image", pa.large_binary()), ("label", pa.int64()), ("name", pa.string())])
@@ -275,9 +276,7 @@ def _run(asked: argparse.Namespace) -> int:
 
 def main() -> int:
     """Run the command line and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cnnjepa.data.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m cnnjepa.data.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("target", metavar="TARGET", type=Path)
     parser.add_argument("--classes", help="imagenet100, or a text file of class names: pack these alone")
@@ -291,8 +290,8 @@ def main() -> int:
     parser.add_argument("--verify", action="store_true", help="decode every packed image once more at the end")
     parser.add_argument("--workers", type=int, default=cores(), help="processes; default: all cores")
     parser.add_argument("--images-per-file", type=int, default=IMAGES_A_FILE, help="default %(default)s, about 0.9 GB of ImageNet")
-    asked = parser.parse_args()
     try:
+        asked = parser.parse_args()
         return _run(asked)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

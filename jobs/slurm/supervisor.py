@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from jobs.cli import INTERRUPTED, STOPPED
+from jobs.cli import INTERRUPTED, STOPPED, Parser
 from jobs.slurm.queue import SlurmError, ask, own_job, show_job
 
 # Deaths in a row, each within QUICK_SECONDS of its start, until the job itself is given up. A trial that dies twice without
@@ -130,10 +130,14 @@ class Supervisor:
 
 def main() -> int:
     """The door: the command comes after --."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.slurm.supervisor", description=__doc__)
+    parser = Parser(prog="python -m jobs.slurm.supervisor", description=__doc__)
     parser.add_argument("--stop-signal-seconds", type=float, required=True, help="when before the limit Slurm tells the run to stop")
     parser.add_argument("command", nargs=argparse.REMAINDER)
-    asked = parser.parse_args()
+    try:
+        asked = parser.parse_args()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
     supervisor = Supervisor(command, own_job(), max(_SHORTEST_MARGIN_SECONDS, min(60.0, asked.stop_signal_seconds / 4)))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):

@@ -10,7 +10,7 @@ from cnnjepa.rules import validate
 from cnnjepa.run.identity import from_dict
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
-from jobs.config import cluster_names, compose_job, qualified
+from jobs.config import cluster_names, compose_job, override_keys, qualified
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.search.warnings import NEEDS, check_pruning
 from sweeps.spec.space import applied, baseline
@@ -26,7 +26,7 @@ def _and_at_most(value: int) -> str:
 
 def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     """The command line of a sweep; raises ValueError at what it does not know."""
-    parser = Parser(description=spec.question, epilog="Run again to resume: what has a result is not run again.")
+    parser = Parser(description=spec.question, epilog="Run again to resume: what has a result is not run again.", keys=override_keys)
     parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
     parser.add_argument("--scale", choices=[s.name for s in ScaleName], help="default: smoke on local, paper elsewhere")
     parser.add_argument("--seeds", type=int, help="seeds a setting; default: the sweep's own number for the scale")
@@ -57,7 +57,7 @@ def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for every trial, such as epochs=5; or of the profile, such as account=abc"
     )
-    return parser.parse_args(arguments)
+    return parser.parse_args(arguments)  # type: ignore[no-any-return]
 
 
 def profile_keys(overrides: Sequence[str]) -> list[str]:

@@ -95,7 +95,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Measure and print; exit status 1 where packing after a kill left other bytes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=512, help="a way and round")

@@ -21,7 +21,7 @@ from sweeps.drill.summary import by_kind, figures
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The door; exit status 1 where anything was lost, doubled or different."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=300)
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--json", action="store_true")

@@ -179,7 +179,7 @@ def table_of(figures: dict[str, Any]) -> Table:
 
 def main() -> int:
     """Measure and print; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print one JSON object; progress goes to stderr either way")
     parser.add_argument("--seeds", type=int, default=3, help="how many, counted from seed 1 (3)")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each (2)")

@@ -122,7 +122,7 @@ def measure(names: list[str], args: argparse.Namespace) -> tuple[dict[str, list[
 
 def main() -> int:
     """Measure and print; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print one JSON object; progress goes to stderr either way")
     parser.add_argument("--rounds", type=int, default=3, help="that count (3)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (16)")

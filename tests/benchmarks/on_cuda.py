@@ -196,7 +196,7 @@ def measure(asked: argparse.Namespace, folder: Path, began: float) -> dict[str, 
 def main() -> int:
     """Measure and print."""
     began = time.monotonic()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts; packed needs set, and resumed both")
     names = [e.name for e in EncoderName if "resnet" in e.name]

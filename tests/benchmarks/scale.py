@@ -146,7 +146,7 @@ def shown(figures: dict[str, Any]) -> tuple[Table, list[str]]:
 
 def main() -> int:
     """Simulate, look, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--slots", type=int, default=1000)

@@ -238,7 +238,7 @@ def shown(figures: dict[str, Any]) -> tuple[Table, list[str]]:
 
 def main() -> int:
     """Replay, and print a line a strategy."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seeds", type=int, default=50, help="replays of each strategy")
     parser.add_argument("--first", type=int, default=0, help="number of the first replay; the defaults were chosen on 0 to 49")

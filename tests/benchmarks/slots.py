@@ -147,7 +147,7 @@ def measure(slots: int, parallel: int, train: bool) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The door; exit status 1 where a trial ran twice or the watcher is over its bounds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, default=1000)
     parser.add_argument("--parallel", type=int, default=64)
     parser.add_argument("--train", action="store_true", help="trials train a step, and import torch for it")
