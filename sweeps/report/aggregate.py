@@ -1,4 +1,7 @@
-"""What the runs of a sweep came to: a row a run, a summary a setting, and which of them count; tables and pictures are made of these."""
+"""Aggregate the runs of a sweep: one row per run, one summary per configuration.
+
+All tables and plots are made of these. The module also decides which runs count.
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.report.significance import Comparison, compare
 from sweeps.state.folder import TrialState, View
 
-LABEL_WIDTH = 60  # characters of a setting's name in a line of a table or picture
+LABEL_WIDTH = 60  # characters of a configuration's name per line of a table or plot
 COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes", "pretraining_hours", "energy_kwh")
 _COST_TITLES = {
     "pretraining_hours": "pretraining, device-hours",
@@ -20,7 +23,10 @@ _COST_TITLES = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of n numbers; std is None for fewer than two, mean for none."""
+    """Mean and sample standard deviation of n numbers.
+
+    `std` is None for fewer than two numbers, `mean` for none.
+    """
 
     mean: float | None
     std: float | None
@@ -28,12 +34,15 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Spread":
-        """The spread of `values`."""
+        """Return the spread of `values`."""
         mean = statistics.fmean(values) if values else None
         return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def in_digits(self) -> str:
-        """As `str`, in three significant digits, and from 100 on in whole numbers: for what is not a percentage."""
+        """Return the spread in three significant digits, or whole numbers from 100 on.
+
+        Use it for values that are not percentages; `str` is for those.
+        """
 
         def told(value: float, digits: int) -> str:
             return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
@@ -43,7 +52,7 @@ class Spread:
         return told(self.mean, 3) if self.std is None else f"{told(self.mean, 3)} ± {told(self.std, 2)}"
 
     def __str__(self) -> str:
-        """'73.1 ± 0.4', '73.1' for a single value, a dash for none."""
+        """Return '73.1 ± 0.4', '73.1' for a single value, or '-' for none."""
         if self.mean is None:
             return "-"
         return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
@@ -51,7 +60,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its trial, where it stands, its metrics and costs."""
+    """One run: its trial, state, metrics and costs."""
 
     signature: str
     setting: str
@@ -64,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """One setting over its completed seeds; counts of the runs that are not in the means."""
+    """One configuration over its completed seeds, with counts of the runs outside the means."""
 
     setting: str
     spreads: dict[str, Spread]
@@ -75,20 +84,24 @@ class Summary:
     device_hours: float
     paper: dict[str, float]
     costs: dict[str, Spread]  # of the completed runs
-    values: dict[str, dict[int, float]]  # metric -> seed -> value, of the completed runs that have one
+    # metric -> seed -> value, of the completed runs that have one
+    values: dict[str, dict[int, float]]
 
 
 def costs_of(result: RunResult, global_batch_size: int) -> dict[str, float]:
-    """What a run cost, by the names in COSTS, less what is not known of it. Pretraining is device_hours without the probes' share."""
+    """Return the known costs of a run, by the names in COSTS.
+
+    `pretraining_hours` is `device_hours` without the probes' share.
+    """
     costs = {name: getattr(result, name) for name in COSTS if name != "pretraining_hours"}
-    if result.status is RunStatus.completed:  # at no images a second nothing was trained
+    if result.status is RunStatus.completed:  # no training took place if images_per_second is 0
         training_seconds = result.step * global_batch_size / result.images_per_second if result.images_per_second else 0.0
         costs["pretraining_hours"] = result.device_hours * training_seconds / max(result.seconds, 1e-9)
     return {name: value for name, value in costs.items() if value is not None}
 
 
 def rows(view: View) -> list[Row]:
-    """One row a trial, in the sweep's order."""
+    """Return one row per trial, in the sweep's order."""
     table = []
     for trial in view.sweep.trials:
         result = view.result(trial)
@@ -108,7 +121,7 @@ def rows(view: View) -> list[Row]:
 
 
 def summaries(view: View) -> list[Summary]:
-    """One summary a setting, the best mean objective first, those without one last."""
+    """Return one summary per configuration, best mean objective first, those without one last."""
     table, sweep = rows(view), view.sweep
     metrics = sorted({m for row in table for m in row.metrics} | {sweep.objective, *sweep.headline})
     found = []
@@ -135,9 +148,10 @@ def summaries(view: View) -> list[Summary]:
 
 
 def told_settings(view: View) -> tuple[list[Summary], str]:
-    """The settings that a table or picture for people shows, and a line about those that it leaves out: all of whose runs were pruned.
+    """Return the configurations to show people, and a line about those left out.
 
-    Where that is so of every setting, none is left out.
+    A configuration is left out if all its runs were pruned. If that holds for every configuration,
+    all are shown.
     """
     table = summaries(view)
     shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())] or table
@@ -146,12 +160,12 @@ def told_settings(view: View) -> tuple[list[Summary], str]:
 
 
 def columns(view: View) -> list[str]:
-    """The metrics that a table shows: the objective, then the headline."""
+    """Return the metrics that a table shows: the objective, then the headline."""
     return list(dict.fromkeys([view.sweep.objective, *view.sweep.headline]))
 
 
 def title(metric: str) -> str:
-    """'linear top-1, test' for 'linear.test_top1'; a cost's name and unit."""
+    """Return 'linear top-1, test' for 'linear.test_top1'; for a cost, its name and unit."""
     if metric in COSTS:
         return _COST_TITLES.get(metric, metric)
     probe, _, rest = metric.partition(".")
@@ -162,21 +176,24 @@ def title(metric: str) -> str:
 
 @dataclass(frozen=True)
 class Leader:
-    """The setting with the best mean of a metric, and how it stands against the next."""
+    """The configuration with the best mean of a metric, compared with the next one."""
 
     metric: str
     best: Summary
     other: Summary | None
-    comparison: Comparison | None  # None where there is nothing to compare with
+    comparison: Comparison | None  # None if there is no other configuration
 
     @property
     def separable(self) -> bool:
-        """Whether the best may be called so."""
+        """Return whether the lead is statistically significant."""
         return self.comparison is not None and self.comparison.separable
 
 
 def leader(table: Sequence[Summary], metric: str) -> Leader | None:
-    """Who leads by the mean of `metric`, the first of equals; None where no setting has one. The test: significance.py."""
+    """Return the configuration with the best mean of `metric`; on equal means, the first.
+
+    Return None if no configuration has a value. significance.py has the test.
+    """
     ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -statistics.fmean(s.values[metric].values()))
     if not ranked:
         return None
@@ -189,7 +206,10 @@ def leader(table: Sequence[Summary], metric: str) -> Leader | None:
 
 
 def judged(lead: Leader) -> str:
-    """'apart by 1.3 (95 % interval 0.4 to 2.2): paired t over 3 seeds, p = 0.01', of a leader that has a next."""
+    """Return the test of a leader, which must have a runner-up.
+
+    Example: 'apart by 1.3 (95 % interval 0.4 to 2.2): paired t over 3 seeds, p = 0.01'.
+    """
     assert lead.comparison is not None
     tested = lead.comparison
     interval = "" if tested.low is None or tested.high is None else f" (95 % interval {tested.low:.1f} to {tested.high:.1f})"
@@ -197,7 +217,10 @@ def judged(lead: Leader) -> str:
 
 
 def run_set(view: View) -> str:
-    """Which runs the means are of, and how many were left out by which rule: all numbers of a table are of this one set."""
+    """Return which runs the means cover, and how many were left out for which reason.
+
+    All numbers of a table are of this one set.
+    """
     table = rows(view)
     seeds = sorted({r.seed for r in table})
     done = [r for r in table if r.state is TrialState.completed]

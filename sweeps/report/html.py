@@ -1,4 +1,7 @@
-"""report.html: one page that holds a whole sweep, needs no network, and can be made anew at any time from the run folders."""
+"""Write report.html: one page with the whole sweep, which needs no network.
+
+It can be rebuilt from the run folders at any time.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +24,7 @@ from sweeps.spec.sweep import Trial
 from sweeps.state.folder import View
 
 _PAGE = Path(__file__).parent / "page"
-# The order in which curves are offered; what a method logs beside them comes after.
+# The order of the curves on offer. Other values that a method logs follow.
 _CURVES = (
     "loss",
     "linear.holdout_top1",
@@ -35,7 +38,7 @@ Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and f
 
 
 def build(view: View) -> str:
-    """Return the page of a sweep as its folder is now."""
+    """Return the page of a sweep in its current state."""
     sweep, metrics, table = view.sweep, columns(view), rows(view)
     hues, unit = colours(summaries(view), sweep.objective), html_text.hours_unit(view)
     curves = [curves_of(view, t) for t in sweep.trials]
@@ -64,21 +67,22 @@ def build(view: View) -> str:
         run_set=run_set(view),
         data=data,
         style=(_PAGE / "report.css").read_text(),
-        # A script must not end the element it stands in; in its strings and patterns the backslash means nothing.
+        # A script must not close its own element. In its strings and patterns the backslash is
+        # harmless.
         plotly=get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--"),
         script=(_PAGE / "report.js").read_text(),
     )
 
 
 def write(view: View) -> Path:
-    """Make report.html anew; returns its path."""
+    """Rebuild report.html; return its path."""
     path = view.sweep.path / "report.html"
     write_atomic(path, build(view))
     return path
 
 
 def _template() -> jinja2.Template:
-    """Return the page's template. It escapes all text, and fails where it names what it is not given."""
+    """Return the page's template. It escapes all text and fails on undefined names."""
     folder = jinja2.FileSystemLoader(_PAGE)
     found = jinja2.Environment(
         loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -107,13 +111,13 @@ def _search(view: View) -> Figures:
 
 
 def _offered(curves: Iterable[Mapping[str, Curve]]) -> list[str]:
-    """Names of the curves that some trial has."""
+    """Return the names of all curves that at least one trial has."""
     found = dict.fromkeys(name for of_trial in curves for name in of_trial)
     return [*(n for n in _CURVES if n in found), *(n for n in found if n not in _CURVES)]
 
 
 def _trial(view: View, trial: Trial, row: Row, curves: Mapping[str, Curve], hues: Mapping[str, str], unit: str) -> dict[str, Any]:
-    """Return what the script must know of a trial."""
+    """Return the data of a trial for the page's script."""
     return {
         "signature": trial.signature,
         "name": f"{trial.setting}, seed {trial.seed}",

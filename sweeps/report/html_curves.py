@@ -1,4 +1,4 @@
-"""What trials told while they trained, thinned to what a screen can show."""
+"""Read the metrics that trials logged, thinned to what a screen can show."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from cnnjepa.run.folder import read_metrics
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import View
 
-# Of all trials together: a page of a thousand trials must open as well as one of ten.
+# For all trials together, so that a page of 1,000 trials opens as fast as one of ten.
 _MOST_POINTS = 60_000
 _FEWEST_OF_A_CURVE, _MOST_OF_A_CURVE = 16, 240
 _NO_CURVE = frozenset({"kind", "step", "epoch"})
@@ -17,19 +17,19 @@ _NO_CURVE = frozenset({"kind", "step", "epoch"})
 
 @dataclass(frozen=True)
 class Curve:
-    """One number of one trial over its epochs; where records were put together, their means."""
+    """One metric of one trial over its epochs. Merged records are averaged."""
 
     epochs: list[float]
     values: list[float]
 
 
 def points_of_a_curve(trials: int) -> int:
-    """How many points a curve may have where so many trials are shown."""
+    """Return the maximum points per curve if a page shows `trials` trials."""
     return min(max(_MOST_POINTS // max(trials, 1), _FEWEST_OF_A_CURVE), _MOST_OF_A_CURVE)
 
 
 def thinned(epochs: Sequence[float], values: Sequence[float], most: int) -> Curve:
-    """At most `most` points: means over stretches of equally many records, and the last record as it is."""
+    """Return at most `most` points: means over equal numbers of records, and the last record."""
     if len(values) <= most:
         return Curve(list(epochs), list(values))
     found, stretch = Curve([], []), -(-(len(values) - 1) // (most - 1))
@@ -43,7 +43,11 @@ def thinned(epochs: Sequence[float], values: Sequence[float], most: int) -> Curv
 
 
 def curves(records: Sequence[Mapping[str, Any]], most: int) -> dict[str, Curve]:
-    """Name -> curve: of steps by their key, of probes, those at the end among them, by their metric; what is null has no point."""
+    """Return name -> curve. Null values get no point.
+
+    Step records are named by their keys, probe records by their metrics. The final probes are
+    included.
+    """
     found: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
         for key, value in record.items():
@@ -56,6 +60,6 @@ def curves(records: Sequence[Mapping[str, Any]], most: int) -> dict[str, Curve]:
 
 
 def curves_of(view: View, trial: Trial) -> dict[str, Curve]:
-    """The curves of one trial; none where it has not begun."""
+    """Return the curves of one trial, {} if it has not begun."""
     records = read_metrics(view.sweep.trial_dir(trial) / "metrics.jsonl")
     return curves(records, points_of_a_curve(len(view.sweep.trials)))

@@ -1,4 +1,4 @@
-"""The figures of a report: Plotly's, as the page's script takes them."""
+"""Build the Plotly figures of a report for the page's script."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from sweeps.report.aggregate import Spread, Summary, title
 from sweeps.report.html_text import called
 from sweeps.state.folder import View
 
-_LABEL_WIDTH = 29  # characters of a line beside an axis: it must leave room for the axis on a phone
+_LABEL_WIDTH = 29  # characters per line of an axis label; on a phone the axis needs room too
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#222"}
 
 
 def layout(figure: go.Figure, height: int) -> go.Figure:
-    """The same look for all figures, Optuna's too; their width is the page's."""
+    """Give all figures, Optuna's included, the same look. The page sets their width."""
     figure.update_layout(
         template="plotly_white",
         font=_FONT,
@@ -34,7 +34,10 @@ def layout(figure: go.Figure, height: int) -> go.Figure:
 
 
 def colours(table: Sequence[Summary], objective: str) -> dict[str, str]:
-    """A colour a setting; where there are more than can be told apart, from best to worst along a scale."""
+    """Return configuration -> colour.
+
+    If there are too many configurations to tell apart, colours follow a scale from best to worst.
+    """
     palette = qualitative.D3 if len(table) <= len(qualitative.D3) else qualitative.Dark24
     if len(table) <= len(palette):
         return {s.setting: palette[i] for i, s in enumerate(table)}
@@ -44,14 +47,15 @@ def colours(table: Sequence[Summary], objective: str) -> dict[str, str]:
 
 
 def short(setting: str) -> str:
-    """A setting's name beside an axis: of a search its number alone."""
+    """Return a configuration's axis label; for a search, only its number."""
     return "<br>".join(textwrap.wrap(called(setting), _LABEL_WIDTH))
 
 
 def numeric_axis(view: View) -> str | None:
-    """The one key by which the settings differ, where it is a number: then they are points of a line.
+    """Return the only key in which the configurations differ, if its values are numbers.
 
-    A key that only some of them have, as methods do, is one that they differ in. A switch is no number.
+    The configurations are then points of a line. A key that only some of them have, such as one of
+    a method, counts as a difference. A bool is not a number.
     """
     values = {t.setting: _leaves(t.values) for t in view.sweep.trials}
     if len(values) < 3:
@@ -65,7 +69,7 @@ def numeric_axis(view: View) -> str | None:
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, of all that is no dict itself."""
+    """Return dotted key -> value for every value that is not a dict."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -73,7 +77,10 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mapping[str, str]) -> go.Figure:
-    """Each setting's mean with its standard deviation, its seeds as dots, the paper's value as a hollow diamond."""
+    """Return a figure of each configuration's mean ± standard deviation.
+
+    Dots are seeds; a hollow diamond is the paper's value.
+    """
     key = numeric_axis(view)
     if key is not None:
         return _line(view, table, metric, key)
@@ -129,7 +136,7 @@ def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Fig
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names of those that no other beats in both: (cost, score), cheapest first."""
+    """Return the names on the Pareto front of (cost, score), cheapest first."""
     front: list[str] = []
     best = float("-inf")
     for name, (_, score) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
@@ -140,7 +147,10 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def costs_figure(table: Sequence[Summary], metric: str, hours: Mapping[str, Spread], unit: str, hues: Mapping[str, str]) -> go.Figure:
-    """Score against hours of a run, means with standard deviations, and the line of those that no other setting beats in both."""
+    """Return a figure of score against hours per run, with the Pareto front as a line.
+
+    Points are means with standard deviations.
+    """
     figure, points = go.Figure(), {}
     for s in table:
         x, y = hours[s.setting], s.spreads[metric]

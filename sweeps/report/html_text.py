@@ -1,4 +1,4 @@
-"""The words and numbers of a report: the answer with its uncertainty, the cost, what failed and why, what was run."""
+"""Write the text of a report: the answer and its uncertainty, costs, failures, provenance."""
 
 import collections
 import json
@@ -18,23 +18,23 @@ from sweeps.state.folder import TrialState, View
 from sweeps.state.history import commands
 
 _LOG_BYTES, _LOG_LINES = 20_000, 14
-_SHAPES = 8  # kinds of run that a page lists
+_SHAPES = 8  # kinds of run listed on a page
 
 
 def hours_unit(view: View) -> str:
-    """GPU-hours where a run held or read a GPU, else core-hours."""
+    """Return 'GPU-hours' if any run held or measured a GPU, else 'core-hours'."""
     held = any(c.slurm and c.slurm.gpus for t in view.sweep.trials for c in view.claims(t))
     read = any((r := view.result(t)) is not None and r.energy_kwh is not None for t in view.sweep.trials)
     return "GPU-hours" if held or read else "core-hours"
 
 
 def told_hours(hours: float) -> str:
-    """In three digits, in whole numbers from 100 on."""
+    """Return hours in three digits, or whole numbers from 100 on."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def hours_of_a_run(view: View) -> dict[str, Spread]:
-    """Setting -> hours of its completed runs."""
+    """Return configuration -> hours of its completed runs."""
     found: dict[str, list[float]] = {t.setting: [] for t in view.sweep.trials}
     for trial in view.sweep.trials:
         if view.state(trial) is TrialState.completed:
@@ -43,19 +43,22 @@ def hours_of_a_run(view: View) -> dict[str, Spread]:
 
 
 def to_end(view: View) -> int:
-    """Runs that have not ended, those among them that a search may still begin."""
+    """Return the number of unfinished runs, including those that a search may still begin."""
     return sum(not s.ended for s in view.states().values()) + to_come(view)
 
 
 def called(setting: str) -> str:
-    """What a sentence calls a setting: of a search, whose names are long, its number."""
+    """Return the short name of a configuration for a sentence.
+
+    Names in a search are long; its configurations are called by their numbers.
+    """
     if setting.startswith("#"):
         return setting.partition(" ")[0]
     return "baseline" if setting.startswith("baseline: ") else setting
 
 
 def answer(view: View) -> tuple[str, bool]:
-    """The answer to the sweep's question in one sentence with its uncertainty, and whether it may be believed."""
+    """Return a one-sentence answer with its uncertainty, and whether it is significant."""
     lead = leader(summaries(view), view.sweep.objective)
     if lead is None:
         return "No run has completed yet.", False
@@ -73,7 +76,7 @@ def answer(view: View) -> tuple[str, bool]:
 
 
 def beside_the_answer(view: View) -> list[str]:
-    """What keeps a reader from taking the answer for more than it is."""
+    """Return the lines that keep a reader from overrating the answer."""
     table = summaries(view)
     lead = leader(table, view.sweep.objective)
     lines = [view_of_others(table, lead)] if lead is not None and lead.other is not None else []
@@ -88,7 +91,7 @@ def beside_the_answer(view: View) -> list[str]:
 
 
 def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
-    """'Of the 10 other settings 6 are not separable from it.'"""
+    """Return 'Of the 10 other settings 6 are not separable from it.'"""
     others = [s for s in table if s.setting != lead.best.setting and s.values.get(lead.metric)]
     near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).separable]
     alone = "the only other setting is" if len(others) == 1 else f"of the {len(others)} other settings"
@@ -98,7 +101,7 @@ def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
 
 
 def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
-    """How the best of a search stands against the setting without changes."""
+    """Return a comparison of a search's best configuration with the unchanged one."""
     first = view.sweep.trials[0].setting
     base = next((s for s in table if s.setting == first and s.values.get(lead.metric)), None)
     if base is None:
@@ -112,7 +115,7 @@ def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> 
 
 
 def tiles(view: View) -> list[tuple[str, str]]:
-    """(number, what it is), for those who look for ten seconds."""
+    """Return (number, label) pairs for readers with ten seconds."""
     lead, unit = leader(summaries(view), view.sweep.objective), hours_unit(view)
     found: list[tuple[str, str]] = []
     if lead is not None:
@@ -127,12 +130,12 @@ def tiles(view: View) -> list[tuple[str, str]]:
 
 
 def total_hours(view: View) -> float:
-    """Of all runs that have ended."""
+    """Return the hours of all ended runs."""
     return sum(view.device_hours(t) for t in view.sweep.trials)
 
 
 def costs(view: View) -> list[str]:
-    """Lines about hours: all, those of runs that came to nothing, and of one run."""
+    """Return lines about hours: in total, by state, and per run."""
     unit = hours_unit(view)
     by_state: dict[str, float] = collections.defaultdict(float)
     for trial in view.sweep.trials:
@@ -148,12 +151,12 @@ def costs(view: View) -> list[str]:
 
 
 def curve_title(name: str) -> str:
-    """'linear top-1, held-out' for a probe's number, a step's number by its key."""
+    """Return 'linear top-1, held-out' for a probe metric; for a step metric, its key."""
     return title(name) if name.startswith(("linear.", "knn.")) else name.replace("_", " ").replace("collapse.", "")
 
 
 def about(view: View, trial: Trial, unit: str) -> list[str]:
-    """What a reader who selected a trial wants to know of it, its cost in `unit`."""
+    """Return the details of a selected trial, with its cost in `unit`."""
     result, folder = view.result(trial), view.sweep.trial_dir(trial)
     lines = [f"{view.state(trial).name}; trials/{trial.signature}"]
     if result is not None:
@@ -171,7 +174,7 @@ def about(view: View, trial: Trial, unit: str) -> list[str]:
 
 
 def provenance_of(folder: Path) -> dict[str, Any] | None:
-    """What provenance.json holds, None where there is none that can be read."""
+    """Return the content of provenance.json, or None if it cannot be read."""
     try:
         found = json.loads((folder / "provenance.json").read_bytes())
     except (OSError, ValueError):
@@ -180,7 +183,7 @@ def provenance_of(folder: Path) -> dict[str, Any] | None:
 
 
 def last_lines(view: View, trial: Trial) -> str:
-    """The end of what the trial printed, "" where it printed nothing."""
+    """Return the end of the trial's output, or ""."""
     past, own = view.claims(trial), view.sweep.trial_dir(trial) / "log" / "train.log"
     of_job = [Path(c.slurm.log) for c in past[-1:] if c.slurm and not c.slurm.shared]
     for path in [own, *of_job]:
@@ -205,7 +208,10 @@ class Failure:
 
 
 def failures(view: View) -> list[Failure]:
-    """Failed runs, and completed ones with a probe that has no value, by cause: causes that differ in numbers alone are one."""
+    """Group failed runs, and completed ones with a missing probe value, by cause.
+
+    Causes that differ only in numbers are one group. The largest group comes first.
+    """
     groups: dict[str, list[tuple[Trial, str]]] = {}
     by = {row.signature: row for row in rows(view)}
     for trial in view.sweep.trials:
@@ -217,7 +223,7 @@ def failures(view: View) -> list[Failure]:
 
 
 def what_was_run(view: View) -> list[str]:
-    """Commands, commits and versions; where runs differ in them, how many had which."""
+    """Return the commands, commits and versions. If runs differ, count the runs of each."""
     sweep = view.sweep
     lines = []
     for found in commands(sweep.path):
@@ -239,6 +245,9 @@ def what_was_run(view: View) -> list[str]:
 
 
 def _shape(values: Mapping[str, Any]) -> str:
-    """'data digits, encoder resnet_small, epochs 12, ...' of one run: those of a sweep may differ in any of it."""
+    """Return 'data digits, encoder resnet_small, epochs 12, ...' of one run.
+
+    The runs of a sweep may differ in any of these.
+    """
     told = [f"{key} {values[key]}" for key in ("epochs", "global_batch_size", "precision")]
     return ", ".join([f"data {values['data']['name']}", f"encoder {values['encoder']['name']}", *told])

@@ -1,4 +1,4 @@
-"""A sweep as an Optuna study, to look at: for figures and for optuna-dashboard. Nothing reads it back."""
+"""Mirror a sweep as an Optuna study for figures and optuna-dashboard. It is never read back."""
 
 import tempfile
 from dataclasses import replace
@@ -16,9 +16,10 @@ from sweeps.state.folder import TrialState, View
 
 
 def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
-    """The sweep as a study in which a trial is a run, in `storage` or in memory; it is for looking at, and asked nothing.
+    """Return the sweep as a study with one trial per run, in `storage` or in memory.
 
-    What has no value is a failed trial with its cause, never a number.
+    The study is for display and chooses nothing. A run without a value is a failed trial with its
+    cause, never a number.
     """
     sweep, search = view.sweep, view.sweep.search
     if search is not None:
@@ -46,9 +47,13 @@ def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
 
 
 def mirror(view: View) -> Path:
-    """Write optuna.journal into the sweep's folder, a study for optuna-dashboard; it is never read back, and replaced whole."""
+    """Write the study for optuna-dashboard into the sweep folder as optuna.journal.
+
+    The file is replaced whole and never read back.
+    """
     path = view.sweep.path / "optuna.journal"
-    # Made where nobody else writes and locks work: a mirror that is killed on its way leaves nothing here but a file of another name.
+    # A private folder has no other writers, and its locks work. A killed mirror leaves nothing here
+    # but a file of another name.
     with tempfile.TemporaryDirectory() as private:
         made = Path(private) / path.name
         study_of(view, JournalStorage(JournalFileBackend(str(made))))
@@ -57,7 +62,10 @@ def mirror(view: View) -> Path:
 
 
 def told_alone(params: Params, state: TrialState, value: float | None) -> Told:
-    """One run as a study is told of it. A completed run whose probe failed has no value; to Optuna that is a failure, never a number."""
+    """Return one run as a study records it.
+
+    A completed run whose probe failed has no value. For Optuna that is a failure, never a number.
+    """
     if state is TrialState.waiting:
         return Told(params, WAITING)
     if not state.ended:

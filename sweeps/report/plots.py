@@ -1,4 +1,7 @@
-"""ablation.png and accuracy_against_cost.png: the same numbers as the table's, for a slide or a README."""
+"""Plot the numbers of the table as ablation.png and accuracy_against_cost.png.
+
+The plots are for slides or a README.
+"""
 
 import io
 import itertools
@@ -12,7 +15,10 @@ from sweeps.state.folder import View
 
 
 def draw(view: View, path: Path) -> None:
-    """Write the picture: each setting's mean with its standard deviation, each seed as a dot, the paper's value as a diamond."""
+    """Write the plot of each configuration's mean ± standard deviation.
+
+    Dots are seeds; a diamond is the paper's value.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -59,7 +65,10 @@ def _write_figure(figure: Any, path: Path) -> None:
 
 
 def draw_costs(view: View, path: Path) -> None:
-    """Write the picture of accuracy against cost: means with standard deviations, and the paper's values as hollow diamonds."""
+    """Write the plot of accuracy against cost: means with standard deviations.
+
+    Hollow diamonds are the paper's values.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Optuna's own figures of a search, drawn from its runs as the folders tell them."""
+"""Draw Optuna's own figures of a search from the run folders."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,15 @@ from sweeps.report.optuna_study import study_of
 from sweeps.search.sampler import COMPLETE
 from sweeps.state.folder import View
 
-# A page shows what the few dimensions that matter most do.
+# A page shows only the few dimensions that matter most.
 _SLICES_OF, _CONTOURS_OF = 4, 3
 
 
 def search_figures(view: View) -> list[tuple[str, go.Figure]]:
-    """Heading and figure, of those that as many completed runs as there are can carry; none where nothing is searched."""
+    """Return headings and figures of a search, [] for other sweeps.
+
+    Figures that need more completed runs than there are are left out.
+    """
     if view.sweep.search is None:
         return []
     study = study_of(view)
@@ -51,7 +54,7 @@ def search_figures(view: View) -> list[tuple[str, go.Figure]]:
 
 
 def _last_parts(figure: go.Figure, objective: str) -> go.Figure:
-    """Whole keys beside neighbouring axes would run into each other."""
+    """Shorten axis titles to the last part of a key; whole keys of adjacent axes would overlap."""
 
     def shorten(axis: Any) -> None:
         if axis.title.text and axis.title.text != objective:
@@ -63,7 +66,10 @@ def _last_parts(figure: go.Figure, objective: str) -> go.Figure:
 
 
 def importances(study: optuna.Study, params: list[str], target: Callable[[optuna.trial.FrozenTrial], float] | None) -> dict[str, float]:
-    """Of the parameters that every completed run has, the weightiest first; empty where so few runs say nothing."""
+    """Return the importance of each parameter that every completed run has, largest first.
+
+    Return {} if there are too few runs to say anything.
+    """
     done = [t for t in study.get_trials(deepcopy=False) if t.state is COMPLETE]
     common = [p for p in params if all(p in t.params for t in done)]
     if len(done) < 4 or not common or len({t.values[0] for t in done}) == 1:

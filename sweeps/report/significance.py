@@ -1,7 +1,9 @@
-"""Is the best setting apart from the next? One declared t-test: two-sided, at 5 %, paired where seeds are shared, Welch's otherwise.
+"""Test whether the best configuration is significantly better than the next.
 
-Two-sided because the runs have chosen which of the two is called the best. Runs of one seed see the same images in the same order with the
-same masks and, where the networks are alike, start from the same weights: a part of their noise is common, and pairing takes it out.
+One t-test is declared: two-sided, at 5 %, paired for shared seeds, Welch's otherwise. It is
+two-sided because the runs themselves choose which of the two is called best. Runs of one seed see
+the same images in the same order with the same masks. Where the networks are alike, they also start
+from the same weights. Part of their noise is common, and pairing removes it.
 """
 
 import math
@@ -15,13 +17,15 @@ PAIRED, WELCH, SIGN, RANKS, UNTESTED = "paired t", "Welch's t", "sign test", "ra
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best against the next: the difference of their means over what was tested, its 95 % interval, and the chance of one as large.
+    """Comparison of the best with the next.
 
-    `low`, `high` and `p` are None where there is nothing to test by: fewer than two runs of either.
+    `difference` is between their means over the tested runs, `low` and `high` bound its 95 %
+    interval, and `p` is the chance of a difference as large. These three are None without a test:
+    with fewer than two runs of either.
     """
 
     test: str
-    n: tuple[int, int]  # runs of each; the pairs where it is paired
+    n: tuple[int, int]  # runs of each, or the number of pairs for a paired test
     difference: float
     low: float | None = None
     high: float | None = None
@@ -29,11 +33,11 @@ class Comparison:
 
     @property
     def separable(self) -> bool:
-        """Whether the difference is larger than chance gives to two equal settings in all but 5 % of cases."""
+        """Return whether the difference is significant at 5 %."""
         return self.p is not None and self.p < ALPHA
 
     def __str__(self) -> str:
-        """'paired t over 3 seeds, p = 0.012'."""
+        """Return 'paired t over 3 seeds, p = 0.012'."""
         if self.test == UNTESTED:
             return "fewer than two runs of each, no test"
         over = f"{self.n[0]} seeds" if self.test in (PAIRED, SIGN) else f"{self.n[0]} and {self.n[1]} runs"
@@ -42,7 +46,10 @@ class Comparison:
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float]) -> Comparison:
-    """The test of two settings, each a mapping from seed to score: over shared seeds where there are at least two, else of all runs."""
+    """Compare two configurations, each a mapping from seed to score.
+
+    The test is over shared seeds if there are at least two, else over all runs.
+    """
     shared = sorted(best.keys() & other.keys())
     if len(shared) > 1:
         return _paired([best[seed] - other[seed] for seed in shared])
@@ -55,7 +62,8 @@ def _paired(differences: Sequence[float]) -> Comparison:
     n, mean, std = len(differences), statistics.fmean(differences), statistics.stdev(differences)
     if std > 1e-9 * max(abs(mean), 1.0):
         return _t_test(PAIRED, (n, n), mean, std / math.sqrt(n), n - 1)
-    # Scores are whole images: the same difference on each seed has no spread for a t-test to go by, but it has a sign.
+    # Scores are counts of whole images. An equal difference on each seed has no variance for a
+    # t-test, but it has a sign.
     p = 2.0 ** (1 - n) if abs(mean) > 1e-9 else 1.0
     return Comparison(SIGN, (n, n), mean, p=p)
 
@@ -63,14 +71,17 @@ def _paired(differences: Sequence[float]) -> Comparison:
 def _welch(a: Sequence[float], b: Sequence[float]) -> Comparison:
     n, mean = (len(a), len(b)), statistics.fmean(a) - statistics.fmean(b)
     parts = statistics.variance(a) / n[0], statistics.variance(b) / n[1]
-    if sum(parts) <= 1e-18:  # all runs of each came to the same: they have no spread, but a rank
+    if sum(parts) <= 1e-18:  # all runs of each are equal: no variance, but a rank
         return Comparison(RANKS, n, mean, p=2 / math.comb(sum(n), n[0]) if abs(mean) > 1e-9 else 1.0)
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (n[0] - 1) + parts[1] ** 2 / (n[1] - 1))
     return _t_test(WELCH, n, mean, math.sqrt(sum(parts)), freedom)
 
 
 def _t_test(test: str, n: tuple[int, int], mean: float, error: float, freedom: float) -> Comparison:
-    """Student's t by its own functions: scipy.stats would cost a process that only watches a sweep a second and 60 MB."""
+    """Test with Student's t from scipy.special.
+
+    Importing scipy.stats would cost a process that only watches a sweep 1 s and 60 MB.
+    """
     from scipy.special import stdtr, stdtrit
 
     half = float(stdtrit(freedom, 1 - ALPHA / 2)) * error

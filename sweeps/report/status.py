@@ -1,4 +1,7 @@
-"""Where a sweep stands, from its run folders and Slurm: for the live table, `python -m sweeps status` and scripts."""
+"""Report a sweep's state from its run folders and Slurm.
+
+The live table, `python -m sweeps status` and scripts use it.
+"""
 
 from dataclasses import asdict
 from typing import Any
@@ -18,24 +21,27 @@ _TAIL_BYTES = 65536
 
 
 def share_done(trial: Trial, record: dict[str, Any]) -> float:
-    """Share of the run that is done after `record`, in [0, 1]."""
+    """Return the share of the run that is done after `record`, in [0, 1]."""
     return min(float(record["epoch"]) / trial.epochs, 1.0)
 
 
 def latest(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """The last record of its kind, {} where there is none."""
+    """Return the last record of its kind, or {}."""
     return next((r for r in reversed(records) if r["kind"] == kind), {})
 
 
 def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
-    """Epoch -> objective, of the rungs that the trial has reached with a value."""
+    """Return epoch -> objective, of the rungs that the trial reached with a value."""
     probes = view.probes(trial)
     reached = {str(e): probes.get(str(e), {}).get(view.sweep.objective) for e in view.sweep.rungs}
     return {epoch: value for epoch, value in reached.items() if value is not None}
 
 
 def best_so_far(view: View) -> dict[str, Any] | None:
-    """The setting with the best mean objective over its completed seeds, and the spread and n that say how far to trust it."""
+    """Return the configuration with the best mean objective over its completed seeds, or None.
+
+    The spread and n say how far to trust it.
+    """
     objective = view.sweep.objective
     lead = leader(summaries(view), objective)
     if lead is None:
@@ -52,7 +58,10 @@ def best_so_far(view: View) -> dict[str, Any] | None:
 
 
 def best_line(view: View) -> str:
-    """'best so far: lr 0.003: 71.2 ± 0.4 (n = 3); next ...', and whether that may be believed; "" before any run completed."""
+    """Return the best configuration, the next one and the test; "" before any run completed.
+
+    Example: 'best so far: lr 0.003: 71.2 ± 0.4 (n = 3); next ...'.
+    """
     objective = view.sweep.objective
     lead = leader(summaries(view), objective)
     if lead is None:
@@ -68,7 +77,10 @@ def best_line(view: View) -> str:
 
 
 def rungs_line(view: View) -> str:
-    """'rungs: epoch 2: 9 runs, epoch 6: 3 runs; at each the best 1/3 go on'; "" where nothing is stopped early."""
+    """Return 'rungs: epoch 2: 9 runs, epoch 6: 3 runs; at each the best 1/3 go on'.
+
+    Return "" if the sweep has no rungs.
+    """
     sweep = view.sweep
     if not sweep.rungs:
         return ""
@@ -78,7 +90,7 @@ def rungs_line(view: View) -> str:
 
 
 def trial_status(view: View, trial: Trial) -> dict[str, Any]:
-    """One trial's state, progress, latest numbers and job as plain JSON values."""
+    """Return one trial's state, progress, latest numbers and job as plain JSON values."""
     state, result = view.state(trial), view.result(trial)
     folder = view.sweep.trial_dir(trial)
     records = [] if state.ended or state is TrialState.waiting else read_metrics(folder / "metrics.jsonl", _TAIL_BYTES)
@@ -108,7 +120,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
 
 
 def sweep_status(view: View) -> dict[str, Any]:
-    """All trials and their counts by state."""
+    """Return all trials and their counts by state."""
     trials = [trial_status(view, t) for t in view.sweep.trials]
     counts = {state.name: sum(t["state"] == state.name for t in trials) for state in TrialState}
     hours = sum(t["gpu_hours"] for t in trials)
@@ -121,12 +133,12 @@ def sweep_status(view: View) -> dict[str, Any]:
 
 
 def warning_lines(view: View, status: dict[str, Any]) -> list[str]:
-    """The early warnings of all trials, a line each."""
+    """Return the early warnings of all trials, one line each."""
     return told(view.sweep, {t["signature"]: [w["line"] for w in t["warnings"]] for t in status["trials"]})
 
 
 def counts_line(status: dict[str, Any]) -> str:
-    """'12 completed, 2 running, 8 waiting of 22 trials', and what they have used of GPUs in Slurm."""
+    """Return '12 completed, 2 running, 8 waiting of 22 trials' and the GPU-hours used in Slurm."""
     shown = [f"{n} {name}" for name, n in status["counts"].items() if n]
     line = ", ".join(reversed(shown)) + f" of {len(status['trials'])} trials"
     if (search := status["search"]) is not None:
@@ -137,7 +149,7 @@ def counts_line(status: dict[str, Any]) -> str:
 
 
 def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
-    """Counts, and one line for each trial that was begun and has not completed."""
+    """Return a table of counts, with one line per trial that has begun and not completed."""
     left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
     table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
     columns = {"setting": "left", "seed": "right", "state": "left", "done": "right", "epoch": "right", "loss": "right"}

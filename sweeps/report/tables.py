@@ -1,4 +1,8 @@
-"""results.csv, summary.csv and the table for people: on a terminal, in Markdown, in LaTeX; the best is bold only where a test says so."""
+"""Write results.csv, summary.csv and the table for people.
+
+The table comes for a terminal, in Markdown and in LaTeX. The best value is bold only if a test says
+so.
+"""
 
 import csv
 import io
@@ -41,7 +45,7 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 
 
 def results_csv(view: View) -> str:
-    """One line a run; what a run does not have is empty."""
+    """Return one line per run. Missing values are empty."""
     table = rows(view)
     metrics = sorted({m for row in table for m in row.metrics})
     header = ["signature", "setting", "seed", "state", *metrics, *COSTS, "cause"]
@@ -55,7 +59,10 @@ def results_csv(view: View) -> str:
 
 
 def summary_csv(view: View) -> str:
-    """One line a setting, best first: mean, std and n of every metric, and the paper's value where the scale may be held against it."""
+    """Return one line per configuration, best first: mean, std and n of every metric.
+
+    The paper's value is included if the scale is comparable.
+    """
     table = summaries(view)
     metrics = list(table[0].spreads) if table else []
     papers = sorted({m for s in table for m in s.paper})
@@ -72,20 +79,23 @@ def summary_csv(view: View) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One field of the table; `bold` is a best that is separable from the next, `marked` one that is not."""
+    """One field of the table.
+
+    `bold` marks a best value that is significantly better than the next, `marked` a tied one.
+    """
 
     text: str
     bold: bool = False
     marked: bool = False
 
     def __str__(self) -> str:
-        """Return the cell as it is written where nothing can be bold."""
+        """Return the cell as plain text."""
         return self.text + (f" {_NOT_SEPARABLE}" if self.marked else "")
 
 
 @dataclass(frozen=True)
 class PeoplesTable:
-    """What people read, in whatever format: header, lines of cells, and the notes without which they must not be read."""
+    """The table for people in any format: header, lines of cells, and the notes they need."""
 
     header: list[str]
     lines: list[list[Cell]]
@@ -93,12 +103,15 @@ class PeoplesTable:
 
 
 def peoples_table(view: View) -> PeoplesTable:
-    """Mean ± std over seeds (n) of every setting, ranked by the objective; of each metric the best is judged against its next."""
+    """Return mean ± std over seeds (n) of every configuration, ranked by the objective.
+
+    In each metric the best configuration is tested against the next.
+    """
     metrics, costs = columns(view), view.sweep.costs
     table, pruned = told_settings(view)
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
     leaders = {m: leader(table, m) for m in metrics}
-    # Of a sweep that asks about costs the total would be one number too many.
+    # A sweep that asks about costs shows these instead of the total.
     total = [] if costs else ["device-hours"]
     marks = [_left_out(s) for s in table]
     header = ["setting", *map(title, metrics), *(f"paper: {title(m)}" for m in papers)]
@@ -114,7 +127,7 @@ def peoples_table(view: View) -> PeoplesTable:
 
 
 def _left_out(s: Summary) -> str:
-    """'1 failed, 2 to come', the runs that are not in the means."""
+    """Return '1 failed, 2 to come': the runs that are not in the means."""
     counts = {"failed": s.failed, "pruned": s.pruned, "to come": s.unfinished}
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
@@ -128,7 +141,7 @@ def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
 
 
 def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[str]:
-    """What a reader of the table must know beside it."""
+    """Return the notes that a reader of the table needs."""
     notes = [f"mean ± std over seeds (n); {run_set(view)}"]
     told = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
     if told:
@@ -140,7 +153,7 @@ def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[s
 
 
 def terminal_table(view: View) -> Table:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     found = peoples_table(view)
     heading = f"{view.sweep.name} ({view.sweep.scale.name}): best first"
     table = Table(title=heading, caption="\n".join(found.notes), caption_justify="left")
@@ -152,7 +165,7 @@ def terminal_table(view: View) -> Table:
 
 
 def markdown_table(view: View) -> str:
-    """The same table in Markdown, its notes below."""
+    """Return the same table in Markdown, with its notes below."""
     found = peoples_table(view)
 
     def line(texts: Sequence[str]) -> str:
@@ -168,13 +181,13 @@ _TEX |= {"<": r"$<$", ">": r"$>$"} | {c: f"\\{c}" for c in "&%$#_{}"}
 
 
 def tex(text: str) -> str:
-    """`text` as LaTeX prints it in running text."""
+    """Escape `text` for LaTeX."""
     told = re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", told)
 
 
 def latex_table(view: View) -> str:
-    """The same table for a paper: a tabular in the rules of booktabs, its notes in small print below."""
+    """Return the same table as a booktabs tabular, with its notes in small print below."""
     found = peoples_table(view)
 
     def line(cells: Sequence[str]) -> str:

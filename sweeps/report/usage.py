@@ -1,6 +1,7 @@
-"""What ended trials used of what they were given, and what to ask for next time: from sacct, and from the trainer's own counters.
+"""Compare what ended trials used with what they requested, and advise on the next request.
 
-What nobody has measured is absent, and no advice rests on it. `python -m sweeps advice SWEEP_FOLDER` prints it.
+The numbers come from sacct and the trainer's own counters. What was not measured is absent, and no
+advice rests on it. `python -m sweeps advice SWEEP_FOLDER` prints the advice.
 """
 
 import math
@@ -27,26 +28,32 @@ _MEMORY_MARGIN = 1.2
 _CORES_MARGIN, _IDLE_CORES = 1.25, 0.5
 _WAITS, _NEVER_WAITS, _MANY_WORKERS = 0.05, 0.005, 4
 _WORTH_IT = 0.9  # a request that shrinks by less is left alone
-# Slurm's controller hands an ended job to the accounting within seconds, a busy one within some tens.
+# Slurm's controller passes an ended job to the accounting within seconds, under load within some
+# tens.
 _RECORD_WITHIN_SECONDS, _JUST_ENDED_SECONDS = 20.0, 600.0
 _MB_A_GB = 1000  # as jobs/slurm/sbatch.py counts a profile's memory_gb_per_slot
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """One ended trial; None is what nobody has told. Shares are of what was asked for, in [0, 1]; memory is that of all ranks."""
+    """Resources that one ended trial used. None means not reported.
+
+    Shares are of the request, in [0, 1]. Memory is that of all ranks.
+    """
 
     source: str  # sacct or counters
-    seconds: float  # that it held its slot, over all starts
+    seconds: float  # for which it held its worker, over all starts
     limit_seconds: float | None
-    time_share: float | None  # of the limit of one start: above 1 it took several
+    time_share: float | None  # of one start's limit: above 1 the run took several starts
     cores: int
     cpu_share: float | None
-    memory_mb: float | None  # at most, in sacct's words; without sacct the main rank's peak for each rank
+    # peak from sacct; without it, the main rank's peak times the number of ranks
+    memory_mb: float | None
     memory_asked_mb: float | None
     memory_share: float | None
-    on_gpu: bool | None  # None where that cannot be told from here
-    peak_mb: float | None  # of the main rank, as its result tells: of its tensors on a GPU, else of its process
+    on_gpu: bool | None  # None if unknown here
+    # of the main rank, from its result: of its tensors on a GPU, else of its process
+    peak_mb: float | None
     gpu_utilisation: float | None
     data_wait_share: float | None
     images_per_second: float | None
@@ -54,7 +61,7 @@ class Efficiency:
     best_images_per_second: float | None  # of the sweep's completed runs of the same shape
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
@@ -63,20 +70,26 @@ def _share(part: float | None, whole: float | None) -> float | None:
 
 
 def own_jobs(view: View, trial: Trial) -> list[str]:
-    """The Slurm jobs that ran this trial and no other; none where any part of it ran elsewhere, or beside others in one job."""
+    """Return the Slurm jobs that ran this trial and no other.
+
+    Return [] if any part of it ran outside Slurm or shared a job.
+    """
     past = [c.slurm for c in view.claims(trial)]
     return list(dict.fromkeys(s.job for s in past if s)) if all(s is not None and not s.shared for s in past) else []
 
 
 def account(view: View, trials: Iterable[Trial]) -> None:
-    """Ask sacct, once, for the jobs of `trials` that it was not asked for; where it does not answer the counters stand alone."""
+    """Ask sacct once for those jobs of `trials` that it was not asked for yet.
+
+    If it does not answer, the counters stand alone.
+    """
     new = [job for trial in trials for job in own_jobs(view, trial) if job not in view.accounted]
     if new and has_slurm():
         _take_up(view, new, lambda: sacct.used(new))
 
 
 def _take_up(view: View, jobs: Sequence[str], ask: Callable[[], dict[str, JobUse]]) -> None:
-    """Keep in the view what sacct says of `jobs`, and whether it says anything."""
+    """Keep sacct's answers about `jobs` in the view, and whether it answers at all."""
     found: dict[str, JobUse] = {}
     try:
         found, view.accounting = ask(), "answers"
@@ -88,7 +101,7 @@ def _take_up(view: View, jobs: Sequence[str], ask: Callable[[], dict[str, JobUse
 
 
 def just_ended(view: View, trial: Trial) -> bool:
-    """Whether the record of the trial's job may still be on its way."""
+    """Return whether the record of the trial's job may not have arrived yet."""
     return time.time() - view.sweep.run(trial).ended_at() < _JUST_ENDED_SECONDS
 
 
@@ -98,9 +111,9 @@ def await_records(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait, no longer than so, until sacct has the end of the jobs whose trials have just ended: it comes after the job's own.
+    """Wait up to `wait_seconds` until sacct has the end of the jobs that have just ended.
 
-    Where there is no accounting nothing is waited for.
+    The end of a job reaches sacct after the job itself has ended. Without accounting, do not wait.
     """
     ended = [t for t in view.sweep.trials if view.result(t) is not None and just_ended(view, t)]
     jobs = list(dict.fromkeys(job for t in ended for job in own_jobs(view, t)))
@@ -109,7 +122,10 @@ def await_records(
 
 
 def missing_line(view: View) -> str:
-    """Of how many jobs the accounting does not tell, and what to type where it will; "" where it tells of all, or there is none."""
+    """Return how many jobs are missing from the accounting, and the command to try later.
+
+    Return "" if none is missing or there is no accounting.
+    """
     known = {job: just_ended(view, t) for t in view.sweep.trials if view.result(t) is not None for job in own_jobs(view, t)}
     again = f"python -m sweeps advice {shlex.quote(str(view.sweep.path))}"
     if known and view.accounting == "silent":
@@ -125,13 +141,17 @@ def missing_line(view: View) -> str:
 
 
 class Sight:
-    """What is looked up once for all trials of a sweep: the profiles of its submissions, and the best rate of each kind of run."""
+    """Values looked up once for all trials of a sweep.
+
+    These are the profiles of its submissions and the best rate of each kind of run.
+    """
 
     def __init__(self, view: View) -> None:
-        """Reads results and submissions."""
+        """Read results and submissions."""
         self.view = view
         self._profiles = {s.job: s.slot_profile for s in Submission.all_of(view.sweep)}
-        self._kinds: list[tuple[dict[str, Any], float]] = []  # a configuration, and the best rate of those like it
+        # a configuration and the best rate of those like it
+        self._kinds: list[tuple[dict[str, Any], float]] = []
         for trial in view.sweep.trials:
             result = view.result(trial)
             if result is not None and result.status is RunStatus.completed:
@@ -139,24 +159,24 @@ class Sight:
                 self._kinds[at:] = [(trial.values, max(best, result.images_per_second)), *self._kinds[at + 1 :]]
 
     def _kind(self, trial: Trial) -> tuple[int, float]:
-        """Where the kind of a trial stands, or shall stand, and its best rate so far."""
+        """Return the (future) index of a trial's kind, and its best rate so far."""
         for at, (values, best) in enumerate(self._kinds):
             if same_shape(values, trial.values) and values["threads"] == trial.values["threads"]:
                 return at, best
         return len(self._kinds), 0.0
 
     def best_rate(self, trial: Trial) -> float | None:
-        """Images a second of the fastest completed run of the same shape, on as many threads; None where there is none."""
+        """Return images/s of the fastest completed run of the same shape and threads, or None."""
         return self._kind(trial)[1] or None
 
     def profile(self, trial: Trial) -> ClusterProfile | None:
-        """What the trial's last slot was given; None outside of Slurm."""
+        """Return the resources of the trial's last worker, or None outside Slurm."""
         last = next((c.slurm for c in reversed(self.view.claims(trial)) if c.slurm), None)
         return self._profiles.get(last.job.partition("_")[0]) if last else None
 
 
 def _on_gpu(trial: Trial, profile: ClusterProfile | None) -> bool | None:
-    """Whether the trial trained on a GPU; None where that cannot be told from here."""
+    """Return whether the trial trained on a GPU, or None if unknown here."""
     device = trial.values["device"]
     if device == "auto":
         return None if profile is None or profile.device.name == "auto" else profile.device.name == "cuda"
@@ -164,13 +184,17 @@ def _on_gpu(trial: Trial, profile: ClusterProfile | None) -> bool | None:
 
 
 def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficiency | None:
-    """What an ended trial used of what it was given; None for one that has not ended. Of many trials `all_of` asks less."""
+    """Return what an ended trial used of its request, or None if it has not ended.
+
+    For many trials `all_of` asks sacct less often.
+    """
     result = view.result(trial)
     if result is None:
         return None
     account(view, [trial])
     jobs = [view.accounted.get(job) for job in own_jobs(view, trial)]
-    uses = [use for use in jobs if use is not None and use.ended]  # of one that runs on it tells too little
+    # sacct knows too little of a running job
+    uses = [use for use in jobs if use is not None and use.ended]
     sight = sight or Sight(view)
     profile, folder = sight.profile(trial), view.sweep.trial_dir(trial)
     rate, waited = result.images_per_second or None, result.data_wait_share
@@ -180,7 +204,7 @@ def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficien
     cores, limit, cpu, source = ranks * int(trial.values["threads"]), None, None, "counters"
     peak = result.peak_memory_mb or None
     seconds = held or result.seconds
-    # A loader's processes are not in the peak of the rank.
+    # The rank's peak does not include the loader's processes.
     memory = peak * ranks if peak and on_gpu is False and not trial.values["data"]["workers"] else None
     asked = profile.memory_gb_per_slot * _MB_A_GB if profile else None
     if profile:
@@ -212,14 +236,14 @@ def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficien
 
 
 def all_of(view: View) -> dict[str, Efficiency]:
-    """Signature -> efficiency of every trial that has ended, with one question to sacct."""
+    """Return run ID -> efficiency of every ended trial, with one question to sacct."""
     ended, sight = [t for t in view.sweep.trials if view.result(t) is not None], Sight(view)
     account(view, ended)
     return {t.signature: found for t in ended if (found := efficiency(view, t, sight)) is not None}
 
 
 def clock(seconds: float) -> str:
-    """'12:05:00', or '45 s' below two minutes."""
+    """Return '12:05:00', or '45 s' below two minutes."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
 
 
@@ -228,7 +252,7 @@ def _given(values: Iterable[float | None]) -> list[float]:
 
 
 def used_line(found: Sequence[Efficiency]) -> str:
-    """What the longest and the largest of the runs used of what was asked for."""
+    """Return what the longest and the largest of the runs used of the request."""
     longest, parts = max(found, key=lambda e: e.seconds), []
     if longest.time_share is not None and longest.limit_seconds is not None:
         parts.append(f"time {100 * longest.time_share:.0f} % of {clock(longest.limit_seconds)}")
@@ -255,7 +279,10 @@ def used_line(found: Sequence[Efficiency]) -> str:
 
 
 def speed_line(found: Sequence[Efficiency]) -> str:
-    """Images a second against the best of its kind, and what waiting for data cost; "" where no images were loaded."""
+    """Return images/s against the best of the kind, and the cost of waiting for data.
+
+    Return "" if no images were loaded.
+    """
     timed = [e for e in found if e.images_per_second and e.best_images_per_second]
     if not timed:
         return ""
@@ -273,7 +300,7 @@ def speed_line(found: Sequence[Efficiency]) -> str:
 
 
 def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequence[JobUse]) -> list[str]:
-    """What to give on the command line next time, only where the numbers say that it should be another."""
+    """Return overrides for the next command line, only where the numbers call for a change."""
     asked: list[str] = []
     longest = max(found, key=lambda e: e.seconds)
     if longest.limit_seconds is not None:
@@ -308,11 +335,10 @@ def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequen
 
 
 def advice_lines(view: View) -> list[str]:
-    """At most four lines: what completed runs used, of which jobs that is not known yet, how fast they were, and what to ask for next time.
+    """Return at most four lines of advice, [] before any run completed.
 
-    None before any completed.
-
-    What broke off tells little of what a run needs.
+    The lines say what completed runs used, which jobs are not in the accounting yet, how fast the
+    runs were, and what to request next time. Runs that broke off say little about what a run needs.
     """
     known = all_of(view)
     trials = [t for t in view.sweep.trials if (r := view.result(t)) is not None and r.status is RunStatus.completed]
@@ -321,7 +347,7 @@ def advice_lines(view: View) -> list[str]:
     found, profile = [known[t.signature] for t in trials], Sight(view).profile(trials[0])
     lines = [used_line(found), missing_line(view), speed_line(found)]
     uses = [use for use in view.accounted.values() if use is not None]
-    # Trials that were given different things are no measure for one request.
+    # Trials with different requests are no measure for one request.
     alike = {(e.cores, e.limit_seconds, e.memory_asked_mb) for e in found}
     workers = {int(t.values["data"]["workers"]) for t in trials}
     if len(alike) == len(workers) == 1 and (asked := requests(found, profile.ranks_per_slot if profile else 1, workers.pop(), uses)):

@@ -1,8 +1,11 @@
-"""Who owns a trial: claims that exactly one process wins, on a local disk and on NFS or Lustre alike.
+"""Decide who owns a trial. Exactly one process wins a claim, on a local disk, NFS or Lustre.
 
-`trials/<signature>/claim/<epoch>.json` is created whole and exclusively; the highest epoch owns the trial. An owner touches its file
-every HEARTBEAT_SECONDS. Whoever finds the owner dead creates the next epoch; of two who try, one fails. Whether an owner in a Slurm job
-lives is asked of Slurm, on this machine of the process table, and only elsewhere of the clock; so too of one slot of a running job that has
+A claim is the file `trials/<run ID>/claim/<attempt>.json`, created whole and exclusively. The
+highest attempt owns the trial. The owner touches its file every HEARTBEAT_SECONDS. A process that
+finds the owner dead creates the next attempt; if two try, one fails.
+
+Slurm says whether an owner in a Slurm job lives. Without Slurm, the process table decides on this
+machine and the heartbeat elsewhere. These two also decide for one worker of a running job that has
 many.
 """
 
@@ -24,39 +27,39 @@ from cnnjepa.run.files import create_exclusive, read_json, reading, to_json
 from jobs.slurm.queue import ENDED, GONE, Queue, own_job, own_restart
 
 HEARTBEAT_SECONDS = 20.0
-# An owner on another host is taken for dead only if its heartbeat stood still for so long on our own clock.
+# An owner on another host counts as dead after so long without a heartbeat, timed on our own clock.
 SILENCE_SECONDS = 600.0
-# One in a job that Slurm does not know, if its heart has not beaten for so long, whatever the clocks of two nodes differ by.
+# So does an owner in a job unknown to Slurm. The limit allows for clocks that differ between nodes.
 STALE_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told apart from a later one of the same number, also after a reboot or in another container."""
+    """A process, identified beyond its PID: across reboots, containers and reused PIDs."""
 
     host: str
     boot: str
-    namespace: str  # of process numbers: a container has its own
+    namespace: str  # PID namespace: a container has its own
     pid: int
     started: float
 
     @staticmethod
     def me() -> "Process":
-        """This process."""
+        """Return this process."""
         return Process(platform.node(), _boot(), _namespace(), os.getpid(), psutil.Process().create_time())
 
     @property
     def driver(self) -> str:
-        """This process as the driver of slots."""
+        """Return the name of this process as a driver of workers."""
         return json.dumps(asdict(self))
 
     @property
     def is_local(self) -> bool:
-        """Whether our process table can tell if it lives."""
+        """Return whether our process table can tell if the process lives."""
         return (self.host, self.boot, self.namespace) == (platform.node(), _boot(), _namespace())
 
     def lives(self) -> bool:
-        """Whether a local process is still running; a zombie is not."""
+        """Return whether a local process still runs; a zombie does not."""
         assert self.is_local
         try:
             found = psutil.Process(self.pid)
@@ -66,14 +69,14 @@ class Process:
 
 
 def _boot() -> str:
-    """Changes with each start of the machine; "" where the system does not tell."""
+    """Return an ID that changes with each boot, or "" if the system has none."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
 def _namespace() -> str:
-    """Names the process table that this process sees; "" where the system has but one."""
+    """Return the name of this process's PID namespace, or "" if the system has only one."""
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
@@ -81,20 +84,22 @@ def _namespace() -> str:
 
 @dataclass(frozen=True)
 class SlurmStart:
-    """One start of a Slurm job: a requeued job has the same id and a higher restart."""
+    """One start of a Slurm job. A requeued job keeps its ID and gets a higher restart count."""
 
     cluster: str
-    job: str  # 17, or 17_3 for an array's element
+    job: str  # 17, or 17_3 for an array task
     restart: int
     node: str
-    gpus: float  # that the owner holds
-    log: str  # what the job prints
-    code: str  # the snapshot that it runs
-    shared: bool = False  # whether the job has other trials too: an allocation of many slots, or a search's slot, which takes one by one
+    gpus: float  # held by the owner
+    log: str  # output file of the job
+    code: str  # snapshot that the job runs
+    # The job also has other trials: an allocation with many workers, or a search's worker, which
+    # takes one trial after another.
+    shared: bool = False
 
     @staticmethod
     def me(gpus: float, log: str, code: str, environment: Mapping[str, str] = os.environ, shared: bool = False) -> "SlurmStart | None":
-        """The start that this process belongs to; None outside of Slurm."""
+        """Return the start that this process belongs to, or None outside Slurm."""
         job = own_job(environment)
         if not job:
             return None
@@ -103,24 +108,28 @@ class SlurmStart:
 
     @property
     def driver(self) -> str:
-        """Who started the process: the supervisor in this start of the job."""
+        """Return who started the process: the supervisor in this start of the job."""
         return f"slurm {self.cluster} job {self.job} restart {self.restart}"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One epoch of ownership: who trains, on whose behalf, since when, and the step from which it started."""
+    """One attempt of a trial: its owner, the owner's driver, the start time and the first step."""
 
     epoch: int
     owner: Process
-    driver: str  # a death under the same driver is the trial's own; one that the driver shares is not
+    # A death under the same driver is the trial's own fault; one that took the driver along is not.
+    driver: str
     step: int
-    time: float  # of the owner's clock, seconds since 1970
+    time: float  # on the owner's clock, seconds since 1970
     slurm: SlurmStart | None = None
 
 
 def listing(trial_dir: Path) -> frozenset[str]:
-    """The names of all files about a trial's ownership, of which none ever changes its content; asked of the system in one request."""
+    """Return the names of all files in the trial's claim folder.
+
+    One request to the file system lists them. No file ever changes its content.
+    """
     try:
         return frozenset(os.listdir(trial_dir / "claim"))
     except (FileNotFoundError, NotADirectoryError):
@@ -128,7 +137,10 @@ def listing(trial_dir: Path) -> frozenset[str]:
 
 
 def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequence[Claim] = ()) -> list[Claim]:
-    """All claims of a trial, oldest first; of those in `names`, the folder's listing, only what is not `known` is read."""
+    """Return all claims of a trial, oldest first.
+
+    `names` is the folder's listing. Claims in `known` are not read again.
+    """
     names = listing(trial_dir) if names is None else names
     read = {c.epoch for c in known}
     claims = list(known)
@@ -145,14 +157,14 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
 
 
 def held_seconds(trial_dir: Path, claim: Claim) -> float:
-    """How long the owner is known to have held the trial: from its claim to its last sign of life."""
+    """Return the seconds from the claim to the owner's last sign of life."""
     signs = [_path(trial_dir, claim.epoch, what) for what in ("json", "released", "crashed")]
     last = max(p.stat().st_mtime for p in signs if p.exists())
     return max(last - claim.time, 0.0)
 
 
 def _ended(names: frozenset[str], epoch: int) -> str:
-    """'released' or 'crashed' where the owner has said so, else ''."""
+    """Return 'released' or 'crashed' if the owner has said so, else ''."""
     return next((way for way in ("released", "crashed") if _name(epoch, way) in names), "")
 
 
@@ -165,12 +177,12 @@ def _path(trial_dir: Path, epoch: int, what: str = "json") -> Path:
 
 
 def _last_epoch(names: frozenset[str], what: str) -> int:
-    """The last claim that has a file of that kind, -1 where none has."""
+    """Return the last attempt that has a file of that kind, or -1."""
     return max((int(n.partition(".")[0]) for n in names if n.endswith("." + what) and n.partition(".")[0].isdecimal()), default=-1)
 
 
 def cancel(trial_dir: Path) -> None:
-    """Nobody shall run the trial until `uncancel`; its owner, if any, saves and stops."""
+    """Keep every process from running the trial until `uncancel`. A live owner saves and stops."""
     epoch = max(_last_epoch(listing(trial_dir), "json"), 0)
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
     _path(trial_dir, epoch, "resumed").unlink(missing_ok=True)
@@ -178,13 +190,13 @@ def cancel(trial_dir: Path) -> None:
 
 
 def uncancel(trial_dir: Path) -> None:
-    """A cancelled trial may run again; what ended its last job is no longer held against it."""
+    """Let a cancelled trial run again and forgive what ended its last job."""
     if (trial_dir / "claim").exists():
         _path(trial_dir, max(_last_epoch(listing(trial_dir), "json"), 0), "resumed").touch()
 
 
 def is_cancelled(trial_dir: Path, names: frozenset[str] | None = None) -> bool:
-    """Whether the trial was cancelled and not taken up again since, whoever has claimed it meanwhile."""
+    """Return whether the trial was cancelled and not resumed since, by whatever owner."""
     names = listing(trial_dir) if names is None else names
     return _last_epoch(names, "cancelled") > _last_epoch(names, "resumed")
 
@@ -193,25 +205,27 @@ class Standing(Enum):
     """What became of an owner."""
 
     alive = "alive"
-    requeued = "requeued"  # its Slurm job waits in the queue, and will go on with the trial
-    cancelled = "cancelled"  # its Slurm job was cancelled by a person
+    requeued = "requeued"  # its Slurm job waits in the queue and will go on with the trial
+    cancelled = "cancelled"  # a person cancelled its Slurm job
     dead = "dead"
 
 
 class Watch:
-    """Tells whether owners live; it must be kept to judge owners on other hosts, whose silence it times on our own clock.
+    """Judges whether owners live.
 
-    `silent` holds the claims that were found dead in this way, to be handed to those who have not watched for so long.
+    Keep one instance to judge owners on other hosts: it times their silence on our own clock.
+    `silent` holds the claims found dead this way. Pass it to processes that have not watched for so
+    long.
     """
 
     def __init__(self, silent: frozenset[Path] = frozenset(), silence_seconds: float = SILENCE_SECONDS, queue: Queue | None = None) -> None:
-        """`queue` is asked about owners in Slurm jobs; without it only the clock is."""
+        """Ask `queue` about owners in Slurm jobs; without it, go by heartbeats alone."""
         self.silent, self.queue = silent, queue
         self._silence = silence_seconds
         self._seen: dict[Path, tuple[float, float]] = {}
 
     def standing(self, trial_dir: Path, claim: Claim, names: frozenset[str] | None = None) -> Standing:
-        """What became of the owner of `claim`, by the folder's listing `names`."""
+        """Return what became of the owner of `claim`. `names` is the folder's listing."""
         names = listing(trial_dir) if names is None else names
         if is_cancelled(trial_dir, names):
             return Standing.cancelled
@@ -222,11 +236,15 @@ class Watch:
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
 
     def bury(self, trial_dir: Path, claim: Claim) -> None:
-        """Take the owner of `claim` for dead from now on: the caller knows that it does not run."""
+        """Mark the owner of `claim` dead. The caller knows that it does not run."""
         self.silent |= {_path(trial_dir, claim.epoch)}
 
     def _lives_in_this_job(self, trial_dir: Path, claim: Claim, start: SlurmStart, names: frozenset[str]) -> bool:
-        """Earlier starts of this very job are over; where it has many slots, one of this start may well live, here or on another node."""
+        """Return whether the owner, in a start of this process's own job, still runs.
+
+        Earlier starts are over. In this start, a job with many workers may have live ones, here or
+        on another node.
+        """
         if start.shared:
             return start.restart == own_restart() and self._lives(trial_dir, claim, names)
         return claim.owner == Process.me() and not _ended(names, claim.epoch)
@@ -241,22 +259,24 @@ class Watch:
         if state in ENDED:
             return Standing.dead
         if state == GONE:
-            # Absent from one answer, another user's, or long over: a heart that beat lately belongs to a living owner.
+            # The job is missing from one answer, is another user's, or ended long ago. A recent
+            # heartbeat means that the owner lives.
             beat = _path(trial_dir, claim.epoch).stat().st_mtime
             return Standing.dead if ended or abs(time.time() - beat) > STALE_SECONDS else Standing.alive
-        if not state:  # nothing is known now
+        if not state:  # Slurm has not answered
             return Standing.requeued if ended else Standing.alive
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart
-        if current and start.shared:  # it goes on with other slots, and what this one has left is for any slot to take up
+        # The job goes on with its other workers. Any of them may resume what a dead one left.
+        if current and start.shared:
             return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
         return Standing.alive if current and not ended else Standing.requeued
 
     def _lives(self, trial_dir: Path, claim: Claim, names: frozenset[str]) -> bool:
-        """Whether the owner of `claim` still runs, by the process table here and by its heartbeat elsewhere."""
+        """Return whether the owner runs: by the process table here, by its heartbeat elsewhere."""
         if _ended(names, claim.epoch):
             return False
         if claim.owner.host == platform.node() and claim.owner.boot != _boot():
-            return False  # this machine has been started anew since
+            return False  # the machine has rebooted since
         if claim.owner.is_local:
             return claim.owner.lives()
         path, now = _path(trial_dir, claim.epoch), time.monotonic()
@@ -273,7 +293,7 @@ class Watch:
 
 
 class Ownership:
-    """A won claim; within the block its heartbeat goes on, at the end it is released."""
+    """A won claim. Inside the `with` block the heartbeat runs; at its end the claim is released."""
 
     def __init__(self, trial_dir: Path, claim: Claim) -> None:
         self.trial_dir, self.claim = trial_dir, claim
@@ -286,7 +306,7 @@ class Ownership:
                 os.utime(_path(self.trial_dir, self.claim.epoch))
 
     def lost(self) -> bool:
-        """Whether somebody took the trial over, or cancelled it."""
+        """Return whether the trial was taken over or cancelled."""
         return _path(self.trial_dir, self.claim.epoch + 1).exists() or is_cancelled(self.trial_dir)
 
     def __enter__(self) -> "Ownership":
@@ -295,21 +315,26 @@ class Ownership:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-        with contextlib.suppress(OSError):  # else this process's end says the same, later
+        # on failure, the end of this process says the same later
+        with contextlib.suppress(OSError):
             _path(self.trial_dir, self.claim.epoch, "crashed" if error else "released").touch()
 
 
 def claim(trial_dir: Path, epoch: int, driver: str, step: int, slurm: SlurmStart | None = None) -> Ownership | None:
-    """Ownership of a trial at `epoch`, one more than its last claim; None where another process won that epoch."""
+    """Claim a trial and return its ownership, or None if another process won that attempt.
+
+    `epoch` is one more than the trial's last attempt.
+    """
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
     won = Claim(epoch, Process.me(), driver, step, time.time(), slurm)
     return Ownership(trial_dir, won) if create_exclusive(_path(trial_dir, epoch), to_json(asdict(won))) else None
 
 
 def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Path) -> int:
-    """How many of the last claims died under this very driver without gaining a step over `step`.
+    """Count the last claims that died under this driver without getting past `step`.
 
-    A claim whose driver died too was ended with it, and is no fault of the trial; nor is one that was released.
+    A claim whose driver died too ended with it, which is no fault of the trial. A released claim is
+    none either.
     """
     crashes, names = 0, listing(trial_dir)
     for past in reversed(claims):
@@ -321,7 +346,10 @@ def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Pat
 
 
 def starts_in_vain(claims: list[Claim], step: int, trial_dir: Path) -> int:
-    """How many of the last claims were Slurm jobs that gained no step over `step`, whatever ended them, since a person last asked."""
+    """Count the last claims that were Slurm jobs and never got past `step`, whatever ended them.
+
+    Claims from before a person last asked for the trial do not count.
+    """
     vain, names = 0, listing(trial_dir)
     for past in reversed(claims):
         if past.step != step or past.slurm is None or _name(past.epoch, "resumed") in names:

@@ -1,6 +1,8 @@
-"""The sweep folder: sweep.json (the trials and how they are ranked) and trials/<signature>/, which are the truth about them.
+"""The sweep folder: sweep.json and the run folders trials/<run ID>/.
 
-The trials of a search are not all known beforehand: points/<number>.json is written, by whoever chooses it, for each but the first.
+sweep.json lists the trials and how they are ranked. The run folders are the truth about them. A
+search does not know all its trials beforehand: the process that chooses a trial writes
+points/<number>.json. Only the first trial has no such file.
 """
 
 import os
@@ -22,10 +24,10 @@ from sweeps.state import claims
 
 
 class TrialState(Enum):
-    """Where a trial stands.
+    """State of a trial.
 
-    `interrupted` was begun and waits for any slot to resume it, `requeued` for its own Slurm job to start again; `cancelled` waits for a
-    person to run the sweep again.
+    `interrupted`: it has begun, and any worker may resume it. `requeued`: it waits for its own
+    Slurm job to start again. `cancelled`: it waits until a person runs the sweep again.
     """
 
     waiting = "waiting"
@@ -39,12 +41,12 @@ class TrialState(Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to run."""
+        """Return whether nothing is left to run."""
         return self in (TrialState.completed, TrialState.pruned, TrialState.failed)
 
     @property
     def settled(self) -> bool:
-        """Whether nothing happens by itself any more."""
+        """Return whether nothing more happens by itself."""
         return self.ended or self is TrialState.cancelled
 
 
@@ -58,7 +60,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """What sweep.json holds: enough to run slots and to write results without the sweep's own file."""
+    """Content of sweep.json: enough to run workers and write results without the sweep's file."""
 
     path: Path
     name: str
@@ -66,14 +68,18 @@ class Sweep:
     scale: ScaleName
     objective: str
     headline: list[str]
-    paper: dict[str, dict[str, float]]  # setting -> metric -> the paper's value; only what the scale may be held against
+    # configuration -> metric -> the paper's value; only those comparable at this scale
+    paper: dict[str, dict[str, float]]
     trials: list[Trial]
     search: Search | None = None
-    rungs: list[int] = field(default_factory=list)  # epochs at which a run is held against the others; none: every run goes to its end
-    eta: int = 0  # of those that reached a rung one in so many goes on
-    costs: list[str] = field(default_factory=list)  # that belong to the answer
-    best_of_many: list[str] = field(default_factory=list)  # settings whose scores in the paper are each the best of several runs
-    prune_on: list[str] = field(default_factory=list)  # early warnings that end a run: sweeps/search/warnings.py
+    # Epochs at which a run is compared with the others. If empty, every run goes to its end.
+    rungs: list[int] = field(default_factory=list)
+    eta: int = 0  # one in `eta` of the runs that reach a rung goes on
+    costs: list[str] = field(default_factory=list)  # metrics of cost that are part of the answer
+    # Configurations whose scores in the paper are each the best of several runs.
+    best_of_many: list[str] = field(default_factory=list)
+    # early warnings that end a run: sweeps/search/warnings.py
+    prune_on: list[str] = field(default_factory=list)
     _next: list[int] = field(default_factory=lambda: [1])
 
     @staticmethod
@@ -86,7 +92,7 @@ class Sweep:
         rungs: Sequence[int] = (),
         eta: int = 0,
     ) -> "Sweep":
-        """The sweep of `spec`; the paper's values, and the metrics that they are values of, are kept at paper scale alone."""
+        """Return the sweep of `spec`. Only paper scale has the paper's values and their metrics."""
         published = [s for s in spec.settings_at(spec.scale(scale)) if s.paper and scale is ScaleName.paper]
         paper = {spec.label(s): dict(s.paper) for s in published}
         metrics = [metric for values in paper.values() for metric in values if metric not in spec.costs]
@@ -100,7 +106,7 @@ class Sweep:
 
     @staticmethod
     def load(path: Path) -> "Sweep":
-        """The sweep that `write` left; raises ValueError where there is none."""
+        """Load what `write` wrote; raise ValueError if there is no valid sweep.json."""
         file = path / "sweep.json"
         if not os.path.exists(file):
             raise ValueError(f"a sweep folder must hold sweep.json; got {path}")
@@ -117,7 +123,7 @@ class Sweep:
             raise ValueError(f"sweep.json must be one that a sweep wrote; got {file}: {said}") from error
 
     def write(self) -> None:
-        """Publish sweep.json; the same sweep writes the same bytes."""
+        """Write sweep.json atomically. The same sweep writes the same bytes."""
         self.path.mkdir(parents=True, exist_ok=True)
         values = {k: v for k, v in vars(self).items() if k not in ("path", "_next")}
         given = [t.to_dict() for t in self.trials[: 1 if self.search else None]]
@@ -126,7 +132,10 @@ class Sweep:
         write_atomic(self.path / "sweep.json", text)
 
     def grow(self) -> None:
-        """Take in the trials that have been chosen since; those of another space or base are no trials of this search."""
+        """Add the trials chosen since the last call.
+
+        Trials of another space or base do not belong to this search and are skipped.
+        """
         if self.search is None:
             return
         points = self.path / "points"
@@ -143,12 +152,12 @@ class Sweep:
 
     @property
     def next_number(self) -> int:
-        """Of the trial that is chosen next."""
+        """Return the number of the next trial to choose."""
         return self._next[0]
 
     @property
     def cancelled(self) -> bool:
-        """Whether a person has stopped the search: it chooses nothing until its command is run again."""
+        """Return whether a person stopped the search. Only its command makes it choose again."""
         return self.search is not None and self._cancelled.exists()
 
     @property
@@ -165,17 +174,17 @@ class Sweep:
         self._cancelled.unlink(missing_ok=True)
 
     def expecting(self, hours_per_epoch: float | None) -> "Sweep":
-        """The same, told what an epoch is expected to cost."""
+        """Return this sweep with `hours_per_epoch` as the expected cost of an epoch."""
         if self.search is None or hours_per_epoch is None:
             return self
         return replace(self, search=replace(self.search, hours_per_epoch=hours_per_epoch))
 
     def point_file(self, number: int) -> Path:
-        """Where the choice of trial `number` of a search is kept."""
+        """Return the file that records the choice of trial `number` of a search."""
         return self.path / "points" / f"{number:06d}.json"
 
     def register(self, trial: Trial) -> bool:
-        """Write down that `trial` is the next one; False where another slot has taken its number."""
+        """Record `trial` as the next one; return False if another worker took its number."""
         assert self.search is not None
         file = self.point_file(trial.number)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -183,33 +192,38 @@ class Sweep:
         return create_exclusive(file, to_json({**values, "search": self.search.digest}))
 
     def trial_dir(self, trial: Trial) -> Path:
-        """The run folder of `trial`."""
+        """Return the run folder's path of `trial`."""
         return self.path / "trials" / trial.signature
 
     def run(self, trial: Trial) -> RunFolder:
-        """The run of `trial`."""
+        """Return the run folder of `trial`."""
         return RunFolder(self.trial_dir(trial))
 
 
 def slurm_queue(sweep: Sweep, refresh_seconds: float = 5.0) -> Queue | None:
-    """What Slurm says of the sweep's jobs; None where it has none, or Slurm is not installed here."""
+    """Return the Slurm queue of the sweep's jobs, or None without jobs or without Slurm here."""
     return Queue(refresh_seconds) if has_slurm() and (sweep.path / "submissions").is_dir() else None
 
 
 class View:
-    """What the run folders say, read again only where it can have changed: an ended trial is read once."""
+    """Cached reading of the run folders. What cannot change is not read again.
+
+    An ended trial is read once.
+    """
 
     @staticmethod
     def here(sweep: Sweep) -> "View":
-        """A view that asks Slurm about the sweep's jobs, where it has any and Slurm is installed."""
+        """Return a view that asks Slurm about the sweep's jobs, if it has any and Slurm is here."""
         return View(sweep, queue=slurm_queue(sweep))
 
     def __init__(
         self, sweep: Sweep, silent: frozenset[Path] = frozenset(), queue: Queue | None = None, remember_seconds: float = 0.0
     ) -> None:
-        """`silent` are claims of other hosts that a `claims.Watch` has found dead; `queue` knows of owners in Slurm jobs.
+        """Set up the caches.
 
-        A state is looked at anew after `remember_seconds`, or after `look_again`: many ask for it in one look.
+        `silent`: claims of other hosts that a `claims.Watch` found dead. `queue`: answers for
+        owners in Slurm jobs. `remember_seconds`: how long a state stays cached, since one pass asks
+        for it many times; `look_again` drops it earlier.
         """
         self._remember = remember_seconds
         self._states: dict[str, tuple[float, TrialState]] = {}
@@ -217,17 +231,22 @@ class View:
         self.watch = claims.Watch(silent, queue=queue)
         self._runs: dict[str, RunFolder] = {}
         self._hours: dict[str, float] = {}
-        self._followed = 0  # when the sweep.json that was taken up last had been written
+        self._followed = 0  # modification time of the last sweep.json read, in ns
         self._results: dict[str, RunResult] = {}
         self._claims: dict[str, list[claims.Claim]] = {}
         self._settled: set[str] = set()  # trials whose claims were read after their results
         self._losses: dict[str, LossCurve] = {}
-        self.accounted: dict[str, JobUse | None] = {}  # what sacct has said of jobs; None where it had nothing to say
-        self.accounting = ""  # whether it "answers", is "silent", or there is "none"; "" until it is asked
-        self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}  # of runs that have not ended, and how far they were read
+        # what sacct said of each job; None if it had no record
+        self.accounted: dict[str, JobUse | None] = {}
+        self.accounting = ""  # "answers", "silent" or "none"; "" until sacct is asked
+        # of runs that have not ended, with the file offset read so far
+        self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}
 
     def follow(self) -> bool:
-        """Take up what a command has made of a search since the last call; False where it is another search now."""
+        """Read what a command changed in a search since the last call.
+
+        Return False if sweep.json now holds another search.
+        """
         if self.sweep.search is None:
             return True
         written = (self.sweep.path / "sweep.json").stat().st_mtime_ns
@@ -237,25 +256,25 @@ class View:
         if now.search is None or now.search.digest != self.sweep.search.digest:
             return False
         self.sweep, self._followed = now, written
-        # A failed or pruned trial may have been set aside, to be run again.
+        # A command may have set a failed or pruned trial aside to run it again.
         self._results = {s: r for s, r in self._results.items() if r.status is RunStatus.completed}
         self._states.clear()
         self._hours.clear()
         return True
 
     def look_again(self) -> None:
-        """Remember no state of a trial that has not ended: what happens next goes by how things stand now."""
+        """Forget the states of unfinished trials: the next decision needs fresh ones."""
         self._states = {s: known for s, known in self._states.items() if known[1].ended}
 
     def _run(self, trial: Trial) -> RunFolder:
-        """The run of the trial; its paths are made once, since thousands are looked at for one choice."""
+        """Return the run folder of the trial, cached because one choice looks at thousands."""
         known = self._runs.get(trial.signature)
         if known is None:
             known = self._runs[trial.signature] = self.sweep.run(trial)
         return known
 
     def result(self, trial: Trial) -> RunResult | None:
-        """The trial's result, once it has one."""
+        """Return the trial's result, or None if it has none yet."""
         if trial.signature not in self._results:
             found = self._run(trial).result()
             if found is None:
@@ -264,7 +283,7 @@ class View:
         return self._results[trial.signature]
 
     def state(self, trial: Trial) -> TrialState:
-        """Where the trial stands now."""
+        """Return the trial's current state."""
         known = self._states.get(trial.signature)
         if known is None or (not known[1].ended and time.monotonic() - known[0] >= self._remember):
             known = time.monotonic(), self._look(trial)
@@ -283,18 +302,19 @@ class View:
         return _STATES[self.watch.standing(folder, past[-1], names)]
 
     def _claims_among(self, trial: Trial, names: frozenset[str]) -> list[claims.Claim]:
-        """The claims among the names of a listing; a claim that was read is not read again."""
+        """Return the claims named in a listing. No claim is read twice."""
         past = claims.history(self._run(trial).path, names, self._claims.get(trial.signature, ()))
         self._claims[trial.signature] = past
         return past
 
     def judged_claims(self, trial: Trial) -> list[claims.Claim]:
-        """The claims that the last look at the trial's state went by; nothing is asked anew."""
+        """Return the claims behind the last computed state, without reading the disk."""
         return self._claims.get(trial.signature, [])
 
     def claims(self, trial: Trial) -> list[claims.Claim]:
-        """All claims of the trial, oldest first; of one that has ended nothing is looked for again."""
-        # One that was begun and ended between two looks has a result, and the claims of the look before: none.
+        """Return all claims of the trial, oldest first. An ended trial is not read again."""
+        # A trial that began and ended between two looks has a result, but the cached claims are
+        # empty.
         if trial.signature not in self._settled:
             ended = trial.signature in self._results
             self._claims_among(trial, claims.listing(self._run(trial).path))
@@ -303,18 +323,22 @@ class View:
         return self._claims[trial.signature]
 
     def states(self) -> dict[str, TrialState]:
-        """The state of each trial by signature, those chosen meanwhile among them."""
+        """Return the state of each trial by run ID, including trials chosen meanwhile."""
         self.sweep.grow()
         return {t.signature: self.state(t) for t in self.sweep.trials}
 
     def hosts_elsewhere(self) -> list[str]:
-        """The other hosts (or containers) whose processes own trials that have not ended."""
+        """Return the other hosts (or containers) whose processes own running trials."""
         unfinished = [t for t in self.sweep.trials if self.state(t) is TrialState.running]
         owners = [self.claims(t)[-1].owner for t in unfinished]
         return sorted({o.host for o in owners if not o.is_local})
 
     def device_hours(self, trial: Trial) -> float:
-        """What an ended trial has cost: the time that its jobs held GPUs in Slurm, lost steps among it; elsewhere what training took."""
+        """Return the cost of an ended trial in device hours.
+
+        In Slurm this is the time its jobs held GPUs, lost steps included; elsewhere the training
+        time.
+        """
         if trial.signature not in self._hours:
             folder, past = self._run(trial).path, self.claims(trial)
             held = sum(claims.held_seconds(folder, c) * c.slurm.gpus / 3600 for c in past if c.slurm)
@@ -323,11 +347,12 @@ class View:
         return self._hours[trial.signature]
 
     def probes(self, trial: Trial) -> dict[str, dict[str, float]]:
-        """Epoch -> metrics of the probes on the way, so far; what was read is not read again."""
+        """Return epoch -> metrics of the probes so far. Only new lines are read."""
         result = self.result(trial)
         if result is not None:
             return result.probes
-        # A resumed run writes again what came after its checkpoint, and the same: what is known of that stays true.
+        # A resumed run rewrites the records after its checkpoint, with the same values. Cached ones
+        # stay valid.
         known, start = self._probes.get(trial.signature, ({}, 0))
         path = self._run(trial).path / "metrics.jsonl"
         if path.exists() and path.stat().st_size < start:
@@ -337,14 +362,17 @@ class View:
         return self._probes[trial.signature][0]
 
     def losses(self, trial: Trial) -> LossCurve:
-        """The losses that a trial which has not ended has recorded, of its last part at least; what was read is not read again."""
+        """Return the recorded losses of an unfinished trial, at least those of its last part.
+
+        Only new lines are read.
+        """
         curve = self._losses.setdefault(trial.signature, LossCurve(trial.epochs))
         share = trial.values["warnings"]["plateau_share"]
         curve.read(self._run(trial).path / "metrics.jsonl", share)
         return curve
 
     def rung_values(self, epoch: int, seed: int) -> dict[str, float]:
-        """The objective at a rung, by signature, of the trials of that seed that have reached it with a value."""
+        """Return run ID -> objective at a rung, for trials of `seed` with a value there."""
         found = {}
         for trial in self.sweep.trials:
             value = self.probes(trial).get(str(epoch), {}).get(self.sweep.objective) if trial.seed == seed else None
@@ -353,11 +381,11 @@ class View:
         return found
 
     def objective(self, trial: Trial) -> float | None:
-        """The number by which the trial is ranked; None where it has none."""
+        """Return the value by which the trial is ranked, or None."""
         result = self.result(trial)
         return None if result is None else result.metrics.get(self.sweep.objective)
 
     def reached_step(self, trial: Trial) -> int:
-        """The optimiser step to which the trial could be resumed now."""
+        """Return the optimiser step from which the trial could resume now."""
         found = checkpoint.find(self.sweep.run(trial).checkpoints)
         return found[0].step if found else 0

@@ -1,4 +1,4 @@
-"""commands.jsonl: by which commands, from which commit, a sweep was run; for those who read its report."""
+"""Record in commands.jsonl which commands ran a sweep, and from which commit, for the report."""
 
 import datetime
 import json
@@ -12,7 +12,10 @@ _NAME = "commands.jsonl"
 
 
 def note_command(folder: Path) -> None:
-    """Add this process's command, without what looks like a secret, unless the last one was the same; a disk that refuses is no matter."""
+    """Append this process's command, with likely secrets removed, unless it repeats the last one.
+
+    Disk errors are ignored.
+    """
     words = ["python", *(scrubbed(word) for word in sys.argv)]
     known = commands(folder)
     found = commit_and_diff()
@@ -32,7 +35,7 @@ def note_command(folder: Path) -> None:
 
 
 def commands(folder: Path) -> list[dict[str, object]]:
-    """What was noted, oldest first; torn lines are passed over."""
+    """Return the recorded commands, oldest first. Torn lines are skipped."""
     try:
         text = (folder / _NAME).read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a slot printed, without torch: for causes of failure, and for those who watch."""
+"""Read what a worker printed, without importing torch, for causes of failure and `logs`."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ from sweeps.state.folder import TrialState, View
 
 _FOLLOW_SECONDS = 1.0
 
-_TAIL_BYTES, _TAIL_LINES, _LINE_CHARACTERS = 100_000, 2, 160  # four ranks' tracebacks are 20 kB
+_TAIL_BYTES, _TAIL_LINES, _LINE_CHARACTERS = 100_000, 2, 160  # tracebacks of four ranks take 20 kB
 _KILLED = re.compile(r"srun: error: .*task.*: (Killed|Aborted|Segmentation|Bus error|Out Of Memory)", re.I)
 _ERROR = re.compile(r"(Error|Exception|error): |giving up")
 _AFTERMATH = re.compile(
@@ -19,7 +19,10 @@ _AFTERMATH = re.compile(
 
 
 def log_tail(path: Path) -> str:
-    """What a log says last, in one line, "" where there is none: who was killed first, then the last errors, less what they set off."""
+    """Return the end of a log in one line, or "" if there is no log.
+
+    A killed process comes first, then the last errors without the messages that they set off.
+    """
     if not path.exists():
         return ""
     with open(path, "rb") as file:
@@ -32,7 +35,10 @@ def log_tail(path: Path) -> str:
 
 
 def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
-    """Print what `trial` prints, by default one that runs, until it is settled; returns an exit status, 1 where none has begun."""
+    """Print the log of `trial` until it is settled; return the exit status.
+
+    By default follow a running trial. The status is 1 if no trial has begun.
+    """
     sweep = view.sweep
     states = view.states()
     if trial is None:

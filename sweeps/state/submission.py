@@ -1,7 +1,8 @@
-"""What was, or was about to be, submitted: `submissions/<number>.json` is written before sbatch is called and says all that a job needs.
+"""Record submissions to Slurm. `submissions/<number>.json` holds all that a job needs.
 
-`.job` beside it holds the array's number, `.void` says that sbatch never happened. A command killed between sbatch and writing the
-number down leaves neither; the array is then found by its name, which follows from the file.
+The file is written before sbatch is called. `.job` beside it holds the array's job ID; `.void` says
+that nothing was submitted. A command killed between sbatch and writing the ID leaves neither. The
+array is then found by its name, which follows from the file.
 """
 
 import hashlib
@@ -24,23 +25,23 @@ RAY_SCRIPT = "slurm/ray_cluster.sbatch"
 
 
 def job_prefix(sweep: Sweep) -> str:
-    """What the names of all jobs of this sweep folder start with, and of no other."""
+    """Return the prefix of the names of all jobs of this sweep folder, and of no others."""
     return f"{sweep.path.name}-{hashlib.sha256(str(sweep.path).encode()).hexdigest()[:8]}-"
 
 
 def last_number(sweep: Sweep) -> int:
-    """Of the sweep's submissions, 0 where there is none."""
+    """Return the number of the sweep's last submission, or 0."""
     return max((int(p.stem) for p in (sweep.path / "submissions").glob("[0-9]*.json") if p.stem.isdecimal()), default=0)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One job array of a sweep, or one allocation of nodes in which Ray places slots."""
+    """One job array of a sweep, or one allocation of nodes in which Ray places workers."""
 
     sweep_path: Path
     number: int
     name: str
-    slots: int  # elements of the array: 1 where it is an allocation
+    slots: int  # tasks of the array; 1 for an allocation
     throttle: int
     after: list[str]
     cluster: ClusterProfile
@@ -51,16 +52,16 @@ class Submission:
 
     @staticmethod
     def file(sweep_path: Path, number: int, what: str = "json") -> Path:
-        """Where a part of submission `number` is kept."""
+        """Return the path of one file of submission `number`."""
         return sweep_path / "submissions" / f"{number:06d}.{what}"
 
     @property
     def path(self) -> Path:
-        """The file that holds it."""
+        """Return the path of the submission's JSON file."""
         return self.file(self.sweep_path, self.number)
 
     def create(self) -> bool:
-        """Write it down; False where another command took the number."""
+        """Write the file; return False if another command took the number."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         values = asdict(self)
         cluster = {k: v.name if isinstance(v, Enum) else v for k, v in values["cluster"].items()}
@@ -68,7 +69,7 @@ class Submission:
 
     @staticmethod
     def load(path: Path) -> "Submission":
-        """What `create` wrote."""
+        """Load a file that `create` wrote."""
         with reading(path):
             return Submission._of(read_json(path))
 
@@ -83,62 +84,62 @@ class Submission:
 
     @staticmethod
     def all_of(sweep: Sweep) -> list["Submission"]:
-        """All submissions of a sweep folder, oldest first."""
+        """Return all submissions of a sweep folder, oldest first."""
         return [Submission.load(p) for p in sorted((sweep.path / "submissions").glob("[0-9]*.json"))]
 
     @property
     def job(self) -> str:
-        """The array's number, "" while it is not written down."""
+        """Return the array's job ID, or "" until it is recorded."""
         path = self.file(self.sweep_path, self.number, "job")
         return path.read_text().strip() if path.exists() else ""
 
     def write_job(self, job: str) -> None:
-        """Write the array's number down."""
+        """Record the array's job ID."""
         write_atomic(self.file(self.sweep_path, self.number, "job"), job + "\n")
 
     @property
     def is_void(self) -> bool:
-        """Whether it is known that nothing was submitted."""
+        """Return whether it is known that nothing was submitted."""
         return self.file(self.sweep_path, self.number, "void").exists()
 
     def write_void(self) -> None:
-        """Write down that nothing was submitted."""
+        """Record that nothing was submitted."""
         self.file(self.sweep_path, self.number, "void").touch()
 
     @property
     def age_seconds(self) -> float:
-        """Since it was written, by the writer's clock and ours."""
+        """Return the seconds since the file was written, by the writer's clock and ours."""
         return time.time() - self.time
 
     @property
     def slot_profile(self) -> ClusterProfile:
-        """What one slot has."""
+        """Return the resources of one worker."""
         return self.allocation.slot(self.cluster) if self.allocation else self.cluster
 
     @property
     def job_profile(self) -> ClusterProfile:
-        """What one job asks of Slurm."""
+        """Return the resources that one job requests from Slurm."""
         return self.allocation.whole(self.cluster) if self.allocation else self.cluster
 
     @property
     def what(self) -> str:
-        """'33 slots, 8 at once', or '3 nodes, 12 slots at once'."""
+        """Return '33 slots, 8 at once' or '3 nodes, 12 slots at once'."""
         if self.allocation:
             return f"{self.allocation.nodes} nodes, {self.allocation.slots} slots at once"
         return f"{self.slots} slots, {self.throttle} at once"
 
     @property
     def log_folder(self) -> Path:
-        """What the jobs print."""
+        """Return the folder of the jobs' output."""
         return self.sweep_path / "log"
 
     def log_of_this_job(self) -> str:
-        """The file that this process's job prints into."""
+        """Return the output file of this process's job."""
         array, element = os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
         return str(self.log_folder / f"{array}_{element}.log")
 
     def array(self) -> Array:
-        """What jobs/slurm/sbatch.py renders and submits."""
+        """Return the array that jobs/slurm/sbatch.py renders and submits."""
         slots, script = (self.allocation.slots, RAY_SCRIPT) if self.allocation else (self.slots, "")
         comment, after = f"{slots} slots of {self.sweep_path}", tuple(self.after)
         return Array(
