@@ -326,7 +326,7 @@ def method_names() -> list[str]:
 
 
 def method_module(name: str) -> Any:
-    """The module of a method; it defines `Config` (a MethodConfig) and `Method` (an nn.Module)."""
+    """The module of a method; it defines `Config` (a MethodConfig) and `Method` (a BaseMethod)."""
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}; got {name}")
     return importlib.import_module(f"cnnjepa.methods.{name}")
