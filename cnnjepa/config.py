@@ -378,7 +378,7 @@ def method_names() -> list[str]:
 def method_module(name: str) -> Any:
     """Return a method's module.
 
-    It defines `Config` (a MethodConfig) and `Method` (an nn.Module).
+    It defines `Config` (a MethodConfig) and `Method` (a BaseMethod).
     """
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}; got {name}")

@@ -11,15 +11,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import AugmentConfig, EmaConfig, MethodConfig, OptimizerConfig, OptimizerName, TrainConfig
 from cnnjepa.data.views import ViewSpec, augmented
+from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.ema import ema_update, target_of
-from cnnjepa.models.encoders import Encoder, build_encoder
 from cnnjepa.models.heads import build_head
-from cnnjepa.randomness import Stream, integer
 from cnnjepa.rules import validate_augment, validate_ema, validate_sizes
 from cnnjepa.schedules import ema_momentum
 
@@ -63,19 +62,15 @@ def cosine_loss(p1_BD: Tensor, t2_BD: Tensor, p2_BD: Tensor, t1_BD: Tensor) -> T
     return -(F.cosine_similarity(p1_BD, t2_BD).mean() + F.cosine_similarity(p2_BD, t1_BD).mean()) / 2
 
 
-class Method(nn.Module):
+class Method(BaseMethod[Config]):
     """The trainable whole: encoder, projector and predictor; and the target's encoder and projector."""
 
-    def __init__(self, config: TrainConfig, total_steps: int) -> None:
-        super().__init__()
-        assert isinstance(config.method, Config)
-        self.settings, self.total_steps = config.method, total_steps
-        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(config.seed, Stream.weights, 1))
-            hidden, projection, sync = self.settings.hidden, self.settings.projection, config.encoder.sync_bn
-            self.projector = build_head([self.encoder.out_channels, hidden, projection], sync)
-            self.predictor = build_head([projection, hidden, projection], sync)
+    def build(self) -> None:
+        """Add projector, predictor and targets."""
+        hidden, projection = self.settings.hidden, self.settings.projection
+        sync = self.config.encoder.sync_bn
+        self.projector = build_head([self.encoder.out_channels, hidden, projection], sync)
+        self.predictor = build_head([projection, hidden, projection], sync)
         self.target_encoder, self.target_projector = target_of(self.encoder), target_of(self.projector)
 
     @staticmethod
@@ -83,11 +78,6 @@ class Method(nn.Module):
         """Two views an image, drawn differently."""
         assert isinstance(config.method, Config)
         return [augmented(config.data, config.method.view1), augmented(config.data, config.method.view2)]
-
-    @property
-    def probe_encoder(self) -> Encoder:
-        """The network that is probed and exported: the online encoder."""
-        return self.encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar} of one micro-batch."""
@@ -107,7 +97,3 @@ class Method(nn.Module):
         ema_update(self.target_encoder, self.encoder, momentum)
         ema_update(self.target_projector, self.projector, momentum)
         return {"ema_momentum": momentum}
-
-    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures for the log: the views."""
-        return batch.pictures()

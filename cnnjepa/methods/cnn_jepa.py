@@ -22,11 +22,11 @@ from cnnjepa.batch import Batch
 from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, PredictorConv, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.masking import draw_visible
+from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.ema import ema_update, target_of
-from cnnjepa.models.encoders import Encoder, build_encoder
+from cnnjepa.models.encoders import Encoder
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.predictor import build_predictor
-from cnnjepa.randomness import Stream, integer
 from cnnjepa.rules import require_encoder, validate_ema, validate_mask
 from cnnjepa.schedules import ema_momentum
 
@@ -104,22 +104,18 @@ def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tenso
     return run
 
 
-class Method(nn.Module):
+class Method(BaseMethod[Config]):
     """The trainable whole: context encoder, target encoder, mask token and predictor."""
 
-    def __init__(self, config: TrainConfig, total_steps: int) -> None:
-        super().__init__()
-        assert isinstance(config.method, Config)
-        self.config, self.settings, self.total_steps = config, config.method, total_steps
-        self.grid = grid_size(config)
-        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
+    def build(self) -> None:
+        """Add target encoder, predictor and mask token."""
+        self.grid = grid_size(self.config)
         self.target_encoder = target_of(self.encoder)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(config.seed, Stream.weights, 1))
-            channels = self.encoder.out_channels
-            self.predictor = build_predictor(self.settings.predictor, channels, config.encoder.sync_bn)
-            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, channels, 1, 1), std=0.02, a=-0.02, b=0.02))
-        compiled = config.encoder.compile
+        channels, encoder = self.encoder.out_channels, self.config.encoder
+        self.predictor = build_predictor(self.settings.predictor, channels, encoder.sync_bn)
+        token = torch.empty(1, channels, 1, 1)
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02))
+        compiled = encoder.compile
         self.run_target, self.run_predictor = (compiled_or_not(m, compiled) for m in (self.target_encoder, self.predictor))
 
     @staticmethod

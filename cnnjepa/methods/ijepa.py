@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import BlockMaskConfig, EmaConfig, MethodConfig, OptimizerConfig, Schedule, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec
 from cnnjepa.masking import draw_blocks, require_context
+from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.ema import ema_update, target_of
-from cnnjepa.models.encoders import build_encoder
 from cnnjepa.models.masked import to_device
-from cnnjepa.randomness import Stream, integer
 from cnnjepa.rules import require_encoder, validate_block_mask, validate_ema, validate_sizes
 from cnnjepa.schedules import ema_momentum
 
@@ -62,23 +61,19 @@ class Config(MethodConfig):
         validate_ema(self.ema, "method.ema")
 
 
-class Method(nn.Module):
+class Method(BaseMethod[Config]):
     """The trainable whole: context encoder, target encoder and predictor."""
 
-    def __init__(self, config: TrainConfig, total_steps: int) -> None:
-        from cnnjepa.models.vit import BlockPredictor, VisionTransformer
+    encoder: "VisionTransformer"
 
-        super().__init__()
-        assert isinstance(config.method, Config)
-        self.config, self.settings, self.total_steps = config, config.method, total_steps
-        encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
-        assert isinstance(encoder, VisionTransformer)
-        self.encoder = encoder
-        self.target_encoder = target_of(encoder)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(config.seed, Stream.weights, 1))
-            width, depth = self.settings.predictor_width, self.settings.predictor_depth
-            self.predictor = BlockPredictor(encoder.grid, encoder.out_channels, width, depth, encoder.heads)
+    def build(self) -> None:
+        """Add target encoder and predictor."""
+        from cnnjepa.models.vit import BlockPredictor
+
+        net, settings = self.encoder, self.settings
+        self.target_encoder = target_of(net)
+        size = settings.predictor_width, settings.predictor_depth, net.heads
+        self.predictor = BlockPredictor(net.grid, net.out_channels, *size)
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:

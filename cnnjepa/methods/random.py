@@ -14,9 +14,8 @@ from cnnjepa.config import MethodConfig, TrainConfig
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.views import ViewSpec
 from cnnjepa.distributed import Ranks
-from cnnjepa.models.encoders import Encoder, build_encoder
+from cnnjepa.methods._base import BaseMethod
 from cnnjepa.probes.features import calibrate_batchnorm
-from cnnjepa.randomness import Stream, integer
 
 
 @dataclass
@@ -27,26 +26,23 @@ class Config(MethodConfig):
     name: str = "random"
 
 
-class Method(nn.Module):
+class Method(BaseMethod[Config]):
     """A frozen encoder, and a parameter for the optimiser to hold, which stays 0."""
 
     def __init__(self, config: TrainConfig, total_steps: int) -> None:
-        super().__init__()
-        self.config = config
         # Every rank sees all images of the calibration: there is nothing to synchronise.
         alone = replace(config.encoder, sync_bn=False)
-        self.encoder = build_encoder(alone, config.data.image_size, integer(config.seed, Stream.weights, 0)).requires_grad_(False)
+        super().__init__(replace(config, encoder=alone), total_steps)
+
+    def build(self) -> None:
+        """Freeze the encoder, and add what the optimiser holds."""
+        self.encoder.requires_grad_(False)
         self.unused = nn.Parameter(torch.zeros(1))
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
         """None: no image is decoded."""
         return []
-
-    @property
-    def probe_encoder(self) -> Encoder:
-        """The network that is probed and exported."""
-        return self.encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": 0}."""
@@ -57,8 +53,4 @@ class Method(nn.Module):
         if step == 0:
             device = self.unused.device
             calibrate_batchnorm(self.encoder, self.config, load_splits(self.config.data), Ranks(0, 1, device))
-        return {}
-
-    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Nothing is seen."""
         return {}

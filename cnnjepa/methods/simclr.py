@@ -6,19 +6,18 @@ loss     = cross-entropy of finding each projection's partner among the 2N - 1 o
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import AugmentConfig, MethodConfig, OptimizerConfig, OptimizerName, TrainConfig
 from cnnjepa.data.views import ViewSpec, augmented
 from cnnjepa.distributed import gather_batch
-from cnnjepa.models.encoders import Encoder, build_encoder
+from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.heads import build_head
-from cnnjepa.randomness import Stream, integer
 from cnnjepa.rules import validate_augment, validate_sizes
 
 # The same for ImageNet-100 and ImageNet-1k.
@@ -58,29 +57,19 @@ def nt_xent_loss(z1_ND: Tensor, z2_ND: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity, partner)
 
 
-class Method(nn.Module):
+class Method(BaseMethod[Config]):
     """The trainable whole: encoder and projection head."""
 
-    def __init__(self, config: TrainConfig, total_steps: int) -> None:
-        super().__init__()
-        assert isinstance(config.method, Config)
-        self.settings = config.method
-        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(config.seed, Stream.weights, 1))
-            sizes = [self.encoder.out_channels, self.settings.hidden, self.settings.projection]
-            self.head = build_head(sizes, config.encoder.sync_bn, last_norm=True)
+    def build(self) -> None:
+        """Add the head."""
+        sizes = [self.encoder.out_channels, self.settings.hidden, self.settings.projection]
+        self.head = build_head(sizes, self.config.encoder.sync_bn, last_norm=True)
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
         """Two views an image, drawn alike."""
         assert isinstance(config.method, Config)
         return [augmented(config.data, config.method.augment)] * 2
-
-    @property
-    def probe_encoder(self) -> Encoder:
-        """The network that is probed and exported."""
-        return self.encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar} of the global batch, of which this micro-batch is the rank's share."""
@@ -90,11 +79,3 @@ class Method(nn.Module):
             dtype = batch.views[0].dtype
             loss = nt_xent_loss(gather_batch(z1.to(dtype)), gather_batch(z2.to(dtype)), self.settings.temperature)
         return {"loss": loss}
-
-    def after_step(self, step: int) -> dict[str, Any]:
-        """Nothing follows a step: there is no target."""
-        return {}
-
-    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures for the log: the views."""
-        return batch.pictures()

@@ -6,17 +6,15 @@ loss = cross-entropy(linear(pooled encoder(view)), label)
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import DatasetName, MethodConfig, OptimizerConfig, TrainConfig
 from cnnjepa.data.views import ViewSpec, crop_and_flip
-from cnnjepa.models.encoders import Encoder, build_encoder
-from cnnjepa.randomness import Stream, integer
+from cnnjepa.methods._base import BaseMethod
 
 # Our choice: the paper has no supervised row.
 OPTIMIZERS = {"supervised": OptimizerConfig(lr=0.001, weight_decay=0.05, decay_norms_and_biases=False)}
@@ -40,37 +38,21 @@ class Config(MethodConfig):
             raise ValueError(f"method.classes must be 0 or {known} with data={config.data.name.name}; got {self.classes}")
 
 
-class Method(nn.Module):
+class Method(BaseMethod[Config]):
     """The trainable whole: encoder and classifier."""
 
-    def __init__(self, config: TrainConfig, total_steps: int) -> None:
-        super().__init__()
-        assert isinstance(config.method, Config)
-        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(config.seed, Stream.weights, 1))
-            self.classifier = nn.Linear(self.encoder.out_channels, config.method.classes or _CLASSES[config.data.name])
+    def build(self) -> None:
+        """Add the classifier."""
+        classes = self.settings.classes or _CLASSES[self.config.data.name]
+        self.classifier = nn.Linear(self.encoder.out_channels, classes)
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
         """One view an image, CNN-JEPA's."""
         return [crop_and_flip(config.data)]
 
-    @property
-    def probe_encoder(self) -> Encoder:
-        """The network that is probed and exported."""
-        return self.encoder
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar} of one micro-batch: over its labelled images, divided by all, so that any split over ranks adds up alike."""
         assert batch.labels is not None
         scores = self.classifier(batch.showing("context", self.encoder(batch.views[0]).mean((2, 3)))).to(batch.views[0].dtype)
         return {"loss": F.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum") / len(scores)}
-
-    def after_step(self, step: int) -> dict[str, Any]:
-        """Nothing follows a step."""
-        return {}
-
-    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures for the log: the views."""
-        return batch.pictures()

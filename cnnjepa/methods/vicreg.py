@@ -8,19 +8,18 @@ loss        = 25 invariance + 25 variance + 1 covariance
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import AugmentConfig, MethodConfig, OptimizerConfig, OptimizerName, TrainConfig
 from cnnjepa.data.views import ViewSpec, augmented
 from cnnjepa.distributed import gather_batch
-from cnnjepa.models.encoders import Encoder, build_encoder
+from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.heads import build_head
-from cnnjepa.randomness import Stream, integer
 from cnnjepa.rules import validate_augment, validate_sizes
 
 # The same for ImageNet-100 and ImageNet-1k.
@@ -74,29 +73,19 @@ def covariance_loss(z_ND: Tensor) -> Tensor:
     return (of_all - of_the_diagonal) / (count - 1) ** 2 / dimensions
 
 
-class Method(nn.Module):
+class Method(BaseMethod[Config]):
     """The trainable whole: encoder and expander head."""
 
-    def __init__(self, config: TrainConfig, total_steps: int) -> None:
-        super().__init__()
-        assert isinstance(config.method, Config)
-        self.settings = config.method
-        self.encoder = build_encoder(config.encoder, config.data.image_size, integer(config.seed, Stream.weights, 0))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(config.seed, Stream.weights, 1))
-            sizes = [self.encoder.out_channels] + [self.settings.width] * self.settings.depth
-            self.head = build_head(sizes, config.encoder.sync_bn)
+    def build(self) -> None:
+        """Add the head."""
+        sizes = [self.encoder.out_channels] + [self.settings.width] * self.settings.depth
+        self.head = build_head(sizes, self.config.encoder.sync_bn)
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
         """Two views an image, drawn alike."""
         assert isinstance(config.method, Config)
         return [augmented(config.data, config.method.augment)] * 2
-
-    @property
-    def probe_encoder(self) -> Encoder:
-        """The network that is probed and exported."""
-        return self.encoder
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": scalar, and its three parts, not weighted} of the global batch, of which this micro-batch is the rank's share."""
@@ -110,11 +99,3 @@ class Method(nn.Module):
             s = self.settings
             loss = s.invariance * invariance + s.variance * variance + s.covariance * covariance
         return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
-
-    def after_step(self, step: int) -> dict[str, Any]:
-        """Nothing follows a step: there is no target."""
-        return {}
-
-    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures for the log: the views."""
-        return batch.pictures()

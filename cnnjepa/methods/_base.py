@@ -1,0 +1,53 @@
+"""What methods share: an encoder, weights that follow the seed alone, and defaults without a target."""
+
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from cnnjepa.batch import Batch
+from cnnjepa.config import MethodConfig, TrainConfig
+from cnnjepa.data.views import ViewSpec
+from cnnjepa.models.encoders import Encoder, build_encoder
+from cnnjepa.randomness import Stream, integer
+
+Settings = TypeVar("Settings", bound=MethodConfig)
+
+
+class BaseMethod(nn.Module, Generic[Settings]):
+    """Base of the Method class that each file of cnnjepa/methods defines; `settings` is its Config.
+
+    A method defines `build`, `views` and `forward`, and overrides what differs for it.
+    """
+
+    def __init__(self, config: TrainConfig, total_steps: int) -> None:
+        super().__init__()
+        self.config, self.total_steps = config, total_steps
+        self.settings = cast(Settings, config.method)
+        seed = integer(config.seed, Stream.weights, 0)
+        self.encoder: Encoder = build_encoder(config.encoder, config.data.image_size, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(config.seed, Stream.weights, 1))
+            self.build()
+
+    def build(self) -> None:
+        """Add what stands beside the encoder; weights drawn here follow the seed alone."""
+        raise NotImplementedError
+
+    @staticmethod
+    def views(config: TrainConfig) -> list[ViewSpec]:
+        """Return what is drawn of each image."""
+        raise NotImplementedError
+
+    @property
+    def probe_encoder(self) -> Encoder:
+        """The network that is probed and exported: the encoder that gradients train."""
+        return self.encoder
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        """Finish optimiser step `step`; return what is worth logging."""
+        return {}
+
+    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
+        """Return pictures for the log: the views."""
+        return batch.pictures()
