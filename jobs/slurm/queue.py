@@ -1,4 +1,7 @@
-"""What Slurm says of our jobs. A controller that does not answer is asked again; its silence is never read as the end of a job."""
+"""Query Slurm about our jobs.
+
+A controller that does not answer is asked again. Its silence never counts as the end of a job.
+"""
 
 import os
 import re
@@ -8,11 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# What ends a job for good, unless Slurm or somebody requeues it.
+# These states end a job for good, unless Slurm or somebody requeues it.
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
 )
-GONE = "GONE"  # Slurm answered, and knows the job no more
+GONE = "GONE"  # Slurm answered and no longer knows the job
 _PASSING = re.compile(
     "contact slurm|timed out|time out|connect|communicat|zero bytes|temporarily|unreachable|socket|authentication|try again|standby"
     "|unexpected|exit status 124",
@@ -20,12 +23,12 @@ _PASSING = re.compile(
 )
 _TIMEOUT_SECONDS = 60
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
-# What a person or the run has ended; the others may be requeued after they were on record.
+# The person or the run caused these. Jobs in other states may be requeued after they were recorded.
 _FINAL = frozenset({"CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
 
 
 class SlurmError(RuntimeError):
-    """Slurm refused a request, or did not answer for as long as one was ready to wait."""
+    """Slurm refused a request, or did not answer within the time allowed."""
 
 
 class SlurmSilentError(SlurmError):
@@ -33,17 +36,17 @@ class SlurmSilentError(SlurmError):
 
 
 def may_pass(said: str) -> bool:
-    """Whether what a Slurm command complained of is the controller's absence, and not the request."""
+    """Return whether a Slurm error message blames an absent controller, not the request."""
     return bool(_PASSING.search(said))
 
 
 def has_slurm() -> bool:
-    """Whether Slurm's commands are installed here."""
+    """Return whether Slurm's commands are installed here."""
     return shutil.which("squeue") is not None
 
 
 def site_tool(name: str) -> str:
-    """What a command of the site prints, such as sbalance or squota; "" where there is none or it fails."""
+    """Return the output of a site command such as sbalance or squota, or "" if it fails."""
     try:
         return subprocess.run([name], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True).stdout.rstrip()
     except (OSError, subprocess.SubprocessError):
@@ -51,9 +54,9 @@ def site_tool(name: str) -> str:
 
 
 def ask(command: Sequence[str], patience_seconds: float = 120.0) -> str:
-    """What `command` prints; tried again with growing pauses while Slurm does not answer.
+    """Return the output of `command`; retry with growing pauses while Slurm does not answer.
 
-    Raises SlurmSilentError when patience ends, SlurmError at once where Slurm answers with a refusal.
+    Raise SlurmSilentError after `patience_seconds`, and SlurmError at once if Slurm refuses.
     """
     deadline, pause = time.monotonic() + patience_seconds, _FIRST_WAIT_SECONDS
     while True:
@@ -76,9 +79,9 @@ def ask(command: Sequence[str], patience_seconds: float = 120.0) -> str:
 
 @dataclass(frozen=True)
 class Element:
-    """One job, or one element of a job array, as squeue lists it."""
+    """One job, or one task of a job array, as squeue lists it."""
 
-    id: str  # 17, or 17_3 for an array's element: what scancel and scontrol take
+    id: str  # 17, or 17_3 for an array task, as scancel and scontrol take it
     state: str
     restarts: int
     reason: str
@@ -87,12 +90,12 @@ class Element:
 
     @property
     def ended(self) -> bool:
-        """Whether it has run for the last time, as far as Slurm knows."""
+        """Return whether the job has run for the last time, as far as Slurm knows."""
         return self.state in ENDED
 
     @property
     def array(self) -> str:
-        """The number of its array."""
+        """Return the job ID of its array."""
         return self.id.partition("_")[0]
 
 
@@ -105,21 +108,21 @@ def _parse(line: str) -> Element:
 
 
 class Queue:
-    """Our jobs, asked of Slurm in one request at most every `refresh_seconds`."""
+    """Our jobs, with at most one request to Slurm every `refresh_seconds`."""
 
     def __init__(self, refresh_seconds: float = 5.0, patience_seconds: float = 120.0) -> None:
         self._refresh, self._patience = refresh_seconds, patience_seconds
         self._looked = float("-inf")
         self._elements: dict[str, Element] = {}
         self._answered = False
-        self._final: dict[str, str] = {}  # told by the accounting, for good
-        self._accounted: dict[str, str] = {}  # told by it since the last look
-        self.silent = False  # whether the last request stayed without an answer
+        self._final: dict[str, str] = {}  # final states, from the accounting
+        self._accounted: dict[str, str] = {}  # the accounting's answers since the last look
+        self.silent = False  # whether the last request got no answer
 
     def elements(self) -> Mapping[str, Element]:
-        """Our jobs by id, those that ended lately too; while Slurm is silent, what it said last.
+        """Return our jobs by ID, including recently ended ones.
 
-        Raises SlurmSilentError where it has said nothing yet.
+        While Slurm is silent, return its last answer; raise SlurmSilentError if there is none yet.
         """
         if time.monotonic() - self._looked < self._refresh:
             return self._known()
@@ -127,7 +130,8 @@ class Queue:
         command = ["squeue", "--me", "-r", "-t", "all", "-h", "-O", ",".join(f"{f}:|" for f in _FIELDS)]
         try:
             lines = ask(command, self._patience).splitlines()
-        except SlurmError:  # a request for all jobs cannot be refused: whatever is said, nothing is known
+        except SlurmError:
+            # Slurm cannot refuse a request for all jobs, so any error means that nothing is known.
             self.silent = True
         else:
             self.silent, self._answered = False, True
@@ -141,11 +145,14 @@ class Queue:
         return self._elements
 
     def named(self, prefix: str) -> list[Element]:
-        """Those whose name starts with `prefix`."""
+        """Return the jobs whose names start with `prefix`."""
         return [e for e in self.elements().values() if e.name.startswith(prefix)]
 
     def state(self, job: str) -> str:
-        """The state of one job; GONE where Slurm answers and does not list it, "" where nothing can be known now."""
+        """Return the state of one job.
+
+        Return GONE if Slurm answers and does not list it, and "" if nothing can be known now.
+        """
         if job in self._final:
             return self._final[job]
         try:
@@ -165,13 +172,16 @@ class Queue:
         return "" if state == "?" else GONE
 
     def restarts(self, job: str) -> int | None:
-        """How often a listed job was requeued."""
+        """Return how often a listed job was requeued, or None."""
         found = self.elements().get(job)
         return None if found is None else found.restarts
 
 
 def accounted_state(job: str) -> str:
-    """The state that the accounting has on record, "" where there is none or no accounting, "?" where it does not answer."""
+    """Return the state on record in the accounting.
+
+    Return "" without a record or without accounting, and "?" if it does not answer.
+    """
     try:
         out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "State"], patience_seconds=0)
     except SlurmError as error:
@@ -181,27 +191,28 @@ def accounted_state(job: str) -> str:
 
 
 def show_job(job: str, patience_seconds: float = 120.0) -> dict[str, str]:
-    """What scontrol shows of one job, array element or not, by key."""
+    """Return scontrol's fields of one job or array task, by key."""
     out = ask(["scontrol", "show", "job", "-o", job], patience_seconds)
     return dict(word.split("=", 1) for word in out.split() if "=" in word)
 
 
 def controller_setting(name: str) -> str:
-    """A setting of the controller, such as MaxArraySize."""
+    """Return a setting of the controller, such as MaxArraySize."""
     match = re.search(rf"^{name}\s*=\s*(.*)$", ask(["scontrol", "show", "config"], 30), re.M)
     return match[1].strip() if match else ""
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """End `jobs`, which may be arrays, elements or both; those that have ended already are passed over."""
+    """End `jobs`, which may be arrays or array tasks. Jobs that have ended are skipped."""
     if jobs:
         ask(["scancel", "--quiet", *jobs])
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:
-    """The id of the job that this process runs in, "" outside of Slurm.
+    """Return the ID of the job that this process runs in, or "" outside Slurm.
 
-    An array's last element bears the number of the whole array as SLURM_JOB_ID, and `scontrol requeue` would take it for the array.
+    The last task of an array has the ID of the whole array as SLURM_JOB_ID, and `scontrol requeue`
+    would take it for the array.
     """
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
@@ -209,5 +220,5 @@ def own_job(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def own_restart(environment: Mapping[str, str] = os.environ) -> int:
-    """How often the job that this process runs in was requeued."""
+    """Return how often the job that this process runs in was requeued."""
     return int(environment.get("SLURM_RESTART_COUNT", "0"))

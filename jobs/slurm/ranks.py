@@ -1,17 +1,18 @@
-"""Ranks that srun started, told in torchrun's variables: the trainer knows no Slurm."""
+"""Pass ranks that srun started to the trainer in torchrun's variables; it knows no Slurm."""
 
 import os
 import subprocess
 from collections.abc import MutableMapping
 
-# Ports that Slurm, Ray and ephemeral sockets leave alone on an ordinary Linux.
+# Slurm, Ray and ephemeral sockets leave these ports alone on an ordinary Linux.
 _FIRST_PORT, _PORTS = 21000, 8000
 
 
 def adopt_srun_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from a Slurm step's variables.
 
-    Does nothing where a launcher has set RANK already, or where the process is no task of a step with several tasks.
+    Do nothing if a launcher has already set RANK, or if the process is not in a step with several
+    tasks.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "RANK" in environment or "SLURM_PROCID" not in environment or tasks == "1":
@@ -20,7 +21,7 @@ def adopt_srun_ranks(environment: MutableMapping[str, str] = os.environ) -> None
     if "[" in nodes or "," in nodes:
         listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=60, check=True)
         nodes = listed.stdout.split()[0]
-    # Steps of one job that follow each other, and jobs that share a node, do not meet on a port.
+    # Keep consecutive steps of one job, and jobs that share a node, on different ports.
     offset = int(environment["SLURM_JOB_ID"]) * 16 + int(environment.get("SLURM_STEP_ID", "0"))
     environment["RANK"] = environment["SLURM_PROCID"]
     environment["WORLD_SIZE"] = tasks

@@ -1,4 +1,4 @@
-"""What Slurm's accounting says that a job was given and what it used of it."""
+"""Read from Slurm's accounting what a job was given and what it used."""
 
 import re
 import time
@@ -8,39 +8,45 @@ from dataclasses import dataclass, replace
 from jobs.slurm.queue import ENDED, SlurmSilentError, ask
 
 _FIELDS = ("JobID", "State", "Elapsed", "Timelimit", "TotalCPU", "AllocCPUS", "NNodes", "ReqMem", "MaxRSS", "NTasks")
-_JOBS_AT_ONCE = 200  # a command line has an end
-_PAUSE_SECONDS = 1.0  # between two requests for records that are not whole yet
+_JOBS_AT_ONCE = 200  # the length of a command line is limited
+_PAUSE_SECONDS = 1.0  # between two requests for incomplete records
 _MEBIBYTES = {"": 2**-10, "K": 2**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
 
 
 @dataclass(frozen=True)
 class JobUse:
-    """One job over all its starts; None is what the accounting does not tell."""
+    """One job over all its starts. None means that the accounting has no value."""
 
     state: str  # of the last start
     starts: int
     seconds: float  # of all starts together
-    limit_seconds: float | None  # of one start; None where it has none
+    limit_seconds: float | None  # of one start; None without a limit
     cores: int
     cpu_seconds: float | None  # used by all cores together
     memory_asked_mb: float | None  # MiB, over all nodes
-    memory_used_mb: float | None  # at most: the largest task's peak for each task of its step
-    steps: int = 0  # of the last start, as far as they are on record
-    running_steps: int = 0  # those among them whose end is not
+    memory_used_mb: float | None  # upper bound in MiB: largest task's peak times its step's tasks
+    steps: int = 0  # of the last start, as far as recorded
+    running_steps: int = 0  # steps without a recorded end
 
     @property
     def ended(self) -> bool:
-        """Whether the last start has an end on record, and each step that the record holds has one."""
+        """Return whether the last start has a recorded end, and so has each recorded step."""
         return self.state in ENDED and not self.running_steps
 
     @property
     def whole(self) -> bool:
-        """Whether nothing of it can be still on its way; a site may be set to keep no steps, and then it never is."""
+        """Return whether the record is complete.
+
+        A site may be configured to record no steps; then no record ever is.
+        """
         return self.ended and self.steps > 0
 
 
 def seconds_of(text: str) -> float | None:
-    """Seconds of Slurm's [days-][hours:]minutes:seconds[.fraction]; None for what is no duration, such as UNLIMITED."""
+    """Return the seconds of Slurm's [days-][hours:]minutes:seconds[.fraction].
+
+    Return None for text that is not a duration, such as UNLIMITED.
+    """
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text.strip())
     if found is None:
         return None
@@ -49,7 +55,10 @@ def seconds_of(text: str) -> float | None:
 
 
 def mebibytes_of(text: str, cores: int = 1, nodes: int = 1) -> float | None:
-    """MiB of Slurm's 206064K, 1500M or 2G; of the 4Gc and 16Gn of versions before 21.08, a core's and a node's. None for nothing."""
+    """Return the MiB of Slurm's 206064K, 1500M or 2G, or None for no value.
+
+    4Gc (per core) and 16Gn (per node) are formats of versions before 21.08.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)([cn]?)", text.strip())
     if found is None or float(found[1]) == 0:
         return None
@@ -57,12 +66,12 @@ def mebibytes_of(text: str, cores: int = 1, nodes: int = 1) -> float | None:
 
 
 def _added(known: JobUse | None, start: JobUse) -> JobUse:
-    """A job with one more start, the last of them."""
+    """Add `start` to a job as its last start."""
     if known is None:
         return start
     cpu = [c for c in (known.cpu_seconds, start.cpu_seconds) if c is not None]
     used = [m for m in (known.memory_used_mb, start.memory_used_mb) if m is not None]
-    # Cores that one start does not tell of would make all of them look idle.
+    # A partial sum would make all cores look idle.
     whole = sum(cpu) if len(cpu) == 2 else None
     return replace(
         start, starts=known.starts + 1, seconds=known.seconds + start.seconds, cpu_seconds=whole, memory_used_mb=max(used, default=None)
@@ -70,7 +79,10 @@ def _added(known: JobUse | None, start: JobUse) -> JobUse:
 
 
 def parse(lines: Sequence[str]) -> dict[str, JobUse]:
-    """Job -> its use, of sacct's lines: for each start one of the job, followed by those of its steps, which alone tell of memory."""
+    """Parse sacct's lines; return job -> its use.
+
+    Each start has one line for the job, followed by those of its steps. Only steps report memory.
+    """
     found: dict[str, JobUse] = {}
     for line in lines:
         values = line.split("|")
@@ -103,7 +115,10 @@ def parse(lines: Sequence[str]) -> dict[str, JobUse]:
 
 
 def used(jobs: Sequence[str], patience_seconds: float = 5.0) -> dict[str, JobUse]:
-    """What the accounting has on record of `jobs`, in one request for many; raises SlurmError where there is none or it does not answer."""
+    """Return the accounting's records of `jobs`, with one request for many jobs.
+
+    Raise SlurmError if there is no accounting or it does not answer.
+    """
     found: dict[str, JobUse] = {}
     for first in range(0, len(jobs), _JOBS_AT_ONCE):
         names = ",".join(jobs[first : first + _JOBS_AT_ONCE])
@@ -118,9 +133,11 @@ def used_at_the_end(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, JobUse]:
-    """As `used`, of jobs that have just ended: asked again for at most `wait_seconds` until each record is whole, as it is then.
+    """Return the records of jobs that have just ended.
 
-    Raises SlurmError at once where there is no accounting, SlurmSilentError where it has not answered until the end.
+    Like `used`, but ask again for up to `wait_seconds` until each record is complete; then return
+    them as they are. Raise SlurmError at once if there is no accounting, and SlurmSilentError if it
+    has not answered by then.
     """
     deadline = clock() + wait_seconds
     found: dict[str, JobUse] = {}

@@ -1,7 +1,8 @@
-"""Slots as a Slurm job array: the batch script, and its submission through submitit.
+"""Render workers as a Slurm job array, and submit it through submitit.
 
-submitit writes the script and speaks to sbatch. Its pickles are not used: a submitter that dies after sbatch and before they are in place
-would fail every job of the array. What a job needs is in the sweep folder before it is submitted.
+submitit writes the batch script and calls sbatch. Its pickles are not used: if the submitter died
+after sbatch and before they were in place, every job of the array would fail. The sweep folder
+holds what a job needs before the job is submitted.
 """
 
 import json
@@ -20,27 +21,33 @@ from jobs.private import refuse_unless_private
 from jobs.slurm.queue import SlurmError
 
 _SBATCH_TIMEOUT_SECONDS = 60
-_MB_A_GB = 1000  # Slurm's megabytes are 2^20 bytes; counting 1000 of them a GB never asks for more than the node has
+# Slurm's megabytes are 2^20 bytes. With 1000 of them per GB, a request never exceeds the node.
+_MB_A_GB = 1000
 
 
 @dataclass(frozen=True)
 class Array:
-    """One job array: each of its elements runs `module` with `argument` on every rank, or `script` once on the first node."""
+    """One job array.
+
+    Each task runs `module` with `argument` on every rank, or `script` once on the first node.
+    """
 
     name: str
     slots: int
-    throttle: int  # elements at once
+    throttle: int  # tasks at once
     module: str
     argument: str
     code: Path  # the snapshot that it runs
     log_folder: Path
     comment: str = ""
-    after: Sequence[str] = ()  # arrays that must have ended before
-    script: str = ""  # a bash script of the snapshot, given `argument` and the words that start Python; it starts steps of its own
+    after: Sequence[str] = ()  # arrays that must end before this one starts
+    # A bash script of the snapshot. Its arguments are `argument` and the words that start Python.
+    # It starts its own steps.
+    script: str = ""
 
 
 class _Executor(SlurmExecutor):
-    """Renders and submits a plain command; rendering needs no Slurm."""
+    """Renders and submits a plain command. Rendering needs no Slurm."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -52,7 +59,7 @@ class _Executor(SlurmExecutor):
 
 def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     words = shlex.split(cluster.python) or [python]
-    # srun takes no --cpus-per-task from sbatch since Slurm 22.05.
+    # Since Slurm 22.05, srun does not inherit --cpus-per-task from sbatch.
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", f"--cpus-per-task={cluster.threads_per_rank}"]
     rank = [*words, "-u", "-m", array.module, array.argument]
     supervisor = [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds), "--"]
@@ -65,7 +72,7 @@ def _gres(cluster: ClusterProfile) -> str:
 
 
 def _memory_mb(cluster: ClusterProfile) -> int:
-    """Of one node."""
+    """Return the memory of one node."""
     return int(cluster.memory_gb_per_slot * _MB_A_GB / cluster.nodes_per_slot)
 
 
@@ -106,12 +113,15 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
 
 
 def render(cluster: ClusterProfile, array: Array, python: str = sys.executable) -> str:
-    """The batch script that `submit` would hand to sbatch, to the letter; needs no Slurm."""
+    """Return the exact batch script that `submit` passes to sbatch. Needs no Slurm."""
     return _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
 
 
 def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder: Path) -> list[str]:
-    """Hydra overrides that give hydra-submitit-launcher the profile's values: for `submitit_slurm`, or `submitit_local` on this machine."""
+    """Return Hydra overrides that pass the profile's values to hydra-submitit-launcher.
+
+    `launcher` is `submitit_slurm`, or `submitit_local` for this machine.
+    """
     values: dict[str, Any] = {"name": name, "timeout_min": cluster.time_limit_minutes, "cpus_per_task": cluster.threads_per_rank}
     if launcher == "submitit_slurm":
         values |= {
@@ -124,9 +134,9 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
             "gres": _gres(cluster) or None,
             "signal_delay_s": cluster.stop_signal_seconds,
             "array_parallelism": cluster.max_parallel or 256,
-            "max_num_timeout": 1000,  # a run that is longer than the limit goes on in the next job
+            "max_num_timeout": 1000,  # a run that exceeds the limit goes on in the next job
             "stderr_to_stdout": True,
-            # The launcher has no place for srun's options.
+            # The launcher cannot set srun's options.
             "setup": [
                 refuse_unless_private(folder),
                 *cluster.setup,
@@ -141,16 +151,17 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
 
 
 def _hydra_value(value: object) -> str:
-    """A value in the grammar of Hydra's overrides."""
+    """Return a value in the grammar of Hydra's overrides."""
     if isinstance(value, list):
         return "[" + ",".join(map(_hydra_value, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("${", "\\${")
 
 
 def submit(cluster: ClusterProfile, array: Array) -> str:
-    """Submit `array`, and return its job number. Raises SlurmError with what sbatch said.
+    """Submit `array` and return its job ID; raise SlurmError with sbatch's message.
 
-    A failure does not mean that there is no job: sbatch may have been accepted and its answer lost. Look for the name before trying again.
+    A failure does not mean that there is no job: sbatch may have succeeded and its answer been
+    lost. Look for the name before trying again.
     """
     array.log_folder.mkdir(parents=True, exist_ok=True)
     try:

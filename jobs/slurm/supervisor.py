@@ -20,23 +20,25 @@ from types import FrameType
 from jobs.cli import INTERRUPTED, STOPPED, Parser
 from jobs.slurm.queue import SlurmError, ask, own_job, show_job
 
-# Deaths in a row, each within QUICK_SECONDS of its start, until the job itself is given up. A trial that dies twice without
-# gaining a step is recorded as failed by the next start, so a fault of the trial ends sooner.
+# Consecutive deaths, each within QUICK_SECONDS of its start, before the job is given up. A trial's
+# own fault ends sooner: after two deaths without gaining a step, the next start records the trial
+# as failed.
 DEATHS_ALLOWED = 4
 QUICK_SECONDS = 600.0
 PAUSE_SECONDS = 2.0
-KILLED_WITHIN_SECONDS = 600.0  # Slurm ends a job that it has requeued or cancelled within KillWait, 30 s by default
+# Slurm ends a job that it has requeued or cancelled within KillWait, 30 s by default.
+KILLED_WITHIN_SECONDS = 600.0
 _SHORTEST_MARGIN_SECONDS = 5.0
 _ASK_LIMIT_SECONDS = 300.0
 
 
 def say(text: str) -> None:
-    """One line in the job's log."""
+    """Print one line to the job's log."""
     print(f"{datetime.datetime.now():%F %T} supervisor: {text}", flush=True)
 
 
 def job_state(job: str) -> str:
-    """What Slurm calls the job now; a controller that is away is waited for as long as it takes."""
+    """Return the job's Slurm state; block until the controller answers."""
     while True:
         try:
             return show_job(job).get("JobState", "")
@@ -46,7 +48,10 @@ def job_state(job: str) -> str:
 
 
 def seconds_left(job: str) -> float:
-    """Until the job's time limit, infinite where it has none or Slurm does not say."""
+    """Return the seconds until the job's time limit.
+
+    Return infinity if there is no limit or Slurm does not say.
+    """
     try:
         end = show_job(job, patience_seconds=10).get("EndTime", "")
         return (datetime.datetime.fromisoformat(end) - datetime.datetime.now()).total_seconds()
@@ -55,10 +60,10 @@ def seconds_left(job: str) -> float:
 
 
 def requeue(job: str) -> None:
-    """Send the job back to the queue and wait for Slurm to end this start of it; return where Slurm refuses.
+    """Requeue the job and wait for Slurm to end this start of it; return if Slurm refuses.
 
-    Nothing is left to save, so SIGTERM ends the wait: the nodes are free at once, and not after KillWait. Slurm may send
-    it before `scontrol` has returned.
+    Nothing is left to save, so SIGTERM ends the wait and the nodes are free at once, not after
+    KillWait. Slurm may send it before `scontrol` has returned.
     """
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
@@ -77,18 +82,18 @@ def requeue(job: str) -> None:
 
 
 class Supervisor:
-    """Runs one command in one job until it is done, the job is to be requeued, or the job is given up."""
+    """Runs one command in one job until it is done, or the job is requeued or given up."""
 
     def __init__(self, command: Sequence[str], job: str, margin_seconds: float) -> None:
         self.command, self.job, self.margin = list(command), job, margin_seconds
         self.told_to_stop = False
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """The signals of the job's end reach this process too, which must outlive its ranks."""
+        """Note a stop signal without stopping: this process must outlive its ranks."""
         self.told_to_stop = True
 
     def attempt(self) -> int | None:
-        """Run the command; its exit status, None where it had not ended when the job's limit came."""
+        """Run the command; return its exit status, or None if the job's limit came first."""
         child = subprocess.Popen(self.command)
         asked = time.monotonic()
         deadline = asked + seconds_left(self.job) - self.margin
@@ -100,12 +105,13 @@ class Supervisor:
                 if time.monotonic() < min(deadline, asked + _ASK_LIMIT_SECONDS):
                     continue
             asked = time.monotonic()
-            deadline = asked + seconds_left(self.job) - self.margin  # the limit may have been changed
+            # The limit may have been changed.
+            deadline = asked + seconds_left(self.job) - self.margin
             if time.monotonic() >= deadline:
                 return None
 
     def run(self) -> int:
-        """The exit status of the job."""
+        """Supervise the command; return the exit status of the job."""
         deaths = 0
         while True:
             started = time.monotonic()
@@ -129,7 +135,7 @@ class Supervisor:
 
 
 def main() -> int:
-    """The door: the command comes after --."""
+    """Parse the command line, with the command after --, and supervise it."""
     parser = Parser(prog="python -m jobs.slurm.supervisor", description=__doc__)
     parser.add_argument("--stop-signal-seconds", type=float, required=True, help="when before the limit Slurm tells the run to stop")
     parser.add_argument("command", nargs=argparse.REMAINDER)

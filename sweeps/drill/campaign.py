@@ -1,4 +1,7 @@
-"""A drill: one run left in peace, then runs of the same kind that are struck at random steps until all faults have been done."""
+"""Run a drill: one reference run, then equal runs with faults injected at random steps.
+
+The drill ends when all faults have been injected.
+"""
 
 import random
 import subprocess
@@ -13,86 +16,93 @@ from jobs.slurm.queue import SlurmError
 from sweeps.drill.compare import Proof, prove
 from sweeps.drill.observed import NothingToStrikeError, WatchedRun, wait_for
 
-_STEPS_BETWEEN = (1, 7)  # a run is struck again after so many steps at least and at most
-_STEPS_TO_FEEL = 3  # images for so many steps have been loaded before
-_TRIES = 20  # of one fault where there was nothing to strike, until the next one takes its place
-_RUN_SECONDS = 3600.0  # a run that has not ended by then is lost
+_STEPS_BETWEEN = (1, 7)  # bounds of the steps from one fault to the next
+_STEPS_TO_FEEL = 3  # images for as many steps are loaded ahead
+_TRIES = 20  # attempts at one fault that finds no target, before the next fault takes its place
+_RUN_SECONDS = 3600.0  # a run that has not ended by then counts as lost
 
-Fault = Callable[[random.Random], bool]  # whether the run has to start again
+Fault = Callable[[random.Random], bool]  # return whether the run has to start again
 Say = Callable[[str], None]
 
 
 class Scene(Protocol):
-    """A run that can be struck, on this machine or on a cluster."""
+    """A run that takes faults, on this machine or on a cluster."""
 
     run: WatchedRun
-    started: float  # when, by time.monotonic
+    started: float  # time.monotonic() at the start
 
     @property
     def faults(self) -> dict[str, Fault]:
-        """What can be done to it, by name; one raises NothingToStrikeError where there was nothing to do it to."""
+        """Return name -> fault. A fault raises NothingToStrikeError if it finds no target."""
 
     @property
     def left_out(self) -> dict[str, str]:
-        """What cannot be done here, and why."""
+        """Return the faults that cannot be injected here, each with the reason."""
 
     def keep_alive(self) -> None:
-        """Do what a person does when the command is gone: run it again."""
+        """Run the command again if it is gone, as a person would."""
 
     def close(self) -> None:
-        """Leave no process."""
+        """End all processes."""
 
 
 @dataclass(frozen=True)
 class Struck:
-    """One fault that was done, and what it cost."""
+    """One injected fault and its cost."""
 
     fault: str
-    step: int  # that the run had reached
+    step: int  # reached by the run at the fault
     steps_repeated: int
-    seconds_lost: float  # until that step was passed again, less what an undisturbed run takes for the steps gained meanwhile
+    # Time until that step was passed again, less an undisturbed run's time for the steps gained.
+    seconds_lost: float
 
 
 @dataclass
 class Drill:
-    """All that a drill has found."""
+    """Findings of a drill."""
 
-    step_seconds: float  # of the undisturbed run, median
+    step_seconds: float  # median of the reference run
     struck: list[Struck] = field(default_factory=list)
     proofs: list[Proof] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def lost(self) -> int:
-        """Runs that did not complete."""
+        """Return the number of runs that did not complete."""
         return sum(bool(p.lost) for p in self.proofs)
 
     @property
     def duplicated(self) -> int:
-        """Records and rows that are there twice."""
+        """Return the number of duplicated records and rows."""
         return sum(len(p.duplicated) for p in self.proofs)
 
     @property
     def different_bits(self) -> int:
-        """Of tensors; each record, score or row that differs counts as one more."""
+        """Return the number of differing bits in tensors.
+
+        Each record, score or row that differs counts as one more.
+        """
         values = sum(len(w) for p in self.proofs for aspect, w in p.different.items())
         return sum(p.different_bits for p in self.proofs) + values
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was lost, doubled or changed."""
+        """Return whether nothing was lost, duplicated or changed."""
         return bool(self.proofs) and all(p.holds for p in self.proofs)
 
 
 def order(kinds: Sequence[str], seed: int) -> Iterator[str]:
-    """The kinds without end: all of them once in a random order, then all again in another."""
+    """Yield the kinds forever, in rounds. Each round has every kind once, in a random order."""
     draw = random.Random(seed)
     while True:
         yield from draw.sample(kinds, len(kinds))
 
 
 def write_table(run: WatchedRun) -> None:
-    """Have the sweep's own command write results.csv; raises RuntimeError with what it said where it cannot."""
+    """Write results.csv with the sweep's own command.
+
+    Raise RuntimeError with the command's message if it fails.
+    """
     line = [sys.executable, "-m", "sweeps", "results", str(run.path.parent.parent), "--format", "csv"]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parent.parent.parent)
     if done.returncode:
@@ -100,7 +110,7 @@ def write_table(run: WatchedRun) -> None:
 
 
 def leave_in_peace(scene: Scene) -> None:
-    """Let a run come to its end."""
+    """Let a run finish undisturbed."""
     try:
         wait_for("the undisturbed run", scene.run.ended, _RUN_SECONDS)
     finally:
@@ -109,7 +119,10 @@ def leave_in_peace(scene: Scene) -> None:
 
 
 def strike(scene: Scene, name: str, draw: random.Random, step_seconds: float) -> Struck:
-    """Do one fault, and wait until the run has passed all steps that it had reached; NothingToStrikeError where that did nothing."""
+    """Inject one fault and wait until the run has passed every step it had reached.
+
+    Raise NothingToStrikeError if the fault finds no target.
+    """
     run = scene.run
     first, log_start, began = run.step(), run.log_size(), time.monotonic()
     epoch, reached = run.epoch(), first
@@ -120,7 +133,7 @@ def strike(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
         scene.keep_alive()
         if run.ended():
             return True
-        if starts_again and run.epoch() == epoch:  # it goes on until it feels the blow
+        if starts_again and run.epoch() == epoch:  # the run goes on until it notices the fault
             reached = max(reached, run.step())
             return False
         return run.step() > reached + (0 if starts_again else _STEPS_TO_FEEL)
@@ -133,7 +146,7 @@ def strike(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
 
 
 def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw: random.Random, say: Say) -> None:
-    """Strike one run until it ends, or `faults` have been done in all."""
+    """Inject faults into one run until it ends or the drill has `faults` in all."""
     name, tries, next_step = next(names), 0, draw.randint(*_STEPS_BETWEEN)
     deadline = time.monotonic() + _RUN_SECONDS
     while not scene.run.ended() and time.monotonic() < deadline:
@@ -144,7 +157,8 @@ def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw:
         time.sleep(draw.uniform(0, 3 * found.step_seconds))  # anywhere in a step or a save
         try:
             done = strike(scene, name, draw, found.step_seconds)
-        except (NothingToStrikeError, SlurmError, IndexError) as error:  # the run is about to end, or to start; or it cannot be done here
+        except (NothingToStrikeError, SlurmError, IndexError) as error:
+            # The run is about to end or start, or the fault is impossible here.
             tries += 1
             time.sleep(0.05)
             if tries == _TRIES:
@@ -160,7 +174,11 @@ def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw:
 
 
 def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Drill:
-    """Run `make("undisturbed")` in peace, then `make("struck-1")` and so on until `faults` have been done, and hold them together."""
+    """Run `make("undisturbed")` as the reference, then `make("struck-1")` and so on.
+
+    Stop after `faults` faults, or earlier after a lost run or one without faults. Compare each run
+    with the reference.
+    """
     say("one run in peace")
     scene = make("undisturbed")
     twin = scene.run
@@ -186,7 +204,7 @@ def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Dri
 
 
 def verdict(proof: Proof) -> str:
-    """One line."""
+    """Return the result of a comparison in one line."""
     if proof.holds:
         return "equals the undisturbed run bit for bit"
     if proof.lost:

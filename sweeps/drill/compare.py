@@ -1,4 +1,7 @@
-"""Whether a drilled run is the undisturbed one: every bit of its last checkpoint, every record, every score, every row."""
+"""Compare a drilled run with the reference run.
+
+The comparison covers every bit of the last checkpoint, every record, every score and every row.
+"""
 
 import csv
 import itertools
@@ -21,17 +24,20 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass
 class Proof:
-    """What a run was held against its twin for; all is well where nothing is lost, twice there or different."""
+    """Result of comparing a run with the reference run.
+
+    The run holds if nothing is lost, duplicated or different.
+    """
 
     lost: str = ""  # why the run has not completed
     duplicated: list[str] = field(default_factory=list)
     different_bits: int = 0  # of tensors
     different: dict[str, list[str]] = field(default_factory=dict)  # aspect -> what differs
-    compared: Counter[str] = field(default_factory=Counter)  # aspect -> how many things were held against each other
+    compared: Counter[str] = field(default_factory=Counter)  # aspect -> number of things compared
 
     @property
     def holds(self) -> bool:
-        """Whether the run is its twin, bit for bit."""
+        """Return whether the run equals the reference run bit for bit."""
         return not (self.lost or self.duplicated or self.different or self.different_bits)
 
     def compare_values(self, aspect: str, name: Any, ours: Any, theirs: Any) -> None:
@@ -69,7 +75,7 @@ def _last_state(run: Path) -> dict[str, Any]:
 
 
 def compare_states(proof: Proof, state: dict[str, Any], twin: dict[str, Any]) -> None:
-    """Hold two checkpoints against each other, byte by byte."""
+    """Compare two checkpoints byte by byte."""
     import torch
 
     ours, theirs = dict(_tensors(state)), dict(_tensors(twin))
@@ -93,7 +99,7 @@ def _without_timing(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_records(proof: Proof, records: list[dict[str, Any]], twin: list[dict[str, Any]]) -> None:
-    """Hold two metrics.jsonl against each other, and look for a record that is there twice."""
+    """Compare two metrics.jsonl files and find duplicated records."""
     often = Counter((r["kind"], r["step"]) for r in records)
     proof.duplicated += [f"{kind} record of step {step}" for (kind, step), n in often.items() if n > 1]
     ours, theirs = ([json.dumps(_without_timing(r), sort_keys=True) for r in found] for found in (records, twin))
@@ -104,7 +110,7 @@ def compare_records(proof: Proof, records: list[dict[str, Any]], twin: list[dict
 
 
 def compare_rows(proof: Proof, table: Path, twin: Path) -> None:
-    """Hold two results.csv against each other."""
+    """Compare two results.csv files and find duplicated rows."""
     ours, theirs = ([_without_timing(dict(row)) for row in csv.DictReader(path.open())] for path in (table, twin))
     often = Counter(row["signature"] for row in ours)
     proof.duplicated += [f"row of {signature}" for signature, n in often.items() if n > 1]
@@ -115,7 +121,10 @@ def compare_rows(proof: Proof, table: Path, twin: Path) -> None:
 
 
 def prove(run: Path, twin: Path) -> Proof:
-    """Hold the run in `run` against the undisturbed one in `twin`; both are trials of sweeps whose tables have been written."""
+    """Compare the run in `run` with the reference run in `twin`.
+
+    Both are trials of sweeps whose tables have been written.
+    """
     proof = Proof()
     result, expected = RunFolder(run).result(), RunFolder(twin).result()
     assert expected is not None

@@ -1,4 +1,4 @@
-"""Faults of files, done to a run's folder from outside, and undone where they pass by themselves."""
+"""Inject file faults into a run's folder from outside, and undo those that pass by themselves."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ from cnnjepa.run import checkpoint
 
 
 def truncate(checkpoints: Path, draw: random.Random) -> None:
-    """Cut the newest checkpoint somewhere."""
+    """Truncate the newest checkpoint at a random length."""
     newest = checkpoint.find(checkpoints)[0].path
     os.truncate(newest, draw.randrange(newest.stat().st_size))
 
 
 def flip_a_bit(checkpoints: Path, draw: random.Random) -> None:
-    """Turn one bit of the newest checkpoint over; its length stays."""
+    """Flip one bit of the newest checkpoint. Its length stays."""
     newest = checkpoint.find(checkpoints)[0].path
     with open(newest, "r+b") as file:
         place = draw.randrange(newest.stat().st_size)
@@ -28,20 +28,26 @@ def flip_a_bit(checkpoints: Path, draw: random.Random) -> None:
 
 
 def hide_newest(checkpoints: Path, aside: Path) -> Path:
-    """Take the newest checkpoint away, as a node sees the folder that NFS has told it before the last rename; returns where it is."""
+    """Move the newest checkpoint away and return its new path.
+
+    A node sees such a folder if NFS shows it the state before the last rename.
+    """
     newest = checkpoint.find(checkpoints)[0].path
     aside.mkdir(parents=True, exist_ok=True)
     return newest.rename(aside / newest.name)
 
 
 def show_again(hidden: Path, checkpoints: Path) -> None:
-    """The rename is seen at last."""
+    """Put the checkpoint back: the rename becomes visible."""
     hidden.rename(checkpoints / hidden.name)
 
 
 @contextlib.contextmanager
 def read_only(run: Path) -> Iterator[None]:
-    """Within the block no file can be made, renamed or removed in the run's folders."""
+    """Make the run's folders read-only inside the `with` block.
+
+    No file in them can be made, renamed or removed.
+    """
     folders = [run, *(p for p in run.rglob("*") if p.is_dir())]
     modes = {folder: folder.stat().st_mode & 0o7777 for folder in folders}
     for folder in reversed(folders):
@@ -54,7 +60,7 @@ def read_only(run: Path) -> Iterator[None]:
 
 
 def move_clock_of_files(folder: Path, seconds: float) -> None:
-    """Set the times of all files in `folder` as if they had been written `seconds` from now."""
+    """Set the times of all files in `folder` to `seconds` from now."""
     then = time.time() + seconds
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,7 @@
-"""A drill on this machine: the stage of sweeps/drill/stage.py, and what can be done to its processes and files."""
+"""Drill on this machine: run on the stage of sweeps/drill/stage.py, inject faults from here.
+
+The targets are the run's processes and files.
+"""
 
 import os
 import random
@@ -19,7 +22,8 @@ RANKS = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _START_SECONDS, _END_SECONDS = 300.0, 30.0
 _GRACE_SECONDS = 10.0
-# Less than a checkpoint takes, and in time less than the metrics and the log; more than a batch in shared memory, which is not on the disk.
+# A checkpoint takes more bytes than this, and so do the metrics and the log in time. A batch in
+# shared memory, which is not on the disk, takes fewer.
 _FULL_AT_BYTES = 30_000
 
 
@@ -39,7 +43,7 @@ def _is_dead(process: psutil.Process) -> bool:
 
 
 def _if_there(fault: Callable[[random.Random], bool]) -> Callable[[random.Random], bool]:
-    """`fault`, where a process that is gone meanwhile is nothing to strike."""
+    """Wrap `fault`: a process that is gone raises NothingToStrikeError."""
 
     def strike(draw: random.Random) -> bool:
         try:
@@ -54,7 +58,7 @@ class RunHere:
     """One run on this machine, from its start to its result."""
 
     def __init__(self, runs_dir: Path, overrides: Sequence[str]) -> None:
-        """Starts the stage, and on it a first driver."""
+        """Start the stage and a first driver on it."""
         runs_dir.mkdir(parents=True, exist_ok=True)
         self._runs_dir = runs_dir
         line = [sys.executable, "-m", "sweeps.drill.stage", str(runs_dir), str(RANKS), *overrides]
@@ -78,7 +82,7 @@ class RunHere:
         return psutil.Process(int(self._answer()))
 
     def keep_alive(self) -> None:
-        """Run the command again where it is gone, as Slurm or a person does."""
+        """Start a driver again if it is gone, as Slurm or a person does."""
         if _is_dead(self._driver):
             self._driver = self._new_driver()
 
@@ -90,10 +94,10 @@ class RunHere:
         finally:
             self._stage.kill()
 
-    # What there is to strike.
+    # Targets.
 
     def _ranks(self) -> list[psutil.Process]:
-        """Of the present driver, by rank."""
+        """Return the current driver's ranks, in rank order."""
         try:
             found = sorted(self._driver.children(), key=lambda p: p.pid)
         except psutil.NoSuchProcess:
@@ -109,7 +113,7 @@ class RunHere:
         return [self._driver, *self._driver.children(recursive=True)]
 
     def _with_ranks_dead(self, meanwhile: Callable[[], None]) -> None:
-        """Kill all ranks, and do something before the driver knows."""
+        """Kill all ranks and call `meanwhile` before the driver notices."""
         ranks = self._ranks()
         self._driver.suspend()
         try:
@@ -120,10 +124,10 @@ class RunHere:
         finally:
             self._driver.resume()
 
-    # The faults.
+    # Faults. Each returns whether the run has to start again.
 
     def terminate_with_grace(self, draw: random.Random) -> bool:
-        """SIGTERM, and SIGKILL to whoever is left after the grace, as Slurm preempts."""
+        """Send SIGTERM; after the grace period send SIGKILL, as in a Slurm preemption."""
         ranks = self._ranks()
         _signal(ranks, signal.SIGTERM)
         _, left = psutil.wait_procs(ranks, timeout=_GRACE_SECONDS)
@@ -131,7 +135,7 @@ class RunHere:
         return True
 
     def terminate_without_grace(self, draw: random.Random) -> bool:
-        """SIGTERM, and SIGKILL a moment later, in the middle of the save."""
+        """Send SIGTERM and, a moment later, SIGKILL in the middle of the save."""
         ranks = self._ranks()
         _signal(ranks, signal.SIGTERM)
         time.sleep(draw.uniform(0, 0.1))
@@ -139,29 +143,29 @@ class RunHere:
         return True
 
     def kill_a_rank(self, draw: random.Random) -> bool:
-        """As the OOM killer does."""
+        """Kill one rank, as the OOM killer does."""
         _signal([draw.choice(self._ranks())], signal.SIGKILL)
         return True
 
     def kill_all_ranks(self, draw: random.Random) -> bool:
-        """All at once; the driver lives."""
+        """Kill all ranks at once. The driver lives."""
         _signal(self._ranks(), signal.SIGKILL)
         return True
 
     def kill_the_driver(self, draw: random.Random) -> bool:
-        """The ranks live, and another driver comes at once."""
+        """Kill the driver. The ranks live, and another driver starts at once."""
         self._ranks()
         self._driver.kill()
         return True
 
     def kill_everything(self, draw: random.Random) -> bool:
-        """As the power cut of a node: driver, ranks and loader processes."""
+        """Kill the driver, ranks and loader processes, as a power cut of the node does."""
         self._ranks()
         _signal(self._everything(), signal.SIGKILL)
         return True
 
     def kill_a_loader(self, draw: random.Random) -> bool:
-        """A process that loads images."""
+        """Kill a process that loads images."""
         loaders = draw.choice(self._ranks()).children()
         if not loaders:
             raise NothingToStrikeError("loader processes")
@@ -169,17 +173,20 @@ class RunHere:
         return False
 
     def truncate_checkpoint(self, draw: random.Random) -> bool:
-        """The newest, and all ranks killed."""
+        """Truncate the newest checkpoint and kill all ranks."""
         self._with_ranks_dead(lambda: file_faults.truncate(self.run.path / "checkpoints", draw))
         return True
 
     def flip_a_bit(self, draw: random.Random) -> bool:
-        """In the newest checkpoint, and all ranks killed."""
+        """Flip a bit of the newest checkpoint and kill all ranks."""
         self._with_ranks_dead(lambda: file_faults.flip_a_bit(self.run.path / "checkpoints", draw))
         return True
 
     def show_checkpoint_late(self, draw: random.Random) -> bool:
-        """All ranks killed; those that follow see the folder as it was before the last rename, and the file a while later."""
+        """Kill all ranks and hide the newest checkpoint for a while.
+
+        The next ranks see the folder as it was before the last rename.
+        """
         checkpoints, hidden = self.run.path / "checkpoints", []
         self._with_ranks_dead(lambda: hidden.append(file_faults.hide_newest(checkpoints, self._runs_dir / "not-yet-seen")))
         time.sleep(draw.uniform(0.2, 2.5))
@@ -187,7 +194,10 @@ class RunHere:
         return True
 
     def fill_the_disk(self, draw: random.Random) -> bool:
-        """The kernel refuses the main rank every byte beyond a file size (RLIMIT_FSIZE, EFBIG), in the middle of what it writes."""
+        """Let the kernel refuse the main rank all bytes beyond a file size for a while.
+
+        The limit is RLIMIT_FSIZE, the error EFBIG. The refusal comes in the middle of a write.
+        """
         rank = self._main_rank()
         before = rank.rlimit(resource.RLIMIT_FSIZE)
         rank.rlimit(resource.RLIMIT_FSIZE, (_FULL_AT_BYTES, before[1]))
@@ -198,13 +208,16 @@ class RunHere:
                 rank.rlimit(resource.RLIMIT_FSIZE, before)
 
     def make_read_only(self, draw: random.Random) -> bool:
-        """Modes 0555, which the stage's processes heed even as root."""
+        """Set the folders' modes to 0555. The stage's processes obey them even as root."""
         self._ranks()
         with file_faults.read_only(self.run.path):
             return self._hold_up(draw)
 
     def _hold_up(self, draw: random.Random) -> bool:
-        """Wait a while; now and then the run is told to stop meanwhile, and has to wait for the disk: whether it was."""
+        """Wait a while; return whether the run was told to stop meanwhile.
+
+        With a probability of 0.3 it is told to stop and has to wait for the disk.
+        """
         time.sleep(draw.uniform(0.3, 1.0))
         told = draw.random() < 0.3
         if told:
@@ -216,7 +229,11 @@ class RunHere:
         return told
 
     def move_the_clock_back(self, draw: random.Random) -> bool:
-        """All killed; what follows sees a clock minutes to hours behind (Python's own, in these processes), and claims of the future."""
+        """Kill everything and move the clock back by minutes to hours for what follows.
+
+        Only Python's clock in these processes moves. The times of the claims are then in the
+        future.
+        """
         self._ranks()
         _signal(self._everything(), signal.SIGKILL)
         seconds = draw.uniform(60, 36_000)
@@ -226,7 +243,7 @@ class RunHere:
 
     @property
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
-        """What can be done here, by name."""
+        """Return the faults possible here, by name."""
         found = {
             "SIGTERM with a grace": self.terminate_with_grace,
             "SIGTERM without grace": self.terminate_without_grace,
@@ -246,5 +263,5 @@ class RunHere:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """What is not done here, and why."""
+        """Return the faults left out here, each with the reason."""
         return {"node loss and requeue by Slurm": "they take a Slurm cluster: --cluster NAME"}

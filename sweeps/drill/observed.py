@@ -1,4 +1,4 @@
-"""What can be seen of a drilled run from outside: its files alone, as a person on a login node sees them."""
+"""Observe a drilled run from outside, by its files alone, as a person on a login node does."""
 
 import json
 import re
@@ -15,17 +15,17 @@ _TAIL_BYTES = 4096
 
 
 class NothingToStrikeError(RuntimeError):
-    """What was to be struck is not there now: the run has ended, or is about to start."""
+    """A fault found no target: the run has ended or is about to start."""
 
 
 @dataclass(frozen=True)
 class WatchedRun:
-    """One run's folder; nothing in it is written here."""
+    """A run's folder, opened for reading only."""
 
     path: Path
 
     def step(self) -> int:
-        """The last optimiser step that was recorded."""
+        """Return the last optimiser step on record."""
         metrics = self.path / "metrics.jsonl"
         try:
             with open(metrics, "rb") as file:
@@ -36,45 +36,48 @@ class WatchedRun:
         return int(found[-1]) if found else 0
 
     def saved_step(self) -> int:
-        """Of the newest checkpoint, -1 where there is none."""
+        """Return the step of the newest checkpoint, or -1."""
         found = checkpoint.find(self.path / "checkpoints")
         return found[0].step if found else -1
 
     def claim(self) -> dict[str, Any]:
-        """The newest claim, {} where nobody has begun."""
+        """Return the newest claim, or {} if the run has not begun."""
         names = sorted((self.path / "claim").glob("*.json")) if (self.path / "claim").is_dir() else []
         found: dict[str, Any] = json.loads(names[-1].read_text()) if names else {}
         return found
 
     def epoch(self) -> int:
-        """Of the newest claim, 0 where nobody has begun."""
+        """Return the attempt of the newest claim, or 0 if the run has not begun."""
         return int(self.claim().get("epoch", 0))
 
     def gained(self) -> bool:
-        """Whether its present owner has saved a step: one that dies twice without is failed, and rightly."""
+        """Return whether the present owner has saved a step.
+
+        A run that dies twice without doing so is rightly marked failed.
+        """
         return bool(self.claim()) and self.saved_step() > int(self.claim()["step"])
 
     def result(self) -> RunResult | None:
-        """How it ended."""
+        """Return the result, or None if the run has not ended."""
         return RunFolder(self.path).result()
 
     def ended(self) -> bool:
-        """Whether it has a result."""
+        """Return whether the run has a result."""
         return (self.path / "result.json").exists()
 
     def seconds_a_step(self) -> float:
-        """The median over all steps."""
+        """Return the median seconds per step."""
         folder = RunFolder(self.path)
         pace = [r["images_per_second"] for r in folder.metrics() if r["kind"] == "step"]
         return float(folder.config().global_batch_size / statistics.median(pace))
 
     def log_size(self) -> int:
-        """Bytes that the run has printed."""
+        """Return the size of the run's log in bytes."""
         log = self.path / "log" / "train.log"
         return log.stat().st_size if log.exists() else 0
 
     def resumed_at(self, log_start: int) -> int | None:
-        """The step from which it was taken up last, in what it printed after `log_start` bytes; None where it was not."""
+        """Return the step of the last resume logged after `log_start` bytes, or None."""
         with open(self.path / "log" / "train.log", "rb") as file:
             file.seek(log_start)
             found = re.findall(rb"resuming \w+ at step (\d+) of", file.read())
@@ -82,7 +85,7 @@ class WatchedRun:
 
 
 def wait_for(what: str, holds: Any, seconds: float, pause: float = 0.05) -> None:
-    """Until `holds()`; raises TimeoutError that names `what`."""
+    """Wait until `holds()`; raise TimeoutError with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:

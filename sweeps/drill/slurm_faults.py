@@ -1,4 +1,7 @@
-"""A drill on a Slurm cluster: the sweep's own command submits it, Slurm's own commands strike it, from a login node, by its user alone."""
+"""Drill on a Slurm cluster, from a login node, with the rights of its user.
+
+The sweep's own command submits the run; Slurm's commands inject the faults.
+"""
 
 import getpass
 import os
@@ -25,7 +28,7 @@ _FULL_AT_BYTES = 30_000
 
 
 def command(cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> list[str]:
-    """The command that submits the drilled run, for an hour at most, and watches it."""
+    """Return the command that submits the drilled run, for an hour at most, and watches it."""
     line = [sys.executable, "-m", "sweeps.drill.sweep", "--cluster", cluster.name, "--scale", "smoke"]
     return [*line, "--runs-dir", str(runs_dir), f"time_limit_minutes={min(cluster.time_limit_minutes, _LIMIT_MINUTES)}", *overrides]
 
@@ -34,7 +37,7 @@ class RunOnSlurm:
     """One run as a Slurm job, from its submission to its result."""
 
     def __init__(self, cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> None:
-        """Submits it, and waits until it is claimed: what stands in the queue cannot be struck."""
+        """Submit the run and wait until it is claimed: a pending job is no target."""
         runs_dir.mkdir(parents=True, exist_ok=True)
         self._cluster, self._runs_dir, self._overrides = cluster, runs_dir, overrides
         self._log = open(runs_dir / "command.log", "a")  # noqa: SIM115, closed by close()
@@ -54,19 +57,19 @@ class RunOnSlurm:
         return subprocess.Popen(line, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
 
     def _last_word(self) -> str:
-        """What the command has said last."""
+        """Return the last line that the command printed."""
         return next(iter((self._runs_dir / "command.log").read_text().strip().splitlines()[::-1]), "the command said nothing")
 
     def _trial(self) -> Path | None:
         return next(self._runs_dir.glob("*/trials/*"), None)
 
     def keep_alive(self) -> None:
-        """Run the command again where it was killed; the job needs it for nothing."""
+        """Run the command again if it was killed. The job does not depend on it."""
         if self._command.poll() is not None and not self.run.ended():
             self._command = self._run_command()
 
     def close(self) -> None:
-        """Wait until the job has left its node; a run that has not ended is cancelled."""
+        """Wait until the job has left its node. Cancel a run that has not ended."""
         try:
             if not self.run.ended():
                 self._command.kill()
@@ -77,13 +80,13 @@ class RunOnSlurm:
         finally:
             self._log.close()
 
-    # What there is to strike.
+    # Targets.
 
     def _job(self) -> str:
         return str(self.run.claim()["slurm"]["job"])
 
     def _ranks(self) -> str:
-        """The step in which the ranks run."""
+        """Return the ID of the Slurm step that runs the ranks."""
         steps = slurm.ask(["squeue", "-h", "-s", "-j", self._job(), "-o", "%i"], _ASK_SECONDS).split()
         numbered = [s for s in steps if s.rpartition(".")[2].isdigit()]
         if not numbered:
@@ -97,51 +100,52 @@ class RunOnSlurm:
             raise NothingToStrikeError(str(error)) from error
 
     def _on_main_node(self, script: str) -> None:
-        """Run a line of shell beside rank 0, whose process number is $PID in it."""
+        """Run a line of shell on the node of rank 0, with its PID in $PID."""
         claim = self.run.claim()
         pid = int(claim["owner"]["pid"])
-        job = slurm.show_job(self._job(), _ASK_SECONDS).get("JobId", "")  # srun takes no number of an array's element
+        # srun rejects the ID of an array task
+        job = slurm.show_job(self._job(), _ASK_SECONDS).get("JobId", "")
         line = ["srun", "--overlap", f"--jobid={job}", "-N1", "-n1", "-w", str(claim["owner"]["host"]), "--mem=0", "--gres=none"]
         try:
             slurm.ask([*line, "sh", "-c", f"PID={pid}; {script}"], _ASK_SECONDS)
         except SlurmError as error:
             raise NothingToStrikeError(str(error)) from error
 
-    # The faults.
+    # Faults. Each returns whether the run has to start again.
 
     def terminate_with_grace(self, draw: random.Random) -> bool:
-        """SIGTERM to all ranks, as at a preemption: they save, and the job is requeued."""
+        """Send SIGTERM to all ranks, as a preemption does. They save, and the job is requeued."""
         self._signal_ranks("TERM")
         return True
 
     def kill_a_rank(self, draw: random.Random) -> bool:
-        """Rank 0, on its node."""
+        """Kill rank 0 on its node."""
         self._on_main_node("kill -9 $PID")
         return True
 
     def kill_all_ranks(self, draw: random.Random) -> bool:
-        """The step; the job stays, and its supervisor starts another."""
+        """Kill the step. The job stays, and its supervisor starts another step."""
         self._signal_ranks("KILL")
         return True
 
     def kill_a_loader(self, draw: random.Random) -> bool:
-        """Of rank 0."""
+        """Kill a loader process of rank 0."""
         self._on_main_node("set -- $(cat /proc/$PID/task/$PID/children); kill -9 $1")
         return False
 
     def kill_the_command(self, draw: random.Random) -> bool:
-        """The one that has submitted, and watches; it is run again."""
+        """Kill the command that submitted the run and watches it; `keep_alive` runs it again."""
         os.killpg(self._command.pid, signal.SIGKILL)
         self._command.wait()
         return False
 
     def requeue(self, draw: random.Random) -> bool:
-        """As an administrator does, or Slurm at a preemption."""
+        """Requeue the job, as an administrator does, or Slurm at a preemption."""
         slurm.ask(["scontrol", "requeue", self._job()], _ASK_SECONDS)
         return True
 
     def lose_the_node(self, draw: random.Random) -> bool:
-        """The node is set down, which ends its jobs there and then, and put back."""
+        """Set the node down, which ends its jobs at once, and put it back."""
         node = str(self.run.claim()["owner"]["host"])
         if set(slurm.ask(["squeue", "-h", "-w", node, "-o", "%u"], _ASK_SECONDS).split()) - {getpass.getuser()}:
             raise NothingToStrikeError("a node without jobs of others")
@@ -153,19 +157,22 @@ class RunOnSlurm:
         return True
 
     def truncate_checkpoint(self, draw: random.Random) -> bool:
-        """The newest, and all ranks killed."""
+        """Truncate the newest checkpoint and kill all ranks."""
         self._signal_ranks("KILL")
         file_faults.truncate(self.run.path / "checkpoints", draw)
         return True
 
     def flip_a_bit(self, draw: random.Random) -> bool:
-        """In the newest checkpoint, and all ranks killed."""
+        """Flip a bit of the newest checkpoint and kill all ranks."""
         self._signal_ranks("KILL")
         file_faults.flip_a_bit(self.run.path / "checkpoints", draw)
         return True
 
     def show_checkpoint_late(self, draw: random.Random) -> bool:
-        """All ranks killed; those that follow see the folder as it was before the last rename, and the file a while later."""
+        """Kill all ranks and hide the newest checkpoint for a while.
+
+        The next ranks see the folder as it was before the last rename.
+        """
         self._signal_ranks("KILL")
         time.sleep(_PAUSE_SECONDS)
         hidden = file_faults.hide_newest(self.run.path / "checkpoints", self._runs_dir / "not-yet-seen")
@@ -174,19 +181,22 @@ class RunOnSlurm:
         return True
 
     def fill_the_disk(self, draw: random.Random) -> bool:
-        """The kernel refuses rank 0 every byte beyond a file size (RLIMIT_FSIZE, EFBIG) for a while."""
+        """Let the kernel refuse rank 0 all bytes beyond a file size for a while.
+
+        The limit is RLIMIT_FSIZE, the error EFBIG.
+        """
         self._on_main_node(f"prlimit --pid $PID --fsize={_FULL_AT_BYTES}:; sleep 2; prlimit --pid $PID --fsize=unlimited:")
         return False
 
     def make_read_only(self, draw: random.Random) -> bool:
-        """Modes 0555 on the run's folders."""
+        """Set the modes of the run's folders to 0555."""
         with file_faults.read_only(self.run.path):
             time.sleep(draw.uniform(1, 4))
         return False
 
     @property
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
-        """What can be done here, by name."""
+        """Return the faults possible here, by name."""
         found: dict[str, Callable[[random.Random], bool]] = {
             "SIGTERM with a grace": self.terminate_with_grace,
             "SIGKILL of a rank": self.kill_a_rank,
@@ -205,7 +215,7 @@ class RunOnSlurm:
 
     @cached_property
     def left_out(self) -> dict[str, str]:
-        """What is not done here, and why."""
+        """Return the faults left out here, each with the reason."""
         out = {"clock moved back": "a node's clock is its administrator's; the drill on this machine does it"}
         if os.geteuid() == 0:
             out["folder read-only for a while"] = "root heeds no modes"
@@ -215,7 +225,7 @@ class RunOnSlurm:
 
 
 def _may_down_nodes() -> bool:
-    """Whether this user is Slurm's own, as on a cluster of one's own."""
+    """Return whether this user is Slurm's own, as on a private cluster."""
     try:
         return slurm.controller_setting("SlurmUser").startswith(f"{getpass.getuser()}(")
     except SlurmError:

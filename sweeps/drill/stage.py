@@ -1,9 +1,13 @@
-"""`python -m sweeps.drill.stage RUNS_DIR RANKS [key=value ...]`: where a drill's run lives on this machine, and is killed.
+"""Host a drill's run on this machine, where its processes are killed.
 
-A driver starts ranks, and starts them again when they die, as jobs/slurm/supervisor.py does in a Slurm job;
-the ranks claim and train as a job's.
-All are forked from this process, which has imported torch: a death costs a second and not ten. Each line on standard input, a number of
-seconds, starts a driver whose processes see a clock that is off by so much; its process id is the answer. When the input ends, so does all.
+    python -m sweeps.drill.stage RUNS_DIR RANKS [key=value ...]
+
+A driver starts ranks and restarts them when they die, as jobs/slurm/supervisor.py does in a Slurm
+job. The ranks claim and train as a job's do. All are forked from this process, which has imported
+torch, so a death costs 1 s instead of 10 s.
+
+Each line on standard input is a number of seconds. It starts a driver whose processes see a clock
+that is off by so much; the answer is the driver's PID. At the end of the input everything ends.
 """
 
 import contextlib
@@ -40,10 +44,14 @@ _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 
 
 def heed_modes() -> None:
-    """Give up root's exemption from file modes, for this process and all that it forks: a read-only folder is one to root too."""
+    """Give up root's exemption from file modes, for this process and its children.
+
+    A read-only folder is then read-only for root too.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and the same of capabilities above 31
+    # Effective, permitted, inheritable; then the same for capabilities above 31.
+    sets = (ctypes.c_uint32 * 6)()
     if libc.capget(header, sets):
         raise OSError(ctypes.get_errno(), "capget")
     for i in range(3):
@@ -53,7 +61,7 @@ def heed_modes() -> None:
 
 
 def set_clock(seconds: float) -> None:
-    """From now on Python's clock of this process, and of those that it forks, is off by so much; the machine's is left alone."""
+    """Shift Python's clock in this process and its children. The machine's clock stays."""
     told = time.time
     time.time = lambda: told() + seconds
 
@@ -65,7 +73,7 @@ def _free_port() -> int:
 
 
 def rank_main(sweep: Sweep, cluster: ClusterProfile, driver: Process, rank: int, ranks: int, port: int) -> int:
-    """One rank of a slot; returns its exit status."""
+    """Run one rank of a worker; return its exit status."""
     told = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in told.items()}
     with stop_on_signals() as stop, joined(Device.cpu) as joined_ranks:
@@ -74,7 +82,7 @@ def rank_main(sweep: Sweep, cluster: ClusterProfile, driver: Process, rank: int,
 
 
 def forked(work: Callable[[], int]) -> int:
-    """A child that does `work` and ends with its status; returns its process id."""
+    """Fork a child that runs `work` and exits with its status; return the child's PID."""
     pid = os.fork()
     if pid:
         return pid
@@ -87,7 +95,10 @@ def forked(work: Callable[[], int]) -> int:
 
 
 def drive(sweep: Sweep, cluster: ClusterProfile, ranks: int) -> int:
-    """Start ranks until every trial has ended; the first of them to leave with a status ends the others, as under srun."""
+    """Start ranks until every trial has ended.
+
+    The first rank to exit with an error ends the others, as under srun.
+    """
     me = Process.me()
     while not all(s.ended for s in View(sweep).states().values()):
         port = _free_port()
@@ -103,16 +114,16 @@ def drive(sweep: Sweep, cluster: ClusterProfile, ranks: int) -> int:
 
 
 def main() -> None:
-    """The door."""
+    """Run the command line."""
     runs_dir, ranks = sys.argv[1], int(sys.argv[2])
     sweep, cluster = plan(SWEEP, parse(SWEEP, ["--runs-dir", runs_dir, *sys.argv[3:]]))
     sweep.write()
     for trial in sweep.trials:
         sweep.run(trial).prepare(trial.config)
-    load_splits(sweep.trials[0].config.data)  # what it imports is there for all children
+    load_splits(sweep.trials[0].config.data)  # import once here what all children need
     for name in probe_names():
         importlib.import_module(f"cnnjepa.probes.{name}")
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # ranks that outlive their driver are ours
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # adopt ranks that outlive their driver
     if os.geteuid() == 0:
         heed_modes()
     log = os.open(Path(runs_dir) / "stage.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

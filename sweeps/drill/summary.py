@@ -1,4 +1,4 @@
-"""What a drill ends with: faults by kind, what they cost, and whether anything is lost, doubled or changed."""
+"""Summarise a drill: faults by kind, their cost, and whether anything was lost or changed."""
 
 import statistics
 from collections import Counter
@@ -8,7 +8,7 @@ from sweeps.drill.compare import ASPECTS
 
 
 def figures(drill: Drill) -> dict[str, float]:
-    """The numbers by which a drill is judged."""
+    """Return the figures that rate a drill."""
     lost = [s.seconds_lost for s in drill.struck]
     return {
         "faults": len(drill.struck),
@@ -22,7 +22,7 @@ def figures(drill: Drill) -> dict[str, float]:
 
 
 def by_kind(drill: Drill) -> list[tuple[str, int, int, float, float]]:
-    """(fault, times, steps repeated, mean and greatest seconds lost), the dearest first."""
+    """Return (fault, times, steps repeated, mean and maximum of seconds lost), costliest first."""
     rows = []
     for name in {s.fault for s in drill.struck}:
         found = [s for s in drill.struck if s.fault == name]
@@ -32,7 +32,7 @@ def by_kind(drill: Drill) -> list[tuple[str, int, int, float, float]]:
 
 
 def equalities(drill: Drill) -> list[str]:
-    """One line for each thing that was compared."""
+    """Return one line for each aspect that was compared."""
     compared = sum((p.compared for p in drill.proofs), Counter[str]())
     lines = []
     for aspect in ASPECTS:
@@ -43,7 +43,7 @@ def equalities(drill: Drill) -> list[str]:
 
 
 def report(drill: Drill, asked: int) -> str:
-    """The whole, in plain text."""
+    """Return the whole report as plain text."""
     told = figures(drill)
     lines = ["", f"{'fault':32} {'times':>5} {'steps repeated':>15} {'seconds lost: mean':>19} {'most':>6}"]
     lines += [f"{n:32} {times:5} {steps:15} {mean:19.1f} {most:6.1f}" for n, times, steps, mean, most in by_kind(drill)]

@@ -1,9 +1,10 @@
-"""Does a run come through whatever happens to it? One small pretraining of digits, which `python -m jobs.drill` strikes on its way.
+"""The drill's sweep: one small pretraining on digits that `python -m jobs.drill` disturbs.
 
-python -m jobs.drill                               on this machine: two ranks, each with a process that loads images
-python -m jobs.drill --cluster komondor account=abc
+    python -m jobs.drill                    on this machine: two ranks, each with a loader process
+    python -m jobs.drill --cluster komondor account=abc
 
-200 steps of a ResNet of 8 channels, probed on the way; it says nothing about CNN-JEPA.
+It takes 200 steps of a ResNet with 8 channels, with probes on the way. It says nothing about
+CNN-JEPA.
 """
 
 from sweeps.cli.run import main
@@ -21,10 +22,13 @@ _OVERRIDES = [
     "micro_batch_size=8",
     "probes.every_epochs=8",
     "probes.linear_epochs=5",
-    "probes.batch_size=8",  # as the micro-batch: less than sweeps/drill/local_faults.py calls a full disk, for shared memory is none
+    # The micro-batch. Its shared memory must stay below the full disk of
+    # sweeps/drill/local_faults.py.
+    "probes.batch_size=8",
     "checkpoint.every_minutes=0.005",
     "log.every_steps=1",
-    "device=cpu",  # where a resume is bit for bit; on a GPU it is as far as its libraries are deterministic
+    # On CPU a resume is bit for bit; on GPU only as far as its libraries are deterministic.
+    "device=cpu",
 ]
 _SCALE = Scale(_OVERRIDES, seeds=1)
 SWEEP = SweepSpec(

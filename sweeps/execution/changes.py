@@ -1,4 +1,4 @@
-"""What a command changes of a sweep that is there already: trials that came or went, and what it takes up again."""
+"""Apply a command to an existing sweep: trials that came or went, and what runs again."""
 
 import os
 
@@ -12,12 +12,19 @@ from sweeps.state.folder import Sweep, TrialState, View
 
 
 def left_to_run(view: View, retry_failed: bool) -> list[Trial]:
-    """The trials that a command would run: those without a result, and those whose result `take_up` will set aside."""
+    """Return the trials that a command would run.
+
+    These have no result, or one that `take_up` will set aside.
+    """
     return [t for t in view.sweep.trials if not view.state(t).ended or is_set_aside(view, t, retry_failed)]
 
 
 def is_set_aside(view: View, trial: Trial, retry_failed: bool) -> bool:
-    """Whether it has ended and shall go on: it failed and that is asked for, or it was pruned for what nothing is pruned for any more."""
+    """Return whether an ended trial shall run again.
+
+    A failed trial does if `retry_failed` is set. A pruned one does if the sweep no longer prunes
+    for the same reason.
+    """
     state, result, sweep = view.state(trial), view.result(trial), view.sweep
     if result is None or state is not TrialState.pruned:
         return retry_failed and state is TrialState.failed
@@ -26,7 +33,7 @@ def is_set_aside(view: View, trial: Trial, retry_failed: bool) -> bool:
 
 
 def announce_changes(sweep: Sweep, console: Console) -> bool:
-    """Say what differs from the sweep that the folder held before; whether anything does."""
+    """Print how the sweep differs from the one in the folder; return whether it does."""
     if not (sweep.path / "sweep.json").exists():
         return False
     before, now = ({t.signature: t for t in s.trials} for s in (Sweep.load(sweep.path), sweep))
@@ -46,7 +53,7 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
 
 
 def take_up(view: View, retry_failed: bool) -> None:
-    """What was cancelled until now may run again; where asked, what failed too."""
+    """Let cancelled trials run again, and failed ones if `retry_failed` is set."""
     view.sweep.uncancel()
     for trial in view.sweep.trials:
         state = view.state(trial)
@@ -55,4 +62,4 @@ def take_up(view: View, retry_failed: bool) -> None:
         if state is TrialState.cancelled or (state is TrialState.failed and retry_failed):
             claims.uncancel(view.sweep.trial_dir(trial))
     if view.sweep.search is not None:
-        os.utime(view.sweep.path / "sweep.json")  # slots that run read anew what was set aside
+        os.utime(view.sweep.path / "sweep.json")  # running workers then reread the results

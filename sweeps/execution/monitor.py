@@ -1,7 +1,9 @@
-"""Shows where a sweep stands and writes its results; `python -m sweeps.execution.monitor SWEEP_FOLDER` does so while Slurm runs it.
+"""Show the state of a sweep and write its results.
 
-The command that submits a sweep becomes this process, which needs neither torch nor the sweep's own file: it is light enough for a login
-node, and may be ended at any moment. While it lives it submits slots again whose jobs Slurm has ended before their trial was.
+`python -m sweeps.execution.monitor SWEEP_FOLDER` does so while Slurm runs the sweep. The command
+that submits a sweep becomes this process. It needs neither torch nor the sweep's own file, is light
+enough for a login node, and may be ended at any moment. While it lives, it resubmits workers whose
+jobs ended in Slurm before their trials did.
 """
 
 import contextlib
@@ -33,13 +35,16 @@ _PLAIN_LINE_SECONDS = 30.0
 
 
 def wide_console() -> Console:
-    """The terminal, or a file or pipe as wide as the tables need; brackets in a cause or a path are text and no markup."""
+    """Return a console for a terminal, or one wide enough for the tables for a file or pipe.
+
+    Brackets in a cause or a path are text, not markup.
+    """
     console = Console(file=sys.stdout, markup=False)
     return console if console.is_terminal else Console(file=sys.stdout, width=150, markup=False)
 
 
 class Watcher:
-    """Shows where the sweep stands: a live table on a terminal, else a line now and then."""
+    """Show the sweep's state: as a live table on a terminal, else as a line now and then."""
 
     def __init__(self, view: View, console: Console) -> None:
         self.view, self.console = view, console
@@ -61,7 +66,7 @@ class Watcher:
         self._page.close()
 
     def show(self) -> None:
-        """Look at the run folders and refresh what is shown."""
+        """Read the run folders and refresh the display."""
         status = sweep_status(self.view)
         self._page.look(counts_line(status))
         done = sum(t["done"] if t["state"] not in ("failed", "pruned") else 1.0 for t in status["trials"])
@@ -89,14 +94,21 @@ class Watcher:
 
 
 def progress_made(view: View) -> tuple[int, int, int]:
-    """How many trials were chosen, how often one was begun or taken over, how many have ended: a round that changes none never will."""
+    """Return how many trials were chosen, claimed (counting each attempt) and ended.
+
+    A round that changes none of these numbers never will.
+    """
     states = view.states()
     begun = sum(len(view.claims(t)) for t in view.sweep.trials)
     return len(states), begun, sum(s.ended for s in states.values())
 
 
 def conclude(view: View, console: Console) -> int:
-    """Write and show the results; returns 0 where every trial completed with a value, else 1, each failure named with its cause."""
+    """Write and show the results; return the exit status.
+
+    The status is 0 if every trial completed with a value, else 1. Each failure is printed with its
+    cause.
+    """
     await_records(view)  # before the page, which holds the same lines
     paths, page = tables.write_all(view), view.sweep.path / "report.html"
     cause = rebuild(view.sweep.path)
@@ -113,7 +125,7 @@ def conclude(view: View, console: Console) -> int:
 
 @contextlib.contextmanager
 def leaving_quietly() -> Iterator[None]:
-    """Within the block SIGTERM is as Ctrl-C."""
+    """Treat SIGTERM as Ctrl-C inside the `with` block."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -122,7 +134,7 @@ def leaving_quietly() -> Iterator[None]:
 
 
 class SlurmWatch:
-    """One look after another at a sweep whose slots are in Slurm's queue."""
+    """Watches a sweep whose workers are in Slurm's queue."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         self.folder, self.console = folder, console
@@ -131,11 +143,11 @@ class SlurmWatch:
         self.held: set[str] = set()
         self.reload()
         self.missing_before = 0
-        # What was cancelled before we looked was taken up, or withdrawn, by the command that we were.
+        # The command that became this process resumed or withdrew what was cancelled before.
         self.cancelled_before = self.engine.cancelled_unclaimed(self.view)
 
     def reload(self) -> None:
-        """Take up what another command has made of the sweep."""
+        """Read what another command changed in the sweep."""
         changed = (self.folder / "sweep.json").stat().st_mtime
         if changed == self.read:
             return
@@ -147,9 +159,11 @@ class SlurmWatch:
         self.engine = engine
 
     def mend(self) -> bool:
-        """Submit again what two looks in a row have missed; False where nothing more will happen by itself.
+        """Resubmit what two looks in a row have missed.
 
-        An element that a person cancelled before it had a trial is not replaced. Raises SlurmError where slots end before they begin one.
+        Return False if nothing more will happen by itself. An array task that a person cancelled
+        before it claimed a trial is not replaced. Raise SlurmError if workers end before they claim
+        one.
         """
         missing = self.engine.missing(self.view) - len(self.engine.cancelled_unclaimed(self.view) - self.cancelled_before)
         slots, self.missing_before = min(missing, self.missing_before), missing
@@ -159,19 +173,20 @@ class SlurmWatch:
             return bool(self.engine.live()) or missing > 0
         last = Submission.all_of(self.engine.sweep)[-1]
         jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
-        begun = bool(jobs) and self.engine.sweep.search is not None  # by others: a search's slot may find nothing to begin
+        # Others have begun trials: a search's worker may find nothing to begin
+        begun = bool(jobs) and self.engine.sweep.search is not None
         if last.job and not begun and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
             said = log_tail(logs[-1]) if logs else "they leave no log"
             raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")
-        with contextlib.suppress(RacedError):  # another command mends too
+        with contextlib.suppress(RacedError):  # another command resubmits too
             for made in self.engine.submit(slots):
                 what = made.what if made.allocation else f"{made.slots} slots whose jobs had ended"
                 self.console.print(f"submitted again: job {made.job}, {what}", highlight=False)
         return True
 
     def run(self) -> int:
-        """Until every trial is settled, or nothing more will happen; returns the exit status."""
+        """Watch until all trials are settled or nothing more happens; return the exit status."""
         with leaving_quietly(), Watcher(self.view, self.console) as watcher:
             while True:
                 self.reload()
@@ -187,7 +202,7 @@ class SlurmWatch:
         return INTERRUPTED
 
     def warn_of_held(self) -> None:
-        """Say once of each job that Slurm holds it: it waits for a person."""
+        """Print once for each job that Slurm holds it: it waits for a person."""
         for element in self.engine.live():
             if "held" in element.reason.lower() and element.id not in self.held:
                 self.held.add(element.id)
@@ -195,7 +210,7 @@ class SlurmWatch:
 
 
 def main() -> int:
-    """The door; exit status as a sweep's."""
+    """Run the command line; return the exit status of a sweep."""
     console = wide_console()
     folder = Path(sys.argv[1])
     try:

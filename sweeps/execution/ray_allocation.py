@@ -1,7 +1,10 @@
-"""`python -m sweeps.execution.ray_allocation SUBMISSION FOLDER`: the driver of an allocation, in whose Ray cluster Tune places slots.
+"""Drive an allocation: Ray Tune places workers in the job's own Ray cluster.
 
-Exit status 0 where nothing is left for it to begin, 200 where it was told to stop and all slots have saved; anything else is a death.
-FOLDER is private and seen by all nodes: Ray's address and token, and `stop`, which has all slots save and return.
+    python -m sweeps.execution.ray_allocation SUBMISSION FOLDER
+
+The exit status is 0 if nothing is left to begin, and 200 if the driver was told to stop and all
+workers have saved. Any other status is a death. FOLDER is private and visible to all nodes. It
+holds Ray's address and token, and the file `stop`, at which all workers save and return.
 """
 
 import logging
@@ -28,54 +31,59 @@ _SHOW_SECONDS = 10.0
 
 
 class AllocationEngine:
-    """Places slots by Ray Tune on the nodes of this job until they have all returned."""
+    """Places workers with Ray Tune on the nodes of this job until all have returned."""
 
     def __init__(self, submission: Submission, sweep: Sweep, folder: Path) -> None:
         assert submission.allocation is not None
         self.submission, self.sweep, self.folder, self.slots = submission, sweep, folder, submission.allocation.slots
         start = self.start_of(submission)
-        # A slot that dies while this Ray cluster lives is the trial's own death; one that dies with it is not.
+        # A worker that dies while this Ray cluster lives is the trial's own death; one that dies
+        # with it is not.
         self.driver = f"{start.driver} ray {folder.name}"
 
     @staticmethod
     def start_of(submission: Submission) -> SlurmStart:
-        """This process's part of the job: the share of one slot."""
+        """Return this process's part of the job: the share of one worker."""
         gpus = submission.slot_profile.gpus_per_slot
         start = SlurmStart.me(gpus, submission.log_of_this_job(), submission.code, shared=True)
         assert start is not None, "an allocation is a Slurm job"
         return start
 
     def stop(self) -> None:
-        """Ask all slots, on every node, to save and return."""
+        """Ask all workers, on every node, to save and return."""
         if not self.stopping():
             write_atomic(self.folder / "stop", "")
 
     def stopping(self) -> bool:
-        """Whether all slots were asked to return: by us, or by a node whose Ray has ended."""
+        """Return whether all workers were asked to return: by us, or by a node whose Ray ended."""
         return is_noted(self.folder, "stop")
 
     def connect(self) -> None:
         """Join the Ray cluster on this node."""
-        # Where the head is gone there is nothing to wait for: the supervisor starts another.
+        # If the head is gone, waiting is useless: the supervisor starts another.
         os.environ |= {**ENVIRONMENT, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
         import ray
 
         address = (self.folder / "address").read_text()
         host = address.rpartition(":")[0]
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what comes meanwhile is handled afterwards
+        # A signal that arrives meanwhile is handled afterwards.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         with signals_kept():
             ray.init(address=address, _node_ip_address=host, log_to_driver=False, logging_level=logging.ERROR)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def bury(self, view: View) -> None:
-        """Between rounds no slot of this job runs: whoever still seems to own a trial here is dead, on whatever node it was."""
+        """Mark dead every owner in this job, on any node.
+
+        Call this between rounds: no worker of this job runs then.
+        """
         for trial in self.sweep.trials:
             last = next(iter(view.claims(trial)[-1:]), None)
             if last is not None and last.slurm is not None and last.slurm.job == own_job():
                 view.watch.bury(self.sweep.trial_dir(trial), last)
 
     def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
-        """Run `slots` slots, as many at once as the allocation has; returns their errors."""
+        """Run `slots` workers, no more at once than the allocation has; return their errors."""
         submission, sweep, folder, driver = self.submission, self.sweep, self.folder, self.driver
 
         def slot() -> None:
@@ -90,14 +98,14 @@ class AllocationEngine:
 
 
 class HandOn:
-    """Hands signals on to the slots at every look, and shows where the sweep stands now and then, in the job's log."""
+    """Passes signals on to the workers, and logs the sweep's state now and then."""
 
     def __init__(self, stop: Stop, engine: AllocationEngine, watcher: Watcher) -> None:
         self.stop, self.engine, self.watcher = stop, engine, watcher
         self._shown = float("-inf")
 
     def show(self) -> None:
-        """Look for signals, and show."""
+        """Check for signals and show the state."""
         if self.stop():
             self.engine.stop()
         if time.monotonic() - self._shown > _SHOW_SECONDS:
@@ -106,14 +114,15 @@ class HandOn:
 
 
 def drive(submission: Submission, folder: Path, stop: Stop) -> int:
-    """Place slots until nothing is left that they could begin; returns the exit status."""
+    """Place workers until they could begin nothing more; return the exit status."""
     sweep = Sweep.load(submission.sweep_path)
     engine = AllocationEngine(submission, sweep, folder)
     view = View(sweep, queue=slurm_queue(sweep))
     engine.connect()
     import ray
 
-    console = Console(file=sys.stdout, width=150, markup=False, force_terminal=False)  # the job's log
+    # This is the job's log.
+    console = Console(file=sys.stdout, width=150, markup=False, force_terminal=False)
     with Watcher(view, console) as watcher:
         look = HandOn(stop, engine, watcher)
         try:
@@ -123,7 +132,7 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
                     break
                 engine.bury(view)
                 if not run_round(view, engine.place, engine.slots, look, engine.stopping):
-                    break  # what is left runs elsewhere: others may have these nodes
+                    break  # the rest runs elsewhere: free these nodes for others
         finally:
             ray.shutdown()
     if stop():
@@ -132,11 +141,12 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
 
 
 def main() -> None:
-    """The door."""
+    """Run the command line."""
     with stop_on_signals() as stop:
         status = drive(Submission.load(Path(sys.argv[1])), Path(sys.argv[2]), stop)
         sys.stdout.flush()
-        # From within the block: a signal that comes while Python takes itself down would make a completed run look like a stopped one.
+        # Exit inside the block: a signal during Python's own shutdown would make a completed run
+        # look stopped.
         os._exit(status)
 
 

@@ -1,4 +1,7 @@
-"""Ray Tune places slots on this machine, within its cores, devices and memory. Its state is disposable: the run folders are the truth."""
+"""Place workers with Ray Tune on this machine, within its cores, devices and memory.
+
+Ray's state is disposable: the run folders are the truth.
+"""
 
 import logging
 import os
@@ -15,28 +18,29 @@ from sweeps.execution.worker import run_slots
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep
 
-# What Ray's own processes hold beside the slots.
+# Memory of Ray's own processes, beside the workers.
 RAY_MEMORY_GB = 1.0
-# Told of 127.0.0.1 alone, Ray takes it for "find the address that others reach", and listens on all; without clusters it stays at home.
+# Given only 127.0.0.1, Ray looks for an address that others can reach and listens on all. Without
+# clusters it stays on loopback.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def _cgroup(name: str) -> list[str]:
-    """The words of one of the container's limits; ["max"] where there is none."""
+    """Return the words of one of the container's limits, or ["max"] without a limit."""
     path = _CGROUP / name
     return path.read_text().split() if path.exists() else ["max"]
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, no more than the container's share of processor time."""
+    """Return the cores this process may use, at most the container's share of CPU time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = _cgroup("cpu.max")
     return cores if share[0] == "max" else max(min(cores, int(share[0]) // int(share[1])), 1)
 
 
 def usable_memory_gb() -> float:
-    """Memory that is free now, no more than the container has left."""
+    """Return the free memory in GiB, at most what the container has left."""
     free = psutil.virtual_memory().available
     limit, used = _cgroup("memory.max")[0], _cgroup("memory.current")[0]
     if limit != "max" and used != "max":
@@ -45,12 +49,18 @@ def usable_memory_gb() -> float:
 
 
 def slots_here(cluster: ClusterProfile) -> int:
-    """How many slots fit this machine now; raises ValueError, naming what is short, where not even one does."""
+    """Return how many workers fit this machine now.
+
+    Raise ValueError with the short resource if not even one fits.
+    """
     return parallel_slots(cluster, usable_cores(), torch.cuda.device_count(), usable_memory_gb())
 
 
 def parallel_slots(cluster: ClusterProfile, cores: int, devices: int, memory_gb: float) -> int:
-    """How many slots fit at once; raises ValueError, naming what is short, where not even one does."""
+    """Return how many workers fit at once.
+
+    Raise ValueError with the short resource if not even one fits.
+    """
     fits = {
         "cores_per_slot": (cores // cluster.cores_per_slot, f"{cores} cores, {cluster.cores_per_slot} a slot"),
         "memory_gb_per_slot": (
@@ -68,28 +78,29 @@ def parallel_slots(cluster: ClusterProfile, cores: int, devices: int, memory_gb:
 
 
 class LocalEngine:
-    """Places slots by Ray Tune until they have all returned; `place` blocks, `stop` may be called from another thread.
+    """Places workers with Ray Tune until all have returned.
 
-    The private folder holds Ray's sockets and logs and the stop file; when it is gone, or this process, slots stop at their next step.
+    `place` blocks; another thread may call `stop`. The private folder holds Ray's sockets and logs
+    and the stop file. If the folder or this process is gone, workers stop at their next step.
     """
 
     def __init__(self, sweep: Sweep, cluster: ClusterProfile) -> None:
-        """Raises ValueError where the machine has no room for one slot."""
+        """Set up the engine; raise ValueError if the machine has no room for one worker."""
         self.sweep, self.cluster = sweep, cluster
         self.cores = usable_cores()
         self.parallel = slots_here(cluster)
-        # Said once by the command: a slow surprise otherwise.
+        # The command prints this once: unused devices would be a slow surprise.
         self.unused_devices = 0 if cluster.gpus_per_slot else torch.cuda.device_count()
         self._private = private_folder()
         self._stop = self._private / "stop"
 
     def stop(self) -> None:
-        """Ask all slots to save and return; those not begun return at once."""
+        """Ask all workers to save and return. Those that have not begun return at once."""
         if self._private.exists():
             write_atomic(self._stop, "")
 
     def start(self) -> None:
-        """Start Ray; from the main thread, since Ray's processes end with the thread that started them."""
+        """Start Ray. Call this in the main thread: Ray's processes end with their thread."""
         os.environ |= {**ENVIRONMENT, **_LOOPBACK, "RAY_AUTH_TOKEN_PATH": str(write_token(self._private))}
         import ray
 
@@ -106,7 +117,10 @@ class LocalEngine:
             )
 
     def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
-        """Run `slots` slots, at most `parallel` at once; a slot whose process dies costs that slot alone. Returns their errors."""
+        """Run `slots` workers, at most `parallel` at once; return their errors.
+
+        A worker whose process dies takes no other one along.
+        """
         driver, stop, private = Process.me(), self._stop, self._private
         sweep, cluster = self.sweep, self.cluster
 
@@ -130,6 +144,6 @@ class LocalEngine:
         shutil.rmtree(self._private, ignore_errors=True)
 
     def abandon(self) -> None:
-        """End all that was started here at once; running trials go on from their last checkpoints another time."""
+        """Kill everything started here. Running trials can resume from their checkpoints."""
         kill(psutil.Process().children(recursive=True))
         shutil.rmtree(self._private, ignore_errors=True)

@@ -1,7 +1,10 @@
-"""`python -m sweeps.execution.ray_node head|worker SUBMISSION FOLDER`: Ray on one node of an allocation, from its start until FOLDER/end.
+"""Run Ray on one node of an allocation, until FOLDER/end exists.
 
-FOLDER is private and seen by all nodes: the head writes Ray's address into it, and a node whose Ray ends by itself writes `stop`, which has
-all slots save. Slurm's signals are blocked for all that Ray starts here. They are for the driver: Ray would end slots that still save.
+    python -m sweeps.execution.ray_node head|worker SUBMISSION FOLDER
+
+FOLDER is private and visible to all nodes. The head writes Ray's address into it. A node whose Ray
+ends by itself writes `stop`, at which all workers save. Slurm's signals are blocked for everything
+that Ray starts here, because they are for the driver: Ray would end workers that still save.
 """
 
 import ctypes
@@ -28,19 +31,22 @@ _LIBC = ctypes.CDLL(None)
 
 
 def environment(submission: Submission) -> dict[str, str]:
-    """Of Ray's processes, the slots among them."""
+    """Return the environment of Ray's processes, workers included."""
     return {
         **ENVIRONMENT,
         "OMP_NUM_THREADS": str(submission.slot_profile.threads_per_rank),
         "RAY_START_HOOK": "sweeps.execution.ray_tune.without_client_server",
-        # Else a process for each core waits with 100 MB for tasks that never come.
+        # Otherwise one process per core waits with 100 MB for tasks that never come.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
     }
 
 
 def command(submission: Submission, role: str, temporary: Path, address: str) -> list[str]:
-    """`ray start` for this node. All ports are free ones that the kernel picks, so that no two users of a node collide."""
+    """Return the `ray start` command of this node.
+
+    The kernel picks all ports among the free ones, so that two users of a node do not collide.
+    """
     allocation, slot = submission.allocation, submission.slot_profile
     assert allocation is not None
     own_address = socket.gethostbyname(os.environ.get("SLURMD_NODENAME", socket.gethostname()))
@@ -53,13 +59,14 @@ def command(submission: Submission, role: str, temporary: Path, address: str) ->
         f"--num-cpus={allocation.slots_per_node * slot.cores_per_slot}",
         f"--num-gpus={submission.cluster.gpus_per_node}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={temporary / 'ray'}",  # which Ray opens to everybody, and the folder around it to nobody
+        # Ray opens this folder to everybody; the one around it is private
+        f"--temp-dir={temporary / 'ray'}",
     ]
 
 
 def run_node(role: str, submission: Submission, folder: Path, temporary: Path) -> int:
-    """Run Ray here until the folder says that it is over; returns the exit status."""
-    # What Ray's processes leave behind becomes our child, so that we can end it.
+    """Run Ray here until the folder says that it is over; return the exit status."""
+    # Orphans of Ray's processes become our children, so that we can end them.
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     address = "" if role == "head" else (folder / "address").read_text()
     current, log = temporary / "ray" / "ray_current_cluster", temporary / "start.log"
@@ -88,7 +95,7 @@ def run_node(role: str, submission: Submission, folder: Path, temporary: Path) -
 
 
 def main() -> int:
-    """The door."""
+    """Run the command line."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     temporary = private_folder()
     try:

@@ -1,4 +1,4 @@
-"""What Ray is told wherever it places slots: who may connect, where its files lie, how little it may hold; needs no torch."""
+"""Configure Ray wherever it places workers: access, folders and memory. Needs no torch."""
 
 import contextlib
 import functools
@@ -14,27 +14,34 @@ from typing import Any
 
 import psutil
 
-OBJECT_STORE_BYTES = 80 * 2**20  # no slot puts anything there; Ray wants 75 MiB at least
+OBJECT_STORE_BYTES = 80 * 2**20  # no worker puts anything there; Ray wants at least 75 MiB
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",  # who can reach Ray's ports runs code as us, and every user of the machine can
+    # Whoever can reach Ray's ports runs code as us, and every user of the machine can reach them.
+    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ray's monitor would end slots for memory that anything on the machine holds; the kernel, and Slurm's limits, end who is at fault.
+    # Ray's monitor would end workers for memory that anything on the machine holds. The kernel and
+    # Slurm's limits end the process at fault.
     "RAY_memory_monitor_refresh_ms": "0",
 }
-_DEATHS = 2  # of the processes of one slot for each trial that it may take: that after the second finds that its trial has failed
+# Per trial that one worker may take, deaths of its process. The process after the second one finds
+# that the trial has failed.
+_DEATHS = 2
 _TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"  # noqa: S108, mkdtemp makes a folder of mode 0700 there
 
 
 def private_folder() -> Path:
-    """A new folder on this machine that only this user can look into; short, since Ray puts sockets into it (107 characters at most)."""
+    """Return a new folder on this machine that only this user can open.
+
+    The path is short, since Ray puts sockets into it (at most 107 characters).
+    """
     remove_abandoned()
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
 
 
 def remove_abandoned() -> None:
-    """Remove our private folders whose process was killed before it could."""
+    """Remove our private folders whose processes were killed before they could."""
     for path in _TEMPORARY.glob(f"{_PREFIX}*-*"):
         pid = path.name.removeprefix(_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
@@ -44,7 +51,10 @@ def remove_abandoned() -> None:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """After the block signals are handled as before it: `ray.init` handles SIGTERM, and ends the process."""
+    """Restore the signal handlers after the `with` block.
+
+    `ray.init` installs one for SIGTERM that ends the process.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
     try:
         yield
@@ -55,12 +65,12 @@ def signals_kept() -> Iterator[None]:
 
 @functools.cache
 def _token() -> str:
-    """One a process: Ray reads it once."""
+    """Return the token, one per process: Ray reads it only once."""
     return secrets.token_hex(32)
 
 
 def write_token(folder: Path) -> Path:
-    """The file with the token, which only this user can read."""
+    """Write the token to a file that only this user can read; return its path."""
     path = folder / "token"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(_token())
@@ -68,9 +78,9 @@ def write_token(folder: Path) -> Path:
 
 
 def is_noted(folder: Path, name: str) -> bool:
-    """Whether another node has put a file of that name into `folder`, or removed the folder.
+    """Return whether another node has put file `name` into `folder`, or removed the folder.
 
-    NFS may go on denying a file for a minute that it has denied once; the folder's list it reads anew.
+    NFS may hide a file for up to a minute after it was found missing, but it rereads the listing.
     """
     try:
         return name in os.listdir(folder)
@@ -79,7 +89,7 @@ def is_noted(folder: Path, name: str) -> bool:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL to those that still run, and wait until they are gone."""
+    """Send SIGKILL to the processes that still run, and wait until they are gone."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -87,17 +97,21 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def without_client_server(parameters: Any, _head: bool) -> None:
-    """Ray's own hook: no server for `ray://` clients, whose fixed port two users of a node would both want."""
+    """Disable the server for `ray://` clients: two users of a node would want its fixed port.
+
+    Ray calls this hook itself.
+    """
     parameters.ray_client_server_port = None
 
 
 def place(
     slot: Callable[[], None], slots: int, parallel: int, resources: Mapping[str, float], folder: Path, trials_of_a_slot: int = 1
 ) -> list[str]:
-    """Have Ray Tune run `slot` so often, at most `parallel` at once; one whose process dies costs that slot alone. Returns their errors.
+    """Run `slot` `slots` times with Ray Tune, at most `parallel` at once; return the errors.
 
-    Its place is taken by a new one at once, which finds the trial on the same node, and on another one once the round is over.
-    Tune's own files go into `folder`, which all nodes see; they are never read back.
+    A call whose process dies takes no other one along. A new process replaces it at once and finds
+    the trial on the same node; after the round, another node can take it. Tune's own files go into
+    `folder`, which all nodes see. They are never read back.
     """
     from ray import tune
 
@@ -107,7 +121,7 @@ def place(
     tuner = tune.Tuner(
         tune.with_resources(one, dict(resources)),
         param_space={"slot": tune.grid_search(list(range(slots)))},
-        # Reused actors import torch once and not once a slot.
+        # Reused actors import torch once instead of once per worker.
         tune_config=tune.TuneConfig(max_concurrent_trials=parallel, reuse_actors=True),
         run_config=tune.RunConfig(
             name=uuid.uuid4().hex[:8],
@@ -116,5 +130,6 @@ def place(
             verbose=0,
         ),
     )
-    with open(folder / "tune.log", "a") as log, contextlib.redirect_stdout(log):  # the sweep shows its own table
+    # The sweep shows its own table instead of Tune's.
+    with open(folder / "tune.log", "a") as log, contextlib.redirect_stdout(log):
         return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]

@@ -1,4 +1,7 @@
-"""Makes report.html in a process of its own, also now and then while a sweep runs: who watches a sweep stays light, and outlives it."""
+"""Build report.html in a separate process, also now and then while a sweep runs.
+
+The process that watches a sweep thus stays light and survives the build.
+"""
 
 import contextlib
 import os
@@ -20,7 +23,10 @@ def _command(folder: Path) -> list[str]:
 
 
 def rebuild(folder: Path) -> str:
-    """Make the page now; why it could not be made in one line, "" where it was. What happens to it is no matter for the sweep."""
+    """Build the page now; return "" or, on failure, the reason in one line.
+
+    Failures are returned, never raised.
+    """
     try:
         done = subprocess.run(_command(folder), cwd=_ROOT, capture_output=True, text=True, timeout=_MADE_WITHIN_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -30,30 +36,33 @@ def rebuild(folder: Path) -> str:
 
 
 class Rebuilding:
-    """Starts `python -m sweeps report` now and then, when something has changed; one at a time, behind all other work."""
+    """Runs `python -m sweeps report` now and then, if something has changed.
+
+    One process runs at a time, with a lower priority than all other work.
+    """
 
     def __init__(self, folder: Path, first_seconds: float = FIRST_SECONDS, every_seconds: float = EVERY_SECONDS) -> None:
-        """The first page comes after `first_seconds`."""
+        """Set the interval. The first page comes after `first_seconds`."""
         self._folder = folder
         self._every, self._next = every_seconds, time.monotonic() + first_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._told = ""
 
     def look(self, told: str) -> None:
-        """Begin a new page where it is time and `told`, which says how things stand, differs from what the last page was made of."""
+        """Start a new page if it is time and the state `told` differs from the last page's."""
         if self._process is not None and self._process.poll() is None:
             return
         if time.monotonic() < self._next or told == self._told:
             return
         self._told, self._next = told, time.monotonic() + self._every
-        with contextlib.suppress(OSError):  # the page is but a view
+        with contextlib.suppress(OSError):  # the sweep does not need the page
             quiet = subprocess.DEVNULL
             command = _command(self._folder)
             self._process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True, cwd=_ROOT)
             os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)
 
     def close(self) -> None:
-        """Leave no process behind; a page half made is none."""
+        """End the process. A half-built page is discarded."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.terminate()

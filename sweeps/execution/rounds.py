@@ -1,4 +1,7 @@
-"""Slots in rounds, for those who place them themselves: one for each trial that may begin, until all have returned, and again."""
+"""Run workers in rounds, for backends that place them themselves.
+
+A round starts one worker for each trial that may begin, and ends when all have returned.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,25 +17,28 @@ REFRESH_SECONDS = 1.0
 
 
 class Shows(Protocol):
-    """Is asked to show where the sweep stands while slots run."""
+    """Display that is refreshed while workers run."""
 
     def show(self) -> None:
-        """Look and show."""
+        """Refresh the display."""
 
 
 def run_round(
     view: View, place: Callable[[int, frozenset[Path]], list[str]], parallel: int, watcher: Shows, stopped: Callable[[], bool]
 ) -> bool:
-    """Place slots for all trials that may begin now, and wait until they have returned; False where there are none.
+    """Place workers for all trials that may begin now, and wait until they have returned.
 
-    Raises RuntimeError where slots end before they claim a trial, unless they were `stopped`.
+    Return False if there are none. Raise RuntimeError if workers end before they claim a trial,
+    unless they were `stopped`.
     """
-    before = progress_made(view)  # looked at first: what another command chooses or begins from now on may leave our slots nothing
+    # Read this first: from now on another command may take all trials from our workers.
+    before = progress_made(view)
     states = view.states().values()
     ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in states) + to_come(view)
     if not ours:
         return False
-    slots = ours if view.sweep.search is None else parallel  # one waits for what another's end brings about
+    # In a search a worker waits for what another one's end brings.
+    slots = ours if view.sweep.search is None else parallel
     errors = _watch_while(partial(place, slots, view.watch.silent), watcher)
     if not stopped() and progress_made(view) == before:
         raise RuntimeError(f"slots end before they claim a trial: {(errors or ['without an error'])[0]}")
@@ -40,7 +46,7 @@ def run_round(
 
 
 def _watch_while(work: Callable[[], list[str]], watcher: Shows) -> list[str]:
-    """What `work` returns, run in a thread while the sweep is shown; what it raises is raised here."""
+    """Run `work` in a thread and refresh the display; return or raise what it does."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         while not wait([future], REFRESH_SECONDS).done:

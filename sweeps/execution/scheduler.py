@@ -1,4 +1,4 @@
-"""Which trial a slot takes, and why it leaves one alone; the choice itself needs no torch."""
+"""Choose the trial that a worker takes, and say why it leaves one alone. Needs no torch."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +13,15 @@ from sweeps.state import claims
 from sweeps.state.folder import TrialState, View
 from sweeps.state.logs import log_tail
 
-# The fault is the trial's own when its process has died so often in place; a machine's hiccup gets a second chance.
+# Deaths in place before the fault is the trial's own. The machine gets a second chance.
 CRASHES_ALLOWED = 2
-# Jobs that Slurm ended (preemption, node loss, time limit) are no fault, but so many that gain no step will never gain one.
+# Slurm may end jobs (preemption, node loss, time limit) without any fault of theirs. A trial that
+# gains no step in so many jobs never will.
 STARTS_ALLOWED = 10
 
 
 def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver: str) -> str:
-    """Why a half-done trial shall not be started again, "" where it shall."""
+    """Return why a half-done trial must not start again, or "" if it may."""
     folder, last = view.sweep.trial_dir(trial), past[-1]
     log = Path(last.slurm.log) if last.slurm and not last.slurm.shared else folder / "log" / "train.log"
     if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
@@ -31,7 +32,10 @@ def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver:
 
 
 def runnable(trial: Trial) -> bool:
-    """Whether this code trains the trial as its signature says; one of a later version is left to later code."""
+    """Return whether this code trains the trial as its run ID says.
+
+    A trial of a later version is left to later code.
+    """
     try:
         return signature(trial.config) == trial.signature
     except (ValueError, TypeError, KeyError):
@@ -39,18 +43,17 @@ def runnable(trial: Trial) -> bool:
 
 
 def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) -> tuple[Trial, claims.Ownership] | None:
-    """Claim a trial: a half-done one whose owner is gone, else one that nobody has begun.
+    """Claim a trial; return None if nothing can begin here now.
 
-    Return None where nothing is to begin here now.
+    Half-done trials without an owner come before new ones, and a requeued job finds its own trial
+    first. A trial with a `fault` is recorded as failed instead.
 
-    All that has changed is looked at anew, once: the view may remember states until the next call.
-
-    A job that was requeued finds its own trial first. A trial with a `fault` is recorded as failed instead.
+    Everything that has changed is read again, once: the view may keep states until the next call.
     """
     sweep = view.sweep
     view.look_again()
     sweep.grow()
-    # The claims are those that the state was judged by: with one made meanwhile a living owner would be taken over.
+    # Use the claims behind the state: after a newer claim, a living owner would lose its trial.
     half_done = [(view.judged_claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
     mine = start.job if start else ""
     for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
@@ -60,14 +63,14 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
             run = sweep.run(trial)
             run.write_result(RunResult(RunStatus.failed, cause, probes=run.probes(), step=step, claim=past[-1].epoch))
             if mine and past[-1].slurm and past[-1].slurm.job == mine and not past[-1].slurm.shared:
-                return None  # should the fault be this node's, the next trial is not tried on it too
+                return None  # should the fault be this node's, do not try the next trial on it
             continue
         owned = claims.claim(folder, past[-1].epoch + 1, driver, step, start)
         if owned:
             return trial, owned
     for fresh in not_begun(view):
         owned = claims.claim(sweep.trial_dir(fresh), 1, driver, 0, start) if runnable(fresh) else None
-        if owned and claims.is_cancelled(sweep.trial_dir(fresh)):  # while it was chosen
+        if owned and claims.is_cancelled(sweep.trial_dir(fresh)):  # cancelled while it was chosen
             with owned:
                 continue
         if owned:
@@ -77,16 +80,17 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
 
 def not_begun(view: View) -> Iterator[Trial]:
     """Yield the pending trials in the order of the sweep; a search then chooses further ones."""
-    # A search has some too: chosen by a slot that did not live to begin them, and the baseline.
+    # A search has some too: the baseline, and those whose worker died before it began them.
     yield from [t for t in view.sweep.trials if view.state(t) is TrialState.waiting]
     while view.sweep.search is not None and (chosen := search.begin(view)) is not None:
         yield chosen
 
 
 def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
-    """Who says at each probe whether a run of `trial` goes on: not one of whose warnings the sweep prunes on, and at a rung the best.
+    """Return the function that decides at each probe whether a run of `trial` goes on.
 
-    A probe without value is no reason to end it.
+    It returns "" or the cause to end the run: a warning that the sweep prunes on, or a rung at
+    which the run is not among the best. A probe without a value does not end a run.
     """
     sweep = view.sweep
 

@@ -1,5 +1,7 @@
-"""Slots in Slurm's queue, nobody to watch them: one throttled job array, one element a slot; or one allocation of nodes, in which Ray
-places many. The queue and the folder say what is missing.
+"""Place workers in Slurm's queue, where nobody needs to watch them.
+
+They are tasks of one throttled job array, or share one allocation of nodes in which Ray places
+them. The queue and the sweep folder say what is missing.
 """
 
 import contextlib
@@ -20,23 +22,27 @@ from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
 from sweeps.state.submission import Submission, job_prefix, last_number
 
-# sbatch may still be under way when the command that called it is dead, or its job not be listed yet. What another host's command is
-# about is not seen from here; it tries for as long as that at most.
+# After the death of the command that called sbatch, sbatch may still run, or its job not be listed
+# yet. A command on another host cannot be observed; it tries for at most the longer time.
 _DEAD_WRITER_SECONDS, _FAR_WRITER_SECONDS = 10.0, 600.0
 _MAX_ARRAY_SIZE = 1001  # Slurm's default
 _SUBMIT_ATTEMPTS, _ATTEMPT_SECONDS = 8, 5.0
 
 
 def _sbatch_lives(submission: Submission) -> bool:
-    """Whether a process of this machine submits from the sweep's log folder, where submitit puts its scripts."""
+    """Return whether a process of this machine submits from the sweep's log folder.
+
+    submitit puts its scripts there.
+    """
     lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
     return any("sbatch" in line and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
 
 
 def shares(slots: int, limit: int, free: int) -> list[tuple[int, int]]:
-    """(slots, elements at once) of each array: at most `limit` elements in one, together `free` at once.
+    """Return (workers, maximum at once) of each array.
 
-    Where there are more arrays than `free`, those past the first `free` wait for one before them, and may take its share.
+    An array has at most `limit` tasks, and all arrays together run `free` at once. Arrays past the
+    first `free` wait for an earlier one and may take its share.
     """
     count = -(-slots // limit)
     sizes = [slots // count + (i < slots % count) for i in range(count)]
@@ -46,48 +52,61 @@ def shares(slots: int, limit: int, free: int) -> list[tuple[int, int]]:
 
 
 def array_limit() -> int:
-    """Elements that one array of this site may have; Slurm's default where it does not say."""
+    """Return the largest array size of this site, or Slurm's default if Slurm does not say."""
     with contextlib.suppress(SlurmError, ValueError):
         return int(slurm.controller_setting("MaxArraySize"))
     return _MAX_ARRAY_SIZE
 
 
 class RacedError(RuntimeError):
-    """Another command has submitted since `missing` was asked; nothing was submitted."""
+    """Another command has submitted since `missing` was called. Nothing was submitted."""
 
 
 class SlurmEngine:
-    """Submits the slots that a sweep misses, and finds those that it has."""
+    """Submits the workers that a sweep lacks, and finds those that it has."""
 
     def __init__(self, sweep: Sweep, cluster: ClusterProfile, code: Path, queue: Queue, allocation: Allocation | None = None) -> None:
-        """With `allocation` its slots share nodes of one job, else each is an element of an array."""
+        """Set up the engine.
+
+        With `allocation`, its workers share the nodes of one job; otherwise each is a task of an
+        array.
+        """
         self.sweep, self.cluster, self.code, self.queue, self.allocation = sweep, cluster, code, queue, allocation
         self.prefix = job_prefix(sweep)
-        # The last submission that `missing` took into account, and whether all until then were settled.
+        # The last submission that `missing` saw, and whether all up to it were settled.
         self._seen, self._settled = last_number(sweep), True
 
     @staticmethod
     def of(sweep: Sweep, queue: Queue) -> "SlurmEngine | None":
-        """The engine of the sweep's last submission: its profile, its code and its allocation; None where there was none."""
+        """Return the engine of the sweep's last submission, or None without one.
+
+        It has the submission's profile, code and allocation.
+        """
         made = Submission.all_of(sweep)[-1:]
         return next((SlurmEngine(sweep, m.cluster, Path(m.code), queue, m.allocation) for m in made), None)
 
     def live(self) -> list[Element]:
-        """The elements that are queued or run, also those of submissions whose number was never written down."""
+        """Return the array tasks that are queued or run.
+
+        Tasks of submissions without a recorded job ID are included.
+        """
         return [e for e in self.queue.named(self.prefix) if not e.ended]
 
     def _allocations(self) -> dict[str, Allocation]:
-        """Those that were ever asked for, by the names of their jobs."""
+        """Return job name -> allocation, of all allocations ever requested."""
         return {s.name: s.allocation for s in Submission.all_of(self.sweep) if s.allocation}
 
     @property
     def allocated(self) -> Allocation | None:
-        """The allocation of this sweep that is queued or runs."""
+        """Return this sweep's allocation that is queued or runs, or None."""
         shared = self._allocations()
         return next((shared[e.name] for e in self.live() if e.name in shared), None)
 
     def settle(self, say: Callable[[str], None]) -> None:
-        """Find out what became of submissions that were begun and not written down; waits for one that may still be under way."""
+        """Find out what became of submissions without a recorded job ID.
+
+        Wait for one that may still be under way.
+        """
         told = False
         while True:
             undecided = [s for s in self._open_ones() if not self._decide(s, say)]
@@ -102,7 +121,8 @@ class SlurmEngine:
         return [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void]
 
     def _decide(self, submission: Submission, say: Callable[[str], None]) -> bool:
-        # Whether anybody may still submit comes first: who is gone before the queue is asked has no job that the queue does not show.
+        # Check the submitter first: if it is gone before the queue is asked, the queue shows any
+        # job it has.
         writer = submission.writer
         if writer.is_local:
             over = not writer.lives() and not _sbatch_lives(submission) and submission.age_seconds > _DEAD_WRITER_SECONDS
@@ -119,7 +139,10 @@ class SlurmEngine:
         return over
 
     def serving(self, view: View, started_only: bool = False) -> int:
-        """How many slots will run, or are running, a trial of this sweep that has not ended; an allocation keeps all of its own."""
+        """Return how many workers run, or will run, an unfinished trial of this sweep.
+
+        An allocation keeps all of its workers.
+        """
         current, shared = self.trial_of_job(view), self._allocations()
         count, withdrawn = 0, None
         for element in self.live():
@@ -130,16 +153,17 @@ class SlurmEngine:
             if element.name in shared:
                 count += shared[element.name].slots
                 continue
-            # A trial that the sweep has withdrawn keeps its element until it ends.
+            # A withdrawn trial keeps its array task until it ends.
             if state is None and started:
                 withdrawn = self._withdrawn_jobs() if withdrawn is None else withdrawn
                 if element.id in withdrawn:
                     continue
-            count += state is None or not state.settled or self.sweep.search is not None  # a search's goes on to another trial
+            # A search's worker goes on to another trial.
+            count += state is None or not state.settled or self.sweep.search is not None
         return count
 
     def trial_of_job(self, view: View) -> dict[str, TrialState]:
-        """The state of the trial that each job has claimed last."""
+        """Return job -> state of the trial that it claimed last."""
         latest: dict[str, tuple[float, TrialState]] = {}
         for trial in self.sweep.trials:
             last = next(iter(view.claims(trial)[-1:]), None)
@@ -158,39 +182,44 @@ class SlurmEngine:
         return jobs
 
     def missing(self, view: View) -> int:
-        """Elements to submit so that every trial that is to run has a slot; negative where so many are too many.
+        """Return how many array tasks to submit so that every trial to run has a worker.
 
-        A slot of a search takes one trial after the other, and more than run at once are of no use to it.
+        A negative number says how many are too many. In a search a worker takes one trial after
+        another, so more workers than may run at once are useless.
         """
         self._seen = last_number(self.sweep)
         self._settled = not self._open_ones()
         return self.lacking(view, sum(not s.settled for s in view.states().values()) + to_come(view))
 
     def lacking(self, view: View, runs: int) -> int:
-        """Elements to submit for so many runs beside those that there are.
+        """Return how many array tasks to submit for `runs` runs, beside those that exist.
 
-        One allocation serves any number of them, and is not asked for twice; elements of an array that only wait do not keep it away, since
-        who asks for an allocation wants the trials to run there.
+        One allocation serves any number of runs and is requested once. Array tasks that only wait
+        do not prevent it, since whoever requests an allocation wants the trials to run there.
         """
         if self.allocation is None:
             return self.wanted(runs) - self.serving(view)
         return 0 if self.allocated or runs <= self.serving(view, started_only=True) else 1
 
     def wanted(self, runs: int) -> int:
-        """Elements for so many runs, were nothing queued."""
+        """Return the number of array tasks for `runs` runs if nothing were queued."""
         if self.allocation is not None:
             return min(runs, 1)
         return min(runs, self.cluster.max_parallel or runs) if self.sweep.search is not None else runs
 
     def cancelled_unclaimed(self, view: View) -> set[str]:
-        """Elements that were cancelled before they had claimed a trial; an allocation never has all that it would have claimed."""
+        """Return the IDs of array tasks that were cancelled before they claimed a trial.
+
+        A cancelled allocation counts always: it never has all trials that it would have claimed.
+        """
         current, shared = self.trial_of_job(view), self._allocations()
         cancelled = [e for e in self.queue.named(self.prefix) if e.state == "CANCELLED"]
         return {e.id for e in cancelled if e.id not in current or e.name in shared}
 
     def withdraw(self, slots: int) -> int:
-        """Cancel up to `slots` elements of arrays that have not started; returns how many there were."""
-        # Asked anew: one that has started meanwhile has a trial. (`scancel --state=PENDING 7_1` would end all of array 7 that waits.)
+        """Cancel up to `slots` array tasks that have not started; return how many."""
+        # Ask again: a task that has started meanwhile has a trial. `scancel --state=PENDING 7_1`
+        # would end all pending tasks of array 7.
         waiting = [e for e in Queue(0).named(self.prefix) if e.state == "PENDING" and not e.restarts] if slots > 0 else []
         shared = self._allocations()
         idle = [e.id for e in waiting if e.name not in shared][-slots:]
@@ -198,10 +227,11 @@ class SlurmEngine:
         return len(idle)
 
     def submit(self, slots: int) -> list[Submission]:
-        """Submit `slots` slots, never more than the profile's max_parallel at once with those that are queued already; or the allocation.
+        """Submit `slots` workers, or the allocation.
 
-        `missing` must have been asked just before, of a queue that had not been asked. Raises RacedError where another command has
-        submitted since, or was about to, SlurmError with Slurm's words where it refuses.
+        Together with the workers already queued, at most the profile's max_parallel run at once.
+        Call `missing` just before, with a queue not yet asked. Raise RacedError if another command
+        has submitted since, or was about to, and SlurmError with Slurm's message if Slurm refuses.
         """
         if not self._settled:
             raise RacedError("another command is about to submit")
@@ -222,7 +252,7 @@ class SlurmEngine:
         return made
 
     def planned(self, slots: int, throttle: int, after: list[str]) -> Submission:
-        """The submission that comes next."""
+        """Return the next submission."""
         number = self._seen + 1
         name, cluster, code = f"{self.prefix}{number:04d}", self.cluster, str(self.code)
         return Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time(), self.allocation)
@@ -239,7 +269,7 @@ class SlurmEngine:
                 return wanted
             except SlurmError as error:
                 refusal = str(error)
-            # The job may be there all the same: its answer was lost.
+            # The job may exist all the same if only sbatch's answer was lost.
             try:
                 if lost := next(iter(Queue(0).named(wanted.name)), None):
                     wanted.write_job(lost.array)

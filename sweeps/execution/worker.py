@@ -1,4 +1,7 @@
-"""A slot: claim a trial, run it, write its result, return. Slots share nothing but the sweep folder."""
+"""Run a worker: claim a trial, run it, write its result, return.
+
+Workers share nothing but the sweep folder.
+"""
 
 import contextlib
 import logging
@@ -16,12 +19,12 @@ from sweeps.state.folder import Sweep, TrialState, View, slurm_queue
 
 _CHECK_SECONDS = 0.5
 _WAIT_SECONDS = 2.0
-_ASK_SLURM_SECONDS = 60.0  # many slots ask
+_ASK_SLURM_SECONDS = 60.0  # long, since many workers ask
 
 
 @contextlib.contextmanager
 def output_to(path: Path) -> Iterator[None]:
-    """Within the block what the run prints and logs goes to the end of `path`."""
+    """Append what the run prints and logs to `path` inside the `with` block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a", buffering=1)  # noqa: SIM115, closed below
     with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
@@ -32,12 +35,15 @@ def output_to(path: Path) -> Iterator[None]:
             yield
         finally:
             logging.getLogger().removeHandler(handler)
-            with contextlib.suppress(OSError):  # what a full disk does not take of a log is lost
+            with contextlib.suppress(OSError):  # a full disk may lose log lines
                 file.close()
 
 
 def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether the run must stop, looked at now and then: it was asked to, or its trial is no longer ours."""
+    """Return a function that says whether the run must stop, checked now and then.
+
+    It must if it was asked to, or if its trial is no longer ours.
+    """
     checked, wanted = 0.0, False
 
     def should_stop() -> bool:
@@ -53,7 +59,10 @@ def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Calla
 def run_slot(
     view: View, cluster: ClusterProfile, driver: str, asked_to_stop: Callable[[], bool], start: claims.SlurmStart | None = None
 ) -> str | None:
-    """Run one trial to its end, or to a checkpoint when asked to stop; returns its signature, None where there was none to run."""
+    """Run one trial to its end, or to a checkpoint when asked to stop.
+
+    Return its run ID, or None if there was nothing to run.
+    """
     if asked_to_stop():
         return None
     claimed = next_claim(view, driver, start)
@@ -62,7 +71,8 @@ def run_slot(
     trial, owned = claimed
     folder = view.sweep.trial_dir(trial)
     fit_to(cluster, trial.config)
-    if not cluster.gpus_per_slot and trial.config.device is Device.auto:  # else all slots would crowd the first device
+    # Otherwise all workers would share the first device
+    if not cluster.gpus_per_slot and trial.config.device is Device.auto:
         trial.config.device = Device.cpu
     with owned, output_to(folder / "log" / "train.log"):
         run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.epoch, judge(view, trial))
@@ -77,11 +87,12 @@ def run_slots(
     silent: frozenset[Path] = frozenset(),
     start: claims.SlurmStart | None = None,
 ) -> None:
-    """Run one trial; of a search one after the other, since the end of one brings about the next, also that of another slot.
+    """Run one trial; in a search, run one after another.
 
-    `silent` are claims of other hosts that the driver has watched for long enough to know that they are dead.
+    The end of a trial brings about the next one, also if another worker ran it. `silent` are claims
+    of other hosts that the driver has watched long enough to know that they are dead.
     """
-    # Each choice looks anew, and what has ended is read once.
+    # Each choice reads changes itself, and ended trials are read once.
     view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf)
     while not asked_to_stop() and view.follow():
         done = run_slot(view, cluster, driver, asked_to_stop, start)

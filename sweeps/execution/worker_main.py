@@ -1,6 +1,9 @@
-"""`python -m sweeps.execution.worker_main SUBMISSION`: one rank of a slot in a Slurm job; rank 0 claims a trial, all ranks train it.
+"""Run one rank of a worker in a Slurm job: rank 0 claims a trial, all ranks train it.
 
-Exit status 0 where the trial has ended or none was left, 200 where the run was told to stop and has saved; anything else is a death.
+    python -m sweeps.execution.worker_main SUBMISSION
+
+The exit status is 0 if the trial has ended or none was left, and 200 if the run was told to stop
+and has saved. Any other status is a death.
 """
 
 import math
@@ -12,8 +15,8 @@ from jobs.cli import Stop, stop_on_signals
 
 
 def run_rank(submission_file: Path, stop: Stop) -> int:
-    """Run this rank's part of one slot; returns the exit status, the same on every rank."""
-    # Imported when signals are caught already: one that came during the seconds that torch takes would end the process.
+    """Run this rank's part of one worker; return the exit status, the same on every rank."""
+    # Catch signals before the import of torch: it takes seconds, and a signal would end us.
     from cnnjepa.config import Device
     from cnnjepa.distributed import joined
     from jobs.slurm.queue import Queue, has_slurm
@@ -26,9 +29,10 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     adopt_srun_ranks()
     submission = Submission.load(submission_file)
     sweep, cluster = Sweep.load(submission.sweep_path), submission.cluster
-    queue = Queue(refresh_seconds=60, patience_seconds=600) if has_slurm() else None  # a container may lack Slurm's commands
+    # A container may lack Slurm's commands.
+    queue = Queue(refresh_seconds=60, patience_seconds=600) if has_slurm() else None
     view = View(sweep, queue=queue, remember_seconds=math.inf)
-    # A slot of a search takes one trial after the other: what becomes of its job is not what becomes of each of them.
+    # A search's worker takes one trial after another, so its job's fate is not that of each trial.
     many = sweep.search is not None
     start = SlurmStart.me(int(cluster.gpus_per_slot), submission.log_of_this_job(), submission.code, shared=many)
     assert start is not None, "a rank runs in a Slurm job"
@@ -37,11 +41,12 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
 
 
 def main() -> None:
-    """The door; srun starts one for each rank."""
+    """Run the command line. srun starts one process per rank."""
     with stop_on_signals() as stop:
         status = run_rank(Path(sys.argv[1]), stop)
         sys.stdout.flush()
-        # From within the block: a signal that comes while Python takes itself down would make a completed run look like a stopped one.
+        # Exit inside the block: a signal during Python's own shutdown would make a completed run
+        # look stopped.
         os._exit(status)
 
 

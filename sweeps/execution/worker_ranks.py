@@ -1,4 +1,7 @@
-"""What the ranks of one slot do together: rank 0 claims a trial, all train it, and all learn alike how it ended."""
+"""Coordinate the ranks of one worker: rank 0 claims a trial, and all train it.
+
+All ranks learn the same outcome.
+"""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +19,7 @@ from sweeps.state.folder import View
 
 
 class SlotOnRanks:
-    """One slot of several ranks; rank 0 alone looks at `view`."""
+    """One worker with several ranks. Only rank 0 reads `view`."""
 
     def __init__(
         self, view: View, cluster: ClusterProfile, ranks: Ranks, stop: Callable[[], bool], driver: str, start: SlurmStart | None = None
@@ -26,7 +29,11 @@ class SlotOnRanks:
         self._owned: Ownership | None = None
 
     def run(self) -> int:
-        """Run one trial, of a search one after the other; 0 where nothing is left to begin, STOPPED where told to stop, on every rank."""
+        """Run one trial; in a search, one after another. Return the exit status.
+
+        The status is the same on every rank: 0 if nothing is left to begin, STOPPED if told to
+        stop.
+        """
         while True:
             self._owned = None
             chosen = broadcast_object(self._choose() if self.ranks.is_main else None, self.ranks)
@@ -36,10 +43,10 @@ class SlotOnRanks:
             if not self._run_one(*chosen):
                 return STOPPED
             if self.view.sweep.search is None:
-                return 0  # what a trial's end brings about in a search is begun by the slot that ended it
+                return 0  # in a search, the worker that ends a trial begins what follows
 
     def _choose(self) -> tuple[Trial, int] | int:
-        """A trial and the epoch of its claim, or the exit status where there is none to run."""
+        """Return a trial and its attempt, or the exit status if there is nothing to run."""
         if self.stop():
             return STOPPED
         if not self.view.follow():
@@ -55,7 +62,10 @@ class SlotOnRanks:
         return trial, claim.epoch
 
     def _run_one(self, trial: Trial, epoch: int) -> bool:
-        """Whether the trial has ended, or is no longer ours; False where the run was told to stop. The same on every rank."""
+        """Return whether the trial has ended or is no longer ours; False if told to stop.
+
+        The value is the same on every rank.
+        """
         fit_to(self.cluster, trial.config)
         folder, owned = self.view.sweep.trial_dir(trial), self._owned
         with ExitStack() as ours:
@@ -68,7 +78,8 @@ class SlotOnRanks:
             except RunError as error:
                 if not isinstance(error.__cause__, HopelessError):
                     raise
-                ended = True  # every rank saw it, and it is recorded
-        # The first rank to leave with a status ends the others: none may before rank 0 has saved and released its claim.
+                ended = True  # every rank saw the error, and it is recorded
+        # The first rank to exit with an error ends the others, so none may before rank 0 has saved
+        # and released its claim.
         moved = broadcast_object(owned is not None and owned.lost() and not self.stop(), self.ranks)
         return bool(ended or moved)

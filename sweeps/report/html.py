@@ -67,8 +67,7 @@ def build(view: View) -> str:
         run_set=run_set(view),
         data=data,
         style=(_PAGE / "report.css").read_text(),
-        # A script must not close its own element. In its strings and patterns the backslash is
-        # harmless.
+        # A script must not close its own element. Its strings and patterns allow the backslash.
         plotly=get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--"),
         script=(_PAGE / "report.js").read_text(),
     )

@@ -28,8 +28,7 @@ _MEMORY_MARGIN = 1.2
 _CORES_MARGIN, _IDLE_CORES = 1.25, 0.5
 _WAITS, _NEVER_WAITS, _MANY_WORKERS = 0.05, 0.005, 4
 _WORTH_IT = 0.9  # a request that shrinks by less is left alone
-# Slurm's controller passes an ended job to the accounting within seconds, under load within some
-# tens.
+# Slurm's controller passes an ended job to the accounting within seconds, or tens under load.
 _RECORD_WITHIN_SECONDS, _JUST_ENDED_SECONDS = 20.0, 600.0
 _MB_A_GB = 1000  # as jobs/slurm/sbatch.py counts a profile's memory_gb_per_slot
 
@@ -47,12 +46,12 @@ class Efficiency:
     time_share: float | None  # of one start's limit: above 1 the run took several starts
     cores: int
     cpu_share: float | None
-    # peak from sacct; without it, the main rank's peak times the number of ranks
+    # Peak from sacct; without it, the main rank's peak times the number of ranks.
     memory_mb: float | None
     memory_asked_mb: float | None
     memory_share: float | None
     on_gpu: bool | None  # None if unknown here
-    # of the main rank, from its result: of its tensors on a GPU, else of its process
+    # Of the main rank, from its result: of its tensors on a GPU, else of its process.
     peak_mb: float | None
     gpu_utilisation: float | None
     data_wait_share: float | None
@@ -150,7 +149,7 @@ class Sight:
         """Read results and submissions."""
         self.view = view
         self._profiles = {s.job: s.slot_profile for s in Submission.all_of(view.sweep)}
-        # a configuration and the best rate of those like it
+        # A configuration and the best rate of those like it.
         self._kinds: list[tuple[dict[str, Any], float]] = []
         for trial in view.sweep.trials:
             result = view.result(trial)

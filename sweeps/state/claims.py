@@ -315,7 +315,7 @@ class Ownership:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-        # on failure, the end of this process says the same later
+        # If this fails, the end of this process says the same later.
         with contextlib.suppress(OSError):
             _path(self.trial_dir, self.claim.epoch, "crashed" if error else "released").touch()
 

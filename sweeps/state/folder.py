@@ -78,7 +78,7 @@ class Sweep:
     costs: list[str] = field(default_factory=list)  # metrics of cost that are part of the answer
     # Configurations whose scores in the paper are each the best of several runs.
     best_of_many: list[str] = field(default_factory=list)
-    # early warnings that end a run: sweeps/search/warnings.py
+    # Early warnings that end a run: sweeps/search/warnings.py.
     prune_on: list[str] = field(default_factory=list)
     _next: list[int] = field(default_factory=lambda: [1])
 
@@ -236,10 +236,10 @@ class View:
         self._claims: dict[str, list[claims.Claim]] = {}
         self._settled: set[str] = set()  # trials whose claims were read after their results
         self._losses: dict[str, LossCurve] = {}
-        # what sacct said of each job; None if it had no record
+        # What sacct said of each job; None if it had no record.
         self.accounted: dict[str, JobUse | None] = {}
         self.accounting = ""  # "answers", "silent" or "none"; "" until sacct is asked
-        # of runs that have not ended, with the file offset read so far
+        # Of runs that have not ended, with the file offset read so far.
         self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}
 
     def follow(self) -> bool:
@@ -313,8 +313,7 @@ class View:
 
     def claims(self, trial: Trial) -> list[claims.Claim]:
         """Return all claims of the trial, oldest first. An ended trial is not read again."""
-        # A trial that began and ended between two looks has a result, but the cached claims are
-        # empty.
+        # If a trial began and ended between two looks, it has a result but no cached claims.
         if trial.signature not in self._settled:
             ended = trial.signature in self._results
             self._claims_among(trial, claims.listing(self._run(trial).path))
@@ -351,8 +350,7 @@ class View:
         result = self.result(trial)
         if result is not None:
             return result.probes
-        # A resumed run rewrites the records after its checkpoint, with the same values. Cached ones
-        # stay valid.
+        # A resumed run rewrites the same records after its checkpoint, so cached ones stay valid.
         known, start = self._probes.get(trial.signature, ({}, 0))
         path = self._run(trial).path / "metrics.jsonl"
         if path.exists() and path.stat().st_size < start:

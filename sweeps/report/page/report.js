@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
   for (const [id, figure] of Object.entries(data.figures)) {
-    // Buttons would cover what a narrow figure shows; a drag zooms, a double click goes back.
+    // Buttons would cover a narrow figure. A drag zooms, a double click resets.
     Plotly.newPlot(id, figure.data, figure.layout, Object.assign({}, options, { displayModeBar: false }));
   }
 
