@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # One more than the cores of a small machine: tests on Slurm wait as much as they compute.
 JOBS ?= 3
-# Tests run in an order drawn anew each time; its seed is printed first, and `make test SEED=that` repeats it.
+# Tests run in random order. The seed is printed first, and `make test SEED=that` repeats the order.
 SEED ?= default
 VENV := .venv
 BIN := $(VENV)/bin
