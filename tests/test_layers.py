@@ -24,6 +24,7 @@ NAMED = {
     "jobs.drill",
     "jobs.export",
     "jobs.preflight",
+    "jobs.pretrain",
     "jobs.slurm.supervisor",
     "jobs.stage",
     "jobs.staging",
