@@ -289,13 +289,17 @@ class SlurmCluster:
         (b / "db").mkdir(exist_ok=True)
         (b / "db").chmod(0o700)  # no passwords: who can reach the socket gets in
         data = b / "db" / "data"
+        # A MariaDB that starts removes the temporary tables of all others in its folder, which is /tmp otherwise.
+        (b / "db" / "tmp").mkdir(exist_ok=True)
+        temporary = f"--tmpdir={b / 'db' / 'tmp'}"
         if not data.exists():
             subprocess.run(
-                [_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", f"--user={me}", "--skip-test-db",
-                 "--auth-root-authentication-method=normal"], check=True, capture_output=True, timeout=120,
+                [_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}", f"--user={me}", temporary,
+                 "--skip-test-db", "--auth-root-authentication-method=normal"], check=True, capture_output=True, timeout=120,
             )  # fmt: skip
-        self._spawn("mariadbd", _program("mariadbd"), "--no-defaults", f"--user={me}", f"--datadir={data}", f"--socket={b}/db/sock",
-                    "--skip-networking", "--skip-grant-tables", f"--pid-file={b}/run/mariadbd.self", f"--log-error={b}/log/mariadbd.log",
+        self._spawn("mariadbd", _program("mariadbd"), "--no-defaults", f"--user={me}", f"--datadir={data}", temporary,
+                    f"--socket={b}/db/sock", "--skip-networking", "--skip-grant-tables",
+                    f"--pid-file={b}/run/mariadbd.self", f"--log-error={b}/log/mariadbd.log",
                     "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=0",
                     "--innodb-lock-wait-timeout=900")  # fmt: skip
         self.wait("mariadbd", (b / "db" / "sock").exists)
