@@ -9,9 +9,12 @@ no tuple. A field marked `NEUTRAL` cannot change what a run computes and is not 
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
+
+from cnnjepa.run.ranks import Device
 
 NEUTRAL = {"neutral": True}
 # Added after the first runs: not part of the run ID at its default, so older run IDs stay valid.
@@ -25,14 +28,6 @@ class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp64 = "fp64"
-
-
-class Device(Enum):
-    """Name the device; auto takes a CUDA device if there is one."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class DatasetName(Enum):
@@ -121,10 +116,10 @@ class DataConfig:
     """Configure the image set, its splits, and how training views are drawn."""
 
     name: DatasetName = DatasetName.digits
-    # folder of the set; "" is the system's default folder
-    root: str = field(default="", metadata=NEUTRAL)
-    image_size: int = 32  # pixels, for training and probing
-    min_crop_scale: float = 0.2  # smallest share of the image's area in a training crop
+    # Folder of the set; "" looks where the system keeps it. An image folder has no name but where it lies.
+    root: str = field(default="", metadata={"neutral": lambda data: data.name is not DatasetName.imagefolder})
+    image_size: int = 32  # pixels, training and probing
+    min_crop_scale: float = 0.2  # smallest share of the image's area that a training crop may take
     flip_probability: float = 0.5
     # centre share of the resized image that a probe sees: 224 of 256
     eval_crop_fraction: float = 0.875
@@ -315,6 +310,12 @@ class MethodConfig:
     # The loss compares images of the whole global batch: a rank must process its whole share in one
     # forward pass, with statistics over all ranks.
     global_batch: ClassVar[bool] = False
+
+    @staticmethod
+    def kind_of(values: Mapping[str, Any]) -> type["MethodConfig"]:
+        """Return the class that the method named by `values` has for its keys."""
+        kind: type[MethodConfig] = method_module(values["name"]).Config
+        return kind
 
     def validate(self, config: "TrainConfig") -> None:
         """Raise ValueError with key, rule and value if this method cannot run under `config`."""

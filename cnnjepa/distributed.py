@@ -1,6 +1,4 @@
-"""Coordinate ranks started by torchrun's variables, or one rank alone.
-
-The variables are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+"""Exchange gradients, statistics and rows between ranks; cnnjepa/run/ranks.py joins them.
 
 Gradients are averaged in buckets that are sent during the backward pass, as in
 DistributedDataParallel with a static graph. DistributedDataParallel itself rearranges its buckets
@@ -9,13 +7,9 @@ and differ in the last bit. The last message carries the loss and the requests t
 that all ranks act on the same step.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,72 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from cnnjepa.config import Device
-
-T = TypeVar("T")
-
-# Long enough for rank 0 to write a large checkpoint or fit a probe while the others wait.
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Describe this process among its peers."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        """Return True on the one rank that writes files."""
-        return self.rank == 0
-
-
-def rank_count() -> int:
-    """Return the number of ranks that the launcher started; 1 without a launcher."""
-    told = os.environ.get("WORLD_SIZE", "1")
-    if not told.isdigit() or told == "0":
-        raise ValueError(f"WORLD_SIZE must be the number of ranks; got {told}")
-    return int(told)
-
-
-def is_main_rank() -> bool:
-    """Return whether the launcher made this process the one that writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def pick_device(wish: Device) -> torch.device:
-    """Return this rank's device; raise ValueError if CUDA is requested but unavailable."""
-    if wish is Device.cpu or (wish is Device.auto and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("device must be cpu or auto where torch sees no CUDA device; got cuda")
-    # A launcher that gives each rank a single visible device leaves only index 0.
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-
-
-@contextmanager
-def joined(wish: Device) -> Iterator[Ranks]:
-    """Join the process group for the duration of the block.
-
-    The backend is gloo on CPU and NCCL on CUDA; a single rank joins nothing. A nested block leaves
-    the existing process group open.
-    """
-    device = pick_device(wish)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if rank_count() == 1:
-        yield Ranks(0, 1, device)
-        return
-    if dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        dist.destroy_process_group()
+from cnnjepa.run.ranks import Ranks
 
 
 @dataclass
@@ -235,24 +164,6 @@ class RunningStatistics:
             buffer.copy_(value)
         for count, n in zip(self._counts, passes, strict=True):
             count += n * (ranks.count - 1)
-
-
-def broadcast_object(value: T, ranks: Ranks) -> T:
-    """Return rank 0's `value` on every rank."""
-    if ranks.count == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=ranks.device)
-    return box[0]
-
-
-def first_of(text: str, ranks: Ranks) -> str:
-    """Return the text of the lowest rank with a non-empty text, on every rank; "" if none."""
-    if ranks.count == 1:
-        return text
-    texts = [""] * ranks.count
-    dist.all_gather_object(texts, text)
-    return next((t for t in texts if t), "")
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:

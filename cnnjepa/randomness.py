@@ -18,7 +18,7 @@ class Stream(IntEnum):
     step = 5
     split = 6
     probe = 7
-    sampler = 8
+    # 8 is the sampler's: sweeps/search/sampler.py
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -14,7 +14,7 @@ from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig, method_module
 from cnnjepa.data.datasets import Splits, load_splits
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
-from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, broadcast_object, joined
+from cnnjepa.distributed import GradientBuckets, RunningStatistics
 from cnnjepa.monitoring.gpu import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
 from cnnjepa.monitoring.memory import peak_memory_mb, reset_peak_memory
 from cnnjepa.monitoring.progress import TrainingProgress
@@ -27,15 +27,12 @@ from cnnjepa.randomness import Stream, integer
 from cnnjepa.rules import validate
 from cnnjepa.run import checkpoint
 from cnnjepa.run.files import remove_partial
-from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
+from cnnjepa.run.ranks import Ranks, broadcast_object, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, insist
 from cnnjepa.schedules import learning_rate, weight_decay
 
 log = logging.getLogger(__name__)
-
-
-class HopelessError(RuntimeError):
-    """Raised on every rank when the run itself is at fault; a retry would end the same way."""
 
 
 class CollapsedError(HopelessError):
@@ -44,27 +41,6 @@ class CollapsedError(HopelessError):
 
 class NonFiniteError(HopelessError):
     """Raised when the loss or gradient is not finite; the weights are those before the step."""
-
-
-class RunError(RuntimeError):
-    """Raised when training fails; holds the progress and the time spent.
-
-    The error that ended it is the cause.
-    """
-
-    def __init__(self, step: int, seconds: float, device_hours: float) -> None:
-        super().__init__(f"training ended by an error at step {step}")
-        self.step, self.seconds, self.device_hours = step, seconds, device_hours
-
-
-def never() -> bool:
-    """Never ask the run to stop."""
-    return False
-
-
-def no_judge(epoch: int, metrics: dict[str, float]) -> str:
-    """Let every run reach its end."""
-    return ""
 
 
 @dataclass

@@ -8,8 +8,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.config import Device, TrainConfig
+from cnnjepa.run.ranks import Device
 from jobs.cli import require_printable
+from jobs.task import task_of
 
 
 class Scheduler(Enum):
@@ -125,18 +126,22 @@ class Allocation:
 class JobSpec:
     """What to train, on which machines, and where the run is kept."""
 
-    train: TrainConfig
+    train: Any  # a task's configuration
     cluster: ClusterProfile
     run_dir: Path
     retry_failed: bool = False
 
 
-def fit_to(cluster: ClusterProfile, train: TrainConfig) -> None:
-    """Give `train` the profile's threads, device and data folder; none of them can change what it computes."""
-    train.threads = cluster.threads_per_rank
-    train.data.root = train.data.root or cluster.data_root
-    if train.device is Device.auto and cluster.scheduler is Scheduler.slurm:
-        train.device = cluster.device if cluster.gpus_per_slot else Device.cpu
+def fit_to(cluster: ClusterProfile, train: Any, beside_others: bool = False) -> None:
+    """Give `train` the profile's threads, device and data folder; none of them can change what it computes.
+
+    Without GPUs of its own a run `beside_others` is left the CPU: else all would crowd the first device.
+    """
+    task = task_of(train)
+    task.put(train, "threads", cluster.threads_per_rank)
+    task.put(train, "data_root", task.get(train, "data_root", "") or cluster.data_root)
+    if task.get(train, "device", None) is Device.auto and (cluster.scheduler is Scheduler.slurm or beside_others):
+        task.put(train, "device", cluster.device if cluster.gpus_per_slot else Device.cpu)
 
 
 # What sbatch's own reader of #SBATCH lines gives a meaning to, also within quotes; a colon would part PYTHONPATH.

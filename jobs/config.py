@@ -4,7 +4,7 @@ import difflib
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,27 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
-from cnnjepa.rules import validate
 from cnnjepa.run.command_line import did_you_mean
-from cnnjepa.run.identity import from_dict, signature
+from cnnjepa.run.identity import DEFAULT_TASK, from_dict, signature
 from jobs.cli import require_printable, resolved
 from jobs.cluster import ClusterProfile, JobSpec, fit_to, validate_cluster
+from jobs.task import Task, task_named
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
 CONFIG_NAME = "job"
-# A method brings its own optimiser unless another is asked for.
-_DEFAULTS = ["_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data": "digits"}, {"cluster": "local"}]
 
 
-@dataclass
-class _Job(TrainConfig):
-    """TrainConfig's keys, and what Hydra's command line needs beside them."""
-
-    cluster: ClusterProfile = field(default_factory=lambda: ClusterProfile("local"))
-    run_dir: str = ""
-    retry_failed: bool = False  # run a failed run again, from its last checkpoint
-    defaults: list[Any] = field(default_factory=lambda: list(_DEFAULTS))
+@functools.cache
+def _job_schema(task: Task) -> type:
+    """Return a class of the task's keys, and what Hydra's command line needs beside them."""
+    defaults = [*task.DEFAULTS, {"cluster": "local"}]
+    own: list[Any] = [
+        ("cluster", ClusterProfile, field(default_factory=lambda: ClusterProfile("local"))),
+        ("run_dir", str, ""),
+        ("retry_failed", bool, False),  # run a failed run again, from its last checkpoint
+        ("defaults", list[Any], field(default_factory=lambda: defaults)),
+    ]
+    return make_dataclass("_Job", own, bases=(task.Config,))
 
 
 def cluster_names() -> list[str]:
@@ -46,34 +46,32 @@ def cluster_names() -> list[str]:
     return sorted(p.stem for p in (CONFIG_DIR / "cluster").glob("*.yaml"))
 
 
-@functools.cache
-def register_schemas() -> None:
-    """Make the schema and the groups `method`, `optimizer` and `data` known to Hydra."""
+@functools.lru_cache(1)  # two tasks may have groups of the same name
+def register_schemas(task: Task) -> None:
+    """Make the task's schema and groups known to Hydra."""
     store = ConfigStore.instance()
-    store.store(name=CONFIG_NAME, node=_Job)
-    for name in method_names():
-        store.store(group="method", name=name, node=method_module(name).Config)
-    for name, optimizer in optimizer_presets().items():
-        store.store(group="optimizer", name=name, node=optimizer)
-    for name, preset in DATA_PRESETS.items():
-        store.store(group="data", name=name, node=preset)
+    store.store(name=CONFIG_NAME, node=_job_schema(task))
+    for group, presets in task.groups().items():
+        for name, preset in presets.items():
+            store.store(group=group, name=name, node=preset)
 
 
-def _groups() -> dict[str, list[str]]:
-    return {"method": method_names(), "optimizer": sorted(optimizer_presets()), "data": sorted(DATA_PRESETS), "cluster": cluster_names()}
+def _groups(task: Task) -> dict[str, list[str]]:
+    return {**{group: sorted(presets) for group, presets in task.groups().items()}, "cluster": cluster_names()}
 
 
-def qualified(overrides: Sequence[str]) -> list[str]:
+def qualified(overrides: Sequence[str], task: str = DEFAULT_TASK) -> list[str]:
     """`overrides` with the profile's keys in full: account=x for short is cluster.account=x."""
-    own = {f.name for f in fields(_Job)}
+    own = {"task", *(f.name for f in fields(_job_schema(task_named(task))))}
     short = {f.name for f in fields(ClusterProfile)} - own
     return [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
 
 
-def override_keys() -> list[str]:
+def override_keys(name: str = DEFAULT_TASK) -> list[str]:
     """Return the keys that a command takes as key=value: groups, the profile's keys in short, and all keys in full."""
-    own = {f.name for f in fields(_Job)}
-    return [*_groups(), *(f.name for f in fields(ClusterProfile) if f.name not in own), *_leaves(_compose([]))]
+    task = task_named(name)
+    own = {f.name for f in fields(_job_schema(task))}
+    return [*_groups(task), *(f.name for f in fields(ClusterProfile) if f.name not in own), *_leaves(_compose([], task))]
 
 
 def _check_syntax(overrides: Sequence[str]) -> None:
@@ -88,14 +86,15 @@ def _check_syntax(overrides: Sequence[str]) -> None:
             raise ValueError(f"an override must have a value that Hydra can read; got {override}") from error
 
 
-def _check_choices(overrides: Sequence[str]) -> None:
+def _check_choices(overrides: Sequence[str], task: Task) -> None:
+    choices = _groups(task)
     for override in overrides:
         key, _, value = override.partition("=")
-        options = _groups().get(key)
+        options = choices.get(key)
         if options is not None and value not in options:
             raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}")
-        if key == "threads":
-            raise ValueError(f"threads must be left to cluster.cores_per_slot; got {override}")
+        if key == task.KEYS.get("threads"):
+            raise ValueError(f"{key} must be left to cluster.cores_per_slot; got {override}")
 
 
 def _leaves(node: Any, path: str = "") -> list[str]:
@@ -105,7 +104,7 @@ def _leaves(node: Any, path: str = "") -> list[str]:
     return [leaf for key, child in zip(inner, node.values(), strict=True) for leaf in _leaves(child, key)]
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
     """One line with the key, the rule and the value for what Hydra or OmegaConf says in several."""
     cause = error.__cause__ or error
     text = str(cause)
@@ -120,8 +119,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         hint = did_you_mean(unknown[1], [f.name for f in fields(ClusterProfile)])
         return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {unknown[1]}{hint}"
     if "not in struct" in text or "Could not override" in str(error):
-        with_defaults = [o for o in overrides if o.partition("=")[0] in ("method", "optimizer", "data", "cluster")]
-        known = _leaves(_compose(with_defaults))
+        with_defaults = [o for o in overrides if o.partition("=")[0] in _groups(task)]
+        known = _leaves(_compose(with_defaults, task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key} must be a key of the configuration; got {override or key}{hint}"
@@ -135,15 +134,15 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     return f"{key or 'an override'} must fit the configuration; got {given or ' '.join(overrides)}: {first.strip()}"
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    register_schemas()
+def _compose(overrides: Sequence[str], task: Task) -> DictConfig:
+    register_schemas(task)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         # The profile's sbatch options are open: any may be added.
         return compose(CONFIG_NAME, [f"++{o}" if o.startswith("cluster.sbatch.") else o for o in overrides])
 
 
-def job_from(config: DictConfig) -> JobSpec:
+def job_from(config: DictConfig, task: Task) -> JobSpec:
     """The JobSpec of a composed configuration; raises ValueError where a profile or a value breaks a rule."""
     for key in config.cluster.required:
         if not config.cluster.get(key):
@@ -153,10 +152,10 @@ def job_from(config: DictConfig) -> JobSpec:
         assert isinstance(values, dict)
         cluster = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ClusterProfile), values["cluster"]))
     except OmegaConfBaseException as error:
-        raise ValueError(_explain(error, [])) from error
+        raise ValueError(_explain(error, [], task)) from error
     assert isinstance(cluster, ClusterProfile)
     validate_cluster(cluster)
-    names = {f.name for f in fields(TrainConfig)}
+    names = {f.name for f in fields(task.Config)}
     train = from_dict({str(k): v for k, v in values.items() if k in names})
     fit_to(cluster, train)
     run_dir = values["run_dir"] or str(Path(cluster.runs_dir) / "single" / signature(train))
@@ -170,16 +169,21 @@ def split_multirun(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
-def compose_job(overrides: Sequence[str]) -> JobSpec:
-    """A JobSpec that can run on its profile's ranks; raises ValueError, one line with key, rule and value, where it cannot."""
-    overrides = qualified(overrides)
+def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK) -> JobSpec:
+    """A JobSpec that can run on its profile's ranks; raises ValueError, one line with key, rule and value, where it cannot.
+
+    The task is `name`, unless an override such as task=my_module names another.
+    """
+    name = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("task=")), name)
+    task = task_named(name)
+    overrides = qualified([o for o in overrides if not o.startswith("task=")], name)
     _check_syntax(overrides)
-    _check_choices(overrides)
+    _check_choices(overrides, task)
     profile = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("cluster=")), "local")
     try:
-        job = job_from(_compose(overrides))
+        job = job_from(_compose(overrides, task), task)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_explain(error, overrides)) from error
+        raise ValueError(_explain(error, overrides, task)) from error
     except yaml.YAMLError as error:
         raise ValueError(f"slurm/cluster/{profile}.yaml must be YAML; got {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -191,5 +195,5 @@ def compose_job(overrides: Sequence[str]) -> JobSpec:
         raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
     if job.cluster.name != profile:
         raise ValueError(f"slurm/cluster/{profile}.yaml must hold name: {profile}; got {job.cluster.name!r}")
-    validate(job.train, job.cluster.ranks_per_slot)
+    task.validate(job.train, job.cluster.ranks_per_slot)
     return job

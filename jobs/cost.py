@@ -8,20 +8,7 @@ from typing import Any
 
 from jobs.cluster import ClusterProfile
 from jobs.slurm.queue import site_tool
-
-# Hours an epoch of ImageNet-100, ResNet-50, 224 pixels, batch 512, bf16 on 4 A100: 51.5, 62.0, 67.6 and 79.3 GPU-hours / 200 epochs / 4
-# (paper, table V).
-PAPER_HOURS_PER_EPOCH, PAPER_GPUS = {"cnn_jepa": 0.0644, "simclr": 0.0775, "vicreg": 0.0845, "byol": 0.0991}, 4
-PAPER_SHAPE = {
-    "data.name": "imagenet100",
-    "data.image_size": 224,
-    "data.train_limit": 0,
-    "encoder.name": "resnet50",
-    "precision": "bf16",
-}
-
-# What the hours of an epoch follow from.
-_SHAPE_KEYS = ("data.name", "data.image_size", "data.train_limit", "encoder", "precision", "method", "global_batch_size")
+from jobs.task import task_of
 
 
 @dataclass(frozen=True)
@@ -56,20 +43,9 @@ class Quote:
         ]
 
 
-def lookup(config: dict[str, object], key: str) -> object:
-    """The value at a dotted key of nested dicts; ValueError where there is none, as there may be in another method's."""
-    value: object = config
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise ValueError(f"the configuration must have {key}; got one without it: it may belong to another method")
-        value = value[part]
-    return value
-
-
 def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether an epoch of two configurations is the same work, predictors and the like apart."""
-    pairs = [(lookup(a, key), lookup(b, key)) for key in _SHAPE_KEYS]
-    return all((x["name"] == y["name"]) if isinstance(x, dict) and isinstance(y, dict) else x == y for x, y in pairs)
+    """Whether an epoch of two configurations is the same work, as their task says."""
+    return task_of(a) is task_of(b) and task_of(a).cost_shape(a) == task_of(b).cost_shape(b)
 
 
 def quote(
@@ -84,14 +60,12 @@ def quote(
     unit = "GPU-hours" if cluster.gpus_per_slot else "core-hours"
     devices = cluster.gpus_per_slot or cluster.cores_per_slot
     per_epoch: float | None = None
-    published = PAPER_HOURS_PER_EPOCH.get(str(lookup(config, "method.name")))
-    as_published = cluster.gpus_per_slot and all(lookup(config, key) == value for key, value in PAPER_SHAPE.items())
+    published = task_of(config).published_cost(config) if cluster.gpus_per_slot else None
     if measured:
         per_epoch = statistics.median(measured)
         source = f"measured by this code, median of {len(measured)} runs"
-    elif published is not None and as_published:
-        per_epoch = published * PAPER_GPUS
-        source = f"the paper's {published} h on {PAPER_GPUS} A100, no run of this code is there to measure"
+    elif published is not None:
+        per_epoch, source = published[0], f"{published[1]}, no run of this code is there to measure"
     else:
         source = "no run of this shape is there to measure, and the paper has none; the first finished run gives it"
     parallel = min(cluster.max_parallel or len(epochs_left), len(epochs_left)) or 1

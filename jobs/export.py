@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cnnjepa.config import method_module
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import signature
 from jobs.cli import Parser, require_writable
+from jobs.task import task_of
 
 
 def export(run_dir: Path, target: Path) -> int:
@@ -25,11 +25,8 @@ def export(run_dir: Path, target: Path) -> int:
     found = checkpoint.newest_good(folder.checkpoints)
     if found is None:
         raise ValueError(f"a run folder must hold an intact checkpoint to export; got {run_dir}")
-    method = method_module(config.method.name).Method(config, total_steps=1)
-    method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
-    tensors = {name: tensor.contiguous() for name, tensor in method.probe_encoder.state_dict().items()}
-    about = {"encoder": config.encoder.name.name, "method": config.method.name, "step": str(found.step), "signature": signature(config)}
-    save_file(tensors, target, metadata={"format": "pt", **about})
+    tensors, about = task_of(config).export(config, checkpoint.read(found, torch.device("cpu")))
+    save_file(tensors, target, metadata={"format": "pt", **about, "step": str(found.step), "signature": signature(config)})
     return found.step
 
 

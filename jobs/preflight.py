@@ -14,10 +14,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from cnnjepa.config import DataConfig, DatasetName, TrainConfig, method_module
 from cnnjepa.run.files import write_atomic
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
@@ -25,18 +25,11 @@ from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array, render
 from jobs.staging import PackedSet, StagingError, obstacle
+from jobs.task import task_of
 
-# Images of the whole sets (train, test).
-EXPECTED_IMAGES = {
-    DatasetName.digits: (1437, 360),
-    DatasetName.fashion_mnist: (60_000, 10_000),
-    DatasetName.imagenet100: (126_689, 5_000),
-    DatasetName.imagenet1k: (1_281_167, 50_000),
-}
 # File systems that no other node sees.
 _NODE_LOCAL = {"tmpfs", "ext4", "ext3", "xfs", "btrfs", "overlay", "zfs"}
 _FILES_A_TRIAL = 40
-_CHECKPOINT_HEAD = 2**20  # names and indices, at most
 _ON_NODE_MINUTES = 10
 
 
@@ -120,17 +113,6 @@ def check_limits(cluster: ClusterProfile) -> list[Finding]:
     return found
 
 
-def bytes_of_a_run(train: TrainConfig) -> int:
-    """What a run may hold on disk: its checkpoints, and one more while it writes."""
-    import torch
-
-    with torch.device("meta"):
-        method = method_module(train.method.name).Method(train, total_steps=1)
-    weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
-    moments = sum(2 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
-    return int(weights + moments + _CHECKPOINT_HEAD) * (train.checkpoint.keep + 1)
-
-
 def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Finding]:
     """The runs folder can be written, and has room and inodes left."""
     try:
@@ -158,25 +140,18 @@ def check_shared(runs_dir: Path) -> Finding:
     return ok("shared", f"{runs_dir} lies on {kind}")
 
 
-def check_data(data: DataConfig) -> list[Finding]:
-    """The images are there, as many as the set has."""
-    from cnnjepa.data.datasets import load_splits
-
+def check_data(config: Any) -> list[Finding]:
+    """Return whether the data of a configuration is whole, as its task says."""
     try:
-        splits = load_splits(data)
+        said = task_of(config).check_data(config)
     except ValueError as error:
         return [problem("data", str(error))]
-    counts = len(splits.dataset.train), len(splits.dataset.test)
-    expected = EXPECTED_IMAGES.get(data.name)
-    said = f"{data.name.name}: {counts[0]} training and {counts[1]} test images in {data.root or 'the default place'}"
-    if expected and counts != expected:
-        return [problem("data", f"data.{data.name.name} must have {expected[0]} training and {expected[1]} test images; got {said}")]
-    return [ok("data", said)]
+    return [ok("data", said)] if said else []
 
 
-def checked_data(data: dict[str, object]) -> list[Finding]:
+def checked_data(values: dict[str, object]) -> list[Finding]:
     """`check_data` in a process of its own, whose libraries and image lists are gone with it."""
-    line = [sys.executable, "-m", "jobs.preflight", "--data-only", json.dumps(data)]
+    line = [sys.executable, "-m", "jobs.preflight", "--data-only", json.dumps(values)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parent.parent)
     try:
         return [Finding(**f) for f in json.loads(done.stdout)]
@@ -184,20 +159,20 @@ def checked_data(data: dict[str, object]) -> list[Finding]:
         return [problem("data", f"the images must be readable; got {' '.join(done.stderr.split())[-300:]}")]
 
 
-def to_stage(cluster: ClusterProfile, data: Sequence[dict[str, object]]) -> list[PackedSet]:
-    """The packed sets that jobs copy to their nodes, the largest first."""
+def to_stage(cluster: ClusterProfile, configs: Sequence[dict[str, object]]) -> list[PackedSet]:
+    """The packed sets that jobs of these configurations, as plain values, copy to their nodes, the largest first."""
     sets = {}
-    for one in data if cluster.local_scratch else ():
-        root = str(one["root"] or cluster.data_root)
+    for values in configs if cluster.local_scratch else ():
+        root = str(task_of(values).value(values, "data_root", "") or cluster.data_root)
         with contextlib.suppress(StagingError):  # the job says so, and reads the set where it is
             if root and (packed := PackedSet.of(Path(root))) is not None:
                 sets[packed.key] = packed
     return sorted(sets.values(), key=lambda s: -s.bytes)
 
 
-def check_staging(cluster: ClusterProfile, data: Sequence[dict[str, object]], on_node: str | None = None) -> list[Finding]:
+def check_staging(cluster: ClusterProfile, configs: Sequence[dict[str, object]], on_node: str | None = None) -> list[Finding]:
     """What jobs copy to their nodes, and whether the largest set fits; `on_node` is what stands in the way there, None where unknown."""
-    sets = to_stage(cluster, data)
+    sets = to_stage(cluster, configs)
     if not sets:
         return [ok("staging", "nothing is copied to the nodes: data.root holds no packed set")] if cluster.local_scratch else []
     what = f"{sets[0].bytes / 1e9:.2f} GB of {sets[0].folder} to {cluster.local_scratch}"
@@ -223,9 +198,9 @@ if os.environ.get("SLURM_PROCID", "0") == "0":
 """
 
 
-def check_on_node(cluster: ClusterProfile, runs_dir: Path, data: Sequence[dict[str, object]]) -> list[Finding]:
+def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dict[str, object]]) -> list[Finding]:
     """A short job imports the environment on a node, writes into the runs folder and looks for room; waits for it."""
-    sets = to_stage(cluster, data)
+    sets = to_stage(cluster, configs)
     folder = Path(tempfile.mkdtemp(prefix=".preflight-", dir=runs_dir))
     code = Path(__file__).resolve().parent.parent
     try:
@@ -251,7 +226,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, data: Sequence[dict[s
         answer = folder / "from-node"
         if state == "COMPLETED" and answer.exists():
             found = [ok("node", f"{answer.read_text()}; {runs_dir} is shared")]
-            return found + (check_staging(cluster, data, (folder / "staging").read_text()) if sets else [])
+            return found + (check_staging(cluster, configs, (folder / "staging").read_text()) if sets else [])
         log = next(iter(folder.glob("*.log")), None)
         tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
         return [problem("node", f"the environment must be importable on a node and {runs_dir} be shared; got {state}: {tail}")]
@@ -262,22 +237,22 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, data: Sequence[dict[s
 
 
 def preflight(
-    cluster: ClusterProfile, array: Array, runs_dir: Path, trials: int, bytes_a_trial: int, data: Sequence[dict[str, object]]
+    cluster: ClusterProfile, array: Array, runs_dir: Path, trials: int, bytes_a_trial: int, configs: Sequence[dict[str, object]]
 ) -> list[Finding]:
     """All findings about a submission of `array`; nothing is queued."""
     found = check_request(cluster, array)
     if found[0].what != "Slurm":
         found += check_limits(cluster)
     found += [*check_folders(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
-    for one in data:
-        found += checked_data(one)
-    return found + check_staging(cluster, data)
+    for values in configs:
+        found += checked_data(values)
+    return found + check_staging(cluster, configs)
 
 
 def _data_only(text: str) -> int:
-    values = json.loads(text)
-    data = DataConfig(**{**values, "name": DatasetName[values["name"]]})
-    print(json.dumps([vars(f) for f in check_data(data)]))
+    from cnnjepa.run.identity import from_dict
+
+    print(json.dumps([vars(f) for f in check_data(from_dict(json.loads(text)))]))
     return 0
 
 
@@ -307,15 +282,15 @@ def main() -> int:
     cluster = job.cluster
     code = Path(__file__).resolve().parent.parent
     array = Array("cnnjepa-preflight", asked.slots, 1, "sweeps.execution.worker_main", "", code, runs_dir)
-    data = to_dict(job.train.data)
+    values, room = to_dict(job.train), task_of(job.train).bytes_of_a_run(job.train)
     if cluster.scheduler is Scheduler.slurm:
-        found = preflight(cluster, array, runs_dir, asked.slots, bytes_of_a_run(job.train), [data])
+        found = preflight(cluster, array, runs_dir, asked.slots, room, [values])
         if asked.on_node and not any(f.level == "problem" for f in found):
-            found += check_on_node(cluster, runs_dir, [data])
+            found += check_on_node(cluster, runs_dir, [values])
     else:
-        found = check_folders(runs_dir, asked.slots, bytes_of_a_run(job.train)) + checked_data(data)
-        sets = to_stage(cluster, [data])
-        found += check_staging(cluster, [data], obstacle(sets[0], cluster.local_scratch) if sets else None)
+        found = check_folders(runs_dir, asked.slots, room) + checked_data(values)
+        sets = to_stage(cluster, [values])
+        found += check_staging(cluster, [values], obstacle(sets[0], cluster.local_scratch) if sets else None)
     for finding in found:
         print(f"{finding.level:8} {finding.what}: {finding.said}")
     return 1 if any(f.level == "problem" for f in found) else 0

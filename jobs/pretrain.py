@@ -9,17 +9,19 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from cnnjepa.distributed import is_main_rank, rank_count
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from cnnjepa.run.identity import DEFAULT_TASK
+from cnnjepa.run.ranks import is_main_rank, rank_count
 from jobs.cli import INTERRUPTED, Parser, require_writable, stop_on_signals
 from jobs.cluster import JobSpec, Scheduler
 from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
 from jobs.private import make_private
-from jobs.run import check_job, run_job
+from jobs.run import check_jobs, run_job
 from jobs.slurm.queue import Queue, SlurmError, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import launcher_overrides
 from jobs.slurm.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
+from jobs.task import task_named
 
 
 def describe(job: JobSpec, result: RunResult | None) -> str:
@@ -35,7 +37,7 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
 
 def run(job: JobSpec) -> int:
     """Run `job` and say how it ended; returns the exit status."""
-    check_job(job, rank_count())
+    check_jobs([job], rank_count())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     with stop_on_signals() as should_stop:
         result = run_job(job, should_stop)
@@ -60,7 +62,7 @@ _statuses: list[int] = []
 @hydra.main(config_path=str(CONFIG_DIR), config_name=CONFIG_NAME, version_base="1.3")
 def _hydra_run(config: DictConfig) -> None:
     adopt_srun_ranks()  # in a job that hydra-submitit-launcher has started, this is the first of ours to run
-    status = run(job_from(config))
+    status = run(job_from(config, task_named(DEFAULT_TASK)))
     _statuses.append(status)
     if status == INTERRUPTED and (job := own_job()):
         # submitit would take the return for success. Nobody may leave before Slurm has the job back: a rank that ends ends the others.
@@ -76,13 +78,15 @@ _QUIET_HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_loggin
 
 def checked_multirun(overrides: list[str]) -> list[JobSpec]:
     """The runs of a multirun; raises ValueError where any of them could not start."""
+    if named := [o for o in overrides if o.startswith("task=")]:
+        raise ValueError(f"task must be left out with --multirun, where Hydra knows one; got {named[0]}: use a sweep")
     jobs = [compose_job(job) for job in split_multirun([o for o in overrides if not o.startswith("hydra")])]
     for job in jobs:
         if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
             require_writable(job.run_dir, "run_dir")
             RunFolder(job.run_dir).prepare(job.train)
         else:
-            check_job(job, rank_count())
+            check_jobs([job], rank_count())
     return jobs
 
 
@@ -141,7 +145,7 @@ def command_line() -> Parser:
 def main() -> int:
     """Run the command line; return 0 completed, 1 failed or a probe without value, 2 wrong usage, 130 stopped and saved."""
     adopt_srun_ranks()
-    register_schemas()
+    register_schemas(task_named(DEFAULT_TASK))
     arguments = qualified(sys.argv[1:])
     flags = [a for a in arguments if a.startswith("-")]
     launcher = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), "basic")

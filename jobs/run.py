@@ -1,63 +1,61 @@
 """One job, from its JobSpec to its result: any failure of the run becomes a recorded cause."""
 
+import copy
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cnnjepa.config import TrainConfig
-from cnnjepa.data.datasets import Splits, load_splits
-from cnnjepa.data.loader import build_plan
-from cnnjepa.distributed import broadcast_object, first_of, is_main_rank, joined, pick_device, rank_count
-from cnnjepa.rules import validate
-from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
-from cnnjepa.train import HopelessError, RunError, never, no_judge, train
+from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
+from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from jobs import provenance
 from jobs.cli import require_writable
 from jobs.cluster import JobSpec
 from jobs.staging import PackedSet, Staging, StagingError
+from jobs.task import task_of
 
 log = logging.getLogger(__name__)
 
 
-def check_job(job: JobSpec, ranks: int = 1, splits: Splits | None = None) -> Splits:
-    """Raise ValueError for whatever would stop `job` at its start; returns the data's splits, to be handed to the next check."""
-    validate(job.train, ranks)
-    pick_device(job.train.device)
-    require_writable(job.run_dir, "run_dir")
-    RunFolder(job.run_dir).prepare(job.train)
-    splits = splits or load_splits(job.train.data)
-    build_plan(job.train, len(splits.pretrain), ranks)
-    return splits
+def check_jobs(jobs: Sequence[JobSpec], ranks: int = 1) -> None:
+    """Raise ValueError for whatever would stop any of `jobs`, all of one task, at its start."""
+    for job in jobs:
+        task_of(job.train).validate(job.train, ranks)
+        require_writable(job.run_dir, "run_dir")
+        RunFolder(job.run_dir).prepare(job.train)
+    if jobs:
+        task_of(jobs[0].train).check([job.train for job in jobs], ranks)
 
 
-def _set_to_stage(job: JobSpec) -> PackedSet | None:
+def _set_to_stage(job: JobSpec, root: str) -> PackedSet | None:
     """What is to be copied to this node before the run; None, and why in one line where that may surprise, where nothing is."""
     if RunFolder(job.run_dir).result() is not None:
         return None
     try:
-        packed = PackedSet.of(Path(job.train.data.root))
+        packed = PackedSet.of(Path(root))
     except StagingError as error:
         log.warning("not staged: %s", error)
         return None
     if packed is None:
-        print(f"not staged: {job.train.data.root} holds loose files and no packed set", flush=True)
+        print(f"not staged: {root} holds loose files and no packed set", flush=True)
     return packed
 
 
 @contextmanager
-def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[TrainConfig | None]:
+def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]:
     """The run's configuration, its data on this node where the profile names a folder for it; None where the run was asked to stop.
 
     Within the block the copy cannot be freed. All ranks read their node's copy, or, where one node cannot have it, all the set itself.
     """
-    if not job.cluster.local_scratch or not job.train.data.root:
+    task = task_of(job.train)
+    root = task.get(job.train, "data_root", "")
+    if not job.cluster.local_scratch or not root:
         yield job.train
         return
-    with joined(job.train.device) as ranks:
-        packed = broadcast_object(_set_to_stage(job) if ranks.is_main else None, ranks)
+    with joined(task.get(job.train, "device", Device.cpu)) as ranks:
+        packed = broadcast_object(_set_to_stage(job, root) if ranks.is_main else None, ranks)
         if packed is None:
             yield job.train
             return
@@ -74,7 +72,9 @@ def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Trai
                     break
                 if not first_of("" if done else "wait", ranks):
                     break
-            yield replace(job.train, data=replace(job.train.data, root=str(staging.root)))
+            config = copy.deepcopy(job.train)
+            task.put(config, "data_root", str(staging.root))
+            yield config
 
 
 def run_job(
@@ -93,7 +93,7 @@ def run_job(
         provenance.record(job.run_dir)
     try:
         with data_at_hand(job, should_stop) as config:
-            return None if config is None else train(config, folder, should_stop, claim, judge)
+            return None if config is None else task_of(config).train(config, folder, should_stop, claim, judge)
     except Exception as error:
         log.error("%s", traceback.format_exc())
         reached = error if isinstance(error, RunError) else RunError(0, 0.0, 0.0)

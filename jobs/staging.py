@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
-from cnnjepa.data.packed import MANIFEST
-from cnnjepa.run.files import sync_folder, write_atomic
+from cnnjepa.run.files import MANIFEST, sync_folder, write_atomic
 
 _CHUNK_BYTES = 16 * 2**20  # between two of them a run may be stopped
 _SAY_SECONDS = 5.0

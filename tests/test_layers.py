@@ -21,6 +21,7 @@ NAMED = {
     "cnnjepa.data.pack",
     "cnnjepa.methods",
     "cnnjepa.probes",
+    "cnnjepa.task",
     "jobs.drill",
     "jobs.export",
     "jobs.preflight",

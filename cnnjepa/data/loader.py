@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from cnnjepa.config import TrainConfig, accumulation_steps
 from cnnjepa.data.datasets import Images, Indices, Splits
 from cnnjepa.data.views import ViewSpec, probe_view, random_views
-from cnnjepa.distributed import Ranks
 from cnnjepa.randomness import Stream, generator, integer
+from cnnjepa.run.ranks import Ranks
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -30,11 +30,11 @@ from PIL import Image
 from cnnjepa.data import sources
 from cnnjepa.data.check import UNREADABLE, check, cores, done, in_processes
 from cnnjepa.data.imagenet import imagenet100_classes
-from cnnjepa.data.packed import MANIFEST, UNFINISHED, Manifest, PackedFile, read_manifest
+from cnnjepa.data.packed import UNFINISHED, Manifest, PackedFile, read_manifest
 from cnnjepa.data.pictures import EncodedPicture, as_ppm
 from cnnjepa.data.sources import Entry
 from cnnjepa.run.command_line import Parser
-from cnnjepa.run.files import sync_folder, to_json, write_atomic
+from cnnjepa.run.files import MANIFEST, sync_folder, to_json, write_atomic
 
 SCHEMA = pa.schema([("image", pa.large_binary()), ("label", pa.int64()), ("name", pa.string())])
 IMAGES_A_FILE = 8192  # about 0.9 GB of ImageNet

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnjepa.data.pictures import EncodedPicture
-from cnnjepa.run.files import to_json, write_atomic
+from cnnjepa.run.files import MANIFEST, to_json, write_atomic
 
-MANIFEST = "manifest.json"
 FORMAT = "cnnjepa-packed-1"
 UNFINISHED = "packing.json"  # present until the manifest is written
 

@@ -13,9 +13,9 @@ from cnnjepa.batch import Batch
 from cnnjepa.config import MethodConfig, TrainConfig
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.views import ViewSpec
-from cnnjepa.distributed import Ranks
 from cnnjepa.methods._base import BaseMethod
 from cnnjepa.probes.features import calibrate_batchnorm
+from cnnjepa.run.ranks import Ranks
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cnnjepa.distributed import Ranks
+from cnnjepa.run.ranks import Ranks
 
 _PEAK_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 

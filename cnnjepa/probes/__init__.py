@@ -13,8 +13,8 @@ from torch import nn
 
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits
-from cnnjepa.distributed import Ranks, broadcast_object
 from cnnjepa.probes.features import FeatureError, probe_data
+from cnnjepa.run.ranks import Ranks, broadcast_object
 
 log = logging.getLogger(__name__)
 

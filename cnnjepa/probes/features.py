@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Images, Indices, Splits
 from cnnjepa.data.loader import normalise, probe_loader
-from cnnjepa.distributed import Ranks, first_of, gather_rows
+from cnnjepa.distributed import gather_rows
+from cnnjepa.run.ranks import Ranks, first_of
 
 
 class FeatureError(RuntimeError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"  # of a packed image set: names its files with bytes and sha256
 
 
 def sync_folder(folder: Path) -> None:

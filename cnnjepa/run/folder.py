@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from cnnjepa.config import TrainConfig
 from cnnjepa.run.files import Lines, create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict
 
@@ -86,6 +85,49 @@ class RunResult:
         return RunResult(**{**values, "status": RunStatus[values["status"]]})
 
 
+class HopelessError(RuntimeError):
+    """The run itself is at fault and every rank has seen it: tried again, it would come to the same."""
+
+
+class RunError(RuntimeError):
+    """Training ended by an error, which is its cause; tells what had been reached and spent."""
+
+    def __init__(self, step: int, seconds: float, device_hours: float) -> None:
+        super().__init__(f"training ended by an error at step {step}")
+        self.step, self.seconds, self.device_hours = step, seconds, device_hours
+
+
+def never() -> bool:
+    """Nobody asks the run to stop."""
+    return False
+
+
+def no_judge(epoch: int, metrics: dict[str, float]) -> str:
+    """Every run is worth its end."""
+    return ""
+
+
+@dataclass(frozen=True)
+class EarlyWarning:
+    """One sign that a run comes to nothing: what was seen at which epoch, the value and what it is held against, and what to do."""
+
+    name: str
+    epoch: float
+    value: float
+    threshold: float
+    seen: str
+    advice: str
+
+    @property
+    def line(self) -> str:
+        """All of it, as a person reads it."""
+        return f"{self.name}: {self.seen}; {self.advice}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "line": self.line}
+
+
 def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return epoch -> metrics of the probes during training among `records` of metrics.jsonl.
 
@@ -149,11 +191,8 @@ class RunFolder:
         self._result = path / "result.json"
         self._writer: Lines | None = None
 
-    def prepare(self, config: TrainConfig) -> None:
-        """Create the folder for `config`.
-
-        Raises ValueError if it holds a run of another configuration.
-        """
+    def prepare(self, config: Any) -> None:
+        """Create the folder for `config`; raises ValueError where it holds a run of another configuration."""
         self.logs.mkdir(parents=True, exist_ok=True)
         if self._config.exists():
             held = self.config()
@@ -163,8 +202,8 @@ class RunFolder:
         else:
             write_atomic(self._config, yaml.safe_dump(to_dict(config), sort_keys=False))
 
-    def config(self) -> TrainConfig:
-        """Return the configuration of the run; raise ValueError if the folder holds none."""
+    def config(self) -> Any:
+        """The configuration of the run; raises ValueError where the folder holds none."""
         if not self._config.exists():
             raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
         try:

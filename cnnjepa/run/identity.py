@@ -1,26 +1,70 @@
 """What makes two runs the same: a configuration as plain values, back again, and as the signature that names its run."""
 
 import dataclasses
+import functools
 import hashlib
+import importlib
 import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
-from cnnjepa.config import DatasetName, MethodConfig, TrainConfig, method_module
+DEFAULT_TASK = "cnnjepa.task"
+
+
+def task_name(values: Mapping[str, Any]) -> str:
+    """Return the module that trains a configuration, given as plain values; only another than the default is recorded."""
+    return str(values.get("task", DEFAULT_TASK))
+
+
+@functools.cache
+def task_module(name: str) -> types.ModuleType:
+    """Return the module of a task; raise ValueError where there is none, or where it lacks what every task has: jobs/task.py."""
+    try:
+        found = importlib.import_module(name)
+    except Exception as error:  # whatever a module does when it is imported
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"task must be a module that can be imported; got {name}: {said}; PYTHONPATH must hold its folder") from error
+    kind = getattr(found, "Config", None)
+    keys = {f.name for f in dataclasses.fields(kind)} if isinstance(kind, type) and dataclasses.is_dataclass(kind) else set()
+    parts = {
+        "a dataclass Config": bool(keys),
+        "Config.seed": "seed" in keys,
+        "Config.epochs": "epochs" in keys,
+        "a function train": callable(getattr(found, "train", None)),
+    }
+    if lacking := [part for part, is_there in parts.items() if not is_there]:
+        raise ValueError(f"task must be a module with {', '.join(parts)}; got {name} ({found.__file__}) without {lacking[0]}")
+    return found
+
+
+@functools.cache
+def config_class(name: str) -> type:
+    """Return the class of a task's configurations. That of another task than the default has its module under the key `task`."""
+    kind: type = task_module(name).Config
+    if name == DEFAULT_TASK:
+        return kind
+    recorded = [("task", str, dataclasses.field(default=name))]
+    # Pickled by value: no module holds the class.
+    namespace = {"__reduce__": lambda config: (from_dict, (to_dict(config),)), "__doc__": kind.__doc__}
+    return dataclasses.make_dataclass(kind.__name__, recorded, bases=(kind,), namespace=namespace)
 
 
 def to_dict(config: Any, neutral: bool = True) -> dict[str, Any]:
     """`config` as nested dicts of JSON values, enums by name.
 
-    Where `neutral` is False, without the neutral fields, and without those that came later and hold their default.
+    Where `neutral` is False, without the neutral fields, and without those that came later and hold their default. A field's `neutral` is
+    true, or a function that says of a configuration whether the field is neutral in it.
     """
     out: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if not neutral and (f.metadata.get("neutral") or (f.metadata.get("added") and value == f.default)):
+        is_neutral = f.metadata.get("neutral")
+        if callable(is_neutral):
+            is_neutral = is_neutral(config)
+        if not neutral and (is_neutral or (f.metadata.get("added") and value == f.default)):
             continue
         if dataclasses.is_dataclass(value):
             value = to_dict(value, neutral)
@@ -42,31 +86,40 @@ def _build(kind: Callable[..., T], values: dict[str, Any], path: str) -> T:
         hint = hints[name]
         if isinstance(hint, types.GenericAlias):
             built[name] = list(value)
-        elif issubclass(hint, MethodConfig):
-            built[name] = _build(method_module(value["name"]).Config, value, f"{path}{name}.")
         elif dataclasses.is_dataclass(hint):
-            built[name] = _build(typing.cast(Callable[..., Any], hint), value, f"{path}{name}.")
+            kind_of = getattr(hint, "kind_of", None)  # where the values tell which class they are of
+            built[name] = _build(typing.cast(Callable[..., Any], kind_of(value) if kind_of else hint), value, f"{path}{name}.")
         else:
             built[name] = hint[value] if issubclass(hint, Enum) else hint(value)
     return typing.cast(T, kind(**built))
 
 
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The TrainConfig that `to_dict` wrote; raises ValueError at a key that this version does not know, TypeError for no dictionary."""
+def from_dict(values: dict[str, Any]) -> Any:
+    """Return the configuration that `to_dict` wrote, of the class of the task that trains it.
+
+    Raise ValueError at an unknown task and at a key that this version does not know, TypeError for no dictionary.
+    """
     if not isinstance(values, dict):
         raise TypeError(f"a configuration is a dictionary and not a {type(values).__name__}")
-    return _build(TrainConfig, values, "")
+    return _build(config_class(task_name(values)), values, "")
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """What makes `config` another run than the next: all but the neutral keys. An image folder has no name but where it lies."""
-    values = to_dict(config, neutral=False)
-    if config.data.name is DatasetName.imagefolder:
-        values["data"]["root"] = config.data.root
-    return values
+def identity(config: Any) -> dict[str, Any]:
+    """Return what makes `config` another run than the next: all but the neutral keys."""
+    return to_dict(config, neutral=False)
 
 
-def signature(config: TrainConfig) -> str:
+def lookup(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key of nested dicts; raise ValueError where there is none, as there may be in another method's."""
+    value: Any = values
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise ValueError(f"the configuration must have {key}; got one without it: it may belong to another method")
+        value = value[part]
+    return value
+
+
+def signature(config: Any) -> str:
     """16 hex digits, the same for two configurations that are the same run."""
     text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cnnjepa.rules import validate
-from cnnjepa.run.identity import from_dict
+from cnnjepa.run.identity import from_dict, lookup, to_dict
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
-from jobs.config import cluster_names, compose_job, override_keys, qualified
+from jobs.config import cluster_names, override_keys, qualified
+from jobs.task import task_named, task_of
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.search.warnings import NEEDS, check_pruning
+from sweeps.search.warnings import check_pruning
 from sweeps.spec.space import applied, baseline
 from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
 from sweeps.state.folder import Sweep
@@ -26,15 +26,18 @@ def _and_at_most(value: int) -> str:
 
 def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     """The command line of a sweep; raises ValueError at what it does not know."""
-    parser = Parser(description=spec.question, epilog="Run again to resume: what has a result is not run again.", keys=override_keys)
+    parser = Parser(
+        description=spec.question, epilog="Run again to resume: what has a result is not run again.", keys=lambda: override_keys(spec.task)
+    )
     parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
     parser.add_argument("--scale", choices=[s.name for s in ScaleName], help="default: smoke on local, paper elsewhere")
     parser.add_argument("--seeds", type=int, help="seeds a setting; default: the sweep's own number for the scale")
     early = f"a run goes on at a rung if it is among the best 1/eta (default: {DEFAULT_ETA}); default: asha for searches, else none"
     parser.add_argument("--early-stopping", choices=["asha", "none"], help=early)
     parser.add_argument("--eta", type=int, default=DEFAULT_ETA, help="of the runs that reach a rung one in so many goes on")
+    names = ", ".join(task_named(spec.task).WARNINGS)
     ends = "end a run as pruned at the first probe at which this early warning holds; may be given several times"
-    parser.add_argument("--prune-on", action="append", default=[], metavar="NAME", help=f"{ends}: {', '.join(NEEDS)}")
+    parser.add_argument("--prune-on", action="append", default=[], metavar="NAME", help=f"{ends}: {names}")
     if spec.space:
         parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help=f"who chooses settings (default: {SAMPLERS[0]})")
         parser.add_argument("--points", type=int, help="settings to try; default: the sweep's own number for the scale")
@@ -60,19 +63,19 @@ def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)  # type: ignore[no-any-return]
 
 
-def profile_keys(overrides: Sequence[str]) -> list[str]:
+def profile_keys(spec: SweepSpec, overrides: Sequence[str]) -> list[str]:
     """Those of `overrides` that are the cluster profile's."""
-    return [o for o in qualified(overrides) if o.startswith("cluster.")]
+    return [o for o in qualified(overrides, spec.task) if o.startswith("cluster.")]
 
 
 def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProfile]:
     """The sweep that was asked for, checked through and through; nothing has started. Raises ValueError at the first broken rule."""
     if asked.seeds is not None and not 1 <= asked.seeds <= _MOST:
         raise ValueError(f"--seeds must be at least 1{_and_at_most(asked.seeds)}; got {asked.seeds}")
-    local = compose_job([f"cluster={asked.cluster}", *profile_keys(asked.overrides)]).cluster.scheduler is Scheduler.local
+    local = spec.job(asked.cluster, profile_keys(spec, asked.overrides)).cluster.scheduler is Scheduler.local
     scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if local else ScaleName.paper
     chosen = spec.scale(scale)
-    cluster = compose_job([f"cluster={asked.cluster}", *chosen.overrides, *asked.overrides]).cluster
+    cluster = spec.job(asked.cluster, [*chosen.overrides, *asked.overrides]).cluster
     runs_dir = resolved(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
     if not asked.dry_run:
         require_writable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
@@ -111,10 +114,12 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
         return []
     if asked.eta < 2:
         raise ValueError(f"--eta must be at least 2; got {asked.eta}")
-    train = compose_job([f"cluster={asked.cluster}", *scale.overrides, *asked.overrides]).train
-    swept = [d for d in spec.space_at(scale) if d.key == "optimizer.warmup_epochs"]
-    given = [float(s.overrides.get("optimizer.warmup_epochs", 0)) for s in spec.settings_at(scale)]
-    longest = max([train.optimizer.warmup_epochs, *given, *(max([d.high, *map(float, d.options)]) for d in swept)])
+    train = spec.job(asked.cluster, [*scale.overrides, *asked.overrides]).train
+    longest, key = 0.0, task_of(train).KEYS.get("warmup_epochs")
+    if key is not None:
+        swept = [d for d in spec.space_at(scale) if d.key == key]
+        given = [float(s.overrides.get(key, 0)) for s in spec.settings_at(scale)]
+        longest = max([lookup(to_dict(train), key), *given, *(max([d.high, *map(float, d.options)]) for d in swept)])
     found = rung_epochs(train.epochs, longest, asked.eta)
     if not found:
         rule = f"leave an epoch between the warm-up of {longest:g} and {train.epochs} / {asked.eta}"
@@ -135,5 +140,5 @@ def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs:
     for d in search.space:
         for value in d.options or ((int(d.low), int(d.high)) if d.whole else (d.low, d.high)):
             if d.key in start:
-                validate(from_dict(applied(search.base, {**start, d.key: value}, FIRST_SEED)))
+                task_of(search.base).validate(from_dict(applied(search.base, {**start, d.key: value}, FIRST_SEED)))
     return search

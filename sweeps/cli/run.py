@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jobs.cli import INTERRUPTED
 from jobs.cluster import ClusterProfile, JobSpec, Scheduler
-from jobs.run import check_job
+from jobs.run import check_jobs
 from jobs.slurm.queue import SlurmError
 from sweeps.cli import submit
 from sweeps.cli.plan import parse, plan
@@ -102,9 +102,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
         return submit.run(sweep, cluster, allocation, price, asked, console)
     if left_to_run(View(sweep), asked.retry_failed) or to_take_up(View(sweep)):
         slots_here(cluster)
-    splits = None
-    for trial in sweep.trials:
-        splits = check_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), splits=splits)
+    check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in sweep.trials])
     announce_changes(sweep, console)
     sweep.write()
     note_command(sweep.path)

@@ -160,11 +160,10 @@ def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | 
 def refuse_problems(engine: SlurmEngine, slots: int, runs: int, console: Console) -> None:
     """Preflight, with room for so many runs; raises ValueError where anything would stop the submission, warnings are printed."""
     sweep = engine.sweep
-    by_data = {str(t.values["data"]): t for t in sweep.trials}
-    data = [t.values["data"] for t in by_data.values()]
-    room = preflight.bytes_of_a_run(sweep.trials[0].config)
+    by_data = {str(sweep.task.value(t.values, "data", "")): t.values for t in sweep.trials}
+    room = sweep.task.bytes_of_a_run(sweep.trials[0].config)
     first = planned(engine, slots)[0]
-    found = preflight.preflight(first.job_profile, first.array(), sweep.path.parent, runs, room, data)
+    found = preflight.preflight(first.job_profile, first.array(), sweep.path.parent, runs, room, list(by_data.values()))
     for finding in found:
         if finding.level == "warning" or finding.what == "squota":
             console.print(f"preflight: {finding.what}: {finding.said}", highlight=False, soft_wrap=True)

@@ -12,7 +12,6 @@ that is off by so much; the answer is the driver's PID. At the end of the input 
 
 import contextlib
 import ctypes
-import importlib
 import math
 import os
 import signal
@@ -25,9 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from cnnjepa.config import Device, probe_names
-from cnnjepa.data.datasets import load_splits
-from cnnjepa.distributed import joined
+from cnnjepa.run.ranks import Device, joined
 from jobs.cli import stop_on_signals
 from jobs.cluster import ClusterProfile
 from sweeps.cli.plan import parse, plan
@@ -120,10 +117,8 @@ def main() -> None:
     sweep.write()
     for trial in sweep.trials:
         sweep.run(trial).prepare(trial.config)
-    load_splits(sweep.trials[0].config.data)  # import once here what all children need
-    for name in probe_names():
-        importlib.import_module(f"cnnjepa.probes.{name}")
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # adopt ranks that outlive their driver
+    sweep.task.check([sweep.trials[0].config], ranks)  # what it imports is there for all children
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # ranks that outlive their driver are ours
     if os.geteuid() == 0:
         heed_modes()
     log = os.open(Path(runs_dir) / "stage.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cnnjepa.config import Device
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job
 from sweeps.execution.scheduler import judge, next_claim
@@ -70,10 +69,7 @@ def run_slot(
         return None
     trial, owned = claimed
     folder = view.sweep.trial_dir(trial)
-    fit_to(cluster, trial.config)
-    # Otherwise all workers would share the first device
-    if not cluster.gpus_per_slot and trial.config.device is Device.auto:
-        trial.config.device = Device.cpu
+    fit_to(cluster, trial.config, beside_others=True)
     with owned, output_to(folder / "log" / "train.log"):
         run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.epoch, judge(view, trial))
     return trial.signature

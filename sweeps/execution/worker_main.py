@@ -15,10 +15,9 @@ from jobs.cli import Stop, stop_on_signals
 
 
 def run_rank(submission_file: Path, stop: Stop) -> int:
-    """Run this rank's part of one worker; return the exit status, the same on every rank."""
-    # Catch signals before the import of torch: it takes seconds, and a signal would end us.
-    from cnnjepa.config import Device
-    from cnnjepa.distributed import joined
+    """Run this rank's part of one slot; returns the exit status, the same on every rank."""
+    # Imported when signals are caught already: one that came during the seconds that torch takes would end the process.
+    from cnnjepa.run.ranks import Device, joined
     from jobs.slurm.queue import Queue, has_slurm
     from jobs.slurm.ranks import adopt_srun_ranks
     from sweeps.execution.worker_ranks import SlotOnRanks

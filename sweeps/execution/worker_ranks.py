@@ -6,8 +6,8 @@ All ranks learn the same outcome.
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from cnnjepa.distributed import Ranks, broadcast_object
-from cnnjepa.train import HopelessError, RunError
+from cnnjepa.run.folder import HopelessError, RunError
+from cnnjepa.run.ranks import Ranks, broadcast_object
 from jobs.cli import STOPPED
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job

@@ -88,14 +88,14 @@ class Summary:
     values: dict[str, dict[int, float]]
 
 
-def costs_of(result: RunResult, global_batch_size: int) -> dict[str, float]:
-    """Return the known costs of a run, by the names in COSTS.
+def costs_of(result: RunResult, batch: int | None) -> dict[str, float]:
+    """What a run cost, by the names in COSTS, less what is not known of it. Pretraining is device_hours without the probes' share.
 
-    `pretraining_hours` is `device_hours` without the probes' share.
+    `batch` is images a step, None where the task has no such thing.
     """
     costs = {name: getattr(result, name) for name in COSTS if name != "pretraining_hours"}
-    if result.status is RunStatus.completed:  # no training took place if images_per_second is 0
-        training_seconds = result.step * global_batch_size / result.images_per_second if result.images_per_second else 0.0
+    if result.status is RunStatus.completed and batch is not None:  # at no images a second nothing was trained
+        training_seconds = result.step * batch / result.images_per_second if result.images_per_second else 0.0
         costs["pretraining_hours"] = result.device_hours * training_seconds / max(result.seconds, 1e-9)
     return {name: value for name, value in costs.items() if value is not None}
 
@@ -114,7 +114,7 @@ def rows(view: View) -> list[Row]:
                 view.state(trial),
                 "; ".join(c for c in causes if c),
                 {} if result is None else result.metrics,
-                {} if result is None else costs_of(result, trial.values["global_batch_size"]),
+                {} if result is None else costs_of(result, view.sweep.task.value(trial.values, "batch", None)),
             )
         )
     return table
@@ -164,14 +164,14 @@ def columns(view: View) -> list[str]:
     return list(dict.fromkeys([view.sweep.objective, *view.sweep.headline]))
 
 
-def title(metric: str) -> str:
-    """Return 'linear top-1, test' for 'linear.test_top1'; for a cost, its name and unit."""
-    if metric in COSTS:
-        return _COST_TITLES.get(metric, metric)
-    probe, _, rest = metric.partition(".")
-    part, _, score = rest.rpartition("_")
-    where = {"holdout": "held-out", "paper_protocol": "test, best epoch"}.get(part, part)
-    return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {where}"
+def title(view: View, metric: str) -> str:
+    """What people call a metric, as its task says; a cost's name and unit."""
+    return _COST_TITLES.get(metric, metric) if metric in COSTS else view.sweep.task.title(metric)
+
+
+def in_units(view: View, text: object, form: str = "{} {}") -> str:
+    """A score, or what stands for one, with the unit that the task gives scores."""
+    return form.format(text, view.sweep.task.UNIT) if view.sweep.task.UNIT else str(text)
 
 
 @dataclass(frozen=True)
@@ -231,5 +231,5 @@ def run_set(view: View) -> str:
     left.append((sum(not r.state.ended for r in table), "not ended"))
     line += "; left out: " + (", ".join(f"{n} {what}" for n, what in left if n) or "none")
     missing = {m: sum(m not in r.metrics for r in done) for m in columns(view)}
-    without = ", ".join(f"{title(m)} of {n}" for m, n in missing.items() if n)
+    without = ", ".join(f"{title(view, m)} of {n}" for m, n in missing.items() if n)
     return line + (f"; probes without a value: {without}" if without else "")

@@ -24,16 +24,6 @@ from sweeps.spec.sweep import Trial
 from sweeps.state.folder import View
 
 _PAGE = Path(__file__).parent / "page"
-# The order of the curves on offer. Other values that a method logs follow.
-_CURVES = (
-    "loss",
-    "linear.holdout_top1",
-    "knn.holdout_top1",
-    "collapse.feature_std",
-    "collapse.rankme",
-    "gradient_norm",
-    "images_per_second",
-)
 Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and figure
 
 
@@ -61,8 +51,8 @@ def build(view: View) -> str:
         cost_lines=[*html_text.costs(view), *advice_lines(view)],
         costs=costs,
         search=search,
-        curves=_offered(curves),
-        header=["setting", "seed", "state", *map(title, metrics), unit, "starts"],
+        curves={name: sweep.task.title(name) for name in _offered(curves, sweep.task.CURVES)},
+        header=["setting", "seed", "state", *(title(view, m) for m in metrics), unit, "starts"],
         trials={t.signature: _cells(view, t, row, metrics) for t, row in zip(sweep.trials, table, strict=True)},
         run_set=run_set(view),
         data=data,
@@ -91,14 +81,14 @@ def _template() -> jinja2.Template:
 
 
 def _scores(view: View, table: Sequence[Summary], hues: Mapping[str, str]) -> Figures:
-    shown = [m for m in columns(view) if not m.endswith("top5") and any(s.values.get(m) for s in table)]
-    return {f"scores-{i}": (title(m), scores_figure(view, table, m, hues)) for i, m in enumerate(shown)}
+    shown = [m for m in columns(view) if view.sweep.task.is_pictured(m) and any(s.values.get(m) for s in table)]
+    return {f"scores-{i}": (title(view, m), scores_figure(view, table, m, hues)) for i, m in enumerate(shown)}
 
 
 def _costs(view: View, table: Sequence[Summary], hues: Mapping[str, str], unit: str) -> Figures:
     objective = view.sweep.objective
     done = [s for s in table if s.spreads[objective].n]
-    return {"costs": ("", costs_figure(done, objective, html_text.hours_of_a_run(view), unit, hues))} if done else {}
+    return {"costs": ("", costs_figure(view, done, html_text.hours_of_a_run(view), unit, hues))} if done else {}
 
 
 def _search(view: View) -> Figures:
@@ -109,10 +99,10 @@ def _search(view: View) -> Figures:
     return {f"search-{i}": found for i, found in enumerate(search_figures(view))}
 
 
-def _offered(curves: Iterable[Mapping[str, Curve]]) -> list[str]:
-    """Return the names of all curves that at least one trial has."""
+def _offered(curves: Iterable[Mapping[str, Curve]], first: Sequence[str]) -> list[str]:
+    """Names of the curves that some trial has, those of `first` in that order before others."""
     found = dict.fromkeys(name for of_trial in curves for name in of_trial)
-    return [*(n for n in _CURVES if n in found), *(n for n in found if n not in _CURVES)]
+    return [*(n for n in first if n in found), *(n for n in found if n not in first)]
 
 
 def _trial(view: View, trial: Trial, row: Row, curves: Mapping[str, Curve], hues: Mapping[str, str], unit: str) -> dict[str, Any]:

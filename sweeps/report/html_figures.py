@@ -7,8 +7,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 
-from jobs.cost import lookup
-from sweeps.report.aggregate import Spread, Summary, title
+from cnnjepa.run.identity import lookup
+from sweeps.report.aggregate import Spread, Summary, in_units, title
 from sweeps.report.html_text import called
 from sweeps.state.folder import View
 
@@ -104,7 +104,7 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
             figure.add_scatter(x=[s.paper[metric]], y=[name], mode="markers", marker=marker, hovertemplate=told)
     figure.update_layout(showlegend=False)
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], type="category")
-    figure.update_xaxes(title=f"{title(metric)}, %")
+    figure.update_xaxes(title=in_units(view, title(view, metric), "{}, {}"))
     return layout(figure, 90 + sum(22 + 15 * name.count("<br>") for name in names))
 
 
@@ -131,7 +131,7 @@ def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Fig
     if min(xs, default=0.0) > 0 and max(xs) / min(xs) > 30:
         figure.update_xaxes(type="log")
     figure.update_xaxes(title=key)
-    figure.update_yaxes(title=f"{title(metric)}, %")
+    figure.update_yaxes(title=in_units(view, title(view, metric), "{}, {}"))
     return layout(figure, 340)
 
 
@@ -146,18 +146,15 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def costs_figure(table: Sequence[Summary], metric: str, hours: Mapping[str, Spread], unit: str, hues: Mapping[str, str]) -> go.Figure:
-    """Return a figure of score against hours per run, with the Pareto front as a line.
-
-    Points are means with standard deviations.
-    """
-    figure, points = go.Figure(), {}
+def costs_figure(view: View, table: Sequence[Summary], hours: Mapping[str, Spread], unit: str, hues: Mapping[str, str]) -> go.Figure:
+    """Score against hours of a run, means with standard deviations, and the line of those that no other setting beats in both."""
+    figure, points, metric = go.Figure(), {}, view.sweep.objective
     for s in table:
         x, y = hours[s.setting], s.spreads[metric]
         if x.mean is None or y.mean is None:
             continue
         points[s.setting] = x.mean, y.mean
-        hover = f"{s.setting}<br>{y} % (n = {y.n})<br>{x.in_digits()} {unit} a run<extra></extra>"
+        hover = f"{s.setting}<br>{in_units(view, y)} (n = {y.n})<br>{x.in_digits()} {unit} a run<extra></extra>"
         bars: dict[str, Any] = {"type": "data", "thickness": 1}
         figure.add_scatter(
             x=[x.mean],
@@ -176,5 +173,5 @@ def costs_figure(table: Sequence[Summary], metric: str, hours: Mapping[str, Spre
     figure.update_traces(textposition="top left", textfont={"size": 11}, selector={"mode": "lines+text"})
     figure.update_layout(showlegend=False)
     figure.update_xaxes(title=f"{unit} of a run", rangemode="tozero")
-    figure.update_yaxes(title=f"{title(metric)}, %")
+    figure.update_yaxes(title=in_units(view, title(view, metric), "{}, {}"))
     return layout(figure, 360)

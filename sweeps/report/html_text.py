@@ -4,12 +4,12 @@ import collections
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.report.aggregate import Leader, Spread, Summary, judged, leader, rows, summaries, title
+from sweeps.report.aggregate import Leader, Spread, Summary, in_units, judged, leader, rows, summaries, title
 from sweeps.report.significance import compare
 from sweeps.search.search import to_come
 from sweeps.search.warnings import warnings_of
@@ -64,8 +64,8 @@ def answer(view: View) -> tuple[str, bool]:
         return "No run has completed yet.", False
     left = to_end(view)
     so_far = f"So far, with {left} of {left + sum(s.ended for s in view.states().values())} runs to come: " if left else ""
-    spread, metric = lead.best.spreads[lead.metric], title(lead.metric)
-    told = f"{called(lead.best.setting)} with {spread} % {metric} (n = {spread.n})"
+    spread, metric = lead.best.spreads[lead.metric], title(view, lead.metric)
+    told = f"{called(lead.best.setting)} with {in_units(view, spread)} {metric} (n = {spread.n})"
     if lead.other is None:
         return f"{so_far}{told}; there is nothing to compare it with.", False
     other = lead.other.spreads[lead.metric]
@@ -121,7 +121,7 @@ def tiles(view: View) -> list[tuple[str, str]]:
     if lead is not None:
         spread = lead.best.spreads[lead.metric]
         found.append((called(lead.best.setting), "best, separable" if lead.separable else "leads, not separable"))
-        found.append((f"{spread} %", f"{title(lead.metric)}, n = {spread.n}"))
+        found.append((in_units(view, spread), f"{title(view, lead.metric)}, n = {spread.n}"))
     states = collections.Counter(s.name for s in view.states().values())
     found.append((f"{told_hours(total_hours(view))} {unit}", "cost of all runs"))
     ended = ", ".join(f"{n} {name}" for name, n in states.items())
@@ -150,11 +150,6 @@ def costs(view: View) -> list[str]:
     return [*lines, f"{sum(kwh):,.1f} kWh drawn by the GPUs of {len(kwh)} runs"] if kwh else lines
 
 
-def curve_title(name: str) -> str:
-    """Return 'linear top-1, held-out' for a probe metric; for a step metric, its key."""
-    return title(name) if name.startswith(("linear.", "knn.")) else name.replace("_", " ").replace("collapse.", "")
-
-
 def about(view: View, trial: Trial, unit: str) -> list[str]:
     """Return the details of a selected trial, with its cost in `unit`."""
     result, folder = view.result(trial), view.sweep.trial_dir(trial)
@@ -162,7 +157,7 @@ def about(view: View, trial: Trial, unit: str) -> list[str]:
     if result is not None:
         lines += [f"cause: {result.cause}"] if result.cause else []
         lines += [f"{probe} has no value: {cause}" for probe, cause in result.missing.items()]
-        lines += [f"{title(m)}: {v:.2f}" for m, v in result.metrics.items() if m.startswith(("linear.", "knn."))]
+        lines += [f"{title(view, m)}: {v:.2f}" for m, v in result.metrics.items()]
         hours = f"{told_hours(view.device_hours(trial))} {unit}"
         lines.append(f"{result.step} steps, {hours}, {result.images_per_second:.0f} images/s, peak memory {result.peak_memory_mb:.0f} MiB")
     lines += [f"warning: {warning.line}" for warning in warnings_of(view, trial)]
@@ -239,15 +234,6 @@ def what_was_run(view: View) -> list[str]:
         lines += [f"{what}: {n} runs" if several else what for what, n in counted.most_common(8)]
     if len(commits) > 1:
         lines.append("the runs are of several commits: what differs between them may differ for that reason")
-    shapes = collections.Counter(_shape(t.values) for t in sweep.trials)
+    shapes = collections.Counter(sweep.task.summary(t.values) for t in sweep.trials)
     lines += [f"{shape}: {n} runs" if len(shapes) > 1 else shape for shape, n in shapes.most_common(_SHAPES)]
     return lines + ([f"and {len(shapes) - _SHAPES} more, each in the config.yaml of its runs"] if len(shapes) > _SHAPES else [])
-
-
-def _shape(values: Mapping[str, Any]) -> str:
-    """Return 'data digits, encoder resnet_small, epochs 12, ...' of one run.
-
-    The runs of a sweep may differ in any of these.
-    """
-    told = [f"{key} {values[key]}" for key in ("epochs", "global_batch_size", "precision")]
-    return ", ".join([f"data {values['data']['name']}", f"encoder {values['encoder']['name']}", *told])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.files import write_atomic
-from sweeps.report.aggregate import LABEL_WIDTH, rows, title, told_settings
+from sweeps.report.aggregate import LABEL_WIDTH, in_units, rows, title, told_settings
 from sweeps.state.folder import View
 
 
@@ -42,7 +42,7 @@ def draw(view: View, path: Path) -> None:
                 axis.errorbar(spread.mean, y, xerr=spread.std, fmt="s", color=color, capsize=3, markersize=5)
             if metric in summary.paper:
                 axis.plot(summary.paper[metric], y, "D", markerfacecolor="none", color="black", markersize=6)
-        axis.set_xlabel(f"{title(metric)} (%)")
+        axis.set_xlabel(in_units(view, title(view, metric), "{} ({})"))
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_yticks(range(len(table)), [textwrap.fill(s.setting, LABEL_WIDTH) for s in table], fontsize=8)
@@ -50,7 +50,8 @@ def draw(view: View, path: Path) -> None:
     counts = sorted({s.spreads[sweep.objective].n for s in table})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     note = "; hollow diamonds: the paper's value, one seed" if sweep.paper else ""
-    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds, {n}, ranked by {title(sweep.objective)}{note}", fontsize=9)
+    ranked = f"ranked by {title(view, sweep.objective)}"
+    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds, {n}, {ranked}{note}", fontsize=9)
     _write_figure(figure, path)
 
 
@@ -76,7 +77,7 @@ def draw_costs(view: View, path: Path) -> None:
 
     sweep, table = view.sweep, told_settings(view)[0]
     cost = sweep.costs[0]
-    shown = [m for m in sweep.headline if m.endswith("top1")] or [sweep.objective]
+    shown = [m for m in sweep.headline if sweep.task.is_pictured(m)] or [sweep.objective]
     figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
     for axis, metric in zip(axes[0], shown, strict=True):
         for i, summary in enumerate(table):
@@ -90,8 +91,8 @@ def draw_costs(view: View, path: Path) -> None:
                 axis.plot(*point, "D", markerfacecolor="none", color=color)
                 label = f"{summary.setting}, paper{star}"
                 axis.annotate(label, point, xytext=(6, -10), textcoords="offset points", fontsize=7, color=color)
-        axis.set_xlabel(title(cost))
-        axis.set_ylabel(f"{title(metric)} (%)")
+        axis.set_xlabel(title(view, cost))
+        axis.set_ylabel(in_units(view, title(view, metric), "{} ({})"))
         axis.margins(x=0.25)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)

@@ -114,8 +114,8 @@ def peoples_table(view: View) -> PeoplesTable:
     # A sweep that asks about costs shows these instead of the total.
     total = [] if costs else ["device-hours"]
     marks = [_left_out(s) for s in table]
-    header = ["setting", *map(title, metrics), *(f"paper: {title(m)}" for m in papers)]
-    header += [*["left out"] * any(marks), *map(title, costs), "parameters", *total]
+    header = ["setting", *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
+    header += [*["left out"] * any(marks), *(title(view, c) for c in costs), "parameters", *total]
     lines = []
     for s, mark in zip(table, marks, strict=True):
         star = "*" if s.setting in view.sweep.best_of_many else ""
@@ -147,7 +147,7 @@ def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[s
     if told:
         rule = "bold: the best of its column, separable from the next by a two-sided test at 5 %"
         notes.append(f"{rule}; {_NOT_SEPARABLE}: the best, and not separable")
-        notes += [f"{title(d.metric)}: {d.best.setting} against {d.other.setting if d.other else ''}, {judged(d)}" for d in told]
+        notes += [f"{title(view, d.metric)}: {d.best.setting} against {d.other.setting if d.other else ''}, {judged(d)}" for d in told]
     notes += [pruned] if pruned else []
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 

@@ -8,7 +8,7 @@ import math
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from jobs.cost import same_shape
 from jobs.slurm import sacct
 from jobs.slurm.queue import SlurmError, SlurmSilentError, has_slurm
 from jobs.slurm.sacct import JobUse
+from jobs.task import task_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.folder import View
@@ -160,7 +161,7 @@ class Sight:
     def _kind(self, trial: Trial) -> tuple[int, float]:
         """Return the (future) index of a trial's kind, and its best rate so far."""
         for at, (values, best) in enumerate(self._kinds):
-            if same_shape(values, trial.values) and values["threads"] == trial.values["threads"]:
+            if same_shape(values, trial.values) and _threads(values) == _threads(trial.values):
                 return at, best
         return len(self._kinds), 0.0
 
@@ -174,9 +175,13 @@ class Sight:
         return self._profiles.get(last.job.partition("_")[0]) if last else None
 
 
+def _threads(values: Mapping[str, Any]) -> int:
+    return int(task_of(values).value(values, "threads", 1))
+
+
 def _on_gpu(trial: Trial, profile: ClusterProfile | None) -> bool | None:
-    """Return whether the trial trained on a GPU, or None if unknown here."""
-    device = trial.values["device"]
+    """Whether the trial trained on a GPU; None where that cannot be told from here."""
+    device = task_of(trial.values).value(trial.values, "device", "cpu")
     if device == "auto":
         return None if profile is None or profile.device.name == "auto" else profile.device.name == "cuda"
     return bool(device == "cuda")
@@ -200,11 +205,11 @@ def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficien
     on_gpu = _on_gpu(trial, profile)
     held = sum(claims.held_seconds(folder, c) for c in view.claims(trial))
     ranks = profile.ranks_per_slot if profile else 1
-    cores, limit, cpu, source = ranks * int(trial.values["threads"]), None, None, "counters"
+    cores, limit, cpu, source = ranks * _threads(trial.values), None, None, "counters"
     peak = result.peak_memory_mb or None
     seconds = held or result.seconds
-    # The rank's peak does not include the loader's processes.
-    memory = peak * ranks if peak and on_gpu is False and not trial.values["data"]["workers"] else None
+    # A loader's processes are not in the peak of the rank.
+    memory = peak * ranks if peak and on_gpu is False and not task_of(trial.values).value(trial.values, "workers", 0) else None
     asked = profile.memory_gb_per_slot * _MB_A_GB if profile else None
     if profile:
         cores, limit = profile.cores_per_slot, 60.0 * profile.time_limit_minutes
@@ -298,8 +303,11 @@ def speed_line(found: Sequence[Efficiency]) -> str:
     return line
 
 
-def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequence[JobUse]) -> list[str]:
-    """Return overrides for the next command line, only where the numbers call for a change."""
+def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequence[JobUse], workers_key: str | None) -> list[str]:
+    """What to give on the command line next time, only where the numbers say that it should be another.
+
+    A run has so many loader processes, `workers`, where its task has a key for them.
+    """
     asked: list[str] = []
     longest = max(found, key=lambda e: e.seconds)
     if longest.limit_seconds is not None:
@@ -318,13 +326,13 @@ def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequen
     if killed and given:
         asked.append(f"memory_gb_per_slot above {given[0] / _MB_A_GB:g} ({killed} jobs ran out of memory)")
     waits, cores = _given(e.data_wait_share for e in found), found[0].cores
-    waited = statistics.median(waits) if waits else None
+    waited = statistics.median(waits) if waits and workers_key else None
     if waited is not None and waited > _WAITS:
         more = max(2 * workers, 1)
         room = f" and cores_per_slot={ranks * (more + 1)}" if more + 1 > cores // ranks else ""
-        asked.append(f"data.workers={more}{room} (not {workers}: {100 * waited:.0f} % of the time waiting for data)")
+        asked.append(f"{workers_key}={more}{room} (not {workers}: {100 * waited:.0f} % of the time waiting for data)")
     elif waited is not None and waited < _NEVER_WAITS and workers >= _MANY_WORKERS:
-        asked.append(f"data.workers={workers // 2} (not {workers}: no wait for data)")
+        asked.append(f"{workers_key}={workers // 2} (not {workers}: no wait for data)")
     cpu = _given(e.cpu_share for e in found)
     if cpu and max(cpu) < _IDLE_CORES and (waited is None or waited <= _WAITS):
         needed = ranks * max(math.ceil(max(cpu) * cores * _CORES_MARGIN / ranks), 1)
@@ -348,7 +356,9 @@ def advice_lines(view: View) -> list[str]:
     uses = [use for use in view.accounted.values() if use is not None]
     # Trials with different requests are no measure for one request.
     alike = {(e.cores, e.limit_seconds, e.memory_asked_mb) for e in found}
-    workers = {int(t.values["data"]["workers"]) for t in trials}
-    if len(alike) == len(workers) == 1 and (asked := requests(found, profile.ranks_per_slot if profile else 1, workers.pop(), uses)):
+    task = view.sweep.task
+    workers = {int(task.value(t.values, "workers", 0)) for t in trials}
+    ranks, key = profile.ranks_per_slot if profile else 1, task.KEYS.get("workers")
+    if len(alike) == len(workers) == 1 and (asked := requests(found, ranks, workers.pop(), uses, key)):
         lines.append(f"next time: {', '.join(asked)}")
     return [line for line in lines if line]

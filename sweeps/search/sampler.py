@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
@@ -12,7 +13,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from cnnjepa.randomness import Stream, integer
 from sweeps.search.points import Point
 from sweeps.spec.space import Dimension, Params, Value
 from sweeps.spec.sweep import Search, Trial
@@ -25,6 +25,9 @@ COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.F
 RUNNING, WAITING = OptunaState.RUNNING, OptunaState.WAITING
 # Settings that are drawn at random before a model is asked.
 STARTUP_POINTS = 10
+
+
+_STREAM = 8  # keeps these numbers apart from a trainer's: cnnjepa/randomness.py has the others
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 def sampler_of(search: Search, number: int, draw: int) -> BaseSampler:
     """The sampler for trial `number`; its seed follows from the number, so that a replayed study does not draw the first samples again."""
-    seed = integer(int(search.digest, 16), Stream.sampler, number, draw) % 2**32
+    key = np.random.SeedSequence((int(search.digest, 16), _STREAM, number, draw))
+    seed = int(np.random.Generator(np.random.Philox(key)).integers(2**63)) % 2**32
     if draw or search.sampler == "random":  # a model that proposes what was tried already would go on doing so
         return RandomSampler(seed=seed)
     if search.sampler == "gp":

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnjepa.config import method_module
-from jobs.cost import lookup
+from cnnjepa.run.identity import lookup
+from jobs.task import Task
 
 _COUNTABLE = 10_000
 Value = str | int | float
@@ -126,15 +126,13 @@ def applied(base: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> 
     return {**values, "seed": seed}
 
 
-def label(params: Mapping[str, Value]) -> str:
+def label(params: Mapping[str, Value], task: Task) -> str:
     """What people call a point, by its values alone: 'lr 0.0031, multi_block, depth 3'; 'unchanged' where nothing is set."""
-    return ", ".join(_said(key, value) for key, value in params.items()) or "unchanged"
+    return ", ".join(_said(key, value, task) for key, value in params.items()) or "unchanged"
 
 
-def _said(key: str, value: Value) -> str:
-    """A word says by itself what it is, a number needs its key's last part; a method has a title."""
-    if key == "method":
-        return str(method_module(str(value)).Config.title)
+def _said(key: str, value: Value, task: Task) -> str:
+    """A word is called by its task, a number needs its key's last part."""
     if isinstance(value, str):
-        return value
+        return task.word(key, value)
     return f"{key.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"

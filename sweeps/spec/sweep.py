@@ -8,9 +8,10 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from cnnjepa.config import TrainConfig
-from cnnjepa.run.identity import from_dict, identity, signature, to_dict
+from cnnjepa.run.identity import DEFAULT_TASK, from_dict, identity, signature, to_dict
+from jobs.cluster import JobSpec
 from jobs.config import compose_job
+from jobs.task import task_named, task_of
 from sweeps.spec.space import Dimension, Params, Value, all_points, applied, baseline, grid_points, label
 
 FIRST_SEED = 42  # the paper's one seed
@@ -57,7 +58,8 @@ class SweepSpec:
 
     `costs` are what a run cost, by the names of results.csv, that belong to the answer: they get columns of their own, and a picture in
     which the headline stands against the first. `prune_on` are names of early warnings (search/warnings.py) that end a run at a probe.
-    A setting is called by the values that it sets of the keys `named_by`, or of all keys where there are none.
+    A setting is called by the values that it sets of the keys `named_by`, or of all keys where there are none. `task` is the module that
+    trains: jobs/task.py. It also gives the `objective` and the `headline` where they are left out.
     """
 
     name: str
@@ -66,15 +68,22 @@ class SweepSpec:
     paper: Scale
     settings: Sequence[Setting] = ()
     space: Sequence[Dimension] = ()
-    objective: str = "linear.holdout_top1"
-    headline: Sequence[str] = ("linear.test_top1", "knn.test_top1")
+    objective: str = ""
+    headline: Sequence[str] | None = None
     costs: Sequence[str] = ()
     prune_on: Sequence[str] = ()
     named_by: Sequence[str] = ()
+    task: str = DEFAULT_TASK
+
+    def job(self, cluster: str, overrides: Sequence[str]) -> JobSpec:
+        """Return a run of the sweep's task with these overrides."""
+        return compose_job([f"cluster={cluster}", *overrides], self.task)
 
     def label(self, setting: Setting) -> str:
         """What `setting` is called in tables and pictures."""
-        return label({key: value for key, value in setting.overrides.items() if not self.named_by or key in self.named_by})
+        return label(
+            {key: value for key, value in setting.overrides.items() if not self.named_by or key in self.named_by}, task_named(self.task)
+        )
 
     def scale(self, name: ScaleName) -> Scale:
         """The scale of that name."""
@@ -103,7 +112,7 @@ class Trial:
     point: int = -1  # of a search: the number of the first trial of the setting; -1 for what was given and not chosen
 
     @cached_property
-    def config(self) -> TrainConfig:
+    def config(self) -> Any:
         """What the trial trains."""
         return from_dict(self.values)
 
@@ -149,13 +158,13 @@ class Search:
         """The trial of a point and seed."""
         params = {d.key: params[d.key] for d in self.space if d.key in params}
         values = applied(self.base, params, seed)
-        name = f"#{point} {label(params)}" if point else f"baseline: {label(params)}"
+        name = f"#{point} {label(params, task_of(values))}" if point else f"baseline: {label(params, task_of(values))}"
         return Trial(number, name, seed, values, signature(from_dict(values)), params, point)
 
 
 def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -> None:
     """Raise ValueError at an override of what the sweep itself sets."""
-    swept = keys | {"seed", "cluster", "run_dir"}
+    swept = keys | {"seed", "cluster", "run_dir", "task"}
     for override in overrides:
         key = override.partition("=")[0]
         if key in swept:
@@ -165,7 +174,7 @@ def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -
 def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str]) -> SweepSpec:
     """The sweep that tries every combination of the space's grid, as settings; the unchanged setting first where it is one of them."""
     space = spec.space_at(scale)
-    base = to_dict(compose_job([f"cluster={cluster}", *scale.overrides, *overrides]).train)
+    base = to_dict(spec.job(cluster, [*scale.overrides, *overrides]).train)
     points = grid_points(space, base)
     published = baseline(space, base)
     points = [p for p in points if p == published] + [p for p in points if p != published]
@@ -190,8 +199,8 @@ def build_search(
     for dimension in space:
         dimension.check()
     check_overrides(spec, {d.key for d in space}, overrides)
-    train = compose_job([f"cluster={cluster}", *scale.overrides, *overrides]).train
-    train.probes.at_epochs = sorted({*train.probes.at_epochs, *rungs})
+    train = spec.job(cluster, [*scale.overrides, *overrides]).train
+    train = task_of(train).probed_at(train, rungs)
     base = to_dict(train)
     baseline(space, base)
     points = min(points, len(all_points(space, base) or range(points)))
@@ -219,10 +228,10 @@ def build_trials(
     composed = []
     for setting in settings:
         own = [f"{key}={value}" for key, value in setting.overrides.items()]
-        composed.append(compose_job([f"cluster={cluster}", *scale.overrides, *own, *overrides]).train)
+        composed.append(spec.job(cluster, [*scale.overrides, *own, *overrides]).train)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for called, train in zip(labels, composed, strict=True):
-            config = replace(train, seed=seed, probes=replace(train.probes, at_epochs=sorted({*train.probes.at_epochs, *rungs})))
+            config = task_of(train).probed_at(replace(train, seed=seed), rungs)
             name = signature(config)
             if name in known:
                 raise ValueError(f"settings of {spec.name} must differ; got the same configuration for {known[name]} and {called}")

@@ -18,6 +18,7 @@ from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, read_probes
 from cnnjepa.run.losses import LossCurve
 from jobs.slurm.queue import Queue, has_slurm
 from jobs.slurm.sacct import JobUse
+from jobs.task import Task, task_named, task_of
 from sweeps.spec.space import applied
 from sweeps.spec.sweep import ScaleName, Search, SweepSpec, Trial
 from sweeps.state import claims
@@ -96,13 +97,22 @@ class Sweep:
         published = [s for s in spec.settings_at(spec.scale(scale)) if s.paper and scale is ScaleName.paper]
         paper = {spec.label(s): dict(s.paper) for s in published}
         metrics = [metric for values in paper.values() for metric in values if metric not in spec.costs]
-        headline = list(dict.fromkeys([*spec.headline, *metrics]))
-        sweep = Sweep(path, spec.name, spec.question, scale, spec.objective, headline, paper, trials, search, list(rungs), eta)
+        task = task_named(spec.task)
+        objective, shown = spec.objective or task.OBJECTIVE, task.HEADLINE if spec.headline is None else spec.headline
+        if not objective:
+            raise ValueError(f"objective must be given by the sweep, or by its task as OBJECTIVE; got none of {spec.name} and {spec.task}")
+        headline = list(dict.fromkeys([*shown, *metrics]))
+        sweep = Sweep(path, spec.name, spec.question, scale, objective, headline, paper, trials, search, list(rungs), eta)
         sweep.costs.extend(spec.costs)
         sweep.prune_on.extend(spec.prune_on)
         sweep.best_of_many.extend(spec.label(s) for s in published if s.best_of_many)
         sweep.grow()
         return sweep
+
+    @property
+    def task(self) -> Task:
+        """Return what trains its runs."""
+        return task_of(self.trials[0].values if self.trials else {})
 
     @staticmethod
     def load(path: Path) -> "Sweep":
@@ -359,13 +369,9 @@ class View:
         self._probes[trial.signature] = {**known, **more}, end
         return self._probes[trial.signature][0]
 
-    def losses(self, trial: Trial) -> LossCurve:
-        """Return the recorded losses of an unfinished trial, at least those of its last part.
-
-        Only new lines are read.
-        """
+    def losses(self, trial: Trial, share: float) -> LossCurve:
+        """The losses that a trial which has not ended has recorded, of its last `share` at least; what was read is not read again."""
         curve = self._losses.setdefault(trial.signature, LossCurve(trial.epochs))
-        share = trial.values["warnings"]["plateau_share"]
         curve.read(self._run(trial).path / "metrics.jsonl", share)
         return curve
 

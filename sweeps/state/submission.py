@@ -13,8 +13,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.config import Device
 from cnnjepa.run.files import create_exclusive, read_json, reading, to_json, write_atomic
+from cnnjepa.run.ranks import Device
 from jobs.cluster import Allocation, ClusterProfile, Scheduler
 from jobs.slurm.sbatch import Array
 from sweeps.state.claims import Process

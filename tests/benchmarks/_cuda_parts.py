@@ -374,7 +374,8 @@ def bucket_apart(device: str) -> float:
     import torch.distributed as dist
     from torch import nn
 
-    from cnnjepa.distributed import GradientBuckets, Ranks
+    from cnnjepa.distributed import GradientBuckets
+    from cnnjepa.run.ranks import Ranks
 
     place = torch.device(device)
     if device == "cuda":

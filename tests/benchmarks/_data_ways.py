@@ -20,8 +20,8 @@ from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, load_splits
 from cnnjepa.data.loader import build_plan, train_loader
 from cnnjepa.data.pictures import Drawn, EncodedPicture
 from cnnjepa.data.views import ViewSpec, crop_and_flip, draw_crop, random_views
-from cnnjepa.distributed import Ranks
 from cnnjepa.methods.cnn_jepa import Config
+from cnnjepa.run.ranks import Ranks
 
 CPU = torch.device("cpu")
 BATCH = 128

@@ -17,9 +17,9 @@ from _report import publish
 from methods import build, pixels, settings, take_step
 from rich.table import Table
 
-from cnnjepa.config import CheckpointConfig, Device, Precision
-from cnnjepa.distributed import joined
+from cnnjepa.config import CheckpointConfig, Precision
 from cnnjepa.run import checkpoint
+from cnnjepa.run.ranks import Device, joined
 from cnnjepa.run.saver import Saver, host_copy
 from cnnjepa.train import Run
 

@@ -25,24 +25,14 @@ import torch
 from _report import publish
 from rich.table import Table
 
-from cnnjepa.config import (
-    DATA_PRESETS,
-    CheckpointConfig,
-    Device,
-    EncoderConfig,
-    LogConfig,
-    OptimizerConfig,
-    Precision,
-    TrainConfig,
-    method_module,
-)
+from cnnjepa.config import DATA_PRESETS, CheckpointConfig, EncoderConfig, LogConfig, OptimizerConfig, Precision, TrainConfig, method_module
 from cnnjepa.data.datasets import GreyImages, Images, Indices, Splits, load_splits
-from cnnjepa.distributed import joined
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.probes import knn, run_probes
 from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import to_dict
+from cnnjepa.run.ranks import Device, joined
 from cnnjepa.train import train
 
 REQUIRED_GAIN = {"linear": 5.0, "knn": 3.0}  # points of test top-1, in each seed

@@ -28,12 +28,13 @@ from rich.table import Table
 from cnnjepa.config import DATA_PRESETS, EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets
 from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan
-from cnnjepa.distributed import GradientBuckets, joined
+from cnnjepa.distributed import GradientBuckets
 from cnnjepa.monitoring.gpu import EnergyMeter
 from cnnjepa.monitoring.memory import peak_memory_mb
 from cnnjepa.optim import build_optimizer
 from cnnjepa.rules import validate
 from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.ranks import joined
 from cnnjepa.run.saver import Saver
 from cnnjepa.train import Run, forward_backward, micro_batch
 

@@ -19,8 +19,8 @@ from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.loader import build_plan, normalise, probe_loader, surviving, train_loader
 from cnnjepa.data.pictures import Drawn, Pixels
 from cnnjepa.data.views import ViewSpec, augmented, crop_and_flip, draw_crop, probe_view, random_views
-from cnnjepa.distributed import Ranks
 from cnnjepa.randomness import Stream, generator
+from cnnjepa.run.ranks import Ranks
 from tests.tiny import tiny_config
 
 CPU = torch.device("cpu")

@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cnnjepa.config import Device, MaskStrategy, Precision, TrainConfig
-from cnnjepa.distributed import GradientBuckets, Ranks, RunningStatistics, is_main_rank, joined, pick_device, rank_count
+from cnnjepa.config import MaskStrategy, Precision, TrainConfig
+from cnnjepa.distributed import GradientBuckets, RunningStatistics
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import to_dict
+from cnnjepa.run.ranks import Device, Ranks, is_main_rank, joined, pick_device, rank_count
 from tests import forked
 from tests.cnnjepa.test_train import CHILD, assert_bitwise_equal, comparable, final_state, wait_until_held
 from tests.forked import Forked

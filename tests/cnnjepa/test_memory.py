@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cnnjepa.distributed import Ranks
 from cnnjepa.monitoring import memory
 from cnnjepa.monitoring.memory import peak_memory_mb, reset_peak_memory
+from cnnjepa.run.ranks import Ranks
 
 CPU, CUDA = (Ranks(0, 1, torch.device(kind)) for kind in ("cpu", "cuda"))
 

@@ -17,9 +17,9 @@ from cnnjepa.data.views import ViewSpec
 from cnnjepa.masking import draw_blocks
 from cnnjepa.rules import validate
 from cnnjepa.run import checkpoint
-from cnnjepa.run.folder import RunStatus
+from cnnjepa.run.folder import RunError, RunStatus
 from cnnjepa.run.identity import from_dict, to_dict
-from cnnjepa.train import CollapsedError, RunError
+from cnnjepa.train import CollapsedError
 from tests.cnnjepa.test_distributed import Launched, assert_close, finish
 from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
 from tests.tiny import tiny_config
@@ -215,8 +215,8 @@ def test_bf16_stays_near_fp32(name: str) -> None:
 RANKS = """
 import json, sys
 from pathlib import Path
-from cnnjepa.distributed import joined
-from cnnjepa.config import Device
+from cnnjepa.run.ranks import joined
+from cnnjepa.run.ranks import Device
 from cnnjepa.run.identity import from_dict
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.train import train

@@ -30,8 +30,8 @@ from cnnjepa.data.loader import build_plan, train_loader
 from cnnjepa.data.packed import PackedImages, read_manifest
 from cnnjepa.data.pictures import EncodedPicture
 from cnnjepa.data.views import crop_and_flip, random_views
-from cnnjepa.distributed import Ranks
 from cnnjepa.run.identity import signature
+from cnnjepa.run.ranks import Ranks
 from tests import forked
 from tests.cnnjepa.test_data import image_tree, picture, pixels_of, write_idx
 from tests.documented import typed

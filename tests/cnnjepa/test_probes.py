@@ -9,12 +9,12 @@ from torch import nn
 from cnnjepa.config import DataConfig, ProbeConfig
 from cnnjepa.data import loader
 from cnnjepa.data.datasets import GreyImages, Splits, load_splits
-from cnnjepa.distributed import Ranks
 from cnnjepa.models.resnet import build_encoder
 from cnnjepa.probes import collapse, features, knn, linear, run_probes
 from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm, pooled_features, topk_accuracy
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.run.folder import RunFolder, RunStatus
+from cnnjepa.run.ranks import Ranks
 from cnnjepa.train import train
 from tests.cnnjepa.test_train import assert_bitwise_equal, final_state, run
 from tests.tiny import tiny_config

@@ -13,9 +13,8 @@ import torch
 
 from cnnjepa.run import checkpoint, saver
 from cnnjepa.run.files import Lines
-from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.folder import RunError, RunFolder
 from cnnjepa.run.saver import Saver, host_copy, insist
-from cnnjepa.train import RunError
 from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
 from tests.tiny import tiny_config
 

@@ -16,12 +16,12 @@ from cnnjepa import train as trainer
 from cnnjepa.batch import Batch
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.loader import build_plan
-from cnnjepa.distributed import Ranks
 from cnnjepa.methods import cnn_jepa
 from cnnjepa.run import checkpoint
-from cnnjepa.run.folder import TIMING_KEYS, RunFolder, RunResult, RunStatus
+from cnnjepa.run.folder import TIMING_KEYS, RunError, RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import from_dict, to_dict
-from cnnjepa.train import CollapsedError, NonFiniteError, RunError, train
+from cnnjepa.run.ranks import Ranks
+from cnnjepa.train import CollapsedError, NonFiniteError, train
 from tests import forked
 from tests.forked import Forked
 from tests.held import wait_until

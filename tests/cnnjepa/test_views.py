@@ -17,8 +17,8 @@ from cnnjepa.data.datasets import Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan, train_loader
 from cnnjepa.data.pictures import Drawn
 from cnnjepa.data.views import ViewSpec, _augment, _reduction, random_views
-from cnnjepa.distributed import Ranks
 from cnnjepa.randomness import Stream, generator
+from cnnjepa.run.ranks import Ranks
 from tests.cnnjepa.test_methods import METHODS, small
 
 VIEWED = [m for m in METHODS if method_module(m).Method.views(small(m))]

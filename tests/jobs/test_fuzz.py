@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from cnnjepa.config import TrainConfig, method_module, method_names
 from cnnjepa.rules import validate
-from cnnjepa.run.identity import from_dict, signature, to_dict
+from cnnjepa.run.identity import DEFAULT_TASK, from_dict, signature, to_dict
 from jobs.cluster import ClusterProfile, Scheduler, validate_cluster
 from jobs.config import _compose, _leaves, compose_job
 from jobs.slurm.sbatch import Array, render
+from jobs.task import task_named
 from sweeps.cli.plan import parse, plan
 from sweeps.joint_search import SWEEP as SEARCH
 
@@ -53,7 +54,7 @@ def check(error: ValueError) -> None:
 
 @functools.cache
 def keys(method: str) -> list[str]:
-    return _leaves(_compose([f"method={method}"]))
+    return _leaves(_compose([f"method={method}"], task_named(DEFAULT_TASK)))
 
 
 @st.composite

@@ -9,6 +9,7 @@ from jobs.preflight import check_data
 from tests.cnnjepa.test_data import image_tree
 from tests.cnnjepa.test_pack import damage, run
 from tests.jobs.test_bad_input import OK, call_pretrain
+from tests.tiny import tiny_config
 
 
 @pytest.mark.parametrize("how", ["truncated", "missing", "another file", "manifest", "shrunk"])
@@ -24,5 +25,5 @@ def test_damage_is_one_line_and_status_2(
     assert call_pretrain([*OK, f"run_dir={tmp_path / 'run'}", *data], monkeypatch) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {message}")
-    (finding,) = check_data(DataConfig(DatasetName.imagefolder, root=str(folder)))
+    (finding,) = check_data(tiny_config(data=DataConfig(DatasetName.imagefolder, root=str(folder))))
     assert (finding.level, finding.said) == ("problem", line.removeprefix("error: "))

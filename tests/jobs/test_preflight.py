@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cnnjepa import task
 from cnnjepa.config import DATA_PRESETS, DatasetName, method_module
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import to_dict
@@ -172,10 +173,10 @@ def test_a_runs_folder_on_a_nodes_own_disk_is_warned_of(monkeypatch: pytest.Monk
 
 
 def test_the_images_must_be_there_and_be_as_many_as_the_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    digits = DATA_PRESETS["digits"]
+    digits = tiny_config(data=DATA_PRESETS["digits"])
     assert levels(preflight.check_data(digits)) == {"data": "ok"}
-    assert levels(preflight.check_data(DATA_PRESETS["imagenet100"])) == {"data": "problem"}
-    monkeypatch.setitem(preflight.EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
+    assert levels(preflight.check_data(tiny_config(data=DATA_PRESETS["imagenet100"]))) == {"data": "problem"}
+    monkeypatch.setitem(task.EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
     (found,) = preflight.check_data(digits)
     assert found.said.startswith("data.digits must have 1437 training and 361 test images; got digits: 1437 training and 360 test images")
     assert levels(preflight.checked_data(to_dict(digits))) == {"data": "ok"}  # in a process of its own
@@ -186,7 +187,7 @@ def test_the_room_of_a_run_is_that_of_its_checkpoints(tmp_path: Path) -> None:
     folder.prepare(config)
     assert train(config, folder) is not None
     real = max(p.stat().st_size for p in folder.checkpoints.glob("*.pt")) * (config.checkpoint.keep + 1)
-    assert real <= preflight.bytes_of_a_run(config) < real + 5 * 2**20
+    assert real <= task.bytes_of_a_run(config) < real + 5 * 2**20
 
 
 def test_the_room_of_a_run_is_its_weights_two_moments_and_a_head_for_each_checkpoint_and_one_that_is_written() -> None:
@@ -197,13 +198,13 @@ def test_the_room_of_a_run_is_its_weights_two_moments_and_a_head_for_each_checkp
     assert 0 < trained < weights
     for keep in (1, 2, 5):
         config.checkpoint.keep = keep
-        assert preflight.bytes_of_a_run(config) == (weights + 2 * trained + 2**20) * (keep + 1)
+        assert task.bytes_of_a_run(config) == (weights + 2 * trained + 2**20) * (keep + 1)
 
 
 def test_what_is_staged_and_whether_it_fits_is_said(tmp_path: Path) -> None:
     source, scratch = packed(tmp_path / "set"), tmp_path / "scratch"
     scratch.mkdir()
-    data: list[dict[str, object]] = [{**to_dict(DATA_PRESETS["digits"]), "root": ""}, {"root": str(source)}]
+    data: list[dict[str, object]] = [to_dict(tiny_config()), {"data": {"root": str(source)}}]
     assert preflight.check_staging(CLUSTER, data) == []
     cluster = replace(CLUSTER, local_scratch=str(scratch))
     (found,) = preflight.check_staging(cluster, data[:1])

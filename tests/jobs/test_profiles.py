@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.config import Device
+from cnnjepa.run.ranks import Device
 from jobs import config
 from jobs.cluster import ClusterProfile, Scheduler, fit_to, validate_cluster
 from jobs.config import compose_job

@@ -15,8 +15,7 @@ import pytest
 
 from cnnjepa.config import DataConfig
 from cnnjepa.data.datasets import load_splits
-from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
-from cnnjepa.train import never, no_judge
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, never, no_judge
 from jobs import provenance
 from jobs.cluster import JobSpec
 from sweeps import __main__ as readers
@@ -115,7 +114,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., RunResult
     monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(provenance, "_git", lambda *_: "")
     monkeypatch.setattr(monitor, "rebuild", lambda _: "")
-    monkeypatch.setattr("jobs.run.load_splits", load)
+    monkeypatch.setattr("cnnjepa.data.datasets.load_splits", load)
     if trainer is not None:
         monkeypatch.setattr(worker, "run_job", trainer)
 

@@ -117,4 +117,4 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_git", lambda *_: "")
     monkeypatch.setattr(plots, "draw", lambda view, path: plots.write_atomic(path, tables.summary_csv(view)))
     monkeypatch.setattr(monitor, "rebuild", lambda _: "")  # a process of its own, which writes the page in one act
-    monkeypatch.setattr("jobs.run.load_splits", lambda _: digits())
+    monkeypatch.setattr("cnnjepa.data.datasets.load_splits", lambda _: digits())

@@ -290,14 +290,14 @@ BASE = Efficiency("sacct", 3600.0, 36000.0, 0.1, 16, 0.9, 4000.0, 16000.0, 0.25,
     ],
 )
 def test_a_request_follows_from_the_numbers_or_is_not_made(changes: dict[str, Any], workers: int, asked: list[str]) -> None:
-    made = requests([replace(BASE, **changes)], 4, workers, [])
+    made = requests([replace(BASE, **changes)], 4, workers, [], "data.workers")
     assert [request.partition(" (")[0] for request in made] == asked
 
 
 def test_jobs_that_ran_out_of_memory_are_said() -> None:
     killed = JobUse("OUT_OF_MEMORY", 1, 10.0, 60.0, 4, None, 16000.0, None)
     found = replace(BASE, limit_seconds=None, memory_mb=None)
-    assert requests([found], 4, 2, [killed]) == ["memory_gb_per_slot above 16 (1 jobs ran out of memory)"]
+    assert requests([found], 4, 2, [killed], "data.workers") == ["memory_gb_per_slot above 16 (1 jobs ran out of memory)"]
 
 
 def test_a_gpus_utilisation_is_said_or_said_to_be_absent(tmp_path: Path) -> None:

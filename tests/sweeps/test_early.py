@@ -17,10 +17,11 @@ from rich.console import Console
 from cnnjepa.config import ProbeConfig, WarningConfig
 from cnnjepa.run.folder import RunResult, RunStatus
 from cnnjepa.run.losses import LossCurve
+from cnnjepa.warnings import early_warnings
 from sweeps.execution.changes import announce_changes, left_to_run
 from sweeps.execution.scheduler import judge
 from sweeps.report.status import sweep_status, trial_status, warning_lines
-from sweeps.search.warnings import check_pruning, early_warnings, told, warnings_of
+from sweeps.search.warnings import check_pruning, told, warnings_of
 from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state import claims
 from sweeps.state.folder import Sweep, View

@@ -253,9 +253,9 @@ def test_many_settings_have_colours_from_best_to_worst() -> None:
     assert found["s0"] == "rgb(122, 4, 2)"
 
 
-def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis() -> None:
+def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis(tmp_path: Path) -> None:
     table = [Summary("a", {OBJECTIVE: Spread(50.0, 2.0, 3)}, 0, 0, 0, 0, 0.0, {}, {}, {})]
-    (point, _) = costs_figure(table, OBJECTIVE, {"a": Spread(3.0, 0.5, 3)}, "GPU-hours", {"a": "#000"}).data
+    (point, _) = costs_figure(made(tmp_path, ALIKE), table, {"a": Spread(3.0, 0.5, 3)}, "GPU-hours", {"a": "#000"}).data
     assert (point.x[0], point.error_x.array[0], point.y[0], point.error_y.array[0]) == (3.0, 0.5, 50.0, 2.0)
 
 

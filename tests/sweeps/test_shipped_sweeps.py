@@ -11,9 +11,9 @@ import pytest
 from matplotlib import pyplot
 
 from cnnjepa.config import method_module, method_names
+from jobs.task import task_of
 from sweeps.execution import monitor
 from sweeps.report import plots as pictures
-from sweeps.report.aggregate import title
 from sweeps.spec.sweep import Setting, SweepSpec
 from tests.browser import opened
 from tests.sweeps import tiny_search, tiny_sweep
@@ -65,10 +65,10 @@ def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, 
     with (folder / "summary.csv").open() as file:
         means = {line["setting"]: line for line in csv.DictReader(file)}
     settings, gone = {s: t["setting"] for s, t in trials.items()}, {trainer.begun[1], *pruned}
-    for metric, without in ((spec.objective, gone), ("knn.test_top1", {*gone, trainer.blind})):
+    for metric, without in ((task_of({}).OBJECTIVE, gone), ("knn.test_top1", {*gone, trainer.blind})):
         told = {setting: float(line[f"{metric}_mean"]) for setting, line in means.items() if line[f"{metric}_mean"]}
         assert told == pytest.approx(expected_means(trainer, settings, metric, without))
-    best = max(expected_means(trainer, settings, spec.objective, gone).items(), key=lambda found: found[1])
+    best = max(expected_means(trainer, settings, task_of({}).OBJECTIVE, gone).items(), key=lambda found: found[1])
     assert looked["best"]["setting"] == best[0]
     assert looked["best"]["mean"] == pytest.approx(best[1])
     pictures = ["ablation.png", *["accuracy_against_cost.png"] * bool(spec.costs)]
@@ -82,7 +82,7 @@ def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, 
     assert all(shown["markdown"][1].count(f"| {setting} |") == 1 for setting in every)
     assert shown["latex"][1].count(r" \\") == len(every) + 1
     assert "1 failed" in shown["table"][1]
-    assert f"best so far by {spec.objective}: {best[0]}: " in read(monkeypatch, "status", str(folder))[1]
+    assert f"best so far by {task_of({}).OBJECTIVE}: {best[0]}: " in read(monkeypatch, "status", str(folder))[1]
 
     status, text = read(monkeypatch, "report", str(folder))
     assert (status, text) == (0, f"{folder / 'report.html'}\n")
@@ -201,4 +201,4 @@ def test_each_metric_of_a_headline_has_its_panel(tmp_path: Path, monkeypatch: py
     run(depths(*THREE, headline=SIX), "--runs-dir", str(tmp_path), "--seeds", "1")
     pyplot.close(drawn[0])
     assert [len(axis.lines) for axis in drawn[0].axes] == [6] * 6  # of each setting the one run's dot, and the mean
-    assert [axis.get_xlabel() for axis in drawn[0].axes] == [f"{title(metric)} (%)" for metric in SIX]
+    assert [axis.get_xlabel() for axis in drawn[0].axes] == [f"{task_of({}).title(metric)} (%)" for metric in SIX]

@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from jobs.task import task_of
 from sweeps.execution.scheduler import judge, next_claim
 from sweeps.search import search
 from sweeps.search.rungs import goes_on, rung_epochs
@@ -55,7 +56,7 @@ def test_the_setting_without_changes_must_lie_in_the_space() -> None:
 
 
 def test_a_point_is_called_by_its_short_keys() -> None:
-    assert label({"optimizer.lr": 0.0031234, "method.predictor.depth": 2}) == "lr 0.003123, depth 2"
+    assert label({"optimizer.lr": 0.0031234, "method.predictor.depth": 2}, task_of({})) == "lr 0.003123, depth 2"
 
 
 def test_the_grid_is_a_sweep_of_settings_that_begins_with_the_papers() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import preflight, snapshot
+from jobs.task import task_of
 from sweeps.cli import submit
 from sweeps.execution import slurm_array, worker_main
 from sweeps.state.submission import Submission
@@ -61,7 +62,7 @@ def _slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(snapshot, "_PARTS", ("pyproject.toml",))
     monkeypatch.setattr(submit, "array_limit", lambda: 1001)
     monkeypatch.setattr(preflight, "checked_data", lambda _: [])
-    monkeypatch.setattr(preflight, "bytes_of_a_run", lambda _: 1)
+    monkeypatch.setattr(task_of({}), "bytes_of_a_run", lambda _: 1)
     monkeypatch.setattr("jobs.run.run_job", trivial_job)
 
 

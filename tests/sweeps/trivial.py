@@ -9,8 +9,7 @@ import torch
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.files import remove_partial
-from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
-from cnnjepa.train import never, no_judge
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, never, no_judge
 from jobs import provenance
 from jobs.cluster import JobSpec
 

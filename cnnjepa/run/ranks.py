@@ -1,0 +1,114 @@
+"""Ranks: started by torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one rank alone.
+
+torch is imported only where a device or a peer is asked for: a trainer without it is one rank and pays nothing.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+# Long enough for rank 0 to write a large checkpoint or fit a probe while the others wait.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+class Device(Enum):
+    """auto takes a CUDA device where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    count: int
+    device: "torch.device"
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files."""
+        return self.rank == 0
+
+
+def rank_count() -> int:
+    """How many ranks the launcher started; 1 where there is no launcher."""
+    told = os.environ.get("WORLD_SIZE", "1")
+    if not told.isdigit() or told == "0":
+        raise ValueError(f"WORLD_SIZE must be the number of ranks; got {told}")
+    return int(told)
+
+
+def is_main_rank() -> bool:
+    """Whether the launcher made this process the one that writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def pick_device(wish: Device) -> "torch.device":
+    """This rank's device; raises ValueError where CUDA is wished for and there is none."""
+    import torch
+
+    if wish is Device.cpu or (wish is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device must be cpu or auto where torch sees no CUDA device; got cuda")
+    # A launcher that gives each rank a single visible device leaves only index 0.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+@contextmanager
+def joined(wish: Device) -> Iterator[Ranks]:
+    """Join the process group for the length of the block: gloo on CPU, NCCL on CUDA, nothing for a rank alone.
+
+    Within another such block the ranks are joined already, and stay so.
+    """
+    import torch
+    import torch.distributed as dist
+
+    device = pick_device(wish)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if rank_count() == 1:
+        yield Ranks(0, 1, device)
+        return
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def broadcast_object(value: T, ranks: Ranks) -> T:
+    """Rank 0's `value` on every rank."""
+    if ranks.count == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=ranks.device)
+    return box[0]
+
+
+def first_of(text: str, ranks: Ranks) -> str:
+    """The text of the lowest rank whose text is not empty, on every rank; "" where all are."""
+    if ranks.count == 1:
+        return text
+    import torch.distributed as dist
+
+    texts = [""] * ranks.count
+    dist.all_gather_object(texts, text)
+    return next((t for t in texts if t), "")
