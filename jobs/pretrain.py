@@ -85,8 +85,7 @@ def checked_multirun(overrides: list[str]) -> list[JobSpec]:
         if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
             require_writable(job.run_dir, "run_dir")
             RunFolder(job.run_dir).prepare(job.train)
-        else:
-            check_jobs([job], rank_count())
+    check_jobs([job for job in jobs if job.cluster.scheduler is not Scheduler.slurm], rank_count())
     return jobs
 
 
