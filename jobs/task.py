@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
-from cnnjepa.run.identity import DEFAULT_TASK, config_class, lookup, task_module
+from cnnjepa.run.identity import config_class, lookup, task_module, task_name
 from cnnjepa.run.losses import LossCurve
 
 Judge = Callable[[int, dict[str, float]], str]
@@ -121,5 +121,4 @@ def task_named(name: str) -> Task:
 
 def task_of(config: Any) -> Task:
     """Return the task of a configuration, also as plain values."""
-    named = config.get("task") if isinstance(config, Mapping) else getattr(config, "task", None)
-    return task_named(named or DEFAULT_TASK)
+    return task_named(task_name(config))

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 DEFAULT_TASK = "cnnjepa.task"
 
 
-def task_name(values: Mapping[str, Any]) -> str:
-    """Return the module that trains a configuration, given as plain values; only another than the default is recorded."""
-    return str(values.get("task", DEFAULT_TASK))
+def task_name(config: Any) -> str:
+    """Return the module that trains a configuration, also of one as plain values; the default is not recorded."""
+    named = config.get("task") if isinstance(config, Mapping) else getattr(config, "task", None)
+    return str(named or DEFAULT_TASK)
 
 
 @functools.cache
