@@ -1,6 +1,7 @@
 """`python -m jobs.drill [--cluster NAME] [--faults N] [--seed S] [key=value ...]`: proves that nothing is lost, by breaking things.
 
-A small pretraining runs in peace, then again under a random sequence of faults, and is held against the first bit for bit. Exit status: 0
+A small pretraining runs undisturbed, then again under a random sequence of faults, and is compared
+with the first bit for bit. Exit status: 0
 where nothing is lost, 1 where anything is lost, doubled or different, 2 wrong usage.
 """
 

@@ -86,11 +86,14 @@ class RunResult:
 
 
 class HopelessError(RuntimeError):
-    """The run itself is at fault and every rank has seen it: tried again, it would come to the same."""
+    """Raised on every rank when the run itself is at fault; a retry would end the same way."""
 
 
 class RunError(RuntimeError):
-    """Training ended by an error, which is its cause; tells what had been reached and spent."""
+    """Raised when training fails; holds the progress and the time spent.
+
+    The error that ended it is the cause.
+    """
 
     def __init__(self, step: int, seconds: float, device_hours: float) -> None:
         super().__init__(f"training ended by an error at step {step}")
@@ -98,18 +101,18 @@ class RunError(RuntimeError):
 
 
 def never() -> bool:
-    """Nobody asks the run to stop."""
+    """Never ask the run to stop."""
     return False
 
 
 def no_judge(epoch: int, metrics: dict[str, float]) -> str:
-    """Every run is worth its end."""
+    """Let every run reach its end."""
     return ""
 
 
 @dataclass(frozen=True)
 class EarlyWarning:
-    """One sign that a run comes to nothing: what was seen at which epoch, the value and what it is held against, and what to do."""
+    """Describe one sign of trouble: what was seen at which epoch, its threshold, and what to do."""
 
     name: str
     epoch: float
@@ -120,7 +123,7 @@ class EarlyWarning:
 
     @property
     def line(self) -> str:
-        """All of it, as a person reads it."""
+        """Return the whole warning as one line of text."""
         return f"{self.name}: {self.seen}; {self.advice}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,7 +195,10 @@ class RunFolder:
         self._writer: Lines | None = None
 
     def prepare(self, config: Any) -> None:
-        """Create the folder for `config`; raises ValueError where it holds a run of another configuration."""
+        """Create the folder for `config`.
+
+        Raises ValueError if it holds a run of another configuration.
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         if self._config.exists():
             held = self.config()
@@ -203,7 +209,7 @@ class RunFolder:
             write_atomic(self._config, yaml.safe_dump(to_dict(config), sort_keys=False))
 
     def config(self) -> Any:
-        """The configuration of the run; raises ValueError where the folder holds none."""
+        """Return the configuration of the run; raise ValueError if the folder holds none."""
         if not self._config.exists():
             raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
         try:

@@ -1,6 +1,7 @@
-"""Ranks: started by torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one rank alone.
+"""Coordinate ranks started by torchrun's variables, or one rank alone.
 
-torch is imported only where a device or a peer is asked for: a trainer without it is one rank and pays nothing.
+The variables are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. torch is imported only
+when a device or a peer is needed: a trainer without torch is one rank and pays nothing.
 """
 
 import os
@@ -21,7 +22,7 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
 class Device(Enum):
-    """auto takes a CUDA device where there is one."""
+    """Name the device; auto takes a CUDA device if there is one."""
 
     auto = "auto"
     cpu = "cpu"
@@ -30,7 +31,7 @@ class Device(Enum):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers."""
+    """Describe this process among its peers."""
 
     rank: int
     count: int
@@ -38,12 +39,12 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes files."""
+        """Return True on the one rank that writes files."""
         return self.rank == 0
 
 
 def rank_count() -> int:
-    """How many ranks the launcher started; 1 where there is no launcher."""
+    """Return the number of ranks that the launcher started; 1 without a launcher."""
     told = os.environ.get("WORLD_SIZE", "1")
     if not told.isdigit() or told == "0":
         raise ValueError(f"WORLD_SIZE must be the number of ranks; got {told}")
@@ -51,12 +52,12 @@ def rank_count() -> int:
 
 
 def is_main_rank() -> bool:
-    """Whether the launcher made this process the one that writes files."""
+    """Return whether the launcher made this process the one that writes files."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def pick_device(wish: Device) -> "torch.device":
-    """This rank's device; raises ValueError where CUDA is wished for and there is none."""
+    """Return this rank's device; raise ValueError if CUDA is requested but unavailable."""
     import torch
 
     if wish is Device.cpu or (wish is Device.auto and not torch.cuda.is_available()):
@@ -69,9 +70,10 @@ def pick_device(wish: Device) -> "torch.device":
 
 @contextmanager
 def joined(wish: Device) -> Iterator[Ranks]:
-    """Join the process group for the length of the block: gloo on CPU, NCCL on CUDA, nothing for a rank alone.
+    """Join the process group for the duration of the block.
 
-    Within another such block the ranks are joined already, and stay so.
+    The backend is gloo on CPU and NCCL on CUDA; a single rank joins nothing. A nested block leaves
+    the existing process group open.
     """
     import torch
     import torch.distributed as dist
@@ -93,7 +95,7 @@ def joined(wish: Device) -> Iterator[Ranks]:
 
 
 def broadcast_object(value: T, ranks: Ranks) -> T:
-    """Rank 0's `value` on every rank."""
+    """Return rank 0's `value` on every rank."""
     if ranks.count == 1:
         return value
     import torch.distributed as dist
@@ -104,7 +106,7 @@ def broadcast_object(value: T, ranks: Ranks) -> T:
 
 
 def first_of(text: str, ranks: Ranks) -> str:
-    """The text of the lowest rank whose text is not empty, on every rank; "" where all are."""
+    """Return the text of the lowest rank with a non-empty text, on every rank; "" if none."""
     if ranks.count == 1:
         return text
     import torch.distributed as dist

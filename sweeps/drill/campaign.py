@@ -174,12 +174,12 @@ def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw:
 
 
 def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Drill:
-    """Run `make("undisturbed")` as the reference, then `make("struck-1")` and so on.
+    """Run the reference, then one run after the other under faults; `make` starts each by its name.
 
     Stop after `faults` faults, or earlier after a lost run or one without faults. Compare each run
     with the reference.
     """
-    say("one run in peace")
+    say("reference run without faults")
     scene = make("undisturbed")
     twin = scene.run
     leave_in_peace(scene)

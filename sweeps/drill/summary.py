@@ -49,7 +49,7 @@ def report(drill: Drill, asked: int) -> str:
     lines += [f"{n:32} {times:5} {steps:15} {mean:19.1f} {most:6.1f}" for n, times, steps, mean, most in by_kind(drill)]
     lines += [f"{'all':32} {told['faults']:5} {told['steps_repeated']:15} {told['seconds_lost_mean']:19.1f}", ""]
     lines += [
-        f"{told['faults']} of {asked} faults done to {told['runs']} runs, held against one that was left in peace:",
+        f"{told['faults']} of {asked} faults injected into {told['runs']} runs, compared with an undisturbed reference run:",
         *equalities(drill),
     ]
     lines += [f"  runs lost: {told['lost']}; records or rows there twice: {told['duplicated']}; differing bits: {told['different_bits']}"]
