@@ -1,5 +1,6 @@
 """The only reader of Hydra and YAML: overrides such as `data=digits optimizer.lr=0.003` become a JobSpec, or one clear ValueError."""
 
+import copy
 import difflib
 import functools
 import re
@@ -10,13 +11,15 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, EnumNode, OmegaConf, ValueNode
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException, ValidationError
 
 from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.identity import DEFAULT_TASK, from_dict, signature
@@ -75,15 +78,19 @@ def override_keys(name: str = DEFAULT_TASK) -> list[str]:
 
 
 def _check_syntax(overrides: Sequence[str]) -> None:
-    parser = OverridesParser.create()
     for override in overrides:
         require_printable(override, "an override")
         if not re.match(r"[\w./@]+=", override):
             raise ValueError(f"an override must have the form key=value; got {override}")
         try:
-            parser.parse_override(override)
+            _parsed(override)
         except (HydraException, RecursionError) as error:
             raise ValueError(f"an override must have a value that Hydra can read; got {override}") from error
+
+
+@functools.lru_cache(1024)
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
 
 
 def _check_choices(overrides: Sequence[str], task: Task) -> None:
@@ -105,41 +112,52 @@ def _leaves(node: Any, path: str = "") -> list[str]:
 
 
 def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
-    """One line with the key, the rule and the value for what Hydra or OmegaConf says in several."""
-    cause = error.__cause__ or error
-    text = str(cause)
-    named = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", str(error))
-    key = named[1] if named else ""
+    """Return one line with the key, the rule and the value for an error of Hydra or OmegaConf."""
+    cause = error.__cause__ or error.__context__ or error
+    key, node = getattr(cause, "full_key", None) or "", getattr(cause, "child_node", None)
     override = next((o for o in reversed(overrides) if o.startswith((f"{key}=", f"{key}."))), "")  # the last one counts
     given = override.partition("=")[2]
-    unknown = re.search(r"Key '([^']+)' not in 'ClusterProfile'", text)
-    if unknown and not override:
-        # Said of the profile's file, which no override names.
-        given = next((o.partition("=")[2] for o in overrides if o.startswith("cluster=")), "local")
-        hint = did_you_mean(unknown[1], [f.name for f in fields(ClusterProfile)])
-        return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {unknown[1]}{hint}"
-    if "not in struct" in text or "Could not override" in str(error):
-        with_defaults = [o for o in overrides if o.partition("=")[0] in _groups(task)]
-        known = _leaves(_compose(with_defaults, task))
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and not isinstance(cause, InterpolationKeyError):
+        if not override and cause.object_type is ClusterProfile:
+            # Said of the profile's file, which no override names.
+            given = _last(overrides, "cluster") or "local"
+            hint = did_you_mean(str(cause.key), [f.name for f in fields(ClusterProfile)])
+            return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
+        known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in _groups(task)], task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key} must be a key of the configuration; got {override or key}{hint}"
-    expected = re.search(r"expected one of \[([^\]]*)\]", text)
-    if expected:
-        return f"{key} must be one of {expected[1]}; got {given}"
-    wrong = re.search(r"could not be converted to (\w+)", text) or re.search(r"Cannot convert '[^']*' to (?:type )?'?(\w+)", text)
-    if wrong:
-        return f"{key} must be of type {wrong[1].lower()}; got {given}"
-    first = text.strip().splitlines()[0]
+    if isinstance(node, EnumNode):
+        return f"{key} must be one of {', '.join(node.enum_type.__members__)}; got {given}"
+    if isinstance(node, ValueNode) and isinstance(cause, ValidationError):
+        return f"{key} must be of type {type(node).__name__.removesuffix('Node').lower()}; got {given}"
+    first = str(cause).strip().splitlines()[0]
     return f"{key or 'an override'} must fit the configuration; got {given or ' '.join(overrides)}: {first.strip()}"
 
 
 def _compose(overrides: Sequence[str], task: Task) -> DictConfig:
+    """Return the configuration of `overrides`. Hydra chooses the groups, once a process for the same ones; the other keys are then set."""
+    choices = tuple(o for o in overrides if o.partition("=")[0] in _groups(task) or re.match(r"[\w.]*[/@]", o))
+    # The profile's sbatch options are open: any may be added.
+    keys = [_parsed(f"++{o}" if o.startswith("cluster.sbatch.") else o) for o in overrides if o not in choices]
+    profile = CONFIG_DIR / "cluster" / f"{_last(overrides, 'cluster') or 'local'}.yaml"
+    changed = profile.stat().st_mtime_ns if profile.exists() else 0
+    config = copy.deepcopy(_chosen(choices, task, changed))
+    ConfigLoaderImpl._apply_overrides_to_config(keys, config)  # what Hydra itself does next
+    return config
+
+
+@functools.lru_cache(64)
+def _chosen(choices: tuple[str, ...], task: Task, _changed: int) -> DictConfig:
     register_schemas(task)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        # The profile's sbatch options are open: any may be added.
-        return compose(CONFIG_NAME, [f"++{o}" if o.startswith("cluster.sbatch.") else o for o in overrides])
+        return compose(CONFIG_NAME, list(choices))
+
+
+def _last(overrides: Sequence[str], key: str) -> str:
+    """Return the value that the last override of `key` gives it, "" for none."""
+    return next((o.partition("=")[2] for o in reversed(overrides) if o.startswith(f"{key}=")), "")
 
 
 def job_from(config: DictConfig, task: Task) -> JobSpec:
@@ -165,7 +183,7 @@ def job_from(config: DictConfig, task: Task) -> JobSpec:
 def split_multirun(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a Hydra multirun, such as two jobs for `optimizer.lr=0.003,0.01`."""
     _check_syntax(overrides)
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = [_parsed(o) for o in overrides]
     return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
@@ -174,12 +192,12 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK) -> JobSpec:
 
     The task is `name`, unless an override such as task=my_module names another.
     """
-    name = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("task=")), name)
+    name = _last(overrides, "task") or name
     task = task_named(name)
     overrides = qualified([o for o in overrides if not o.startswith("task=")], name)
     _check_syntax(overrides)
     _check_choices(overrides, task)
-    profile = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("cluster=")), "local")
+    profile = _last(overrides, "cluster") or "local"
     try:
         job = job_from(_compose(overrides, task), task)
     except (HydraException, OmegaConfBaseException) as error:
