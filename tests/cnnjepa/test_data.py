@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision.transforms import InterpolationMode, v2
 
 from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, DatasetName, TrainConfig
@@ -59,6 +60,16 @@ def test_digits_need_no_network_and_split_the_same_every_time() -> None:
     assert not set(first.fit) & set(first.holdout)
     assert set(first.fit) | set(first.holdout) == set(first.pretrain)
     assert pixels_of(first.dataset.train, 0).shape == (8, 8, 3)
+
+
+def test_digits_are_those_that_scikit_learn_loads() -> None:
+    theirs, split = load_digits(), load_splits(DATA_PRESETS["digits"]).dataset
+    ours = np.concatenate([split.train.pixels, split.test.pixels])  # type: ignore[attr-defined]
+    pixels = (theirs.images * (255 / 16)).round().astype(np.uint8)
+    seen = {(label, image.tobytes()) for label, image in zip(theirs.target.tolist(), pixels, strict=True)}
+    labels = np.concatenate([split.train.labels, split.test.labels]).tolist()
+    assert {(label, image.tobytes()) for label, image in zip(labels, ours, strict=True)} == seen
+    assert len(ours) == len(pixels)
 
 
 @pytest.mark.parametrize("packed", [True, False])

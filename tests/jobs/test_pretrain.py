@@ -38,7 +38,7 @@ def pretrain(arguments: list[str], launcher: list[str] | None = None, **more: ob
 @pytest.mark.slow
 def test_a_run_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     """A job pays for each import with all of its GPUs, at each start."""
-    heavy = ("torch._dynamo", "torchvision", "sympy", "ray", "optuna", "matplotlib", "plotly")
+    heavy = ("torch._dynamo", "torchvision", "sympy", "ray", "optuna", "matplotlib", "plotly", "sklearn", "scipy", "pandas")
     program = f"""
 import sys
 from jobs.pretrain import run
