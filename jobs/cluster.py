@@ -79,12 +79,12 @@ class Allocation:
         slots = (gpus or cores) if slots_per_node is None else slots_per_node
         rules = [
             (nodes >= 1, "--nodes", "be at least 1", str(nodes)),
-            (1 <= slots <= cores, "--slots-per-node", f"lie in [1, {cores}], the cores of a node", str(slots)),
+            (1 <= slots <= cores, "--trials-per-node", f"lie in [1, {cores}], the cores of a node", str(slots)),
             (
                 not gpus or slots % gpus == 0,
-                "--slots-per-node",
-                f"be a multiple of the {gpus} GPUs of a node, each of which serves whole slots",
-                f"{slots}: a slot is one rank; for several GPUs a trial use --engine array",
+                "--trials-per-node",
+                f"be a multiple of the {gpus} GPUs of a node, each of which serves whole trials",
+                f"{slots}: a trial is one rank; for several GPUs per trial use --backend array",
             ),
         ]
         for holds, key, rule, value in rules:

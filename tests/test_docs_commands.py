@@ -48,8 +48,8 @@ TYPED = {
         "#SBATCH --gres=gpu:4", "--dry-run"
     ),
     "python tests/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True, after=(_START_SLURM,)),
-    "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
-    "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --slots-per-node 12 --dry-run account=abc": Run(
+    "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
+    "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --trials-per-node 12 --dry-run account=abc": Run(
         "36 slots at once"
     ),
     _PACK: Run("100 training and 100 validation images"),
@@ -74,7 +74,7 @@ TYPED = {
     _RUN_DEPTH: Run("linear top-1, test", starts_others=True),
     "python sweeps/predictor_depth.py --cluster local --seeds 3": Run("12 trials, 4 epochs each", "--dry-run"),
     f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}", after=(_RUN_DEPTH,)),
-    _RUN_RATE: Run("linear top-1, test", "--points 2 --seeds 1", starts_others=True),
+    _RUN_RATE: Run("linear top-1, test", "--max-trials 2 --seeds 1", starts_others=True),
     "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("36 trials, 8 epochs each"),
     "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("settings", "--dry-run"),
     "python -m sweeps status runs/joint_search-smoke": Run("trials (of up to 2 settings)", after=(_RUN_RATE,)),

@@ -134,11 +134,17 @@ class Supervisor:
             time.sleep(PAUSE_SECONDS)
 
 
+_ABOUT = "Run a command inside a Slurm job. Start it again if a rank dies; requeue the job if the run was stopped."
+_EXAMPLE = "example:\n  python -m jobs.slurm.supervisor --stop-signal-seconds 120 -- srun python -m jobs.pretrain"
+
+
 def main() -> int:
     """Parse the command line, with the command after --, and supervise it."""
-    parser = Parser(prog="python -m jobs.slurm.supervisor", description=__doc__)
-    parser.add_argument("--stop-signal-seconds", type=float, required=True, help="when before the limit Slurm tells the run to stop")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
+    parser = Parser(prog="python -m jobs.slurm.supervisor", description=_ABOUT, epilog=_EXAMPLE)
+    group = parser.add_argument_group("what to run")
+    signal_help = "seconds before the time limit at which Slurm tells the run to stop"
+    group.add_argument("--stop-signal-seconds", type=float, required=True, metavar="S", help=signal_help)
+    group.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="command to run, such as srun ...")
     try:
         asked = parser.parse_args()
     except ValueError as error:

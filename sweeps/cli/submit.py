@@ -121,18 +121,18 @@ def show_quote(sweep: Sweep, price: Quote, console: Console) -> None:
 def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocation | None:
     """The allocation that the command line asks for, None for an array; raises ValueError where its parts do not fit."""
     slurm = cluster.scheduler is Scheduler.slurm
-    if asked.engine != "ray" or not slurm:
-        for key, value in {"--nodes": asked.nodes, "--slots-per-node": asked.slots_per_node}.items():
+    if asked.backend != "allocation" or not slurm:
+        for key, value in {"--nodes": asked.nodes, "--trials-per-node": asked.trials_per_node}.items():
             if value is not None:
-                raise ValueError(f"{key} must come with --engine ray on a Slurm cluster; got {value}: add it, or leave {key} out")
-    if asked.engine and not slurm:
-        rule = "be left out where Ray Tune places the slots on this machine"
-        raise ValueError(f"--engine must {rule}; got {asked.engine}: give a Slurm --cluster, or leave it out")
-    if asked.engine != "ray":
+                raise ValueError(f"{key} must come with --backend allocation on a Slurm cluster; got {value}: add it, or leave {key} out")
+    if asked.backend and not slurm:
+        rule = "be left out on this machine, where Ray Tune places the trials"
+        raise ValueError(f"--backend must {rule}; got {asked.backend}: give a Slurm --cluster, or leave it out")
+    if asked.backend != "allocation":
         return None
     if asked.nodes is None:
-        raise ValueError("--nodes must be given with --engine ray; got none: add --nodes N")
-    return Allocation.of(cluster, asked.nodes, asked.slots_per_node)
+        raise ValueError("--nodes must be given with --backend allocation; got none: add --nodes N")
+    return Allocation.of(cluster, asked.nodes, asked.trials_per_node)
 
 
 def planned(engine: SlurmEngine, slots: int) -> list[Submission]:
@@ -198,9 +198,9 @@ def run(
     if left_to_run(view, asked.retry_failed) or to_take_up(view):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
         engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue, allocation)
-        if asked.engine is None and engine.allocated:  # who only looks again shall not get an array beside it
+        if asked.backend is None and engine.allocated:  # who only looks again shall not get an array beside it
             engine.allocation = engine.allocated
-            say("an allocation of this sweep is queued or runs; --engine array adds an array beside it")
+            say("an allocation of this sweep is queued or runs; --backend array adds an array beside it")
         try:
             if not submit_missing(engine, price, asked, console, say):
                 return INTERRUPTED

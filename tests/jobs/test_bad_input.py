@@ -177,7 +177,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(monkeypatch: pytest.Monk
 
 
 ON_SLURM = ["micro_batch_size=16", "--cluster=test_cluster", "--scale=smoke"]
-ALLOCATION = [*ON_SLURM, "--engine=ray"]
+ALLOCATION = [*ON_SLURM, "--backend=allocation"]
 SWEEP_TABLE = [
     (["--cluster", "summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["--seeds", "0"], "--seeds must be at least 1; got 0"),
@@ -195,30 +195,33 @@ SWEEP_TABLE = [
     (["seed=3"], "seed must not be overridden"),
     (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
     (["--scale", "paper"], "data.root must hold imagenet100"),
-    (["--engine", "ray"], "--engine must be left out where Ray Tune places the slots on this machine; got ray: give a Slurm --cluster"),
-    (["--nodes", "2"], "--nodes must come with --engine ray on a Slurm cluster; got 2: add it, or leave --nodes out"),
-    ([*ON_SLURM, "--nodes", "2"], "--nodes must come with --engine ray on a Slurm cluster; got 2"),
-    ([*ON_SLURM, "--slots-per-node", "4"], "--slots-per-node must come with --engine ray on a Slurm cluster; got 4"),
-    (ALLOCATION, "--nodes must be given with --engine ray; got none: add --nodes N"),
-    ([*ALLOCATION, "--nodes", "0"], "--nodes must be at least 1; got 0"),
-    ([*ALLOCATION, "--nodes", "1", "--slots-per-node", "0"], "--slots-per-node must lie in [1, 4], the cores of a node; got 0"),
-    ([*ALLOCATION, "--nodes", "1", "--slots-per-node", "8"], "--slots-per-node must lie in [1, 4], the cores of a node; got 8"),
     (
-        [*ALLOCATION, "--nodes", "1", "--slots-per-node", "2"],
-        "--slots-per-node must be a multiple of the 4 GPUs of a node, each of which serves whole slots; got 2: a slot is one rank;",
+        ["--backend", "allocation"],
+        "--backend must be left out on this machine, where Ray Tune places the trials; got allocation: give a Slurm --cluster",
+    ),
+    (["--nodes", "2"], "--nodes must come with --backend allocation on a Slurm cluster; got 2: add it, or leave --nodes out"),
+    ([*ON_SLURM, "--nodes", "2"], "--nodes must come with --backend allocation on a Slurm cluster; got 2"),
+    ([*ON_SLURM, "--trials-per-node", "4"], "--trials-per-node must come with --backend allocation on a Slurm cluster; got 4"),
+    (ALLOCATION, "--nodes must be given with --backend allocation; got none: add --nodes N"),
+    ([*ALLOCATION, "--nodes", "0"], "--nodes must be at least 1; got 0"),
+    ([*ALLOCATION, "--nodes", "1", "--trials-per-node", "0"], "--trials-per-node must lie in [1, 4], the cores of a node; got 0"),
+    ([*ALLOCATION, "--nodes", "1", "--trials-per-node", "8"], "--trials-per-node must lie in [1, 4], the cores of a node; got 8"),
+    (
+        [*ALLOCATION, "--nodes", "1", "--trials-per-node", "2"],
+        "--trials-per-node must be a multiple of the 4 GPUs of a node, each of which serves whole trials; got 2: a trial is one rank;",
     ),
     (
-        ["cores_per_slot=8", *ALLOCATION, "--nodes", "1", "--slots-per-node", "6"],
-        "--slots-per-node must be a multiple of the 4 GPUs of a node",
+        ["cores_per_slot=8", *ALLOCATION, "--nodes", "1", "--trials-per-node", "6"],
+        "--trials-per-node must be a multiple of the 4 GPUs of a node",
     ),
 ]
 
 
 SEARCH_TABLE = [
-    (["--points", "0"], "--points must be at least 1; got 0"),
+    (["--max-trials", "0"], "--max-trials must be at least 1; got 0"),
     (["--eta", "1"], "--eta must be at least 2; got 1"),
     (["--prune-on", "knn", "probes.names=[linear]"], "probes.names must hold knn to prune on knn; got linear"),
-    (["--sampler", "grid", "--points", "3"], "--points must be left out with --sampler grid, which runs every combination; got 3"),
+    (["--sampler", "grid", "--max-trials", "3"], "--max-trials must be left out with --sampler grid, which runs every combination; got 3"),
     (["--sampler", "grid", "--two-objectives"], "--two-objectives must be left out with --sampler grid"),
     (["--two-objectives", "--early-stopping", "asha"], "--early-stopping must be none with --two-objectives"),
     (["--budget-gpu-hours", "0"], "--budget-gpu-hours must be positive and finite; got 0"),

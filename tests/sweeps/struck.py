@@ -27,7 +27,7 @@ from tests.sweeps import tiny_search, tiny_sweep
 from tests.sweeps.trivial import DONE, trivial_job
 
 SPECS = {"sweep": replace(tiny_sweep.sweep(), settings=tiny_sweep.SETTINGS[:2]), "search": tiny_search.SWEEP}
-ARGUMENTS = {"sweep": ("--seeds", "1"), "search": ("--seeds", "1", "--points", "2", "--sampler", "random", "--early-stopping", "none")}
+ARGUMENTS = {"sweep": ("--seeds", "1"), "search": ("--seeds", "1", "--max-trials", "2", "--sampler", "random", "--early-stopping", "none")}
 
 
 class InProcess:

@@ -120,22 +120,26 @@ def test_a_budget_pays_for_one_run_at_least(tmp_path: Path) -> None:
 
 
 def asked(**values: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"engine": None, "nodes": None, "slots_per_node": None, "yes": False, **values})
+    return argparse.Namespace(**{"backend": None, "nodes": None, "trials_per_node": None, "yes": False, **values})
 
 
 def test_an_allocation_is_what_the_command_line_asks_for_and_nothing_else() -> None:
     here = compose_job(["cluster=local"]).cluster
     assert submit.allocation_of(asked(), CLUSTER) is None
-    assert submit.allocation_of(asked(engine="array"), CLUSTER) is None
+    assert submit.allocation_of(asked(backend="array"), CLUSTER) is None
     assert submit.allocation_of(asked(), here) is None
-    assert submit.allocation_of(asked(engine="ray", nodes=3), CLUSTER) == Allocation(3, 2)
-    assert submit.allocation_of(asked(engine="ray", nodes=3, slots_per_node=4), CLUSTER) == Allocation(3, 4)
+    assert submit.allocation_of(asked(backend="allocation", nodes=3), CLUSTER) == Allocation(3, 2)
+    assert submit.allocation_of(asked(backend="allocation", nodes=3, trials_per_node=4), CLUSTER) == Allocation(3, 4)
     for cluster, given, message in (
-        (CLUSTER, {"engine": "ray"}, "--nodes must be given with --engine ray; got none"),
-        (CLUSTER, {"nodes": 2}, "--nodes must come with --engine ray on a Slurm cluster; got 2"),
-        (CLUSTER, {"engine": "array", "slots_per_node": 2}, "--slots-per-node must come with --engine ray on a Slurm cluster; got 2"),
-        (here, {"engine": "ray", "nodes": 2}, "--nodes must come with --engine ray on a Slurm cluster; got 2"),
-        (here, {"engine": "array"}, "--engine must be left out where Ray Tune places the slots on this machine; got array"),
+        (CLUSTER, {"backend": "allocation"}, "--nodes must be given with --backend allocation; got none"),
+        (CLUSTER, {"nodes": 2}, "--nodes must come with --backend allocation on a Slurm cluster; got 2"),
+        (
+            CLUSTER,
+            {"backend": "array", "trials_per_node": 2},
+            "--trials-per-node must come with --backend allocation on a Slurm cluster; got 2",
+        ),
+        (here, {"backend": "allocation", "nodes": 2}, "--nodes must come with --backend allocation on a Slurm cluster; got 2"),
+        (here, {"backend": "array"}, "--backend must be left out on this machine, where Ray Tune places the trials; got array"),
     ):
         with pytest.raises(ValueError, match=message):
             submit.allocation_of(asked(**given), cluster)

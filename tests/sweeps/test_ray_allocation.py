@@ -58,7 +58,7 @@ def local(runs: Path, *arguments: str) -> list[str]:
 
 
 def ray(nodes: int, slots_per_node: int = 1) -> list[str]:
-    return ["--engine", "ray", "--nodes", str(nodes), "--slots-per-node", str(slots_per_node)]
+    return ["--backend", "allocation", "--nodes", str(nodes), "--trials-per-node", str(slots_per_node)]
 
 
 def hand(claim: Claim) -> str:
@@ -122,7 +122,7 @@ def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
         assert first.returncode == 130, out
     finally:
         first.kill()
-    sweep.submit(*ONE_CORE, "max_parallel=1", *short, "--engine", "array")
+    sweep.submit(*ONE_CORE, "max_parallel=1", *short, "--backend", "array")
     sweep.wait("a trial in the array", lambda: midway(sweep, "array"))
     assert "trials cancelled" in sweep.ask("cancel")
     sweep.wait("no job", lambda: not sweep.live_jobs(), 60)

@@ -172,9 +172,9 @@ AWKWARD: dict[str, tuple[SweepSpec, list[str], Iterable[int]]] = {
     "more of a headline than colours": (depths(*THREE, headline=SIX), ["--seeds", "1"], ()),
     "costs, and no top-1": (depths(*THREE, headline=("linear.test_top5",), costs=("energy_kwh",)), ["--seeds", "1"], ()),
     "a metric that no probe has": (depths(*THREE, objective="linear.holdout_top9"), ["--seeds", "1"], ()),
-    "a search of one setting": (tiny_search.SWEEP, ["--seeds", "1", "--points", "1"], ()),
-    "a search that completes nothing": (tiny_search.SWEEP, ["--seeds", "1", "--points", "3"], ALL),
-    "two objectives, nothing completes": (tiny_search.SWEEP, ["--seeds", "1", "--points", "2", "--two-objectives"], ALL),
+    "a search of one setting": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "1"], ()),
+    "a search that completes nothing": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "3"], ALL),
+    "two objectives, nothing completes": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "2", "--two-objectives"], ALL),
 }
 READERS = ["status", "results", "results --format latex", "report", "advice", "study", "logs --no-follow", "cancel"]
 
