@@ -57,10 +57,10 @@ def quote(
     at_most: bool = False,
 ) -> Quote:
     """Cost of trials like `config` with `epochs_left` each; `measured` are device-hours an epoch of such runs by this code."""
-    unit = "GPU-hours" if cluster.gpus_per_slot else "core-hours"
-    devices = cluster.gpus_per_slot or cluster.cores_per_slot
+    unit = "GPU-hours" if cluster.gpus_per_trial else "core-hours"
+    devices = cluster.gpus_per_trial or cluster.cores_per_trial
     per_epoch: float | None = None
-    published = task_of(config).published_cost(config) if cluster.gpus_per_slot else None
+    published = task_of(config).published_cost(config) if cluster.gpus_per_trial else None
     if measured:
         per_epoch = statistics.median(measured)
         source = f"measured by this code, median of {len(measured)} runs"
@@ -93,7 +93,7 @@ def combined(quotes: Sequence[Quote], cluster: ClusterProfile) -> Quote:
         source += f"; the others come to {known:,.0f} {unit}" if known else ""
         return Quote(trials, epochs, None, source, unit, None, parallel, chunks, at_most)
     hours = sum(q.device_hours or 0.0 for q in quotes)
-    devices = cluster.gpus_per_slot or cluster.cores_per_slot
+    devices = cluster.gpus_per_trial or cluster.cores_per_trial
     longest = max((q.device_hours or 0.0) / q.trials / devices for q in quotes)  # a run of the dearest kind
     source = f"mean of {len(quotes)} kinds of runs: " + "; ".join(dict.fromkeys(q.source for q in quotes))
     return Quote(trials, epochs, hours / epochs, source, unit, max(hours / devices / parallel, longest), parallel, chunks, at_most)

@@ -211,7 +211,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         python = shlex.join(shlex.split(cluster.python) or [sys.executable])
         room = [cluster.local_scratch, str(sets[0].folder)] if sets else ["", ""]
         head.insert(1, f"#SBATCH --time={_ON_NODE_MINUTES}")
-        words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_slot else "cpu", *room])
+        words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_trial else "cpu", *room])
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
         job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()

@@ -137,7 +137,7 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: --epochs must be an option": lambda s: s.ablation("--epochs", "5"),
     "error: method.predictor.depth must not be overridden": lambda s: s.ablation("method.predictor.depth=2"),
     "error: --early-stopping=asha must leave": lambda s: s.sweep(joint_search.SWEEP, "--dry-run", "epochs=3"),
-    "error: memory_gb_per_slot must fit": lambda s: s.ablation("memory_gb_per_slot=100000"),
+    "error: memory_gb_per_trial must fit": lambda s: s.ablation("memory_gb_per_trial=100000"),
     "error: run folder must be empty": another_configuration,
     "error: a sweep folder must hold": lambda s: s.door(looking.main, "status", str(s.path)),
     "error: cluster.account must be given": lambda s: s.ablation(*DRY),

@@ -146,7 +146,8 @@ def main() -> int:
     """Run the command line and return the exit status, which --help explains."""
     text = """Verify a packed folder: compare its files with the manifest, byte by byte.
 
-Exit status: 0 everything matches the manifest, 1 something differs, 2 no packed folder, or a file is missing or truncated."""
+Exit status: 0 everything matches the manifest, 1 something differs,
+2 no packed folder, or a file is missing or truncated."""
     example = "example:\n  python -m cnnjepa.data.check /scratch/in100 --decode"
     parser = Parser(prog="python -m cnnjepa.data.check", description=text, epilog=example)
     what = parser.add_argument_group("what to check")

@@ -36,7 +36,7 @@ def hours_of(view: View, like: dict[str, Any], cluster: ClusterProfile) -> list[
         result = view.result(trial)
         past = view.claims(trial) if result and result.status is RunStatus.completed else []
         if result and past and past[-1].slurm is not None and same_shape(trial.values, like):
-            devices = past[-1].slurm.gpus or cluster.cores_per_slot
+            devices = past[-1].slurm.gpus or cluster.cores_per_trial
             hours.append(result.seconds / 3600 / trial.epochs * devices)
     return hours
 

@@ -44,7 +44,7 @@ class AllocationEngine:
     @staticmethod
     def start_of(submission: Submission) -> SlurmStart:
         """Return this process's part of the job: the share of one worker."""
-        gpus = submission.slot_profile.gpus_per_slot
+        gpus = submission.slot_profile.gpus_per_trial
         start = SlurmStart.me(gpus, submission.log_of_this_job(), submission.code, shared=True)
         assert start is not None, "an allocation is a Slurm job"
         return start
@@ -94,7 +94,7 @@ class AllocationEngine:
 
         share = submission.slot_profile
         trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
-        return place(slot, slots, self.slots, {"cpu": share.cores_per_slot, "gpu": share.gpus_per_slot}, folder, trials)
+        return place(slot, slots, self.slots, {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}, folder, trials)
 
 
 class HandOn:

@@ -62,14 +62,14 @@ def parallel_slots(cluster: ClusterProfile, cores: int, devices: int, memory_gb:
     Raise ValueError with the short resource if not even one fits.
     """
     fits = {
-        "cores_per_slot": (cores // cluster.cores_per_slot, f"{cores} cores, {cluster.cores_per_slot} a slot"),
-        "memory_gb_per_slot": (
-            int((memory_gb - RAY_MEMORY_GB) // cluster.memory_gb_per_slot),
-            f"{memory_gb:.1f} GB free, {cluster.memory_gb_per_slot} a slot and {RAY_MEMORY_GB} for Ray",
+        "cores_per_trial": (cores // cluster.cores_per_trial, f"{cores} cores, {cluster.cores_per_trial} a slot"),
+        "memory_gb_per_trial": (
+            int((memory_gb - RAY_MEMORY_GB) // cluster.memory_gb_per_trial),
+            f"{memory_gb:.1f} GB free, {cluster.memory_gb_per_trial} a slot and {RAY_MEMORY_GB} for Ray",
         ),
     }
-    if cluster.gpus_per_slot:
-        fits["gpus_per_slot"] = int(devices / cluster.gpus_per_slot), f"{devices} devices, {cluster.gpus_per_slot} a slot"
+    if cluster.gpus_per_trial:
+        fits["gpus_per_trial"] = int(devices / cluster.gpus_per_trial), f"{devices} devices, {cluster.gpus_per_trial} a slot"
     for key, (count, have) in fits.items():
         if count < 1:
             raise ValueError(f"{key} must fit this machine at least once; got {have}")
@@ -90,7 +90,7 @@ class LocalEngine:
         self.cores = usable_cores()
         self.parallel = slots_here(cluster)
         # The command prints this once: unused devices would be a slow surprise.
-        self.unused_devices = 0 if cluster.gpus_per_slot else torch.cuda.device_count()
+        self.unused_devices = 0 if cluster.gpus_per_trial else torch.cuda.device_count()
         self._private = private_folder()
         self._stop = self._private / "stop"
 
@@ -131,7 +131,7 @@ class LocalEngine:
             run_slots(sweep, cluster, driver.driver, asked_to_stop, silent)
 
         trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
-        return place(slot, slots, self.parallel, {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}, private, trials)
+        return place(slot, slots, self.parallel, {"cpu": cluster.cores_per_trial, "gpu": cluster.gpus_per_trial}, private, trials)
 
     def close(self) -> None:
         """Shut Ray down and remove the private folder."""

@@ -56,7 +56,7 @@ def command(submission: Submission, role: str, temporary: Path, address: str) ->
         *(["--head", "--port=0", "--include-dashboard=false", "--no-monitor"] if role == "head" else [f"--address={address}"]),
         *(f"--{name}-port=0" for name in [*ports, "runtime-env-agent", "metrics-export"]),
         f"--node-ip-address={own_address}",
-        f"--num-cpus={allocation.slots_per_node * slot.cores_per_slot}",
+        f"--num-cpus={allocation.slots_per_node * slot.cores_per_trial}",
         f"--num-gpus={submission.cluster.gpus_per_node}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         # Ray opens this folder to everybody; the one around it is private

@@ -33,9 +33,9 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     view = View(sweep, queue=queue, remember_seconds=math.inf)
     # A search's worker takes one trial after another, so its job's fate is not that of each trial.
     many = sweep.search is not None
-    start = SlurmStart.me(int(cluster.gpus_per_slot), submission.log_of_this_job(), submission.code, shared=many)
+    start = SlurmStart.me(int(cluster.gpus_per_trial), submission.log_of_this_job(), submission.code, shared=many)
     assert start is not None, "a rank runs in a Slurm job"
-    with joined(cluster.device if cluster.gpus_per_slot else Device.cpu) as ranks:
+    with joined(cluster.device if cluster.gpus_per_trial else Device.cpu) as ranks:
         return SlotOnRanks(view, cluster, ranks, stop, start.driver, start).run()
 
 

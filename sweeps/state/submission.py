@@ -15,7 +15,7 @@ from typing import Any
 
 from cnnjepa.run.files import create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.run.ranks import Device
-from jobs.cluster import Allocation, ClusterProfile, Scheduler
+from jobs.cluster import RENAMED, Allocation, ClusterProfile, Scheduler
 from jobs.slurm.sbatch import Array
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep
@@ -64,7 +64,8 @@ class Submission:
         """Write the file; return False if another command took the number."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         values = asdict(self)
-        cluster = {k: v.name if isinstance(v, Enum) else v for k, v in values["cluster"].items()}
+        old = {new: old for old, new in RENAMED.items()}  # the file keeps the keys of version 0.1
+        cluster = {old.get(k, k): v.name if isinstance(v, Enum) else v for k, v in values["cluster"].items()}
         return create_exclusive(self.path, to_json({**values, "sweep_path": str(self.sweep_path), "cluster": cluster}))
 
     @staticmethod
@@ -75,7 +76,7 @@ class Submission:
 
     @staticmethod
     def _of(values: dict[str, Any]) -> "Submission":
-        cluster = values["cluster"]
+        cluster = {RENAMED.get(k, k): v for k, v in values["cluster"].items()}
         profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
         shared = values["allocation"]
         known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}

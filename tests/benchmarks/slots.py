@@ -30,7 +30,7 @@ from tests.slurm_cluster import Options, SlurmCluster, free_ports
 
 SCRIPT = Path(__file__).resolve().parent / "_slots_sweep.py"
 RANK = Path(__file__).resolve().parent / "_trivial_rank.py"
-PROFILE = ["ranks_per_slot=1", "cores_per_slot=1", "gpus_per_slot=0", "memory_gb_per_slot=0.5", "cluster.gres=''"]
+PROFILE = ["ranks_per_trial=1", "cores_per_trial=1", "gpus_per_trial=0", "memory_gb_per_trial=0.5", "cluster.gres=''"]
 
 
 def make_images(root: Path) -> None:

@@ -97,7 +97,7 @@ TABLE = [
     (["warnings.plateau_share=0"], "warnings.plateau_share must lie in (0, 1]; got 0.0"),
     (["warnings.knn_probes=0"], "warnings.knn_probes must be at least 1; got 0"),
     (["probes.linear_lr=inf"], "probes.linear_lr must be positive and finite; got inf"),
-    (["threads=4"], "threads must be left to cluster.cores_per_slot; got threads=4"),
+    (["threads=4"], "threads must be left to cluster.cores_per_trial; got threads=4"),
     (
         ["encoder.name=resnet50", "encoder.width=64", "data.image_size=96"],
         "encoder.width must be left alone, it shapes resnet_small only; got 64",
@@ -107,8 +107,8 @@ TABLE = [
         "method.predictor.kernel must be left alone with conv=pointwise; got 5",
     ),
     (["cluster.max_parallel=-1"], "cluster.max_parallel must be at least 0; got -1"),
-    (["cluster.gpus_per_slot=2"], "cluster.gpus_per_slot must lie in [0, 1]; got 2.0"),
-    (["cluster.memory_gb_per_slot=0"], "cluster.memory_gb_per_slot must be at least 0.01 and finite; got 0.0"),
+    (["cluster.gpus_per_trial=2"], "cluster.gpus_per_trial must lie in [0, 1]; got 2.0"),
+    (["cluster.memory_gb_per_trial=0"], "cluster.memory_gb_per_trial must be at least 0.01 and finite; got 0.0"),
     (["run_dir=/proc/none"], "run_dir must be a folder that can be written; got /proc/none"),
 ]
 
@@ -191,7 +191,7 @@ SWEEP_TABLE = [
     (["--runs-dir", "/proc/none"], "--runs-dir must be a folder that can be written; got /proc/none"),
     (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what predictor_ablation sets itself"),
     (["run_dir=x"], "run_dir must not be overridden"),
-    (["cluster.memory_gb_per_slot=100000"], "memory_gb_per_slot must fit this machine at least once"),
+    (["cluster.memory_gb_per_trial=100000"], "memory_gb_per_trial must fit this machine at least once"),
     (["seed=3"], "seed must not be overridden"),
     (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
     (["--scale", "paper"], "data.root must hold imagenet100"),
@@ -211,7 +211,7 @@ SWEEP_TABLE = [
         "--trials-per-node must be a multiple of the 4 GPUs of a node, each of which serves whole trials; got 2: a trial is one rank;",
     ),
     (
-        ["cores_per_slot=8", *ALLOCATION, "--nodes", "1", "--trials-per-node", "6"],
+        ["cores_per_trial=8", *ALLOCATION, "--nodes", "1", "--trials-per-node", "6"],
         "--trials-per-node must be a multiple of the 4 GPUs of a node",
     ),
 ]

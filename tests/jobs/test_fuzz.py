@@ -77,7 +77,7 @@ def test_every_override_is_taken_or_refused_in_one_line(given_overrides: list[st
     except ValueError as error:
         check(error)
         return
-    validate(job.train, job.cluster.ranks_per_slot)
+    validate(job.train, job.cluster.ranks_per_trial)
     assert signature(from_dict(to_dict(job.train))) == signature(job.train)
     if job.cluster.scheduler is Scheduler.slurm:
         assert script_is_shell_of_ours(job.cluster)

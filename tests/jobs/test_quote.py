@@ -77,14 +77,14 @@ def test_a_short_limit_chains_jobs() -> None:
 def test_the_papers_gpu_hours_are_the_same_on_a_slot_of_any_size() -> None:
     """The paper's were 4; a slot of 8 takes half the time for the same GPU-hours."""
     for gpus in (1, 2, 8):
-        price = quote(replace(JOB.cluster, gpus_per_slot=gpus), CONFIG, [200.0] * 3, 200.0, [])
+        price = quote(replace(JOB.cluster, gpus_per_trial=gpus), CONFIG, [200.0] * 3, 200.0, [])
         assert price.device_hours_per_epoch == pytest.approx(0.2576)
         assert price.device_hours == pytest.approx(154.56)
         assert price.wall_hours == pytest.approx(51.52 / gpus)
 
 
 def test_cores_are_the_devices_of_a_slot_without_gpus() -> None:
-    cpu = replace(JOB.cluster, gpus_per_slot=0, cores_per_slot=16, max_parallel=2, time_limit_minutes=60, stop_signal_seconds=720)
+    cpu = replace(JOB.cluster, gpus_per_trial=0, cores_per_trial=16, max_parallel=2, time_limit_minutes=60, stop_signal_seconds=720)
     price = quote(cpu, CONFIG, [10.0, 10.0, 4.0], 10.0, [8.0])
     assert (price.unit, price.trials, price.epochs, price.device_hours, price.parallel) == ("core-hours", 3, 24.0, 192.0, 2)
     assert price.wall_hours == pytest.approx(8.0)  # 5, 5 and 2 hours: two rounds of the mean, 4, are more than 12 in two

@@ -106,7 +106,7 @@ class SweepOnSlurm:
     def __init__(self, cluster: SlurmCluster, runs: Path, ranks: int = 2, steps: int = STEPS, held: bool = True) -> None:
         self.cluster, self.runs, self.steps = cluster, runs, steps
         self.path = runs / "slurm_sweep-smoke"
-        self.profile = [f"ranks_per_slot={ranks}", f"cores_per_slot={ranks}"]
+        self.profile = [f"ranks_per_trial={ranks}", f"cores_per_trial={ranks}"]
         self.profile += [f"cluster.python='{sys.executable} {HELD_RANK}'"] if held else []
 
     # Commands.

@@ -299,14 +299,14 @@ def test_two_commands_at_once_run_each_trial_once(undisturbed: Path, tmp_path: P
 
 
 def test_slots_fit_cores_memory_and_devices() -> None:
-    profile = ClusterProfile("x", cores_per_slot=2, memory_gb_per_slot=4)
+    profile = ClusterProfile("x", cores_per_trial=2, memory_gb_per_trial=4)
     assert parallel_slots(profile, cores=8, devices=0, memory_gb=100) == 4
     assert parallel_slots(profile, cores=8, devices=0, memory_gb=10) == 2
-    assert parallel_slots(ClusterProfile("x", gpus_per_slot=0.5), cores=8, devices=1, memory_gb=100) == 2
+    assert parallel_slots(ClusterProfile("x", gpus_per_trial=0.5), cores=8, devices=1, memory_gb=100) == 2
     assert parallel_slots(ClusterProfile("x", max_parallel=1), cores=8, devices=0, memory_gb=100) == 1
     for key, machine in {
-        "cores_per_slot": {"cores": 1, "devices": 0, "memory_gb": 100},
-        "memory_gb_per_slot": {"cores": 8, "devices": 0, "memory_gb": 2.0},
+        "cores_per_trial": {"cores": 1, "devices": 0, "memory_gb": 100},
+        "memory_gb_per_trial": {"cores": 8, "devices": 0, "memory_gb": 2.0},
     }.items():
         with pytest.raises(ValueError, match=f"{key} must fit this machine at least once; got"):
             parallel_slots(profile, **machine)

@@ -19,7 +19,7 @@ from sweeps.state.folder import Sweep, View
 from tests.sweeps.test_search import searched
 from tests.sweeps.tiny_sweep import sweep
 
-CLUSTER = replace(compose_job(["cluster=test_cluster"]).cluster, gpus_per_slot=2, cores_per_slot=8, ranks_per_slot=2, max_parallel=2)
+CLUSTER = replace(compose_job(["cluster=test_cluster"]).cluster, gpus_per_trial=2, cores_per_trial=8, ranks_per_trial=2, max_parallel=2)
 EPOCHS = 4  # of every trial of the tiny sweep
 
 

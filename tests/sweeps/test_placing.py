@@ -99,12 +99,12 @@ def test_memory_that_a_container_holds_already_is_not_free(
 
 
 def test_slots_leave_ray_its_memory_and_share_devices() -> None:
-    profile = ClusterProfile("x", cores_per_slot=1, memory_gb_per_slot=4)
+    profile = ClusterProfile("x", cores_per_trial=1, memory_gb_per_trial=4)
     assert [parallel_slots(profile, cores=64, devices=0, memory_gb=gb) for gb in (5.0, 8.9, 9.0, 12.9)] == [1, 1, 2, 2]
-    shared = ClusterProfile("x", gpus_per_slot=0.25)
+    shared = ClusterProfile("x", gpus_per_trial=0.25)
     assert parallel_slots(shared, cores=64, devices=3, memory_gb=1000) == 12
-    with pytest.raises(ValueError, match="gpus_per_slot must fit this machine at least once; got 1 devices, 2 a slot"):
-        parallel_slots(ClusterProfile("x", gpus_per_slot=2), cores=64, devices=1, memory_gb=1000)
+    with pytest.raises(ValueError, match="gpus_per_trial must fit this machine at least once; got 1 devices, 2 a slot"):
+        parallel_slots(ClusterProfile("x", gpus_per_trial=2), cores=64, devices=1, memory_gb=1000)
     assert parallel_slots(ClusterProfile("x", max_parallel=3), cores=64, devices=0, memory_gb=1000) == 3
 
 
@@ -112,7 +112,7 @@ def test_a_node_offers_ray_the_cores_of_all_its_slots_and_its_gpus(monkeypatch: 
     monkeypatch.setenv("SLURMD_NODENAME", "localhost")
     submission = SimpleNamespace(
         allocation=SimpleNamespace(slots_per_node=3),
-        slot_profile=SimpleNamespace(cores_per_slot=4),
+        slot_profile=SimpleNamespace(cores_per_trial=4),
         cluster=SimpleNamespace(gpus_per_node=6),
     )
     head, worker = (ray_node.command(submission, role, Path("/x"), "10.0.0.1:6379") for role in ("head", "worker"))  # type: ignore[arg-type]

@@ -23,8 +23,8 @@ from tests.sweeps.slurm_bench import ROOT, SCRIPT, SweepOnSlurm, needs_slurm
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-2")]
 
 # A node with one GPU (of its four), for slots of one rank: on every hand a trial is then the same to the last bit.
-NODE = ["gres=gpu:1", "gpus_per_slot=1", "ranks_per_slot=1", "memory_gb_per_slot=4"]
-ONE_CORE, TWO_CORES = [*NODE, "cores_per_slot=1"], [*NODE, "cores_per_slot=2"]
+NODE = ["gres=gpu:1", "gpus_per_trial=1", "ranks_per_trial=1", "memory_gb_per_trial=4"]
+ONE_CORE, TWO_CORES = [*NODE, "cores_per_trial=1"], [*NODE, "cores_per_trial=2"]
 SERVICES = [
     "InternalKVGcsService/InternalKVKeys",
     "NodeManagerService/GetNodeStats",

@@ -1,5 +1,6 @@
 """Shares, submissions and owners in Slurm jobs; the queue is a stub where a real one cannot be brought into a state at will."""
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -43,6 +44,33 @@ def test_a_submission_is_written_once_and_read_back(tmp_path: Path) -> None:
     assert (made.job, made.is_void) == ("", False)
     made.write_job("77")
     assert made.job == "77"
+
+
+# A submission as version 0.1 wrote it, its profile shortened to these keys.
+_BY_0_1 = """{
+  "sweep_path": "/runs/x-smoke", "number": 1, "name": "x-0001", "slots": 3, "throttle": 2, "after": [], "code": "/code", "time": 5.0,
+  "cluster": {
+    "name": "test_cluster", "scheduler": "slurm", "device": "cpu",
+    "nodes_per_slot": 1, "ranks_per_slot": 4, "cores_per_slot": 8, "gpus_per_slot": 2.0, "memory_gb_per_slot": 16.0
+  },
+  "writer": {"host": "gpu01", "boot": "b", "namespace": "n", "pid": 1, "started": 2.0},
+  "allocation": {"nodes": 2, "slots_per_node": 4}
+}"""
+
+
+def test_a_submission_file_keeps_the_keys_of_version_0_1(tmp_path: Path) -> None:
+    path = tmp_path / "submissions" / "000001.json"
+    path.parent.mkdir()
+    path.write_text(_BY_0_1)
+    cluster = Submission.load(path).cluster
+    assert (cluster.nodes_per_trial, cluster.ranks_per_trial, cluster.cores_per_trial) == (1, 4, 8)
+    assert (cluster.gpus_per_trial, cluster.memory_gb_per_trial) == (2.0, 16.0)
+    written = replace(Submission.load(path), sweep_path=tmp_path, number=2)
+    assert written.create()
+    kept = json.loads(written.path.read_text())["cluster"]
+    before = json.loads(_BY_0_1)["cluster"]
+    assert {key: kept[key] for key in before} == before
+    assert not [key for key in kept if key.endswith("_per_trial")]
 
 
 def test_no_two_folders_share_the_names_of_their_jobs(tmp_path: Path) -> None:
