@@ -14,7 +14,7 @@ from jobs.task import task_of
 
 
 class Scheduler(Enum):
-    """Who places the slots: Ray on this machine, or Slurm's queue."""
+    """Who places the workers: Ray on this machine, or Slurm's queue."""
 
     local = "local"
     slurm = "slurm"
@@ -24,7 +24,7 @@ class Scheduler(Enum):
 class ClusterProfile:
     """One machine park's facts; each file of slurm/cluster is one. Nothing here changes what a run computes.
 
-    A slot is the room in which one trial runs. On Slurm it is one element of a job array, or a part of a node of an Allocation.
+    A worker runs one trial at a time. On Slurm it is one element of a job array, or has a part of a node of an Allocation.
     """
 
     name: str  # the file's name
@@ -53,7 +53,7 @@ class ClusterProfile:
 
     @property
     def gpus_per_node(self) -> int:
-        """Whole GPUs that a slot takes of each of its nodes."""
+        """Whole GPUs that a worker takes of each of its nodes."""
         return int(self.gpus_per_trial) // self.nodes_per_trial
 
     @property
@@ -68,38 +68,38 @@ RENAMED = {f"{what}_per_slot": f"{what}_per_trial" for what in ("nodes", "ranks"
 
 @dataclass(frozen=True)
 class Allocation:
-    """Nodes of one Slurm job that many slots share: each slot is one rank with its part of one node, on one GPU at most.
+    """Nodes of one Slurm job that many workers share: each worker is one rank with its part of one node, on one GPU at most.
 
     A node is what the profile asks of one node.
     """
 
     nodes: int
-    slots_per_node: int
+    workers_per_node: int
 
     @staticmethod
-    def of(cluster: ClusterProfile, nodes: int, slots_per_node: int | None) -> "Allocation":
-        """One slot a GPU, or a core where there are none, unless told otherwise; raises ValueError where that cannot be."""
+    def of(cluster: ClusterProfile, nodes: int, workers_per_node: int | None) -> "Allocation":
+        """Return one worker per GPU, or per core without GPUs, unless `workers_per_node` is given; raise ValueError if that cannot be."""
         cores, gpus = cluster.cores_per_trial // cluster.nodes_per_trial, cluster.gpus_per_node
-        slots = (gpus or cores) if slots_per_node is None else slots_per_node
+        workers = (gpus or cores) if workers_per_node is None else workers_per_node
         rules = [
             (nodes >= 1, "--nodes", "be at least 1", str(nodes)),
-            (1 <= slots <= cores, "--trials-per-node", f"lie in [1, {cores}], the cores of a node", str(slots)),
+            (1 <= workers <= cores, "--trials-per-node", f"lie in [1, {cores}], the cores of a node", str(workers)),
             (
-                not gpus or slots % gpus == 0,
+                not gpus or workers % gpus == 0,
                 "--trials-per-node",
                 f"be a multiple of the {gpus} GPUs of a node, each of which serves whole trials",
-                f"{slots}: a trial is one rank; for several GPUs per trial use --backend array",
+                f"{workers}: a trial is one rank; for several GPUs per trial use --backend array",
             ),
         ]
         for holds, key, rule, value in rules:
             if not holds:
                 raise ValueError(f"{key} must {rule}; got {value}")
-        return Allocation(nodes, slots)
+        return Allocation(nodes, workers)
 
     @property
-    def slots(self) -> int:
+    def workers(self) -> int:
         """At once, on all nodes."""
-        return self.nodes * self.slots_per_node
+        return self.nodes * self.workers_per_node
 
     def whole(self, cluster: ClusterProfile) -> ClusterProfile:
         """What the job asks of Slurm: all of its nodes, with one task on each."""
@@ -113,16 +113,16 @@ class Allocation:
             memory_gb_per_trial=cluster.memory_gb_per_trial * share,
         )
 
-    def slot(self, cluster: ClusterProfile) -> ClusterProfile:
-        """What one slot has; of GPUs never so much that Ray, which counts in 1/10,000, could not place all slots."""
+    def part(self, cluster: ClusterProfile) -> ClusterProfile:
+        """What one worker has; of GPUs never so much that Ray, which counts in 1/10,000, could not place all workers."""
         return replace(
             cluster,
             nodes_per_trial=1,
             ranks_per_trial=1,
-            cores_per_trial=cluster.cores_per_trial // cluster.nodes_per_trial // self.slots_per_node,
-            gpus_per_trial=math.floor(10_000 * cluster.gpus_per_node / self.slots_per_node) / 10_000,
-            memory_gb_per_trial=cluster.memory_gb_per_trial / cluster.nodes_per_trial / self.slots_per_node,
-            max_parallel=self.slots,
+            cores_per_trial=cluster.cores_per_trial // cluster.nodes_per_trial // self.workers_per_node,
+            gpus_per_trial=math.floor(10_000 * cluster.gpus_per_node / self.workers_per_node) / 10_000,
+            memory_gb_per_trial=cluster.memory_gb_per_trial / cluster.nodes_per_trial / self.workers_per_node,
+            max_parallel=self.workers,
         )
 
 
@@ -186,7 +186,7 @@ def validate_words(cluster: ClusterProfile) -> None:
 
 
 def validate_cluster(cluster: ClusterProfile) -> None:
-    """Raise ValueError, naming key, rule and value, for a profile that no slot can run by."""
+    """Raise ValueError, naming key, rule and value, for a profile that no worker can run by."""
     validate_words(cluster)
     c, slurm = cluster, cluster.scheduler is Scheduler.slurm
     for key in ("cores_per_trial", "ranks_per_trial", "nodes_per_trial"):  # others are divided by them
@@ -223,7 +223,7 @@ def validate_cluster(cluster: ClusterProfile) -> None:
             ),
         ]
     else:
-        # A slot on this machine trains one rank.
+        # A worker on this machine trains one rank.
         rules += [
             (c.gpus_per_trial <= 1, "gpus_per_trial", "lie in [0, 1]", c.gpus_per_trial),
             (c.ranks_per_trial == 1, "ranks_per_trial", "be 1 on this machine; torchrun starts more", c.ranks_per_trial),

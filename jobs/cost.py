@@ -19,7 +19,7 @@ class Quote:
     epochs: float  # still to train, over all trials
     device_hours_per_epoch: float | None
     source: str
-    unit: str  # GPU-hours, or core-hours where a slot has no GPU
+    unit: str  # GPU-hours, or core-hours where a worker has no GPU
     wall_hours: float | None
     parallel: int
     chunks: int  # jobs that one trial needs, one after the other, by its time limit

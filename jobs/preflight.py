@@ -80,8 +80,8 @@ def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
             if "node configuration" in str(error) and (away := nodes_away(cluster)):
                 return [warning("request", f"{away}: Slurm cannot say now whether the nodes suffice; jobs wait for them")]
             asked = f"account {cluster.account or '-'}, partition {cluster.partition or '-'}, qos {cluster.qos or '-'}"
-            return [problem("request", f"Slurm must accept the job ({asked}, array of {array.slots}); got {error}")]
-    return [ok("request", f"sbatch --test-only accepts the script, array of {array.slots}")]
+            return [problem("request", f"Slurm must accept the job ({asked}, array of {array.size}); got {error}")]
+    return [ok("request", f"sbatch --test-only accepts the script, array of {array.size}")]
 
 
 def nodes_away(cluster: ClusterProfile) -> str:

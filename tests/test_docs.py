@@ -163,9 +163,6 @@ _PRIVATE = (
 )
 # Where a page explains the word that the program still prints.
 _EXPLAINED = (
-    "Field and option names say *slot* where",
-    "The option still says *slot*",
-    "Messages and option names say *slot* where",
     "Tables and reports still call it a *setting*",
     "says *separable*",
 )

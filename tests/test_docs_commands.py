@@ -50,7 +50,7 @@ TYPED = {
     "python tests/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True, after=(_START_SLURM,)),
     "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
     "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --trials-per-node 12 --dry-run account=abc": Run(
-        "36 slots at once"
+        "36 workers at once"
     ),
     _PACK: Run("100 training and 100 validation images"),
     "python -m jobs.pretrain data=imagenet100 data.root=/scratch/in100 encoder.name=resnet50": Run(

@@ -33,7 +33,7 @@ class Array:
     """
 
     name: str
-    slots: int
+    size: int
     throttle: int  # tasks at once
     module: str
     argument: str
@@ -108,7 +108,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         additional_parameters=options,
         **{key: value for key, value in optional.items() if value},
     )
-    executor.parameters["map_count"] = array.slots
+    executor.parameters["map_count"] = array.size
     return executor
 
 

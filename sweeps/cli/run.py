@@ -17,7 +17,7 @@ from sweeps.cli import submit
 from sweeps.cli.plan import parse, plan
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.monitor import Watcher, conclude, wide_console
-from sweeps.execution.ray_local import LocalEngine, slots_here
+from sweeps.execution.ray_local import LocalEngine, workers_here
 from sweeps.execution.rounds import REFRESH_SECONDS, run_round
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import Outlook, is_over, to_take_up
@@ -56,7 +56,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         engine.start()
         with Watcher(view, console) as watcher:
             while not stopped() and not is_over(view):
-                if not run_round(view, engine.place, engine.parallel, watcher, stopped):  # the rest runs in another command's slots
+                if not run_round(view, engine.place, engine.parallel, watcher, stopped):  # the rest runs in another command's workers
                     if (hosts := view.hosts_elsewhere()) != told:
                         told = hosts
                         minutes = claims.SILENCE_SECONDS / 60
@@ -87,8 +87,8 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     console = wide_console()
     sweep, cluster = plan(spec, asked)
     slurm, allocation = cluster.scheduler is Scheduler.slurm, submit.allocation_of(asked, cluster)
-    slot = allocation.slot(cluster) if allocation else cluster
-    price = submit.quote_of(View.here(sweep), slot, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
+    worker = allocation.part(cluster) if allocation else cluster
+    price = submit.quote_of(View.here(sweep), worker, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
     if price is not None:
         sweep = sweep.expecting(price.device_hours_per_epoch)
         submit.check_budget(sweep, price)
@@ -101,7 +101,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     if slurm and price is not None:
         return submit.run(sweep, cluster, allocation, price, asked, console)
     if left_to_run(View(sweep), asked.retry_failed) or to_take_up(View(sweep)):
-        slots_here(cluster)
+        workers_here(cluster)
     check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in sweep.trials])
     announce_changes(sweep, console)
     sweep.write()

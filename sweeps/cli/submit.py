@@ -135,34 +135,34 @@ def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocat
     return Allocation.of(cluster, asked.nodes, asked.trials_per_node)
 
 
-def planned(engine: SlurmEngine, slots: int) -> list[Submission]:
-    """The submissions of `slots` slots that would come next, were nothing queued; all but their sizes is the same."""
+def planned(engine: SlurmEngine, workers: int) -> list[Submission]:
+    """The submissions of that many workers that would come next, were nothing queued; all but their sizes is the same."""
     if engine.allocation is not None:
         return [engine.planned(1, 1, [])]
-    return [engine.planned(size, throttle, []) for size, throttle in shares(slots, array_limit(), engine.cluster.max_parallel or slots)]
+    return [engine.planned(size, throttle, []) for size, throttle in shares(workers, array_limit(), engine.cluster.max_parallel or workers)]
 
 
 def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Quote, console: Console) -> None:
     """Print the quote and the very script that would be submitted were nothing queued; needs no Slurm."""
     engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue(), allocation)
     view = View(sweep)
-    slots = engine.wanted(len(left_to_run(view, False)) + to_take_up(view) if sweep.search is not None else price.trials)
+    workers = engine.wanted(len(left_to_run(view, False)) + to_take_up(view) if sweep.search is not None else price.trials)
     show_quote(sweep, price, console)
-    if slots:
-        arrays = planned(engine, slots)
-        for size, throttle in dict.fromkeys((a.slots, a.throttle) for a in arrays):
-            alike = [a for a in arrays if (a.slots, a.throttle) == (size, throttle)]
+    if workers:
+        arrays = planned(engine, workers)
+        for size, throttle in dict.fromkeys((a.size, a.throttle) for a in arrays):
+            alike = [a for a in arrays if (a.size, a.throttle) == (size, throttle)]
             many = f", {len(alike)} such arrays" if len(alike) > 1 else ""
             console.print(f"\nbatch script of {alike[0].what}{many}:\n", highlight=False)
             console.out(render(alike[0].job_profile, alike[0].array()), highlight=False)
 
 
-def refuse_problems(engine: SlurmEngine, slots: int, runs: int, console: Console) -> None:
+def refuse_problems(engine: SlurmEngine, workers: int, runs: int, console: Console) -> None:
     """Preflight, with room for so many runs; raises ValueError where anything would stop the submission, warnings are printed."""
     sweep = engine.sweep
     by_data = {str(sweep.task.value(t.values, "data", "")): t.values for t in sweep.trials}
     room = sweep.task.bytes_of_a_run(sweep.trials[0].config)
-    first = planned(engine, slots)[0]
+    first = planned(engine, workers)[0]
     found = preflight.preflight(first.job_profile, first.array(), sweep.path.parent, runs, room, list(by_data.values()))
     for finding in found:
         if finding.level == "warning" or finding.what == "squota":
@@ -218,14 +218,14 @@ def run(
 
 
 def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace, console: Console, say: Callable[[str], None]) -> bool:
-    """Check, quote, ask, and submit the slots that the sweep lacks; too many waiting ones are withdrawn. False where a person said no."""
+    """Check, quote, ask, and submit the workers that the sweep lacks; too many waiting ones are withdrawn. False where a person said no."""
     sweep, queue = engine.sweep, engine.queue
     engine.settle(say)
     view = View(sweep, queue=queue)
-    slots = engine.lacking(view, len(left_to_run(view, asked.retry_failed)) + to_take_up(view))
-    if slots > 0:
+    workers = engine.lacking(view, len(left_to_run(view, asked.retry_failed)) + to_take_up(view))
+    if workers > 0:
         show_quote(sweep, price, console)
-        refuse_problems(engine, slots, price.trials, console)
+        refuse_problems(engine, workers, price.trials, console)
         if not confirmed(asked):
             return False
     sweep.write()
@@ -238,7 +238,7 @@ def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace,
         engine.queue = Queue()  # asked anew: what it said before is older than what other commands have submitted
         missing = engine.missing(View(sweep, queue=engine.queue))
         if missing < 0 and (gone := engine.withdraw(-missing)):
-            say(f"{gone} waiting slots withdrawn, no trial is left for them")
+            say(f"{gone} waiting workers withdrawn, no trial is left for them")
         try:
             for made in engine.submit(missing) if missing > 0 else []:
                 after = f", after {', '.join(made.after)}" if made.after else ""

@@ -30,7 +30,7 @@ from jobs.cluster import ClusterProfile
 from sweeps.cli.plan import parse, plan
 from sweeps.drill.sweep import SWEEP
 from sweeps.execution.ray_tune import kill
-from sweeps.execution.worker_ranks import SlotOnRanks
+from sweeps.execution.worker_ranks import WorkerOnRanks
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, View
 
@@ -75,7 +75,7 @@ def rank_main(sweep: Sweep, cluster: ClusterProfile, driver: Process, rank: int,
     os.environ |= {key: str(value) for key, value in told.items()}
     with stop_on_signals() as stop, joined(Device.cpu) as joined_ranks:
         view = View(sweep, remember_seconds=math.inf)
-        return SlotOnRanks(view, cluster, joined_ranks, lambda: stop() or not driver.lives(), driver.driver).run()
+        return WorkerOnRanks(view, cluster, joined_ranks, lambda: stop() or not driver.lives(), driver.driver).run()
 
 
 def forked(work: Callable[[], int]) -> int:

@@ -166,10 +166,10 @@ class SlurmWatch:
         one.
         """
         missing = self.engine.missing(self.view) - len(self.engine.cancelled_unclaimed(self.view) - self.cancelled_before)
-        slots, self.missing_before = min(missing, self.missing_before), missing
+        workers, self.missing_before = min(missing, self.missing_before), missing
         if self.queue.silent:
             return True
-        if slots <= 0:
+        if workers <= 0:
             return bool(self.engine.live()) or missing > 0
         last = Submission.all_of(self.engine.sweep)[-1]
         jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
@@ -180,8 +180,8 @@ class SlurmWatch:
             said = log_tail(logs[-1]) if logs else "they leave no log"
             raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")
         with contextlib.suppress(RacedError):  # another command resubmits too
-            for made in self.engine.submit(slots):
-                what = made.what if made.allocation else f"{made.slots} slots whose jobs had ended"
+            for made in self.engine.submit(workers):
+                what = made.what if made.allocation else f"{made.size} workers whose jobs had ended"
                 self.console.print(f"submitted again: job {made.job}, {what}", highlight=False)
         return True
 

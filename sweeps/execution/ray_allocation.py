@@ -35,7 +35,7 @@ class AllocationEngine:
 
     def __init__(self, submission: Submission, sweep: Sweep, folder: Path) -> None:
         assert submission.allocation is not None
-        self.submission, self.sweep, self.folder, self.slots = submission, sweep, folder, submission.allocation.slots
+        self.submission, self.sweep, self.folder, self.workers = submission, sweep, folder, submission.allocation.workers
         start = self.start_of(submission)
         # A worker that dies while this Ray cluster lives is the trial's own death; one that dies
         # with it is not.
@@ -44,7 +44,7 @@ class AllocationEngine:
     @staticmethod
     def start_of(submission: Submission) -> SlurmStart:
         """Return this process's part of the job: the share of one worker."""
-        gpus = submission.slot_profile.gpus_per_trial
+        gpus = submission.worker_profile.gpus_per_trial
         start = SlurmStart.me(gpus, submission.log_of_this_job(), submission.code, shared=True)
         assert start is not None, "an allocation is a Slurm job"
         return start
@@ -82,19 +82,19 @@ class AllocationEngine:
             if last is not None and last.slurm is not None and last.slurm.job == own_job():
                 view.watch.bury(self.sweep.trial_dir(trial), last)
 
-    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
-        """Run `slots` workers, no more at once than the allocation has; return their errors."""
+    def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
+        """Run that many workers, no more at once than the allocation has; return their errors."""
         submission, sweep, folder, driver = self.submission, self.sweep, self.folder, self.driver
 
-        def slot() -> None:
-            from sweeps.execution.worker import run_slots  # the driver itself needs no torch
+        def worker() -> None:
+            from sweeps.execution.worker import run_worker  # the driver itself needs no torch
 
             start = AllocationEngine.start_of(submission)
-            run_slots(sweep, submission.slot_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
+            run_worker(sweep, submission.worker_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
 
-        share = submission.slot_profile
+        share = submission.worker_profile
         trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
-        return place(slot, slots, self.slots, {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}, folder, trials)
+        return place(worker, workers, self.workers, {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}, folder, trials)
 
 
 class HandOn:
@@ -131,7 +131,7 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
                 if engine.stopping() or is_over(view):
                     break
                 engine.bury(view)
-                if not run_round(view, engine.place, engine.slots, look, engine.stopping):
+                if not run_round(view, engine.place, engine.workers, look, engine.stopping):
                     break  # the rest runs elsewhere: free these nodes for others
         finally:
             ray.shutdown()

@@ -38,10 +38,10 @@ def run_round(
     if not ours:
         return False
     # In a search a worker waits for what another one's end brings.
-    slots = ours if view.sweep.search is None else parallel
-    errors = _watch_while(partial(place, slots, view.watch.silent), watcher)
+    workers = ours if view.sweep.search is None else parallel
+    errors = _watch_while(partial(place, workers, view.watch.silent), watcher)
     if not stopped() and progress_made(view) == before:
-        raise RuntimeError(f"slots end before they claim a trial: {(errors or ['without an error'])[0]}")
+        raise RuntimeError(f"workers end before they claim a trial: {(errors or ['without an error'])[0]}")
     return True
 
 

@@ -18,7 +18,7 @@ from sweeps.state.claims import Ownership, SlurmStart
 from sweeps.state.folder import View
 
 
-class SlotOnRanks:
+class WorkerOnRanks:
     """One worker with several ranks. Only rank 0 reads `view`."""
 
     def __init__(

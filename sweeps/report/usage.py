@@ -149,7 +149,7 @@ class Sight:
     def __init__(self, view: View) -> None:
         """Read results and submissions."""
         self.view = view
-        self._profiles = {s.job: s.slot_profile for s in Submission.all_of(view.sweep)}
+        self._profiles = {s.job: s.worker_profile for s in Submission.all_of(view.sweep)}
         # A configuration and the best rate of those like it.
         self._kinds: list[tuple[dict[str, Any], float]] = []
         for trial in view.sweep.trials:

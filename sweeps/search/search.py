@@ -1,7 +1,7 @@
 """What a search runs next: another seed of a setting that is still among the best, or a setting that nobody has tried.
 
-Work comes up when a trial ends, and the slot that ended it asks again; so nothing is left lying as long as one slot is there. Who watches
-adds slots where more could run.
+New work appears only when a trial ends, and the worker that ended it asks for more: one live worker is enough. The watching command adds
+workers where more could run.
 """
 
 import itertools
@@ -106,7 +106,7 @@ def epochs_done(trial: Trial, status: str, probes: dict[str, dict[str, float]]) 
 
 
 def choose(view: View) -> Trial | None:
-    """The trial that a slot should begin next, not yet registered; None where there is none now."""
+    """The trial that a worker should begin next, not yet registered; None where there is none now."""
     outlook = Outlook(view)
     search, sweep = outlook.search, outlook.sweep
     if outlook.to_begin == 0:
@@ -133,7 +133,7 @@ def begin(view: View) -> Trial | None:
         if view.sweep.register(trial):
             view.sweep.grow()
             return trial
-        view.sweep.grow()  # another slot was first, and its choice counts in ours
+        view.sweep.grow()  # another worker was first, and its choice counts in ours
     return None
 
 

@@ -133,7 +133,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """How settings are chosen while the sweep runs; all that a slot needs to choose the next one."""
+    """How settings are chosen while the sweep runs; all that a worker needs to choose the next one."""
 
     space: list[Dimension]
     base: dict[str, Any]  # the configuration whose keys are changed

@@ -17,7 +17,7 @@ OVERRIDES = [
 ]
 SWEEP = SweepSpec(
     name="slots",
-    question="What does a slot cost?",
+    question="What does a worker cost?",
     settings=[Setting({"method.predictor.depth": 1})],
     smoke=Scale(OVERRIDES, seeds=1),
     paper=Scale(OVERRIDES, seeds=1),

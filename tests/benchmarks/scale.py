@@ -1,4 +1,4 @@
-"""What a decision costs as a search grows to 10,000 trials on 1,000 slots with preemptions, and how long a cold look at it takes.
+"""What a decision costs as a search grows to 10,000 trials on 1,000 workers with preemptions, and how long a cold look at it takes.
 
     python tests/benchmarks/scale.py [--json] [--trials 10000] [--slots 1000] [--preempted 0.1] [--folder DIR]
 
@@ -149,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--slots", type=int, default=1000)
+    parser.add_argument("--slots", dest="workers", type=int, default=1000)
     parser.add_argument("--preempted", type=float, default=0.1, help="probability on each way to a rung")
     parser.add_argument("--folder", type=Path, help="where the sweep is kept; default: a temporary folder")
     asked = parser.parse_args()
@@ -160,7 +160,7 @@ def main() -> int:
         sweep = Sweep.of(SWEEP, ScaleName.smoke, [first], Path(temporary) / "scale-smoke", search, rungs, DEFAULT_ETA)
         sweep.write()
         simulation = Simulation(
-            sweep, curve, asked.slots, random.Random(0), asked.preempted, waits=False, cost=lambda: sum(operations.values())
+            sweep, curve, asked.workers, random.Random(0), asked.preempted, waits=False, cost=lambda: sum(operations.values())
         )
         count_operations()
         began, ends = time.perf_counter(), Counter[str]()
@@ -168,7 +168,7 @@ def main() -> int:
             ends[trial.signature] += 1
         figures: dict[str, Any] = {
             "trials": len(sweep.trials),
-            "slots": asked.slots,
+            "slots": asked.workers,
             "preemptions": simulation.preemptions,
             "resumed": simulation.resumed,
             "longest_wait_epochs": simulation.longest_wait,

@@ -3,7 +3,7 @@
     python tests/benchmarks/search.py [--json] [--seeds 50] [--first 0] [--jobs 2] [--slots 4] [--all]
 
 tests/benchmarks/curves.json holds 64 settings x 3 seeds, trained to the end by record_curves.py. A search is replayed by the real engine on
-4 slots under a simulated clock; a setting between recorded ones scores as the nearest, and each replay deals the recorded seeds anew.
+4 workers under a simulated clock; a setting between recorded ones scores as the nearest, and each replay deals the recorded seeds anew.
 A winner is right if its mean over all recorded seeds is within one standard error of the best setting's. Epochs are shares of those of the
 full grid with one seed. Every search has a budget of REQUIRED_SHARE of them.
 Status 1 where the default is right in less than REQUIRED_RIGHT of the replays.
@@ -154,7 +154,7 @@ def grid(replay: int) -> Replay:
     return Replay(1.0, 1.0 if is_right(winner) else None, is_right(winner), mean(winner) == best, best - mean(winner), len(settings()))
 
 
-def replayed(strategy: Strategy, slots: int, replay: int) -> Replay:
+def replayed(strategy: Strategy, workers: int, replay: int) -> Replay:
     """One search by the real engine."""
     rungs = list(strategy.rungs)
     scale = Scale(BASE, 1)
@@ -172,7 +172,7 @@ def replayed(strategy: Strategy, slots: int, replay: int) -> Replay:
         def curve(trial: Trial, epoch: int) -> float:
             return replayed_value(trial.params, trial.seed - FIRST_SEED, epoch, replay)
 
-        simulation = Simulation(sweep, curve, slots, random.Random(replay))
+        simulation = Simulation(sweep, curve, workers, random.Random(replay))
         total, to_right = len(settings()) * EPOCHS, None
         for _ in simulation.run():
             leading = [p for p in settings_of(simulation.view) if p.scores]
@@ -243,7 +243,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=50, help="replays of each strategy")
     parser.add_argument("--first", type=int, default=0, help="number of the first replay; the defaults were chosen on 0 to 49")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--slots", dest="workers", type=int, default=4)
     parser.add_argument("--all", action="store_true")
     asked = parser.parse_args()
     strategies = STRATEGIES + (CONSIDERED if asked.all else [])
@@ -251,7 +251,7 @@ def main() -> int:
     lines = [summary("full grid, one seed", [grid(r) for r in numbers])]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
         for strategy in strategies:
-            found = [pool.submit(replayed, strategy, asked.slots, r) for r in numbers]
+            found = [pool.submit(replayed, strategy, asked.workers, r) for r in numbers]
             lines.append(summary(strategy.name, [f.result() for f in found]))
     by_default = next(line for line in lines if line["strategy"] == DEFAULT.name)
     figures = {

@@ -74,8 +74,8 @@ def test_a_short_limit_chains_jobs() -> None:
     assert f"each in {price.chunks} jobs one after the other" in price.lines()[2]
 
 
-def test_the_papers_gpu_hours_are_the_same_on_a_slot_of_any_size() -> None:
-    """The paper's were 4; a slot of 8 takes half the time for the same GPU-hours."""
+def test_the_papers_gpu_hours_are_the_same_on_a_worker_of_any_size() -> None:
+    """The paper's were 4; a worker of 8 takes half the time for the same GPU-hours."""
     for gpus in (1, 2, 8):
         price = quote(replace(JOB.cluster, gpus_per_trial=gpus), CONFIG, [200.0] * 3, 200.0, [])
         assert price.device_hours_per_epoch == pytest.approx(0.2576)
@@ -83,7 +83,7 @@ def test_the_papers_gpu_hours_are_the_same_on_a_slot_of_any_size() -> None:
         assert price.wall_hours == pytest.approx(51.52 / gpus)
 
 
-def test_cores_are_the_devices_of_a_slot_without_gpus() -> None:
+def test_cores_are_the_devices_of_a_worker_without_gpus() -> None:
     cpu = replace(JOB.cluster, gpus_per_trial=0, cores_per_trial=16, max_parallel=2, time_limit_minutes=60, stop_signal_seconds=720)
     price = quote(cpu, CONFIG, [10.0, 10.0, 4.0], 10.0, [8.0])
     assert (price.unit, price.trials, price.epochs, price.device_hours, price.parallel) == ("core-hours", 3, 24.0, 192.0, 2)

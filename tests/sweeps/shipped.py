@@ -99,7 +99,7 @@ class Trainer:
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., RunResult | None] | None) -> None:
-    """Slots run in this process, one after the other, with that trainer or the real one; the page is left to the reader's command."""
+    """Workers run in this process, one after the other, with that trainer or the real one; the page is left to the reader's command."""
     known: dict[str, object] = {}
 
     def load(data: DataConfig) -> object:
@@ -108,7 +108,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., RunResult
         return known[repr(data)]
 
     monkeypatch.setattr(command, "LocalEngine", InProcess)
-    monkeypatch.setattr(command, "slots_here", lambda _: 1)
+    monkeypatch.setattr(command, "workers_here", lambda _: 1)
     monkeypatch.setattr(command, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)

@@ -101,7 +101,7 @@ def left_behind(cluster: SlurmCluster) -> list[str]:
 
 
 class SweepOnSlurm:
-    """One sweep folder on the cluster; its arrays have so many ranks a slot, and where `held` stand still when `hold` is called."""
+    """One sweep folder on the cluster; its arrays have so many ranks a worker, and where `held` stand still when `hold` is called."""
 
     def __init__(self, cluster: SlurmCluster, runs: Path, ranks: int = 2, steps: int = STEPS, held: bool = True) -> None:
         self.cluster, self.runs, self.steps = cluster, runs, steps

@@ -1,4 +1,4 @@
-"""Which trial a slot in a Slurm job takes, and when a half-done one is given up."""
+"""Which trial a worker in a Slurm job takes, and when a half-done one is given up."""
 
 from dataclasses import replace
 from pathlib import Path

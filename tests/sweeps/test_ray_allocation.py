@@ -1,4 +1,4 @@
-"""Many slots in one allocation, on a real Slurm and with a real Ray: one study under three hands, and what is done to the allocation."""
+"""Many workers in one allocation, on a real Slurm and with a real Ray: one study under three hands, and what is done to the allocation."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.sweeps.slurm_bench import ROOT, SCRIPT, SweepOnSlurm, needs_slurm
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-2")]
 
-# A node with one GPU (of its four), for slots of one rank: on every hand a trial is then the same to the last bit.
+# A node with one GPU (of its four), for workers of one rank: on every hand a trial is then the same to the last bit.
 NODE = ["gres=gpu:1", "gpus_per_trial=1", "ranks_per_trial=1", "memory_gb_per_trial=4"]
 ONE_CORE, TWO_CORES = [*NODE, "cores_per_trial=1"], [*NODE, "cores_per_trial=2"]
 SERVICES = [
@@ -35,7 +35,7 @@ SERVICES = [
 DEFAULT_PORTS = {6379, 8265, 10001, 52365}
 
 
-# Slots of one rank cannot be held at a step: the runs are long enough to be hit in the middle.
+# Workers of one rank cannot be held at a step: the runs are long enough to be hit in the middle.
 STEPS_AN_EPOCH, EPOCHS = 6, 24
 STEPS = STEPS_AN_EPOCH * EPOCHS
 SHAPE = ["data.train_limit=200", "global_batch_size=32", "micro_batch_size=8", "checkpoint.every_minutes=0.05"]
@@ -57,8 +57,8 @@ def local(runs: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(SCRIPT), *arguments, "--cluster", "local", "--scale", "smoke", "--runs-dir", str(runs)]
 
 
-def ray(nodes: int, slots_per_node: int = 1) -> list[str]:
-    return ["--backend", "allocation", "--nodes", str(nodes), "--trials-per-node", str(slots_per_node)]
+def ray(nodes: int, workers_per_node: int = 1) -> list[str]:
+    return ["--backend", "allocation", "--nodes", str(nodes), "--trials-per-node", str(workers_per_node)]
 
 
 def hand(claim: Claim) -> str:
@@ -82,7 +82,7 @@ def released(trial_dir: Path, claim: Claim) -> bool:
 
 
 def ray_of_nodes(cluster: SlurmCluster) -> dict[str, list[psutil.Process]]:
-    """What Ray runs on each node, slots among it."""
+    """What Ray runs on each node, workers among it."""
     found = {}
     for name in cluster.names:
         below = []
@@ -127,7 +127,7 @@ def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
     assert "trials cancelled" in sweep.ask("cancel")
     sweep.wait("no job", lambda: not sweep.live_jobs(), 60)
     out = sweep.run(*ONE_CORE, *short, *ray(3))
-    assert "3 nodes, 3 slots at once" in out
+    assert "3 nodes, 3 workers at once" in out
     assert "linear top-1, test" in out
 
     by = ended_by(sweep)
@@ -206,12 +206,12 @@ def check_privacy(sweep: SweepOnSlurm, tmp_path: Path) -> set[Path]:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     mine = [p for below in ray_of_nodes(sweep.cluster).values() for p in below if p.name() != "srun"]
     listening = {c.laddr for p in mine for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
-    assert len(listening) >= 7, "of the head, the node's two processes, the driver and two slots"
+    assert len(listening) >= 7, "of the head, the node's two processes, the driver and two workers"
     assert not {a.port for a in listening} & DEFAULT_PORTS, "two users of a node would both want it"
     assert [a for a in listening if not asks_for_a_token(a.ip if "." in a.ip else "127.0.0.1", a.port)] == []
     for node in ray_of_nodes(sweep.cluster).values():
         held = sum(p.memory_full_info().pss for p in node if "ray::ImplicitFunc" not in " ".join(p.cmdline()))
-        assert held < 700e6, "slots apart"
+        assert held < 700e6, "workers apart"
     address = (private / "address").read_text()
     assert connect(address, token).returncode == 0
     wrong = tmp_path / "wrong"
@@ -244,7 +244,7 @@ def raylet(sweep: SweepOnSlurm, node: str) -> psutil.Process:
 def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm) -> None:
     """As the time limit nears Slurm sends the job's signal to its steps, and the job is requeued; then a node loses its Ray.
 
-    No step is lost but those that the slots of the one node had not saved.
+    No step is lost but those that the workers of the one node had not saved.
     """
     sweep.submit("two", *LONG, *ONE_CORE, *ray(2))
     folder = sweep.wait_for_step(20)
@@ -261,7 +261,7 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     sweep.check_against(undisturbed)
     for trial in sweep.trial_dirs():
         past = claims.history(trial)
-        # The other trial's slot may come up only after the signal: how long a node's Ray takes is the machine's affair.
+        # The other trial's worker may come up only after the signal: how long a node's Ray takes is the machine's affair.
         assert all(c.slurm is not None and c.slurm.job == job and c.slurm.shared for c in past)
         restarts = [c.slurm.restart for c in past if c.slurm]
         assert restarts in ([[0, 1, 1]] if trial == folder else [[0, 1, 1], [1, 1], [0, 1], [1]])
@@ -275,11 +275,11 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     assert_nothing_is_left(sweep, temporary)
 
 
-def test_slots_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm, tmp_path: Path) -> None:
+def test_workers_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     """Two share a GPU, and nobody else gets in. One is killed and goes on at once, one is cancelled by name, at last all."""
     again = "two", *SHAPE, "epochs=400", *TWO_CORES
-    assert "submitted job" in sweep.submit(*again, *ray(1, slots_per_node=2))
-    assert "submitted" not in sweep.submit(*again, *ray(1, slots_per_node=2))
+    assert "submitted job" in sweep.submit(*again, *ray(1, workers_per_node=2))
+    assert "submitted" not in sweep.submit(*again, *ray(1, workers_per_node=2))
     assert "submitted" not in (out := sweep.submit(*again))
     assert "an allocation of this sweep is queued or runs" in out
     first, second = sweep.trial_dirs()

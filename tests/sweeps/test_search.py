@@ -68,7 +68,7 @@ def end(
 
 
 def run_to_the_end(made: Sweep, score: Callable[[Trial], float], hours: float = 0.0, limit: int = 100) -> list[Trial]:
-    """One slot after the other, each trial ending at once; returns the trials in the order of their begin."""
+    """One worker after the other, each trial ending at once; returns the trials in the order of their begin."""
     begun = []
     view = View(made)
     while (got := next_claim(view, Process.me().driver)) is not None:
@@ -83,16 +83,16 @@ def run_to_the_end(made: Sweep, score: Callable[[Trial], float], hours: float = 
 
 
 def test_a_trial_that_another_command_has_chosen_and_not_yet_begun_is_progress(tmp_path: Path) -> None:
-    """A slot that lost the choice to it returns in between with nothing."""
+    """A worker that lost the choice to it returns in between with nothing."""
     made = searched(tmp_path)
     end(made, made.trials[0], 50.0)
 
-    def overtaken(slots: int, silent: frozenset[Path]) -> list[str]:
+    def overtaken(workers: int, silent: frozenset[Path]) -> list[str]:
         assert search.begin(View(Sweep.load(made.path))) is not None
         return []
 
     assert rounds.run_round(View(made), overtaken, 1, Shown(), never)
-    with pytest.raises(RuntimeError, match="slots end before they claim a trial"):  # it waits now, and nobody takes it
+    with pytest.raises(RuntimeError, match="workers end before they claim a trial"):  # it waits now, and nobody takes it
         rounds.run_round(View(made), lambda *_: [], 1, Shown(), never)
 
 
@@ -138,7 +138,7 @@ def test_a_model_based_sampler_looks_where_the_scores_are(tmp_path: Path) -> Non
     assert sum(late) / len(late) > sum(early) / len(early)
 
 
-def test_two_slots_that_choose_at_once_take_two_numbers(tmp_path: Path) -> None:
+def test_two_workers_that_choose_at_once_take_two_numbers(tmp_path: Path) -> None:
     made = searched(tmp_path)
     first, second = View(made), View(Sweep.load(made.path))
     stale = search.choose(second)
@@ -152,7 +152,7 @@ def test_two_slots_that_choose_at_once_take_two_numbers(tmp_path: Path) -> None:
     assert chosen.signature != other.signature
 
 
-def test_a_choice_whose_slot_died_before_it_began_is_begun_by_another(tmp_path: Path) -> None:
+def test_a_choice_whose_worker_died_before_it_began_is_begun_by_another(tmp_path: Path) -> None:
     made = searched(tmp_path)
     got = next_claim(View(made), "d")
     assert got is not None
@@ -331,7 +331,7 @@ def test_the_budget_is_never_exceeded_and_is_used(tmp_path: Path) -> None:
     assert len(begun) == 6  # 9 hours; a seventh would take it to 10.5
 
 
-def test_a_budget_holds_for_slots_that_run_side_by_side(tmp_path: Path) -> None:
+def test_a_budget_holds_for_workers_that_run_side_by_side(tmp_path: Path) -> None:
     made = searched(tmp_path, points=50, budget_hours=10.0)
     view = View(made)
     assert next_claim(view, "d") is not None
@@ -364,7 +364,7 @@ def test_a_budget_goes_by_the_dearest_epoch(tmp_path: Path) -> None:
     assert spent == 17.0
 
 
-def test_an_expected_cost_lets_slots_begin_side_by_side_and_holds_the_first_run_too(tmp_path: Path) -> None:
+def test_an_expected_cost_lets_workers_begin_side_by_side_and_holds_the_first_run_too(tmp_path: Path) -> None:
     made = searched(tmp_path, points=50, budget_hours=10.0).expecting(3.0 / 4)  # 4 epochs a run
     view = View(made)
     assert [next_claim(view, "d") is not None for _ in range(5)] == [True, True, True, False, False]
@@ -394,7 +394,7 @@ def test_a_cancelled_search_chooses_nothing_until_it_is_taken_up(tmp_path: Path)
     assert search.to_come(View(made)) > 0
 
 
-def test_slots_that_run_take_up_more_points_and_leave_another_space_alone(tmp_path: Path) -> None:
+def test_workers_that_run_take_up_more_points_and_leave_another_space_alone(tmp_path: Path) -> None:
     view = View(searched(tmp_path, points=3))
     assert view.follow()
     assert len(run_to_the_end(view.sweep, lambda _: 50.0)) == 3
@@ -406,7 +406,7 @@ def test_slots_that_run_take_up_more_points_and_leave_another_space_alone(tmp_pa
     assert not view.follow()
 
 
-def test_what_was_set_aside_is_run_again_by_slots_that_knew_its_result(tmp_path: Path) -> None:
+def test_what_was_set_aside_is_run_again_by_workers_that_knew_its_result(tmp_path: Path) -> None:
     made = searched(tmp_path, points=1)
     view = View(made)
     assert view.follow()

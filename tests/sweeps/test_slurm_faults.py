@@ -42,7 +42,7 @@ def undisturbed(shared_slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFac
     made = SweepOnSlurm(shared_slurm, tmp_path_factory.mktemp("undisturbed"), held=False)
     with clean_cluster(shared_slurm):
         out = made.run("two")
-    assert "2 slots, 2 at once" in out
+    assert "2 workers, 2 at once" in out
     assert "linear top-1, test" in out
     return made
 
@@ -62,7 +62,7 @@ def test_a_sweep_runs_to_its_table(cluster: SlurmCluster, undisturbed: SweepOnSl
         assert provenance["command"][0].startswith(str(undisturbed.path / "code"))
     again = undisturbed.run("two")
     assert "submitted" not in again
-    assert [s.slots for s in Submission.all_of(undisturbed.sweep)] == [2]
+    assert [s.size for s in Submission.all_of(undisturbed.sweep)] == [2]
 
 
 @with_undisturbed
@@ -355,7 +355,7 @@ def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm,
 
 
 @alone
-def test_two_commands_at_once_submit_each_slot_once(sweep: SweepOnSlurm) -> None:
+def test_two_commands_at_once_submit_each_worker_once(sweep: SweepOnSlurm) -> None:
     pair = [sweep.start(*SHORT, "--detach") for _ in range(2)]
     outs = [c.communicate(timeout=200)[0] for c in pair]
     assert [c.returncode for c in pair] == [0, 0], outs
@@ -368,7 +368,7 @@ def test_two_commands_at_once_submit_each_slot_once(sweep: SweepOnSlurm) -> None
 @alone
 def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
     out = sweep.submit(*SHORT, "max_parallel=1")
-    assert "3 slots, 1 at once" in out
+    assert "3 workers, 1 at once" in out
     seen, deadline = set(), time.monotonic() + 240
     while sweep.live_jobs() and time.monotonic() < deadline:
         seen.add(sum(j.endswith(":RUNNING") for j in sweep.jobs()))
@@ -382,8 +382,8 @@ def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
 def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sweep: SweepOnSlurm) -> None:
     sweep.cluster.change(max_array_size=2)
     out = sweep.submit(*SHORT, "max_parallel=2")
-    assert "2 slots, 1 at once" in out
-    assert "1 slots, 1 at once" in out
+    assert "2 workers, 1 at once" in out
+    assert "1 workers, 1 at once" in out
     sweep.wait_for_end()
     assert len({j.partition("_")[0] for j in sweep.jobs()}) == 2
     assert all(len(claims.history(d)) == 1 for d in sweep.trial_dirs())
@@ -407,10 +407,10 @@ def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     sweep.cluster.run("scontrol", "update", f"nodename={','.join(sweep.cluster.names)}", "state=drain", "reason=test")
     out = sweep.submit()
     assert "the sweep has changed since it was last run: 1 trials added, 0 withdrawn" in out
-    assert "3 slots, 3 at once" in out
+    assert "3 workers, 3 at once" in out
     out = sweep.submit("one")
     assert "0 trials added, 2 withdrawn" in out
-    assert "2 waiting slots withdrawn" in out
+    assert "2 waiting workers withdrawn" in out
     assert len(sweep.live_jobs()) == 1
 
 
@@ -435,7 +435,7 @@ def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_
 
 
 @alone
-def test_slots_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep: SweepOnSlurm) -> None:
+def test_workers_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep: SweepOnSlurm) -> None:
     searched = SweepOnSlurm(sweep.cluster, sweep.runs)
     searched.path = sweep.runs / "tiny_search-smoke"
     script = ROOT / "tests" / "sweeps" / "tiny_search.py"

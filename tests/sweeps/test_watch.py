@@ -90,13 +90,13 @@ def watching(sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch) ->
         jobs = Jobs(f"{job_prefix(sweep)}0001", **states)
         monkeypatch.setattr(monitor, "Queue", lambda refresh_seconds: jobs)
         found = SlurmWatch(sweep.path, console)
-        monkeypatch.setattr(SlurmEngine, "submit", lambda engine, slots: [replace(submitted(sweep, 2, "8"), slots=slots)])
+        monkeypatch.setattr(SlurmEngine, "submit", lambda engine, workers: [replace(submitted(sweep, 2, "8"), size=workers)])
         return found
 
     return made
 
 
-def test_slots_are_submitted_again_when_two_looks_in_a_row_have_missed_them(
+def test_workers_are_submitted_again_when_two_looks_in_a_row_have_missed_them(
     sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]
 ) -> None:
     submitted(sweep)
@@ -105,7 +105,7 @@ def test_slots_are_submitted_again_when_two_looks_in_a_row_have_missed_them(
     assert found.mend()
     assert said(console) == []  # it may be but a moment's view
     assert found.mend()
-    assert said(console) == ["submitted again: job 8, 2 slots whose jobs had ended"]
+    assert said(console) == ["submitted again: job 8, 2 workers whose jobs had ended"]
 
 
 def test_fewer_of_two_looks_are_submitted(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
@@ -115,7 +115,7 @@ def test_fewer_of_two_looks_are_submitted(sweep: Sweep, console: Console, watchi
     assert found.mend()
     found.queue.listed.pop()  # type: ignore[attr-defined]
     assert found.mend()
-    assert said(console) == ["submitted again: job 8, 1 slots whose jobs had ended"]
+    assert said(console) == ["submitted again: job 8, 1 workers whose jobs had ended"]
 
 
 def test_nothing_is_submitted_while_slurm_is_silent(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
