@@ -19,13 +19,13 @@ from sweeps.state.logs import follow
 
 
 def find_trials(view: View, names: list[str]) -> list[Trial]:
-    """The trials that `names` mean: the start of a signature, a trial's number, or 'setting/seed'; ValueError unless each means one."""
+    """Return the trials that `names` mean: a run ID or its start, a number, CONFIGURATION/SEED; raise ValueError unless each means one."""
     found = []
     for name in names:
-        meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.setting}/{t.seed}")]
+        meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.label}/{t.seed}")]
         exact = [t for t in meant if name == str(t.number)] or meant
         if len(exact) != 1:
-            choice = "a signature's start, a number or setting/seed of python -m sweeps status"
+            choice = "a run ID or its start, a number or CONFIGURATION/SEED, as python -m sweeps status shows them"
             raise ValueError(f"TRIAL must name one trial by {choice}; got {name}, which names {len(exact)}")
         found += exact
     return found

@@ -162,10 +162,7 @@ _PRIVATE = (
     r"\bquotes?\b|\bslots?\b|\bsettings?\b|\bsignatures?\b|to come\b|\binsist|\bdearest\b|\ba hand\b|\bhands\b"
 )
 # Where a page explains the word that the program still prints.
-_EXPLAINED = (
-    "Tables and reports still call it a *setting*",
-    "says *separable*",
-)
+_EXPLAINED = ("says *separable*",)
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)

@@ -27,10 +27,10 @@ TYPED = {
     "python sweeps/predictor_ablation.py --cluster local --dry-run": Run("11 trials, 2 epochs each", "--seeds 1", _SHORT),
     "python sweeps/predictor_ablation.py --cluster local --seeds 5 epochs=20": Run("55 trials, 20 epochs each", "--dry-run"),
     f"python -m sweeps status {_ABLATION}": Run("11 completed of 11 trials", after=(_RUN_ABLATION,)),
-    f"python -m sweeps results {_ABLATION} --format markdown": Run("| setting |", after=(_RUN_ABLATION,)),
+    f"python -m sweeps results {_ABLATION} --format markdown": Run("| configuration |", after=(_RUN_ABLATION,)),
     f"python -m sweeps report {_ABLATION}": Run("report.html", after=(_RUN_ABLATION,)),
     f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
-    "python sweeps/joint_search.py --cluster local": Run("tpe chooses up to 16 settings", "--dry-run"),
+    "python sweeps/joint_search.py --cluster local": Run("tpe chooses up to 16 configurations", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
         "33 runs, 6600 epochs to train"
     ),
@@ -68,7 +68,7 @@ TYPED = {
     f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64 retry_failed=true": Run(
         "completed: ", "", _SHORT, after=(_RUN_SINGLE,)
     ),
-    "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("tpe chooses up to 40 settings"),
+    "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("tpe chooses up to 40 configurations"),
     "python sweeps/learning_rate.py --cluster local --sampler grid --seeds 3": Run("72 trials", "--dry-run"),
     "python sweeps/predictor_depth.py --cluster local --dry-run": Run("8 trials, 4 epochs each"),
     _RUN_DEPTH: Run("linear top-1, test", starts_others=True),
@@ -76,8 +76,8 @@ TYPED = {
     f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}", after=(_RUN_DEPTH,)),
     _RUN_RATE: Run("linear top-1, test", "--max-trials 2 --seeds 1", starts_others=True),
     "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("36 trials, 8 epochs each"),
-    "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("settings", "--dry-run"),
-    "python -m sweeps status runs/joint_search-smoke": Run("trials (of up to 2 settings)", after=(_RUN_RATE,)),
+    "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("configurations", "--dry-run"),
+    "python -m sweeps status runs/joint_search-smoke": Run("trials (of up to 2 configurations)", after=(_RUN_RATE,)),
     "python -m sweeps study runs/joint_search-smoke": Run("optuna-dashboard ", after=(_RUN_RATE,)),
     f"python -m jobs.pretrain data=fashion_mnist epochs=10 {_SINGLE}=128": Run("completed: ", "", _SHORT),
     f"python -m jobs.pretrain method=simclr epochs=10 {_SINGLE}=128": Run("completed: ", "", f"{_SHORT} method.hidden=32"),

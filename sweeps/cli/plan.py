@@ -81,7 +81,7 @@ def _add_search(parser: Parser, spec: SweepSpec) -> None:
     group = parser.add_argument_group("search" if spec.space else "early stopping")
     if spec.space:
         group.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="how configurations are chosen (default: %(default)s)")
-        scales = ", ".join(f"{spec.scale(s).points} at {s.name} scale" for s in ScaleName)
+        scales = ", ".join(f"{spec.scale(s).max_trials} at {s.name} scale" for s in ScaleName)
         group.add_argument("--max-trials", type=int, metavar="N", help=f"configurations to try (default: {scales})")
         objectives = "search for accuracy and for few GPU-hours; stop nothing early"
         group.add_argument("--two-objectives", action="store_true", help=objectives)
@@ -160,7 +160,7 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
     longest, key = 0.0, task_of(train).KEYS.get("warmup_epochs")
     if key is not None:
         swept = [d for d in spec.space_at(scale) if d.key == key]
-        given = [float(s.overrides.get(key, 0)) for s in spec.settings_at(scale)]
+        given = [float(s.overrides.get(key, 0)) for s in spec.configurations_at(scale)]
         longest = max([lookup(to_dict(train), key), *given, *(max([d.high, *map(float, d.options)]) for d in swept)])
     found = rung_epochs(train.epochs, longest, asked.eta)
     if not found:
@@ -171,12 +171,12 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
 
 def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int) -> Search:
     """The search that was asked for; raises ValueError where the borders of its space cannot be trained."""
-    points, budget = scale.points if asked.max_trials is None else asked.max_trials, asked.budget_gpu_hours
-    if not 1 <= points <= _MOST:
-        raise ValueError(f"--max-trials must be at least 1{_and_at_most(points)}; got {points}")
+    max_trials, budget = scale.max_trials if asked.max_trials is None else asked.max_trials, asked.budget_gpu_hours
+    if not 1 <= max_trials <= _MOST:
+        raise ValueError(f"--max-trials must be at least 1{_and_at_most(max_trials)}; got {max_trials}")
     if budget is not None and not 0 < budget < float("inf"):
         raise ValueError(f"--budget-gpu-hours must be positive and finite; got {budget:g}")
-    options = {"points": points, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}
+    options = {"max_trials": max_trials, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}
     search = build_search(spec, scale, asked.cluster, asked.overrides, rungs, sampler=asked.sampler, **options)
     start = baseline(search.space, search.base)
     for d in search.space:

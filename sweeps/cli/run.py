@@ -115,16 +115,14 @@ def show_plan(sweep: Sweep, console: Console) -> None:
     view = View.here(sweep)
     announce_changes(sweep, console)
     for trial in sweep.trials:
-        console.print(
-            f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False, soft_wrap=True
-        )
+        console.print(f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.label}", highlight=False, soft_wrap=True)
     epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
     console.print(f"{len(sweep.trials)} trials, {epochs} epochs each, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:
         console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs go on", highlight=False)
     if (search := sweep.search) is not None:
         more = Outlook(view).runs_left_at_most
-        what = f"{search.sampler} chooses up to {search.points} settings, the best of them get up to {search.seeds} seeds"
+        what = f"{search.sampler} chooses up to {search.max_trials} configurations, the best of them get up to {search.seeds} seeds"
         console.print(f"{what}: at most {more} further runs", highlight=False, soft_wrap=True)
 
 

@@ -117,7 +117,7 @@ def conclude(view: View, console: Console) -> int:
     console.print(tables.terminal_table(view))
     bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
-        console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
+        console.print(f"{row.label}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
     for line in [*advice_lines(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad else 0

@@ -93,7 +93,7 @@ class AllocationEngine:
             run_worker(sweep, submission.worker_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
 
         share = submission.worker_profile
-        trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
+        trials = sweep.search.max_trials * sweep.search.seeds if sweep.search else 1
         return place(worker, workers, self.workers, {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}, folder, trials)
 
 

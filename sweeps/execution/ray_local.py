@@ -130,7 +130,7 @@ class LocalEngine:
         def worker() -> None:
             run_worker(sweep, cluster, driver.driver, asked_to_stop, silent)
 
-        trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
+        trials = sweep.search.max_trials * sweep.search.seeds if sweep.search else 1
         return place(worker, workers, self.parallel, {"cpu": cluster.cores_per_trial, "gpu": cluster.gpus_per_trial}, private, trials)
 
     def close(self) -> None:

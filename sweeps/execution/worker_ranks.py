@@ -58,7 +58,7 @@ class WorkerOnRanks:
             return 0
         trial, self._owned = found
         claim = self._owned.claim
-        print(f"trial {trial.signature}: {trial.setting}, seed {trial.seed}, claim {claim.epoch}, step {claim.step}", flush=True)
+        print(f"trial {trial.signature}: {trial.label}, seed {trial.seed}, claim {claim.epoch}, step {claim.step}", flush=True)
         return trial, claim.epoch
 
     def _run_one(self, trial: Trial, epoch: int) -> bool:

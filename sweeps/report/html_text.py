@@ -35,11 +35,11 @@ def told_hours(hours: float) -> str:
 
 def hours_of_a_run(view: View) -> dict[str, Spread]:
     """Return configuration -> hours of its completed runs."""
-    found: dict[str, list[float]] = {t.setting: [] for t in view.sweep.trials}
+    found: dict[str, list[float]] = {t.label: [] for t in view.sweep.trials}
     for trial in view.sweep.trials:
         if view.state(trial) is TrialState.completed:
-            found[trial.setting].append(view.device_hours(trial))
-    return {setting: Spread.of(hours) for setting, hours in found.items()}
+            found[trial.label].append(view.device_hours(trial))
+    return {label: Spread.of(hours) for label, hours in found.items()}
 
 
 def to_end(view: View) -> int:
@@ -47,14 +47,14 @@ def to_end(view: View) -> int:
     return sum(not s.ended for s in view.states().values()) + to_come(view)
 
 
-def called(setting: str) -> str:
+def called(label: str) -> str:
     """Return the short name of a configuration for a sentence.
 
     Names in a search are long; its configurations are called by their numbers.
     """
-    if setting.startswith("#"):
-        return setting.partition(" ")[0]
-    return "baseline" if setting.startswith("baseline: ") else setting
+    if label.startswith("#"):
+        return label.partition(" ")[0]
+    return "baseline" if label.startswith("baseline: ") else label
 
 
 def answer(view: View) -> tuple[str, bool]:
@@ -65,14 +65,14 @@ def answer(view: View) -> tuple[str, bool]:
     left = to_end(view)
     so_far = f"So far, with {left} of {left + sum(s.ended for s in view.states().values())} runs to come: " if left else ""
     spread, metric = lead.best.spreads[lead.metric], title(view, lead.metric)
-    told = f"{called(lead.best.setting)} with {in_units(view, spread)} {metric} (n = {spread.n})"
+    told = f"{called(lead.best.label)} with {in_units(view, spread)} {metric} (n = {spread.n})"
     if lead.other is None:
         return f"{so_far}{told}; there is nothing to compare it with.", False
     other = lead.other.spreads[lead.metric]
-    follows = f"{called(lead.other.setting)} with {other} (n = {other.n}), {judged(lead)}"
+    follows = f"{called(lead.other.label)} with {other} (n = {other.n}), {judged(lead)}"
     if lead.separable:
         return f"{so_far}the best is {told}, separable from the next, {follows}.", True
-    return f"{so_far}no setting is separable from the next: {told} leads, before {follows}.", False
+    return f"{so_far}no configuration is separable from the next: {told} leads, before {follows}.", False
 
 
 def beside_the_answer(view: View) -> list[str]:
@@ -81,7 +81,7 @@ def beside_the_answer(view: View) -> list[str]:
     lead = leader(table, view.sweep.objective)
     lines = [view_of_others(table, lead)] if lead is not None and lead.other is not None else []
     if view.sweep.search is not None and lead is not None:
-        lines += [s.setting for s in (lead.best, lead.other) if s is not None]
+        lines += [s.label for s in (lead.best, lead.other) if s is not None]
         lines += against_the_baseline(view, table, lead)
     if lead is not None:
         lines.append("Ranked on held-out training labels; the test split was read once, at the end of each run.")
@@ -91,10 +91,10 @@ def beside_the_answer(view: View) -> list[str]:
 
 
 def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
-    """Return 'Of the 10 other settings 6 are not separable from it.'"""
-    others = [s for s in table if s.setting != lead.best.setting and s.values.get(lead.metric)]
+    """Return 'Of the 10 other configurations 6 are not separable from it.'"""
+    others = [s for s in table if s.label != lead.best.label and s.values.get(lead.metric)]
     near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).separable]
-    alone = "the only other setting is" if len(others) == 1 else f"of the {len(others)} other settings"
+    alone = "the only other configuration is" if len(others) == 1 else f"of the {len(others)} other configurations"
     if len(others) == 1:
         return f"{alone.capitalize()} {'not ' if near else ''}separable from it, by the same test."
     return f"{alone.capitalize()} {len(near)} {'is' if len(near) == 1 else 'are'} not separable from it, each by the same test alone."
@@ -102,16 +102,16 @@ def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
 
 def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
     """Return a comparison of a search's best configuration with the unchanged one."""
-    first = view.sweep.trials[0].setting
-    base = next((s for s in table if s.setting == first and s.values.get(lead.metric)), None)
+    first = view.sweep.trials[0].label
+    base = next((s for s in table if s.label == first and s.values.get(lead.metric)), None)
     if base is None:
-        return ["The setting without changes has no completed run to hold the best against."]
-    if base.setting == lead.best.setting:
-        return ["The best is the setting without changes."]
+        return ["The configuration without changes has no completed run to hold the best against."]
+    if base.label == lead.best.label:
+        return ["The best is the configuration without changes."]
     tested = compare(lead.best.values[lead.metric], base.values[lead.metric])
     word = "separable from it" if tested.separable else "not separable from it"
     spread = base.spreads[lead.metric]
-    return [f"The setting without changes has {spread} (n = {spread.n}); the best is {word}: {tested}."]
+    return [f"The configuration without changes has {spread} (n = {spread.n}); the best is {word}: {tested}."]
 
 
 def tiles(view: View) -> list[tuple[str, str]]:
@@ -120,7 +120,7 @@ def tiles(view: View) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if lead is not None:
         spread = lead.best.spreads[lead.metric]
-        found.append((called(lead.best.setting), "best, separable" if lead.separable else "leads, not separable"))
+        found.append((called(lead.best.label), "best, separable" if lead.separable else "leads, not separable"))
         found.append((in_units(view, spread), f"{title(view, lead.metric)}, n = {spread.n}"))
     states = collections.Counter(s.name for s in view.states().values())
     found.append((f"{told_hours(total_hours(view))} {unit}", "cost of all runs"))
@@ -143,7 +143,7 @@ def costs(view: View) -> list[str]:
     lines = [f"{told_hours(total_hours(view))} {unit} in all: " + ", ".join(f"{told_hours(h)} {name}" for name, h in by_state.items() if h)]
     of_a_run = [h for s in hours_of_a_run(view).values() for h in [s.mean] if h is not None]
     if of_a_run:
-        lines.append(f"a completed run took {told_hours(statistics.median(of_a_run))} {unit}, median over settings of their means")
+        lines.append(f"a completed run took {told_hours(statistics.median(of_a_run))} {unit}, median over configurations of their means")
     again = [len(view.claims(t)) - 1 for t in view.sweep.trials if len(view.claims(t)) > 1]
     lines.append(f"{len(again)} runs were started more than once, {sum(again)} further starts in all, and went on from their checkpoints")
     kwh = [r.energy_kwh for t in view.sweep.trials if (r := view.result(t)) is not None and r.energy_kwh is not None]

@@ -25,16 +25,16 @@ def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
     if search is not None:
         space = {d.key: distribution(d) for d in search.space}
     else:
-        space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.setting for t in sweep.trials)))}
+        space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.label for t in sweep.trials)))}
     costs = search is not None and search.costs
     told = []
     for trial in sweep.trials:
-        params: Params = trial.params if search is not None else {"setting": trial.setting}
+        params: Params = trial.params if search is not None else {"setting": trial.label}
         state, result = view.state(trial), view.result(trial)
         one = told_alone(params, state, view.objective(trial))
         if one.state is COMPLETE and costs and result is not None:
             one = replace(one, values=[*one.values, result.device_hours])
-        about = {"setting": trial.setting, "seed": str(trial.seed), "signature": trial.signature, "state": state.name}
+        about = {"setting": trial.label, "seed": str(trial.seed), "signature": trial.signature, "state": state.name}
         if result is not None:
             causes = [result.cause, *(f"{name}: {cause}" for name, cause in result.missing.items())]
             about["cause"] = "; ".join(filter(None, causes))

@@ -46,10 +46,10 @@ def best_so_far(view: View) -> dict[str, Any] | None:
     lead = leader(summaries(view), objective)
     if lead is None:
         return None
-    other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.setting}
+    other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.label}
     tested = {} if lead.comparison is None else asdict(lead.comparison)
     return {
-        "setting": lead.best.setting,
+        "setting": lead.best.label,
         **asdict(lead.best.spreads[objective]),
         "next": other,
         "separable": lead.separable,
@@ -68,7 +68,7 @@ def best_line(view: View) -> str:
         return ""
 
     def told(summary: Summary) -> str:
-        return f"{summary.setting}: {summary.spreads[objective]} (n = {summary.spreads[objective].n})"
+        return f"{summary.label}: {summary.spreads[objective]} (n = {summary.spreads[objective].n})"
 
     line = f"best so far by {objective}: {told(lead.best)}"
     if lead.other is None:
@@ -99,7 +99,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
     gpu_seconds = sum(claims.held_seconds(folder, c) * c.slurm.gpus for c in past if c.slurm)
     return {
         "signature": trial.signature,
-        "setting": trial.setting,
+        "setting": trial.label,
         "seed": trial.seed,
         "state": state.name,
         "done": 1.0 if state is TrialState.completed else share_done(trial, step) if step else 0.0,
@@ -127,7 +127,7 @@ def sweep_status(view: View) -> dict[str, Any]:
     silent = view.watch.queue is not None and view.watch.queue.silent
     name, scale = view.sweep.name, view.sweep.scale.name
     chosen = view.sweep.search
-    search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.points, "to_begin": Outlook(view).to_begin}
+    search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
     return {**looked, "rungs": view.sweep.rungs, "search": search}
 
@@ -142,7 +142,7 @@ def counts_line(status: dict[str, Any]) -> str:
     shown = [f"{n} {name}" for name, n in status["counts"].items() if n]
     line = ", ".join(reversed(shown)) + f" of {len(status['trials'])} trials"
     if (search := status["search"]) is not None:
-        line += f" (of up to {search['points']} settings)"
+        line += f" (of up to {search['points']} configurations)"
     if status["gpu_hours"]:
         line += f", {status['gpu_hours']:.1f} GPU-hours used"
     return line + (" (Slurm does not answer; this is what it said last)" if status["slurm_silent"] else "")
@@ -152,7 +152,7 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
     """Return a table of counts, with one line per trial that has begun and not completed."""
     left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
     table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
-    columns = {"setting": "left", "seed": "right", "state": "left", "done": "right", "epoch": "right", "loss": "right"}
+    columns = {"configuration": "left", "seed": "right", "state": "left", "done": "right", "epoch": "right", "loss": "right"}
     columns |= {"images/s": "right", "probe": "right", "restarts": "right"}
     in_slurm = any(t["job"] for t in status["trials"])
     if in_slurm:

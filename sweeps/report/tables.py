@@ -27,9 +27,9 @@ from sweeps.report.aggregate import (
     leader,
     rows,
     run_set,
+    shown_configurations,
     summaries,
     title,
-    told_settings,
 )
 from sweeps.state.folder import View
 
@@ -52,7 +52,7 @@ def results_csv(view: View) -> str:
     return _csv(
         header,
         [
-            [r.signature, r.setting, r.seed, r.state.name, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause]
+            [r.signature, r.label, r.seed, r.state.name, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause]
             for r in table
         ],
     )
@@ -71,9 +71,7 @@ def summary_csv(view: View) -> str:
     lines = []
     for s in table:
         spread = [v for m in told for v in vars({**s.spreads, **s.costs}[m]).values()]
-        lines.append(
-            [s.setting, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours]
-        )
+        lines.append([s.label, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours])
     return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours"], lines)
 
 
@@ -108,21 +106,21 @@ def peoples_table(view: View) -> PeoplesTable:
     In each metric the best configuration is tested against the next.
     """
     metrics, costs = columns(view), view.sweep.costs
-    table, pruned = told_settings(view)
+    table, pruned = shown_configurations(view)
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
     leaders = {m: leader(table, m) for m in metrics}
     # A sweep that asks about costs shows these instead of the total.
     total = [] if costs else ["device-hours"]
     marks = [_left_out(s) for s in table]
-    header = ["setting", *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
+    header = ["configuration", *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
     header += [*["left out"] * any(marks), *(title(view, c) for c in costs), "parameters", *total]
     lines = []
     for s, mark in zip(table, marks, strict=True):
-        star = "*" if s.setting in view.sweep.best_of_many else ""
+        star = "*" if s.label in view.sweep.best_of_many else ""
         paper = [f"{s.paper[m]:.2f}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
         rest = [*paper, *[mark or "-"] * any(marks), *(s.costs[c].in_digits() for c in costs), f"{s.parameters:,}"]
         rest += [] if costs else [f"{s.device_hours:.3g}"]
-        lines.append([Cell(s.setting), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
+        lines.append([Cell(s.label), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
     return PeoplesTable(header, lines, _notes(view, leaders, pruned))
 
 
@@ -136,7 +134,7 @@ def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
     spread = s.spreads[metric]
     if spread.mean is None:
         return Cell("-")
-    best = lead is not None and lead.other is not None and lead.best.setting == s.setting
+    best = lead is not None and lead.other is not None and lead.best.label == s.label
     return Cell(f"{spread} ({spread.n})", best and lead.separable, best and not lead.separable)  # type: ignore[union-attr]
 
 
@@ -147,7 +145,7 @@ def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[s
     if told:
         rule = "bold: the best of its column, separable from the next by a two-sided test at 5 %"
         notes.append(f"{rule}; {_NOT_SEPARABLE}: the best, and not separable")
-        notes += [f"{title(view, d.metric)}: {d.best.setting} against {d.other.setting if d.other else ''}, {judged(d)}" for d in told]
+        notes += [f"{title(view, d.metric)}: {d.best.label} against {d.other.label if d.other else ''}, {judged(d)}" for d in told]
     notes += [pruned] if pruned else []
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 

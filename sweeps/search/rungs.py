@@ -7,7 +7,7 @@ decides alike, but notes the rungs in its own trials, which a study that is buil
 from collections.abc import Sequence
 
 DEFAULT_ETA = 4
-EARLIEST = 8  # in the first 1/8 of the epochs the order of settings says little of their end: docs/how-it-works/search-measured.md
+EARLIEST = 8  # in the first 1/8 of the epochs the order of configurations says little of their end: docs/how-it-works/search-measured.md
 
 
 def rung_epochs(epochs: int, warmup_epochs: float, eta: int) -> list[int]:

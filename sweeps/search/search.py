@@ -1,4 +1,4 @@
-"""What a search runs next: another seed of a setting that is still among the best, or a setting that nobody has tried.
+"""What a search runs next: another seed of a configuration that is still among the best, or a configuration that nobody has tried.
 
 New work appears only when a trial ends, and the worker that ended it asks for more: one live worker is enough. The watching command adds
 workers where more could run.
@@ -8,12 +8,12 @@ import itertools
 import math
 from functools import cached_property
 
-from sweeps.search.points import Point, points
-from sweeps.spec.space import all_points
+from sweeps.search.configurations import Tried, tried
+from sweeps.spec.space import all_configurations
 from sweeps.spec.sweep import FIRST_SEED, Trial
 from sweeps.state.folder import Sweep, View
 
-FINALISTS = 2  # settings that have all seeds at the end, so that the best is held against its next
+FINALISTS = 2  # configurations that have all seeds at the end, so that the best is held against its next
 _DRAWS = 50  # of the sampler, until it is taken to find nothing new
 
 
@@ -25,7 +25,7 @@ class Outlook:
         view.sweep.grow()
         assert view.sweep.search is not None
         self.view, self.sweep, self.search = view, view.sweep, view.sweep.search
-        self.points = points(view)
+        self.tried = tried(view)
 
     @cached_property
     def hours(self) -> tuple[float, float | None]:
@@ -51,7 +51,7 @@ class Outlook:
         if self.search.budget_hours is None:
             return None
         spent, rate = self.hours
-        pending = [t for p in self.points for t, s in zip(p.trials, p.states, strict=True) if not s.ended]
+        pending = [t for p in self.tried for t, s in zip(p.trials, p.states, strict=True) if not s.ended]
         if rate is None:
             return 0 if pending or spent >= self.search.budget_hours else 1
         epochs = self.sweep.trials[0].epochs
@@ -59,19 +59,19 @@ class Outlook:
         return max(int(left / (rate * epochs)), 0)
 
     @cached_property
-    def points_left(self) -> int:
-        """Settings that are still to be tried."""
-        return max(self.search.points - len(self.points), 0)
+    def untried(self) -> int:
+        """Configurations that are still to be tried."""
+        return max(self.search.max_trials - len(self.tried), 0)
 
     @cached_property
-    def seeds_due(self) -> list[tuple[Point, int]]:
-        """Settings that have earned another seed, and that seed: when all settings have been tried, those that lead by their means.
+    def seeds_due(self) -> list[tuple[Tried, int]]:
+        """Configurations that have earned another seed, and that seed: when all have been tried, those that lead by their means.
 
-        Whoever leads then by fewer seeds is asked too: many settings have one lucky seed among them.
+        Whoever leads then by fewer seeds is asked too: many configurations have one lucky seed among them.
         """
-        if self.points_left or any(p.pending for p in self.points if len(p.trials) == 1):
+        if self.untried or any(p.pending for p in self.tried if len(p.trials) == 1):
             return []
-        ranked = sorted((p for p in self.points if p.scores), key=lambda p: (-p.mean, p.number))
+        ranked = sorted((p for p in self.tried if p.scores), key=lambda p: (-p.mean, p.number))
         return [(p, FIRST_SEED + len(p.trials)) for p in ranked[:FINALISTS] if not p.pending and len(p.trials) < self.search.seeds]
 
     @property
@@ -82,22 +82,22 @@ class Outlook:
     @property
     def worth_beginning(self) -> int:
         """How many may begin once the search, where a person has cancelled it, is taken up."""
-        wanted = len(self.seeds_due) + self.points_left
+        wanted = len(self.seeds_due) + self.untried
         return wanted if self.affordable is None else min(wanted, self.affordable)
 
     @property
     def runs_left_at_most(self) -> int:
         """Trials that may still be chosen, if every one of them completes."""
-        further = sum(self.search.seeds - len(p.trials) for p in self.points if p.pending or p.scores)
-        return self.points_left * self.search.seeds + max(further, 0)
+        further = sum(self.search.seeds - len(p.trials) for p in self.tried if p.pending or p.scores)
+        return self.untried * self.search.seeds + max(further, 0)
 
 
 def epochs_expected(outlook: Outlook) -> float:
-    """Epochs that the settings still to be tried will take if one in eta goes on at each rung, and the further seeds of the leaders."""
+    """Epochs that untried configurations will take if one in eta goes on at each rung, and the further seeds of the leaders."""
     sweep, epochs = outlook.sweep, outlook.sweep.trials[0].epochs
     stages = [0, *sweep.rungs, epochs]
     of_one = sum((end - start) / math.pow(max(sweep.eta, 1), i) for i, (start, end) in enumerate(itertools.pairwise(stages)))
-    return outlook.points_left * of_one + FINALISTS * (outlook.search.seeds - 1) * epochs
+    return outlook.untried * of_one + FINALISTS * (outlook.search.seeds - 1) * epochs
 
 
 def epochs_done(trial: Trial, status: str, probes: dict[str, dict[str, float]]) -> float:
@@ -112,15 +112,15 @@ def choose(view: View) -> Trial | None:
     if outlook.to_begin == 0:
         return None
     if outlook.seeds_due:
-        point, seed = outlook.seeds_due[0]
-        return search.trial(sweep.next_number, point.number, point.trials[0].params, seed)
+        leading, seed = outlook.seeds_due[0]
+        return search.trial(sweep.next_number, leading.number, leading.trials[0].params, seed)
     from sweeps.search import sampler
 
     known = {t.signature for t in sweep.trials}
-    told = [sampler.told(view, p) for p in outlook.points]
+    told = [sampler.told(view, p) for p in outlook.tried]
     drawn = (sampler.suggest(told, search, sweep.next_number, draw) for draw in range(_DRAWS))
     # Few are left where so many draws find none.
-    for params in itertools.chain(drawn, all_points(search.space, search.base) or []):
+    for params in itertools.chain(drawn, all_configurations(search.space, search.base) or []):
         trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED)
         if trial.signature not in known:
             return trial
@@ -153,5 +153,5 @@ def to_take_up(view: View) -> int:
 
 
 def is_judged(sweep: Sweep, trial: Trial) -> bool:
-    """Whether a rung may end the trial: further seeds of a setting are run to measure it, and go to their end."""
-    return bool(sweep.rungs) and (sweep.search is None or trial.number == trial.point)
+    """Whether a rung may end the trial: further seeds of a configuration are run to measure it, and go to their end."""
+    return bool(sweep.rungs) and (sweep.search is None or trial.number == trial.configuration_number)

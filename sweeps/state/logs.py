@@ -49,7 +49,7 @@ def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
             return 1
         trial = begun[0]
     path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)
-    print(f"{trial.setting}, seed {trial.seed}: {view.state(trial).name}: {path}")
+    print(f"{trial.label}, seed {trial.seed}: {view.state(trial).name}: {path}")
     if past and past[-1].slurm:
         print(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.log}")
     position = 0

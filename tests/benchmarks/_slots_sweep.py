@@ -1,7 +1,7 @@
 """A sweep of trivial trials, one a seed: a single step of a very small network, no probe."""
 
 from sweeps.cli.run import main
-from sweeps.spec.sweep import Scale, Setting, SweepSpec
+from sweeps.spec.sweep import Configuration, Scale, SweepSpec
 
 OVERRIDES = [
     "data=imagefolder",
@@ -18,7 +18,7 @@ OVERRIDES = [
 SWEEP = SweepSpec(
     name="slots",
     question="What does a worker cost?",
-    settings=[Setting({"method.predictor.depth": 1})],
+    configurations=[Configuration({"method.predictor.depth": 1})],
     smoke=Scale(OVERRIDES, seeds=1),
     paper=Scale(OVERRIDES, seeds=1),
 )

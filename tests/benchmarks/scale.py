@@ -4,7 +4,7 @@
 
 The engine is real, and so are the sweep folder and all its files; the clock, the queue and the training are simulated. File operations are
 those that Python asks of the system: opens, stats, listings. They are what a shared file system is asked too. Afterwards `status` opens the
-folder cold, in a new process. TPE is asked beside it, of as many told settings. Status 1 where a trial ran twice, never, or waited.
+folder cold, in a new process. TPE is asked beside it, of as many told configurations. Status 1 where a trial ran twice, never, or waited.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def count_operations() -> None:
 
 
 def curve(trial: Trial, epoch: int) -> float:
-    """A learning curve that saturates at a height that the setting has, with a little noise."""
+    """A learning curve that saturates at a height that the configuration has, with a little noise."""
     noise = random.Random(f"{trial.signature} {epoch}")
     lr = float(trial.params["optimizer.lr"])
     height = 70 - 8 * abs(math.log10(lr / 0.004)) - 20 * abs(float(trial.params["method.ema.momentum_start"]) - 0.97)
@@ -70,8 +70,8 @@ def curve(trial: Trial, epoch: int) -> float:
 
 
 def search_of(trials: int, sampler: str, rungs: list[int]) -> Search:
-    """The joint search, over so many settings."""
-    return build_search(SWEEP, SWEEP.smoke, "local", [f"epochs={EPOCHS}"], rungs, sampler=sampler, points=trials, seeds=1)
+    """The joint search, over so many configurations."""
+    return build_search(SWEEP, SWEEP.smoke, "local", [f"epochs={EPOCHS}"], rungs, sampler=sampler, max_trials=trials, seeds=1)
 
 
 def tenths(decisions: list[tuple[int, float, int]], trials: int) -> list[dict[str, float]]:
@@ -94,7 +94,7 @@ def tenths(decisions: list[tuple[int, float, int]], trials: int) -> list[dict[st
 
 
 def ask_tpe(sizes: list[int]) -> dict[str, float]:
-    """Milliseconds of one choice by TPE, by the number of settings that it is told of."""
+    """Milliseconds of one choice by TPE, by the number of configurations that it is told of."""
     search, at_random, chance = search_of(1000, "tpe", []), search_of(1000, "random", []), random.Random(0)
     drawn = [sampler.suggest([], at_random, number, 0) for number in range(500)]
     found = {}

@@ -176,12 +176,12 @@ def sweep(tmp_path: Path) -> Sweep:
     return made
 
 
-FILES = ("sweep.json", "result.json", "claim", "point")
+FILES = ("sweep.json", "result.json", "claim", "choice")
 
 
 def file_of(sweep: Sweep, name: str) -> Path:
     trial = sweep.trial_dir(sweep.trials[0])
-    parts = {"result.json": trial / "result.json", "claim": trial / "claim" / "000001.json", "point": sweep.point_file(1)}
+    parts = {"result.json": trial / "result.json", "claim": trial / "claim" / "000001.json", "choice": sweep.choice_file(1)}
     return parts.get(name, sweep.path / name)
 
 

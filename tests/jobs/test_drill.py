@@ -298,7 +298,7 @@ def test_values_and_rows_that_are_only_in_one_differ(tmp_path: Path) -> None:
     for ours, theirs in (("one", "two"), ("two", "one")):
         proof = Proof()
         compare_rows(proof, tmp_path / f"{ours}.csv", tmp_path / f"{theirs}.csv")
-        assert len(proof.different["table rows"]) == 3  # signature, setting and score of the row that is missing
+        assert len(proof.different["table rows"]) == 3  # signature, configuration and score of the row that is missing
 
 
 def test_what_is_seen_of_a_run_is_its_newest(tmp_path: Path) -> None:

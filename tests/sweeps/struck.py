@@ -26,7 +26,7 @@ from sweeps.state.folder import Sweep
 from tests.sweeps import tiny_search, tiny_sweep
 from tests.sweeps.trivial import DONE, trivial_job
 
-SPECS = {"sweep": replace(tiny_sweep.sweep(), settings=tiny_sweep.SETTINGS[:2]), "search": tiny_search.SWEEP}
+SPECS = {"sweep": replace(tiny_sweep.sweep(), configurations=tiny_sweep.CONFIGURATIONS[:2]), "search": tiny_search.SWEEP}
 ARGUMENTS = {"sweep": ("--seeds", "1"), "search": ("--seeds", "1", "--max-trials", "2", "--sampler", "random", "--early-stopping", "none")}
 
 

@@ -28,7 +28,7 @@ class Over:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr(scheduler, "runnable", lambda trial: trial.setting != "later code's")
+    monkeypatch.setattr(scheduler, "runnable", lambda trial: trial.label != "later code's")
     trials = [Trial(i, f"s{i}", 42, {"epochs": 1}, f"trial{i}") for i in range(3)]
     return Sweep(tmp_path, "x", "?", ScaleName.smoke, "linear.holdout_top1", [], {}, trials)
 
@@ -86,8 +86,8 @@ def test_after_its_own_trials_fault_a_job_tries_no_other_unless_it_has_many(swee
 
 
 def test_what_later_code_has_planned_is_left_to_it(sweep: Sweep) -> None:
-    sweep.trials[0] = replace(sweep.trials[0], setting="later code's")
-    sweep.trials[1] = replace(sweep.trials[1], setting="later code's")
+    sweep.trials[0] = replace(sweep.trials[0], label="later code's")
+    sweep.trials[1] = replace(sweep.trials[1], label="later code's")
     left_behind(sweep, 1, START)
     got = next_claim(view_of(sweep), "d", None)
     assert got is not None

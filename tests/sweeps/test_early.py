@@ -236,10 +236,8 @@ def test_no_more_warnings_are_told_than_fit_and_how_many_are_left(tmp_path: Path
     made = planned(tmp_path)
     first, second, third = (t.signature for t in made.trials)
     lines = {first: [f"a{i}" for i in range(5)], third: ["c"], second: ["b0", "b1"]}
-    in_order = [
-        f"warning: {made.trials[i].setting}, seed 42: {line}" for i, line in ((0, "a0"), (0, "a1"), (0, "a2"), (0, "a3"), (0, "a4"))
-    ]
-    in_order += [f"warning: {made.trials[i].setting}, seed 42: {line}" for i, line in ((1, "b0"), (1, "b1"), (2, "c"))]
+    in_order = [f"warning: {made.trials[i].label}, seed 42: {line}" for i, line in ((0, "a0"), (0, "a1"), (0, "a2"), (0, "a3"), (0, "a4"))]
+    in_order += [f"warning: {made.trials[i].label}, seed 42: {line}" for i, line in ((1, "b0"), (1, "b1"), (2, "c"))]
     assert told(made, lines) == in_order  # eight
     assert told(made, {**lines, third: ["c", "d"]}) == [*in_order, "and 1 warnings more, see --json"]
     assert told(made, lines, most=6) == [*in_order[:6], "and 2 warnings more, see --json"]

@@ -88,7 +88,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @UNDISTURBED
 def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: Path) -> None:
     assert [(r["setting"], r["seed"], r["state"]) for r in rows(undisturbed)] == [
-        (setting, seed, "completed") for seed in ("42", "43") for setting in ("depth 1", "depth 2", "pointwise")
+        (configuration, seed, "completed") for seed in ("42", "43") for configuration in ("depth 1", "depth 2", "pointwise")
     ]
     summary = list(csv.DictReader((folder(undisturbed) / "summary.csv").open()))
     assert [s["linear.test_top1_n"] for s in summary] == ["2", "2", "2"]
@@ -118,7 +118,7 @@ def test_the_views_can_be_deleted_and_rebuilt(undisturbed: Path) -> None:
     done = forked.run(["-m", "sweeps", "results", str(folder(undisturbed)), "--format", "markdown"])
     assert done.returncode == 0, done.stderr
     assert [v.read_bytes() for v in views] == before
-    assert done.stdout.startswith("| setting |")
+    assert done.stdout.startswith("| configuration |")
     assert completed_and_running(undisturbed) == (6, 0)
 
 
@@ -231,7 +231,7 @@ def test_the_page_of_a_sweep_is_whole_in_a_browser(failing: tuple[Path, subproce
     with opened(folder(runs) / "report.html") as page:
         assert page.complaints() == []
         assert page.empty_figures() == []
-        assert "No setting is separable from the next" in page.text("#answer")
+        assert "No configuration is separable from the next" in page.text("#answer")
         assert len(page.all("#trials tbody tr")) == 4
         page.click("#trials tbody tr")
         assert page.all("#trials tbody tr.chosen")

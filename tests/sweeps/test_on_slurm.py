@@ -24,7 +24,7 @@ EPOCHS = 4  # of every trial of the tiny sweep
 
 
 def planned(path: Path, *overrides: str, seeds: int = 1, **changes: Any) -> Sweep:
-    """Settings depth 1, depth 2 and pointwise of so many seeds, in a folder of their own."""
+    """Configurations depth 1, depth 2 and pointwise of so many seeds, in a folder of their own."""
     spec = replace(sweep(), **changes)
     made = Sweep.of(spec, ScaleName.smoke, build_trials(spec, spec.smoke, seeds, "local", list(overrides)), path)
     made.write()
@@ -90,9 +90,9 @@ def test_a_quote_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_path:
 
 
 def test_a_search_is_quoted_as_if_nothing_were_stopped(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2], points=3, seeds=2)
+    made = searched(tmp_path, [2], max_trials=3, seeds=2)
     price = submit.quote_of(View(made), CLUSTER, retry_failed=False)
-    # The baseline, its second seed, and two settings of two seeds.
+    # The baseline, its second seed, and two configurations of two seeds.
     assert (price.trials, price.epochs, price.device_hours, price.at_most) == (6, 24.0, None, True)
 
 

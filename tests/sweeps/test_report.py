@@ -26,7 +26,7 @@ from sweeps.report.html_curves import curves, points_of_a_curve, thinned
 from sweeps.report.html_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
 from sweeps.report.tables import write_all
 from sweeps.spec.space import applied
-from sweeps.spec.sweep import ScaleName, Setting, build_trials
+from sweeps.spec.sweep import Configuration, ScaleName, build_trials
 from sweeps.state import claims
 from sweeps.state.folder import Sweep, View
 from sweeps.state.history import commands, note_command
@@ -36,13 +36,13 @@ OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_to
 ROOT = Path(__file__).parents[2]
 
 
-def made(path: Path, scores: dict[str, list[float]], settings: list[Setting] | None = None, seeds: int = 3) -> View:
-    """A sweep whose runs have those scores by setting, one a seed; what is beyond them has not begun."""
-    spec = dataclasses.replace(sweep(), settings=settings or sweep().settings)
+def made(path: Path, scores: dict[str, list[float]], configurations: list[Configuration] | None = None, seeds: int = 3) -> View:
+    """A sweep whose runs have those scores by configuration, one a seed; what is beyond them has not begun."""
+    spec = dataclasses.replace(sweep(), configurations=configurations or sweep().configurations)
     found = Sweep.of(spec, ScaleName.paper, build_trials(spec, spec.paper, seeds, "local", []), path)
     found.write()
     for trial in found.trials:
-        mine = scores.get(trial.setting, [])[trial.seed - 42 :][:1]
+        mine = scores.get(trial.label, [])[trial.seed - 42 :][:1]
         if not mine:
             continue
         run = found.run(trial)
@@ -84,7 +84,7 @@ def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
     assert "95 % interval" in sentence
     assert "paired t over 3 seeds, p" in sentence
     assert html_text.view_of_others(summaries(view), html_text.leader(summaries(view), OBJECTIVE)) == (  # type: ignore[arg-type]
-        "Of the 2 other settings 0 are not separable from it, each by the same test alone."
+        "Of the 2 other configurations 0 are not separable from it, each by the same test alone."
     )
     assert html_text.tiles(view)[0] == ("depth 2", "best, separable")
     assert ("4.5 core-hours", "cost of all runs") in html_text.tiles(view)
@@ -94,7 +94,7 @@ def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
 def test_no_winner_is_named_where_none_is_separable(tmp_path: Path) -> None:
     sentence, separable = html_text.answer(made(tmp_path, ALIKE))
     assert not separable
-    assert sentence.startswith("no setting is separable from the next: depth 2 with 71.2 ± 0.8 % ")
+    assert sentence.startswith("no configuration is separable from the next: depth 2 with 71.2 ± 0.8 % ")
 
 
 def test_while_runs_are_to_come_the_answer_says_so(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
     metric = "<t-metric>.test_top1"
     headline = [*view.sweep.headline, metric]
     sweep = dataclasses.replace(view.sweep, question="Does <t-question a='1'> matter?", name="tiny<t-name>", headline=headline)
-    sweep.trials[:] = [dataclasses.replace(t, setting=f"{t.setting} <t-setting>") for t in sweep.trials]
+    sweep.trials[:] = [dataclasses.replace(t, label=f"{t.label} <t-configuration>") for t in sweep.trials]
     view = View(sweep)
     failed(view, 2, "OSError: <t-cause> & more", "one\nValueError: <t-log>\n")
     record = {"commit": "<t-commit>", "diff": "", "packages": {"torch": "<t-package>"}, "python": "<t-python>", "host": "<t-host>"}
@@ -141,7 +141,19 @@ def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
     run.close()
     shown = html.build(View(sweep)).split('<script type="application/json"')[0]
     assert re.findall(r"<t-[^>]*>", shown) == []
-    for name in ("question a=&#39;1&#39;", "name", "setting", "cause", "log", "commit", "package", "python", "host", "command", "time"):
+    for name in (
+        "question a=&#39;1&#39;",
+        "name",
+        "configuration",
+        "cause",
+        "log",
+        "commit",
+        "package",
+        "python",
+        "host",
+        "command",
+        "time",
+    ):
         assert f"&lt;t-{name}&gt;" in shown, name
     assert re.findall("&amp;[a-z#]", shown) == []  # escaped twice
     assert "OSError: &lt;t-cause&gt; &amp; more" in shown
@@ -183,7 +195,7 @@ def test_hours_are_told_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Pat
     failed(view, 2, "why")
     assert html_text.costs(view) == [
         "1.75 core-hours in all: 1.5 completed, 0.25 failed",
-        "a completed run took 0.5 core-hours, median over settings of their means",
+        "a completed run took 0.5 core-hours, median over configurations of their means",
         "0 runs were started more than once, 0 further starts in all, and went on from their checkpoints",
     ]
     assert html_text.hours_of_a_run(view)["pointwise"].n == 0  # it failed
@@ -210,12 +222,12 @@ def test_energy_is_that_of_all_runs_whose_gpus_told_it(tmp_path: Path) -> None:
 
 def test_the_others_are_judged_each_by_the_same_test(tmp_path: Path) -> None:
     told = {
-        name: html_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in settings})), lead(table))
-        for name, settings in {"one": ("depth 1", "depth 2"), "near": tuple(ALIKE)}.items()
+        name: html_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in configurations})), lead(table))
+        for name, configurations in {"one": ("depth 1", "depth 2"), "near": tuple(ALIKE)}.items()
     }
     assert told == {
-        "one": "The only other setting is not separable from it, by the same test.",
-        "near": "Of the 2 other settings 1 is not separable from it, each by the same test alone.",
+        "one": "The only other configuration is not separable from it, by the same test.",
+        "near": "Of the 2 other configurations 1 is not separable from it, each by the same test alone.",
     }
 
 
@@ -237,8 +249,8 @@ def test_a_log_is_told_by_its_last_lines_and_rare_causes_come_last(tmp_path: Pat
 
 def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_a_line_goes_by_them(tmp_path: Path) -> None:
     for name, rates, kind in (("wide", (0.31, 0.01, 0.1), "log"), ("narrow", (0.3, 0.01, 0.1), None)):
-        settings = [Setting({"optimizer.lr": rate}) for rate in rates]
-        view = made(tmp_path / name, {f"lr {rate:g}": [100 * rate] for rate in rates}, settings, seeds=1)
+        configurations = [Configuration({"optimizer.lr": rate}) for rate in rates]
+        view = made(tmp_path / name, {f"lr {rate:g}": [100 * rate] for rate in rates}, configurations, seeds=1)
         table = summaries(view)
         figure = scores_figure(view, table, OBJECTIVE, colours(table, OBJECTIVE))
         assert figure.layout.xaxis.type == kind
@@ -246,7 +258,7 @@ def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_
         assert list(figure.data[0].y) == [100 * rate for rate in sorted(rates)]
 
 
-def test_many_settings_have_colours_from_best_to_worst() -> None:
+def test_many_configurations_have_colours_from_best_to_worst() -> None:
     table = [Summary(f"s{i}", {OBJECTIVE: Spread.of([float(i)])}, 0, 0, 0, 0, 0.0, {}, {}, {}) for i in range(40)]
     found = colours(table, OBJECTIVE)
     assert found["s39"] == "rgb(48, 18, 59)"  # where the scale begins
@@ -261,7 +273,7 @@ def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis(tmp_path: Path)
 
 def test_text_cannot_end_the_script_it_stands_in(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
-    view.sweep.trials[:] = [dataclasses.replace(t, setting=t.setting + "</script><!--<script>") for t in view.sweep.trials]
+    view.sweep.trials[:] = [dataclasses.replace(t, label=t.label + "</script><!--<script>") for t in view.sweep.trials]
     page = html.build(view)
     assert {t["name"].partition(",")[0] for t in embedded(page)["trials"]} == {s + "</script><!--<script>" for s in CLEAR}
     assert page.count("<script") == 3
@@ -308,9 +320,9 @@ def test_the_pareto_front_holds_what_no_other_beats_in_both() -> None:
     assert pareto({"worse": (1.0, 40.0), "same cost": (1.0, 50.0)}) == ["same cost"]
 
 
-def test_settings_that_differ_in_one_number_are_a_line_with_the_papers_points(tmp_path: Path) -> None:
-    settings = [Setting({"method.predictor.depth": d}, {LINEAR: 60.0 + d}) for d in (3, 1, 2)]
-    view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, settings)
+def test_configurations_that_differ_in_one_number_are_a_line_with_the_papers_points(tmp_path: Path) -> None:
+    configurations = [Configuration({"method.predictor.depth": d}, {LINEAR: 60.0 + d}) for d in (3, 1, 2)]
+    view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, configurations)
     table = summaries(view)
     line, seeds, paper = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE)).data
     assert (list(line.x), list(line.y)) == ([1, 2, 3], [61.0, 62.0, 63.0])
@@ -332,7 +344,7 @@ def test_settings_that_differ_in_one_number_are_a_line_with_the_papers_points(tm
     ids=str,
 )
 def test_only_one_key_that_all_have_and_that_is_a_number_makes_a_line(third: dict[str, object], axis: str | None, tmp_path: Path) -> None:
-    view = made(tmp_path, {}, [Setting({"method.predictor.depth": d}) for d in (1, 2, 3)], seeds=1)
+    view = made(tmp_path, {}, [Configuration({"method.predictor.depth": d}) for d in (1, 2, 3)], seeds=1)
     trials = view.sweep.trials
     for order in (trials, trials[::-1]):  # whichever configuration comes first
         changed = [dataclasses.replace(t, values=applied(t.values, third, 42)) if t is trials[2] else t for t in order]
@@ -351,26 +363,28 @@ def test_a_fault_of_the_page_is_one_line_that_tells_where_it_lies(
 
 
 def test_runs_of_several_shapes_are_counted_where_the_page_says_what_was_run(tmp_path: Path) -> None:
-    view = made(tmp_path, {}, [Setting({}), Setting({"epochs": 6}), Setting({"epochs": 6, "method.predictor.depth": 1})], seeds=1)
+    view = made(
+        tmp_path, {}, [Configuration({}), Configuration({"epochs": 6}), Configuration({"epochs": 6, "method.predictor.depth": 1})], seeds=1
+    )
     shape = "data digits, encoder resnet_small, epochs {}, global_batch_size 32, precision fp32: {} runs"
     assert html_text.what_was_run(view)[-2:] == [shape.format(6, 2), shape.format(4, 1)]
 
 
 def test_shapes_beyond_those_that_a_page_lists_are_counted(tmp_path: Path) -> None:
-    view = made(tmp_path, {}, [Setting({"epochs": n}) for n in range(2, 13)], seeds=1)
+    view = made(tmp_path, {}, [Configuration({"epochs": n}) for n in range(2, 13)], seeds=1)
     *listed, last = html_text.what_was_run(view)[-9:]
     assert all(line.endswith(": 1 runs") for line in listed)
     assert last == "and 3 more, each in the config.yaml of its runs"
 
 
-def test_other_settings_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
+def test_other_configurations_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
     table = summaries(view := made(tmp_path, CLEAR))
     figure: go.Figure = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE))
     symbols = [trace.marker.symbol for trace in figure.data]
     assert symbols.count("square") == 3
     assert symbols.count("diamond-open") == 2
     assert next(t.error_x.array[0] for t in figure.data if t.marker.symbol == "square") == pytest.approx(0.4163, rel=1e-3)
-    many = [dataclasses.replace(table[0], setting=f"setting {i}") for i in range(40)]
+    many = [dataclasses.replace(table[0], label=f"configuration {i}") for i in range(40)]
     assert len(set(colours(many, OBJECTIVE).values())) == 40
 
 
@@ -468,10 +482,10 @@ def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_sta
     view = View(view.sweep)
     assert html_text.costs(view) == [
         "2.25 core-hours in all: 2 completed, 0.25 failed",
-        "a completed run took 0.5 core-hours, median over settings of their means",
+        "a completed run took 0.5 core-hours, median over configurations of their means",
         "2 runs were started more than once, 3 further starts in all, and went on from their checkpoints",
     ]
-    completed = {setting: spread.n for setting, spread in html_text.hours_of_a_run(view).items()}
+    completed = {configuration: spread.n for configuration, spread in html_text.hours_of_a_run(view).items()}
     assert completed == {"depth 1": 2, "depth 2": 2, "pointwise": 0}
     assert html_text.to_end(view) == 1
     trial = view.sweep.trials[0]
@@ -499,13 +513,13 @@ def test_the_others_are_told_apart_from_the_best_one_by_one(tmp_path: Path) -> N
         assert lead is not None
         return html_text.view_of_others(table, lead)
 
-    one_near = "Of the 2 other settings 1 is not separable from it, each by the same test alone."
+    one_near = "Of the 2 other configurations 1 is not separable from it, each by the same test alone."
     assert said(tmp_path / "alike", ALIKE) == one_near
     near = {**ALIKE, "pointwise": [69.0, 72.5, 71.0]}
-    assert said(tmp_path / "near", near) == "Of the 2 other settings 2 are not separable from it, each by the same test alone."
+    assert said(tmp_path / "near", near) == "Of the 2 other configurations 2 are not separable from it, each by the same test alone."
     two = {k: ALIKE[k] for k in ("depth 1", "depth 2")}
-    assert said(tmp_path / "two", two) == "The only other setting is not separable from it, by the same test."
-    assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other setting is separable from it, by the same test."
+    assert said(tmp_path / "two", two) == "The only other configuration is not separable from it, by the same test."
+    assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other configuration is separable from it, by the same test."
 
 
 def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_path: Path) -> None:
@@ -524,7 +538,7 @@ def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_pa
     ]
 
 
-def test_the_best_is_held_against_the_setting_without_changes_which_comes_first(tmp_path: Path) -> None:
+def test_the_best_is_held_against_the_configuration_without_changes_which_comes_first(tmp_path: Path) -> None:
     def said(path: Path, scores: dict[str, list[float]]) -> list[str]:
         view = made(path, scores)
         table = summaries(view)
@@ -533,8 +547,10 @@ def test_the_best_is_held_against_the_setting_without_changes_which_comes_first(
         return html_text.against_the_baseline(view, table, lead)
 
     (line,) = said(tmp_path / "clear", CLEAR)
-    assert line.startswith("The setting without changes has 60.5 ± 0.5 (n = 3); the best is separable from it: paired t over 3 seeds, p ")
-    assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the setting without changes."]
+    assert line.startswith(
+        "The configuration without changes has 60.5 ± 0.5 (n = 3); the best is separable from it: paired t over 3 seeds, p "
+    )
+    assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the configuration without changes."]
     assert said(tmp_path / "none", {"depth 2": [70.0, 71.0], "pointwise": [60.0, 61.0]}) == [
-        "The setting without changes has no completed run to hold the best against."
+        "The configuration without changes has no completed run to hold the best against."
     ]

@@ -16,14 +16,14 @@ def scores(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def judged(a: np.ndarray, b: np.ndarray, shared: bool) -> bool:
-    """Whether whichever of two settings has the higher mean is separable from the other."""
+    """Whether whichever of two configurations has the higher mean is separable from the other."""
     one = dict(enumerate(a.tolist()))
     two = dict(enumerate(b.tolist(), 0 if shared else 100))
     return compare(*((one, two) if a.mean() >= b.mean() else (two, one))).separable
 
 
 def share(n: tuple[int, int], std: tuple[float, float], shared: bool, apart: float = 0.0, seed_effect: float = 2.0) -> float:
-    """How often two settings with means 70 and 70 + apart are called separable."""
+    """How often two configurations with means 70 and 70 + apart are called separable."""
     rng, found = np.random.default_rng(1), 0
     for _ in range(DRAWS):
         common = rng.normal(0, seed_effect, max(n))  # what a seed does to both: its split, its order
@@ -35,16 +35,18 @@ def share(n: tuple[int, int], std: tuple[float, float], shared: bool, apart: flo
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
-def test_equal_settings_over_shared_seeds_are_separable_in_the_nominal_share_at_most(n: int) -> None:
+def test_equal_configurations_over_shared_seeds_are_separable_in_the_nominal_share_at_most(n: int) -> None:
     assert share((n, n), (1.5, 1.5), shared=True) <= MOST
 
 
 @pytest.mark.parametrize(("n", "std"), [((3, 3), (1.5, 1.5)), ((30, 30), (1.5, 1.5)), ((4, 12), (3.0, 0.5)), ((12, 4), (3.0, 1.0))])
-def test_equal_settings_over_other_seeds_are_separable_in_the_nominal_share_at_most(n: tuple[int, int], std: tuple[float, float]) -> None:
+def test_equal_configurations_over_other_seeds_are_separable_in_the_nominal_share_at_most(
+    n: tuple[int, int], std: tuple[float, float]
+) -> None:
     assert share(n, std, shared=False) <= MOST
 
 
-def test_the_best_of_many_equal_settings_is_separable_from_its_next_in_the_nominal_share_at_most() -> None:
+def test_the_best_of_many_equal_configurations_is_separable_from_its_next_in_the_nominal_share_at_most() -> None:
     rng, found = np.random.default_rng(2), 0
     for _ in range(DRAWS):
         runs = scores(70 + rng.normal(0, 2, 5) + rng.normal(0, 1.5, (11, 5)), rng)

@@ -16,7 +16,7 @@ from sweeps.execution import rounds, worker
 from sweeps.execution.scheduler import next_claim, not_begun
 from sweeps.execution.worker import run_one_trial
 from sweeps.report import optuna_study
-from sweeps.spec.sweep import ScaleName, Search, Setting, build_trials
+from sweeps.spec.sweep import Configuration, ScaleName, Search, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
@@ -52,9 +52,9 @@ def abandon(made: Sweep, number: int, epoch: int, driver: str, monkeypatch: pyte
         assert claims.claim(made.trial_dir(made.trials[number]), epoch, driver, 0)
 
 
-def test_trials_are_one_seed_of_all_settings_before_the_next(tiny: Sweep) -> None:
-    assert [(t.setting, t.seed) for t in tiny.trials] == [
-        (setting, seed) for seed in (42, 43) for setting in ("depth 1", "depth 2", "pointwise")
+def test_trials_are_one_seed_of_all_configurations_before_the_next(tiny: Sweep) -> None:
+    assert [(t.label, t.seed) for t in tiny.trials] == [
+        (configuration, seed) for seed in (42, 43) for configuration in ("depth 1", "depth 2", "pointwise")
     ]
     assert len({t.signature for t in tiny.trials}) == 6
 
@@ -68,28 +68,30 @@ def test_the_papers_values_are_kept_at_paper_scale_alone(tiny: Sweep) -> None:
     assert Sweep.of(sweep(), ScaleName.paper, tiny.trials, tiny.path).paper["depth 2"] == {"linear.test_top1": 73.22}
 
 
-def test_two_equal_settings_are_refused() -> None:
+def test_two_equal_configurations_are_refused() -> None:
     spec = sweep()
-    again = Setting({"method.predictor.depth": 1, "method.predictor.kernel": 3})
-    doubled = dataclasses.replace(spec, settings=[*spec.settings, again])
+    again = Configuration({"method.predictor.depth": 1, "method.predictor.kernel": 3})
+    doubled = dataclasses.replace(spec, configurations=[*spec.configurations, again])
     with pytest.raises(
-        ValueError, match="settings of tiny_sweep must differ; got the same configuration for depth 1 and depth 1, kernel 3"
+        ValueError, match="configurations of tiny_sweep must differ; got the same configuration for depth 1 and depth 1, kernel 3"
     ):
         build_trials(doubled, spec.smoke, 1, "local", [])
 
 
-def test_settings_that_are_called_the_same_are_refused() -> None:
+def test_configurations_that_are_called_the_same_are_refused() -> None:
     spec = dataclasses.replace(sweep(), named_by=("method.predictor.depth",))
-    twice = dataclasses.replace(spec, settings=[*spec.settings, Setting({"method.predictor.depth": 1, "method.predictor.kernel": 5})])
+    twice = dataclasses.replace(
+        spec, configurations=[*spec.configurations, Configuration({"method.predictor.depth": 1, "method.predictor.kernel": 5})]
+    )
     with pytest.raises(ValueError, match=r"by what they set of the keys that name them \(named_by\); got depth 1 2 times"):
         build_trials(twice, spec.smoke, 1, "local", [])
 
 
-def test_a_setting_is_called_by_what_it_sets() -> None:
+def test_a_configuration_is_called_by_what_it_sets() -> None:
     spec = dataclasses.replace(sweep(), named_by=("method", "encoder.name"))
-    assert spec.label(Setting({"method": "ijepa", "encoder.name": "vit_small", "epochs": 300})) == "I-JEPA, vit_small"
-    assert sweep().label(Setting({"optimizer.lr": 0.01, "method.predictor.conv": "dense"})) == "lr 0.01, dense"
-    assert sweep().label(Setting({})) == "unchanged"
+    assert spec.label(Configuration({"method": "ijepa", "encoder.name": "vit_small", "epochs": 300})) == "I-JEPA, vit_small"
+    assert sweep().label(Configuration({"optimizer.lr": 0.01, "method.predictor.conv": "dense"})) == "lr 0.01, dense"
+    assert sweep().label(Configuration({})) == "unchanged"
 
 
 def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -392,7 +392,7 @@ def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sw
 
 @alone
 def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
-    """Two settings, one at a time; the running one is cancelled by name, then all; then the sweep grows by a setting and shrinks again."""
+    """Two configurations, one at a time; the running one is cancelled by name, then all; then the sweep grows by one and shrinks again."""
     sweep.hold(20)
     out = sweep.submit("two", "max_parallel=1")
     folder = sweep.wait_for_held(20)
@@ -445,7 +445,7 @@ def test_workers_of_a_search_take_one_trial_after_the_other_until_it_is_over(swe
     jobs = [past[0].slurm.job for past in owners if past[0].slurm]
     assert len(owners) > 8
     assert len(jobs) == len(owners)
-    # One that finds nothing to begin ends, and another is added where there is more again: at the end of the settings, once or twice.
+    # One that finds nothing to begin ends, and another is added where there is more again: at the end of the configurations, once or twice.
     assert len(set(jobs)) <= 4
     assert max(map(jobs.count, jobs)) >= 3
     counts = searched.status()["counts"]

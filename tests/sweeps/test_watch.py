@@ -203,7 +203,7 @@ def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_bega
         now[0] += 20  # nothing new is not said again before half a minute is over
         watcher.show()
     # In 10 minutes 1.25 runs and a failed one were done, 2.75 of 5 in all: 2.25 are left.
-    line = "3 running of 3 trials (of up to 9 settings)"
+    line = "3 running of 3 trials (of up to 9 configurations)"
     assert said(console) == [
         "warning: x",
         f"{line}: s0 seed 42 50 %, s1 seed 42 0 %, s2 seed 42 0 %",
