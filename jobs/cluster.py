@@ -46,7 +46,7 @@ class ClusterProfile:
     qos: str = ""  # "" leaves it to the account's default
     gres: str = ""  # generic resources of one node; "" asks for gpu:<GPUs of one node>
     time_limit_minutes: int = 60  # of one job; a run that is longer goes on in the next by itself
-    stop_signal_seconds: int = 120  # before the limit the run is told to save; Slurm may say so up to 60 s earlier
+    stop_signal_seconds: int = 120  # before the limit the run is asked to save; Slurm may say so up to 60 s earlier
     setup: list[str] = field(default_factory=list)  # shell lines before the run, such as module load
     python: str = ""  # shell words that start Python on a node, such as a container's; "" is the submitting one
     sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options, such as {constraint: a100, exclude: node7}

@@ -70,7 +70,7 @@ def what_it_would_do(asked: argparse.Namespace, cluster: ClusterProfile) -> str:
 
 
 def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) -> Drill:
-    """The drill, told line by line."""
+    """The drill, reported line by line."""
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"THE DRILL HAS FAILED: {error}", file=sys.stderr)
         return 1
     print(report(found, asked.faults))
-    return 0 if found.holds and len(found.struck) == asked.faults else 1
+    return 0 if found.holds and len(found.injected) == asked.faults else 1
 
 
 if __name__ == "__main__":

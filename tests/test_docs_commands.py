@@ -131,8 +131,8 @@ def test_a_command_is_typed_here_or_run_elsewhere_or_marked(command: Command) ->
 
 
 def test_no_entry_outlives_its_command() -> None:
-    told = {c.text for c in commands()}
-    assert sorted({*TYPED, *ELSEWHERE, *PRINTED} - told) == []
+    reported = {c.text for c in commands()}
+    assert sorted({*TYPED, *ELSEWHERE, *PRINTED} - reported) == []
     assert all(TYPED[by].said == text for text, by in PRINTED.items())
 
 

@@ -154,11 +154,11 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
 
 
 def test_every_message_of_the_page_is_provoked() -> None:
-    told = messages("faq.md")
-    assert len(told) >= 20
-    found = {begin: [m for m in told if m.startswith(begin)] for begin in PROVOKED}
+    reported = messages("faq.md")
+    assert len(reported) >= 20
+    found = {begin: [m for m in reported if m.startswith(begin)] for begin in PROVOKED}
     assert {begin: m for begin, m in found.items() if len(m) != 1} == {}
-    assert sorted(told) == sorted(m[0] for m in found.values())
+    assert sorted(reported) == sorted(m[0] for m in found.values())
 
 
 @pytest.mark.parametrize("begin", PROVOKED)

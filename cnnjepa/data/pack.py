@@ -255,7 +255,7 @@ def _run(asked: argparse.Namespace) -> int:
             print(f"corrupt: {line}", file=sys.stderr)
         if manifest is None:
             rule = "error: every image must be one that Pillow decodes"
-            print(f"{rule}; got {len(corrupt)} that it does not: mend them, or leave them out with --skip-corrupt", file=sys.stderr)
+            print(f"{rule}; got {len(corrupt)} that it does not: repair them, or leave them out with --skip-corrupt", file=sys.stderr)
             return 1
     assert manifest is not None
     wrong = check(asked.target, manifest, asked.workers, asked.verify)

@@ -23,7 +23,7 @@ from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 aten = torch.ops.aten
 ConvNorm: TypeAlias = tuple[nn.Conv2d, MaskedBatchNorm2d]
 _ONE, _NONE = [1, 1], [0, 0]
-# Each mask has its own number of tiles, and cuDNN plans anew for each shape, in milliseconds: CUDA's convolutions get one of so many.
+# Each mask has its own number of tiles, and cuDNN plans again for each shape, in milliseconds: CUDA's convolutions get one of so many.
 SHAPES = {"cuda": 32}
 
 
@@ -125,7 +125,7 @@ def _as_rows(x_NCSS: Tensor) -> Tensor:
 
 
 def _cast(w: Tensor, x_MC: Tensor) -> Tensor:
-    """The weight in the type to compute in; made anew by the backward pass, so that no copy is kept."""
+    """The weight in the type to compute in; made again by the backward pass, so that no copy is kept."""
     return w.to(x_MC.dtype, memory_format=torch.channels_last)
 
 

@@ -2,7 +2,7 @@
 
 It runs the command, and when that ends:
   0                          the job is done;
-  200                        the run was told to stop: unless Slurm has ended or requeued the job itself, the job is requeued;
+  200                        the run was asked to stop: unless Slurm has ended or requeued the job itself, the job is requeued;
   anything else              a rank died: the command is run again in place, on the same nodes, but not for ever.
 A job that was cancelled is no longer RUNNING to Slurm, and stays so. Where the ranks do not stop in time, the job is requeued just before
 its limit: past it, Slurm would end it for good.
@@ -86,11 +86,11 @@ class Supervisor:
 
     def __init__(self, command: Sequence[str], job: str, margin_seconds: float) -> None:
         self.command, self.job, self.margin = list(command), job, margin_seconds
-        self.told_to_stop = False
+        self.asked_to_stop = False
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Note a stop signal without stopping: this process must outlive its ranks."""
-        self.told_to_stop = True
+        self.asked_to_stop = True
 
     def attempt(self) -> int | None:
         """Run the command; return its exit status, or None if the job's limit came first."""
@@ -122,8 +122,8 @@ class Supervisor:
             if state != "RUNNING":
                 say(f"status {status}; the job is {state}: Slurm decides what comes next")
                 return INTERRUPTED
-            if status is None or status == STOPPED or self.told_to_stop:
-                say("stopped before the time limit" if status is None else f"status {status}, told to stop: requeueing {self.job}")
+            if status is None or status == STOPPED or self.asked_to_stop:
+                say("stopped before the time limit" if status is None else f"status {status}, asked to stop: requeueing {self.job}")
                 requeue(self.job)
                 return INTERRUPTED
             deaths = deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1

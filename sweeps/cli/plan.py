@@ -147,7 +147,7 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
 
 
 def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:
-    """Epochs at which runs are held against each other: none where nothing is stopped early, and none within any run's warm-up."""
+    """Epochs at which runs are compared: none where nothing is stopped early, and none within any run's warm-up."""
     # A grid chooses nothing, a Gaussian process learns from completed runs alone, and what was stopped has no accuracy beside its cost.
     default = "asha" if spec.space and asked.sampler in ("tpe", "random") and not asked.two_objectives else "none"
     if spec.space and asked.two_objectives and asked.early_stopping == "asha":

@@ -1,4 +1,4 @@
-"""The door of every sweep: `python sweeps/<name>.py --cluster local ...` plans, checks, runs what is missing, and writes the results."""
+"""The command of every sweep: `python sweeps/<name>.py --cluster local ...` plans, checks, runs what is missing, and writes the results."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         return True
     engine = LocalEngine(sweep, cluster)
     signals: list[int] = []
-    told: list[str] = []
+    reported: list[str] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         signals.append(number)
@@ -57,8 +57,8 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         with Watcher(view, console) as watcher:
             while not stopped() and not is_over(view):
                 if not run_round(view, engine.place, engine.parallel, watcher, stopped):  # the rest runs in another command's workers
-                    if (hosts := view.hosts_elsewhere()) != told:
-                        told = hosts
+                    if (hosts := view.hosts_elsewhere()) != reported:
+                        reported = hosts
                         minutes = claims.SILENCE_SECONDS / 60
                         if hosts:
                             console.print(f"waiting for trials of {', '.join(hosts)}; taken over once silent for {minutes:.0f} min")
@@ -88,7 +88,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     sweep, cluster = plan(spec, asked)
     slurm, allocation = cluster.scheduler is Scheduler.slurm, submit.allocation_of(asked, cluster)
     worker = allocation.part(cluster) if allocation else cluster
-    price = submit.quote_of(View.here(sweep), worker, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
+    price = submit.estimate_of(View.here(sweep), worker, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
     if price is not None:
         sweep = sweep.expecting(price.device_hours_per_epoch)
         submit.check_budget(sweep, price)

@@ -14,7 +14,7 @@ from cnnjepa.run.folder import RunFolder, RunResult
 _TAIL_BYTES = 4096
 
 
-class NothingToStrikeError(RuntimeError):
+class NoTargetError(RuntimeError):
     """A fault found no target: the run has ended or is about to start."""
 
 

@@ -59,8 +59,8 @@ def heed_modes() -> None:
 
 def set_clock(seconds: float) -> None:
     """Shift Python's clock in this process and its children. The machine's clock stays."""
-    told = time.time
-    time.time = lambda: told() + seconds
+    real = time.time
+    time.time = lambda: real() + seconds
 
 
 def _free_port() -> int:
@@ -71,8 +71,8 @@ def _free_port() -> int:
 
 def rank_main(sweep: Sweep, cluster: ClusterProfile, driver: Process, rank: int, ranks: int, port: int) -> int:
     """Run one rank of a worker; return its exit status."""
-    told = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {key: str(value) for key, value in told.items()}
+    variables = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in variables.items()}
     with stop_on_signals() as stop, joined(Device.cpu) as joined_ranks:
         view = View(sweep, remember_seconds=math.inf)
         return WorkerOnRanks(view, cluster, joined_ranks, lambda: stop() or not driver.lives(), driver.driver).run()

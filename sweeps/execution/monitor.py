@@ -158,7 +158,7 @@ class SlurmWatch:
         assert engine is not None, "who watches has submitted, or somebody before"
         self.engine = engine
 
-    def mend(self) -> bool:
+    def repair(self) -> bool:
         """Resubmit what two looks in a row have missed.
 
         Return False if nothing more will happen by itself. An array task that a person cancelled
@@ -193,7 +193,7 @@ class SlurmWatch:
                 watcher.view = self.view
                 watcher.show()
                 self.warn_of_held()
-                if is_over(self.view) or not self.mend():
+                if is_over(self.view) or not self.repair():
                     break
                 time.sleep(_LOOK_SECONDS)
         if is_over(self.view) and all(s.ended for s in self.view.states().values()):

@@ -2,7 +2,7 @@
 
     python -m sweeps.execution.ray_allocation SUBMISSION FOLDER
 
-The exit status is 0 if nothing is left to begin, and 200 if the driver was told to stop and all
+The exit status is 0 if nothing is left to begin, and 200 if the driver was asked to stop and all
 workers have saved. Any other status is a death. FOLDER is private and visible to all nodes. It
 holds Ray's address and token, and the file `stop`, at which all workers save and return.
 """
@@ -72,7 +72,7 @@ class AllocationEngine:
             ray.init(address=address, _node_ip_address=host, log_to_driver=False, logging_level=logging.ERROR)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def bury(self, view: View) -> None:
+    def mark_dead(self, view: View) -> None:
         """Mark dead every owner in this job, on any node.
 
         Call this between rounds: no worker of this job runs then.
@@ -80,7 +80,7 @@ class AllocationEngine:
         for trial in self.sweep.trials:
             last = next(iter(view.claims(trial)[-1:]), None)
             if last is not None and last.slurm is not None and last.slurm.job == own_job():
-                view.watch.bury(self.sweep.trial_dir(trial), last)
+                view.watch.mark_dead(self.sweep.trial_dir(trial), last)
 
     def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
         """Run that many workers, no more at once than the allocation has; return their errors."""
@@ -130,7 +130,7 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
                 look.show()
                 if engine.stopping() or is_over(view):
                     break
-                engine.bury(view)
+                engine.mark_dead(view)
                 if not run_round(view, engine.place, engine.workers, look, engine.stopping):
                     break  # the rest runs elsewhere: free these nodes for others
         finally:

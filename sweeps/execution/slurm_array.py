@@ -16,7 +16,7 @@ from jobs.cluster import Allocation, ClusterProfile
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import Element, Queue, SlurmError
 from jobs.slurm.sbatch import submit
-from sweeps.search.search import to_come
+from sweeps.search.search import trials_to_begin
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
@@ -107,14 +107,14 @@ class SlurmEngine:
 
         Wait for one that may still be under way.
         """
-        told = False
+        reported = False
         while True:
             undecided = [s for s in self._open_ones() if not self._decide(s, say)]
             if not undecided:
                 return
-            if not told:
+            if not reported:
                 say(f"waiting for a submission that {undecided[0].writer.host} has begun")
-                told = True
+                reported = True
             time.sleep(2)
 
     def _open_ones(self) -> list[Submission]:
@@ -189,7 +189,7 @@ class SlurmEngine:
         """
         self._seen = last_number(self.sweep)
         self._settled = not self._open_ones()
-        return self.lacking(view, sum(not s.settled for s in view.states().values()) + to_come(view))
+        return self.lacking(view, sum(not s.settled for s in view.states().values()) + trials_to_begin(view))
 
     def lacking(self, view: View, runs: int) -> int:
         """Return how many array tasks to submit for `runs` runs, beside those that exist.

@@ -2,7 +2,7 @@
 
     python -m sweeps.execution.worker_main SUBMISSION
 
-The exit status is 0 if the trial has ended or none was left, and 200 if the run was told to stop
+The exit status is 0 if the trial has ended or none was left, and 200 if the run was asked to stop
 and has saved. Any other status is a death.
 """
 

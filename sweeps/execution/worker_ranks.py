@@ -31,7 +31,7 @@ class WorkerOnRanks:
     def run(self) -> int:
         """Run one trial; in a search, one after another. Return the exit status.
 
-        The status is the same on every rank: 0 if nothing is left to begin, STOPPED if told to
+        The status is the same on every rank: 0 if nothing is left to begin, STOPPED if asked to
         stop.
         """
         while True:
@@ -62,7 +62,7 @@ class WorkerOnRanks:
         return trial, claim.epoch
 
     def _run_one(self, trial: Trial, epoch: int) -> bool:
-        """Return whether the trial has ended or is no longer ours; False if told to stop.
+        """Return whether the trial has ended or is no longer ours; False if asked to stop.
 
         The value is the same on every rank.
         """

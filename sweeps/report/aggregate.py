@@ -44,12 +44,12 @@ class Spread:
         Use it for values that are not percentages; `str` is for those.
         """
 
-        def told(value: float, digits: int) -> str:
+        def rounded(value: float, digits: int) -> str:
             return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
 
         if self.mean is None:
             return "-"
-        return told(self.mean, 3) if self.std is None else f"{told(self.mean, 3)} ± {told(self.std, 2)}"
+        return rounded(self.mean, 3) if self.std is None else f"{rounded(self.mean, 3)} ± {rounded(self.std, 2)}"
 
     def __str__(self) -> str:
         """Return '73.1 ± 0.4', '73.1' for a single value, or '-' for none."""
@@ -184,9 +184,9 @@ class Leader:
     comparison: Comparison | None  # None if there is no other configuration
 
     @property
-    def separable(self) -> bool:
+    def significant(self) -> bool:
         """Return whether the lead is statistically significant."""
-        return self.comparison is not None and self.comparison.separable
+        return self.comparison is not None and self.comparison.significant
 
 
 def leader(table: Sequence[Summary], metric: str) -> Leader | None:
@@ -225,8 +225,8 @@ def run_set(view: View) -> str:
     seeds = sorted({r.seed for r in table})
     done = [r for r in table if r.state is TrialState.completed]
     configurations = len({r.label for r in done})
-    told = ", ".join(map(str, seeds)) if len(seeds) < 7 else f"{seeds[0]} to {seeds[-1]}"
-    line = f"run set: all {len(done)} completed runs, of {configurations} configurations and seeds {told}"
+    named = ", ".join(map(str, seeds)) if len(seeds) < 7 else f"{seeds[0]} to {seeds[-1]}"
+    line = f"run set: all {len(done)} completed runs, of {configurations} configurations and seeds {named}"
     left = [(sum(r.state is s for r in table), s.name) for s in (TrialState.failed, TrialState.pruned)]
     left.append((sum(not r.state.ended for r in table), "not ended"))
     line += "; left out: " + (", ".join(f"{n} {what}" for n, what in left if n) or "none")

@@ -45,7 +45,7 @@ def build(view: View) -> str:
         sweep=sweep,
         text=html_text,
         warned=warned,
-        warnings=warnings.told(sweep, warned),
+        warnings=warnings.as_lines(sweep, warned),
         scores=scores,
         table=peoples_table(view),
         cost_lines=[*html_text.costs(view), *advice_lines(view)],

@@ -94,14 +94,14 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
     for s, name in zip(table, names, strict=True):
         spread = s.spreads[metric]
         if spread.mean is not None:
-            told = f"{s.label}<br>{spread} (n = {spread.n})<extra></extra>"
+            hover_text = f"{s.label}<br>{spread} (n = {spread.n})<extra></extra>"
             bars = {"type": "data", "array": [spread.std or 0.0], "visible": spread.std is not None, "thickness": 2}
             marker = {"color": hues[s.label], "size": 11, "symbol": "square"}
-            figure.add_scatter(x=[spread.mean], y=[name], error_x=bars, mode="markers", marker=marker, hovertemplate=told)
+            figure.add_scatter(x=[spread.mean], y=[name], error_x=bars, mode="markers", marker=marker, hovertemplate=hover_text)
         if metric in s.paper:
-            told = f"{s.label}<br>paper: {s.paper[metric]:.2f}, one seed<extra></extra>"
+            hover_text = f"{s.label}<br>paper: {s.paper[metric]:.2f}, one seed<extra></extra>"
             marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
-            figure.add_scatter(x=[s.paper[metric]], y=[name], mode="markers", marker=marker, hovertemplate=told)
+            figure.add_scatter(x=[s.paper[metric]], y=[name], mode="markers", marker=marker, hovertemplate=hover_text)
     figure.update_layout(showlegend=False)
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], type="category")
     figure.update_xaxes(title=in_units(view, title(view, metric), "{}, {}"))
@@ -124,9 +124,9 @@ def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Fig
     )
     papers = [s for s in table if metric in s.paper]
     marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
-    told = "paper: %{y:.2f}, one seed<extra></extra>"
+    hover_text = "paper: %{y:.2f}, one seed<extra></extra>"
     ys = [s.paper[metric] for s in papers]
-    figure.add_scatter(x=[values[s.label] for s in papers], y=ys, mode="markers", marker=marker, hovertemplate=told)
+    figure.add_scatter(x=[values[s.label] for s in papers], y=ys, mode="markers", marker=marker, hovertemplate=hover_text)
     figure.update_layout(showlegend=False)
     if min(xs, default=0.0) > 0 and max(xs) / min(xs) > 30:
         figure.update_xaxes(type="log")

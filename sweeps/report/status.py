@@ -11,7 +11,7 @@ from rich.table import Table
 from cnnjepa.run.folder import read_metrics
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.search.search import Outlook
-from sweeps.search.warnings import told, warnings_of
+from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.folder import TrialState, View
@@ -52,7 +52,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
         "setting": lead.best.label,
         **asdict(lead.best.spreads[objective]),
         "next": other,
-        "separable": lead.separable,
+        "separable": lead.significant,  # these keys are those of version 0.1
         "test": tested,
     }
 
@@ -67,13 +67,13 @@ def best_line(view: View) -> str:
     if lead is None:
         return ""
 
-    def told(summary: Summary) -> str:
+    def score(summary: Summary) -> str:
         return f"{summary.label}: {summary.spreads[objective]} (n = {summary.spreads[objective].n})"
 
-    line = f"best so far by {objective}: {told(lead.best)}"
+    line = f"best so far by {objective}: {score(lead.best)}"
     if lead.other is None:
         return line
-    return f"{line}; next: {told(lead.other)}; {'separable' if lead.separable else 'not separable'}, {judged(lead)}"
+    return f"{line}; next: {score(lead.other)}; {'statistically significant' if lead.significant else 'tied'}, {judged(lead)}"
 
 
 def rungs_line(view: View) -> str:
@@ -134,7 +134,7 @@ def sweep_status(view: View) -> dict[str, Any]:
 
 def warning_lines(view: View, status: dict[str, Any]) -> list[str]:
     """Return the early warnings of all trials, one line each."""
-    return told(view.sweep, {t["signature"]: [w["line"] for w in t["warnings"]] for t in status["trials"]})
+    return as_lines(view.sweep, {t["signature"]: [w["line"] for w in t["warnings"]] for t in status["trials"]})
 
 
 def counts_line(status: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from sweeps.report.aggregate import (
 )
 from sweeps.state.folder import View
 
-_NOT_SEPARABLE = "†"
+_TIED = "†"
 
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
@@ -66,11 +66,11 @@ def summary_csv(view: View) -> str:
     table = summaries(view)
     metrics = list(table[0].spreads) if table else []
     papers = sorted({m for s in table for m in s.paper})
-    told = [*metrics, *view.sweep.costs]
-    header = ["setting", *(f"{m}_{part}" for m in told for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
+    shown = [*metrics, *view.sweep.costs]
+    header = ["setting", *(f"{m}_{part}" for m in shown for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
     lines = []
     for s in table:
-        spread = [v for m in told for v in vars({**s.spreads, **s.costs}[m]).values()]
+        spread = [v for m in shown for v in vars({**s.spreads, **s.costs}[m]).values()]
         lines.append([s.label, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours])
     return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours"], lines)
 
@@ -88,7 +88,7 @@ class Cell:
 
     def __str__(self) -> str:
         """Return the cell as plain text."""
-        return self.text + (f" {_NOT_SEPARABLE}" if self.marked else "")
+        return self.text + (f" {_TIED}" if self.marked else "")
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def peoples_table(view: View) -> PeoplesTable:
 
 
 def _left_out(s: Summary) -> str:
-    """Return '1 failed, 2 to come': the runs that are not in the means."""
-    counts = {"failed": s.failed, "pruned": s.pruned, "to come": s.unfinished}
+    """Return '1 failed, 2 pending': the runs that are not in the means."""
+    counts = {"failed": s.failed, "pruned": s.pruned, "pending": s.unfinished}
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
@@ -135,17 +135,17 @@ def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
     if spread.mean is None:
         return Cell("-")
     best = lead is not None and lead.other is not None and lead.best.label == s.label
-    return Cell(f"{spread} ({spread.n})", best and lead.separable, best and not lead.separable)  # type: ignore[union-attr]
+    return Cell(f"{spread} ({spread.n})", best and lead.significant, best and not lead.significant)  # type: ignore[union-attr]
 
 
 def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[str]:
     """Return the notes that a reader of the table needs."""
     notes = [f"mean ± std over seeds (n); {run_set(view)}"]
-    told = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
-    if told:
-        rule = "bold: the best of its column, separable from the next by a two-sided test at 5 %"
-        notes.append(f"{rule}; {_NOT_SEPARABLE}: the best, and not separable")
-        notes += [f"{title(view, d.metric)}: {d.best.label} against {d.other.label if d.other else ''}, {judged(d)}" for d in told]
+    tested = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
+    if tested:
+        rule = "bold: the best of its column, significantly better than the next by a two-sided test at 5 %"
+        notes.append(f"{rule}; {_TIED}: the best, but tied with the next")
+        notes += [f"{title(view, d.metric)}: {d.best.label} against {d.other.label if d.other else ''}, {judged(d)}" for d in tested]
     notes += [pruned] if pruned else []
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 
@@ -169,9 +169,9 @@ def markdown_table(view: View) -> str:
     def line(texts: Sequence[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
-    told = [[f"**{cell}**" if cell.bold else str(cell) for cell in cells] for cells in found.lines]
+    texts = [[f"**{cell}**" if cell.bold else str(cell) for cell in cells] for cells in found.lines]
     rule = ["---", *["---:"] * (len(found.header) - 1)]
-    return "\n".join([line(found.header), line(rule), *map(line, told), "", *(f"{note}  " for note in found.notes)]) + "\n"
+    return "\n".join([line(found.header), line(rule), *map(line, texts), "", *(f"{note}  " for note in found.notes)]) + "\n"
 
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$"}
@@ -180,8 +180,8 @@ _TEX |= {"<": r"$<$", ">": r"$>$"} | {c: f"\\{c}" for c in "&%$#_{}"}
 
 def tex(text: str) -> str:
     """Escape `text` for LaTeX."""
-    told = re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
-    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", told)
+    escaped = re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)
 
 
 def latex_table(view: View) -> str:
@@ -191,7 +191,7 @@ def latex_table(view: View) -> str:
     def line(cells: Sequence[str]) -> str:
         return "  " + " & ".join(cells) + r" \\"
 
-    told = [[rf"\textbf{{{tex(str(cell))}}}" if cell.bold else tex(str(cell)) for cell in cells] for cells in found.lines]
+    texts = [[rf"\textbf{{{tex(str(cell))}}}" if cell.bold else tex(str(cell)) for cell in cells] for cells in found.lines]
     return "\n".join(
         [
             r"% \usepackage{booktabs}",
@@ -199,7 +199,7 @@ def latex_table(view: View) -> str:
             r"  \toprule",
             line([tex(name) for name in found.header]),
             r"  \midrule",
-            *map(line, told),
+            *map(line, texts),
             r"  \bottomrule",
             r"\end{tabular}",
             *(rf"\par\noindent{{\footnotesize {tex(note)}.}}" for note in found.notes),

@@ -180,7 +180,7 @@ def _threads(values: Mapping[str, Any]) -> int:
 
 
 def _on_gpu(trial: Trial, profile: ClusterProfile | None) -> bool | None:
-    """Whether the trial trained on a GPU; None where that cannot be told from here."""
+    """Whether the trial trained on a GPU; None where that cannot be known from here."""
     device = task_of(trial.values).value(trial.values, "device", "cpu")
     if device == "auto":
         return None if profile is None or profile.device.name == "auto" else profile.device.name == "cuda"
@@ -276,8 +276,8 @@ def used_line(found: Sequence[Efficiency]) -> str:
         parts.append(f"cores {found[0].cores}, their use not known")
     if on_gpu := _given(e.peak_mb for e in found if e.on_gpu):
         busy = _given(e.gpu_utilisation for e in found)
-        told = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilisation not told"
-        parts.append(f"GPU {told}, its tensors {max(on_gpu) / 1024:.1f} GiB")
+        share = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilisation not reported"
+        parts.append(f"GPU {share}, its tensors {max(on_gpu) / 1024:.1f} GiB")
     sources = " and ".join(sorted({e.source for e in found}))
     return f"used at most, by {len(found)} completed runs ({sources}): {', '.join(parts)}"
 

@@ -13,7 +13,7 @@ from sweeps.spec.space import all_configurations
 from sweeps.spec.sweep import FIRST_SEED, Trial
 from sweeps.state.folder import Sweep, View
 
-FINALISTS = 2  # configurations that have all seeds at the end, so that the best is held against its next
+FINALISTS = 2  # configurations that have all seeds at the end, so that the best is compared with its next
 _DRAWS = 50  # of the sampler, until it is taken to find nothing new
 
 
@@ -29,7 +29,7 @@ class Outlook:
 
     @cached_property
     def hours(self) -> tuple[float, float | None]:
-        """Device-hours that ended trials have taken, and those of the dearest epoch seen or expected, None while nothing is known of it."""
+        """Device-hours of ended trials, and those of the most expensive epoch seen or expected, None while nothing is known of it."""
         spent, rates = 0.0, [] if self.search.hours_per_epoch is None else [self.search.hours_per_epoch]
         for trial in self.sweep.trials:
             result = self.view.result(trial) if self.view.state(trial).ended else None
@@ -44,7 +44,7 @@ class Outlook:
 
     @cached_property
     def affordable(self) -> int | None:
-        """How many runs may begin, at the dearest epoch known, with the search within its budget; None for any number.
+        """How many runs may begin, at the most expensive epoch known, with the search within its budget; None for any number.
 
         Where nothing is known one run begins, and the others wait for what it tells.
         """
@@ -117,8 +117,8 @@ def choose(view: View) -> Trial | None:
     from sweeps.search import sampler
 
     known = {t.signature for t in sweep.trials}
-    told = [sampler.told(view, p) for p in outlook.tried]
-    drawn = (sampler.suggest(told, search, sweep.next_number, draw) for draw in range(_DRAWS))
+    outcomes = [sampler.outcome(view, p) for p in outlook.tried]
+    drawn = (sampler.suggest(outcomes, search, sweep.next_number, draw) for draw in range(_DRAWS))
     # Few are left where so many draws find none.
     for params in itertools.chain(drawn, all_configurations(search.space, search.base) or []):
         trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED)
@@ -138,11 +138,11 @@ def begin(view: View) -> Trial | None:
 
 
 def is_over(view: View) -> bool:
-    """Whether every trial is settled and none is to come."""
-    return all(s.settled for s in view.states().values()) and to_come(view) == 0
+    """Whether every trial is settled and none may begin."""
+    return all(s.settled for s in view.states().values()) and trials_to_begin(view) == 0
 
 
-def to_come(view: View) -> int:
+def trials_to_begin(view: View) -> int:
     """Trials beyond those of the sweep that may begin now; 0 where it is no search."""
     return Outlook(view).to_begin if view.sweep.search is not None else 0
 

@@ -145,7 +145,7 @@ class Search:
     max_trials: int  # configurations to try
     seeds: int  # of a configuration, at most: more only for those that are still among the best
     costs: bool  # whether device-hours are a second objective
-    budget_hours: float | None  # device-hours: no run is begun that could take the search above it, at the dearest epoch known
+    budget_hours: float | None  # device-hours: no run is begun that could take the search above it, at the most expensive epoch known
     digest: str  # names the space and the base: with others it is another search
     hours_per_epoch: float | None = None  # device-hours that an epoch is expected to cost; None where that is not known beforehand
 
@@ -225,7 +225,7 @@ def build_trials(
     check_overrides(spec, {key for configuration in configurations for key in configuration.overrides}, overrides)
     labels = [spec.label(configuration) for configuration in configurations]
     if twice := [called for called in labels if labels.count(called) > 1]:
-        rule = "be told apart by what they set of the keys that name them (named_by)"
+        rule = "differ in what they set of the keys that name them (named_by)"
         raise ValueError(f"configurations of {spec.name} must {rule}; got {twice[0]} {labels.count(twice[0])} times")
     trials: list[Trial] = []
     known: dict[str, str] = {}

@@ -235,7 +235,7 @@ class Watch:
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
 
-    def bury(self, trial_dir: Path, claim: Claim) -> None:
+    def mark_dead(self, trial_dir: Path, claim: Claim) -> None:
         """Mark the owner of `claim` dead. The caller knows that it does not run."""
         self.silent |= {_path(trial_dir, claim.epoch)}
 

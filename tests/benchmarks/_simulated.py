@@ -1,6 +1,6 @@
 """Workers of the real engine under a simulated clock and queue: claims, choices, rungs, results and folders are real, the training is not.
 
-Each worker is a Slurm job that may be preempted: its owner is gone without a word, and some time later the job starts again and asks anew.
+Each worker is a Slurm job that may be preempted: its owner is gone without a word, and some time later the job starts again and asks again.
 """
 
 import heapq

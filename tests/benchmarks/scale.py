@@ -4,7 +4,7 @@
 
 The engine is real, and so are the sweep folder and all its files; the clock, the queue and the training are simulated. File operations are
 those that Python asks of the system: opens, stats, listings. They are what a shared file system is asked too. Afterwards `status` opens the
-folder cold, in a new process. TPE is asked beside it, of as many told configurations. Status 1 where a trial ran twice, never, or waited.
+folder cold, in a new process. TPE is asked beside it, of as many configurations. Status 1 where a trial ran twice, never, or waited.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from rich.table import Table
 from sweeps.joint_search import SWEEP
 from sweeps.search import sampler
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.search.sampler import COMPLETE, PRUNED, Told
+from sweeps.search.sampler import COMPLETE, PRUNED, Outcome
 from sweeps.spec.space import baseline
 from sweeps.spec.sweep import FIRST_SEED, ScaleName, Search, Trial, build_search
 from sweeps.state import claims
@@ -53,7 +53,7 @@ def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def count_operations() -> None:
-    """From now on; pathlib and the engine look these up anew at each call."""
+    """From now on; pathlib and the engine look these up again at each call."""
     os.stat = counted("stat", os.stat)
     os.listdir = counted("list", os.listdir)
     os.scandir = counted("list", os.scandir)
@@ -94,13 +94,13 @@ def tenths(decisions: list[tuple[int, float, int]], trials: int) -> list[dict[st
 
 
 def ask_tpe(sizes: list[int]) -> dict[str, float]:
-    """Milliseconds of one choice by TPE, by the number of configurations that it is told of."""
+    """Milliseconds of one choice by TPE, by the number of configurations that it knows of."""
     search, at_random, chance = search_of(1000, "tpe", []), search_of(1000, "random", []), random.Random(0)
     drawn = [sampler.suggest([], at_random, number, 0) for number in range(500)]
     found = {}
     for size in sizes:
         outcomes = [(COMPLETE, [chance.random()], {}) if i % 3 == 0 else (PRUNED, [], {3: chance.random()}) for i in range(size)]
-        past = [Told(drawn[i % len(drawn)], *outcome) for i, outcome in enumerate(outcomes)]
+        past = [Outcome(drawn[i % len(drawn)], *outcome) for i, outcome in enumerate(outcomes)]
         times = []
         for number in range(3):
             before = time.perf_counter()
@@ -180,7 +180,7 @@ def main() -> int:
             "decisions": tenths(simulation.decisions, asked.trials),
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20),
             "cold": cold(sweep.path),
-            "tpe_ms_by_told_settings": ask_tpe([100, 1000, asked.trials]),
+            "tpe_ms_by_outcomes": ask_tpe([100, 1000, asked.trials]),
         }
     wrong = ("ended_twice", "never_ended", "claimed_twice_without_preemption")
     faults = [name for name in wrong if figures[name]]

@@ -146,7 +146,7 @@ def measure(workers: int, parallel: int, train: bool) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The door; exit status 1 where a trial ran twice or the watcher is over its bounds."""
+    """The command line; exit status 1 where a trial ran twice or the watcher is over its bounds."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", dest="workers", type=int, default=1000)
     parser.add_argument("--parallel", type=int, default=64)

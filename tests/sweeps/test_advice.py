@@ -195,7 +195,7 @@ def test_a_record_that_does_not_come_is_said_with_what_to_type_later(
     assert used.startswith("used at most, by 1 completed runs (counters): time ")
     assert missing == f"not yet in the accounting: the end of 1 of 1 jobs, for which counters stand; later: {again}"
     assert (late.asked, late.now) == (6, 5.0)
-    assert advice_lines(View(ended))[1] == missing  # who asks for it later is told as well, and waits for nothing
+    assert advice_lines(View(ended))[1] == missing  # who asks for it later hears it as well, and waits for nothing
     assert (late.asked, late.now) == (7, 5.0)
 
 
@@ -232,7 +232,7 @@ def test_a_sweeps_command_waits_for_the_records_before_it_makes_its_page(
     assert asked_before_the_page == [3]
 
 
-def test_a_job_that_others_share_is_not_held_against_one_trial(tmp_path: Path, sacct: Callable[..., Path]) -> None:
+def test_a_job_that_others_share_is_not_compared_with_one_trial(tmp_path: Path, sacct: Callable[..., Path]) -> None:
     asked = sacct(LINES)
     made = planned(tmp_path)
     end(made, made.trials[0], "17_0", shared=True, seconds=100.0)
@@ -303,7 +303,7 @@ def test_jobs_that_ran_out_of_memory_are_said() -> None:
 def test_a_gpus_utilisation_is_said_or_said_to_be_absent(tmp_path: Path) -> None:
     made = planned(tmp_path, "device=cuda")
     end(made, made.trials[0], seconds=60.0, peak_memory_mb=2048.0)
-    assert advice_lines(View(made))[0].endswith("GPU utilisation not told, its tensors 2.0 GiB")
+    assert advice_lines(View(made))[0].endswith("GPU utilisation not reported, its tensors 2.0 GiB")
     end(made, made.trials[1], seconds=60.0, peak_memory_mb=2048.0, gpu_utilisation=0.83)
     assert advice_lines(View(made))[0].endswith("GPU busy 83 % of the time, its tensors 2.0 GiB")
 
@@ -361,9 +361,9 @@ def test_the_command_prints_it_and_imports_no_torch(tmp_path: Path) -> None:
     code += "except SystemExit: pass\nassert not {'torch', 'optuna'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(made.path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["lines"][-1] == "next time: data.workers=1 and cores_per_trial=2 (not 0: 30 % of the time waiting for data)"
-    assert told["trials"][made.trials[0].signature]["data_wait_share"] == 0.3
+    reported = json.loads(done.stdout)
+    assert reported["lines"][-1] == "next time: data.workers=1 and cores_per_trial=2 (not 0: 30 % of the time waiting for data)"
+    assert reported["trials"][made.trials[0].signature]["data_wait_share"] == 0.3
 
 
 @needs_slurm
@@ -374,8 +374,8 @@ def test_on_a_real_slurm_it_tells_what_the_jobs_used(cluster: SlurmCluster, tmp_
     said = made.run("one", "epochs=10")
     assert "used at most, by 1 completed runs (sacct): time " in said, said
     assert "next time: time_limit_minutes=15 (not 30: shorter jobs start sooner), memory_gb_per_trial=" in said, said
-    (told,) = json.loads(made.ask("advice", "--json"))["trials"].values()
-    assert (told["source"], told["cores"], told["limit_seconds"], told["memory_asked_mb"]) == ("sacct", 2, 1800.0, 8000.0)
-    assert 0 < told["cpu_share"] <= 1
-    assert 2 * 100 < told["memory_mb"] < 8000  # two ranks with torch in each
-    assert 0 <= told["data_wait_share"] < 1
+    (reported,) = json.loads(made.ask("advice", "--json"))["trials"].values()
+    assert (reported["source"], reported["cores"], reported["limit_seconds"], reported["memory_asked_mb"]) == ("sacct", 2, 1800.0, 8000.0)
+    assert 0 < reported["cpu_share"] <= 1
+    assert 2 * 100 < reported["memory_mb"] < 8000  # two ranks with torch in each
+    assert 0 <= reported["data_wait_share"] < 1

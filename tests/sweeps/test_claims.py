@@ -73,7 +73,7 @@ def test_what_ran_before_a_reboot_is_dead_at_once(tmp_path: Path) -> None:
     assert not Watch()._lives(tmp_path, earlier, claims.listing(tmp_path))
 
 
-def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_clock(tmp_path: Path) -> None:
+def test_an_owner_elsewhere_is_dead_only_after_its_heartbeat_stood_still_on_our_clock(tmp_path: Path) -> None:
     foreign = Process("elsewhere", "boot", "", 1, 0.0)
     assert claims.claim(tmp_path, 1, "d", 0)
     path = tmp_path / "claim" / "000001.json"
@@ -89,10 +89,10 @@ def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_cloc
     assert not watch._lives(tmp_path, claim, claims.listing(tmp_path))
     assert watch.silent == {path}
     assert Watch()._lives(tmp_path, claim, claims.listing(tmp_path))
-    assert not Watch(watch.silent)._lives(tmp_path, claim, claims.listing(tmp_path))  # who has not watched is told
+    assert not Watch(watch.silent)._lives(tmp_path, claim, claims.listing(tmp_path))  # who has not watched hears it
 
 
-def test_the_heart_beats(tmp_path: Path, monkeypatch: object) -> None:
+def test_the_heartbeat(tmp_path: Path, monkeypatch: object) -> None:
     monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.05)  # type: ignore[attr-defined]
     owned = claims.claim(tmp_path, 1, "d", 0)
     assert owned is not None
@@ -145,7 +145,7 @@ def test_heartbeat_staleness_and_silence_fit_each_other() -> None:
 
 @pytest.mark.parametrize("clocks_apart", [-60.0, 0.0, 60.0])
 def test_a_living_owner_is_never_taken_over_and_a_dead_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clocks_apart: float) -> None:
-    """An hour of an owner's own heart, on a clock of ours, as its watchers see it: by the clock alone, and where Slurm forgot the job."""
+    """An hour of an owner's heartbeat, on a clock of ours, as its watchers see it: by the clock alone, and where Slurm forgot the job."""
     owned = claims.claim(tmp_path, 1, "d", 0)
     assert owned is not None
     path, now, touch = tmp_path / "claim" / "000001.json", [1e6], os.utime
@@ -195,7 +195,7 @@ def test_a_forgotten_job_whose_owner_said_that_it_ended_is_dead_at_once(tmp_path
     watch, foreign = Watch(queue=Forgetful()), Claim(1, ELSEWHERE, "d", 0, 0.0, START)  # type: ignore[arg-type]
     path = tmp_path / "claim" / "000001.json"
     assert watch.standing(tmp_path, foreign) is Standing.alive
-    ahead = time.time() + claims.STALE_SECONDS + 100  # of a clock that is far off: it says nothing of a heart that beats
+    ahead = time.time() + claims.STALE_SECONDS + 100  # of a clock that is far off: it says nothing of a heartbeat that goes on
     os.utime(path, (ahead, ahead))
     assert watch.standing(tmp_path, foreign) is Standing.dead
     os.utime(path)

@@ -1,4 +1,4 @@
-"""What this machine has room for, as the kernel and a container's limits tell it, and what Ray may be told."""
+"""What this machine has room for, as the kernel and a container's limits tell it, and what Ray may be given."""
 
 import os
 import stat

@@ -35,15 +35,15 @@ def test_smoke_scale_has_one_row_a_method() -> None:
 def test_paper_scale_is_what_was_published() -> None:
     values = {t.label: t.values for t in trials_at(ScaleName.paper)}
     assert all(v["data"]["name"] == "imagenet100" and v["precision"] == "bf16" for v in values.values())
-    told = {
+    reported = {
         name: (v["optimizer"]["name"], v["optimizer"]["lr"], v["encoder"]["sync_bn"], v["global_batch_size"], v["epochs"])
         for name, v in values.items()
     }
-    assert told["CNN-JEPA"] == ("adamw", 0.01, False, 512, 200)
-    assert told["SimCLR"] == ("lars", 1.7, True, 512, 200)
-    assert told["BYOL"] == ("adamw", 0.01, True, 512, 200)
-    assert told["VICReg"] == ("lars", 0.5, True, 512, 200)
-    assert told["I-JEPA, vit_small"] == ("adamw", 0.001, False, 2048, 300)
+    assert reported["CNN-JEPA"] == ("adamw", 0.01, False, 512, 200)
+    assert reported["SimCLR"] == ("lars", 1.7, True, 512, 200)
+    assert reported["BYOL"] == ("adamw", 0.01, True, 512, 200)
+    assert reported["VICReg"] == ("lars", 0.5, True, 512, 200)
+    assert reported["I-JEPA, vit_small"] == ("adamw", 0.001, False, 2048, 300)
     assert {values[f"I-JEPA, vit_{s}"]["encoder"]["name"] for s in ("small", "base")} == {"vit_small", "vit_base"}
     for trial in trials_at(ScaleName.paper):
         validate(trial.config, 4)
@@ -66,7 +66,7 @@ def finished(scale: ScaleName, path: Path) -> View:
     return View(sweep)
 
 
-def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_told_is_missing(tmp_path: Path) -> None:
+def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_recorded_is_missing(tmp_path: Path) -> None:
     view = finished(ScaleName.smoke, tmp_path)
     lines = {line["setting"]: line for line in csv.DictReader(io.StringIO(tables.summary_csv(view)))}
     assert float(lines["BYOL"]["pretraining_hours_mean"]) == pytest.approx(1.0)  # 100 of the 200 seconds were training
@@ -76,7 +76,7 @@ def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_told_is_missing(tm
     assert "linear.paper_protocol_top1_paper" not in lines["BYOL"]
 
 
-def test_costs_are_told_in_three_digits_or_whole() -> None:
+def test_costs_are_shown_in_three_digits_or_whole() -> None:
     spreads = {(): "-", (0.0123,): "0.0123", (1234.5, 1230.5): "1,232 ± 2.8", (0.0, 0.0): "0 ± 0"}
     spreads |= {(99.94,): "99.9", (100.0,): "100", (300.0, 100.0, 200.0): "200 ± 100", (98.0, 100.0, 102.0): "100 ± 2"}
     assert {values: aggregate.Spread.of(values).in_digits() for values in spreads} == spreads

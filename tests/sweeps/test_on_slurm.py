@@ -10,7 +10,7 @@ import pytest
 from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.cluster import Allocation
 from jobs.config import compose_job
-from jobs.cost import Quote
+from jobs.cost import Estimate
 from sweeps.cli import submit
 from sweeps.spec.sweep import ScaleName, Trial, build_trials
 from sweeps.state import claims
@@ -38,7 +38,7 @@ def end(made: Sweep, trial: Trial, hours: float, gpus: float | None, status: Run
     assert owned is not None
     with owned:
         made.run(trial).prepare(trial.config)
-        # The result's own device-hours are the trainer's count; a quote goes by what the job held.
+        # The result's own device-hours are the trainer's count; an estimate goes by what the job held.
         made.run(trial).write_result(RunResult(status, seconds=hours * 3600, device_hours=99.0, metrics={made.objective: 50.0}))
 
 
@@ -68,7 +68,7 @@ def test_hours_are_measured_over_all_sweeps_of_the_folder_that_can_be_read(tmp_p
     assert submit.measured_hours(tmp_path / "none", first.trials[0].values, CLUSTER) == []
 
 
-def test_a_quote_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_path: Path) -> None:
+def test_an_estimate_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_path: Path) -> None:
     made = planned(tmp_path / "a", seeds=2)
     for trial, hours in zip(made.trials, (2.0, 4.0, 12.0), strict=False):  # 1, 2 and 6 GPU-hours an epoch
         end(made, trial, hours, gpus=2)
@@ -80,18 +80,18 @@ def test_a_quote_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_path:
     run.open_metrics(0)
     run.record("step", 15, {"epoch": 3.0, "loss": 1.0})
     run.close()
-    price = submit.quote_of(View(made), CLUSTER, retry_failed=False)
+    price = submit.estimate_of(View(made), CLUSTER, retry_failed=False)
     assert (price.trials, price.epochs, price.device_hours_per_epoch, price.device_hours) == (2, 5.0, 2.0, 10.0)
     assert (price.unit, price.at_most, price.parallel) == ("GPU-hours", False, 2)
     assert price.wall_hours == 4.0  # the run that has not begun: 8 GPU-hours on 2
     assert price.source == "measured by this code, median of 3 runs"
-    again = submit.quote_of(View(made), CLUSTER, retry_failed=True)
+    again = submit.estimate_of(View(made), CLUSTER, retry_failed=True)
     assert (again.trials, again.epochs) == (3, 9.0)
 
 
-def test_a_search_is_quoted_as_if_nothing_were_stopped(tmp_path: Path) -> None:
+def test_a_search_is_estimated_as_if_nothing_were_stopped(tmp_path: Path) -> None:
     made = searched(tmp_path, [2], max_trials=3, seeds=2)
-    price = submit.quote_of(View(made), CLUSTER, retry_failed=False)
+    price = submit.estimate_of(View(made), CLUSTER, retry_failed=False)
     # The baseline, its second seed, and two configurations of two seeds.
     assert (price.trials, price.epochs, price.device_hours, price.at_most) == (6, 24.0, None, True)
 
@@ -104,8 +104,8 @@ def test_trials_are_priced_by_what_an_epoch_of_them_costs(tmp_path: Path) -> Non
     assert [[t.signature for t in kind] for kind in kinds] == [[t.signature for t in s.trials] for s in (made, other)]
 
 
-def price(rate: float | None, unit: str = "GPU-hours") -> Quote:
-    return Quote(1, 4.0, rate, "nowhere", unit, None, 1, 1, True)
+def price(rate: float | None, unit: str = "GPU-hours") -> Estimate:
+    return Estimate(1, 4.0, rate, "nowhere", unit, None, 1, 1, True)
 
 
 def test_a_budget_pays_for_one_run_at_least(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What Ray is told, and what stands around it: who may read, what a node offers, who is buried; without Ray."""
+"""What Ray is given, and what stands around it: who may read, what a node offers, who is marked dead; without Ray."""
 
 import contextlib
 import os
@@ -151,22 +151,22 @@ def test_an_allocation_buries_the_owners_of_its_own_job_alone(monkeypatch: pytes
         return SimpleNamespace(slurm=job and SlurmStart("c", job, 0, "n1", 1.0, "", ""))
 
     past = {"a": [claimed("17"), claimed("18")], "b": [claimed("18"), claimed("17")], "c": [claimed(None)], "d": []}
-    buried: list[tuple[str, object]] = []
-    watch = SimpleNamespace(bury=lambda path, claim: buried.append((path, claim)))
+    marked_dead: list[tuple[str, object]] = []
+    watch = SimpleNamespace(mark_dead=lambda path, claim: marked_dead.append((path, claim)))
     view = SimpleNamespace(claims=past.get, watch=watch)
     engine = SimpleNamespace(sweep=SimpleNamespace(trials=list(past), trial_dir=lambda trial: f"trials/{trial}"))
     monkeypatch.setattr(ray_allocation, "own_job", lambda: "17")
-    AllocationEngine.bury(engine, view)  # type: ignore[arg-type]
-    assert buried == [("trials/b", past["b"][-1])]
+    AllocationEngine.mark_dead(engine, view)  # type: ignore[arg-type]
+    assert marked_dead == [("trials/b", past["b"][-1])]
 
 
-def test_tune_is_told_how_many_workers_at_once_what_each_holds_and_how_often_one_may_die(
+def test_tune_is_given_how_many_workers_at_once_what_each_holds_and_how_often_one_may_die(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
 
     def tuner(trainable: object, **settings: Any) -> SimpleNamespace:
-        told.update(settings, trainable=trainable)
+        reported.update(settings, trainable=trainable)
         return SimpleNamespace(fit=lambda: SimpleNamespace(errors=["Traceback\n  one line\nno memory \n"]))
 
     def as_given(**settings: Any) -> dict[str, Any]:
@@ -178,11 +178,11 @@ def test_tune_is_told_how_many_workers_at_once_what_each_holds_and_how_often_one
     begun: list[int] = []
     errors = ray_tune.place(lambda: begun.append(1), 5, 2, {"cpu": 4, "gpu": 0.5}, tmp_path, 3)
     assert errors == ["no memory"]
-    assert told["param_space"] == {"worker": [0, 1, 2, 3, 4]}
-    assert told["tune_config"] == {"max_concurrent_trials": 2, "reuse_actors": True}
-    assert told["run_config"]["failure_config"] == {"max_failures": 6}  # two deaths of each of the trials that it may take
-    assert told["run_config"]["storage_path"] == str(tmp_path / "tune")
-    work, resources = told["trainable"]
+    assert reported["param_space"] == {"worker": [0, 1, 2, 3, 4]}
+    assert reported["tune_config"] == {"max_concurrent_trials": 2, "reuse_actors": True}
+    assert reported["run_config"]["failure_config"] == {"max_failures": 6}  # two deaths of each of the trials that it may take
+    assert reported["run_config"]["storage_path"] == str(tmp_path / "tune")
+    work, resources = reported["trainable"]
     assert resources == {"cpu": 4, "gpu": 0.5}
     work({"worker": 3})
     assert begun == [1]

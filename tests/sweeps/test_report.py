@@ -76,30 +76,30 @@ ALIKE = {"depth 1": [70.0, 72.0, 71.0], "depth 2": [71.0, 70.5, 72.0], "pointwis
 
 def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
-    sentence, separable = html_text.answer(view)
-    assert separable
+    sentence, significant = html_text.answer(view)
+    assert significant
     assert sentence.startswith(
-        "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), separable from the next, pointwise with 60.9"
+        "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), significantly better than the next, pointwise with 60.9"
     )
     assert "95 % interval" in sentence
     assert "paired t over 3 seeds, p" in sentence
     assert html_text.view_of_others(summaries(view), html_text.leader(summaries(view), OBJECTIVE)) == (  # type: ignore[arg-type]
-        "Of the 2 other configurations 0 are not separable from it, each by the same test alone."
+        "Of the 2 other configurations 0 are tied with it, each by the same test alone."
     )
-    assert html_text.tiles(view)[0] == ("depth 2", "best, separable")
+    assert html_text.tiles(view)[0] == ("depth 2", "best, statistically significant")
     assert ("4.5 core-hours", "cost of all runs") in html_text.tiles(view)
-    assert '<div id="answer" class="answer separable">' in html.build(view)
+    assert '<div id="answer" class="answer significant">' in html.build(view)
 
 
-def test_no_winner_is_named_where_none_is_separable(tmp_path: Path) -> None:
-    sentence, separable = html_text.answer(made(tmp_path, ALIKE))
-    assert not separable
-    assert sentence.startswith("no configuration is separable from the next: depth 2 with 71.2 ± 0.8 % ")
+def test_no_winner_is_named_where_none_is_significant(tmp_path: Path) -> None:
+    sentence, significant = html_text.answer(made(tmp_path, ALIKE))
+    assert not significant
+    assert sentence.startswith("no configuration is significantly better than the next: depth 2 with 71.2 ± 0.8 % ")
 
 
-def test_while_runs_are_to_come_the_answer_says_so(tmp_path: Path) -> None:
+def test_while_runs_are_pending_the_answer_says_so(tmp_path: Path) -> None:
     view = made(tmp_path, {**CLEAR, "pointwise": [61.0, 60.2]})
-    assert html_text.answer(view)[0].startswith("So far, with 1 of 9 runs to come: the best is depth 2")
+    assert html_text.answer(view)[0].startswith("So far, with 1 of 9 runs pending: the best is depth 2")
     assert html_text.answer(made(tmp_path / "none", {})) == ("No run has completed yet.", False)
     for empty in (made(tmp_path / "empty", {}), made(tmp_path / "one", {"depth 1": [50.0]})):
         assert "Trials" in html.build(empty)
@@ -190,7 +190,7 @@ def claimed(view: View, number: int, epoch: int, gpus: float) -> None:
     assert claims.claim(view.sweep.trial_dir(view.sweep.trials[number]), epoch, "d", 0, start)
 
 
-def test_hours_are_told_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Path) -> None:
+def test_hours_are_shown_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Path) -> None:
     view = made(tmp_path, {"depth 1": [50.0, 52.0], "depth 2": [61.0]}, seeds=2)  # of 0.5 hours each
     failed(view, 2, "why")
     assert html_text.costs(view) == [
@@ -208,10 +208,10 @@ def test_hours_are_told_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Pat
     assert html_text.hours_unit(again) == "core-hours"
     claimed(view, 5, 1, gpus=0.5)
     assert html_text.hours_unit(View(view.sweep)) == "GPU-hours"
-    assert [html_text.told_hours(h) for h in (0.01234, 99.94, 100.0, 1234.5)] == ["0.0123", "99.9", "100", "1,234"]
+    assert [html_text.format_hours(h) for h in (0.01234, 99.94, 100.0, 1234.5)] == ["0.0123", "99.9", "100", "1,234"]
 
 
-def test_energy_is_that_of_all_runs_whose_gpus_told_it(tmp_path: Path) -> None:
+def test_energy_is_that_of_all_runs_whose_gpus_recorded_it(tmp_path: Path) -> None:
     view = made(tmp_path, {}, seeds=2)
     for trial, kwh in zip(view.sweep.trials, (1.25, 2.5, None), strict=False):
         view.sweep.run(trial).prepare(trial.config)
@@ -221,13 +221,13 @@ def test_energy_is_that_of_all_runs_whose_gpus_told_it(tmp_path: Path) -> None:
 
 
 def test_the_others_are_judged_each_by_the_same_test(tmp_path: Path) -> None:
-    told = {
+    shown = {
         name: html_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in configurations})), lead(table))
         for name, configurations in {"one": ("depth 1", "depth 2"), "near": tuple(ALIKE)}.items()
     }
-    assert told == {
-        "one": "The only other configuration is not separable from it, by the same test.",
-        "near": "Of the 2 other configurations 1 is not separable from it, each by the same test alone.",
+    assert shown == {
+        "one": "The only other configuration is tied with it, by the same test.",
+        "near": "Of the 2 other configurations 1 is tied with it, each by the same test alone.",
     }
 
 
@@ -237,7 +237,7 @@ def lead(table: list[Summary]) -> Leader:
     return found
 
 
-def test_a_log_is_told_by_its_last_lines_and_rare_causes_come_last(tmp_path: Path) -> None:
+def test_a_log_is_shown_by_its_last_lines_and_rare_causes_come_last(tmp_path: Path) -> None:
     view = made(tmp_path, {}, seeds=2)
     failed(view, 0, "rare", "\n".join(f"line {i}" for i in range(40)))
     for number in (1, 2, 3):
@@ -308,9 +308,9 @@ def test_a_curve_is_thinned_to_means_and_keeps_its_last_point() -> None:
     assert thinned([1.0], [2.0], 16).values == [2.0]
     assert points_of_a_curve(10) == 240
     assert points_of_a_curve(10_000) == 16
-    told = curves([{"kind": "step", "step": 1, "epoch": 0.5, "loss": None}, {"kind": "probe", "step": 2, "epoch": 1.0, "loss": 3}], 16)
-    assert list(told) == ["loss"]
-    assert (told["loss"].epochs, told["loss"].values) == ([1.0], [3.0])
+    reported = curves([{"kind": "step", "step": 1, "epoch": 0.5, "loss": None}, {"kind": "probe", "step": 2, "epoch": 1.0, "loss": 3}], 16)
+    assert list(reported) == ["loss"]
+    assert (reported["loss"].epochs, reported["loss"].values) == ([1.0], [3.0])
 
 
 def test_the_pareto_front_holds_what_no_other_beats_in_both() -> None:
@@ -400,7 +400,7 @@ def test_commands_are_kept_once_in_a_row_and_without_secrets(tmp_path: Path, mon
     assert "token=***" in " ".join(html_text.what_was_run(made(tmp_path / "x", CLEAR)) + html_text.what_was_run(made(tmp_path, {})))
 
 
-def test_a_page_is_made_anew_while_a_sweep_runs_when_something_has_changed(tmp_path: Path) -> None:
+def test_a_page_is_made_again_while_a_sweep_runs_when_something_has_changed(tmp_path: Path) -> None:
     made(tmp_path, CLEAR)
     page = tmp_path / "report.html"
     kept = Rebuilding(tmp_path, first_seconds=0.0, every_seconds=0.0)
@@ -466,9 +466,18 @@ def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_hours_are_told_in_three_digits_and_from_100_on_in_whole_numbers() -> None:
-    told = {0.0: "0", 0.012345: "0.0123", 9.876: "9.88", 12.34: "12.3", 99.94: "99.9", 100.0: "100", 1234.5: "1,234", 99999.6: "100,000"}
-    assert {hours: html_text.told_hours(hours) for hours in told} == told
+def test_hours_are_shown_in_three_digits_and_from_100_on_in_whole_numbers() -> None:
+    shown = {
+        0.0: "0",
+        0.012345: "0.0123",
+        9.876: "9.88",
+        12.34: "12.3",
+        99.94: "99.9",
+        100.0: "100",
+        1234.5: "1,234",
+        99999.6: "100,000",
+    }
+    assert {hours: html_text.format_hours(hours) for hours in shown} == shown
 
 
 def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_starts(tmp_path: Path) -> None:
@@ -506,28 +515,28 @@ def test_the_more_frequent_failure_comes_first_with_the_last_lines_of_its_log(tm
     assert groups[1].log.splitlines() == [f"line {i}" for i in range(16, 30)]
 
 
-def test_the_others_are_told_apart_from_the_best_one_by_one(tmp_path: Path) -> None:
+def test_the_others_are_compared_with_the_best_one_by_one(tmp_path: Path) -> None:
     def said(path: Path, scores: dict[str, list[float]]) -> str:
         table = summaries(made(path, scores))
         lead = html_text.leader(table, OBJECTIVE)
         assert lead is not None
         return html_text.view_of_others(table, lead)
 
-    one_near = "Of the 2 other configurations 1 is not separable from it, each by the same test alone."
+    one_near = "Of the 2 other configurations 1 is tied with it, each by the same test alone."
     assert said(tmp_path / "alike", ALIKE) == one_near
     near = {**ALIKE, "pointwise": [69.0, 72.5, 71.0]}
-    assert said(tmp_path / "near", near) == "Of the 2 other configurations 2 are not separable from it, each by the same test alone."
+    assert said(tmp_path / "near", near) == "Of the 2 other configurations 2 are tied with it, each by the same test alone."
     two = {k: ALIKE[k] for k in ("depth 1", "depth 2")}
-    assert said(tmp_path / "two", two) == "The only other configuration is not separable from it, by the same test."
-    assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other configuration is separable from it, by the same test."
+    assert said(tmp_path / "two", two) == "The only other configuration is tied with it, by the same test."
+    assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other configuration is significantly worse, by the same test."
 
 
-def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_path: Path) -> None:
+def test_runs_of_several_commits_are_counted_and_uncommitted_changes_shown(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
-    told = {"packages": {"torch": "2.6"}, "python": "3.11", "host": "n1"}
+    reported = {"packages": {"torch": "2.6"}, "python": "3.11", "host": "n1"}
     for trial, (commit, diff) in zip(view.sweep.trials, [("a" * 40, ""), ("a" * 40, ""), ("b" * 40, "+x")], strict=False):
         path = view.sweep.trial_dir(trial) / "provenance.json"
-        path.write_text(json.dumps({**told, "commit": commit, "diff": diff}))
+        path.write_text(json.dumps({**reported, "commit": commit, "diff": diff}))
     assert html_text.what_was_run(view) == [
         f"commit {'a' * 12}: 2 runs",
         f"commit {'b' * 12} with uncommitted changes: 1 runs",
@@ -538,7 +547,7 @@ def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_pa
     ]
 
 
-def test_the_best_is_held_against_the_configuration_without_changes_which_comes_first(tmp_path: Path) -> None:
+def test_the_best_is_compared_with_the_configuration_without_changes_which_comes_first(tmp_path: Path) -> None:
     def said(path: Path, scores: dict[str, list[float]]) -> list[str]:
         view = made(path, scores)
         table = summaries(view)
@@ -548,9 +557,9 @@ def test_the_best_is_held_against_the_configuration_without_changes_which_comes_
 
     (line,) = said(tmp_path / "clear", CLEAR)
     assert line.startswith(
-        "The configuration without changes has 60.5 ± 0.5 (n = 3); the best is separable from it: paired t over 3 seeds, p "
+        "The configuration without changes has 60.5 ± 0.5 (n = 3); the best is significantly better: paired t over 3 seeds, p "
     )
     assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the configuration without changes."]
     assert said(tmp_path / "none", {"depth 2": [70.0, 71.0], "pointwise": [60.0, 61.0]}) == [
-        "The configuration without changes has no completed run to hold the best against."
+        "The configuration without changes has no completed run to compare the best with."
     ]

@@ -90,7 +90,7 @@ def test_the_terminal_table_shows_the_papers_value_beside_ours(view: View) -> No
     assert "73.22" in text
     assert "63.0 ± 2.8 (2)" in text
     assert "1 failed" in text
-    assert "1 to come" in text
+    assert "1 pending" in text
 
 
 def test_every_format_says_which_runs_its_numbers_are_of(view: View) -> None:
@@ -102,7 +102,7 @@ def test_every_format_says_which_runs_its_numbers_are_of(view: View) -> None:
     assert said in console.export_text()
 
 
-def test_a_best_that_is_not_separable_is_marked_and_never_bold(view: View) -> None:
+def test_a_best_that_is_tied_is_marked_and_never_bold(view: View) -> None:
     markdown = tables.markdown_table(view)
     assert "**" not in markdown
     assert "| depth 2 | 70.0 (1) † | 71.0 (1) † | 52.0 (1) † |" in markdown
@@ -126,7 +126,7 @@ def apart(tmp_path: Path) -> View:
     return View(made)
 
 
-def test_the_best_is_bold_where_it_is_separable_and_only_there(apart: View) -> None:
+def test_the_best_is_bold_where_it_is_significant_and_only_there(apart: View) -> None:
     lines = tables.markdown_table(apart).splitlines()
     best = next(line for line in lines if line.startswith("| depth 2 "))
     assert best.count("**") == 4  # the objective and the linear probe
@@ -207,8 +207,8 @@ def test_a_summary_counts_each_run_once_by_where_it_stands(view: View) -> None:
     assert counts == {"depth 1": ("1", "0", "2", "1.125"), "depth 2": ("1", "2", "1", "1.0"), "pointwise": ("0", "0", "4", "0.5")}
     assert [len(found) for found in (depth_1, depth_2, pointwise)] == [2, 2, 2]
     found = tables.peoples_table(View(made))
-    told = {line[0].text: line[found.header.index("left out")].text for line in found.lines}
-    assert told == {"depth 1": "1 failed, 2 to come", "depth 2": "1 failed, 2 pruned, 1 to come", "pointwise": "4 to come"}
+    reported = {line[0].text: line[found.header.index("left out")].text for line in found.lines}
+    assert reported == {"depth 1": "1 failed, 2 pending", "depth 2": "1 failed, 2 pruned, 1 pending", "pointwise": "4 pending"}
 
 
 def test_names_with_the_signs_of_a_format_stay_in_their_cell(view: View) -> None:
@@ -227,7 +227,7 @@ def test_latex_has_a_word_for_each_sign_that_it_reads_otherwise() -> None:
     assert tables.tex("top-1, -1.5") == "top-1, $-$1.5"  # a hyphen, and a minus
 
 
-def test_of_equal_means_the_first_leads_and_is_held_against_the_next_and_no_other(tmp_path: Path) -> None:
+def test_of_equal_means_the_first_leads_and_is_compared_with_the_next_and_no_other(tmp_path: Path) -> None:
     def summary(configuration: str, *values: float) -> Summary:
         by_seed = dict(enumerate(values, 42))
         return Summary(configuration, {OBJECTIVE: Spread.of(values)}, 0, 0, 0, 0, 0.0, {}, {}, {OBJECTIVE: by_seed})
@@ -241,7 +241,7 @@ def test_of_equal_means_the_first_leads_and_is_held_against_the_next_and_no_othe
     assert leader([summary("none")], OBJECTIVE) is None
     alone = leader(table[2:], OBJECTIVE)
     assert alone is not None
-    assert (alone.best.label, alone.other, alone.comparison, alone.separable) == ("c", None, None, False)
+    assert (alone.best.label, alone.other, alone.comparison, alone.significant) == ("c", None, None, False)
     assert Spread.of([1.0, 2.0, 4.0]) == Spread(pytest.approx(7 / 3), pytest.approx((7 / 3) ** 0.5), 3)
 
 

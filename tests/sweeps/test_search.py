@@ -1,4 +1,4 @@
-"""Searches without training: what is chosen next, what a rung decides, and what a sampler is told."""
+"""Searches without training: what is chosen next, what a rung decides, and what a sampler sees."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ import optuna
 import pytest
 
 from cnnjepa.run.folder import RunResult, RunStatus
-from jobs.cost import Quote
+from jobs.cost import Estimate
 from sweeps.cli.cancel import cancel
 from sweeps.cli.submit import check_budget
 from sweeps.execution import rounds
@@ -227,7 +227,7 @@ def test_the_best_at_the_end_has_all_its_seeds_also_where_first_seeds_were_lucky
     assert len(begun) == 9 + 2 + 2 + 2 + 1
 
 
-def test_a_failed_run_is_told_to_nobody_as_a_number(tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_to_nobody_as_a_number(tmp_path: Path) -> None:
     made = searched(tmp_path, seeds=2)
     view = View(made)
     states = itertools.cycle([(None, RunStatus.failed), (60.0, RunStatus.completed), (None, RunStatus.completed)])
@@ -235,24 +235,24 @@ def test_a_failed_run_is_told_to_nobody_as_a_number(tmp_path: Path) -> None:
         got = next_claim(view, Process.me().driver)
         assert got is not None
         end(made, got[0], *next(states))
-    told = [sampler.told(view, p) for p in tried(view)]
-    assert {t.state for t in told} == {State.FAIL, State.COMPLETE}
-    assert all(not t.values for t in told if t.state is State.FAIL)
-    assert all(list(t.values) == [60.0] for t in told if t.state is State.COMPLETE)
+    reported = [sampler.outcome(view, p) for p in tried(view)]
+    assert {t.state for t in reported} == {State.FAIL, State.COMPLETE}
+    assert all(not t.values for t in reported if t.state is State.FAIL)
+    assert all(list(t.values) == [60.0] for t in reported if t.state is State.COMPLETE)
 
 
-def test_a_pruned_configuration_is_told_with_how_far_it_came(tmp_path: Path) -> None:
+def test_a_pruned_configuration_is_reported_with_how_far_it_came(tmp_path: Path) -> None:
     made = searched(tmp_path, [1, 2])
     end(made, made.trials[0], None, RunStatus.pruned, e1=30.0, e2=35.0)
-    told = sampler.told(View(made), tried(View(made))[0])
-    assert (told.state, dict(told.reports)) == (State.PRUNED, {1: 30.0, 2: 35.0})
+    reported = sampler.outcome(View(made), tried(View(made))[0])
+    assert (reported.state, dict(reported.reports)) == (State.PRUNED, {1: 30.0, 2: 35.0})
 
 
 def test_two_objectives_are_accuracy_and_hours(tmp_path: Path) -> None:
     made = searched(tmp_path, costs=True, sampler="tpe", max_trials=14)
     run_to_the_end(made, lambda _: 50.0, hours=2.0)
-    told = sampler.told(View(made), tried(View(made))[0])
-    assert list(told.values) == [50.0, 2.0]
+    reported = sampler.outcome(View(made), tried(View(made))[0])
+    assert list(reported.values) == [50.0, 2.0]
 
 
 def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> Non
         with got[1]:
             score = {0: 60.0, 1: 60.0, 2: 40.0}[trial.configuration_number]
             end(made, trial, score, hours=hours.get((trial.configuration_number, trial.seed - FIRST_SEED), 3.0))
-    assert [list(sampler.told(view, p).values) for p in tried(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
+    assert [list(sampler.outcome(view, p).values) for p in tried(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
     assert sampler.directions(True) == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
     assert sampler.directions(False) == [optuna.study.StudyDirection.MAXIMIZE]
     shown = optuna_study.study_of(view)
@@ -280,12 +280,12 @@ def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> Non
 def test_what_was_pruned_has_no_accuracy_beside_its_cost(tmp_path: Path) -> None:
     made = searched(tmp_path, [2], costs=True)
     end(made, made.trials[0], None, RunStatus.pruned, hours=1.0, e2=30.0)
-    assert sampler.told(View(made), tried(View(made))[0]).state is State.FAIL
+    assert sampler.outcome(View(made), tried(View(made))[0]).state is State.FAIL
 
 
 def test_two_objectives_are_asked_of_the_sampler_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = searched(tmp_path, costs=True, sampler="tpe")
-    past = [sampler.Told(made.trials[0].params, State.COMPLETE, [60.0, 2.0]), sampler.Told(made.trials[0].params, State.FAIL)]
+    past = [sampler.Outcome(made.trials[0].params, State.COMPLETE, [60.0, 2.0]), sampler.Outcome(made.trials[0].params, State.FAIL)]
     asked: list[optuna.Study] = []
     create = optuna.create_study
 
@@ -297,7 +297,7 @@ def test_two_objectives_are_asked_of_the_sampler_as_they_are(tmp_path: Path, mon
     assert made.search is not None
     sampler.suggest(past, made.search, 1, 0)
     assert asked[0].directions == sampler.directions(True)
-    assert [t.values for t in asked[0].trials] == [[60.0, 2.0], None]  # what failed is not told; the last is what was asked for
+    assert [t.values for t in asked[0].trials] == [[60.0, 2.0], None]  # what failed is left out; the last is what was asked for
 
 
 def test_samplers_are_made_as_the_documentation_says(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_budget_holds_for_workers_that_run_side_by_side(tmp_path: Path) -> Non
     made = searched(tmp_path, max_trials=50, budget_hours=10.0)
     view = View(made)
     assert next_claim(view, "d") is not None
-    assert next_claim(view, "d") is None  # until the first has told what a run costs
+    assert next_claim(view, "d") is None  # until the first has shown what a run costs
     end(made, made.trials[0], 50.0, hours=3.0)
     owned = [next_claim(view, "d") for _ in range(4)]
     assert [o is not None for o in owned] == [True, True, False, False]
@@ -353,7 +353,7 @@ def test_a_budget_counts_what_failed_and_ends_a_search_whose_every_run_fails(tmp
     assert begun == 2
 
 
-def test_a_budget_goes_by_the_dearest_epoch(tmp_path: Path) -> None:
+def test_a_budget_goes_by_the_most_expensive_epoch(tmp_path: Path) -> None:
     made = searched(tmp_path, max_trials=50, budget_hours=20.0)
     costs = itertools.chain([1.0, 1.0, 4.0], itertools.repeat(1.0))
     view, spent = View(made), 0.0
@@ -370,7 +370,7 @@ def test_an_expected_cost_lets_workers_begin_side_by_side_and_holds_the_first_ru
     made = searched(tmp_path, max_trials=50, budget_hours=10.0).expecting(3.0 / 4)  # 4 epochs a run
     view = View(made)
     assert [next_claim(view, "d") is not None for _ in range(5)] == [True, True, True, False, False]
-    price = Quote(1, 4, 3.0, "", "GPU-hours", None, 1, 1, True)
+    price = Estimate(1, 4, 3.0, "", "GPU-hours", None, 1, 1, True)
     with pytest.raises(ValueError, match=r"--budget-gpu-hours must be at least the 12\.0 GPU-hours of one run; got 10"):
         check_budget(made, price)
 
@@ -393,7 +393,7 @@ def test_a_cancelled_search_chooses_nothing_until_it_is_taken_up(tmp_path: Path)
     again = next_claim(View(made), "d")
     assert again is not None
     assert again[0] == running[0]
-    assert search.to_come(View(made)) > 0
+    assert search.trials_to_begin(View(made)) > 0
 
 
 def test_workers_that_run_take_up_more_trials_and_leave_another_space_alone(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_the_best_so_far_says_whether_it_may_be_believed(tmp_path: Path) -> None
     made = searched(tmp_path, max_trials=3, seeds=2)
     noise = {42: 0.0, 43: 1.0}
     run_to_the_end(made, lambda t: 50 + 0.1 * t.configuration_number + noise[t.seed])
-    assert "; not separable, apart by 0.1: sign test over 2 seeds, p = 0.5" in best_line(View(made))
+    assert "; tied, apart by 0.1: sign test over 2 seeds, p = 0.5" in best_line(View(made))
 
 
 def test_a_sweep_of_a_search_survives_its_file(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, 
         means = {line["setting"]: line for line in csv.DictReader(file)}
     configurations, gone = {s: t["setting"] for s, t in trials.items()}, {trainer.begun[1], *pruned}
     for metric, without in ((task_of({}).OBJECTIVE, gone), ("knn.test_top1", {*gone, trainer.blind})):
-        told = {configuration: float(line[f"{metric}_mean"]) for configuration, line in means.items() if line[f"{metric}_mean"]}
-        assert told == pytest.approx(expected_means(trainer, configurations, metric, without))
+        reported = {configuration: float(line[f"{metric}_mean"]) for configuration, line in means.items() if line[f"{metric}_mean"]}
+        assert reported == pytest.approx(expected_means(trainer, configurations, metric, without))
     best = max(expected_means(trainer, configurations, task_of({}).OBJECTIVE, gone).items(), key=lambda found: found[1])
     assert looked["best"]["setting"] == best[0]
     assert looked["best"]["mean"] == pytest.approx(best[1])
@@ -119,7 +119,7 @@ def test_a_shipped_sweep_is_planned_at_paper_scale(name: str, tmp_path: Path) ->
     assert status == 0
     assert f"{seeds * configurations if configurations else 1} trials, " in said
     assert "#SBATCH --account=abc" in said
-    assert [line for line in said.splitlines() if line.startswith("quote: ")]
+    assert [line for line in said.splitlines() if line.startswith("cost estimate: ")]
     assert not list(tmp_path.iterdir())
     if spec.space:
         assert f"chooses up to {spec.paper.max_trials} configurations, the best of them get up to {seeds} seeds" in said

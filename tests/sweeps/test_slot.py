@@ -153,7 +153,7 @@ def test_deaths_of_killed_drivers_never_fail_a_trial(tiny: Sweep, monkeypatch: p
     assert (got[0].number, got[1].claim.epoch) == (0, 5)
 
 
-def test_a_silent_owner_on_another_host_is_taken_over_by_a_worker_that_is_told(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_owner_on_another_host_is_taken_over_by_a_worker_that_knows(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = Process("elsewhere", "boot", "", 1, 0.0)
     for trial in tiny.trials:
         with monkeypatch.context() as patch:
@@ -254,7 +254,7 @@ def test_workers_that_find_nothing_since_another_command_was_faster_are_no_error
         return 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "to_come", overtaken)
+        patch.setattr(rounds, "trials_to_begin", overtaken)
         assert rounds.run_round(View(tiny), lambda *_: [], 2, Shown(), never)
     assert not rounds.run_round(View(tiny), lambda *_: [], 2, Shown(), never)
 
@@ -283,6 +283,6 @@ def test_a_round_has_a_worker_for_each_trial_that_may_begin_or_go_on_and_in_a_se
     assert view.state(tiny.trials[0]) is TrialState.interrupted
     with monkeypatch.context() as patch:
         if search:
-            patch.setattr(rounds, "to_come", lambda _: 7)
+            patch.setattr(rounds, "trials_to_begin", lambda _: 7)
         assert rounds.run_round(view, place, 3, Shown(), lambda: True)
     assert places == [3 if search else 5]

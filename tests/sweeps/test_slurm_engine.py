@@ -118,7 +118,7 @@ def standing(folder: Path, claim: Claim, state: str, restarts: int = 0) -> Stand
         ("PENDING", 1, Standing.requeued),
         ("COMPLETING", 0, Standing.requeued),
         ("", 0, Standing.alive),  # Slurm does not answer
-        (slurm.GONE, 0, Standing.alive),  # absent from one answer, or another user's: its heart beats
+        (slurm.GONE, 0, Standing.alive),  # absent from one answer, or another user's: its heartbeat goes on
         *((state, 0, Standing.alive) for state in ("SUSPENDED", "STOPPED")),
         *((state, 1, Standing.requeued) for state in ("REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")),
         *((state, 0, Standing.dead) for state in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")),
@@ -177,7 +177,7 @@ def test_workers_of_one_allocation_let_each_other_live(tmp_path: Path, claimed: 
     assert standing(tmp_path, replace(beside, owner=here), "RUNNING") is Standing.alive
     assert standing(tmp_path, replace(beside, owner=replace(here, started=here.started - 100)), "RUNNING") is Standing.dead
     watch = Watch(queue=StubQueue("RUNNING"))  # type: ignore[arg-type]
-    watch.bury(tmp_path, beside)  # the driver has seen all workers of its round end
+    watch.mark_dead(tmp_path, beside)  # the driver has seen all workers of its round end
     assert watch.standing(tmp_path, beside) is Standing.dead
     assert Watch(watch.silent).standing(tmp_path, beside) is Standing.dead
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -272,7 +272,7 @@ def test_a_trial_that_another_worker_takes_up_meanwhile_is_left_to_it(tmp_path: 
     assert [c.epoch for c in claims.history(folder)] == [1, 2]
 
 
-def test_a_job_that_slurm_forgot_is_dead_when_its_heart_stands_still(tmp_path: Path, claimed: Claim) -> None:
+def test_a_job_that_slurm_forgot_is_dead_when_its_heartbeat_stands_still(tmp_path: Path, claimed: Claim) -> None:
     os.utime(tmp_path / "claim" / "000001.json", (time.time() - 200, time.time() - 200))
     assert standing(tmp_path, claimed, slurm.GONE) is Standing.dead
     assert standing(tmp_path, claimed, "") is Standing.alive

@@ -19,9 +19,9 @@ from sweeps.state.submission import Submission
 from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import ROOT, STEPS, Faults, SweepOnSlurm, clean_cluster, needs_slurm
 
-# One worker strikes runs and holds them against their references, another does the rest: each has a cluster.
+# One worker strikes runs and compares them with their references, another does the rest: each has a cluster.
 pytestmark = [needs_slurm, pytest.mark.slow]
-# Those that are held against the undisturbed sweep run in one process, which makes it once; the others wherever there is room.
+# Those that are compared with the undisturbed sweep run in one process, which makes it once; the others wherever there is room.
 with_undisturbed, alone = pytest.mark.xdist_group("slurm-1"), pytest.mark.xdist_group("slurm-3")
 SHORT = ["epochs=2", "optimizer.warmup_epochs=0"]
 
@@ -191,7 +191,7 @@ def test_the_controller_is_away_for_20_seconds(sweep: SweepOnSlurm, undisturbed:
         sweep.wait_for_step(40)
 
         def asked_in_vain() -> bool:
-            """The watching command has asked, and has been told that nobody answers: what asked has ended."""
+            """The watching command has asked, and has heard that nobody answers: what asked has ended."""
             asked.update(p for p in psutil.Process(child.pid).children(recursive=True) if p.name() == "squeue")
             return any(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in asked)
 
@@ -254,7 +254,7 @@ def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults:
 
 
 @with_undisturbed
-def test_one_rank_alone_is_told_to_stop(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
+def test_one_rank_alone_is_asked_to_stop(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     rank = 1  # not the one that holds the claim
     with faults.line(f"SIGTERM to rank {rank} alone", sweep) as said:
         sweep.hold(20)

@@ -130,7 +130,7 @@ def test_equals_go_on_together_and_a_run_is_one_of_those_it_is_held_against() ->
     assert goes_on(5.0, [], 4)
 
 
-def test_a_resumed_run_is_not_held_against_what_it_had_itself_at_the_rung(tmp_path: Path) -> None:
+def test_a_resumed_run_is_not_compared_with_what_it_had_itself_at_the_rung(tmp_path: Path) -> None:
     """It comes to the rung a second time, and its first value stands in its folder already."""
     made = searched(tmp_path, [2])
     for score in (70.0, 50.0, 40.0, 30.0):
@@ -147,7 +147,7 @@ def test_a_resumed_run_is_not_held_against_what_it_had_itself_at_the_rung(tmp_pa
     assert judge(view, made.trials[0])(2, {OBJECTIVE: 60.0}) == f"{OBJECTIVE} 60.00 at epoch 2 is not among the best 1/3 of 5 runs"
 
 
-def test_a_run_is_held_against_those_of_its_own_seed(tmp_path: Path) -> None:
+def test_a_run_is_compared_with_those_of_its_own_seed(tmp_path: Path) -> None:
     made = searched(tmp_path, [2], seeds=2, max_trials=4)
     view = View(made)
     while (got := next_claim(view, "d")) is not None:

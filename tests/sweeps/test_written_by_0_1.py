@@ -106,7 +106,7 @@ def test_a_half_done_search_resumes(tmp_path: Path) -> None:
     assert len({row["setting"] for row in table.values()}) == 4
 
 
-def test_the_fixtures_can_be_told_from_later_ones(tmp_path: Path) -> None:
+def test_the_fixtures_can_be_distinguished_from_later_ones(tmp_path: Path) -> None:
     for name in ("finished_search", "half_done_search", "half_done_ablation"):
         folder = unpacked(name, tmp_path / name)
         assert json.loads((folder / "commands.jsonl").read_text())["commit"].startswith("956edee")
