@@ -125,7 +125,7 @@ def inject(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
     """
     run = scene.run
     first, log_start, began = run.step(), run.log_size(), time.monotonic()
-    epoch, reached = run.epoch(), first
+    attempt, reached = run.attempt(), first
     starts_again = scene.faults[name](draw)
 
     def passed() -> bool:
@@ -133,7 +133,7 @@ def inject(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
         scene.keep_alive()
         if run.ended():
             return True
-        if starts_again and run.epoch() == epoch:  # the run goes on until it notices the fault
+        if starts_again and run.attempt() == attempt:  # the run goes on until it notices the fault
             reached = max(reached, run.step())
             return False
         return run.step() > reached + (0 if starts_again else _STEPS_TO_FEEL)

@@ -46,7 +46,7 @@ class WatchedRun:
         found: dict[str, Any] = json.loads(names[-1].read_text()) if names else {}
         return found
 
-    def epoch(self) -> int:
+    def attempt(self) -> int:
         """Return the attempt of the newest claim, or 0 if the run has not begun."""
         return int(self.claim().get("epoch", 0))
 

@@ -47,8 +47,8 @@ class RunOnSlurm:
         if trial is None:
             raise ChildProcessError(self._last_word())
         self.run = WatchedRun(trial)
-        wait_for("the job to start", lambda: self.run.epoch() > 0 or self._command.poll() is not None, float("inf"), _PAUSE_SECONDS)
-        if not self.run.epoch():
+        wait_for("the job to start", lambda: self.run.attempt() > 0 or self._command.poll() is not None, float("inf"), _PAUSE_SECONDS)
+        if not self.run.attempt():
             raise ChildProcessError(self._last_word())
         self.started = time.monotonic()
 

@@ -71,7 +71,7 @@ def run_one_trial(
     folder = view.sweep.trial_dir(trial)
     fit_to(cluster, trial.config, beside_others=True)
     with owned, output_to(folder / "log" / "train.log"):
-        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.epoch, judge(view, trial))
+        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.attempt, judge(view, trial))
     return trial.signature
 
 

@@ -58,8 +58,8 @@ class WorkerOnRanks:
             return 0
         trial, self._owned = found
         claim = self._owned.claim
-        print(f"trial {trial.signature}: {trial.label}, seed {trial.seed}, claim {claim.epoch}, step {claim.step}", flush=True)
-        return trial, claim.epoch
+        print(f"trial {trial.signature}: {trial.label}, seed {trial.seed}, attempt {claim.attempt}, step {claim.step}", flush=True)
+        return trial, claim.attempt
 
     def _run_one(self, trial: Trial, epoch: int) -> bool:
         """Return whether the trial has ended or is no longer ours; False if asked to stop.

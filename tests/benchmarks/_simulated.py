@@ -180,6 +180,6 @@ class Simulation:
         status = RunStatus.pruned if cause else RunStatus.completed
         probes = {str(e): {self.sweep.objective: self.curve(trial, e)} for e in self.sweep.rungs if e <= epoch}
         with running.owned:
-            claim, final = running.owned.claim.epoch, {} if cause else metrics
+            claim, final = running.owned.claim.attempt, {} if cause else metrics
             folder.write_result(RunResult(status, cause, final, probes=probes, step=epoch, device_hours=float(epoch), claim=claim))
         return status

@@ -28,7 +28,7 @@ def main() -> None:
     if found is not None:
         trial, owned = found
         with owned:
-            sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={sweep.objective: 0.0}, claim=owned.claim.epoch))
+            sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={sweep.objective: 0.0}, claim=owned.claim.attempt))
     assert "torch" not in sys.modules
 
 

@@ -95,7 +95,7 @@ def figures_of(sweep_path: Path, jobs: dict[str, tuple[float, float]]) -> dict[s
         if last.slurm.job not in jobs:
             continue
         start, end = jobs[last.slurm.job]
-        released = (view.sweep.trial_dir(trial) / "claim" / f"{last.epoch:06d}.released").stat().st_mtime
+        released = (view.sweep.trial_dir(trial) / "claim" / f"{last.attempt:06d}.released").stat().st_mtime
         parts["start_of_job_and_rank"].append(last.owner.started - start)
         parts["imports_and_claim"].append(last.time - last.owner.started)
         parts["trial"].append(released - last.time)

@@ -226,7 +226,7 @@ class Scripted:
     def step(self) -> int:
         return self.now[1]
 
-    def epoch(self) -> int:
+    def attempt(self) -> int:
         return self.now[0]
 
     def log_size(self) -> int:
@@ -303,7 +303,7 @@ def test_values_and_rows_that_are_only_in_one_differ(tmp_path: Path) -> None:
 
 def test_what_is_seen_of_a_run_is_its_newest(tmp_path: Path) -> None:
     run = WatchedRun(tmp_path)
-    assert (run.step(), run.saved_step(), run.epoch(), run.gained()) == (0, -1, 0, False)
+    assert (run.step(), run.saved_step(), run.attempt(), run.gained()) == (0, -1, 0, False)
     folder = RunFolder(tmp_path)
     folder.prepare(tiny_config(global_batch_size=32))
     (tmp_path / "metrics.jsonl").write_text(
@@ -314,7 +314,7 @@ def test_what_is_seen_of_a_run_is_its_newest(tmp_path: Path) -> None:
     (tmp_path / "claim").mkdir(exist_ok=True)
     for epoch, step in ((1, 0), (2, 4)):
         (tmp_path / "claim" / f"{epoch:06}.json").write_text(json.dumps({"epoch": epoch, "step": step}))
-    assert run.epoch() == 2
+    assert run.attempt() == 2
     for step, gained in ((4, False), (5, True)):
         checkpoint.save(tmp_path / "checkpoints", step, {"w": torch.zeros(3)}, keep=2)
         assert (run.saved_step(), run.gained()) == (step, gained)

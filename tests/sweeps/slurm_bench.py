@@ -243,7 +243,7 @@ class SweepOnSlurm:
             result, expected = (json.loads((d / "result.json").read_text()) for d in (folder, reference))
             assert result["status"] == "completed", result
             assert {k: v for k, v in result.items() if k not in TIMING_KEYS} == {k: v for k, v in expected.items() if k not in TIMING_KEYS}
-            assert result["claim"] == claims.history(folder)[-1].epoch
+            assert result["claim"] == claims.history(folder)[-1].attempt
             assert records(folder) == records(reference)
             assert_same_weights(folder, reference, self.steps)
             log = (folder / "log" / "train.log").read_text()

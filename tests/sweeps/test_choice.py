@@ -51,7 +51,7 @@ def test_ten_jobs_that_gain_no_step_are_enough(sweep: Sweep, starts: int) -> Non
     assert got is not None
     result = sweep.run(sweep.trials[0]).result()
     if starts < 10:
-        assert (got[0].number, got[1].claim.epoch, result) == (0, 10, None)
+        assert (got[0].number, got[1].claim.attempt, result) == (0, 10, None)
         return
     assert got[0].number == 1
     assert result is not None

@@ -16,10 +16,10 @@ from sweeps.state.claims import Claim, Process, SlurmStart, Standing, Watch
 
 def try_to_claim(folder: Path, gate: object, wins: object) -> None:
     gate.wait()  # type: ignore[attr-defined]
-    for epoch in range(1, 21):
-        owned = claims.claim(folder / str(epoch), 1, "d", 0)
+    for attempt in range(1, 21):
+        owned = claims.claim(folder / str(attempt), 1, "d", 0)
         if owned:
-            wins.put((epoch, os.getpid()))  # type: ignore[attr-defined]
+            wins.put((attempt, os.getpid()))  # type: ignore[attr-defined]
 
 
 def test_of_many_who_claim_at_once_exactly_one_wins(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_of_many_who_claim_at_once_exactly_one_wins(tmp_path: Path) -> None:
         child.join(120)
         assert child.exitcode == 0
     won = sorted(wins.get() for _ in range(20))
-    assert [epoch for epoch, _ in won] == list(range(1, 21))
+    assert [attempt for attempt, _ in won] == list(range(1, 21))
     assert wins.empty()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -48,7 +48,7 @@ def test_an_owner_lives_until_its_process_ends_or_releases(tmp_path: Path) -> No
         assert claims.claim(tmp_path, 2, "d", 5) is not None
         assert owned.lost()
     assert not watch._lives(tmp_path, owned.claim, claims.listing(tmp_path))
-    assert [(c.epoch, c.step) for c in claims.history(tmp_path)] == [(1, 0), (2, 5)]
+    assert [(c.attempt, c.step) for c in claims.history(tmp_path)] == [(1, 0), (2, 5)]
 
 
 def test_a_killed_owner_is_dead_also_when_its_number_is_taken_again() -> None:
@@ -216,7 +216,7 @@ def test_a_trial_was_held_from_its_claim_to_its_owners_last_sign(tmp_path: Path,
 
 
 def test_deaths_before_a_person_took_the_trial_up_again_are_forgiven(tmp_path: Path) -> None:
-    past = [Claim(epoch, Process.me(), "d", 7, 0.0) for epoch in (1, 2, 3)]
+    past = [Claim(attempt, Process.me(), "d", 7, 0.0) for attempt in (1, 2, 3)]
     (tmp_path / "claim").mkdir()
     (tmp_path / "claim" / "000002.resumed").touch()
     assert claims.crashes_in_place(past, 7, "d", tmp_path) == 1

@@ -124,4 +124,4 @@ def test_a_trial_that_began_and_ended_between_two_looks_has_its_claims(sweep: Sw
     with owned:
         end(sweep, 0)
     assert view.state(trial) is TrialState.completed
-    assert [c.epoch for c in view.claims(trial)] == [1]
+    assert [c.attempt for c in view.claims(trial)] == [1]

@@ -78,7 +78,7 @@ def midway(sweep: SweepOnSlurm, by: str) -> bool:
 
 
 def released(trial_dir: Path, claim: Claim) -> bool:
-    return (trial_dir / "claim" / f"{claim.epoch:06d}.released").exists()
+    return (trial_dir / "claim" / f"{claim.attempt:06d}.released").exists()
 
 
 def ray_of_nodes(cluster: SlurmCluster) -> dict[str, list[psutil.Process]]:
@@ -142,7 +142,7 @@ def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
     assert any(h[0] != "ray" and h[-1] == "ray" for h in handed_on), handed_on
     for folder in sweep.trial_dirs():
         result = json.loads((folder / "result.json").read_text())
-        assert (result["status"], result["claim"]) == ("completed", claims.history(folder)[-1].epoch)
+        assert (result["status"], result["claim"]) == ("completed", claims.history(folder)[-1].attempt)
         seen = re.findall(rf"^step (\d+)/{steps} ", (folder / "log" / "train.log").read_text(), re.M)
         assert seen == [str(i) for i in range(1, steps + 1)], "each step once, whoever ran it"
     again = sweep.run(*ONE_CORE, *short, *ray(3))

@@ -99,7 +99,7 @@ def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pyte
     got = [next_claim(View(tiny), Process.me().driver) for _ in range(7)]
     assert [g and g[0].number for g in got] == [3, 0, 1, 2, 4, 5, None]
     assert got[0] is not None
-    assert got[0][1].claim.epoch == 2
+    assert got[0][1].claim.attempt == 2
 
 
 def test_an_ablations_worker_takes_pending_trials_in_order_and_imports_no_optuna(tiny: Sweep) -> None:
@@ -150,7 +150,7 @@ def test_deaths_of_killed_drivers_never_fail_a_trial(tiny: Sweep, monkeypatch: p
         abandon(tiny, 0, epoch, dead().driver, monkeypatch)
     got = next_claim(View(tiny), Process.me().driver)
     assert got is not None
-    assert (got[0].number, got[1].claim.epoch) == (0, 5)
+    assert (got[0].number, got[1].claim.attempt) == (0, 5)
 
 
 def test_a_silent_owner_on_another_host_is_taken_over_by_a_worker_that_knows(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_a_silent_owner_on_another_host_is_taken_over_by_a_worker_that_knows(tin
     assert set(watched.states().values()) == {TrialState.interrupted}
     got = next_claim(View(tiny, watched.watch.silent), Process.me().driver)
     assert got is not None
-    assert (got[0].number, got[1].claim.epoch) == (0, 2)
+    assert (got[0].number, got[1].claim.attempt) == (0, 2)
 
 
 def test_the_study_of_an_ablation_shows_what_the_folders_say(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,7 @@ def test_a_trial_that_another_worker_takes_up_meanwhile_is_left_to_it(tmp_path: 
     monkeypatch.setattr(scheduler, "runnable", lambda _: True)
     assert scheduler.next_claim(view, "d") is None
     assert others[0] is not None
-    assert [c.epoch for c in claims.history(folder)] == [1, 2]
+    assert [c.attempt for c in claims.history(folder)] == [1, 2]
 
 
 def test_a_job_that_slurm_forgot_is_dead_when_its_heartbeat_stands_still(tmp_path: Path, claimed: Claim) -> None:

@@ -75,7 +75,7 @@ def test_each_start_is_killed_one_write_point_later_than_the_last(name: str, und
     assert what_it_came_to(name, runs) == what_it_came_to(name, undisturbed)
     owners = [claims.history(d) for d in (folder(name, runs) / "trials").iterdir()]
     assert max(map(len, owners)) > 3
-    assert [[c.epoch for c in past] for past in owners] == [list(range(1, len(past) + 1)) for past in owners]
+    assert [[c.attempt for c in past] for past in owners] == [list(range(1, len(past) + 1)) for past in owners]
 
 
 @pytest.mark.slow
