@@ -27,7 +27,9 @@ from cnnjepa.run.files import MANIFEST, sync_folder, write_atomic
 _CHUNK_BYTES = 16 * 2**20  # between two of them a run may be stopped
 _SAY_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
-_DAMAGED_SECONDS = 10.0  # a damaged copy that a run reads cannot be repaired; so long it may be no more than a lock that changes hands
+_DAMAGED_SECONDS = (
+    10.0  # a damaged copy that a run reads cannot be repaired; so long it may be no more than a lock that another process takes
+)
 _KEEP_FREE_SHARE, _KEEP_FREE_BYTES = 0.05, 10 * 10**9  # of the node's disk, the smaller of the two, for others
 
 

@@ -85,7 +85,7 @@ TYPED = {
     f"torchrun --nproc-per-node=2 -m jobs.pretrain epochs=10 {_SINGLE}=128 micro_batch_size=64": Run(
         "completed: ", "", f"{_SHORT} micro_batch_size=16", starts_others=True
     ),
-    "python -m jobs.export runs/single/<signature>": Run("backbone.safetensors: target backbone after", after=(_RUN_SINGLE,)),
+    "python -m jobs.export runs/single/<run-id>": Run("backbone.safetensors: target backbone after", after=(_RUN_SINGLE,)),
     "tensorboard --logdir runs/single": Run("These tags are in", "--inspect", after=(_RUN_SINGLE,)),
     f"python -m sweeps results {_ABLATION} --format latex": Run(r"\begin{tabular}", after=(_RUN_ABLATION,)),
     f"python -m sweeps advice {_ABLATION}": Run("used at most", after=(_RUN_ABLATION,)),

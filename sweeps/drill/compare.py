@@ -117,7 +117,7 @@ def compare_rows(proof: Proof, table: Path, reference: Path) -> None:
     proof.compared["table rows"] += len(theirs)
     nothing: dict[str, str] = {}
     for a, b in itertools.zip_longest(ours, theirs, fillvalue=nothing):
-        proof.compare_values("table rows", b.get("setting", a.get("setting")), a, b)
+        proof.compare_values("table rows", b.get("setting", a.get("setting")), a, b)  # a column of the CSV file
 
 
 def prove(run: Path, reference: Path) -> Proof:

@@ -220,13 +220,13 @@ class RunOnSlurm:
         if os.geteuid() == 0:
             out["folder read-only for a while"] = "root heeds no modes"
         if not _may_down_nodes():
-            out["node loss"] = "setting a node down takes an operator's rights"
+            out["node loss"] = "taking a node down needs an operator's rights"
         return out
 
 
 def _may_down_nodes() -> bool:
     """Return whether this user is Slurm's own, as on a private cluster."""
     try:
-        return slurm.controller_setting("SlurmUser").startswith(f"{getpass.getuser()}(")
+        return slurm.controller_parameter("SlurmUser").startswith(f"{getpass.getuser()}(")
     except SlurmError:
         return False

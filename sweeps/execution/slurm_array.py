@@ -54,7 +54,7 @@ def shares(workers: int, limit: int, free: int) -> list[tuple[int, int]]:
 def array_limit() -> int:
     """Return the largest array size of this site, or Slurm's default if Slurm does not say."""
     with contextlib.suppress(SlurmError, ValueError):
-        return int(slurm.controller_setting("MaxArraySize"))
+        return int(slurm.controller_parameter("MaxArraySize"))
     return _MAX_ARRAY_SIZE
 
 

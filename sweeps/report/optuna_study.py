@@ -25,6 +25,7 @@ def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
     if search is not None:
         space = {d.key: distribution(d) for d in search.space}
     else:
+        # The names are those of version 0.1.
         space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.label for t in sweep.trials)))}
     costs = search is not None and search.costs
     frozen_trials = []

@@ -52,7 +52,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
         "setting": lead.best.label,
         **asdict(lead.best.spreads[objective]),
         "next": other,
-        "separable": lead.significant,  # these keys are those of version 0.1
+        "separable": lead.significant,
         "test": tested,
     }
 
@@ -99,7 +99,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
     gpu_seconds = sum(claims.held_seconds(folder, c) * c.slurm.gpus for c in past if c.slurm)
     return {
         "signature": trial.signature,
-        "setting": trial.label,
+        "setting": trial.label,  # keys of --json keep the names of version 0.1
         "seed": trial.seed,
         "state": state.name,
         "done": 1.0 if state is TrialState.completed else share_done(trial, step) if step else 0.0,

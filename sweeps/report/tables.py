@@ -48,6 +48,7 @@ def results_csv(view: View) -> str:
     """Return one line per run. Missing values are empty."""
     table = rows(view)
     metrics = sorted({m for row in table for m in row.metrics})
+    # Columns of CSV files keep the names of version 0.1.
     header = ["signature", "setting", "seed", "state", *metrics, *COSTS, "cause"]
     return _csv(
         header,

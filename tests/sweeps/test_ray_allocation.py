@@ -1,4 +1,4 @@
-"""Many workers in one allocation, on a real Slurm and with a real Ray: one study under three hands, and what is done to the allocation."""
+"""Many workers in one allocation, on a real Slurm and with a real Ray: one sweep on three backends, and what is done to the allocation."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.sweeps.slurm_bench import ROOT, SCRIPT, SweepOnSlurm, needs_slurm
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-2")]
 
-# A node with one GPU (of its four), for workers of one rank: on every hand a trial is then the same to the last bit.
+# A node with one GPU (of its four), for workers of one rank: on every backend a trial is then the same to the last bit.
 NODE = ["gres=gpu:1", "gpus_per_trial=1", "ranks_per_trial=1", "memory_gb_per_trial=4"]
 ONE_CORE, TWO_CORES = [*NODE, "cores_per_trial=1"], [*NODE, "cores_per_trial=2"]
 SERVICES = [
@@ -61,19 +61,19 @@ def ray(nodes: int, workers_per_node: int = 1) -> list[str]:
     return ["--backend", "allocation", "--nodes", str(nodes), "--trials-per-node", str(workers_per_node)]
 
 
-def hand(claim: Claim) -> str:
+def backend(claim: Claim) -> str:
     return "local" if claim.slurm is None else "ray" if claim.slurm.shared else "array"
 
 
 def ended_by(sweep: SweepOnSlurm) -> list[str]:
-    """The hand that ended each of the trials that have ended."""
-    return [hand(claims.history(d)[-1]) for d in sweep.trial_dirs() if (d / "result.json").exists()]
+    """The backend that ended each of the trials that have ended."""
+    return [backend(claims.history(d)[-1]) for d in sweep.trial_dirs() if (d / "result.json").exists()]
 
 
 def midway(sweep: SweepOnSlurm, by: str) -> bool:
-    """Whether one trial has ended under that hand, and another runs under it and has gained steps."""
+    """Whether one trial has ended on that backend, and another runs on it and has gained steps."""
     running = [d for d in sweep.trial_dirs() if (d / "claim").exists() and not (d / "result.json").exists()]
-    own = [d for d in running if (past := claims.history(d)) and hand(past[-1]) == by and not released(d, past[-1])]
+    own = [d for d in running if (past := claims.history(d)) and backend(past[-1]) == by and not released(d, past[-1])]
     return by in ended_by(sweep) and any(sweep.step_of(d) >= 5 for d in own)
 
 
@@ -137,9 +137,9 @@ def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
     assert {s.node for s in shared} == set(sweep.cluster.names)
     assert {(s.gpus, s.restart) for s in shared} == {(1.0, 0)}
     assert len({s.job for s in shared}) == 1
-    handed_on = [list(map(hand, claims.history(d))) for d in sweep.trial_dirs()]
-    assert ["local", "array"] in handed_on, handed_on  # begun with one, ended with another
-    assert any(h[0] != "ray" and h[-1] == "ray" for h in handed_on), handed_on
+    passed_on = [list(map(backend, claims.history(d))) for d in sweep.trial_dirs()]
+    assert ["local", "array"] in passed_on, passed_on  # begun with one, ended with another
+    assert any(h[0] != "ray" and h[-1] == "ray" for h in passed_on), passed_on
     for folder in sweep.trial_dirs():
         result = json.loads((folder / "result.json").read_text())
         assert (result["status"], result["claim"]) == ("completed", claims.history(folder)[-1].attempt)
