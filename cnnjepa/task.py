@@ -177,8 +177,8 @@ def word(key: str, value: str) -> str:
 
 def summary(values: Mapping[str, Any]) -> str:
     """Return 'data digits, encoder resnet_small, epochs 12, ...'."""
-    told = [f"{key} {values[key]}" for key in ("epochs", "global_batch_size", "precision")]
-    return ", ".join([f"data {values['data']['name']}", f"encoder {values['encoder']['name']}", *told])
+    shown = [f"{key} {values[key]}" for key in ("epochs", "global_batch_size", "precision")]
+    return ", ".join([f"data {values['data']['name']}", f"encoder {values['encoder']['name']}", *shown])
 
 
 def export(config: TrainConfig, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

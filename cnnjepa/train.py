@@ -29,7 +29,7 @@ from cnnjepa.run import checkpoint
 from cnnjepa.run.files import remove_partial
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
 from cnnjepa.run.ranks import Ranks, broadcast_object, joined
-from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, insist
+from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, retry
 from cnnjepa.schedules import learning_rate, weight_decay
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Run:
             "data_wait_seconds": self.data_wait_seconds,
             "resumes": self.resumes,
             "joules": self.meter.joules,
-            "gpu_utilisation": self.busy.told,
+            "gpu_utilisation": self.busy.recorded,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -128,7 +128,7 @@ class Run:
         self.training_seconds = state["training_seconds"]
         self.data_wait_seconds = state["data_wait_seconds"]
         self.meter.resume(state["joules"])
-        self.busy.told = state["gpu_utilisation"]
+        self.busy.recorded = state["gpu_utilisation"]
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -403,6 +403,6 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         gpu_utilisation=run.busy.mean,
         data_wait_share=run.data_wait_share if run.method.views(run.config) else None,
     )
-    if run.ranks.is_main and not insist(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS):
+    if run.ranks.is_main and not retry(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS):
         log.warning("%s has a result of another claim already, which stands", run.folder.path)
     return broadcast_object(run.folder.result() if run.ranks.is_main else None, run.ranks) or result

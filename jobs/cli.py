@@ -11,7 +11,7 @@ from types import FrameType
 from cnnjepa.run.command_line import Parser as Parser
 
 INTERRUPTED = 130  # exit status of a command that was stopped and has saved
-# The same of a rank under srun, which hands on the highest status of its tasks: above that of any error, and of any signal that ended
+# The same of a rank under srun, which passes on the highest status of its tasks: above that of any error, and of any signal that ended
 # the other ranks (at most 128 + 64).
 STOPPED = 200
 

@@ -14,7 +14,7 @@ from jobs.task import task_of
 
 
 class Scheduler(Enum):
-    """Who places the slots: Ray on this machine, or Slurm's queue."""
+    """Who places the workers: Ray on this machine, or Slurm's queue."""
 
     local = "local"
     slurm = "slurm"
@@ -24,16 +24,16 @@ class Scheduler(Enum):
 class ClusterProfile:
     """One machine park's facts; each file of slurm/cluster is one. Nothing here changes what a run computes.
 
-    A slot is the room in which one trial runs. On Slurm it is one element of a job array, or a part of a node of an Allocation.
+    A worker runs one trial at a time. On Slurm it is one element of a job array, or has a part of a node of an Allocation.
     """
 
     name: str  # the file's name
     scheduler: Scheduler = Scheduler.local
-    nodes_per_slot: int = 1
-    ranks_per_slot: int = 1  # processes of one trial over all its nodes; on Slurm, tasks
-    cores_per_slot: int = 1  # over all its nodes; each rank gets an equal share as its CPU threads
-    gpus_per_slot: float = 0.0  # over all its nodes; on this machine a fraction shares a device
-    memory_gb_per_slot: float = 2.0  # host memory over all its nodes, in 10^9 bytes
+    nodes_per_trial: int = 1
+    ranks_per_trial: int = 1  # processes of one trial over all its nodes; on Slurm, tasks
+    cores_per_trial: int = 1  # over all its nodes; each rank gets an equal share as its CPU threads
+    gpus_per_trial: float = 0.0  # over all its nodes; on this machine a fraction shares a device
+    memory_gb_per_trial: float = 2.0  # host memory over all its nodes, in 10^9 bytes
     device: Device = Device.auto  # of the ranks; cuda stops a run that finds no GPU instead of crawling on CPU
     max_parallel: int = 0  # trials at once; 0 means as many as the machine, or the queue, allows
     runs_dir: str = "runs"  # where sweeps and single runs are kept, unless --runs-dir says otherwise; all nodes must see it
@@ -46,79 +46,83 @@ class ClusterProfile:
     qos: str = ""  # "" leaves it to the account's default
     gres: str = ""  # generic resources of one node; "" asks for gpu:<GPUs of one node>
     time_limit_minutes: int = 60  # of one job; a run that is longer goes on in the next by itself
-    stop_signal_seconds: int = 120  # before the limit the run is told to save; Slurm may say so up to 60 s earlier
+    stop_signal_seconds: int = 120  # before the limit the run is asked to save; Slurm may say so up to 60 s earlier
     setup: list[str] = field(default_factory=list)  # shell lines before the run, such as module load
     python: str = ""  # shell words that start Python on a node, such as a container's; "" is the submitting one
     sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options, such as {constraint: a100, exclude: node7}
 
     @property
     def gpus_per_node(self) -> int:
-        """Whole GPUs that a slot takes of each of its nodes."""
-        return int(self.gpus_per_slot) // self.nodes_per_slot
+        """Whole GPUs that a worker takes of each of its nodes."""
+        return int(self.gpus_per_trial) // self.nodes_per_trial
 
     @property
     def threads_per_rank(self) -> int:
         """CPU threads of one process."""
-        return self.cores_per_slot // self.ranks_per_slot
+        return self.cores_per_trial // self.ranks_per_trial
+
+
+# Keys of version 0.1, which files on disk keep.
+RENAMED = {f"{what}_per_slot": f"{what}_per_trial" for what in ("nodes", "ranks", "cores", "gpus", "memory_gb")}
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Nodes of one Slurm job that many slots share: each slot is one rank with its part of one node, on one GPU at most.
+    """Nodes of one Slurm job that many workers share: each worker is one rank with its part of one node, on one GPU at most.
 
     A node is what the profile asks of one node.
     """
 
     nodes: int
-    slots_per_node: int
+    workers_per_node: int
 
     @staticmethod
-    def of(cluster: ClusterProfile, nodes: int, slots_per_node: int | None) -> "Allocation":
-        """One slot a GPU, or a core where there are none, unless told otherwise; raises ValueError where that cannot be."""
-        cores, gpus = cluster.cores_per_slot // cluster.nodes_per_slot, cluster.gpus_per_node
-        slots = (gpus or cores) if slots_per_node is None else slots_per_node
+    def of(cluster: ClusterProfile, nodes: int, workers_per_node: int | None) -> "Allocation":
+        """Return one worker per GPU, or per core without GPUs, unless `workers_per_node` is given; raise ValueError if that cannot be."""
+        cores, gpus = cluster.cores_per_trial // cluster.nodes_per_trial, cluster.gpus_per_node
+        workers = (gpus or cores) if workers_per_node is None else workers_per_node
         rules = [
             (nodes >= 1, "--nodes", "be at least 1", str(nodes)),
-            (1 <= slots <= cores, "--slots-per-node", f"lie in [1, {cores}], the cores of a node", str(slots)),
+            (1 <= workers <= cores, "--trials-per-node", f"lie in [1, {cores}], the cores of a node", str(workers)),
             (
-                not gpus or slots % gpus == 0,
-                "--slots-per-node",
-                f"be a multiple of the {gpus} GPUs of a node, each of which serves whole slots",
-                f"{slots}: a slot is one rank; for several GPUs a trial use --engine array",
+                not gpus or workers % gpus == 0,
+                "--trials-per-node",
+                f"be a multiple of the {gpus} GPUs of a node, each of which serves whole trials",
+                f"{workers}: a trial is one rank; for several GPUs per trial use --backend array",
             ),
         ]
         for holds, key, rule, value in rules:
             if not holds:
                 raise ValueError(f"{key} must {rule}; got {value}")
-        return Allocation(nodes, slots)
+        return Allocation(nodes, workers)
 
     @property
-    def slots(self) -> int:
+    def workers(self) -> int:
         """At once, on all nodes."""
-        return self.nodes * self.slots_per_node
+        return self.nodes * self.workers_per_node
 
     def whole(self, cluster: ClusterProfile) -> ClusterProfile:
         """What the job asks of Slurm: all of its nodes, with one task on each."""
-        share = self.nodes / cluster.nodes_per_slot
+        share = self.nodes / cluster.nodes_per_trial
         return replace(
             cluster,
-            nodes_per_slot=self.nodes,
-            ranks_per_slot=self.nodes,
-            cores_per_slot=cluster.cores_per_slot // cluster.nodes_per_slot * self.nodes,
-            gpus_per_slot=float(cluster.gpus_per_node * self.nodes),
-            memory_gb_per_slot=cluster.memory_gb_per_slot * share,
+            nodes_per_trial=self.nodes,
+            ranks_per_trial=self.nodes,
+            cores_per_trial=cluster.cores_per_trial // cluster.nodes_per_trial * self.nodes,
+            gpus_per_trial=float(cluster.gpus_per_node * self.nodes),
+            memory_gb_per_trial=cluster.memory_gb_per_trial * share,
         )
 
-    def slot(self, cluster: ClusterProfile) -> ClusterProfile:
-        """What one slot has; of GPUs never so much that Ray, which counts in 1/10,000, could not place all slots."""
+    def part(self, cluster: ClusterProfile) -> ClusterProfile:
+        """What one worker has; of GPUs never so much that Ray, which counts in 1/10,000, could not place all workers."""
         return replace(
             cluster,
-            nodes_per_slot=1,
-            ranks_per_slot=1,
-            cores_per_slot=cluster.cores_per_slot // cluster.nodes_per_slot // self.slots_per_node,
-            gpus_per_slot=math.floor(10_000 * cluster.gpus_per_node / self.slots_per_node) / 10_000,
-            memory_gb_per_slot=cluster.memory_gb_per_slot / cluster.nodes_per_slot / self.slots_per_node,
-            max_parallel=self.slots,
+            nodes_per_trial=1,
+            ranks_per_trial=1,
+            cores_per_trial=cluster.cores_per_trial // cluster.nodes_per_trial // self.workers_per_node,
+            gpus_per_trial=math.floor(10_000 * cluster.gpus_per_node / self.workers_per_node) / 10_000,
+            memory_gb_per_trial=cluster.memory_gb_per_trial / cluster.nodes_per_trial / self.workers_per_node,
+            max_parallel=self.workers,
         )
 
 
@@ -141,13 +145,13 @@ def fit_to(cluster: ClusterProfile, train: Any, beside_others: bool = False) -> 
     task.put(train, "threads", cluster.threads_per_rank)
     task.put(train, "data_root", task.get(train, "data_root", "") or cluster.data_root)
     if task.get(train, "device", None) is Device.auto and (cluster.scheduler is Scheduler.slurm or beside_others):
-        task.put(train, "device", cluster.device if cluster.gpus_per_slot else Device.cpu)
+        task.put(train, "device", cluster.device if cluster.gpus_per_trial else Device.cpu)
 
 
 # What sbatch's own reader of #SBATCH lines gives a meaning to, also within quotes; a colon would part PYTHONPATH.
 _LOST_IN_SBATCH = frozenset("\\#:'\"")
 # More than any site has.
-_MOST = dict.fromkeys(("nodes_per_slot", "ranks_per_slot", "cores_per_slot", "gpus_per_slot", "memory_gb_per_slot"), 1_000_000)
+_MOST = dict.fromkeys(("nodes_per_trial", "ranks_per_trial", "cores_per_trial", "gpus_per_trial", "memory_gb_per_trial"), 1_000_000)
 _MOST |= {"max_parallel": 1_000_000, "time_limit_minutes": 5_000_000}
 _SITE_WORD = re.compile(r"[\w][\w.,:+=@/()*\[\]-]*")
 _SBATCH_OPTION = re.compile(r"[A-Za-z][A-Za-z-]*")
@@ -182,24 +186,34 @@ def validate_words(cluster: ClusterProfile) -> None:
 
 
 def validate_cluster(cluster: ClusterProfile) -> None:
-    """Raise ValueError, naming key, rule and value, for a profile that no slot can run by."""
+    """Raise ValueError, naming key, rule and value, for a profile that no worker can run by."""
     validate_words(cluster)
     c, slurm = cluster, cluster.scheduler is Scheduler.slurm
-    for key in ("cores_per_slot", "ranks_per_slot", "nodes_per_slot"):  # others are divided by them
+    for key in ("cores_per_trial", "ranks_per_trial", "nodes_per_trial"):  # others are divided by them
         if getattr(c, key) < 1:
             raise ValueError(f"cluster.{key} must be at least 1; got {getattr(c, key)}")
     rules = [
-        (0 <= c.gpus_per_slot < float("inf"), "gpus_per_slot", "be at least 0 and finite", c.gpus_per_slot),
-        (0.01 <= c.memory_gb_per_slot < float("inf"), "memory_gb_per_slot", "be at least 0.01 and finite", c.memory_gb_per_slot),
+        (0 <= c.gpus_per_trial < float("inf"), "gpus_per_trial", "be at least 0 and finite", c.gpus_per_trial),
+        (0.01 <= c.memory_gb_per_trial < float("inf"), "memory_gb_per_trial", "be at least 0.01 and finite", c.memory_gb_per_trial),
         (c.max_parallel >= 0, "max_parallel", "be at least 0", c.max_parallel),
         (c.local_scratch[:1] in ("", "/", "$"), "local_scratch", "be an absolute path, or begin with $ as in $TMPDIR", c.local_scratch),
     ]
     if slurm:
-        whole = c.gpus_per_slot % c.nodes_per_slot == 0  # false for what is not finite
+        whole = c.gpus_per_trial % c.nodes_per_trial == 0  # false for what is not finite
         rules += [
-            (whole, "gpus_per_slot", f"be whole GPUs, the same for each of {c.nodes_per_slot} nodes", c.gpus_per_slot),
-            (not c.ranks_per_slot % c.nodes_per_slot, "ranks_per_slot", f"be a multiple of {c.nodes_per_slot} nodes", c.ranks_per_slot),
-            (not c.cores_per_slot % c.ranks_per_slot, "cores_per_slot", f"be a multiple of {c.ranks_per_slot} ranks", c.cores_per_slot),
+            (whole, "gpus_per_trial", f"be whole GPUs, the same for each of {c.nodes_per_trial} nodes", c.gpus_per_trial),
+            (
+                not c.ranks_per_trial % c.nodes_per_trial,
+                "ranks_per_trial",
+                f"be a multiple of {c.nodes_per_trial} nodes",
+                c.ranks_per_trial,
+            ),
+            (
+                not c.cores_per_trial % c.ranks_per_trial,
+                "cores_per_trial",
+                f"be a multiple of {c.ranks_per_trial} ranks",
+                c.cores_per_trial,
+            ),
             (c.time_limit_minutes >= 1, "time_limit_minutes", "be at least 1", c.time_limit_minutes),
             (
                 1 <= c.stop_signal_seconds < 60 * c.time_limit_minutes,
@@ -209,10 +223,10 @@ def validate_cluster(cluster: ClusterProfile) -> None:
             ),
         ]
     else:
-        # A slot on this machine trains one rank.
+        # A worker on this machine trains one rank.
         rules += [
-            (c.gpus_per_slot <= 1, "gpus_per_slot", "lie in [0, 1]", c.gpus_per_slot),
-            (c.ranks_per_slot == 1, "ranks_per_slot", "be 1 on this machine; torchrun starts more", c.ranks_per_slot),
+            (c.gpus_per_trial <= 1, "gpus_per_trial", "lie in [0, 1]", c.gpus_per_trial),
+            (c.ranks_per_trial == 1, "ranks_per_trial", "be 1 on this machine; torchrun starts more", c.ranks_per_trial),
         ]
     rules += [(getattr(c, key) <= most, key, f"be at most {most}", getattr(c, key)) for key, most in _MOST.items()]
     for holds, key, rule, value in rules:

@@ -24,7 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.identity import DEFAULT_TASK, from_dict, signature
 from jobs.cli import require_printable, resolved
-from jobs.cluster import ClusterProfile, JobSpec, fit_to, validate_cluster
+from jobs.cluster import RENAMED, ClusterProfile, JobSpec, fit_to, validate_cluster
 from jobs.task import Task, task_named
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
@@ -97,11 +97,14 @@ def _check_choices(overrides: Sequence[str], task: Task) -> None:
     choices = _groups(task)
     for override in overrides:
         key, _, value = override.partition("=")
+        if new := RENAMED.get(key.removeprefix("cluster.")):
+            old = key.removeprefix("cluster.")
+            raise ValueError(f"{old} must be written {new}; got {override}: write {override.replace(old, new, 1)}")
         options = choices.get(key)
         if options is not None and value not in options:
             raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}")
         if key == task.KEYS.get("threads"):
-            raise ValueError(f"{key} must be left to cluster.cores_per_slot; got {override}")
+            raise ValueError(f"{key} must be left to cluster.cores_per_trial; got {override}")
 
 
 def _leaves(node: Any, path: str = "") -> list[str]:
@@ -122,6 +125,8 @@ def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
             # Said of the profile's file, which no override names.
             given = _last(overrides, "cluster") or "local"
             hint = did_you_mean(str(cause.key), [f.name for f in fields(ClusterProfile)])
+            if new := RENAMED.get(str(cause.key)):
+                hint = f": write {new}, and so for every key that ends in _per_slot"
             return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
         known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in _groups(task)], task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
@@ -213,5 +218,5 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK) -> JobSpec:
         raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
     if job.cluster.name != profile:
         raise ValueError(f"slurm/cluster/{profile}.yaml must hold name: {profile}; got {job.cluster.name!r}")
-    task.validate(job.train, job.cluster.ranks_per_slot)
+    task.validate(job.train, job.cluster.ranks_per_trial)
     return job

@@ -12,14 +12,14 @@ from jobs.task import task_of
 
 
 @dataclass(frozen=True)
-class Quote:
+class Estimate:
     """Cost of the trials that are still to run; hours are None where nothing is known."""
 
     trials: int
     epochs: float  # still to train, over all trials
     device_hours_per_epoch: float | None
     source: str
-    unit: str  # GPU-hours, or core-hours where a slot has no GPU
+    unit: str  # GPU-hours, or core-hours where a worker has no GPU
     wall_hours: float | None
     parallel: int
     chunks: int  # jobs that one trial needs, one after the other, by its time limit
@@ -32,7 +32,7 @@ class Quote:
 
     def lines(self) -> list[str]:
         """What a person reads."""
-        head = f"quote: {'at most ' * self.at_most}{self.trials} runs, {self.epochs:g} epochs to train"
+        head = f"cost estimate: {'at most ' * self.at_most}{self.trials} runs, {self.epochs:g} epochs to train"
         if self.device_hours is None or self.wall_hours is None:
             return [head, f"  cost unknown: {self.source}"]
         chain = f", each in {self.chunks} jobs one after the other" if self.chunks > 1 else ""
@@ -48,19 +48,19 @@ def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return task_of(a) is task_of(b) and task_of(a).cost_shape(a) == task_of(b).cost_shape(b)
 
 
-def quote(
+def estimate(
     cluster: ClusterProfile,
     config: dict[str, object],
     epochs_left: Sequence[float],
     epochs_of_a_trial: float,
     measured: Sequence[float],
     at_most: bool = False,
-) -> Quote:
+) -> Estimate:
     """Cost of trials like `config` with `epochs_left` each; `measured` are device-hours an epoch of such runs by this code."""
-    unit = "GPU-hours" if cluster.gpus_per_slot else "core-hours"
-    devices = cluster.gpus_per_slot or cluster.cores_per_slot
+    unit = "GPU-hours" if cluster.gpus_per_trial else "core-hours"
+    devices = cluster.gpus_per_trial or cluster.cores_per_trial
     per_epoch: float | None = None
-    published = task_of(config).published_cost(config) if cluster.gpus_per_slot else None
+    published = task_of(config).published_cost(config) if cluster.gpus_per_trial else None
     if measured:
         per_epoch = statistics.median(measured)
         source = f"measured by this code, median of {len(measured)} runs"
@@ -75,28 +75,28 @@ def quote(
         wall = max(sum(hours) / parallel, *hours, math.ceil(len(hours) / parallel) * statistics.fmean(hours)) if hours else 0.0
         usable = (60 * cluster.time_limit_minutes - cluster.stop_signal_seconds) / 3600
         chunks = max(math.ceil(epochs_of_a_trial * per_epoch / devices / usable), 1)
-    return Quote(len(epochs_left), sum(epochs_left), per_epoch, source, unit, wall, parallel, chunks, at_most)
+    return Estimate(len(epochs_left), sum(epochs_left), per_epoch, source, unit, wall, parallel, chunks, at_most)
 
 
-def combined(quotes: Sequence[Quote], cluster: ClusterProfile) -> Quote:
+def combined(estimates: Sequence[Estimate], cluster: ClusterProfile) -> Estimate:
     """The cost of several kinds of runs together, unknown where that of any kind is; kinds of which nothing is left count for nothing."""
-    quotes = [q for q in quotes if q.trials] or quotes[:1]
-    if len(quotes) == 1:
-        return quotes[0]
-    trials, epochs = sum(q.trials for q in quotes), sum(q.epochs for q in quotes)
+    estimates = [e for e in estimates if e.trials] or estimates[:1]
+    if len(estimates) == 1:
+        return estimates[0]
+    trials, epochs = sum(e.trials for e in estimates), sum(e.epochs for e in estimates)
     parallel = min(cluster.max_parallel or trials, trials)
-    unit, chunks, at_most = quotes[0].unit, max(q.chunks for q in quotes), any(q.at_most for q in quotes)
-    unknown = [q for q in quotes if q.device_hours is None]
+    unit, chunks, at_most = estimates[0].unit, max(e.chunks for e in estimates), any(e.at_most for e in estimates)
+    unknown = [e for e in estimates if e.device_hours is None]
     if unknown:
-        source = f"{sum(q.trials for q in unknown)} of the runs: {unknown[0].source}"
-        known = sum(q.device_hours or 0.0 for q in quotes)
+        source = f"{sum(e.trials for e in unknown)} of the runs: {unknown[0].source}"
+        known = sum(e.device_hours or 0.0 for e in estimates)
         source += f"; the others come to {known:,.0f} {unit}" if known else ""
-        return Quote(trials, epochs, None, source, unit, None, parallel, chunks, at_most)
-    hours = sum(q.device_hours or 0.0 for q in quotes)
-    devices = cluster.gpus_per_slot or cluster.cores_per_slot
-    longest = max((q.device_hours or 0.0) / q.trials / devices for q in quotes)  # a run of the dearest kind
-    source = f"mean of {len(quotes)} kinds of runs: " + "; ".join(dict.fromkeys(q.source for q in quotes))
-    return Quote(trials, epochs, hours / epochs, source, unit, max(hours / devices / parallel, longest), parallel, chunks, at_most)
+        return Estimate(trials, epochs, None, source, unit, None, parallel, chunks, at_most)
+    hours = sum(e.device_hours or 0.0 for e in estimates)
+    devices = cluster.gpus_per_trial or cluster.cores_per_trial
+    longest = max((e.device_hours or 0.0) / e.trials / devices for e in estimates)  # a run of the most expensive kind
+    source = f"mean of {len(estimates)} kinds of runs: " + "; ".join(dict.fromkeys(e.source for e in estimates))
+    return Estimate(trials, epochs, hours / epochs, source, unit, max(hours / devices / parallel, longest), parallel, chunks, at_most)
 
 
 def balance() -> str:

@@ -27,13 +27,22 @@ from sweeps.drill.summary import report
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line; raise ValueError at what --help does not show."""
-    parser = Parser(prog="python -m jobs.drill", description=__doc__, keys=override_keys)
-    parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
-    parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1, help="of the faults, their order and their moments")
-    parser.add_argument("--runs-dir", type=Path, help="kept there; default: on this machine a folder that is removed, else the profile's")
-    parser.add_argument("--dry-run", action="store_true", help="show the batch script that would be submitted, and run nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run, such as device=cuda; or of the profile, account=abc")
+    text = """Inject faults into a small training run, and compare it bit for bit with a reference run.
+
+Exit status: 0 nothing is lost, 1 anything is lost, doubled or different, 2 wrong usage."""
+    example = "example:\n  python -m jobs.drill --faults 100 --seed 7"
+    parser = Parser(prog="python -m jobs.drill", description=text, epilog=example, keys=override_keys)
+    what = parser.add_argument_group("what to run")
+    what.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="set a key of the run (device=cuda) or of the profile (account=abc)"
+    )
+    what.add_argument("--faults", type=int, default=20, metavar="N", help="how many to inject (default: %(default)s)")
+    what.add_argument("--seed", type=int, default=1, metavar="N", help="seed of their order and times (default: %(default)s)")
+    what.add_argument("--dry-run", action="store_true", help="show the batch script; run nothing")
+    where = parser.add_argument_group("where and how")
+    where.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{', '.join(cluster_names())} (default: %(default)s)")
+    folder = "keep the runs here (default: on this machine a folder that is removed, else the profile's runs_dir)"
+    where.add_argument("--runs-dir", type=Path, metavar="DIR", help=folder)
     return parser.parse_args(arguments)  # type: ignore[no-any-return]
 
 
@@ -61,7 +70,7 @@ def what_it_would_do(asked: argparse.Namespace, cluster: ClusterProfile) -> str:
 
 
 def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) -> Drill:
-    """The drill, told line by line."""
+    """The drill, reported line by line."""
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -76,7 +85,7 @@ def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The door."""
+    """Run the command line and return the exit status, which --help explains."""
     try:
         asked = parse(arguments)
         cluster = check(asked)
@@ -99,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"THE DRILL HAS FAILED: {error}", file=sys.stderr)
         return 1
     print(report(found, asked.faults))
-    return 0 if found.holds and len(found.struck) == asked.faults else 1
+    return 0 if found.holds and len(found.injected) == asked.faults else 1
 
 
 if __name__ == "__main__":

@@ -31,10 +31,13 @@ def export(run_dir: Path, target: Path) -> int:
 
 
 def main() -> int:
-    """The door; exit status 2 where there is nothing to export."""
-    parser = Parser(prog="python -m jobs.export", description=__doc__)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("file", type=Path, nargs="?", help="default: RUN_DIR/backbone.safetensors")
+    """Run the command line; return 2 if there is nothing to export."""
+    text = "Export the target backbone of a run as safetensors, with the parameter names of torchvision and timm."
+    example = "example:\n  python -m jobs.export runs/single/<run ID>"
+    parser = Parser(prog="python -m jobs.export", description=text, epilog=example)
+    what = parser.add_argument_group("what to export")
+    what.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run folder with a checkpoint")
+    what.add_argument("file", type=Path, metavar="FILE", nargs="?", help="file to write (default: RUN_DIR/backbone.safetensors)")
     try:
         arguments = parser.parse_args()
         target = arguments.file or arguments.run_dir / "backbone.safetensors"

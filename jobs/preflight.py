@@ -80,8 +80,8 @@ def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
             if "node configuration" in str(error) and (away := nodes_away(cluster)):
                 return [warning("request", f"{away}: Slurm cannot say now whether the nodes suffice; jobs wait for them")]
             asked = f"account {cluster.account or '-'}, partition {cluster.partition or '-'}, qos {cluster.qos or '-'}"
-            return [problem("request", f"Slurm must accept the job ({asked}, array of {array.slots}); got {error}")]
-    return [ok("request", f"sbatch --test-only accepts the script, array of {array.slots}")]
+            return [problem("request", f"Slurm must accept the job ({asked}, array of {array.size}); got {error}")]
+    return [ok("request", f"sbatch --test-only accepts the script, array of {array.size}")]
 
 
 def nodes_away(cluster: ClusterProfile) -> str:
@@ -211,7 +211,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         python = shlex.join(shlex.split(cluster.python) or [sys.executable])
         room = [cluster.local_scratch, str(sets[0].folder)] if sets else ["", ""]
         head.insert(1, f"#SBATCH --time={_ON_NODE_MINUTES}")
-        words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_slot else "cpu", *room])
+        words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_trial else "cpu", *room])
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
         job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
@@ -256,15 +256,29 @@ def _data_only(text: str) -> int:
     return 0
 
 
+def _keys() -> list[str]:
+    from jobs.config import override_keys  # Hydra is slow to import, and a node's check needs none of it
+
+    return override_keys()
+
+
 def main() -> int:
-    """The door; exit status 0 nothing in the way, 1 problems, 2 wrong usage."""
-    parser = Parser(prog="python -m jobs.preflight", description=__doc__)
-    parser.add_argument("--cluster", default="local")
-    parser.add_argument("--runs-dir", type=Path, help="default: the profile's")
-    parser.add_argument("--slots", type=int, default=1, help="elements of the array to ask for")
-    parser.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
-    parser.add_argument("--data-only", help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as account=abc or data=imagenet100")
+    """Run the command line and return the exit status, which --help explains."""
+    text = """Check what would stop a submission: account, limits, folders, data and packages.
+
+Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
+    example = "example:\n  python -m jobs.preflight --cluster komondor --on-node account=abc data=imagenet100"
+    parser = Parser(prog="python -m jobs.preflight", description=text, epilog=example, keys=_keys, renamed={"--slots": "--workers"})
+    what = parser.add_argument_group("what to check")
+    what.add_argument("overrides", nargs="*", metavar="key=value", help="such as account=abc or data=imagenet100")
+    what.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="workers to submit, the size of the job array (default: %(default)s)"
+    )
+    what.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
+    what.add_argument("--data-only", help=argparse.SUPPRESS)
+    where = parser.add_argument_group("where")
+    where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
+    where.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
     try:
         asked = parser.parse_args()
         if asked.data_only:
@@ -281,14 +295,14 @@ def main() -> int:
         return 2
     cluster = job.cluster
     code = Path(__file__).resolve().parent.parent
-    array = Array("cnnjepa-preflight", asked.slots, 1, "sweeps.execution.worker_main", "", code, runs_dir)
+    array = Array("cnnjepa-preflight", asked.workers, 1, "sweeps.execution.worker_main", "", code, runs_dir)
     values, room = to_dict(job.train), task_of(job.train).bytes_of_a_run(job.train)
     if cluster.scheduler is Scheduler.slurm:
-        found = preflight(cluster, array, runs_dir, asked.slots, room, [values])
+        found = preflight(cluster, array, runs_dir, asked.workers, room, [values])
         if asked.on_node and not any(f.level == "problem" for f in found):
             found += check_on_node(cluster, runs_dir, [values])
     else:
-        found = check_folders(runs_dir, asked.slots, room) + checked_data(values)
+        found = check_folders(runs_dir, asked.workers, room) + checked_data(values)
         sets = to_stage(cluster, [values])
         found += check_staging(cluster, [values], obstacle(sets[0], cluster.local_scratch) if sets else None)
     for finding in found:

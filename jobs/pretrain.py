@@ -55,7 +55,7 @@ def exit_status(result: RunResult | None) -> int:
     return 0 if result.status is RunStatus.completed and not result.missing else 1
 
 
-# Statuses of the runs of this process: Hydra hands none of them on, and ends a multirun at the first error.
+# Statuses of the runs of this process: Hydra passes none of them on, and ends a multirun at the first error.
 _statuses: list[int] = []
 
 

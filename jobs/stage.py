@@ -47,12 +47,16 @@ def free(folder: Path, key: str) -> bool:
 
 
 def main() -> int:
-    """The door; exit status 0 done, 1 something is in use, 2 wrong usage."""
-    parser = Parser(prog="python -m jobs.stage", description=__doc__)
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--list", metavar="FOLDER", help="one line a set: key, size, whether it is whole and in use")
-    action.add_argument("--free", metavar="FOLDER", help="remove all sets, or those of the given keys")
-    parser.add_argument("keys", nargs="*", metavar="KEY")
+    """Run the command line; return 0 when done, 1 if a set is in use, 2 on wrong usage."""
+    text = """List or remove the data sets that are staged on this node. A set that a run reads is never removed.
+
+FOLDER is the profile's local_scratch. It belongs to one node: on a cluster, run the command there."""
+    example = "example:\n  srun -w NODE python -m jobs.stage --list /tmp"
+    parser = Parser(prog="python -m jobs.stage", description=text, epilog=example)
+    action = parser.add_argument_group("what to do, one of").add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", metavar="FOLDER", help="print key, size and state of each set")
+    action.add_argument("--free", metavar="FOLDER", help="remove sets that no run reads")
+    parser.add_argument_group("which sets").add_argument("keys", nargs="*", metavar="KEY", help="keys that --list prints (default: all)")
     try:
         asked = parser.parse_args()
         folder = own_folder(asked.list or asked.free)

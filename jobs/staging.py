@@ -27,7 +27,9 @@ from cnnjepa.run.files import MANIFEST, sync_folder, write_atomic
 _CHUNK_BYTES = 16 * 2**20  # between two of them a run may be stopped
 _SAY_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
-_DAMAGED_SECONDS = 10.0  # a damaged copy that a run reads cannot be mended; so long it may be no more than a lock that changes hands
+_DAMAGED_SECONDS = (
+    10.0  # a damaged copy that a run reads cannot be repaired; so long it may be no more than a lock that another process takes
+)
 _KEEP_FREE_SHARE, _KEEP_FREE_BYTES = 0.05, 10 * 10**9  # of the node's disk, the smaller of the two, for others
 
 
@@ -228,7 +230,7 @@ class Staging:
         return _size(folder / MANIFEST) == len(self.packed.manifest) and not self.packed.missing_in(folder)
 
     def _wait(self, folder: Path, lock: Path) -> None:
-        """Another process copies; or it reads a copy that has been damaged since, which cannot be mended under it."""
+        """Another process copies; or it reads a copy that has been damaged since, which cannot be repaired under it."""
         reader = try_lock(lock, fcntl.LOCK_SH)
         if reader is None:
             self._damaged_since = None

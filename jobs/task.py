@@ -26,7 +26,7 @@ class Task:
     # workers (loader processes), batch (images a step) and warmup_epochs. What has no key is left alone.
     KEYS: Mapping[str, str] = {}
     DEFAULTS: Sequence[Any] = ("_self_",)  # Hydra's defaults list, which the cluster follows
-    OBJECTIVE: str = ""  # the metric that ranks settings unless a sweep names another
+    OBJECTIVE: str = ""  # the metric that ranks configurations unless a sweep names another
     HEADLINE: Sequence[str] = ()  # the metrics that a sweep shows beside it
     UNIT: str = ""  # of scores
     CURVES: Sequence[str] = ()  # the order in which curves are offered; others come after

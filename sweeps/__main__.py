@@ -19,13 +19,13 @@ from sweeps.state.logs import follow
 
 
 def find_trials(view: View, names: list[str]) -> list[Trial]:
-    """The trials that `names` mean: the start of a signature, a trial's number, or 'setting/seed'; ValueError unless each means one."""
+    """Return the trials that `names` mean: a run ID or its start, a number, CONFIGURATION/SEED; raise ValueError unless each means one."""
     found = []
     for name in names:
-        meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.setting}/{t.seed}")]
+        meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.label}/{t.seed}")]
         exact = [t for t in meant if name == str(t.number)] or meant
         if len(exact) != 1:
-            choice = "a signature's start, a number or setting/seed of python -m sweeps status"
+            choice = "a run ID or its start, a number or CONFIGURATION/SEED, as python -m sweeps status shows them"
             raise ValueError(f"TRIAL must name one trial by {choice}; got {name}, which names {len(exact)}")
         found += exact
     return found
@@ -83,27 +83,48 @@ def make_page(view: View) -> int:
     return 0
 
 
+_COMMANDS = {  # name: one line of help, and the words of an example after the folder
+    "status": ("show how far each trial is", ""),
+    "results": ("print the results table; rebuild results.csv, summary.csv and ablation.png", "--format markdown"),
+    "report": ("rebuild report.html, one page that needs no network", ""),
+    "logs": ("print the log of a trial until it ends", "0"),
+    "cancel": ("stop trials after a checkpoint", ""),
+    "study": ("write optuna.journal and print how optuna-dashboard shows it", ""),
+    "advice": ("show what completed runs used, and what to ask Slurm for next time", ""),
+}
+_FOLDER = "runs/predictor_ablation-smoke"
+
+
+def command_line() -> Parser:
+    """Return the parser of `python -m sweeps`."""
+    text = "Look at a sweep, or stop it. Nothing starts; a sweep is started or resumed by its own file."
+    example = f"example:\n  python -m sweeps status {_FOLDER}\n\npython -m sweeps COMMAND --help shows the options of a command."
+    parser = Parser(prog="python -m sweeps", description=text, epilog=example)
+    commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
+    groups = {}
+    for name, (does, words) in _COMMANDS.items():
+        shown = " ".join(["python -m sweeps", name, _FOLDER, *words.split()])
+        made = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {shown}")
+        what = made.add_argument_group("what to stop" if name == "cancel" else "what to show")
+        what.add_argument("folder", type=Path, metavar="SWEEP_FOLDER", help="such as runs/NAME-smoke; the sweep's command prints it")
+        groups[name] = what, made.add_argument_group("how")
+    trial = "run ID or its start, number, or CONFIGURATION/SEED, as status shows them"
+    groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
+    groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
+    groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
+    formats = ["table", *tables.FORMATS]
+    groups["results"][1].add_argument("--format", choices=formats, default="table", help="default: %(default)s")
+    groups["status"][1].add_argument("--json", action="store_true", help="print one JSON object")
+    groups["advice"][1].add_argument("--json", action="store_true", help="print one JSON object with the figures of each run")
+    return parser
+
+
 def main() -> int:
-    """The door; exit status 2 where the folder holds no sweep."""
-    parser = Parser(prog="python -m sweeps", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    status = commands.add_parser("status", help="where the trials stand")
-    status.add_argument("--json", action="store_true", help="one JSON object")
-    table = commands.add_parser("results", help="rebuild results.csv, summary.csv and ablation.png, and print the table")
-    table.add_argument("--format", choices=["table", *tables.FORMATS], default="table")
-    page = commands.add_parser("report", help="rebuild report.html: one page that needs no network, also while the sweep runs")
-    use = commands.add_parser("advice", help="what completed runs used of what was asked for, and what to ask for next time")
-    use.add_argument("--json", action="store_true", help="one JSON object, with each run's own figures")
-    study = commands.add_parser("study", help="write optuna.journal, which optuna-dashboard shows")
-    logs = commands.add_parser("logs", help="what a trial prints, until it ends")
-    logs.add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
-    stop = commands.add_parser(
-        "cancel", help="stop all trials, or those named, after a checkpoint; the sweep's command takes them up again"
-    )
-    for command in (status, table, page, use, study, logs, stop):
-        command.add_argument("folder", type=Path)
-    logs.add_argument("trial", nargs="?", help="default: one that runs")
-    stop.add_argument("trial", nargs="*", help="default: all, waiting jobs too")
+    """Run the command line; return 2 where the folder holds no sweep. Without a command, print the help."""
+    parser = command_line()
+    if len(sys.argv) == 1:
+        parser.print_help()
+        return 0
     try:
         asked = parser.parse_args()
         view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))

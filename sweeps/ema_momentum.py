@@ -1,9 +1,9 @@
 """How fast should the target encoder follow? Start and end of its momentum, and the way between them (paper: cosine from .996 to 1).
 
-python sweeps/ema_momentum.py --cluster local                      10 settings of 12 epochs at most: two cores, about 3 minutes
-python sweeps/ema_momentum.py --cluster komondor account=abc       24 settings of 52 GPU-hours at most; early stopping spends about a third
+python sweeps/ema_momentum.py --cluster local                      10 configurations of 12 epochs at most: two cores, about 3 minutes
+python sweeps/ema_momentum.py --cluster komondor account=abc       24 configurations of 52 GPU-hours at most; early stopping spends a third
 
-Trial 0 is the paper's setting. At smoke scale a run has 200 steps and .996 hardly moves the target: a low start wins there, and says
+Trial 0 is the paper's configuration. At smoke scale a run has 200 steps and .996 hardly moves the target: a low start wins there, and says
 nothing of runs of 49,000 steps.
 """
 
@@ -20,8 +20,8 @@ SWEEP = SweepSpec(
         choice("method.ema.schedule", "cosine", "linear", "constant"),
         real("method.ema.momentum_end", 0.99, 1.0, 0.999, 1.0, when=("method.ema.schedule", ("cosine", "linear"))),
     ],
-    smoke=Scale(SMOKE, seeds=2, points=10),
-    paper=Scale(PAPER, seeds=3, points=24),
+    smoke=Scale(SMOKE, seeds=2, max_trials=10),
+    paper=Scale(PAPER, seeds=3, max_trials=24),
 )
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Which momentum, learning rate, mask and predictor together? What the other sweeps ask one by one, searched at once.
 
-python sweeps/joint_search.py --cluster local                                    16 settings of 12 epochs at most: two cores, 5 minutes
-python sweeps/joint_search.py --cluster komondor account=abc --budget-gpu-hours 1500  40 settings of 52 GPU-hours at most
+python sweeps/joint_search.py --cluster local                                    16 configurations of 12 epochs at most: two cores, 5 min
+python sweeps/joint_search.py --cluster komondor account=abc --budget-gpu-hours 1500  40 configurations of 52 GPU-hours at most
 python sweeps/joint_search.py --cluster local --two-objectives                  accuracy and GPU-hours: nothing is stopped early
 
-Trial 0 is the paper's setting. A kernel matters only where the predictor looks beyond a cell, a ratio or blocks only where masks have them.
+Trial 0 is the paper's. A kernel matters only where the predictor looks beyond a cell, a ratio or blocks only where masks have them.
 """
 
 from sweeps.cli.run import main
@@ -25,8 +25,8 @@ SWEEP = SweepSpec(
         whole("method.predictor.depth", 1, 4, 1, 3),
         choice("method.predictor.kernel", 3, 5, when=("method.predictor.conv", ("depthwise", "dense"))),
     ],
-    smoke=Scale(SMOKE, seeds=2, points=16),
-    paper=Scale(PAPER, seeds=3, points=40),
+    smoke=Scale(SMOKE, seeds=2, max_trials=16),
+    paper=Scale(PAPER, seeds=3, max_trials=40),
 )
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Which learning rate, with which weight decay and warm-up (paper: .01, .01 and 10 epochs, not scaled with the batch of 512)?
 
-python sweeps/learning_rate.py --cluster local                      12 settings of 12 epochs at most: two cores, about 3 minutes
-python sweeps/learning_rate.py --cluster komondor account=abc       24 settings of 52 GPU-hours at most; nothing is stopped within a warm-up
+python sweeps/learning_rate.py --cluster local                      12 configurations of 12 epochs at most: two cores, about 3 minutes
+python sweeps/learning_rate.py --cluster komondor account=abc       24 configurations of 52 GPU-hours at most; no stop within a warm-up
 
-Trial 0 is the paper's setting. The paper names no other that it tried.
+Trial 0 is the paper's configuration. The paper names no other that it tried.
 """
 
 from sweeps.cli.run import main
@@ -19,8 +19,8 @@ SWEEP = SweepSpec(
         real("optimizer.weight_decay", 0.0001, 0.1, 0.001, 0.01, 0.1, log=True),
         choice("optimizer.warmup_epochs", 5, 10, 20, 40),
     ],
-    smoke=Scale(SMOKE, seeds=2, points=12, space=[choice("optimizer.warmup_epochs", 1, 2)]),
-    paper=Scale(PAPER, seeds=3, points=24),
+    smoke=Scale(SMOKE, seeds=2, max_trials=12, space=[choice("optimizer.warmup_epochs", 1, 2)]),
+    paper=Scale(PAPER, seeds=3, max_trials=24),
 )
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What should be hidden? Random cells, blocks or both; how much, in blocks of which size and number (paper, section III-B).
 
-python sweeps/mask_ratio.py --cluster local                      12 settings of 12 epochs at most: two cores, about 3 minutes
-python sweeps/mask_ratio.py --cluster komondor account=abc       24 settings of 52 GPU-hours at most
+python sweeps/mask_ratio.py --cluster local                      12 configurations of 12 epochs at most: two cores, about 3 minutes
+python sweeps/mask_ratio.py --cluster komondor account=abc       24 configurations of 52 GPU-hours at most
 
-Trial 0 is the paper's setting. Its own comparison (one seed, linear and k-NN): mixed 73.26 and 56.26; multi-block 73.02 and 55.62;
+Trial 0 is the paper's configuration. Its own comparison (one seed, linear and k-NN): mixed 73.26 and 56.26; multi-block 73.02 and 55.62;
 random 57.64 and 36.64.
 """
 
@@ -22,8 +22,8 @@ SWEEP = SweepSpec(
         real("method.mask.block_scale_min", 0.05, 0.2, 0.1, 0.15, when=("method.mask.strategy", ("mixed", "multi_block"))),
         real("method.mask.block_scale_max", 0.2, 0.4, 0.2, 0.3, when=("method.mask.strategy", ("mixed", "multi_block"))),
     ],
-    smoke=Scale(SMOKE, seeds=2, points=12),
-    paper=Scale(PAPER, seeds=3, points=24),
+    smoke=Scale(SMOKE, seeds=2, max_trials=12),
+    paper=Scale(PAPER, seeds=3, max_trials=24),
 )
 
 if __name__ == "__main__":

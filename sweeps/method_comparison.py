@@ -1,13 +1,13 @@
 """Which method gives the better features for its cost? CNN-JEPA and its baselines under one trainer, one probe and one cost meter.
 
 python sweeps/method_comparison.py --cluster local                                        21 runs of a minute: two cores, 13 minutes
-python sweeps/method_comparison.py --cluster komondor account=abc data.root=...           8 settings x 3 seeds on ImageNet-100
+python sweeps/method_comparison.py --cluster komondor account=abc data.root=...           8 configurations x 3 seeds on ImageNet-100
 
 Each row has the method's published optimiser, heads and augmentations (cnnjepa/methods). At smoke scale crops, heads and EMA are cut to
 digits and minutes, and I-JEPA trains a ViT of two blocks in smaller batches: the order of the rows says nothing about the paper's question,
 only that every method learns: all must end above `random` in linear top-1.
 
-The smoke settings were chosen on seed 7, which is not among those compared, by linear.holdout_top1 (percent; random has 68.3). EMA from
+The smoke values were chosen on seed 7, which is not among those compared, by linear.holdout_top1 (percent; random has 68.3). EMA from
 .97, .99 or .996: CNN-JEPA 90.2, 87.5, 79.1; BYOL 85.7, 88.5, 84.0; I-JEPA from .99, .996 or .998 at a rate of .0003: 79.1, 84.3, 81.2;
 at .001 from .996 or .998: 46.7, 51.6; at .0001 from .998: 73.9. One run each on 287 labels, whose standard error is 2 points. I-JEPA's
 batch, depth, predictor, warm-up and number of blocks are older: they came of some twenty tries that saw the test images of seed 42.
@@ -23,7 +23,7 @@ python -m jobs.pretrain method=byol optimizer=byol_imagenet1k method.hidden=4096
 from sweeps.cli.run import main
 from sweeps.spec.scales import PAPER, SMOKE
 from sweeps.spec.space import Value
-from sweeps.spec.sweep import Scale, Setting, SweepSpec
+from sweeps.spec.sweep import Configuration, Scale, SweepSpec
 
 
 def _published(linear: float, knn: float, gpu_hours: float | None = None) -> dict[str, float]:
@@ -63,27 +63,27 @@ _SMALL_IJEPA: dict[str, Value] = {
 }
 
 SMALL = [
-    Setting({"method": "supervised"}),
-    Setting({"method": "cnn_jepa", "method.ema.momentum_start": 0.97}),
-    Setting({"method": "simclr", "method.hidden": 256, **_crops("augment")}),
-    Setting(_SMALL_BYOL),
-    Setting({"method": "vicreg", "method.width": 512, **_crops("augment")}),
-    Setting(_SMALL_IJEPA),
-    Setting({"method": "random"}),
+    Configuration({"method": "supervised"}),
+    Configuration({"method": "cnn_jepa", "method.ema.momentum_start": 0.97}),
+    Configuration({"method": "simclr", "method.hidden": 256, **_crops("augment")}),
+    Configuration(_SMALL_BYOL),
+    Configuration({"method": "vicreg", "method.width": 512, **_crops("augment")}),
+    Configuration(_SMALL_IJEPA),
+    Configuration({"method": "random"}),
 ]
 
 _SYNCED: dict[str, Value] = {"encoder.sync_bn": True}
 _OFFICIAL_IJEPA: dict[str, Value] = {"method": "ijepa", "encoder.patch_size": 14, "global_batch_size": 2048, "epochs": 300}
 
 PUBLISHED = [
-    Setting({"method": "supervised"}),
-    Setting({"method": "cnn_jepa"}, _published(73.26, 59.22, 51.5), best_of_many=True),
-    Setting({"method": "simclr", **_SYNCED}, _published(76.20, 67.26, 62.0), best_of_many=True),
-    Setting({"method": "byol", **_SYNCED}, _published(79.02, 68.20, 79.3), best_of_many=True),
-    Setting({"method": "vicreg", **_SYNCED}, _published(74.18, 64.32, 67.6), best_of_many=True),
-    Setting({**_OFFICIAL_IJEPA, "encoder.name": "vit_small"}, _published(42.30, 34.84), best_of_many=True),
-    Setting({**_OFFICIAL_IJEPA, "encoder.name": "vit_base"}, _published(46.36, 31.36), best_of_many=True),
-    Setting({"method": "random"}),
+    Configuration({"method": "supervised"}),
+    Configuration({"method": "cnn_jepa"}, _published(73.26, 59.22, 51.5), best_of_many=True),
+    Configuration({"method": "simclr", **_SYNCED}, _published(76.20, 67.26, 62.0), best_of_many=True),
+    Configuration({"method": "byol", **_SYNCED}, _published(79.02, 68.20, 79.3), best_of_many=True),
+    Configuration({"method": "vicreg", **_SYNCED}, _published(74.18, 64.32, 67.6), best_of_many=True),
+    Configuration({**_OFFICIAL_IJEPA, "encoder.name": "vit_small"}, _published(42.30, 34.84), best_of_many=True),
+    Configuration({**_OFFICIAL_IJEPA, "encoder.name": "vit_base"}, _published(46.36, 31.36), best_of_many=True),
+    Configuration({"method": "random"}),
 ]
 
 SWEEP = SweepSpec(
@@ -93,8 +93,8 @@ SWEEP = SweepSpec(
     headline=("linear.test_top1", "linear.test_top5", "knn.test_top1", "knn.test_top5"),
     costs=("pretraining_hours", "images_per_second", "energy_kwh", "peak_memory_mb"),
     # 450 steps at the paper's rate fit no linear layer to 1,150 images: it would measure the scale of the features.
-    smoke=Scale([*SMOKE, "probes.linear_lr=0.01", "probes.batch_size=64"], seeds=3, settings=SMALL),
-    paper=Scale(PAPER, seeds=3, settings=PUBLISHED),
+    smoke=Scale([*SMOKE, "probes.linear_lr=0.01", "probes.batch_size=64"], seeds=3, configurations=SMALL),
+    paper=Scale(PAPER, seeds=3, configurations=PUBLISHED),
 )
 
 if __name__ == "__main__":

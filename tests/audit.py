@@ -14,12 +14,12 @@ def audited(text: str) -> tuple[int, list[str]]:
     known = [p for p in packages if "vulns" in p]
     found = [(p["name"], p["version"], v["id"], v["fix_versions"]) for p in known for v in p["vulns"]]
     return len(known), [
-        f"{name} {version}: {name_of}, mended in {', '.join(mended) or 'no version'}" for name, version, name_of, mended in found
+        f"{name} {version}: {name_of}, fixed in {', '.join(fixed_in) or 'no version'}" for name, version, name_of, fixed_in in found
     ]
 
 
 def main() -> int:
-    """The door."""
+    """The command line."""
     if subprocess.run([sys.executable, "-m", "pip", "check"], check=False).returncode:
         return 1
     line = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off", "--timeout", "10"]

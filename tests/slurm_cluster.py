@@ -436,7 +436,7 @@ def _node(base: str, name: str) -> int:
 
 
 def main() -> int:
-    """The door, for a cluster to try things on by hand."""
+    """The command line, for a cluster to try things on by hand."""
     if sys.argv[1:2] == ["_node"]:
         return _node(sys.argv[2], sys.argv[3])
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,30 @@ def test_a_sweep_says_what_to_write_instead(line: str, message: str) -> None:
     assert str(said.value) == message
 
 
+RENAMED_TABLE = [
+    ("--points 4", "--points must be written --max-trials; got --points 4: write --max-trials 4"),
+    ("--points=4", "--points must be written --max-trials; got --points=4: write --max-trials=4"),
+    ("--engine ray", "--engine must be written --backend; got --engine ray: write --backend allocation"),
+    ("--engine=ray", "--engine must be written --backend; got --engine=ray: write --backend allocation"),
+    ("--engine array", "--engine must be written --backend; got --engine array: write --backend array"),
+    ("--backend ray", "--backend must be one of array, allocation; got ray: write --backend allocation"),
+    ("--slots-per-node 4", "--slots-per-node must be written --trials-per-node; got --slots-per-node 4: write --trials-per-node 4"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), RENAMED_TABLE, ids=[line for line, _ in RENAMED_TABLE])
+def test_an_option_of_version_0_1_names_the_new_one(line: str, message: str) -> None:
+    with pytest.raises(ValueError, match="must") as said:
+        parse(SEARCH, line.split(" "))
+    assert str(said.value) == message
+
+
+def test_preflight_counts_workers(tmp_path: Path) -> None:
+    done = forked.run(["-m", "jobs.preflight", "--slots", "4"], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --slots must be written --workers; got --slots 4: write --workers 4\n"
+
+
 def test_words_that_look_like_options_stay_values() -> None:
     assert parse(SWEEP, ["--seeds", "-1"]).seeds == -1
     assert parse(SEARCH, ["--budget-gpu-hours", "-.5"]).budget_gpu_hours == -0.5
@@ -129,6 +154,55 @@ def test_a_command_ends_with_one_line_and_status_2(words: list[str], message: st
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# A command, the titles of its groups, and what of its help matters most.
+HELP = [
+    (
+        ["sweeps/joint_search.py"],
+        ["what to run", "where and how", "search", "cost limits"],
+        "(default: 16 at smoke scale, 40 at paper scale)",
+    ),
+    (["sweeps/predictor_ablation.py"], ["what to run", "where and how", "early stopping", "cost limits"], "(default: local)"),
+    (["-m", "sweeps"], ["commands"], "COMMAND --help"),
+    *[(["-m", "sweeps", c], ["what to show"], "SWEEP_FOLDER") for c in ("report", "study")],
+    *[(["-m", "sweeps", c], ["what to show", "how"], "SWEEP_FOLDER") for c in ("status", "results", "logs", "advice")],
+    (["-m", "sweeps", "cancel"], ["what to stop"], "(default: all, and their queued jobs)"),
+    (["-m", "jobs.pretrain"], ["what to run", "look, and run nothing"], "--multirun"),
+    (["-m", "jobs.drill"], ["what to run", "where and how"], "(default: 20)"),
+    (["-m", "jobs.preflight"], ["what to check", "where"], "(default: local)"),
+    (["-m", "jobs.stage"], ["what to do, one of", "which sets"], "--free FOLDER"),
+    (["-m", "jobs.export"], ["what to export"], "(default: RUN_DIR/backbone.safetensors)"),
+    (["-m", "jobs.slurm.supervisor"], ["what to run"], "-- COMMAND"),
+    (["-m", "cnnjepa.data.pack"], ["what to pack", "how images are stored", "how to run"], "(default: 95)"),
+    (["-m", "cnnjepa.data.check"], ["what to check", "how"], "--decode"),
+]
+# Words that design.md replaces.
+PRIVATE = r"\b(settings?|points?|slots?|hands?|quotes?|quoted|signatures?|engine|told|mend|anew|strikes?|door|twin)\b"
+
+
+@pytest.mark.parametrize(("words", "groups", "said"), HELP, ids=[" ".join(words) for words, _, _ in HELP])
+def test_help_is_grouped_and_ends_with_an_example(words: list[str], groups: list[str], said: str, tmp_path: Path) -> None:
+    line = [str(ROOT / words[0])] if words[0].endswith(".py") else words
+    done = forked.run([*line, "--help"], cwd=tmp_path, env={**os.environ, "COLUMNS": "120"})
+    assert (done.returncode, done.stderr) == (0, "")
+    titles = re.findall(r"(?m)^(\w.*):$", done.stdout)
+    assert [t for t in titles if t not in ("options", "example", "examples")] == groups
+    assert re.search(r"(?m)^examples?:\n  .*python ", done.stdout)
+    assert "options:\n  -h, --help" in done.stdout
+    assert said in " ".join(done.stdout.split())
+    assert re.findall(PRIVATE, done.stdout.lower()) == []
+    assert all(len(line) <= 120 for line in done.stdout.splitlines())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sweeps_alone_prints_help(tmp_path: Path) -> None:
+    alone, asked = forked.run(["-m", "sweeps"], cwd=tmp_path), forked.run(["-m", "sweeps", "--help"], cwd=tmp_path)
+    assert (alone.returncode, alone.stderr) == (0, "")
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert alone.stdout == asked.stdout
+    for name in ("status", "results", "report", "logs", "cancel", "study", "advice"):
+        assert re.search(rf"(?m)^    {name} +\S.*$", asked.stdout), name
 
 
 def test_a_sweep_starts_nothing_at_an_option_that_it_does_not_have(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ TYPED = {
     "python sweeps/predictor_ablation.py --cluster local --dry-run": Run("11 trials, 2 epochs each", "--seeds 1", _SHORT),
     "python sweeps/predictor_ablation.py --cluster local --seeds 5 epochs=20": Run("55 trials, 20 epochs each", "--dry-run"),
     f"python -m sweeps status {_ABLATION}": Run("11 completed of 11 trials", after=(_RUN_ABLATION,)),
-    f"python -m sweeps results {_ABLATION} --format markdown": Run("| setting |", after=(_RUN_ABLATION,)),
+    f"python -m sweeps results {_ABLATION} --format markdown": Run("| configuration |", after=(_RUN_ABLATION,)),
     f"python -m sweeps report {_ABLATION}": Run("report.html", after=(_RUN_ABLATION,)),
     f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
-    "python sweeps/joint_search.py --cluster local": Run("tpe chooses up to 16 settings", "--dry-run"),
+    "python sweeps/joint_search.py --cluster local": Run("tpe chooses up to 16 configurations", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
         "33 runs, 6600 epochs to train"
     ),
@@ -48,9 +48,9 @@ TYPED = {
         "#SBATCH --gres=gpu:4", "--dry-run"
     ),
     "python tests/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True, after=(_START_SLURM,)),
-    "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
-    "python sweeps/predictor_ablation.py --cluster komondor --engine ray --nodes 3 --slots-per-node 12 --dry-run account=abc": Run(
-        "36 slots at once"
+    "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
+    "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --trials-per-node 12 --dry-run account=abc": Run(
+        "36 workers at once"
     ),
     _PACK: Run("100 training and 100 validation images"),
     "python -m jobs.pretrain data=imagenet100 data.root=/scratch/in100 encoder.name=resnet50": Run(
@@ -68,16 +68,16 @@ TYPED = {
     f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64 retry_failed=true": Run(
         "completed: ", "", _SHORT, after=(_RUN_SINGLE,)
     ),
-    "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("tpe chooses up to 40 settings"),
+    "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("tpe chooses up to 40 configurations"),
     "python sweeps/learning_rate.py --cluster local --sampler grid --seeds 3": Run("72 trials", "--dry-run"),
     "python sweeps/predictor_depth.py --cluster local --dry-run": Run("8 trials, 4 epochs each"),
     _RUN_DEPTH: Run("linear top-1, test", starts_others=True),
     "python sweeps/predictor_depth.py --cluster local --seeds 3": Run("12 trials, 4 epochs each", "--dry-run"),
     f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}", after=(_RUN_DEPTH,)),
-    _RUN_RATE: Run("linear top-1, test", "--points 2 --seeds 1", starts_others=True),
+    _RUN_RATE: Run("linear top-1, test", "--max-trials 2 --seeds 1", starts_others=True),
     "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("36 trials, 8 epochs each"),
-    "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("settings", "--dry-run"),
-    "python -m sweeps status runs/joint_search-smoke": Run("trials (of up to 2 settings)", after=(_RUN_RATE,)),
+    "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("configurations", "--dry-run"),
+    "python -m sweeps status runs/joint_search-smoke": Run("trials (of up to 2 configurations)", after=(_RUN_RATE,)),
     "python -m sweeps study runs/joint_search-smoke": Run("optuna-dashboard ", after=(_RUN_RATE,)),
     f"python -m jobs.pretrain data=fashion_mnist epochs=10 {_SINGLE}=128": Run("completed: ", "", _SHORT),
     f"python -m jobs.pretrain method=simclr epochs=10 {_SINGLE}=128": Run("completed: ", "", f"{_SHORT} method.hidden=32"),
@@ -85,7 +85,7 @@ TYPED = {
     f"torchrun --nproc-per-node=2 -m jobs.pretrain epochs=10 {_SINGLE}=128 micro_batch_size=64": Run(
         "completed: ", "", f"{_SHORT} micro_batch_size=16", starts_others=True
     ),
-    "python -m jobs.export runs/single/<signature>": Run("backbone.safetensors: target backbone after", after=(_RUN_SINGLE,)),
+    "python -m jobs.export runs/single/<run-id>": Run("backbone.safetensors: target backbone after", after=(_RUN_SINGLE,)),
     "tensorboard --logdir runs/single": Run("These tags are in", "--inspect", after=(_RUN_SINGLE,)),
     f"python -m sweeps results {_ABLATION} --format latex": Run(r"\begin{tabular}", after=(_RUN_ABLATION,)),
     f"python -m sweeps advice {_ABLATION}": Run("used at most", after=(_RUN_ABLATION,)),
@@ -131,8 +131,8 @@ def test_a_command_is_typed_here_or_run_elsewhere_or_marked(command: Command) ->
 
 
 def test_no_entry_outlives_its_command() -> None:
-    told = {c.text for c in commands()}
-    assert sorted({*TYPED, *ELSEWHERE, *PRINTED} - told) == []
+    reported = {c.text for c in commands()}
+    assert sorted({*TYPED, *ELSEWHERE, *PRINTED} - reported) == []
     assert all(TYPED[by].said == text for text, by in PRINTED.items())
 
 

@@ -137,7 +137,7 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: --epochs must be an option": lambda s: s.ablation("--epochs", "5"),
     "error: method.predictor.depth must not be overridden": lambda s: s.ablation("method.predictor.depth=2"),
     "error: --early-stopping=asha must leave": lambda s: s.sweep(joint_search.SWEEP, "--dry-run", "epochs=3"),
-    "error: memory_gb_per_slot must fit": lambda s: s.ablation("memory_gb_per_slot=100000"),
+    "error: memory_gb_per_trial must fit": lambda s: s.ablation("memory_gb_per_trial=100000"),
     "error: run folder must be empty": another_configuration,
     "error: a sweep folder must hold": lambda s: s.door(looking.main, "status", str(s.path)),
     "error: cluster.account must be given": lambda s: s.ablation(*DRY),
@@ -154,11 +154,11 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
 
 
 def test_every_message_of_the_page_is_provoked() -> None:
-    told = messages("faq.md")
-    assert len(told) >= 20
-    found = {begin: [m for m in told if m.startswith(begin)] for begin in PROVOKED}
+    reported = messages("faq.md")
+    assert len(reported) >= 20
+    found = {begin: [m for m in reported if m.startswith(begin)] for begin in PROVOKED}
     assert {begin: m for begin, m in found.items() if len(m) != 1} == {}
-    assert sorted(told) == sorted(m[0] for m in found.values())
+    assert sorted(reported) == sorted(m[0] for m in found.values())
 
 
 @pytest.mark.parametrize("begin", PROVOKED)

@@ -61,9 +61,9 @@ def test_without_cuda_the_json_is_one_valid_object(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["on_cuda.py", "--json"])
     assert on_cuda.main() == 0
-    told = json.loads(capsys.readouterr().out)
-    assert set(told) == {"machine", "command", "n", "figures"}
-    assert told["figures"] == {"outcome": "not run", "why": on_cuda.why_not(), "rehearsal": False, "parts": {}}
+    reported = json.loads(capsys.readouterr().out)
+    assert set(reported) == {"machine", "command", "n", "figures"}
+    assert reported["figures"] == {"outcome": "not run", "why": on_cuda.why_not(), "rehearsal": False, "parts": {}}
     monkeypatch.setattr(torch.version, "cuda", None)
     assert on_cuda.why_not() == "this torch is built without CUDA"
 
@@ -94,7 +94,7 @@ def step_record(step: int, loss: float, **more: Any) -> dict[str, Any]:
     return {"kind": "step", "step": step, "loss": loss, "images_per_second": 10.0, "data_wait_share": 0.5, **more}
 
 
-def test_records_are_held_against_each_other_step_by_step_without_their_timing() -> None:
+def test_records_are_compared_with_each_other_step_by_step_without_their_timing() -> None:
     theirs = [step_record(1, 4.0, lr=0.1), step_record(2, 2.0, lr=0.2), {"kind": "final", "step": 2, "epoch": 1, "knn": 50.0}]
     ours = [{**r, "images_per_second": 99.0, "gpu_utilisation": 1.0} for r in theirs]
     assert compare_records(ours, theirs) == {"first_different_step": None, "first_difference": "", "loss_apart": 0.0, "twice": []}
@@ -109,8 +109,8 @@ def test_records_are_held_against_each_other_step_by_step_without_their_timing()
 
 
 def different(first: int | None, apart: float, loss: float = 0.0) -> dict[str, Any]:
-    told = {"first_different_step": first, "first_difference": "loss 1 instead of 2" if first else "", "loss_apart": loss, "twice": []}
-    return {"same_bits": False, "largest_relative": apart, "where": "encoder.w", **told}
+    reported = {"first_different_step": first, "first_difference": "loss 1 instead of 2" if first else "", "loss_apart": loss, "twice": []}
+    return {"same_bits": False, "largest_relative": apart, "where": "encoder.w", **reported}
 
 
 def test_a_difference_that_begins_after_the_resume_is_the_resumes_fault() -> None:
@@ -152,8 +152,8 @@ def test_the_settled_pace_and_wait_are_those_of_the_second_half_by_its_time() ->
 def test_what_nvml_does_not_tell_is_said_and_why() -> None:
     figures = {"joules_per_image": 0.25, "watts": 500.0, "gpu_utilisation": 0.9}
     assert drawn(figures, "") == "0.250 J an image, 500 W, utilisation 90%"
-    assert drawn({**figures, "gpu_utilisation": None}, "MIG") == "0.250 J an image, 500 W, the rest not told by NVML: MIG"
-    assert drawn(dict.fromkeys(figures), "no library") == "energy and utilisation not told by NVML: no library"
+    assert drawn({**figures, "gpu_utilisation": None}, "MIG") == "0.250 J an image, 500 W, the rest not reported by NVML: MIG"
+    assert drawn(dict.fromkeys(figures), "no library") == "energy and utilisation not reported by NVML: no library"
 
 
 def test_buckets_through_a_group_of_one_rank_give_half_of_each_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_a_run_that_began_again_was_not_resumed(on_cuda: ModuleType, monkeypatch
         _cuda_parts.resumed(tmp_path, Setup("cpu"))
 
 
-# A run of 20 steps that does what it is told: saves at a step, records so many, ends; saves when it is asked to stop.
+# A run of 20 steps that does as it is asked: saves at a step, records so many, ends; saves when it is asked to stop.
 PRETENDS = """
 import pathlib, signal, sys, time
 folder, saved, recorded, ends = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
@@ -282,7 +282,7 @@ else:
     ("saved", "recorded", "ends", "kill"),
     [
         (5, 7, False, (5, 7)),  # has a checkpoint and went beyond it
-        (0, 13, False, (13, 14)),  # most of its steps and no checkpoint: told to stop, started again, then killed
+        (0, 13, False, (13, 14)),  # most of its steps and no checkpoint: asked to stop, started again, then killed
         (0, 20, True, None),
     ],
 )
@@ -301,11 +301,11 @@ def part(name: str, code: str, least: float = 0.0, most: float = 60.0, needs: tu
 
 
 def answering(wrong: list[str]) -> str:
-    told = {"figures": {"x": 1, "far": math.inf}, "wrong": wrong, "said": ["it is so"]}
-    return f"import sys; open(sys.argv[1], 'w').write({json.dumps(told)!r})"
+    reported = {"figures": {"x": 1, "far": math.inf}, "wrong": wrong, "said": ["it is so"]}
+    return f"import sys; open(sys.argv[1], 'w').write({json.dumps(reported)!r})"
 
 
-def test_a_part_that_fails_is_told_and_the_others_still_run(tmp_path: Path) -> None:
+def test_a_part_that_fails_is_reported_and_the_others_still_run(tmp_path: Path) -> None:
     parts = [
         part("broken", "print('before'); raise ValueError('a planted fault')"),
         part("silent", "import os; os._exit(3)"),
@@ -451,23 +451,23 @@ FIGURES = {
 def test_a_rehearsal_on_cpu_runs_every_part_and_tells_the_documented_figures(
     rehearsed: tuple[Path, dict[str, Any]], on_cuda: ModuleType
 ) -> None:
-    _, told = rehearsed
-    assert (told["outcome"], told["rehearsal"], told["why"]) == ("passed", True, "")
-    assert {n: p["outcome"] for n, p in told["parts"].items()} == dict.fromkeys([*FIGURES, "official_bf16"], "passed")
-    assert {n: set(told[n]) for n in FIGURES} == FIGURES
-    assert set(told["step"]["rows"][0]) == STEP
-    assert "official_style_over_fast_bf16" in told["official_bf16"]
-    assert told["machine"]["gpus"] == []
-    for key in set().union(*FIGURES.values(), STEP, told["machine"], {"official_style_over_fast_bf16", "official_style_over_fast"}):
+    _, reported = rehearsed
+    assert (reported["outcome"], reported["rehearsal"], reported["why"]) == ("passed", True, "")
+    assert {n: p["outcome"] for n, p in reported["parts"].items()} == dict.fromkeys([*FIGURES, "official_bf16"], "passed")
+    assert {n: set(reported[n]) for n in FIGURES} == FIGURES
+    assert set(reported["step"]["rows"][0]) == STEP
+    assert "official_style_over_fast_bf16" in reported["official_bf16"]
+    assert reported["machine"]["gpus"] == []
+    for key in set().union(*FIGURES.values(), STEP, reported["machine"], {"official_style_over_fast_bf16", "official_style_over_fast"}):
         assert key in on_cuda.__doc__, f"{key} is not documented"
-    resumed, packed = told["resumed"], told["packed"]
+    resumed, packed = reported["resumed"], reported["packed"]
     assert packed["steps"] == 32
     assert packed["steps"] > resumed["killed_at"] > resumed["resumed_at"] >= 8
     assert resumed["resumes"] >= 1
     assert (resumed["same_bits"], resumed["largest_relative"], resumed["loss_apart"]) == (True, 0, 0)
-    assert told["ranks"]["loss_apart"] <= 1e-9
-    assert told["execution"]["worst_apart"] <= 1e-9
-    assert packed["nvml"] == told["step"]["nvml"] == "rehearsal on CPU"
+    assert reported["ranks"]["loss_apart"] <= 1e-9
+    assert reported["execution"]["worst_apart"] <= 1e-9
+    assert packed["nvml"] == reported["step"]["nvml"] == "rehearsal on CPU"
     assert packed["energy_kwh"] is None
 
 
@@ -482,7 +482,7 @@ if "jobs.pretrain" in sys.orig_argv:
 
 @pytest.mark.xdist_group("rehearsal")
 @pytest.mark.slow
-def test_a_resume_that_forgets_something_is_told_as_different(rehearsed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_resume_that_forgets_something_is_reported_as_different(rehearsed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = rehearsed
     for path in folder.glob("killed*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -492,9 +492,9 @@ def test_a_resume_that_forgets_something_is_told_as_different(rehearsed: tuple[P
     environment = {**os.environ, **NO_CUDA, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(answer.read_text())
-    (wrong,) = told["wrong"]
-    figures = told["figures"]
+    reported = json.loads(answer.read_text())
+    (wrong,) = reported["wrong"]
+    figures = reported["figures"]
     assert wrong.startswith("the resumed run is different: ")
     assert figures["where"].startswith(("optimizer.state.", "encoder.", "target_encoder.", "predictor.", "mask_token"))
     assert figures["first_different_step"] > figures["resumed_at"]

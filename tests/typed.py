@@ -73,8 +73,8 @@ class Session:
         """`text` with this session's places."""
         for name, path in self.places.items():
             text = text.replace(name, str(path))
-        if "<signature>" in text:
-            text = text.replace("<signature>", next(path.name for path in self.runs_of("cnn_jepa")))
+        if "<run-id>" in text:
+            text = text.replace("<run-id>", next(path.name for path in self.runs_of("cnn_jepa")))
         return text
 
     def runs_of(self, method: str) -> list[Path]:

@@ -143,15 +143,18 @@ def check(folder: Path, manifest: Manifest, workers: int, decode: bool) -> list[
 
 
 def main() -> int:
-    """Run the command line.
+    """Run the command line and return the exit status, which --help explains."""
+    text = """Verify a packed folder: compare its files with the manifest, byte by byte.
 
-    Returns exit status 0 if everything matches the manifest, 1 if not, and 2 if there is no packed
-    folder, or a file is missing or truncated.
-    """
-    parser = Parser(prog="python -m cnnjepa.data.check", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--decode", action="store_true", help="also decode every image once")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes; default: all cores")
+Exit status: 0 everything matches the manifest, 1 something differs,
+2 no packed folder, or a file is missing or truncated."""
+    example = "example:\n  python -m cnnjepa.data.check /scratch/in100 --decode"
+    parser = Parser(prog="python -m cnnjepa.data.check", description=text, epilog=example)
+    what = parser.add_argument_group("what to check")
+    what.add_argument("folder", type=Path, metavar="FOLDER", help="folder that cnnjepa.data.pack wrote")
+    what.add_argument("--decode", action="store_true", help="also decode every image once")
+    how = parser.add_argument_group("how")
+    how.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: all cores, %(default)s)")
     try:
         asked = parser.parse_args()
         manifest = read_manifest(asked.folder, "FOLDER")

@@ -255,7 +255,7 @@ def _run(asked: argparse.Namespace) -> int:
             print(f"corrupt: {line}", file=sys.stderr)
         if manifest is None:
             rule = "error: every image must be one that Pillow decodes"
-            print(f"{rule}; got {len(corrupt)} that it does not: mend them, or leave them out with --skip-corrupt", file=sys.stderr)
+            print(f"{rule}; got {len(corrupt)} that it does not: repair them, or leave them out with --skip-corrupt", file=sys.stderr)
             return 1
     assert manifest is not None
     wrong = check(asked.target, manifest, asked.workers, asked.verify)
@@ -276,20 +276,33 @@ def _run(asked: argparse.Namespace) -> int:
 
 def main() -> int:
     """Run the command line and return the exit status."""
-    parser = Parser(prog="python -m cnnjepa.data.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("target", metavar="TARGET", type=Path)
-    parser.add_argument("--classes", help="imagenet100, or a text file of class names: pack these alone")
-    parser.add_argument("--root", default="", help="where torchvision keeps the set of torchvision:NAME")
-    parser.add_argument(
-        "--short-side", type=int, default=0, help="shrink larger images to this many pixels; data.short_side must say so too"
-    )
-    parser.add_argument("--quality", type=int, default=95, help="JPEG quality of images that are shrunk")
-    parser.add_argument("--decoded", action="store_true", help="store the pixels themselves: 5 times the bytes, several times the speed")
-    parser.add_argument("--skip-corrupt", action="store_true", help="leave out what cannot be decoded; the manifest names it")
-    parser.add_argument("--verify", action="store_true", help="decode every packed image once more at the end")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes; default: all cores")
-    parser.add_argument("--images-per-file", type=int, default=IMAGES_A_FILE, help="default %(default)s, about 0.9 GB of ImageNet")
+    text = """Pack a data set into a few large files. Run the same command again after a kill; the files come out the same.
+
+SOURCE is one of
+  a tree of images: train/<class>/<image> and val/<class>/<image>
+  the folder of ImageNet's tar files: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+    ILSVRC2012_devkit_t12.tar.gz
+  torchvision:NAME, such as torchvision:FashionMNIST, which lies in --root
+
+Exit status: 0 packed and verified, 1 an image cannot be decoded or a file differs, 2 wrong usage."""
+    example = "example:\n  python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify"
+    parser = Parser(prog="python -m cnnjepa.data.pack", description=text, epilog=example)
+    what = parser.add_argument_group("what to pack")
+    what.add_argument("source", metavar="SOURCE", help="images to pack, see above")
+    what.add_argument("target", metavar="TARGET", type=Path, help="folder to write")
+    what.add_argument("--classes", help="imagenet100, or a text file of class names: pack these alone (default: all)")
+    what.add_argument("--root", default="", metavar="DIR", help="folder of the set in torchvision's layout, for torchvision:NAME")
+    what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded; the manifest names them")
+    stored = parser.add_argument_group("how images are stored")
+    side = "shrink larger images to this many pixels; give runs the same data.short_side (default: keep the size)"
+    stored.add_argument("--short-side", type=int, default=0, metavar="N", help=side)
+    stored.add_argument("--quality", type=int, default=95, metavar="Q", help="JPEG quality of shrunk images (default: %(default)s)")
+    stored.add_argument("--decoded", action="store_true", help="store pixels: 5 times the bytes, several times the reading speed")
+    size = "about 0.9 GB of ImageNet (default: %(default)s)"
+    stored.add_argument("--images-per-file", type=int, default=IMAGES_A_FILE, metavar="N", help=size)
+    how = parser.add_argument_group("how to run")
+    how.add_argument("--verify", action="store_true", help="decode every packed image once more at the end")
+    how.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: all cores, %(default)s)")
     try:
         asked = parser.parse_args()
         return _run(asked)

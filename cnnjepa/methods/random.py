@@ -1,4 +1,4 @@
-"""No training, the lower yardstick: the encoder as it starts, with BatchNorm statistics of the training images.
+"""No training, the lower baseline: the encoder as it starts, with BatchNorm statistics of the training images.
 
 No image is loaded but for those statistics, once, after the first step; the steps count, and cost nothing.
 """

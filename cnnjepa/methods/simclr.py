@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image are told to be alike, and unlike all other images of the batch (Chen et al. 2020, arXiv 2002.05709).
+"""SimCLR: two views of an image are made alike, and unlike all other images of the batch (Chen et al. 2020, arXiv 2002.05709).
 
 z1, z2   = head(encoder(view 1)), head(encoder(view 2))        one projection per view
 gather   = z1 and z2 of all ranks

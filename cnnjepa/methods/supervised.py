@@ -1,4 +1,4 @@
-"""Supervised training, the upper yardstick: what the same encoder, views and budget come to when labels are given.
+"""Supervised training, the upper baseline: what the same encoder, views and budget come to when labels are given.
 
 It sees the labels of the probes' training images alone: those that choices are made on, and the test images, stay held out.
 

@@ -23,7 +23,7 @@ from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 aten = torch.ops.aten
 ConvNorm: TypeAlias = tuple[nn.Conv2d, MaskedBatchNorm2d]
 _ONE, _NONE = [1, 1], [0, 0]
-# Each mask has its own number of tiles, and cuDNN plans anew for each shape, in milliseconds: CUDA's convolutions get one of so many.
+# Each mask has its own number of tiles, and cuDNN plans again for each shape, in milliseconds: CUDA's convolutions get one of so many.
 SHAPES = {"cuda": 32}
 
 
@@ -125,7 +125,7 @@ def _as_rows(x_NCSS: Tensor) -> Tensor:
 
 
 def _cast(w: Tensor, x_MC: Tensor) -> Tensor:
-    """The weight in the type to compute in; made anew by the backward pass, so that no copy is kept."""
+    """The weight in the type to compute in; made again by the backward pass, so that no copy is kept."""
     return w.to(x_MC.dtype, memory_format=torch.channels_last)
 
 
@@ -149,7 +149,7 @@ def _thin(x_MC: Tensor, side: int, stride: int) -> Tensor:
 
 
 def _fold(g_NCWW: Tensor, tiles: TileMap) -> Tensor:
-    """What a window of one position before and none after hands back to its tile and to the neighbours that it read."""
+    """What a window of one position before and none after gives back to its tile and to the neighbours that it read."""
     g_NCWW = g_NCWW[: tiles.count]
     g_NCSS = g_NCWW[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
 
@@ -355,7 +355,7 @@ class ResidualBlock(Protocol):
 
 
 def _layers(block: ResidualBlock, side: int) -> tuple[list[_Layer], int, int]:
-    """The layers on tiles of `side`, the shortcut's last; how many form the branch; and the side of what they hand on."""
+    """The layers on tiles of `side`, the shortcut's last; how many form the branch; and the side of what they pass on."""
     layers, start = [], side
     for conv, norm in block.branch:
         layers.append(_Layer(conv, norm, side))

@@ -69,17 +69,17 @@ class BusyMeter:
 
     def __init__(self, read: Callable[[], float] | None) -> None:
         self._read = read
-        self.told = [0.0, 0.0]  # the sum of what it has told, and how often: what a checkpoint keeps
+        self.recorded = [0.0, 0.0]  # the sum of what it has recorded, and how often: what a checkpoint keeps
 
     def look(self) -> dict[str, float]:
         """{"gpu_utilisation": now}, which counts; {} where the device does not tell."""
         if self._read is None:
             return {}
         now = self._read()
-        self.told = [self.told[0] + now, self.told[1] + 1]
+        self.recorded = [self.recorded[0] + now, self.recorded[1] + 1]
         return {"gpu_utilisation": now}
 
     @property
     def mean(self) -> float | None:
         """In [0, 1]."""
-        return self.told[0] / self.told[1] if self.told[1] else None
+        return self.recorded[0] / self.recorded[1] if self.recorded[1] else None

@@ -84,8 +84,8 @@ class Telemetry:
             for name, features in (self.shown or {}).items():
                 values |= feature_statistics(name, features)
             if values:
-                told = torch.stack([v.double() for v in values.values()]).tolist()
-                recorder.scalars(step, dict(zip(values, told, strict=True)))
+                numbers = torch.stack([v.double() for v in values.values()]).tolist()
+                recorder.scalars(step, dict(zip(values, numbers, strict=True)))
         if self._pictured:
             recorder.histograms(step, self._samples)
         self.shown, self._norms, self._samples = None, {}, {}

@@ -1,4 +1,4 @@
-"""What makes two runs the same: a configuration as plain values, back again, and as the signature that names its run."""
+"""What makes two runs the same: a configuration as plain values, back again, and as the run ID that names its run."""
 
 import dataclasses
 import functools

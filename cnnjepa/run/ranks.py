@@ -45,10 +45,10 @@ class Ranks:
 
 def rank_count() -> int:
     """Return the number of ranks that the launcher started; 1 without a launcher."""
-    told = os.environ.get("WORLD_SIZE", "1")
-    if not told.isdigit() or told == "0":
-        raise ValueError(f"WORLD_SIZE must be the number of ranks; got {told}")
-    return int(told)
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdigit() or size == "0":
+        raise ValueError(f"WORLD_SIZE must be the number of ranks; got {size}")
+    return int(size)
 
 
 def is_main_rank() -> bool:

@@ -4,7 +4,7 @@ The training loop waits only for a copy to host memory. A thread writes the copy
 prunes old checkpoints.
 
 A disk that refuses (full, read-only, unavailable) does not stop training: the save is retried, and
-records wait in memory. A run waits for the disk only at its end or when told to stop. It then fails
+records wait in memory. A run waits for the disk only at its end or when asked to stop. It then fails
 with the disk's error if the disk does not recover in time.
 """
 
@@ -30,18 +30,18 @@ _PAUSE_SECONDS = 0.5
 T = TypeVar("T")
 
 
-def insist(write: Callable[[], T], what: str, patience_seconds: float) -> T:
+def retry(write: Callable[[], T], what: str, patience_seconds: float) -> T:
     """Return the result of `write`, retrying on OSError; re-raise it when patience ends."""
-    deadline, told = time.monotonic() + patience_seconds, ""
+    deadline, reported = time.monotonic() + patience_seconds, ""
     while True:
         try:
             return write()
         except OSError as error:
             if time.monotonic() + _PAUSE_SECONDS > deadline:
                 raise
-            if str(error) != told:
-                told = str(error)
-                log.warning("%s was refused: %s; trying again for up to %.0f s", what, told, patience_seconds)
+            if str(error) != reported:
+                reported = str(error)
+                log.warning("%s was refused: %s; trying again for up to %.0f s", what, reported, patience_seconds)
         time.sleep(_PAUSE_SECONDS)
 
 
@@ -61,7 +61,7 @@ class Saver:
         self._folder, self._interval, self._keep = folder, interval_seconds, keep
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._told = ""
+        self._reported = ""
         self._next = time.monotonic() + interval_seconds
         self._saved = -1  # the last published step
 
@@ -99,7 +99,7 @@ class Saver:
     def _write(self, step: int, state: dict[str, Any]) -> None:
         try:
             checkpoint.save(self._folder, step, state, self._keep)
-            self._saved, self._told = step, ""
+            self._saved, self._reported = step, ""
         except OSError as error:
             self._refused(step, error)
         except BaseException as error:  # raised in the training loop
@@ -108,8 +108,8 @@ class Saver:
     def _refused(self, step: int, error: OSError) -> None:
         again = min(RETRY_SECONDS, self._interval)
         self._next = time.monotonic() + again
-        if str(error) != self._told:
-            self._told = str(error)
+        if str(error) != self._reported:
+            self._reported = str(error)
             log.warning("no checkpoint at step %d: %s; training goes on, the next attempt is in %.0f s", step, error, again)
 
     def settle(self) -> None:
@@ -136,5 +136,5 @@ class Saver:
             if self._saved != step:
                 checkpoint.save(self._folder, step, state, self._keep + final)
 
-        insist(write, f"the checkpoint at step {step}", patience_seconds)
+        retry(write, f"the checkpoint at step {step}", patience_seconds)
         self._saved, self._next = step, time.monotonic() + self._interval

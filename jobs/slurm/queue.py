@@ -196,8 +196,8 @@ def show_job(job: str, patience_seconds: float = 120.0) -> dict[str, str]:
     return dict(word.split("=", 1) for word in out.split() if "=" in word)
 
 
-def controller_setting(name: str) -> str:
-    """Return a setting of the controller, such as MaxArraySize."""
+def controller_parameter(name: str) -> str:
+    """Return a parameter of the controller, such as MaxArraySize."""
     match = re.search(rf"^{name}\s*=\s*(.*)$", ask(["scontrol", "show", "config"], 30), re.M)
     return match[1].strip() if match else ""
 

@@ -88,26 +88,26 @@ def parse(lines: Sequence[str]) -> dict[str, JobUse]:
         values = line.split("|")
         if len(values) != len(_FIELDS):
             continue
-        told = dict(zip(_FIELDS, values, strict=True))
-        job, _, step = told["JobID"].partition(".")
-        cores, nodes, tasks = (int(told[key]) if told[key].isdecimal() else 1 for key in ("AllocCPUS", "NNodes", "NTasks"))
+        row = dict(zip(_FIELDS, values, strict=True))
+        job, _, step = row["JobID"].partition(".")
+        cores, nodes, tasks = (int(row[key]) if row[key].isdecimal() else 1 for key in ("AllocCPUS", "NNodes", "NTasks"))
         if step:
             if job in found:
-                known, used = found[job], mebibytes_of(told["MaxRSS"])
-                known = replace(known, steps=known.steps + 1, running_steps=known.running_steps + (told["State"] == "RUNNING"))
+                known, used = found[job], mebibytes_of(row["MaxRSS"])
+                known = replace(known, steps=known.steps + 1, running_steps=known.running_steps + (row["State"] == "RUNNING"))
                 peak = known.memory_used_mb if used is None else max(used * tasks, known.memory_used_mb or 0.0)
                 found[job] = replace(known, memory_used_mb=peak)
             continue
-        if told["State"] == "PENDING":
+        if row["State"] == "PENDING":
             continue
         start = JobUse(
-            (told["State"].split() or [""])[0],
+            (row["State"].split() or [""])[0],
             1,
-            seconds_of(told["Elapsed"]) or 0.0,
-            seconds_of(told["Timelimit"]),
+            seconds_of(row["Elapsed"]) or 0.0,
+            seconds_of(row["Timelimit"]),
             cores,
-            seconds_of(told["TotalCPU"]) or None,  # 0 where it is not gathered
-            mebibytes_of(told["ReqMem"], cores, nodes),
+            seconds_of(row["TotalCPU"]) or None,  # 0 where it is not gathered
+            mebibytes_of(row["ReqMem"], cores, nodes),
             None,
         )
         found[job] = _added(found.get(job), start)

@@ -33,7 +33,7 @@ class Array:
     """
 
     name: str
-    slots: int
+    size: int
     throttle: int  # tasks at once
     module: str
     argument: str
@@ -73,7 +73,7 @@ def _gres(cluster: ClusterProfile) -> str:
 
 def _memory_mb(cluster: ClusterProfile) -> int:
     """Return the memory of one node."""
-    return int(cluster.memory_gb_per_slot * _MB_A_GB / cluster.nodes_per_slot)
+    return int(cluster.memory_gb_per_trial * _MB_A_GB / cluster.nodes_per_trial)
 
 
 def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
@@ -90,8 +90,8 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
     executor.update_parameters(
         job_name=array.name,
         time=cluster.time_limit_minutes,
-        nodes=cluster.nodes_per_slot,
-        ntasks_per_node=cluster.ranks_per_slot // cluster.nodes_per_slot,
+        nodes=cluster.nodes_per_trial,
+        ntasks_per_node=cluster.ranks_per_trial // cluster.nodes_per_trial,
         cpus_per_task=cluster.threads_per_rank,
         mem=f"{_memory_mb(cluster)}M",
         signal_delay_s=cluster.stop_signal_seconds,
@@ -108,7 +108,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         additional_parameters=options,
         **{key: value for key, value in optional.items() if value},
     )
-    executor.parameters["map_count"] = array.slots
+    executor.parameters["map_count"] = array.size
     return executor
 
 
@@ -125,8 +125,8 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
     values: dict[str, Any] = {"name": name, "timeout_min": cluster.time_limit_minutes, "cpus_per_task": cluster.threads_per_rank}
     if launcher == "submitit_slurm":
         values |= {
-            "nodes": cluster.nodes_per_slot,
-            "tasks_per_node": cluster.ranks_per_slot // cluster.nodes_per_slot,
+            "nodes": cluster.nodes_per_trial,
+            "tasks_per_node": cluster.ranks_per_trial // cluster.nodes_per_trial,
             "mem_gb": int(_memory_mb(cluster) // 1024),
             "account": cluster.account or None,
             "partition": cluster.partition or None,

@@ -2,7 +2,7 @@
 
 It runs the command, and when that ends:
   0                          the job is done;
-  200                        the run was told to stop: unless Slurm has ended or requeued the job itself, the job is requeued;
+  200                        the run was asked to stop: unless Slurm has ended or requeued the job itself, the job is requeued;
   anything else              a rank died: the command is run again in place, on the same nodes, but not for ever.
 A job that was cancelled is no longer RUNNING to Slurm, and stays so. Where the ranks do not stop in time, the job is requeued just before
 its limit: past it, Slurm would end it for good.
@@ -86,11 +86,11 @@ class Supervisor:
 
     def __init__(self, command: Sequence[str], job: str, margin_seconds: float) -> None:
         self.command, self.job, self.margin = list(command), job, margin_seconds
-        self.told_to_stop = False
+        self.asked_to_stop = False
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Note a stop signal without stopping: this process must outlive its ranks."""
-        self.told_to_stop = True
+        self.asked_to_stop = True
 
     def attempt(self) -> int | None:
         """Run the command; return its exit status, or None if the job's limit came first."""
@@ -122,8 +122,8 @@ class Supervisor:
             if state != "RUNNING":
                 say(f"status {status}; the job is {state}: Slurm decides what comes next")
                 return INTERRUPTED
-            if status is None or status == STOPPED or self.told_to_stop:
-                say("stopped before the time limit" if status is None else f"status {status}, told to stop: requeueing {self.job}")
+            if status is None or status == STOPPED or self.asked_to_stop:
+                say("stopped before the time limit" if status is None else f"status {status}, asked to stop: requeueing {self.job}")
                 requeue(self.job)
                 return INTERRUPTED
             deaths = deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1
@@ -134,11 +134,17 @@ class Supervisor:
             time.sleep(PAUSE_SECONDS)
 
 
+_ABOUT = "Run a command inside a Slurm job. Start it again if a rank dies; requeue the job if the run was stopped."
+_EXAMPLE = "example:\n  python -m jobs.slurm.supervisor --stop-signal-seconds 120 -- srun python -m jobs.pretrain"
+
+
 def main() -> int:
     """Parse the command line, with the command after --, and supervise it."""
-    parser = Parser(prog="python -m jobs.slurm.supervisor", description=__doc__)
-    parser.add_argument("--stop-signal-seconds", type=float, required=True, help="when before the limit Slurm tells the run to stop")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
+    parser = Parser(prog="python -m jobs.slurm.supervisor", description=_ABOUT, epilog=_EXAMPLE)
+    group = parser.add_argument_group("what to run")
+    signal_help = "seconds before the time limit at which Slurm tells the run to stop"
+    group.add_argument("--stop-signal-seconds", type=float, required=True, metavar="S", help=signal_help)
+    group.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="command to run, such as srun ...")
     try:
         asked = parser.parse_args()
     except ValueError as error:

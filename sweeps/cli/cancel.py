@@ -21,7 +21,7 @@ def cancel(view: View, trials: list[Trial]) -> str:
         state, past = view.state(trial), view.claims(trial)
         claims.cancel(sweep.trial_dir(trial))
         job = past[-1].slurm if past and state in (TrialState.running, TrialState.requeued) else None
-        if job is not None and not job.shared:  # of a job with many slots one stops by itself, and takes another trial
+        if job is not None and not job.shared:  # of a job with many workers one stops by itself, and takes another trial
             jobs.append(job.job)
     ended = len(jobs)
     engine = SlurmEngine.of(sweep, view.watch.queue) if view.watch.queue is not None else None

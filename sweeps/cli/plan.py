@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,50 +19,90 @@ from sweeps.spec.space import applied, baseline
 from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
 from sweeps.state.folder import Sweep
 
-_MOST = 100_000  # seeds, or settings: more is a slip of the hand, and would be planned for hours
+BACKENDS = ("array", "allocation")  # of a sweep on Slurm
+_MOST = 100_000  # seeds or configurations: catches a typo before it is planned for hours
 
 
 def _and_at_most(value: int) -> str:
     return f" and at most {_MOST}" if value > _MOST else ""
 
 
+_RENAMED = {  # options of version 0.1
+    "--points": "--max-trials",
+    "--engine": "--backend",
+    "--engine ray": "--backend allocation",
+    "--backend ray": "--backend allocation",
+    "--slots-per-node": "--trials-per-node",
+}
+
+
 def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line of a sweep; raises ValueError at what it does not know."""
-    parser = Parser(
-        description=spec.question, epilog="Run again to resume: what has a result is not run again.", keys=lambda: override_keys(spec.task)
-    )
-    parser.add_argument("--cluster", default="local", help=f"{', '.join(cluster_names())} (default: local)")
-    parser.add_argument("--scale", choices=[s.name for s in ScaleName], help="default: smoke on local, paper elsewhere")
-    parser.add_argument("--seeds", type=int, help="seeds a setting; default: the sweep's own number for the scale")
-    early = f"a run goes on at a rung if it is among the best 1/eta (default: {DEFAULT_ETA}); default: asha for searches, else none"
-    parser.add_argument("--early-stopping", choices=["asha", "none"], help=early)
-    parser.add_argument("--eta", type=int, default=DEFAULT_ETA, help="of the runs that reach a rung one in so many goes on")
-    names = ", ".join(task_named(spec.task).WARNINGS)
-    ends = "end a run as pruned at the first probe at which this early warning holds; may be given several times"
-    parser.add_argument("--prune-on", action="append", default=[], metavar="NAME", help=f"{ends}: {names}")
-    if spec.space:
-        parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help=f"who chooses settings (default: {SAMPLERS[0]})")
-        parser.add_argument("--points", type=int, help="settings to try; default: the sweep's own number for the scale")
-        parser.add_argument(
-            "--two-objectives", action="store_true", help="search for accuracy and for few GPU-hours; nothing is stopped early"
-        )
-        budget = "begin no run that could take the search above H (core-hours where no GPU is used)"
-        parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help=budget)
-    hands = "on Slurm: a job array, one element a trial (default), or one job of N nodes in which Ray places many trials"
-    parser.add_argument("--engine", choices=["array", "ray"], help=hands)
-    parser.add_argument("--nodes", type=int, metavar="N", help="of the job, with --engine ray")
-    share = "trials at once on each, with --engine ray; default: one a GPU, or a core where there are none"
-    parser.add_argument("--slots-per-node", type=int, metavar="K", help=share)
-    parser.add_argument("--runs-dir", type=Path, help="where sweeps are kept; default: the cluster profile's")
-    parser.add_argument("--dry-run", action="store_true", help="show trials, quote and batch script, and run nothing; needs no Slurm")
-    parser.add_argument("--max-gpu-hours", type=float, metavar="H", help="refuse to submit what is quoted above H")
-    parser.add_argument("--yes", action="store_true", help="ask nothing")
-    parser.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs need nobody")
-    parser.add_argument("--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for every trial, such as epochs=5; or of the profile, such as account=abc"
-    )
+    """Return the parsed command line of a sweep; raise ValueError at what --help does not show."""
+    file = sys.argv[0] if sys.argv[0].endswith(".py") else f"sweeps/{spec.name}.py"
+    command = f"python {file}"
+    more = "--max-trials 8" if spec.space else "--seeds 3"
+    epilog = f"example:\n  {command} --cluster local {more} --dry-run\n\nRun the same command again to resume; completed trials are kept."
+    question = textwrap.fill(spec.question, 100)
+    parser = Parser(prog=command, description=question, epilog=epilog, keys=lambda: override_keys(spec.task), renamed=_RENAMED)
+    _add_what(parser, spec)
+    _add_where(parser)
+    _add_search(parser, spec)
+    _add_costs(parser, spec)
     return parser.parse_args(arguments)  # type: ignore[no-any-return]
+
+
+def _add_what(parser: Parser, spec: SweepSpec) -> None:
+    group = parser.add_argument_group("what to run")
+    group.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="set a key for every trial (epochs=5) or of the profile (account=abc)"
+    )
+    group.add_argument("--scale", choices=[s.name for s in ScaleName], help="default: smoke on this machine, paper on a cluster")
+    seeds = "seeds per configuration" + (", at most" if spec.space else "")
+    scales = ", ".join(f"{spec.scale(s).seeds} at {s.name} scale" for s in ScaleName)
+    group.add_argument("--seeds", type=int, metavar="N", help=f"{seeds} (default: {scales})")
+    group.add_argument("--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint")
+    group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing, need no Slurm")
+
+
+def _add_where(parser: Parser) -> None:
+    group = parser.add_argument_group("where and how")
+    group.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{', '.join(cluster_names())} (default: %(default)s)")
+    group.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
+    backends = "on Slurm: array, one job per trial; allocation, one job in which Ray places many trials"
+    group.add_argument("--backend", choices=BACKENDS, help=f"{backends} (default: the queued one, else array)")
+    group.add_argument("--nodes", type=int, metavar="N", help="nodes of the job, with --backend allocation")
+    share = "trials at once on each node, with --backend allocation (default: one per GPU, or per core without GPUs)"
+    group.add_argument("--trials-per-node", type=int, metavar="N", help=share)
+    group.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs go on alone")
+    group.add_argument("--yes", action="store_true", help="submit without asking")
+
+
+def _add_search(parser: Parser, spec: SweepSpec) -> None:
+    group = parser.add_argument_group("search" if spec.space else "early stopping")
+    if spec.space:
+        group.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="how configurations are chosen (default: %(default)s)")
+        scales = ", ".join(f"{spec.scale(s).max_trials} at {s.name} scale" for s in ScaleName)
+        group.add_argument("--max-trials", type=int, metavar="N", help=f"configurations to try (default: {scales})")
+        objectives = "search for accuracy and for few GPU-hours; stop nothing early"
+        group.add_argument("--two-objectives", action="store_true", help=objectives)
+    default = "asha, or none with --two-objectives and with the samplers grid and gp" if spec.space else "none"
+    early = f"compare runs at rungs and stop all but the best (default: {default})"
+    group.add_argument("--early-stopping", choices=["asha", "none"], help=early)
+    group.add_argument(
+        "--eta", type=int, default=DEFAULT_ETA, metavar="N", help="let one run in N go on at each rung (default: %(default)s)"
+    )
+    names = ", ".join(task_named(spec.task).WARNINGS)
+    ends = "end a run as pruned when this warning holds at a probe; may be repeated"
+    group.add_argument("--prune-on", action="append", default=[], metavar="NAME", help=f"{ends}: {names} (default: none)")
+
+
+def _add_costs(parser: Parser, spec: SweepSpec) -> None:
+    group = parser.add_argument_group("cost limits")
+    most = "refuse to submit if the cost estimate is above H GPU-hours (default: no limit)"
+    group.add_argument("--max-gpu-hours", type=float, metavar="H", help=most)
+    if spec.space:
+        budget = "begin no run that could take the search above H GPU-hours, or core-hours without GPUs (default: no limit)"
+        group.add_argument("--budget-gpu-hours", type=float, metavar="H", help=budget)
 
 
 def profile_keys(spec: SweepSpec, overrides: Sequence[str]) -> list[str]:
@@ -87,7 +129,7 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
     rungs = rungs_of(spec, chosen, asked)
     eta, search = asked.eta if rungs else 0, None
     if spec.space and asked.sampler == "grid":
-        for flag, value in {"--points": asked.points, "--budget-gpu-hours": asked.budget_gpu_hours}.items():
+        for flag, value in {"--max-trials": asked.max_trials, "--budget-gpu-hours": asked.budget_gpu_hours}.items():
             if value is not None:
                 raise ValueError(f"{flag} must be left out with --sampler grid, which runs every combination; got {value:g}")
         if asked.two_objectives:
@@ -105,7 +147,7 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
 
 
 def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:
-    """Epochs at which runs are held against each other: none where nothing is stopped early, and none within any run's warm-up."""
+    """Epochs at which runs are compared: none where nothing is stopped early, and none within any run's warm-up."""
     # A grid chooses nothing, a Gaussian process learns from completed runs alone, and what was stopped has no accuracy beside its cost.
     default = "asha" if spec.space and asked.sampler in ("tpe", "random") and not asked.two_objectives else "none"
     if spec.space and asked.two_objectives and asked.early_stopping == "asha":
@@ -118,7 +160,7 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
     longest, key = 0.0, task_of(train).KEYS.get("warmup_epochs")
     if key is not None:
         swept = [d for d in spec.space_at(scale) if d.key == key]
-        given = [float(s.overrides.get(key, 0)) for s in spec.settings_at(scale)]
+        given = [float(s.overrides.get(key, 0)) for s in spec.configurations_at(scale)]
         longest = max([lookup(to_dict(train), key), *given, *(max([d.high, *map(float, d.options)]) for d in swept)])
     found = rung_epochs(train.epochs, longest, asked.eta)
     if not found:
@@ -129,12 +171,12 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
 
 def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int) -> Search:
     """The search that was asked for; raises ValueError where the borders of its space cannot be trained."""
-    points, budget = scale.points if asked.points is None else asked.points, asked.budget_gpu_hours
-    if not 1 <= points <= _MOST:
-        raise ValueError(f"--points must be at least 1{_and_at_most(points)}; got {points}")
+    max_trials, budget = scale.max_trials if asked.max_trials is None else asked.max_trials, asked.budget_gpu_hours
+    if not 1 <= max_trials <= _MOST:
+        raise ValueError(f"--max-trials must be at least 1{_and_at_most(max_trials)}; got {max_trials}")
     if budget is not None and not 0 < budget < float("inf"):
         raise ValueError(f"--budget-gpu-hours must be positive and finite; got {budget:g}")
-    options = {"points": points, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}
+    options = {"max_trials": max_trials, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}
     search = build_search(spec, scale, asked.cluster, asked.overrides, rungs, sampler=asked.sampler, **options)
     start = baseline(search.space, search.base)
     for d in search.space:

@@ -1,4 +1,4 @@
-"""The door of every sweep: `python sweeps/<name>.py --cluster local ...` plans, checks, runs what is missing, and writes the results."""
+"""The command of every sweep: `python sweeps/<name>.py --cluster local ...` plans, checks, runs what is missing, and writes the results."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from sweeps.cli import submit
 from sweeps.cli.plan import parse, plan
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.monitor import Watcher, conclude, wide_console
-from sweeps.execution.ray_local import LocalEngine, slots_here
+from sweeps.execution.ray_local import LocalEngine, workers_here
 from sweeps.execution.rounds import REFRESH_SECONDS, run_round
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import Outlook, is_over, to_take_up
@@ -34,7 +34,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         return True
     engine = LocalEngine(sweep, cluster)
     signals: list[int] = []
-    told: list[str] = []
+    reported: list[str] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         signals.append(number)
@@ -50,15 +50,15 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
 
     before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
     if engine.unused_devices:
-        console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_slot=1 gives each trial one")
+        console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_trial=1 gives each trial one")
     console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
     try:
         engine.start()
         with Watcher(view, console) as watcher:
             while not stopped() and not is_over(view):
-                if not run_round(view, engine.place, engine.parallel, watcher, stopped):  # the rest runs in another command's slots
-                    if (hosts := view.hosts_elsewhere()) != told:
-                        told = hosts
+                if not run_round(view, engine.place, engine.parallel, watcher, stopped):  # the rest runs in another command's workers
+                    if (hosts := view.hosts_elsewhere()) != reported:
+                        reported = hosts
                         minutes = claims.SILENCE_SECONDS / 60
                         if hosts:
                             console.print(f"waiting for trials of {', '.join(hosts)}; taken over once silent for {minutes:.0f} min")
@@ -87,8 +87,8 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     console = wide_console()
     sweep, cluster = plan(spec, asked)
     slurm, allocation = cluster.scheduler is Scheduler.slurm, submit.allocation_of(asked, cluster)
-    slot = allocation.slot(cluster) if allocation else cluster
-    price = submit.quote_of(View.here(sweep), slot, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
+    worker = allocation.part(cluster) if allocation else cluster
+    price = submit.estimate_of(View.here(sweep), worker, asked.retry_failed) if slurm or asked.max_gpu_hours is not None else None
     if price is not None:
         sweep = sweep.expecting(price.device_hours_per_epoch)
         submit.check_budget(sweep, price)
@@ -101,7 +101,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
     if slurm and price is not None:
         return submit.run(sweep, cluster, allocation, price, asked, console)
     if left_to_run(View(sweep), asked.retry_failed) or to_take_up(View(sweep)):
-        slots_here(cluster)
+        workers_here(cluster)
     check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in sweep.trials])
     announce_changes(sweep, console)
     sweep.write()
@@ -115,16 +115,14 @@ def show_plan(sweep: Sweep, console: Console) -> None:
     view = View.here(sweep)
     announce_changes(sweep, console)
     for trial in sweep.trials:
-        console.print(
-            f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.setting}", highlight=False, soft_wrap=True
-        )
+        console.print(f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.label}", highlight=False, soft_wrap=True)
     epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
     console.print(f"{len(sweep.trials)} trials, {epochs} epochs each, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:
         console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs go on", highlight=False)
     if (search := sweep.search) is not None:
         more = Outlook(view).runs_left_at_most
-        what = f"{search.sampler} chooses up to {search.points} settings, the best of them get up to {search.seeds} seeds"
+        what = f"{search.sampler} chooses up to {search.max_trials} configurations, the best of them get up to {search.seeds} seeds"
         console.print(f"{what}: at most {more} further runs", highlight=False, soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from cnnjepa.run.folder import RunStatus
 from jobs import preflight, snapshot
 from jobs.cli import INTERRUPTED
 from jobs.cluster import Allocation, ClusterProfile, Scheduler
-from jobs.cost import Quote, balance, combined, quote, same_shape
+from jobs.cost import Estimate, balance, combined, estimate, same_shape
 from jobs.provenance import commit_and_diff
 from jobs.slurm.queue import Queue, SlurmError, has_slurm
 from jobs.slurm.sbatch import render
@@ -36,7 +36,7 @@ def hours_of(view: View, like: dict[str, Any], cluster: ClusterProfile) -> list[
         result = view.result(trial)
         past = view.claims(trial) if result and result.status is RunStatus.completed else []
         if result and past and past[-1].slurm is not None and same_shape(trial.values, like):
-            devices = past[-1].slurm.gpus or cluster.cores_per_slot
+            devices = past[-1].slurm.gpus or cluster.cores_per_trial
             hours.append(result.seconds / 3600 / trial.epochs * devices)
     return hours
 
@@ -64,11 +64,11 @@ def kinds_of(sweep: Sweep) -> list[list[Trial]]:
     return kinds
 
 
-def quote_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Quote:
+def estimate_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Estimate:
     """What is left of the sweep, priced, each kind of runs by itself; with what failed, where that is to be tried again."""
     search = view.sweep.search
     left = {t.signature: t.epochs * (1 - trial_status(view, t)["done"]) for t in left_to_run(view, retry_failed)}
-    quotes = []
+    estimates = []
     for kind in kinds_of(view.sweep):
         epochs_left = [left[t.signature] for t in kind if t.signature in left]
         if search is not None:  # as if nothing were stopped early
@@ -76,8 +76,8 @@ def quote_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Quote:
         measured = measured_hours(view.sweep.path.parent, kind[0].values, cluster)
         epochs = statistics.fmean(t.epochs for t in kind)
         at_most = bool(view.sweep.rungs) or search is not None
-        quotes.append(quote(cluster, kind[0].values, epochs_left, epochs, measured, at_most=at_most))
-    return combined(quotes, cluster)
+        estimates.append(estimate(cluster, kind[0].values, epochs_left, epochs, measured, at_most=at_most))
+    return combined(estimates, cluster)
 
 
 def budget_of(sweep: Sweep) -> float | None:
@@ -85,7 +85,7 @@ def budget_of(sweep: Sweep) -> float | None:
     return sweep.search.budget_hours if sweep.search is not None else None
 
 
-def check_budget(sweep: Sweep, price: Quote) -> None:
+def check_budget(sweep: Sweep, price: Estimate) -> None:
     """Raise ValueError where a search's budget is not enough for one run."""
     budget, rate = budget_of(sweep), price.device_hours_per_epoch
     if budget is not None and rate is not None and budget < rate * sweep.trials[0].epochs:
@@ -93,18 +93,18 @@ def check_budget(sweep: Sweep, price: Quote) -> None:
         raise ValueError(f"--budget-gpu-hours must be at least the {cost:,.1f} {price.unit} of one run; got {budget:g}")
 
 
-def check_cap(cap: float | None, price: Quote, budget: float | None = None) -> None:
-    """Raise ValueError where the quote, or a search's smaller budget, is above `cap` GPU-hours, or where it cannot be known."""
+def check_cap(cap: float | None, price: Estimate, budget: float | None = None) -> None:
+    """Raise ValueError where the cost estimate, or a search's smaller budget, is above `cap` GPU-hours, or where it cannot be known."""
     if cap is None or price.unit != "GPU-hours" or not price.trials or (budget is not None and budget <= cap):
         return
     if price.device_hours is None:
-        raise ValueError(f"--max-gpu-hours must be held against a quote; got {cap:g}, and the cost is unknown: {price.source}")
+        raise ValueError(f"--max-gpu-hours must be compared with an estimate; got {cap:g}, and the cost is unknown: {price.source}")
     if price.device_hours > cap:
-        raise ValueError(f"--max-gpu-hours must be at least the quote of {price.device_hours:,.0f} GPU-hours; got {cap:g}")
+        raise ValueError(f"--max-gpu-hours must be at least the cost estimate of {price.device_hours:,.0f} GPU-hours; got {cap:g}")
 
 
-def show_quote(sweep: Sweep, price: Quote, console: Console) -> None:
-    """Print the quote, and the site's balance beside it."""
+def show_estimate(sweep: Sweep, price: Estimate, console: Console) -> None:
+    """Print the cost estimate, and the site's balance beside it."""
     for line in price.lines():
         console.print(line, highlight=False, soft_wrap=True)
     if sweep.rungs and sweep.search is not None and (rate := price.device_hours_per_epoch) is not None:
@@ -121,48 +121,48 @@ def show_quote(sweep: Sweep, price: Quote, console: Console) -> None:
 def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocation | None:
     """The allocation that the command line asks for, None for an array; raises ValueError where its parts do not fit."""
     slurm = cluster.scheduler is Scheduler.slurm
-    if asked.engine != "ray" or not slurm:
-        for key, value in {"--nodes": asked.nodes, "--slots-per-node": asked.slots_per_node}.items():
+    if asked.backend != "allocation" or not slurm:
+        for key, value in {"--nodes": asked.nodes, "--trials-per-node": asked.trials_per_node}.items():
             if value is not None:
-                raise ValueError(f"{key} must come with --engine ray on a Slurm cluster; got {value}: add it, or leave {key} out")
-    if asked.engine and not slurm:
-        rule = "be left out where Ray Tune places the slots on this machine"
-        raise ValueError(f"--engine must {rule}; got {asked.engine}: give a Slurm --cluster, or leave it out")
-    if asked.engine != "ray":
+                raise ValueError(f"{key} must come with --backend allocation on a Slurm cluster; got {value}: add it, or leave {key} out")
+    if asked.backend and not slurm:
+        rule = "be left out on this machine, where Ray Tune places the trials"
+        raise ValueError(f"--backend must {rule}; got {asked.backend}: give a Slurm --cluster, or leave it out")
+    if asked.backend != "allocation":
         return None
     if asked.nodes is None:
-        raise ValueError("--nodes must be given with --engine ray; got none: add --nodes N")
-    return Allocation.of(cluster, asked.nodes, asked.slots_per_node)
+        raise ValueError("--nodes must be given with --backend allocation; got none: add --nodes N")
+    return Allocation.of(cluster, asked.nodes, asked.trials_per_node)
 
 
-def planned(engine: SlurmEngine, slots: int) -> list[Submission]:
-    """The submissions of `slots` slots that would come next, were nothing queued; all but their sizes is the same."""
+def planned(engine: SlurmEngine, workers: int) -> list[Submission]:
+    """The submissions of that many workers that would come next, were nothing queued; all but their sizes is the same."""
     if engine.allocation is not None:
         return [engine.planned(1, 1, [])]
-    return [engine.planned(size, throttle, []) for size, throttle in shares(slots, array_limit(), engine.cluster.max_parallel or slots)]
+    return [engine.planned(size, throttle, []) for size, throttle in shares(workers, array_limit(), engine.cluster.max_parallel or workers)]
 
 
-def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Quote, console: Console) -> None:
-    """Print the quote and the very script that would be submitted were nothing queued; needs no Slurm."""
+def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Estimate, console: Console) -> None:
+    """Print the cost estimate and the very script that would be submitted were nothing queued; needs no Slurm."""
     engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue(), allocation)
     view = View(sweep)
-    slots = engine.wanted(len(left_to_run(view, False)) + to_take_up(view) if sweep.search is not None else price.trials)
-    show_quote(sweep, price, console)
-    if slots:
-        arrays = planned(engine, slots)
-        for size, throttle in dict.fromkeys((a.slots, a.throttle) for a in arrays):
-            alike = [a for a in arrays if (a.slots, a.throttle) == (size, throttle)]
+    workers = engine.wanted(len(left_to_run(view, False)) + to_take_up(view) if sweep.search is not None else price.trials)
+    show_estimate(sweep, price, console)
+    if workers:
+        arrays = planned(engine, workers)
+        for size, throttle in dict.fromkeys((a.size, a.throttle) for a in arrays):
+            alike = [a for a in arrays if (a.size, a.throttle) == (size, throttle)]
             many = f", {len(alike)} such arrays" if len(alike) > 1 else ""
             console.print(f"\nbatch script of {alike[0].what}{many}:\n", highlight=False)
             console.out(render(alike[0].job_profile, alike[0].array()), highlight=False)
 
 
-def refuse_problems(engine: SlurmEngine, slots: int, runs: int, console: Console) -> None:
+def refuse_problems(engine: SlurmEngine, workers: int, runs: int, console: Console) -> None:
     """Preflight, with room for so many runs; raises ValueError where anything would stop the submission, warnings are printed."""
     sweep = engine.sweep
     by_data = {str(sweep.task.value(t.values, "data", "")): t.values for t in sweep.trials}
     room = sweep.task.bytes_of_a_run(sweep.trials[0].config)
-    first = planned(engine, slots)[0]
+    first = planned(engine, workers)[0]
     found = preflight.preflight(first.job_profile, first.array(), sweep.path.parent, runs, room, list(by_data.values()))
     for finding in found:
         if finding.level == "warning" or finding.what == "squota":
@@ -180,7 +180,7 @@ def confirmed(asked: argparse.Namespace) -> bool:
 
 
 def run(
-    sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Quote, asked: argparse.Namespace, console: Console
+    sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Estimate, asked: argparse.Namespace, console: Console
 ) -> int:
     """Submit what is missing and become the process that watches; returns the exit status where there is nothing to watch.
 
@@ -198,9 +198,9 @@ def run(
     if left_to_run(view, asked.retry_failed) or to_take_up(view):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
         engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue, allocation)
-        if asked.engine is None and engine.allocated:  # who only looks again shall not get an array beside it
+        if asked.backend is None and engine.allocated:  # who only looks again shall not get an array beside it
             engine.allocation = engine.allocated
-            say("an allocation of this sweep is queued or runs; --engine array adds an array beside it")
+            say("an allocation of this sweep is queued or runs; --backend array adds an array beside it")
         try:
             if not submit_missing(engine, price, asked, console, say):
                 return INTERRUPTED
@@ -217,15 +217,15 @@ def run(
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.execution.monitor", str(sweep.path)])  # noqa: S606, no shell is wanted
 
 
-def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace, console: Console, say: Callable[[str], None]) -> bool:
-    """Check, quote, ask, and submit the slots that the sweep lacks; too many waiting ones are withdrawn. False where a person said no."""
+def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespace, console: Console, say: Callable[[str], None]) -> bool:
+    """Check, estimate, ask, and submit the workers that the sweep lacks; withdraw spare waiting ones. Return False if a person said no."""
     sweep, queue = engine.sweep, engine.queue
     engine.settle(say)
     view = View(sweep, queue=queue)
-    slots = engine.lacking(view, len(left_to_run(view, asked.retry_failed)) + to_take_up(view))
-    if slots > 0:
-        show_quote(sweep, price, console)
-        refuse_problems(engine, slots, price.trials, console)
+    workers = engine.lacking(view, len(left_to_run(view, asked.retry_failed)) + to_take_up(view))
+    if workers > 0:
+        show_estimate(sweep, price, console)
+        refuse_problems(engine, workers, price.trials, console)
         if not confirmed(asked):
             return False
     sweep.write()
@@ -235,10 +235,10 @@ def submit_missing(engine: SlurmEngine, price: Quote, asked: argparse.Namespace,
     engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # as it is now: a question may have stood for an hour
     take_up(View(sweep, queue=queue), asked.retry_failed)
     while True:
-        engine.queue = Queue()  # asked anew: what it said before is older than what other commands have submitted
+        engine.queue = Queue()  # asked again: what it said before is older than what other commands have submitted
         missing = engine.missing(View(sweep, queue=engine.queue))
         if missing < 0 and (gone := engine.withdraw(-missing)):
-            say(f"{gone} waiting slots withdrawn, no trial is left for them")
+            say(f"{gone} waiting workers withdrawn, no trial is left for them")
         try:
             for made in engine.submit(missing) if missing > 0 else []:
                 after = f", after {', '.join(made.after)}" if made.after else ""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from jobs.slurm.queue import SlurmError
 from sweeps.drill.compare import Proof, prove
-from sweeps.drill.observed import NothingToStrikeError, WatchedRun, wait_for
+from sweeps.drill.observed import NoTargetError, WatchedRun, wait_for
 
 _STEPS_BETWEEN = (1, 7)  # bounds of the steps from one fault to the next
 _STEPS_TO_FEEL = 3  # images for as many steps are loaded ahead
@@ -33,7 +33,7 @@ class Scene(Protocol):
 
     @property
     def faults(self) -> dict[str, Fault]:
-        """Return name -> fault. A fault raises NothingToStrikeError if it finds no target."""
+        """Return name -> fault. A fault raises NoTargetError if it finds no target."""
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -47,7 +47,7 @@ class Scene(Protocol):
 
 
 @dataclass(frozen=True)
-class Struck:
+class Injected:
     """One injected fault and its cost."""
 
     fault: str
@@ -62,7 +62,7 @@ class Drill:
     """Findings of a drill."""
 
     step_seconds: float  # median of the reference run
-    struck: list[Struck] = field(default_factory=list)
+    injected: list[Injected] = field(default_factory=list)
     proofs: list[Proof] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ def write_table(run: WatchedRun) -> None:
         raise RuntimeError(f"python -m sweeps results: {done.stderr.strip()}")
 
 
-def leave_in_peace(scene: Scene) -> None:
+def run_undisturbed(scene: Scene) -> None:
     """Let a run finish undisturbed."""
     try:
         wait_for("the undisturbed run", scene.run.ended, _RUN_SECONDS)
@@ -118,14 +118,14 @@ def leave_in_peace(scene: Scene) -> None:
     write_table(scene.run)
 
 
-def strike(scene: Scene, name: str, draw: random.Random, step_seconds: float) -> Struck:
+def inject(scene: Scene, name: str, draw: random.Random, step_seconds: float) -> Injected:
     """Inject one fault and wait until the run has passed every step it had reached.
 
-    Raise NothingToStrikeError if the fault finds no target.
+    Raise NoTargetError if the fault finds no target.
     """
     run = scene.run
     first, log_start, began = run.step(), run.log_size(), time.monotonic()
-    epoch, reached = run.epoch(), first
+    attempt, reached = run.attempt(), first
     starts_again = scene.faults[name](draw)
 
     def passed() -> bool:
@@ -133,7 +133,7 @@ def strike(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
         scene.keep_alive()
         if run.ended():
             return True
-        if starts_again and run.epoch() == epoch:  # the run goes on until it notices the fault
+        if starts_again and run.attempt() == attempt:  # the run goes on until it notices the fault
             reached = max(reached, run.step())
             return False
         return run.step() > reached + (0 if starts_again else _STEPS_TO_FEEL)
@@ -142,7 +142,7 @@ def strike(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
     seconds = time.monotonic() - began
     resumed = run.resumed_at(log_start)
     repeated = 0 if resumed is None else max(reached - resumed, 0)
-    return Struck(name, first, repeated, max(seconds - (run.step() - first) * step_seconds, 0.0))
+    return Injected(name, first, repeated, max(seconds - (run.step() - first) * step_seconds, 0.0))
 
 
 def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw: random.Random, say: Say) -> None:
@@ -151,25 +151,25 @@ def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw:
     deadline = time.monotonic() + _RUN_SECONDS
     while not scene.run.ended() and time.monotonic() < deadline:
         scene.keep_alive()
-        if len(found.struck) == faults or scene.run.step() < next_step or not scene.run.gained():
+        if len(found.injected) == faults or scene.run.step() < next_step or not scene.run.gained():
             time.sleep(0.03)
             continue
         time.sleep(draw.uniform(0, 3 * found.step_seconds))  # anywhere in a step or a save
         try:
-            done = strike(scene, name, draw, found.step_seconds)
-        except (NothingToStrikeError, SlurmError, IndexError) as error:
+            done = inject(scene, name, draw, found.step_seconds)
+        except (NoTargetError, SlurmError, IndexError) as error:
             # The run is about to end or start, or the fault is impossible here.
             tries += 1
             time.sleep(0.05)
             if tries == _TRIES:
-                found.left_out.setdefault(name, f"there was nothing to strike: {error}")
+                found.left_out.setdefault(name, f"it found no target: {error}")
                 name, tries = next(names), 0
             continue
-        found.struck.append(done)
+        found.injected.append(done)
         found.left_out.pop(name, None)
         tries = 0
-        told = f"{len(found.struck)}/{faults} run {len(found.proofs) + 1}: {name} at step {done.step}"
-        say(f"{told}: {done.steps_repeated} steps repeated, {done.seconds_lost:.1f} s lost")
+        line = f"{len(found.injected)}/{faults} run {len(found.proofs) + 1}: {name} at step {done.step}"
+        say(f"{line}: {done.steps_repeated} steps repeated, {done.seconds_lost:.1f} s lost")
         name, next_step = next(names), scene.run.step() + draw.randint(*_STEPS_BETWEEN)
 
 
@@ -181,24 +181,24 @@ def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Dri
     """
     say("reference run without faults")
     scene = make("undisturbed")
-    twin = scene.run
-    leave_in_peace(scene)
+    reference = scene.run
+    run_undisturbed(scene)
     seconds = time.monotonic() - scene.started
-    step_seconds = twin.seconds_a_step()
+    step_seconds = reference.seconds_a_step()
     result = Drill(step_seconds, left_out=dict(scene.left_out))
     say(f"it took {seconds:.1f} s, {1000 * step_seconds:.0f} ms a step")
     draw, names = random.Random(seed), order(sorted(scene.faults), seed)
-    while len(result.struck) < faults:
-        number, before = len(result.proofs) + 1, len(result.struck)
-        scene = make(f"struck-{number}")
+    while len(result.injected) < faults:
+        number, before = len(result.proofs) + 1, len(result.injected)
+        scene = make(f"struck-{number}")  # the folder's name since 0.1
         try:
             disturb(scene, result, faults, names, draw, say)
         finally:
             scene.close()
         write_table(scene.run)
-        result.proofs.append(prove(scene.run.path, twin.path))
+        result.proofs.append(prove(scene.run.path, reference.path))
         say(f"run {number}: {verdict(result.proofs[-1])}")
-        if result.proofs[-1].lost or len(result.struck) == before:
+        if result.proofs[-1].lost or len(result.injected) == before:
             break
     return result
 

@@ -74,11 +74,11 @@ def _last_state(run: Path) -> dict[str, Any]:
     return {} if newest is None else checkpoint.read(newest, torch.device("cpu"))
 
 
-def compare_states(proof: Proof, state: dict[str, Any], twin: dict[str, Any]) -> None:
+def compare_states(proof: Proof, state: dict[str, Any], reference: dict[str, Any]) -> None:
     """Compare two checkpoints byte by byte."""
     import torch
 
-    ours, theirs = dict(_tensors(state)), dict(_tensors(twin))
+    ours, theirs = dict(_tensors(state)), dict(_tensors(reference))
     for path in sorted(ours.keys() | theirs.keys()):
         a, b = ours.get(path), theirs.get(path)
         proof.compared[_aspect(path)] += 1
@@ -90,52 +90,52 @@ def compare_states(proof: Proof, state: dict[str, Any], twin: dict[str, Any]) ->
         if bits:
             proof.different_bits += bits
             proof.differs(_aspect(path), f"{path}: {bits} bits")
-    if state.get("step") != twin.get("step"):
-        proof.differs("weights", f"step {state.get('step')} instead of {twin.get('step')}")
+    if state.get("step") != reference.get("step"):
+        proof.differs("weights", f"step {state.get('step')} instead of {reference.get('step')}")
 
 
 def _without_timing(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in TIMING_KEYS}
 
 
-def compare_records(proof: Proof, records: list[dict[str, Any]], twin: list[dict[str, Any]]) -> None:
+def compare_records(proof: Proof, records: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
     """Compare two metrics.jsonl files and find duplicated records."""
     often = Counter((r["kind"], r["step"]) for r in records)
     proof.duplicated += [f"{kind} record of step {step}" for (kind, step), n in often.items() if n > 1]
-    ours, theirs = ([json.dumps(_without_timing(r), sort_keys=True) for r in found] for found in (records, twin))
+    ours, theirs = ([json.dumps(_without_timing(r), sort_keys=True) for r in found] for found in (records, reference))
     proof.compared["metrics"] += len(theirs)
     if ours != theirs:
         first = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
         proof.differs("metrics", f"{len(ours)} records instead of {len(theirs)}, from the {first + 1}th on")
 
 
-def compare_rows(proof: Proof, table: Path, twin: Path) -> None:
+def compare_rows(proof: Proof, table: Path, reference: Path) -> None:
     """Compare two results.csv files and find duplicated rows."""
-    ours, theirs = ([_without_timing(dict(row)) for row in csv.DictReader(path.open())] for path in (table, twin))
+    ours, theirs = ([_without_timing(dict(row)) for row in csv.DictReader(path.open())] for path in (table, reference))
     often = Counter(row["signature"] for row in ours)
     proof.duplicated += [f"row of {signature}" for signature, n in often.items() if n > 1]
     proof.compared["table rows"] += len(theirs)
     nothing: dict[str, str] = {}
     for a, b in itertools.zip_longest(ours, theirs, fillvalue=nothing):
-        proof.compare_values("table rows", b.get("setting", a.get("setting")), a, b)
+        proof.compare_values("table rows", b.get("setting", a.get("setting")), a, b)  # a column of the CSV file
 
 
-def prove(run: Path, twin: Path) -> Proof:
-    """Compare the run in `run` with the reference run in `twin`.
+def prove(run: Path, reference: Path) -> Proof:
+    """Compare the run in `run` with the reference run in `reference`.
 
     Both are trials of sweeps whose tables have been written.
     """
     proof = Proof()
-    result, expected = RunFolder(run).result(), RunFolder(twin).result()
+    result, expected = RunFolder(run).result(), RunFolder(reference).result()
     assert expected is not None
     if result is None or result.status is not RunStatus.completed:
         proof.lost = "it has no result" if result is None else f"{result.status.name}: {result.cause}"
         return proof
-    compare_states(proof, _last_state(run), _last_state(twin))
-    compare_records(proof, RunFolder(run).metrics(), RunFolder(twin).metrics())
+    compare_states(proof, _last_state(run), _last_state(reference))
+    compare_records(proof, RunFolder(run).metrics(), RunFolder(reference).metrics())
     ours, theirs = _without_timing(result.to_dict()), _without_timing(expected.to_dict())
     proof.compared["probe results"] += len(expected.metrics) + sum(map(len, expected.probes.values()))
     for key in ours:
         proof.compare_values("probe results", key, ours[key], theirs[key])
-    compare_rows(proof, run.parent.parent / "results.csv", twin.parent.parent / "results.csv")
+    compare_rows(proof, run.parent.parent / "results.csv", reference.parent.parent / "results.csv")
     return proof

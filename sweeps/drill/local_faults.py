@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from sweeps.drill import file_faults
-from sweeps.drill.observed import NothingToStrikeError, WatchedRun, wait_for
+from sweeps.drill.observed import NoTargetError, WatchedRun, wait_for
 
 RANKS = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -43,15 +43,15 @@ def _is_dead(process: psutil.Process) -> bool:
 
 
 def _if_there(fault: Callable[[random.Random], bool]) -> Callable[[random.Random], bool]:
-    """Wrap `fault`: a process that is gone raises NothingToStrikeError."""
+    """Wrap `fault`: a process that is gone raises NoTargetError."""
 
-    def strike(draw: random.Random) -> bool:
+    def inject(draw: random.Random) -> bool:
         try:
             return fault(draw)
         except psutil.NoSuchProcess as error:
-            raise NothingToStrikeError(str(error)) from error
+            raise NoTargetError(str(error)) from error
 
-    return strike
+    return inject
 
 
 class RunHere:
@@ -103,7 +103,7 @@ class RunHere:
         except psutil.NoSuchProcess:
             found = []
         if len(found) != RANKS:
-            raise NothingToStrikeError("ranks")
+            raise NoTargetError("ranks")
         return found
 
     def _main_rank(self) -> psutil.Process:
@@ -168,7 +168,7 @@ class RunHere:
         """Kill a process that loads images."""
         loaders = draw.choice(self._ranks()).children()
         if not loaders:
-            raise NothingToStrikeError("loader processes")
+            raise NoTargetError("loader processes")
         _signal([draw.choice(loaders)], signal.SIGKILL)
         return False
 
@@ -214,19 +214,19 @@ class RunHere:
             return self._hold_up(draw)
 
     def _hold_up(self, draw: random.Random) -> bool:
-        """Wait a while; return whether the run was told to stop meanwhile.
+        """Wait a while; return whether the run was asked to stop meanwhile.
 
-        With a probability of 0.3 it is told to stop and has to wait for the disk.
+        With a probability of 0.3 it is asked to stop and has to wait for the disk.
         """
         time.sleep(draw.uniform(0.3, 1.0))
-        told = draw.random() < 0.3
-        if told:
+        asked = draw.random() < 0.3
+        if asked:
             try:
                 _signal(self._ranks(), signal.SIGTERM)
-            except NothingToStrikeError:
-                told = False
+            except NoTargetError:
+                asked = False
         time.sleep(draw.uniform(0.3, 1.0))
-        return told
+        return asked
 
     def move_the_clock_back(self, draw: random.Random) -> bool:
         """Kill everything and move the clock back by minutes to hours for what follows.

@@ -14,7 +14,7 @@ from cnnjepa.run.folder import RunFolder, RunResult
 _TAIL_BYTES = 4096
 
 
-class NothingToStrikeError(RuntimeError):
+class NoTargetError(RuntimeError):
     """A fault found no target: the run has ended or is about to start."""
 
 
@@ -46,7 +46,7 @@ class WatchedRun:
         found: dict[str, Any] = json.loads(names[-1].read_text()) if names else {}
         return found
 
-    def epoch(self) -> int:
+    def attempt(self) -> int:
         """Return the attempt of the newest claim, or 0 if the run has not begun."""
         return int(self.claim().get("epoch", 0))
 

@@ -18,7 +18,7 @@ from jobs.cluster import ClusterProfile
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
 from sweeps.drill import file_faults
-from sweeps.drill.observed import NothingToStrikeError, WatchedRun, wait_for
+from sweeps.drill.observed import NoTargetError, WatchedRun, wait_for
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _SUBMIT_SECONDS, _ASK_SECONDS, _LEAVE_SECONDS = 600.0, 30.0, 120.0
@@ -47,8 +47,8 @@ class RunOnSlurm:
         if trial is None:
             raise ChildProcessError(self._last_word())
         self.run = WatchedRun(trial)
-        wait_for("the job to start", lambda: self.run.epoch() > 0 or self._command.poll() is not None, float("inf"), _PAUSE_SECONDS)
-        if not self.run.epoch():
+        wait_for("the job to start", lambda: self.run.attempt() > 0 or self._command.poll() is not None, float("inf"), _PAUSE_SECONDS)
+        if not self.run.attempt():
             raise ChildProcessError(self._last_word())
         self.started = time.monotonic()
 
@@ -90,14 +90,14 @@ class RunOnSlurm:
         steps = slurm.ask(["squeue", "-h", "-s", "-j", self._job(), "-o", "%i"], _ASK_SECONDS).split()
         numbered = [s for s in steps if s.rpartition(".")[2].isdigit()]
         if not numbered:
-            raise NothingToStrikeError("a step of ranks")
+            raise NoTargetError("a step of ranks")
         return max(numbered, key=lambda s: int(s.rpartition(".")[2]))
 
     def _signal_ranks(self, name: str) -> None:
         try:
             slurm.ask(["scancel", "-s", name, self._ranks()], _ASK_SECONDS)
         except SlurmError as error:
-            raise NothingToStrikeError(str(error)) from error
+            raise NoTargetError(str(error)) from error
 
     def _on_main_node(self, script: str) -> None:
         """Run a line of shell on the node of rank 0, with its PID in $PID."""
@@ -109,7 +109,7 @@ class RunOnSlurm:
         try:
             slurm.ask([*line, "sh", "-c", f"PID={pid}; {script}"], _ASK_SECONDS)
         except SlurmError as error:
-            raise NothingToStrikeError(str(error)) from error
+            raise NoTargetError(str(error)) from error
 
     # Faults. Each returns whether the run has to start again.
 
@@ -148,7 +148,7 @@ class RunOnSlurm:
         """Set the node down, which ends its jobs at once, and put it back."""
         node = str(self.run.claim()["owner"]["host"])
         if set(slurm.ask(["squeue", "-h", "-w", node, "-o", "%u"], _ASK_SECONDS).split()) - {getpass.getuser()}:
-            raise NothingToStrikeError("a node without jobs of others")
+            raise NoTargetError("a node without jobs of others")
         slurm.ask(["scontrol", "update", f"nodename={node}", "state=down", "reason=drill"], _ASK_SECONDS)
         try:
             time.sleep(_PAUSE_SECONDS)
@@ -220,13 +220,13 @@ class RunOnSlurm:
         if os.geteuid() == 0:
             out["folder read-only for a while"] = "root heeds no modes"
         if not _may_down_nodes():
-            out["node loss"] = "setting a node down takes an operator's rights"
+            out["node loss"] = "taking a node down needs an operator's rights"
         return out
 
 
 def _may_down_nodes() -> bool:
     """Return whether this user is Slurm's own, as on a private cluster."""
     try:
-        return slurm.controller_setting("SlurmUser").startswith(f"{getpass.getuser()}(")
+        return slurm.controller_parameter("SlurmUser").startswith(f"{getpass.getuser()}(")
     except SlurmError:
         return False

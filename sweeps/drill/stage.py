@@ -30,7 +30,7 @@ from jobs.cluster import ClusterProfile
 from sweeps.cli.plan import parse, plan
 from sweeps.drill.sweep import SWEEP
 from sweeps.execution.ray_tune import kill
-from sweeps.execution.worker_ranks import SlotOnRanks
+from sweeps.execution.worker_ranks import WorkerOnRanks
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, View
 
@@ -59,8 +59,8 @@ def heed_modes() -> None:
 
 def set_clock(seconds: float) -> None:
     """Shift Python's clock in this process and its children. The machine's clock stays."""
-    told = time.time
-    time.time = lambda: told() + seconds
+    real = time.time
+    time.time = lambda: real() + seconds
 
 
 def _free_port() -> int:
@@ -71,11 +71,11 @@ def _free_port() -> int:
 
 def rank_main(sweep: Sweep, cluster: ClusterProfile, driver: Process, rank: int, ranks: int, port: int) -> int:
     """Run one rank of a worker; return its exit status."""
-    told = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {key: str(value) for key, value in told.items()}
+    variables = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in variables.items()}
     with stop_on_signals() as stop, joined(Device.cpu) as joined_ranks:
         view = View(sweep, remember_seconds=math.inf)
-        return SlotOnRanks(view, cluster, joined_ranks, lambda: stop() or not driver.lives(), driver.driver).run()
+        return WorkerOnRanks(view, cluster, joined_ranks, lambda: stop() or not driver.lives(), driver.driver).run()
 
 
 def forked(work: Callable[[], int]) -> int:

@@ -9,14 +9,14 @@ from sweeps.drill.compare import ASPECTS
 
 def figures(drill: Drill) -> dict[str, float]:
     """Return the figures that rate a drill."""
-    lost = [s.seconds_lost for s in drill.struck]
+    lost = [s.seconds_lost for s in drill.injected]
     return {
-        "faults": len(drill.struck),
+        "faults": len(drill.injected),
         "runs": len(drill.proofs),
         "lost": drill.lost,
         "duplicated": drill.duplicated,
         "different_bits": drill.different_bits,
-        "steps_repeated": sum(s.steps_repeated for s in drill.struck),
+        "steps_repeated": sum(s.steps_repeated for s in drill.injected),
         "seconds_lost_mean": statistics.fmean(lost) if lost else 0.0,
     }
 
@@ -24,8 +24,8 @@ def figures(drill: Drill) -> dict[str, float]:
 def by_kind(drill: Drill) -> list[tuple[str, int, int, float, float]]:
     """Return (fault, times, steps repeated, mean and maximum of seconds lost), costliest first."""
     rows = []
-    for name in {s.fault for s in drill.struck}:
-        found = [s for s in drill.struck if s.fault == name]
+    for name in {s.fault for s in drill.injected}:
+        found = [s for s in drill.injected if s.fault == name]
         seconds = [s.seconds_lost for s in found]
         rows.append((name, len(found), sum(s.steps_repeated for s in found), statistics.fmean(seconds), max(seconds)))
     return sorted(rows, key=lambda row: (-row[3], row[0]))
@@ -44,15 +44,17 @@ def equalities(drill: Drill) -> list[str]:
 
 def report(drill: Drill, asked: int) -> str:
     """Return the whole report as plain text."""
-    told = figures(drill)
+    total = figures(drill)
     lines = ["", f"{'fault':32} {'times':>5} {'steps repeated':>15} {'seconds lost: mean':>19} {'most':>6}"]
     lines += [f"{n:32} {times:5} {steps:15} {mean:19.1f} {most:6.1f}" for n, times, steps, mean, most in by_kind(drill)]
-    lines += [f"{'all':32} {told['faults']:5} {told['steps_repeated']:15} {told['seconds_lost_mean']:19.1f}", ""]
+    lines += [f"{'all':32} {total['faults']:5} {total['steps_repeated']:15} {total['seconds_lost_mean']:19.1f}", ""]
     lines += [
-        f"{told['faults']} of {asked} faults injected into {told['runs']} runs, compared with an undisturbed reference run:",
+        f"{total['faults']} of {asked} faults injected into {total['runs']} runs, compared with an undisturbed reference run:",
         *equalities(drill),
     ]
-    lines += [f"  runs lost: {told['lost']}; records or rows there twice: {told['duplicated']}; differing bits: {told['different_bits']}"]
+    lines += [
+        f"  runs lost: {total['lost']}; records or rows there twice: {total['duplicated']}; differing bits: {total['different_bits']}"
+    ]
     lines += [f"  {cause}" for p in drill.proofs if (cause := p.lost)]
     lines += [f"left out: {what}: {why}" for what, why in drill.left_out.items()]
-    return "\n".join([*lines, "NOTHING IS LOST" if drill.holds and told["faults"] == asked else "THE DRILL HAS FAILED"])
+    return "\n".join([*lines, "NOTHING IS LOST" if drill.holds and total["faults"] == asked else "THE DRILL HAS FAILED"])

@@ -8,7 +8,7 @@ CNN-JEPA.
 """
 
 from sweeps.cli.run import main
-from sweeps.spec.sweep import Scale, Setting, SweepSpec
+from sweeps.spec.sweep import Configuration, Scale, SweepSpec
 
 _OVERRIDES = [
     "data.train_limit=160",
@@ -34,7 +34,7 @@ _SCALE = Scale(_OVERRIDES, seeds=1)
 SWEEP = SweepSpec(
     name="drill",
     question="Does a run come through whatever happens to it?",
-    settings=[Setting({})],
+    configurations=[Configuration({})],
     smoke=_SCALE,
     paper=_SCALE,
 )

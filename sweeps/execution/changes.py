@@ -48,7 +48,7 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
         if last is not None and last.slurm is not None and not old.state(before[signature]).settled:
             stop = f"scancel {last.slurm.job}, which ends the trials beside it too" if last.slurm.shared else f"scancel {last.slurm.job}"
             what = f"withdrawn, but its job goes on to its end; to stop it: {stop}"
-            console.print(f"  {before[signature].setting}, seed {before[signature].seed}: {what}", highlight=False, soft_wrap=True)
+            console.print(f"  {before[signature].label}, seed {before[signature].seed}: {what}", highlight=False, soft_wrap=True)
     return True
 
 

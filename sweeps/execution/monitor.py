@@ -117,7 +117,7 @@ def conclude(view: View, console: Console) -> int:
     console.print(tables.terminal_table(view))
     bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
-        console.print(f"{row.setting}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
+        console.print(f"{row.label}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
     for line in [*advice_lines(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad else 0
@@ -158,7 +158,7 @@ class SlurmWatch:
         assert engine is not None, "who watches has submitted, or somebody before"
         self.engine = engine
 
-    def mend(self) -> bool:
+    def repair(self) -> bool:
         """Resubmit what two looks in a row have missed.
 
         Return False if nothing more will happen by itself. An array task that a person cancelled
@@ -166,10 +166,10 @@ class SlurmWatch:
         one.
         """
         missing = self.engine.missing(self.view) - len(self.engine.cancelled_unclaimed(self.view) - self.cancelled_before)
-        slots, self.missing_before = min(missing, self.missing_before), missing
+        workers, self.missing_before = min(missing, self.missing_before), missing
         if self.queue.silent:
             return True
-        if slots <= 0:
+        if workers <= 0:
             return bool(self.engine.live()) or missing > 0
         last = Submission.all_of(self.engine.sweep)[-1]
         jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
@@ -180,8 +180,8 @@ class SlurmWatch:
             said = log_tail(logs[-1]) if logs else "they leave no log"
             raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")
         with contextlib.suppress(RacedError):  # another command resubmits too
-            for made in self.engine.submit(slots):
-                what = made.what if made.allocation else f"{made.slots} slots whose jobs had ended"
+            for made in self.engine.submit(workers):
+                what = made.what if made.allocation else f"{made.size} workers whose jobs had ended"
                 self.console.print(f"submitted again: job {made.job}, {what}", highlight=False)
         return True
 
@@ -193,7 +193,7 @@ class SlurmWatch:
                 watcher.view = self.view
                 watcher.show()
                 self.warn_of_held()
-                if is_over(self.view) or not self.mend():
+                if is_over(self.view) or not self.repair():
                     break
                 time.sleep(_LOOK_SECONDS)
         if is_over(self.view) and all(s.ended for s in self.view.states().values()):

@@ -2,7 +2,7 @@
 
     python -m sweeps.execution.ray_allocation SUBMISSION FOLDER
 
-The exit status is 0 if nothing is left to begin, and 200 if the driver was told to stop and all
+The exit status is 0 if nothing is left to begin, and 200 if the driver was asked to stop and all
 workers have saved. Any other status is a death. FOLDER is private and visible to all nodes. It
 holds Ray's address and token, and the file `stop`, at which all workers save and return.
 """
@@ -35,7 +35,7 @@ class AllocationEngine:
 
     def __init__(self, submission: Submission, sweep: Sweep, folder: Path) -> None:
         assert submission.allocation is not None
-        self.submission, self.sweep, self.folder, self.slots = submission, sweep, folder, submission.allocation.slots
+        self.submission, self.sweep, self.folder, self.workers = submission, sweep, folder, submission.allocation.workers
         start = self.start_of(submission)
         # A worker that dies while this Ray cluster lives is the trial's own death; one that dies
         # with it is not.
@@ -44,7 +44,7 @@ class AllocationEngine:
     @staticmethod
     def start_of(submission: Submission) -> SlurmStart:
         """Return this process's part of the job: the share of one worker."""
-        gpus = submission.slot_profile.gpus_per_slot
+        gpus = submission.worker_profile.gpus_per_trial
         start = SlurmStart.me(gpus, submission.log_of_this_job(), submission.code, shared=True)
         assert start is not None, "an allocation is a Slurm job"
         return start
@@ -72,7 +72,7 @@ class AllocationEngine:
             ray.init(address=address, _node_ip_address=host, log_to_driver=False, logging_level=logging.ERROR)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def bury(self, view: View) -> None:
+    def mark_dead(self, view: View) -> None:
         """Mark dead every owner in this job, on any node.
 
         Call this between rounds: no worker of this job runs then.
@@ -80,21 +80,21 @@ class AllocationEngine:
         for trial in self.sweep.trials:
             last = next(iter(view.claims(trial)[-1:]), None)
             if last is not None and last.slurm is not None and last.slurm.job == own_job():
-                view.watch.bury(self.sweep.trial_dir(trial), last)
+                view.watch.mark_dead(self.sweep.trial_dir(trial), last)
 
-    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
-        """Run `slots` workers, no more at once than the allocation has; return their errors."""
+    def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
+        """Run that many workers, no more at once than the allocation has; return their errors."""
         submission, sweep, folder, driver = self.submission, self.sweep, self.folder, self.driver
 
-        def slot() -> None:
-            from sweeps.execution.worker import run_slots  # the driver itself needs no torch
+        def worker() -> None:
+            from sweeps.execution.worker import run_worker  # the driver itself needs no torch
 
             start = AllocationEngine.start_of(submission)
-            run_slots(sweep, submission.slot_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
+            run_worker(sweep, submission.worker_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
 
-        share = submission.slot_profile
-        trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
-        return place(slot, slots, self.slots, {"cpu": share.cores_per_slot, "gpu": share.gpus_per_slot}, folder, trials)
+        share = submission.worker_profile
+        trials = sweep.search.max_trials * sweep.search.seeds if sweep.search else 1
+        return place(worker, workers, self.workers, {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}, folder, trials)
 
 
 class HandOn:
@@ -130,8 +130,8 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
                 look.show()
                 if engine.stopping() or is_over(view):
                     break
-                engine.bury(view)
-                if not run_round(view, engine.place, engine.slots, look, engine.stopping):
+                engine.mark_dead(view)
+                if not run_round(view, engine.place, engine.workers, look, engine.stopping):
                     break  # the rest runs elsewhere: free these nodes for others
         finally:
             ray.shutdown()

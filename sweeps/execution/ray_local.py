@@ -14,7 +14,7 @@ import torch
 from cnnjepa.run.files import write_atomic
 from jobs.cluster import ClusterProfile
 from sweeps.execution.ray_tune import ENVIRONMENT, OBJECT_STORE_BYTES, kill, place, private_folder, signals_kept, write_token
-from sweeps.execution.worker import run_slots
+from sweeps.execution.worker import run_worker
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep
 
@@ -48,28 +48,28 @@ def usable_memory_gb() -> float:
     return free / 2**30
 
 
-def slots_here(cluster: ClusterProfile) -> int:
+def workers_here(cluster: ClusterProfile) -> int:
     """Return how many workers fit this machine now.
 
     Raise ValueError with the short resource if not even one fits.
     """
-    return parallel_slots(cluster, usable_cores(), torch.cuda.device_count(), usable_memory_gb())
+    return parallel_workers(cluster, usable_cores(), torch.cuda.device_count(), usable_memory_gb())
 
 
-def parallel_slots(cluster: ClusterProfile, cores: int, devices: int, memory_gb: float) -> int:
+def parallel_workers(cluster: ClusterProfile, cores: int, devices: int, memory_gb: float) -> int:
     """Return how many workers fit at once.
 
     Raise ValueError with the short resource if not even one fits.
     """
     fits = {
-        "cores_per_slot": (cores // cluster.cores_per_slot, f"{cores} cores, {cluster.cores_per_slot} a slot"),
-        "memory_gb_per_slot": (
-            int((memory_gb - RAY_MEMORY_GB) // cluster.memory_gb_per_slot),
-            f"{memory_gb:.1f} GB free, {cluster.memory_gb_per_slot} a slot and {RAY_MEMORY_GB} for Ray",
+        "cores_per_trial": (cores // cluster.cores_per_trial, f"{cores} cores, {cluster.cores_per_trial} per trial"),
+        "memory_gb_per_trial": (
+            int((memory_gb - RAY_MEMORY_GB) // cluster.memory_gb_per_trial),
+            f"{memory_gb:.1f} GB free, {cluster.memory_gb_per_trial} per trial and {RAY_MEMORY_GB} for Ray",
         ),
     }
-    if cluster.gpus_per_slot:
-        fits["gpus_per_slot"] = int(devices / cluster.gpus_per_slot), f"{devices} devices, {cluster.gpus_per_slot} a slot"
+    if cluster.gpus_per_trial:
+        fits["gpus_per_trial"] = int(devices / cluster.gpus_per_trial), f"{devices} devices, {cluster.gpus_per_trial} per trial"
     for key, (count, have) in fits.items():
         if count < 1:
             raise ValueError(f"{key} must fit this machine at least once; got {have}")
@@ -88,9 +88,9 @@ class LocalEngine:
         """Set up the engine; raise ValueError if the machine has no room for one worker."""
         self.sweep, self.cluster = sweep, cluster
         self.cores = usable_cores()
-        self.parallel = slots_here(cluster)
+        self.parallel = workers_here(cluster)
         # The command prints this once: unused devices would be a slow surprise.
-        self.unused_devices = 0 if cluster.gpus_per_slot else torch.cuda.device_count()
+        self.unused_devices = 0 if cluster.gpus_per_trial else torch.cuda.device_count()
         self._private = private_folder()
         self._stop = self._private / "stop"
 
@@ -116,8 +116,8 @@ class LocalEngine:
                 logging_level=logging.ERROR,
             )
 
-    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
-        """Run `slots` workers, at most `parallel` at once; return their errors.
+    def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
+        """Run that many workers, at most `parallel` at once; return their errors.
 
         A worker whose process dies takes no other one along.
         """
@@ -127,11 +127,11 @@ class LocalEngine:
         def asked_to_stop() -> bool:
             return stop.exists() or not private.exists() or not driver.lives()
 
-        def slot() -> None:
-            run_slots(sweep, cluster, driver.driver, asked_to_stop, silent)
+        def worker() -> None:
+            run_worker(sweep, cluster, driver.driver, asked_to_stop, silent)
 
-        trials = sweep.search.points * sweep.search.seeds if sweep.search else 1
-        return place(slot, slots, self.parallel, {"cpu": cluster.cores_per_slot, "gpu": cluster.gpus_per_slot}, private, trials)
+        trials = sweep.search.max_trials * sweep.search.seeds if sweep.search else 1
+        return place(worker, workers, self.parallel, {"cpu": cluster.cores_per_trial, "gpu": cluster.gpus_per_trial}, private, trials)
 
     def close(self) -> None:
         """Shut Ray down and remove the private folder."""

@@ -34,7 +34,7 @@ def environment(submission: Submission) -> dict[str, str]:
     """Return the environment of Ray's processes, workers included."""
     return {
         **ENVIRONMENT,
-        "OMP_NUM_THREADS": str(submission.slot_profile.threads_per_rank),
+        "OMP_NUM_THREADS": str(submission.worker_profile.threads_per_rank),
         "RAY_START_HOOK": "sweeps.execution.ray_tune.without_client_server",
         # Otherwise one process per core waits with 100 MB for tasks that never come.
         "RAY_enable_worker_prestart": "0",
@@ -47,7 +47,7 @@ def command(submission: Submission, role: str, temporary: Path, address: str) ->
 
     The kernel picks all ports among the free ones, so that two users of a node do not collide.
     """
-    allocation, slot = submission.allocation, submission.slot_profile
+    allocation, worker = submission.allocation, submission.worker_profile
     assert allocation is not None
     own_address = socket.gethostbyname(os.environ.get("SLURMD_NODENAME", socket.gethostname()))
     ports = ["node-manager", "object-manager", "min-worker", "max-worker", "dashboard-agent-listen", "dashboard-agent-grpc"]
@@ -56,7 +56,7 @@ def command(submission: Submission, role: str, temporary: Path, address: str) ->
         *(["--head", "--port=0", "--include-dashboard=false", "--no-monitor"] if role == "head" else [f"--address={address}"]),
         *(f"--{name}-port=0" for name in [*ports, "runtime-env-agent", "metrics-export"]),
         f"--node-ip-address={own_address}",
-        f"--num-cpus={allocation.slots_per_node * slot.cores_per_slot}",
+        f"--num-cpus={allocation.workers_per_node * worker.cores_per_trial}",
         f"--num-gpus={submission.cluster.gpus_per_node}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         # Ray opens this folder to everybody; the one around it is private

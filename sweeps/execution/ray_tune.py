@@ -105,9 +105,9 @@ def without_client_server(parameters: Any, _head: bool) -> None:
 
 
 def place(
-    slot: Callable[[], None], slots: int, parallel: int, resources: Mapping[str, float], folder: Path, trials_of_a_slot: int = 1
+    worker: Callable[[], None], workers: int, parallel: int, resources: Mapping[str, float], folder: Path, trials_per_worker: int = 1
 ) -> list[str]:
-    """Run `slot` `slots` times with Ray Tune, at most `parallel` at once; return the errors.
+    """Call `worker` `workers` times with Ray Tune, at most `parallel` at once; return the errors.
 
     A call whose process dies takes no other one along. A new process replaces it at once and finds
     the trial on the same node; after the round, another node can take it. Tune's own files go into
@@ -116,17 +116,17 @@ def place(
     from ray import tune
 
     def one(_config: dict[str, int]) -> None:
-        slot()
+        worker()
 
     tuner = tune.Tuner(
         tune.with_resources(one, dict(resources)),
-        param_space={"slot": tune.grid_search(list(range(slots)))},
+        param_space={"worker": tune.grid_search(list(range(workers)))},
         # Reused actors import torch once instead of once per worker.
         tune_config=tune.TuneConfig(max_concurrent_trials=parallel, reuse_actors=True),
         run_config=tune.RunConfig(
             name=uuid.uuid4().hex[:8],
             storage_path=str(folder / "tune"),
-            failure_config=tune.FailureConfig(max_failures=_DEATHS * trials_of_a_slot),
+            failure_config=tune.FailureConfig(max_failures=_DEATHS * trials_per_worker),
             verbose=0,
         ),
     )

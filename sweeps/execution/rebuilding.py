@@ -46,15 +46,15 @@ class Rebuilding:
         self._folder = folder
         self._every, self._next = every_seconds, time.monotonic() + first_seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._told = ""
+        self._shown = ""
 
-    def look(self, told: str) -> None:
-        """Start a new page if it is time and the state `told` differs from the last page's."""
+    def look(self, state: str) -> None:
+        """Start a new page if it is time and `state` differs from the last page's."""
         if self._process is not None and self._process.poll() is None:
             return
-        if time.monotonic() < self._next or told == self._told:
+        if time.monotonic() < self._next or state == self._shown:
             return
-        self._told, self._next = told, time.monotonic() + self._every
+        self._shown, self._next = state, time.monotonic() + self._every
         with contextlib.suppress(OSError):  # the sweep does not need the page
             quiet = subprocess.DEVNULL
             command = _command(self._folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sweeps.execution.monitor import progress_made
-from sweeps.search.search import to_come
+from sweeps.search.search import trials_to_begin
 from sweeps.state.folder import TrialState, View
 
 REFRESH_SECONDS = 1.0
@@ -34,14 +34,14 @@ def run_round(
     # Read this first: from now on another command may take all trials from our workers.
     before = progress_made(view)
     states = view.states().values()
-    ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in states) + to_come(view)
+    ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in states) + trials_to_begin(view)
     if not ours:
         return False
     # In a search a worker waits for what another one's end brings.
-    slots = ours if view.sweep.search is None else parallel
-    errors = _watch_while(partial(place, slots, view.watch.silent), watcher)
+    workers = ours if view.sweep.search is None else parallel
+    errors = _watch_while(partial(place, workers, view.watch.silent), watcher)
     if not stopped() and progress_made(view) == before:
-        raise RuntimeError(f"slots end before they claim a trial: {(errors or ['without an error'])[0]}")
+        raise RuntimeError(f"workers end before they claim a trial: {(errors or ['without an error'])[0]}")
     return True
 
 

@@ -61,11 +61,11 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
         cause = fault(view, trial, past, step, driver)
         if cause:
             run = sweep.run(trial)
-            run.write_result(RunResult(RunStatus.failed, cause, probes=run.probes(), step=step, claim=past[-1].epoch))
+            run.write_result(RunResult(RunStatus.failed, cause, probes=run.probes(), step=step, claim=past[-1].attempt))
             if mine and past[-1].slurm and past[-1].slurm.job == mine and not past[-1].slurm.shared:
                 return None  # should the fault be this node's, do not try the next trial on it
             continue
-        owned = claims.claim(folder, past[-1].epoch + 1, driver, step, start)
+        owned = claims.claim(folder, past[-1].attempt + 1, driver, step, start)
         if owned:
             return trial, owned
     for fresh in not_begun(view):

@@ -16,7 +16,7 @@ from jobs.cluster import Allocation, ClusterProfile
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import Element, Queue, SlurmError
 from jobs.slurm.sbatch import submit
-from sweeps.search.search import to_come
+from sweeps.search.search import trials_to_begin
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
@@ -38,14 +38,14 @@ def _sbatch_lives(submission: Submission) -> bool:
     return any("sbatch" in line and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
 
 
-def shares(slots: int, limit: int, free: int) -> list[tuple[int, int]]:
+def shares(workers: int, limit: int, free: int) -> list[tuple[int, int]]:
     """Return (workers, maximum at once) of each array.
 
     An array has at most `limit` tasks, and all arrays together run `free` at once. Arrays past the
     first `free` wait for an earlier one and may take its share.
     """
-    count = -(-slots // limit)
-    sizes = [slots // count + (i < slots % count) for i in range(count)]
+    count = -(-workers // limit)
+    sizes = [workers // count + (i < workers % count) for i in range(count)]
     side_by_side = min(count, free)
     room = [free // side_by_side + (i < free % side_by_side) for i in range(side_by_side)]
     return [(size, min(size, room[i % side_by_side])) for i, size in enumerate(sizes)]
@@ -54,7 +54,7 @@ def shares(slots: int, limit: int, free: int) -> list[tuple[int, int]]:
 def array_limit() -> int:
     """Return the largest array size of this site, or Slurm's default if Slurm does not say."""
     with contextlib.suppress(SlurmError, ValueError):
-        return int(slurm.controller_setting("MaxArraySize"))
+        return int(slurm.controller_parameter("MaxArraySize"))
     return _MAX_ARRAY_SIZE
 
 
@@ -107,14 +107,14 @@ class SlurmEngine:
 
         Wait for one that may still be under way.
         """
-        told = False
+        reported = False
         while True:
             undecided = [s for s in self._open_ones() if not self._decide(s, say)]
             if not undecided:
                 return
-            if not told:
+            if not reported:
                 say(f"waiting for a submission that {undecided[0].writer.host} has begun")
-                told = True
+                reported = True
             time.sleep(2)
 
     def _open_ones(self) -> list[Submission]:
@@ -151,7 +151,7 @@ class SlurmEngine:
             if started_only and not started:
                 continue
             if element.name in shared:
-                count += shared[element.name].slots
+                count += shared[element.name].workers
                 continue
             # A withdrawn trial keeps its array task until it ends.
             if state is None and started:
@@ -189,7 +189,7 @@ class SlurmEngine:
         """
         self._seen = last_number(self.sweep)
         self._settled = not self._open_ones()
-        return self.lacking(view, sum(not s.settled for s in view.states().values()) + to_come(view))
+        return self.lacking(view, sum(not s.settled for s in view.states().values()) + trials_to_begin(view))
 
     def lacking(self, view: View, runs: int) -> int:
         """Return how many array tasks to submit for `runs` runs, beside those that exist.
@@ -216,18 +216,18 @@ class SlurmEngine:
         cancelled = [e for e in self.queue.named(self.prefix) if e.state == "CANCELLED"]
         return {e.id for e in cancelled if e.id not in current or e.name in shared}
 
-    def withdraw(self, slots: int) -> int:
-        """Cancel up to `slots` array tasks that have not started; return how many."""
+    def withdraw(self, workers: int) -> int:
+        """Cancel up to `workers` array tasks that have not started; return how many."""
         # Ask again: a task that has started meanwhile has a trial. `scancel --state=PENDING 7_1`
         # would end all pending tasks of array 7.
-        waiting = [e for e in Queue(0).named(self.prefix) if e.state == "PENDING" and not e.restarts] if slots > 0 else []
+        waiting = [e for e in Queue(0).named(self.prefix) if e.state == "PENDING" and not e.restarts] if workers > 0 else []
         shared = self._allocations()
-        idle = [e.id for e in waiting if e.name not in shared][-slots:]
+        idle = [e.id for e in waiting if e.name not in shared][-workers:]
         slurm.cancel(idle)
         return len(idle)
 
-    def submit(self, slots: int) -> list[Submission]:
-        """Submit `slots` workers, or the allocation.
+    def submit(self, workers: int) -> list[Submission]:
+        """Submit that many workers, or the allocation.
 
         Together with the workers already queued, at most the profile's max_parallel run at once.
         Call `missing` just before, with a queue not yet asked. Raise RacedError if another command
@@ -240,10 +240,10 @@ class SlurmEngine:
         throttles = {s.job: s.throttle for s in Submission.all_of(self.sweep)}
         queued = Counter(e.array for e in self.live())
         taken = sum(min(count, throttles.get(array, count)) for array, count in queued.items())
-        most = self.cluster.max_parallel or slots + taken
+        most = self.cluster.max_parallel or workers + taken
         after_all = sorted(queued) if taken >= most else []
         free = most if after_all else most - taken
-        parts = shares(slots, array_limit(), free)
+        parts = shares(workers, array_limit(), free)
         made: list[Submission] = []
         side_by_side = min(len(parts), free)
         for i, (size, throttle) in enumerate(parts):
@@ -251,14 +251,14 @@ class SlurmEngine:
             made.append(self._submit_array(size, throttle, before))
         return made
 
-    def planned(self, slots: int, throttle: int, after: list[str]) -> Submission:
+    def planned(self, size: int, throttle: int, after: list[str]) -> Submission:
         """Return the next submission."""
         number = self._seen + 1
         name, cluster, code = f"{self.prefix}{number:04d}", self.cluster, str(self.code)
-        return Submission(self.sweep.path, number, name, slots, throttle, after, cluster, code, Process.me(), time.time(), self.allocation)
+        return Submission(self.sweep.path, number, name, size, throttle, after, cluster, code, Process.me(), time.time(), self.allocation)
 
-    def _submit_array(self, slots: int, throttle: int, after: list[str]) -> Submission:
-        wanted = self.planned(slots, throttle, after)
+    def _submit_array(self, size: int, throttle: int, after: list[str]) -> Submission:
+        wanted = self.planned(size, throttle, after)
         if not wanted.create():
             raise RacedError(f"submission {wanted.number} is another command's")
         self._seen = wanted.number

@@ -55,7 +55,7 @@ def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Calla
     return should_stop
 
 
-def run_slot(
+def run_one_trial(
     view: View, cluster: ClusterProfile, driver: str, asked_to_stop: Callable[[], bool], start: claims.SlurmStart | None = None
 ) -> str | None:
     """Run one trial to its end, or to a checkpoint when asked to stop.
@@ -71,11 +71,11 @@ def run_slot(
     folder = view.sweep.trial_dir(trial)
     fit_to(cluster, trial.config, beside_others=True)
     with owned, output_to(folder / "log" / "train.log"):
-        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.epoch, judge(view, trial))
+        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.attempt, judge(view, trial))
     return trial.signature
 
 
-def run_slots(
+def run_worker(
     sweep: Sweep,
     cluster: ClusterProfile,
     driver: str,
@@ -91,7 +91,7 @@ def run_slots(
     # Each choice reads changes itself, and ended trials are read once.
     view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf)
     while not asked_to_stop() and view.follow():
-        done = run_slot(view, cluster, driver, asked_to_stop, start)
+        done = run_one_trial(view, cluster, driver, asked_to_stop, start)
         if sweep.search is None:
             return
         if done is None:

@@ -2,7 +2,7 @@
 
     python -m sweeps.execution.worker_main SUBMISSION
 
-The exit status is 0 if the trial has ended or none was left, and 200 if the run was told to stop
+The exit status is 0 if the trial has ended or none was left, and 200 if the run was asked to stop
 and has saved. Any other status is a death.
 """
 
@@ -15,12 +15,12 @@ from jobs.cli import Stop, stop_on_signals
 
 
 def run_rank(submission_file: Path, stop: Stop) -> int:
-    """Run this rank's part of one slot; returns the exit status, the same on every rank."""
+    """Run this rank's part of one worker; returns the exit status, the same on every rank."""
     # Imported when signals are caught already: one that came during the seconds that torch takes would end the process.
     from cnnjepa.run.ranks import Device, joined
     from jobs.slurm.queue import Queue, has_slurm
     from jobs.slurm.ranks import adopt_srun_ranks
-    from sweeps.execution.worker_ranks import SlotOnRanks
+    from sweeps.execution.worker_ranks import WorkerOnRanks
     from sweeps.state.claims import SlurmStart
     from sweeps.state.folder import Sweep, View
     from sweeps.state.submission import Submission
@@ -33,10 +33,10 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     view = View(sweep, queue=queue, remember_seconds=math.inf)
     # A search's worker takes one trial after another, so its job's fate is not that of each trial.
     many = sweep.search is not None
-    start = SlurmStart.me(int(cluster.gpus_per_slot), submission.log_of_this_job(), submission.code, shared=many)
+    start = SlurmStart.me(int(cluster.gpus_per_trial), submission.log_of_this_job(), submission.code, shared=many)
     assert start is not None, "a rank runs in a Slurm job"
-    with joined(cluster.device if cluster.gpus_per_slot else Device.cpu) as ranks:
-        return SlotOnRanks(view, cluster, ranks, stop, start.driver, start).run()
+    with joined(cluster.device if cluster.gpus_per_trial else Device.cpu) as ranks:
+        return WorkerOnRanks(view, cluster, ranks, stop, start.driver, start).run()
 
 
 def main() -> None:

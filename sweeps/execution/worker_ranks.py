@@ -18,7 +18,7 @@ from sweeps.state.claims import Ownership, SlurmStart
 from sweeps.state.folder import View
 
 
-class SlotOnRanks:
+class WorkerOnRanks:
     """One worker with several ranks. Only rank 0 reads `view`."""
 
     def __init__(
@@ -31,7 +31,7 @@ class SlotOnRanks:
     def run(self) -> int:
         """Run one trial; in a search, one after another. Return the exit status.
 
-        The status is the same on every rank: 0 if nothing is left to begin, STOPPED if told to
+        The status is the same on every rank: 0 if nothing is left to begin, STOPPED if asked to
         stop.
         """
         while True:
@@ -58,11 +58,11 @@ class SlotOnRanks:
             return 0
         trial, self._owned = found
         claim = self._owned.claim
-        print(f"trial {trial.signature}: {trial.setting}, seed {trial.seed}, claim {claim.epoch}, step {claim.step}", flush=True)
-        return trial, claim.epoch
+        print(f"trial {trial.signature}: {trial.label}, seed {trial.seed}, attempt {claim.attempt}, step {claim.step}", flush=True)
+        return trial, claim.attempt
 
     def _run_one(self, trial: Trial, epoch: int) -> bool:
-        """Return whether the trial has ended or is no longer ours; False if told to stop.
+        """Return whether the trial has ended or is no longer ours; False if asked to stop.
 
         The value is the same on every rank.
         """

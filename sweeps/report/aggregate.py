@@ -44,12 +44,12 @@ class Spread:
         Use it for values that are not percentages; `str` is for those.
         """
 
-        def told(value: float, digits: int) -> str:
+        def rounded(value: float, digits: int) -> str:
             return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
 
         if self.mean is None:
             return "-"
-        return told(self.mean, 3) if self.std is None else f"{told(self.mean, 3)} ± {told(self.std, 2)}"
+        return rounded(self.mean, 3) if self.std is None else f"{rounded(self.mean, 3)} ± {rounded(self.std, 2)}"
 
     def __str__(self) -> str:
         """Return '73.1 ± 0.4', '73.1' for a single value, or '-' for none."""
@@ -63,7 +63,7 @@ class Row:
     """One run: its trial, state, metrics and costs."""
 
     signature: str
-    setting: str
+    label: str
     seed: int
     state: TrialState
     cause: str
@@ -75,7 +75,7 @@ class Row:
 class Summary:
     """One configuration over its completed seeds, with counts of the runs outside the means."""
 
-    setting: str
+    label: str
     spreads: dict[str, Spread]
     failed: int
     pruned: int
@@ -109,7 +109,7 @@ def rows(view: View) -> list[Row]:
         table.append(
             Row(
                 trial.signature,
-                trial.setting,
+                trial.label,
                 trial.seed,
                 view.state(trial),
                 "; ".join(c for c in causes if c),
@@ -125,20 +125,20 @@ def summaries(view: View) -> list[Summary]:
     table, sweep = rows(view), view.sweep
     metrics = sorted({m for row in table for m in row.metrics} | {sweep.objective, *sweep.headline})
     found = []
-    for setting in dict.fromkeys(row.setting for row in table):
-        mine = [row for row in table if row.setting == setting]
+    for label in dict.fromkeys(row.label for row in table):
+        mine = [row for row in table if row.label == label]
         done = [row for row in mine if row.state is TrialState.completed]
         values = {m: {row.seed: row.metrics[m] for row in done if m in row.metrics} for m in metrics}
         found.append(
             Summary(
-                setting,
+                label,
                 {m: Spread.of(list(values[m].values())) for m in metrics},
                 sum(row.state is TrialState.failed for row in mine),
                 sum(row.state is TrialState.pruned for row in mine),
                 sum(not row.state.ended for row in mine),
                 max((int(row.costs["parameters"]) for row in done), default=0),
                 sum(row.costs["device_hours"] for row in mine if row.costs),
-                sweep.paper.get(setting, {}),
+                sweep.paper.get(label, {}),
                 {c: Spread.of([row.costs[c] for row in done if c in row.costs]) for c in COSTS},
                 values,
             )
@@ -147,7 +147,7 @@ def summaries(view: View) -> list[Summary]:
     return sorted(found, key=lambda s: -(last if s.spreads[sweep.objective].mean is None else s.spreads[sweep.objective].mean or 0.0))
 
 
-def told_settings(view: View) -> tuple[list[Summary], str]:
+def shown_configurations(view: View) -> tuple[list[Summary], str]:
     """Return the configurations to show people, and a line about those left out.
 
     A configuration is left out if all its runs were pruned. If that holds for every configuration,
@@ -156,7 +156,7 @@ def told_settings(view: View) -> tuple[list[Summary], str]:
     table = summaries(view)
     shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())] or table
     left_out = len(table) - len(shown)
-    return shown, f"{left_out} settings were pruned on their way, see summary.csv" if left_out else ""
+    return shown, f"{left_out} configurations were pruned on their way, see summary.csv" if left_out else ""
 
 
 def columns(view: View) -> list[str]:
@@ -184,9 +184,9 @@ class Leader:
     comparison: Comparison | None  # None if there is no other configuration
 
     @property
-    def separable(self) -> bool:
+    def significant(self) -> bool:
         """Return whether the lead is statistically significant."""
-        return self.comparison is not None and self.comparison.separable
+        return self.comparison is not None and self.comparison.significant
 
 
 def leader(table: Sequence[Summary], metric: str) -> Leader | None:
@@ -224,9 +224,9 @@ def run_set(view: View) -> str:
     table = rows(view)
     seeds = sorted({r.seed for r in table})
     done = [r for r in table if r.state is TrialState.completed]
-    settings = len({r.setting for r in done})
-    told = ", ".join(map(str, seeds)) if len(seeds) < 7 else f"{seeds[0]} to {seeds[-1]}"
-    line = f"run set: all {len(done)} completed runs, of {settings} settings and seeds {told}"
+    configurations = len({r.label for r in done})
+    named = ", ".join(map(str, seeds)) if len(seeds) < 7 else f"{seeds[0]} to {seeds[-1]}"
+    line = f"run set: all {len(done)} completed runs, of {configurations} configurations and seeds {named}"
     left = [(sum(r.state is s for r in table), s.name) for s in (TrialState.failed, TrialState.pruned)]
     left.append((sum(not r.state.ended for r in table), "not ended"))
     line += "; left out: " + (", ".join(f"{n} {what}" for n, what in left if n) or "none")

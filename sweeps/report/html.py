@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from cnnjepa.run.files import write_atomic
 from sweeps.report import html_text
-from sweeps.report.aggregate import Row, Summary, columns, rows, run_set, summaries, title, told_settings
+from sweeps.report.aggregate import Row, Summary, columns, rows, run_set, shown_configurations, summaries, title
 from sweeps.report.html_curves import Curve, curves_of
 from sweeps.report.html_figures import colours, costs_figure, layout, scores_figure
 from sweeps.report.tables import peoples_table
@@ -32,7 +32,7 @@ def build(view: View) -> str:
     sweep, metrics, table = view.sweep, columns(view), rows(view)
     hues, unit = colours(summaries(view), sweep.objective), html_text.hours_unit(view)
     curves = [curves_of(view, t) for t in sweep.trials]
-    shown, _ = told_settings(view)
+    shown, _ = shown_configurations(view)
     scores, costs, search = _scores(view, shown, hues), _costs(view, shown, hues, unit), _search(view)
     warned = {t.signature: [w.line for w in found] for t in sweep.trials if (found := warnings.warnings_of(view, t))}
     data = {
@@ -45,14 +45,14 @@ def build(view: View) -> str:
         sweep=sweep,
         text=html_text,
         warned=warned,
-        warnings=warnings.told(sweep, warned),
+        warnings=warnings.as_lines(sweep, warned),
         scores=scores,
-        settings=peoples_table(view),
+        table=peoples_table(view),
         cost_lines=[*html_text.costs(view), *advice_lines(view)],
         costs=costs,
         search=search,
         curves={name: sweep.task.title(name) for name in _offered(curves, sweep.task.CURVES)},
-        header=["setting", "seed", "state", *(title(view, m) for m in metrics), unit, "starts"],
+        header=["configuration", "seed", "state", *(title(view, m) for m in metrics), unit, "starts"],
         trials={t.signature: _cells(view, t, row, metrics) for t, row in zip(sweep.trials, table, strict=True)},
         run_set=run_set(view),
         data=data,
@@ -109,8 +109,8 @@ def _trial(view: View, trial: Trial, row: Row, curves: Mapping[str, Curve], hues
     """Return the data of a trial for the page's script."""
     return {
         "signature": trial.signature,
-        "name": f"{trial.setting}, seed {trial.seed}",
-        "colour": hues.get(trial.setting, "#888"),
+        "name": f"{trial.label}, seed {trial.seed}",
+        "colour": hues.get(trial.label, "#888"),
         "curves": {name: _points(curve) for name, curve in curves.items()},
         "about": html_text.about(view, trial, unit),
         "log": html_text.last_lines(view, trial) if row.cause else "",
@@ -124,4 +124,4 @@ def _points(curve: Curve) -> list[list[float]]:
 def _cells(view: View, trial: Trial, row: Row, metrics: Sequence[str]) -> list[str]:
     scores = [f"{row.metrics[m]:.2f}" if m in row.metrics else "-" for m in metrics]
     hours = view.device_hours(trial)
-    return [row.setting, str(row.seed), row.state.name, *scores, f"{hours:.3g}" if hours else "-", str(len(view.claims(trial)) or "-")]
+    return [row.label, str(row.seed), row.state.name, *scores, f"{hours:.3g}" if hours else "-", str(len(view.claims(trial)) or "-")]

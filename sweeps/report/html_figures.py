@@ -40,15 +40,15 @@ def colours(table: Sequence[Summary], objective: str) -> dict[str, str]:
     """
     palette = qualitative.D3 if len(table) <= len(qualitative.D3) else qualitative.Dark24
     if len(table) <= len(palette):
-        return {s.setting: palette[i] for i, s in enumerate(table)}
+        return {s.label: palette[i] for i, s in enumerate(table)}
     ranked = sorted(table, key=lambda s: -(s.spreads[objective].mean or 0.0))
     shares = [i / (len(ranked) - 1) for i in range(len(ranked))]
-    return dict(zip((s.setting for s in ranked), sample_colorscale("Turbo", shares), strict=True))
+    return dict(zip((s.label for s in ranked), sample_colorscale("Turbo", shares), strict=True))
 
 
-def short(setting: str) -> str:
+def short(label: str) -> str:
     """Return a configuration's axis label; for a search, only its number."""
-    return "<br>".join(textwrap.wrap(called(setting), _LABEL_WIDTH))
+    return "<br>".join(textwrap.wrap(called(label), _LABEL_WIDTH))
 
 
 def numeric_axis(view: View) -> str | None:
@@ -57,7 +57,7 @@ def numeric_axis(view: View) -> str | None:
     The configurations are then points of a line. A key that only some of them have, such as one of
     a method, counts as a difference. A bool is not a number.
     """
-    values = {t.setting: _leaves(t.values) for t in view.sweep.trials}
+    values = {t.label: _leaves(t.values) for t in view.sweep.trials}
     if len(values) < 3:
         return None
     keys = dict.fromkeys(key for leaves in values.values() for key in leaves if key not in ("seed", "epochs"))
@@ -85,23 +85,23 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
     if key is not None:
         return _line(view, table, metric, key)
     figure = go.Figure()
-    names = [short(s.setting) for s in table]
+    names = [short(s.label) for s in table]
     for s, name in zip(table, names, strict=True):
         seeds = s.values.get(metric, {})
-        hover = [f"{s.setting}<br>seed {seed}: %{{x:.2f}}<extra></extra>" for seed in seeds]
-        dots = {"color": hues[s.setting], "size": 7, "opacity": 0.35}
+        hover = [f"{s.label}<br>seed {seed}: %{{x:.2f}}<extra></extra>" for seed in seeds]
+        dots = {"color": hues[s.label], "size": 7, "opacity": 0.35}
         figure.add_scatter(x=list(seeds.values()), y=[name] * len(seeds), mode="markers", marker=dots, hovertemplate=hover)
     for s, name in zip(table, names, strict=True):
         spread = s.spreads[metric]
         if spread.mean is not None:
-            told = f"{s.setting}<br>{spread} (n = {spread.n})<extra></extra>"
+            hover_text = f"{s.label}<br>{spread} (n = {spread.n})<extra></extra>"
             bars = {"type": "data", "array": [spread.std or 0.0], "visible": spread.std is not None, "thickness": 2}
-            marker = {"color": hues[s.setting], "size": 11, "symbol": "square"}
-            figure.add_scatter(x=[spread.mean], y=[name], error_x=bars, mode="markers", marker=marker, hovertemplate=told)
+            marker = {"color": hues[s.label], "size": 11, "symbol": "square"}
+            figure.add_scatter(x=[spread.mean], y=[name], error_x=bars, mode="markers", marker=marker, hovertemplate=hover_text)
         if metric in s.paper:
-            told = f"{s.setting}<br>paper: {s.paper[metric]:.2f}, one seed<extra></extra>"
+            hover_text = f"{s.label}<br>paper: {s.paper[metric]:.2f}, one seed<extra></extra>"
             marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
-            figure.add_scatter(x=[s.paper[metric]], y=[name], mode="markers", marker=marker, hovertemplate=told)
+            figure.add_scatter(x=[s.paper[metric]], y=[name], mode="markers", marker=marker, hovertemplate=hover_text)
     figure.update_layout(showlegend=False)
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], type="category")
     figure.update_xaxes(title=in_units(view, title(view, metric), "{}, {}"))
@@ -109,24 +109,24 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
 
 
 def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Figure:
-    values = {t.setting: float(str(lookup(t.values, key))) for t in view.sweep.trials}
-    ranked = sorted((s for s in table if s.spreads[metric].mean is not None), key=lambda s: values[s.setting])
-    xs, means = [values[s.setting] for s in ranked], [s.spreads[metric] for s in ranked]
+    values = {t.label: float(str(lookup(t.values, key))) for t in view.sweep.trials}
+    ranked = sorted((s for s in table if s.spreads[metric].mean is not None), key=lambda s: values[s.label])
+    xs, means = [values[s.label] for s in ranked], [s.spreads[metric] for s in ranked]
     figure = go.Figure()
     bars = {"type": "data", "array": [m.std or 0.0 for m in means], "thickness": 2}
-    hover = [f"{s.setting}<br>{m} (n = {m.n})<extra></extra>" for s, m in zip(ranked, means, strict=True)]
+    hover = [f"{s.label}<br>{m} (n = {m.n})<extra></extra>" for s, m in zip(ranked, means, strict=True)]
     line = {"color": qualitative.D3[0]}
     figure.add_scatter(x=xs, y=[m.mean for m in means], error_y=bars, mode="lines+markers", line=line, hovertemplate=hover)
-    dots = [(values[s.setting], v) for s in ranked for v in s.values.get(metric, {}).values()]
+    dots = [(values[s.label], v) for s in ranked for v in s.values.get(metric, {}).values()]
     marker = {"color": qualitative.D3[0], "opacity": 0.35}
     figure.add_scatter(
         x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", marker=marker, hovertemplate="%{y:.2f}<extra></extra>"
     )
     papers = [s for s in table if metric in s.paper]
     marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
-    told = "paper: %{y:.2f}, one seed<extra></extra>"
+    hover_text = "paper: %{y:.2f}, one seed<extra></extra>"
     ys = [s.paper[metric] for s in papers]
-    figure.add_scatter(x=[values[s.setting] for s in papers], y=ys, mode="markers", marker=marker, hovertemplate=told)
+    figure.add_scatter(x=[values[s.label] for s in papers], y=ys, mode="markers", marker=marker, hovertemplate=hover_text)
     figure.update_layout(showlegend=False)
     if min(xs, default=0.0) > 0 and max(xs) / min(xs) > 30:
         figure.update_xaxes(type="log")
@@ -147,14 +147,14 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def costs_figure(view: View, table: Sequence[Summary], hours: Mapping[str, Spread], unit: str, hues: Mapping[str, str]) -> go.Figure:
-    """Score against hours of a run, means with standard deviations, and the line of those that no other setting beats in both."""
+    """Score against hours of a run, means with standard deviations, and the line of those that no other configuration beats in both."""
     figure, points, metric = go.Figure(), {}, view.sweep.objective
     for s in table:
-        x, y = hours[s.setting], s.spreads[metric]
+        x, y = hours[s.label], s.spreads[metric]
         if x.mean is None or y.mean is None:
             continue
-        points[s.setting] = x.mean, y.mean
-        hover = f"{s.setting}<br>{in_units(view, y)} (n = {y.n})<br>{x.in_digits()} {unit} a run<extra></extra>"
+        points[s.label] = x.mean, y.mean
+        hover = f"{s.label}<br>{in_units(view, y)} (n = {y.n})<br>{x.in_digits()} {unit} a run<extra></extra>"
         bars: dict[str, Any] = {"type": "data", "thickness": 1}
         figure.add_scatter(
             x=[x.mean],
@@ -162,7 +162,7 @@ def costs_figure(view: View, table: Sequence[Summary], hours: Mapping[str, Sprea
             error_x={**bars, "array": [x.std or 0.0]},
             error_y={**bars, "array": [y.std or 0.0]},
             mode="markers",
-            marker={"color": hues[s.setting], "size": 10},
+            marker={"color": hues[s.label], "size": 10},
             hovertemplate=hover,
         )
     best = pareto(points)

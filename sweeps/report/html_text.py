@@ -11,7 +11,7 @@ from typing import Any
 
 from sweeps.report.aggregate import Leader, Spread, Summary, in_units, judged, leader, rows, summaries, title
 from sweeps.report.significance import compare
-from sweeps.search.search import to_come
+from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import TrialState, View
@@ -28,33 +28,33 @@ def hours_unit(view: View) -> str:
     return "GPU-hours" if held or read else "core-hours"
 
 
-def told_hours(hours: float) -> str:
+def format_hours(hours: float) -> str:
     """Return hours in three digits, or whole numbers from 100 on."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def hours_of_a_run(view: View) -> dict[str, Spread]:
     """Return configuration -> hours of its completed runs."""
-    found: dict[str, list[float]] = {t.setting: [] for t in view.sweep.trials}
+    found: dict[str, list[float]] = {t.label: [] for t in view.sweep.trials}
     for trial in view.sweep.trials:
         if view.state(trial) is TrialState.completed:
-            found[trial.setting].append(view.device_hours(trial))
-    return {setting: Spread.of(hours) for setting, hours in found.items()}
+            found[trial.label].append(view.device_hours(trial))
+    return {label: Spread.of(hours) for label, hours in found.items()}
 
 
 def to_end(view: View) -> int:
     """Return the number of unfinished runs, including those that a search may still begin."""
-    return sum(not s.ended for s in view.states().values()) + to_come(view)
+    return sum(not s.ended for s in view.states().values()) + trials_to_begin(view)
 
 
-def called(setting: str) -> str:
+def called(label: str) -> str:
     """Return the short name of a configuration for a sentence.
 
     Names in a search are long; its configurations are called by their numbers.
     """
-    if setting.startswith("#"):
-        return setting.partition(" ")[0]
-    return "baseline" if setting.startswith("baseline: ") else setting
+    if label.startswith("#"):
+        return label.partition(" ")[0]
+    return "baseline" if label.startswith("baseline: ") else label
 
 
 def answer(view: View) -> tuple[str, bool]:
@@ -63,16 +63,16 @@ def answer(view: View) -> tuple[str, bool]:
     if lead is None:
         return "No run has completed yet.", False
     left = to_end(view)
-    so_far = f"So far, with {left} of {left + sum(s.ended for s in view.states().values())} runs to come: " if left else ""
+    so_far = f"So far, with {left} of {left + sum(s.ended for s in view.states().values())} runs pending: " if left else ""
     spread, metric = lead.best.spreads[lead.metric], title(view, lead.metric)
-    told = f"{called(lead.best.setting)} with {in_units(view, spread)} {metric} (n = {spread.n})"
+    best = f"{called(lead.best.label)} with {in_units(view, spread)} {metric} (n = {spread.n})"
     if lead.other is None:
-        return f"{so_far}{told}; there is nothing to compare it with.", False
+        return f"{so_far}{best}; there is nothing to compare it with.", False
     other = lead.other.spreads[lead.metric]
-    follows = f"{called(lead.other.setting)} with {other} (n = {other.n}), {judged(lead)}"
-    if lead.separable:
-        return f"{so_far}the best is {told}, separable from the next, {follows}.", True
-    return f"{so_far}no setting is separable from the next: {told} leads, before {follows}.", False
+    follows = f"{called(lead.other.label)} with {other} (n = {other.n}), {judged(lead)}"
+    if lead.significant:
+        return f"{so_far}the best is {best}, significantly better than the next, {follows}.", True
+    return f"{so_far}no configuration is significantly better than the next: {best} leads, before {follows}.", False
 
 
 def beside_the_answer(view: View) -> list[str]:
@@ -81,7 +81,7 @@ def beside_the_answer(view: View) -> list[str]:
     lead = leader(table, view.sweep.objective)
     lines = [view_of_others(table, lead)] if lead is not None and lead.other is not None else []
     if view.sweep.search is not None and lead is not None:
-        lines += [s.setting for s in (lead.best, lead.other) if s is not None]
+        lines += [s.label for s in (lead.best, lead.other) if s is not None]
         lines += against_the_baseline(view, table, lead)
     if lead is not None:
         lines.append("Ranked on held-out training labels; the test split was read once, at the end of each run.")
@@ -91,27 +91,27 @@ def beside_the_answer(view: View) -> list[str]:
 
 
 def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
-    """Return 'Of the 10 other settings 6 are not separable from it.'"""
-    others = [s for s in table if s.setting != lead.best.setting and s.values.get(lead.metric)]
-    near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).separable]
-    alone = "the only other setting is" if len(others) == 1 else f"of the {len(others)} other settings"
+    """Return 'Of the 10 other configurations 6 are tied with it.'"""
+    others = [s for s in table if s.label != lead.best.label and s.values.get(lead.metric)]
+    near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).significant]
+    alone = "the only other configuration is" if len(others) == 1 else f"of the {len(others)} other configurations"
     if len(others) == 1:
-        return f"{alone.capitalize()} {'not ' if near else ''}separable from it, by the same test."
-    return f"{alone.capitalize()} {len(near)} {'is' if len(near) == 1 else 'are'} not separable from it, each by the same test alone."
+        return f"{alone.capitalize()} {'tied with it' if near else 'significantly worse'}, by the same test."
+    return f"{alone.capitalize()} {len(near)} {'is' if len(near) == 1 else 'are'} tied with it, each by the same test alone."
 
 
 def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
     """Return a comparison of a search's best configuration with the unchanged one."""
-    first = view.sweep.trials[0].setting
-    base = next((s for s in table if s.setting == first and s.values.get(lead.metric)), None)
+    first = view.sweep.trials[0].label
+    base = next((s for s in table if s.label == first and s.values.get(lead.metric)), None)
     if base is None:
-        return ["The setting without changes has no completed run to hold the best against."]
-    if base.setting == lead.best.setting:
-        return ["The best is the setting without changes."]
+        return ["The configuration without changes has no completed run to compare the best with."]
+    if base.label == lead.best.label:
+        return ["The best is the configuration without changes."]
     tested = compare(lead.best.values[lead.metric], base.values[lead.metric])
-    word = "separable from it" if tested.separable else "not separable from it"
+    word = "significantly better" if tested.significant else "tied with it"
     spread = base.spreads[lead.metric]
-    return [f"The setting without changes has {spread} (n = {spread.n}); the best is {word}: {tested}."]
+    return [f"The configuration without changes has {spread} (n = {spread.n}); the best is {word}: {tested}."]
 
 
 def tiles(view: View) -> list[tuple[str, str]]:
@@ -120,12 +120,12 @@ def tiles(view: View) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if lead is not None:
         spread = lead.best.spreads[lead.metric]
-        found.append((called(lead.best.setting), "best, separable" if lead.separable else "leads, not separable"))
+        found.append((called(lead.best.label), "best, statistically significant" if lead.significant else "leads, tied with the next"))
         found.append((in_units(view, spread), f"{title(view, lead.metric)}, n = {spread.n}"))
     states = collections.Counter(s.name for s in view.states().values())
-    found.append((f"{told_hours(total_hours(view))} {unit}", "cost of all runs"))
+    found.append((f"{format_hours(total_hours(view))} {unit}", "cost of all runs"))
     ended = ", ".join(f"{n} {name}" for name, n in states.items())
-    found.append((f"{states['completed']} of {sum(states.values()) + to_come(view)}", f"runs completed ({ended})"))
+    found.append((f"{states['completed']} of {sum(states.values()) + trials_to_begin(view)}", f"runs completed ({ended})"))
     return found
 
 
@@ -140,10 +140,11 @@ def costs(view: View) -> list[str]:
     by_state: dict[str, float] = collections.defaultdict(float)
     for trial in view.sweep.trials:
         by_state[view.state(trial).name] += view.device_hours(trial)
-    lines = [f"{told_hours(total_hours(view))} {unit} in all: " + ", ".join(f"{told_hours(h)} {name}" for name, h in by_state.items() if h)]
+    shares = ", ".join(f"{format_hours(h)} {name}" for name, h in by_state.items() if h)
+    lines = [f"{format_hours(total_hours(view))} {unit} in all: {shares}"]
     of_a_run = [h for s in hours_of_a_run(view).values() for h in [s.mean] if h is not None]
     if of_a_run:
-        lines.append(f"a completed run took {told_hours(statistics.median(of_a_run))} {unit}, median over settings of their means")
+        lines.append(f"a completed run took {format_hours(statistics.median(of_a_run))} {unit}, median over configurations of their means")
     again = [len(view.claims(t)) - 1 for t in view.sweep.trials if len(view.claims(t)) > 1]
     lines.append(f"{len(again)} runs were started more than once, {sum(again)} further starts in all, and went on from their checkpoints")
     kwh = [r.energy_kwh for t in view.sweep.trials if (r := view.result(t)) is not None and r.energy_kwh is not None]
@@ -158,7 +159,7 @@ def about(view: View, trial: Trial, unit: str) -> list[str]:
         lines += [f"cause: {result.cause}"] if result.cause else []
         lines += [f"{probe} has no value: {cause}" for probe, cause in result.missing.items()]
         lines += [f"{title(view, m)}: {v:.2f}" for m, v in result.metrics.items()]
-        hours = f"{told_hours(view.device_hours(trial))} {unit}"
+        hours = f"{format_hours(view.device_hours(trial))} {unit}"
         lines.append(f"{result.step} steps, {hours}, {result.images_per_second:.0f} images/s, peak memory {result.peak_memory_mb:.0f} MiB")
     lines += [f"warning: {warning.line}" for warning in warnings_of(view, trial)]
     past = view.claims(trial)
@@ -225,10 +226,10 @@ def what_was_run(view: View) -> list[str]:
         words = found["command"]
         command = " ".join(map(str, words)) if isinstance(words, list) else str(words)
         lines.append(f"{found['time']}: {command}")
-    told = [p for t in sweep.trials if (p := provenance_of(sweep.trial_dir(t))) is not None]
-    commits = collections.Counter(f"commit {p['commit'][:12] or 'unknown'}{' with uncommitted changes' if p['diff'] else ''}" for p in told)
-    packages = collections.Counter(f"Python {p['python']}, " + ", ".join(f"{n} {v}" for n, v in p["packages"].items()) for p in told)
-    hosts = collections.Counter(f"host {p['host']}" for p in told)
+    known = [p for t in sweep.trials if (p := provenance_of(sweep.trial_dir(t))) is not None]
+    commits = collections.Counter(f"commit {p['commit'][:12] or 'unknown'}{' with uncommitted changes' * bool(p['diff'])}" for p in known)
+    packages = collections.Counter(f"Python {p['python']}, " + ", ".join(f"{n} {v}" for n, v in p["packages"].items()) for p in known)
+    hosts = collections.Counter(f"host {p['host']}" for p in known)
     for counted in (commits, packages, hosts):
         several = len(counted) > 1
         lines += [f"{what}: {n} runs" if several else what for what, n in counted.most_common(8)]

@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from cnnjepa.run.files import write_atomic
-from sweeps.search.sampler import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Told, directions, distribution, frozen, reports
+from sweeps.search.sampler import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Outcome, directions, distribution, frozen, reports
 from sweeps.spec.space import Params
 from sweeps.state.folder import TrialState, View
 
@@ -25,24 +25,25 @@ def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
     if search is not None:
         space = {d.key: distribution(d) for d in search.space}
     else:
-        space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.setting for t in sweep.trials)))}
+        # The names are those of version 0.1.
+        space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.label for t in sweep.trials)))}
     costs = search is not None and search.costs
-    told = []
+    frozen_trials = []
     for trial in sweep.trials:
-        params: Params = trial.params if search is not None else {"setting": trial.setting}
+        params: Params = trial.params if search is not None else {"setting": trial.label}
         state, result = view.state(trial), view.result(trial)
-        one = told_alone(params, state, view.objective(trial))
+        one = outcome_of_a_run(params, state, view.objective(trial))
         if one.state is COMPLETE and costs and result is not None:
             one = replace(one, values=[*one.values, result.device_hours])
-        about = {"setting": trial.setting, "seed": str(trial.seed), "signature": trial.signature, "state": state.name}
+        about = {"setting": trial.label, "seed": str(trial.seed), "signature": trial.signature, "state": state.name}
         if result is not None:
             causes = [result.cause, *(f"{name}: {cause}" for name, cause in result.missing.items())]
             about["cause"] = "; ".join(filter(None, causes))
-        told.append(frozen(replace(one, reports=reports(view, trial)), space, about))
+        frozen_trials.append(frozen(replace(one, reports=reports(view, trial)), space, about))
     study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs))
     study.set_metric_names([sweep.objective, "device-hours"][: 1 + costs])
     study.set_user_attr("question", sweep.question)
-    study.add_trials(told)
+    study.add_trials(frozen_trials)
     return study
 
 
@@ -61,17 +62,17 @@ def mirror(view: View) -> Path:
     return path
 
 
-def told_alone(params: Params, state: TrialState, value: float | None) -> Told:
+def outcome_of_a_run(params: Params, state: TrialState, value: float | None) -> Outcome:
     """Return one run as a study records it.
 
     A completed run whose probe failed has no value. For Optuna that is a failure, never a number.
     """
     if state is TrialState.waiting:
-        return Told(params, WAITING)
+        return Outcome(params, WAITING)
     if not state.ended:
-        return Told(params, RUNNING)
+        return Outcome(params, RUNNING)
     if state is TrialState.completed and value is not None:
-        return Told(params, COMPLETE, [value])
+        return Outcome(params, COMPLETE, [value])
     if state is TrialState.pruned:
-        return Told(params, PRUNED)
-    return Told(params, FAIL)
+        return Outcome(params, PRUNED)
+    return Outcome(params, FAIL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.files import write_atomic
-from sweeps.report.aggregate import LABEL_WIDTH, in_units, rows, title, told_settings
+from sweeps.report.aggregate import LABEL_WIDTH, in_units, rows, shown_configurations, title
 from sweeps.state.folder import View
 
 
@@ -24,19 +24,19 @@ def draw(view: View, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    sweep, table, runs = view.sweep, told_settings(view)[0], rows(view)
+    sweep, table, runs = view.sweep, shown_configurations(view)[0], rows(view)
     shown = sweep.headline or [sweep.objective]
     figure, axes = pyplot.subplots(
         1,
         len(shown),
-        figsize=(5.2 * len(shown), 1.4 + 0.36 * sum(-(-len(s.setting) // LABEL_WIDTH) for s in table)),
+        figsize=(5.2 * len(shown), 1.4 + 0.36 * sum(-(-len(s.label) // LABEL_WIDTH) for s in table)),
         sharey=True,
         squeeze=False,
     )
     for axis, metric, color in zip(axes[0], shown, itertools.cycle(("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93")), strict=False):
         for y, summary in enumerate(table):
             spread = summary.spreads[metric]
-            seeds = [r.metrics[metric] for r in runs if r.setting == summary.setting and metric in r.metrics]
+            seeds = [r.metrics[metric] for r in runs if r.label == summary.label and metric in r.metrics]
             axis.plot(seeds, [y] * len(seeds), "o", color=color, alpha=0.35, markersize=4)
             if spread.mean is not None:
                 axis.errorbar(spread.mean, y, xerr=spread.std, fmt="s", color=color, capsize=3, markersize=5)
@@ -45,7 +45,7 @@ def draw(view: View, path: Path) -> None:
         axis.set_xlabel(in_units(view, title(view, metric), "{} ({})"))
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_yticks(range(len(table)), [textwrap.fill(s.setting, LABEL_WIDTH) for s in table], fontsize=8)
+    axes[0][0].set_yticks(range(len(table)), [textwrap.fill(s.label, LABEL_WIDTH) for s in table], fontsize=8)
     axes[0][0].invert_yaxis()
     counts = sorted({s.spreads[sweep.objective].n for s in table})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
@@ -75,7 +75,7 @@ def draw_costs(view: View, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    sweep, table = view.sweep, told_settings(view)[0]
+    sweep, table = view.sweep, shown_configurations(view)[0]
     cost = sweep.costs[0]
     shown = [m for m in sweep.headline if sweep.task.is_pictured(m)] or [sweep.objective]
     figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
@@ -84,12 +84,12 @@ def draw_costs(view: View, path: Path) -> None:
             color, x, y = f"C{i}", summary.costs[cost], summary.spreads[metric]
             if x.mean is not None and y.mean is not None:
                 axis.errorbar(x.mean, y.mean, xerr=x.std, yerr=y.std, fmt="o", color=color, capsize=3)
-                axis.annotate(summary.setting, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8, color=color)
+                axis.annotate(summary.label, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8, color=color)
             if metric in summary.paper and cost in summary.paper:
-                star = "*" if summary.setting in sweep.best_of_many else ""
+                star = "*" if summary.label in sweep.best_of_many else ""
                 point = summary.paper[cost], summary.paper[metric]
                 axis.plot(*point, "D", markerfacecolor="none", color=color)
-                label = f"{summary.setting}, paper{star}"
+                label = f"{summary.label}, paper{star}"
                 axis.annotate(label, point, xytext=(6, -10), textcoords="offset points", fontsize=7, color=color)
         axis.set_xlabel(title(view, cost))
         axis.set_ylabel(in_units(view, title(view, metric), "{} ({})"))

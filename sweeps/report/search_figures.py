@@ -34,20 +34,20 @@ def search_figures(view: View) -> list[tuple[str, go.Figure]]:
         return float(trial.values[0])
 
     target: Callable[[optuna.trial.FrozenTrial], float] | None = score if costs else None
-    told: dict[str, Any] = {"target": target, "target_name": names[0]}
-    found = [("Optimisation history", visualization.plot_optimization_history(study, **told), 380)] if done else []
+    shown: dict[str, Any] = {"target": target, "target_name": names[0]}
+    found = [("Optimisation history", visualization.plot_optimization_history(study, **shown), 380)] if done else []
     if any(t.intermediate_values for t in trials) and not costs:
         found.append(("Probes on the way, of pruned runs too", visualization.plot_intermediate_values(study), 380))
     weights = importances(study, varied, target)
     if weights:
         params = list(weights)
-        found.append(("Parameter importances", visualization.plot_param_importances(study, params=params, **told), 90 + 34 * len(params)))
+        found.append(("Parameter importances", visualization.plot_param_importances(study, params=params, **shown), 90 + 34 * len(params)))
     else:
         params = varied
     if params:
-        found.append(("Slices", visualization.plot_slice(study, params=params[:_SLICES_OF], **told), 380))
+        found.append(("Slices", visualization.plot_slice(study, params=params[:_SLICES_OF], **shown), 380))
     if len(params) > 1:
-        found.append(("Contours", visualization.plot_contour(study, params=params[:_CONTOURS_OF], **told), 620))
+        found.append(("Contours", visualization.plot_contour(study, params=params[:_CONTOURS_OF], **shown), 620))
     if costs and done:
         found.append(("Accuracy against device-hours", visualization.plot_pareto_front(study, target_names=names), 420))
     return [(heading, layout(_last_parts(figure, view.sweep.objective), height)) for heading, figure, height in found]

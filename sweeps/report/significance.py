@@ -32,7 +32,7 @@ class Comparison:
     p: float | None = None
 
     @property
-    def separable(self) -> bool:
+    def significant(self) -> bool:
         """Return whether the difference is significant at 5 %."""
         return self.p is not None and self.p < ALPHA
 

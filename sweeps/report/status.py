@@ -11,7 +11,7 @@ from rich.table import Table
 from cnnjepa.run.folder import read_metrics
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.search.search import Outlook
-from sweeps.search.warnings import told, warnings_of
+from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.folder import TrialState, View
@@ -46,13 +46,13 @@ def best_so_far(view: View) -> dict[str, Any] | None:
     lead = leader(summaries(view), objective)
     if lead is None:
         return None
-    other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.setting}
+    other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.label}
     tested = {} if lead.comparison is None else asdict(lead.comparison)
     return {
-        "setting": lead.best.setting,
+        "setting": lead.best.label,
         **asdict(lead.best.spreads[objective]),
         "next": other,
-        "separable": lead.separable,
+        "separable": lead.significant,
         "test": tested,
     }
 
@@ -67,13 +67,13 @@ def best_line(view: View) -> str:
     if lead is None:
         return ""
 
-    def told(summary: Summary) -> str:
-        return f"{summary.setting}: {summary.spreads[objective]} (n = {summary.spreads[objective].n})"
+    def score(summary: Summary) -> str:
+        return f"{summary.label}: {summary.spreads[objective]} (n = {summary.spreads[objective].n})"
 
-    line = f"best so far by {objective}: {told(lead.best)}"
+    line = f"best so far by {objective}: {score(lead.best)}"
     if lead.other is None:
         return line
-    return f"{line}; next: {told(lead.other)}; {'separable' if lead.separable else 'not separable'}, {judged(lead)}"
+    return f"{line}; next: {score(lead.other)}; {'statistically significant' if lead.significant else 'tied'}, {judged(lead)}"
 
 
 def rungs_line(view: View) -> str:
@@ -99,7 +99,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
     gpu_seconds = sum(claims.held_seconds(folder, c) * c.slurm.gpus for c in past if c.slurm)
     return {
         "signature": trial.signature,
-        "setting": trial.setting,
+        "setting": trial.label,  # keys of --json keep the names of version 0.1
         "seed": trial.seed,
         "state": state.name,
         "done": 1.0 if state is TrialState.completed else share_done(trial, step) if step else 0.0,
@@ -127,14 +127,14 @@ def sweep_status(view: View) -> dict[str, Any]:
     silent = view.watch.queue is not None and view.watch.queue.silent
     name, scale = view.sweep.name, view.sweep.scale.name
     chosen = view.sweep.search
-    search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.points, "to_begin": Outlook(view).to_begin}
+    search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
     return {**looked, "rungs": view.sweep.rungs, "search": search}
 
 
 def warning_lines(view: View, status: dict[str, Any]) -> list[str]:
     """Return the early warnings of all trials, one line each."""
-    return told(view.sweep, {t["signature"]: [w["line"] for w in t["warnings"]] for t in status["trials"]})
+    return as_lines(view.sweep, {t["signature"]: [w["line"] for w in t["warnings"]] for t in status["trials"]})
 
 
 def counts_line(status: dict[str, Any]) -> str:
@@ -142,7 +142,7 @@ def counts_line(status: dict[str, Any]) -> str:
     shown = [f"{n} {name}" for name, n in status["counts"].items() if n]
     line = ", ".join(reversed(shown)) + f" of {len(status['trials'])} trials"
     if (search := status["search"]) is not None:
-        line += f" (of up to {search['points']} settings)"
+        line += f" (of up to {search['points']} configurations)"
     if status["gpu_hours"]:
         line += f", {status['gpu_hours']:.1f} GPU-hours used"
     return line + (" (Slurm does not answer; this is what it said last)" if status["slurm_silent"] else "")
@@ -152,7 +152,7 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
     """Return a table of counts, with one line per trial that has begun and not completed."""
     left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
     table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
-    columns = {"setting": "left", "seed": "right", "state": "left", "done": "right", "epoch": "right", "loss": "right"}
+    columns = {"configuration": "left", "seed": "right", "state": "left", "done": "right", "epoch": "right", "loss": "right"}
     columns |= {"images/s": "right", "probe": "right", "restarts": "right"}
     in_slurm = any(t["job"] for t in status["trials"])
     if in_slurm:

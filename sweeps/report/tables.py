@@ -27,13 +27,13 @@ from sweeps.report.aggregate import (
     leader,
     rows,
     run_set,
+    shown_configurations,
     summaries,
     title,
-    told_settings,
 )
 from sweeps.state.folder import View
 
-_NOT_SEPARABLE = "†"
+_TIED = "†"
 
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
@@ -48,11 +48,12 @@ def results_csv(view: View) -> str:
     """Return one line per run. Missing values are empty."""
     table = rows(view)
     metrics = sorted({m for row in table for m in row.metrics})
+    # Columns of CSV files keep the names of version 0.1.
     header = ["signature", "setting", "seed", "state", *metrics, *COSTS, "cause"]
     return _csv(
         header,
         [
-            [r.signature, r.setting, r.seed, r.state.name, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause]
+            [r.signature, r.label, r.seed, r.state.name, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause]
             for r in table
         ],
     )
@@ -66,14 +67,12 @@ def summary_csv(view: View) -> str:
     table = summaries(view)
     metrics = list(table[0].spreads) if table else []
     papers = sorted({m for s in table for m in s.paper})
-    told = [*metrics, *view.sweep.costs]
-    header = ["setting", *(f"{m}_{part}" for m in told for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
+    shown = [*metrics, *view.sweep.costs]
+    header = ["setting", *(f"{m}_{part}" for m in shown for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
     lines = []
     for s in table:
-        spread = [v for m in told for v in vars({**s.spreads, **s.costs}[m]).values()]
-        lines.append(
-            [s.setting, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours]
-        )
+        spread = [v for m in shown for v in vars({**s.spreads, **s.costs}[m]).values()]
+        lines.append([s.label, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours])
     return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours"], lines)
 
 
@@ -90,7 +89,7 @@ class Cell:
 
     def __str__(self) -> str:
         """Return the cell as plain text."""
-        return self.text + (f" {_NOT_SEPARABLE}" if self.marked else "")
+        return self.text + (f" {_TIED}" if self.marked else "")
 
 
 @dataclass(frozen=True)
@@ -108,27 +107,27 @@ def peoples_table(view: View) -> PeoplesTable:
     In each metric the best configuration is tested against the next.
     """
     metrics, costs = columns(view), view.sweep.costs
-    table, pruned = told_settings(view)
+    table, pruned = shown_configurations(view)
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
     leaders = {m: leader(table, m) for m in metrics}
     # A sweep that asks about costs shows these instead of the total.
     total = [] if costs else ["device-hours"]
     marks = [_left_out(s) for s in table]
-    header = ["setting", *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
+    header = ["configuration", *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
     header += [*["left out"] * any(marks), *(title(view, c) for c in costs), "parameters", *total]
     lines = []
     for s, mark in zip(table, marks, strict=True):
-        star = "*" if s.setting in view.sweep.best_of_many else ""
+        star = "*" if s.label in view.sweep.best_of_many else ""
         paper = [f"{s.paper[m]:.2f}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
         rest = [*paper, *[mark or "-"] * any(marks), *(s.costs[c].in_digits() for c in costs), f"{s.parameters:,}"]
         rest += [] if costs else [f"{s.device_hours:.3g}"]
-        lines.append([Cell(s.setting), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
+        lines.append([Cell(s.label), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
     return PeoplesTable(header, lines, _notes(view, leaders, pruned))
 
 
 def _left_out(s: Summary) -> str:
-    """Return '1 failed, 2 to come': the runs that are not in the means."""
-    counts = {"failed": s.failed, "pruned": s.pruned, "to come": s.unfinished}
+    """Return '1 failed, 2 pending': the runs that are not in the means."""
+    counts = {"failed": s.failed, "pruned": s.pruned, "pending": s.unfinished}
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
@@ -136,18 +135,18 @@ def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
     spread = s.spreads[metric]
     if spread.mean is None:
         return Cell("-")
-    best = lead is not None and lead.other is not None and lead.best.setting == s.setting
-    return Cell(f"{spread} ({spread.n})", best and lead.separable, best and not lead.separable)  # type: ignore[union-attr]
+    best = lead is not None and lead.other is not None and lead.best.label == s.label
+    return Cell(f"{spread} ({spread.n})", best and lead.significant, best and not lead.significant)  # type: ignore[union-attr]
 
 
 def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[str]:
     """Return the notes that a reader of the table needs."""
     notes = [f"mean ± std over seeds (n); {run_set(view)}"]
-    told = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
-    if told:
-        rule = "bold: the best of its column, separable from the next by a two-sided test at 5 %"
-        notes.append(f"{rule}; {_NOT_SEPARABLE}: the best, and not separable")
-        notes += [f"{title(view, d.metric)}: {d.best.setting} against {d.other.setting if d.other else ''}, {judged(d)}" for d in told]
+    tested = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
+    if tested:
+        rule = "bold: the best of its column, significantly better than the next by a two-sided test at 5 %"
+        notes.append(f"{rule}; {_TIED}: the best, but tied with the next")
+        notes += [f"{title(view, d.metric)}: {d.best.label} against {d.other.label if d.other else ''}, {judged(d)}" for d in tested]
     notes += [pruned] if pruned else []
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 
@@ -171,9 +170,9 @@ def markdown_table(view: View) -> str:
     def line(texts: Sequence[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
-    told = [[f"**{cell}**" if cell.bold else str(cell) for cell in cells] for cells in found.lines]
+    texts = [[f"**{cell}**" if cell.bold else str(cell) for cell in cells] for cells in found.lines]
     rule = ["---", *["---:"] * (len(found.header) - 1)]
-    return "\n".join([line(found.header), line(rule), *map(line, told), "", *(f"{note}  " for note in found.notes)]) + "\n"
+    return "\n".join([line(found.header), line(rule), *map(line, texts), "", *(f"{note}  " for note in found.notes)]) + "\n"
 
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$"}
@@ -182,8 +181,8 @@ _TEX |= {"<": r"$<$", ">": r"$>$"} | {c: f"\\{c}" for c in "&%$#_{}"}
 
 def tex(text: str) -> str:
     """Escape `text` for LaTeX."""
-    told = re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
-    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", told)
+    escaped = re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", escaped)
 
 
 def latex_table(view: View) -> str:
@@ -193,7 +192,7 @@ def latex_table(view: View) -> str:
     def line(cells: Sequence[str]) -> str:
         return "  " + " & ".join(cells) + r" \\"
 
-    told = [[rf"\textbf{{{tex(str(cell))}}}" if cell.bold else tex(str(cell)) for cell in cells] for cells in found.lines]
+    texts = [[rf"\textbf{{{tex(str(cell))}}}" if cell.bold else tex(str(cell)) for cell in cells] for cells in found.lines]
     return "\n".join(
         [
             r"% \usepackage{booktabs}",
@@ -201,7 +200,7 @@ def latex_table(view: View) -> str:
             r"  \toprule",
             line([tex(name) for name in found.header]),
             r"  \midrule",
-            *map(line, told),
+            *map(line, texts),
             r"  \bottomrule",
             r"\end{tabular}",
             *(rf"\par\noindent{{\footnotesize {tex(note)}.}}" for note in found.notes),

@@ -31,7 +31,7 @@ _WAITS, _NEVER_WAITS, _MANY_WORKERS = 0.05, 0.005, 4
 _WORTH_IT = 0.9  # a request that shrinks by less is left alone
 # Slurm's controller passes an ended job to the accounting within seconds, or tens under load.
 _RECORD_WITHIN_SECONDS, _JUST_ENDED_SECONDS = 20.0, 600.0
-_MB_A_GB = 1000  # as jobs/slurm/sbatch.py counts a profile's memory_gb_per_slot
+_MB_A_GB = 1000  # as jobs/slurm/sbatch.py counts a profile's memory_gb_per_trial
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Sight:
     def __init__(self, view: View) -> None:
         """Read results and submissions."""
         self.view = view
-        self._profiles = {s.job: s.slot_profile for s in Submission.all_of(view.sweep)}
+        self._profiles = {s.job: s.worker_profile for s in Submission.all_of(view.sweep)}
         # A configuration and the best rate of those like it.
         self._kinds: list[tuple[dict[str, Any], float]] = []
         for trial in view.sweep.trials:
@@ -180,7 +180,7 @@ def _threads(values: Mapping[str, Any]) -> int:
 
 
 def _on_gpu(trial: Trial, profile: ClusterProfile | None) -> bool | None:
-    """Whether the trial trained on a GPU; None where that cannot be told from here."""
+    """Whether the trial trained on a GPU; None where that cannot be known from here."""
     device = task_of(trial.values).value(trial.values, "device", "cpu")
     if device == "auto":
         return None if profile is None or profile.device.name == "auto" else profile.device.name == "cuda"
@@ -204,15 +204,15 @@ def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficien
     rate, waited = result.images_per_second or None, result.data_wait_share
     on_gpu = _on_gpu(trial, profile)
     held = sum(claims.held_seconds(folder, c) for c in view.claims(trial))
-    ranks = profile.ranks_per_slot if profile else 1
+    ranks = profile.ranks_per_trial if profile else 1
     cores, limit, cpu, source = ranks * _threads(trial.values), None, None, "counters"
     peak = result.peak_memory_mb or None
     seconds = held or result.seconds
     # A loader's processes are not in the peak of the rank.
     memory = peak * ranks if peak and on_gpu is False and not task_of(trial.values).value(trial.values, "workers", 0) else None
-    asked = profile.memory_gb_per_slot * _MB_A_GB if profile else None
+    asked = profile.memory_gb_per_trial * _MB_A_GB if profile else None
     if profile:
-        cores, limit = profile.cores_per_slot, 60.0 * profile.time_limit_minutes
+        cores, limit = profile.cores_per_trial, 60.0 * profile.time_limit_minutes
     if uses and len(uses) == len(jobs):
         source, seconds, cores = "sacct", sum(u.seconds for u in uses), uses[-1].cores
         limit, asked = uses[-1].limit_seconds, uses[-1].memory_asked_mb
@@ -276,8 +276,8 @@ def used_line(found: Sequence[Efficiency]) -> str:
         parts.append(f"cores {found[0].cores}, their use not known")
     if on_gpu := _given(e.peak_mb for e in found if e.on_gpu):
         busy = _given(e.gpu_utilisation for e in found)
-        told = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilisation not told"
-        parts.append(f"GPU {told}, its tensors {max(on_gpu) / 1024:.1f} GiB")
+        share = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilisation not reported"
+        parts.append(f"GPU {share}, its tensors {max(on_gpu) / 1024:.1f} GiB")
     sources = " and ".join(sorted({e.source for e in found}))
     return f"used at most, by {len(found)} completed runs ({sources}): {', '.join(parts)}"
 
@@ -321,15 +321,15 @@ def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequen
     if memory and given:
         gigabytes = max(math.ceil(max(memory) * _MEMORY_MARGIN / _MB_A_GB), 1)
         if gigabytes <= _WORTH_IT * given[0] / _MB_A_GB or max(memory) > _WORTH_IT * given[0]:
-            asked.append(f"memory_gb_per_slot={gigabytes} (not {given[0] / _MB_A_GB:g})")
+            asked.append(f"memory_gb_per_trial={gigabytes} (not {given[0] / _MB_A_GB:g})")
     killed = sum(u.state == "OUT_OF_MEMORY" for u in uses)
     if killed and given:
-        asked.append(f"memory_gb_per_slot above {given[0] / _MB_A_GB:g} ({killed} jobs ran out of memory)")
+        asked.append(f"memory_gb_per_trial above {given[0] / _MB_A_GB:g} ({killed} jobs ran out of memory)")
     waits, cores = _given(e.data_wait_share for e in found), found[0].cores
     waited = statistics.median(waits) if waits and workers_key else None
     if waited is not None and waited > _WAITS:
         more = max(2 * workers, 1)
-        room = f" and cores_per_slot={ranks * (more + 1)}" if more + 1 > cores // ranks else ""
+        room = f" and cores_per_trial={ranks * (more + 1)}" if more + 1 > cores // ranks else ""
         asked.append(f"{workers_key}={more}{room} (not {workers}: {100 * waited:.0f} % of the time waiting for data)")
     elif waited is not None and waited < _NEVER_WAITS and workers >= _MANY_WORKERS:
         asked.append(f"{workers_key}={workers // 2} (not {workers}: no wait for data)")
@@ -337,7 +337,7 @@ def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequen
     if cpu and max(cpu) < _IDLE_CORES and (waited is None or waited <= _WAITS):
         needed = ranks * max(math.ceil(max(cpu) * cores * _CORES_MARGIN / ranks), 1)
         if needed <= _WORTH_IT * cores:
-            asked.append(f"cores_per_slot={needed} (not {cores}: {100 * max(cpu):.0f} % of them used)")
+            asked.append(f"cores_per_trial={needed} (not {cores}: {100 * max(cpu):.0f} % of them used)")
     return asked
 
 
@@ -358,7 +358,7 @@ def advice_lines(view: View) -> list[str]:
     alike = {(e.cores, e.limit_seconds, e.memory_asked_mb) for e in found}
     task = view.sweep.task
     workers = {int(task.value(t.values, "workers", 0)) for t in trials}
-    ranks, key = profile.ranks_per_slot if profile else 1, task.KEYS.get("workers")
+    ranks, key = profile.ranks_per_trial if profile else 1, task.KEYS.get("workers")
     if len(alike) == len(workers) == 1 and (asked := requests(found, ranks, workers.pop(), uses, key)):
         lines.append(f"next time: {', '.join(asked)}")
     return [line for line in lines if line]

@@ -1,4 +1,4 @@
-"""Early stopping by rungs: at a few epochs a run is held against all runs that came so far, and goes on if it is among the best.
+"""Early stopping by rungs: at a few epochs a run is compared with all runs that came so far, and goes on if it is among the best.
 
 Asynchronous successive halving in its stopping form (Li et al., MLSys 2020): nobody waits for others. Optuna's SuccessiveHalvingPruner
 decides alike, but notes the rungs in its own trials, which a study that is built from the run folders does not have.
@@ -7,7 +7,7 @@ decides alike, but notes the rungs in its own trials, which a study that is buil
 from collections.abc import Sequence
 
 DEFAULT_ETA = 4
-EARLIEST = 8  # in the first 1/8 of the epochs the order of settings says little of their end: docs/how-it-works/search-measured.md
+EARLIEST = 8  # in the first 1/8 of the epochs the order of configurations says little of their end: docs/how-it-works/search-measured.md
 
 
 def rung_epochs(epochs: int, warmup_epochs: float, eta: int) -> list[int]:

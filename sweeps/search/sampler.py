@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from sweeps.search.points import Point
+from sweeps.search.configurations import Tried
 from sweeps.spec.space import Dimension, Params, Value
 from sweeps.spec.sweep import Search, Trial
 from sweeps.state.folder import TrialState, View
@@ -23,16 +23,16 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL
 RUNNING, WAITING = OptunaState.RUNNING, OptunaState.WAITING
-# Settings that are drawn at random before a model is asked.
-STARTUP_POINTS = 10
+# Configurations that are drawn at random before a model is asked.
+STARTUP_TRIALS = 10
 
 
 _STREAM = 8  # keeps these numbers apart from a trainer's: cnnjepa/randomness.py has the others
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a study is told of one setting."""
+class Outcome:
+    """What a study records of one configuration."""
 
     params: Params
     state: OptunaState
@@ -56,19 +56,19 @@ def sampler_of(search: Search, number: int, draw: int) -> BaseSampler:
     if draw or search.sampler == "random":  # a model that proposes what was tried already would go on doing so
         return RandomSampler(seed=seed)
     if search.sampler == "gp":
-        return GPSampler(seed=seed, n_startup_trials=STARTUP_POINTS)
+        return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
     conditional = any(d.when is not None for d in search.space)
-    return TPESampler(seed=seed, n_startup_trials=STARTUP_POINTS, multivariate=True, group=conditional, constant_liar=True)
+    return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, group=conditional, constant_liar=True)
 
 
-def frozen(told: Told, space: Mapping[str, BaseDistribution], attributes: Mapping[str, str] | None = None) -> FrozenTrial:
-    """One setting as a trial of a study."""
+def frozen(outcome: Outcome, space: Mapping[str, BaseDistribution], attributes: Mapping[str, str] | None = None) -> FrozenTrial:
+    """One configuration as a trial of a study."""
     return create_trial(
-        state=told.state,
-        params=dict(told.params),
-        distributions={key: space[key] for key in told.params},
-        values=list(told.values) if told.state is COMPLETE else None,
-        intermediate_values=dict(told.reports),
+        state=outcome.state,
+        params=dict(outcome.params),
+        distributions={key: space[key] for key in outcome.params},
+        values=list(outcome.values) if outcome.state is COMPLETE else None,
+        intermediate_values=dict(outcome.reports),
         user_attrs=dict(attributes or {}),
     )
 
@@ -78,19 +78,19 @@ def reports(view: View, trial: Trial) -> dict[int, float]:
     return {int(float(e)): m[view.sweep.objective] for e, m in view.probes(trial).items() if view.sweep.objective in m}
 
 
-def told(view: View, point: Point) -> Told:
-    """A setting as the sampler is told of it: its mean over seeds, or how far it came; a run or a probe that failed has no value."""
+def outcome(view: View, tried: Tried) -> Outcome:
+    """A configuration as the sampler sees it: its mean over seeds, or how far it came; a run or a probe that failed has no value."""
     assert view.sweep.search is not None
-    first, params = point.trials[0], point.trials[0].params
-    if point.scores:
-        hours = [r.device_hours for t in point.trials if (r := view.result(t)) is not None and r.device_hours]
+    first, params = tried.trials[0], tried.trials[0].params
+    if tried.scores:
+        hours = [r.device_hours for t in tried.trials if (r := view.result(t)) is not None and r.device_hours]
         costs = [statistics.fmean(hours)] if view.sweep.search.costs and hours else []
-        return Told(params, COMPLETE, [point.mean, *costs])
-    if not point.states[0].ended:
-        return Told(params, RUNNING)
-    if point.states[0] is TrialState.pruned and not view.sweep.search.costs:
-        return Told(params, PRUNED, reports=reports(view, first))
-    return Told(params, FAIL)
+        return Outcome(params, COMPLETE, [tried.mean, *costs])
+    if not tried.states[0].ended:
+        return Outcome(params, RUNNING)
+    if tried.states[0] is TrialState.pruned and not view.sweep.search.costs:
+        return Outcome(params, PRUNED, reports=reports(view, first))
+    return Outcome(params, FAIL)
 
 
 def directions(costs: bool) -> list[StudyDirection]:
@@ -98,7 +98,7 @@ def directions(costs: bool) -> list[StudyDirection]:
     return [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costs]
 
 
-def suggest(past: Sequence[Told], search: Search, number: int, draw: int) -> Params:
+def suggest(past: Sequence[Outcome], search: Search, number: int, draw: int) -> Params:
     """What the sampler proposes for trial `number` after `past`; the same for the same arguments."""
     sampler = sampler_of(search, number, draw)
     study = optuna.create_study(directions=directions(search.costs), sampler=sampler)

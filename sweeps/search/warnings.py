@@ -21,9 +21,9 @@ def warnings_of(view: View, trial: Trial, probed: Probes | None = None) -> list[
     return task_of(trial.values).warnings(trial.values, probes, losses)
 
 
-def told(sweep: Sweep, lines: Mapping[str, Sequence[str]], most: int = 8) -> list[str]:
-    """'warning: depth 2, seed 42: ...' for each line of each trial by signature, no more than `most`, and how many there are beyond."""
-    every = [f"warning: {t.setting}, seed {t.seed}: {line}" for t in sweep.trials for line in lines.get(t.signature, ())]
+def as_lines(sweep: Sweep, lines: Mapping[str, Sequence[str]], most: int = 8) -> list[str]:
+    """'warning: depth 2, seed 42: ...' for each line of each trial by run ID, no more than `most`, and how many there are beyond."""
+    every = [f"warning: {t.label}, seed {t.seed}: {line}" for t in sweep.trials for line in lines.get(t.signature, ())]
     more = [f"and {len(every) - most} warnings more, see --json"] if len(every) > most else []
     return every[:most] + more
 

@@ -1,4 +1,4 @@
-"""What a search may choose: dimensions over keys of the configuration, and the configuration of a point in them; no torch, no Optuna."""
+"""What a search may choose: dimensions over keys of the configuration, and the configurations in them; no torch, no Optuna."""
 
 import copy
 import itertools
@@ -70,7 +70,7 @@ def whole(key: str, low: int, high: int, *grid: int, when: tuple[str, Sequence[V
     return Dimension(key, low=low, high=high, whole=True, grid=grid or tuple(range(low, high + 1)), when=when)
 
 
-def grid_points(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Params]:
+def grid_configurations(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Params]:
     """All combinations of options and grid values, each configuration once; raises ValueError at a range without a grid."""
     for dimension in space:
         if not (dimension.options or dimension.grid):
@@ -78,7 +78,7 @@ def grid_points(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Par
     return combinations(space, [d.options or d.grid for d in space], base)
 
 
-def all_points(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Params] | None:
+def all_configurations(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Params] | None:
     """Every configuration of the space, each once; None where they cannot be counted, or are more than anybody would train."""
     if any(not d.options and not d.whole for d in space):
         return None
@@ -88,18 +88,18 @@ def all_points(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Para
 
 def combinations(space: Sequence[Dimension], values: Sequence[Sequence[Value]], base: Mapping[str, Any]) -> list[Params]:
     """All combinations of `values`, less those of dimensions that do not matter in them, each once."""
-    points: dict[tuple[tuple[str, Value], ...], Params] = {}
+    found: dict[tuple[tuple[str, Value], ...], Params] = {}
     for combination in itertools.product(*values):
         chosen: Params = {}
         for dimension, value in zip(space, combination, strict=True):
             if dimension.matters(chosen, base):
                 chosen[dimension.key] = value
-        points[tuple(chosen.items())] = chosen
-    return list(points.values())
+        found[tuple(chosen.items())] = chosen
+    return list(found.values())
 
 
 def baseline(space: Sequence[Dimension], base: Mapping[str, Any]) -> Params:
-    """The point that `base` itself is; raises ValueError where the space does not hold it."""
+    """The choices that `base` itself makes; raises ValueError where the space does not hold it."""
     chosen: Params = {}
     for d in space:
         value = lookup(dict(base), d.key)
@@ -107,9 +107,9 @@ def baseline(space: Sequence[Dimension], base: Mapping[str, Any]) -> Params:
         if not d.matters(chosen, base):
             continue
         if d.options and value not in d.options:
-            raise ValueError(f"the setting without changes must be in the space: {d.key} must be one of {list(d.options)}; got {value}")
+            raise ValueError(f"the unchanged configuration must be in the space: {d.key} must be one of {list(d.options)}; got {value}")
         if not d.options and not (not isinstance(value, str) and d.low <= value <= d.high):
-            raise ValueError(f"the setting without changes must be in the space: {d.key} must lie in [{d.low}, {d.high}]; got {value}")
+            raise ValueError(f"the unchanged configuration must be in the space: {d.key} must lie in [{d.low}, {d.high}]; got {value}")
         chosen[d.key] = value
     return chosen
 
@@ -127,7 +127,7 @@ def applied(base: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> 
 
 
 def label(params: Mapping[str, Value], task: Task) -> str:
-    """What people call a point, by its values alone: 'lr 0.0031, multi_block, depth 3'; 'unchanged' where nothing is set."""
+    """What people call a configuration, by its values alone: 'lr 0.0031, multi_block, depth 3'; 'unchanged' where nothing is set."""
     return ", ".join(_said(key, value, task) for key, value in params.items()) or "unchanged"
 
 

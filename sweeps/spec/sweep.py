@@ -1,4 +1,4 @@
-"""A sweep as a question, at two scales, over seeds: settings to compare, or a space to search; and the trials that follow from it."""
+"""A sweep as a question, at two scales, over seeds: configurations to compare, or a space to search; and the trials that follow from it."""
 
 import hashlib
 import json
@@ -12,10 +12,13 @@ from cnnjepa.run.identity import DEFAULT_TASK, from_dict, identity, signature, t
 from jobs.cluster import JobSpec
 from jobs.config import compose_job
 from jobs.task import task_named, task_of
-from sweeps.spec.space import Dimension, Params, Value, all_points, applied, baseline, grid_points, label
+from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, label
 
 FIRST_SEED = 42  # the paper's one seed
 SAMPLERS = ("tpe", "random", "gp", "grid")
+# Keys of sweep.json and of a choice's file, which are those of version 0.1, and their names here.
+_KEYS = {"setting": "label", "point": "configuration_number", "points": "max_trials"}
+_OLD_KEYS = {new: old for old, new in _KEYS.items()}
 
 
 class ScaleName(Enum):
@@ -27,24 +30,24 @@ class ScaleName(Enum):
 
 @dataclass(frozen=True)
 class Scale:
-    """Overrides that all trials share at one scale, and how many seeds a setting gets by default, in a search at most.
+    """Overrides that all trials share at one scale, and how many seeds a configuration gets by default, in a search at most.
 
-    Of a search also how many settings it tries, and the dimensions that are others at this scale, by their keys. `settings` stand in place
-    of the sweep's where they are others at this scale.
+    Of a search also how many configurations it tries (`max_trials`), and the dimensions that are others at this scale, by their keys.
+    `configurations` stand in place of the sweep's where they are others at this scale.
     """
 
     overrides: Sequence[str]
     seeds: int
-    points: int = 0
+    max_trials: int = 0
     space: Sequence[Dimension] = ()
-    settings: Sequence["Setting"] = ()
+    configurations: Sequence["Configuration"] = ()
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One point of the space: what it sets, and what the paper printed for it, by metric (percent) or cost (hours).
+class Configuration:
+    """One configuration of the sweep: what it sets, and what the paper printed for it, by metric (percent) or cost (hours).
 
-    `best_of_many` where the paper's scores are each the best of several runs. What a setting is called follows from what it sets.
+    `best_of_many` where the paper's scores are each the best of several runs. What a configuration is called follows from what it sets.
     """
 
     overrides: Mapping[str, Value]
@@ -54,19 +57,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """A question, the settings or the space that answer it, and the metric by which they are ranked (on held-out training labels).
+    """A question, the configurations or the space that answer it, and the metric by which they are ranked (on held-out training labels).
 
     `costs` are what a run cost, by the names of results.csv, that belong to the answer: they get columns of their own, and a picture in
     which the headline stands against the first. `prune_on` are names of early warnings (search/warnings.py) that end a run at a probe.
-    A setting is called by the values that it sets of the keys `named_by`, or of all keys where there are none. `task` is the module that
-    trains: jobs/task.py. It also gives the `objective` and the `headline` where they are left out.
+    A configuration is called by the values that it sets of the keys `named_by`, or of all keys where there are none. `task` is the
+    module that trains: jobs/task.py. It also gives the `objective` and the `headline` where they are left out.
     """
 
     name: str
     question: str
     smoke: Scale
     paper: Scale
-    settings: Sequence[Setting] = ()
+    configurations: Sequence[Configuration] = ()
     space: Sequence[Dimension] = ()
     objective: str = ""
     headline: Sequence[str] | None = None
@@ -79,19 +82,20 @@ class SweepSpec:
         """Return a run of the sweep's task with these overrides."""
         return compose_job([f"cluster={cluster}", *overrides], self.task)
 
-    def label(self, setting: Setting) -> str:
-        """What `setting` is called in tables and pictures."""
+    def label(self, configuration: Configuration) -> str:
+        """What `configuration` is called in tables and pictures."""
         return label(
-            {key: value for key, value in setting.overrides.items() if not self.named_by or key in self.named_by}, task_named(self.task)
+            {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by},
+            task_named(self.task),
         )
 
     def scale(self, name: ScaleName) -> Scale:
         """The scale of that name."""
         return self.smoke if name is ScaleName.smoke else self.paper
 
-    def settings_at(self, scale: Scale) -> Sequence[Setting]:
-        """The settings of a scale."""
-        return scale.settings or self.settings
+    def configurations_at(self, scale: Scale) -> Sequence[Configuration]:
+        """The configurations of a scale."""
+        return scale.configurations or self.configurations
 
     def space_at(self, scale: Scale) -> list[Dimension]:
         """The space of a scale."""
@@ -101,15 +105,15 @@ class SweepSpec:
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and seed; `signature` of its TrainConfig is its identity and its folder's name."""
+    """One configuration and seed; `signature` of its TrainConfig is its identity and its folder's name."""
 
     number: int
-    setting: str
+    label: str
     seed: int
     values: dict[str, Any]  # the TrainConfig as plain values: who only watches a sweep builds none
     signature: str
     params: Params = field(default_factory=dict)  # of a search: what was chosen
-    point: int = -1  # of a search: the number of the first trial of the setting; -1 for what was given and not chosen
+    configuration_number: int = -1  # of a search: the number of its first trial; -1 for what was given and not chosen
 
     @cached_property
     def config(self) -> Any:
@@ -123,43 +127,44 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {_OLD_KEYS.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Trial":
         """What `to_dict` gave."""
-        return Trial(**values)
+        return Trial(**{_KEYS.get(k, k): v for k, v in values.items()})
 
 
 @dataclass(frozen=True)
 class Search:
-    """How settings are chosen while the sweep runs; all that a slot needs to choose the next one."""
+    """How configurations are chosen while the sweep runs; all that a worker needs to choose the next one."""
 
     space: list[Dimension]
     base: dict[str, Any]  # the configuration whose keys are changed
     sampler: str
-    points: int  # settings to try
-    seeds: int  # of a setting, at most: more only for those that are still among the best
+    max_trials: int  # configurations to try
+    seeds: int  # of a configuration, at most: more only for those that are still among the best
     costs: bool  # whether device-hours are a second objective
-    budget_hours: float | None  # device-hours: no run is begun that could take the search above it, at the dearest epoch known
-    digest: str  # names what points are points of: with another space, or another base, they are another search's
+    budget_hours: float | None  # device-hours: no run is begun that could take the search above it, at the most expensive epoch known
+    digest: str  # names the space and the base: with others it is another search
     hours_per_epoch: float | None = None  # device-hours that an epoch is expected to cost; None where that is not known beforehand
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        return {_OLD_KEYS.get(k, k): v for k, v in asdict(self).items()}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Search":
         """What `to_dict` gave."""
-        return Search(**{**values, "space": [Dimension.from_dict(d) for d in values["space"]]})
+        known = {_KEYS.get(k, k): v for k, v in values.items()}
+        return Search(**{**known, "space": [Dimension.from_dict(d) for d in values["space"]]})
 
-    def trial(self, number: int, point: int, params: Params, seed: int) -> Trial:
-        """The trial of a point and seed."""
+    def trial(self, number: int, configuration_number: int, params: Params, seed: int) -> Trial:
+        """Return the trial of a configuration and a seed."""
         params = {d.key: params[d.key] for d in self.space if d.key in params}
         values = applied(self.base, params, seed)
-        name = f"#{point} {label(params, task_of(values))}" if point else f"baseline: {label(params, task_of(values))}"
-        return Trial(number, name, seed, values, signature(from_dict(values)), params, point)
+        name = (f"#{configuration_number} " if configuration_number else "baseline: ") + label(params, task_of(values))
+        return Trial(number, name, seed, values, signature(from_dict(values)), params, configuration_number)
 
 
 def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -> None:
@@ -172,13 +177,13 @@ def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -
 
 
 def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str]) -> SweepSpec:
-    """The sweep that tries every combination of the space's grid, as settings; the unchanged setting first where it is one of them."""
+    """The sweep that tries every combination of the space's grid; the unchanged configuration first where it is one of them."""
     space = spec.space_at(scale)
     base = to_dict(spec.job(cluster, [*scale.overrides, *overrides]).train)
-    points = grid_points(space, base)
+    found = grid_configurations(space, base)
     published = baseline(space, base)
-    points = [p for p in points if p == published] + [p for p in points if p != published]
-    return replace(spec, settings=[Setting(p) for p in points], space=())
+    found = [p for p in found if p == published] + [p for p in found if p != published]
+    return replace(spec, configurations=[Configuration(p) for p in found], space=())
 
 
 def build_search(
@@ -189,12 +194,12 @@ def build_search(
     rungs: Sequence[int],
     *,
     sampler: str,
-    points: int,
+    max_trials: int,
     seeds: int,
     costs: bool = False,
     budget_hours: float | None = None,
 ) -> Search:
-    """The search of `spec`; its trial 0 is the setting without changes. Raises ValueError where that is not in the space."""
+    """The search of `spec`; its trial 0 is the configuration without changes. Raises ValueError where that is not in the space."""
     space = spec.space_at(scale)
     for dimension in space:
         dimension.check()
@@ -203,38 +208,38 @@ def build_search(
     train = task_of(train).probed_at(train, rungs)
     base = to_dict(train)
     baseline(space, base)
-    points = min(points, len(all_points(space, base) or range(points)))
+    max_trials = min(max_trials, len(all_configurations(space, base) or range(max_trials)))
     text = json.dumps([identity(train), [asdict(d) for d in space]], sort_keys=True)
-    return Search(space, base, sampler, points, seeds, costs, budget_hours, hashlib.sha256(text.encode()).hexdigest()[:12])
+    return Search(space, base, sampler, max_trials, seeds, costs, budget_hours, hashlib.sha256(text.encode()).hexdigest()[:12])
 
 
 def build_trials(
     spec: SweepSpec, scale: Scale, seeds: int, cluster: str, overrides: Sequence[str], rungs: Sequence[int] = ()
 ) -> list[Trial]:
-    """All trials, one seed of every setting before the next seed, so that a half-done sweep compares like with like.
+    """All trials, one seed of every configuration before the next seed, so that a half-done sweep compares like with like.
 
     `overrides` come from the command line and hold for every trial. Raises ValueError at an override of a swept key, at a broken rule, and
-    where two settings are the same configuration.
+    where two configurations are the same.
     """
-    settings = spec.settings_at(scale)
-    check_overrides(spec, {key for setting in settings for key in setting.overrides}, overrides)
-    labels = [spec.label(setting) for setting in settings]
+    configurations = spec.configurations_at(scale)
+    check_overrides(spec, {key for configuration in configurations for key in configuration.overrides}, overrides)
+    labels = [spec.label(configuration) for configuration in configurations]
     if twice := [called for called in labels if labels.count(called) > 1]:
-        rule = "be told apart by what they set of the keys that name them (named_by)"
-        raise ValueError(f"settings of {spec.name} must {rule}; got {twice[0]} {labels.count(twice[0])} times")
+        rule = "differ in what they set of the keys that name them (named_by)"
+        raise ValueError(f"configurations of {spec.name} must {rule}; got {twice[0]} {labels.count(twice[0])} times")
     trials: list[Trial] = []
     known: dict[str, str] = {}
-    # Composed once a setting: seeds of one setting differ in nothing else.
+    # Composed once per configuration: its seeds differ in nothing else.
     composed = []
-    for setting in settings:
-        own = [f"{key}={value}" for key, value in setting.overrides.items()]
+    for configuration in configurations:
+        own = [f"{key}={value}" for key, value in configuration.overrides.items()]
         composed.append(spec.job(cluster, [*scale.overrides, *own, *overrides]).train)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for called, train in zip(labels, composed, strict=True):
             config = task_of(train).probed_at(replace(train, seed=seed), rungs)
             name = signature(config)
             if name in known:
-                raise ValueError(f"settings of {spec.name} must differ; got the same configuration for {known[name]} and {called}")
+                raise ValueError(f"configurations of {spec.name} must differ; got the same configuration for {known[name]} and {called}")
             known[name] = called
             trials.append(Trial(len(trials), called, seed, to_dict(config), name))
     return trials

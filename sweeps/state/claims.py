@@ -116,7 +116,7 @@ class SlurmStart:
 class Claim:
     """One attempt of a trial: its owner, the owner's driver, the start time and the first step."""
 
-    epoch: int
+    attempt: int
     owner: Process
     # A death under the same driver is the trial's own fault; one that took the driver along is not.
     driver: str
@@ -142,7 +142,7 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
     `names` is the folder's listing. Claims in `known` are not read again.
     """
     names = listing(trial_dir) if names is None else names
-    read = {c.epoch for c in known}
+    read = {c.attempt for c in known}
     claims = list(known)
     for name in sorted(n for n in names if n.endswith(".json") and n.removesuffix(".json").isdecimal()):
         if int(name.removesuffix(".json")) in read:
@@ -158,47 +158,47 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
 
 def held_seconds(trial_dir: Path, claim: Claim) -> float:
     """Return the seconds from the claim to the owner's last sign of life."""
-    signs = [_path(trial_dir, claim.epoch, what) for what in ("json", "released", "crashed")]
+    signs = [_path(trial_dir, claim.attempt, what) for what in ("json", "released", "crashed")]
     last = max(p.stat().st_mtime for p in signs if p.exists())
     return max(last - claim.time, 0.0)
 
 
-def _ended(names: frozenset[str], epoch: int) -> str:
+def _ended(names: frozenset[str], attempt: int) -> str:
     """Return 'released' or 'crashed' if the owner has said so, else ''."""
-    return next((way for way in ("released", "crashed") if _name(epoch, way) in names), "")
+    return next((way for way in ("released", "crashed") if _name(attempt, way) in names), "")
 
 
-def _name(epoch: int, what: str) -> str:
-    return f"{epoch:06d}.{what}"
+def _name(attempt: int, what: str) -> str:
+    return f"{attempt:06d}.{what}"
 
 
-def _path(trial_dir: Path, epoch: int, what: str = "json") -> Path:
-    return trial_dir / "claim" / _name(epoch, what)
+def _path(trial_dir: Path, attempt: int, what: str = "json") -> Path:
+    return trial_dir / "claim" / _name(attempt, what)
 
 
-def _last_epoch(names: frozenset[str], what: str) -> int:
+def _last_attempt(names: frozenset[str], what: str) -> int:
     """Return the last attempt that has a file of that kind, or -1."""
     return max((int(n.partition(".")[0]) for n in names if n.endswith("." + what) and n.partition(".")[0].isdecimal()), default=-1)
 
 
 def cancel(trial_dir: Path) -> None:
     """Keep every process from running the trial until `uncancel`. A live owner saves and stops."""
-    epoch = max(_last_epoch(listing(trial_dir), "json"), 0)
+    attempt = max(_last_attempt(listing(trial_dir), "json"), 0)
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
-    _path(trial_dir, epoch, "resumed").unlink(missing_ok=True)
-    _path(trial_dir, epoch, "cancelled").touch()
+    _path(trial_dir, attempt, "resumed").unlink(missing_ok=True)
+    _path(trial_dir, attempt, "cancelled").touch()
 
 
 def uncancel(trial_dir: Path) -> None:
     """Let a cancelled trial run again and forgive what ended its last job."""
     if (trial_dir / "claim").exists():
-        _path(trial_dir, max(_last_epoch(listing(trial_dir), "json"), 0), "resumed").touch()
+        _path(trial_dir, max(_last_attempt(listing(trial_dir), "json"), 0), "resumed").touch()
 
 
 def is_cancelled(trial_dir: Path, names: frozenset[str] | None = None) -> bool:
     """Return whether the trial was cancelled and not resumed since, by whatever owner."""
     names = listing(trial_dir) if names is None else names
-    return _last_epoch(names, "cancelled") > _last_epoch(names, "resumed")
+    return _last_attempt(names, "cancelled") > _last_attempt(names, "resumed")
 
 
 class Standing(Enum):
@@ -235,9 +235,9 @@ class Watch:
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
 
-    def bury(self, trial_dir: Path, claim: Claim) -> None:
+    def mark_dead(self, trial_dir: Path, claim: Claim) -> None:
         """Mark the owner of `claim` dead. The caller knows that it does not run."""
-        self.silent |= {_path(trial_dir, claim.epoch)}
+        self.silent |= {_path(trial_dir, claim.attempt)}
 
     def _lives_in_this_job(self, trial_dir: Path, claim: Claim, start: SlurmStart, names: frozenset[str]) -> bool:
         """Return whether the owner, in a start of this process's own job, still runs.
@@ -247,21 +247,21 @@ class Watch:
         """
         if start.shared:
             return start.restart == own_restart() and self._lives(trial_dir, claim, names)
-        return claim.owner == Process.me() and not _ended(names, claim.epoch)
+        return claim.owner == Process.me() and not _ended(names, claim.attempt)
 
     def _standing_in_slurm(self, trial_dir: Path, claim: Claim, start: SlurmStart, queue: Queue, names: frozenset[str]) -> Standing:
-        ended = bool(_ended(names, claim.epoch))
+        ended = bool(_ended(names, claim.attempt))
         state = queue.state(start.job)
-        if state == "CANCELLED" and _name(claim.epoch, "resumed") not in names:
+        if state == "CANCELLED" and _name(claim.attempt, "resumed") not in names:
             with contextlib.suppress(OSError):
-                _path(trial_dir, claim.epoch, "cancelled").touch()  # Slurm forgets it in minutes
+                _path(trial_dir, claim.attempt, "cancelled").touch()  # Slurm forgets it in minutes
             return Standing.cancelled
         if state in ENDED:
             return Standing.dead
         if state == GONE:
             # The job is missing from one answer, is another user's, or ended long ago. A recent
             # heartbeat means that the owner lives.
-            beat = _path(trial_dir, claim.epoch).stat().st_mtime
+            beat = _path(trial_dir, claim.attempt).stat().st_mtime
             return Standing.dead if ended or abs(time.time() - beat) > STALE_SECONDS else Standing.alive
         if not state:  # Slurm has not answered
             return Standing.requeued if ended else Standing.alive
@@ -273,13 +273,13 @@ class Watch:
 
     def _lives(self, trial_dir: Path, claim: Claim, names: frozenset[str]) -> bool:
         """Return whether the owner runs: by the process table here, by its heartbeat elsewhere."""
-        if _ended(names, claim.epoch):
+        if _ended(names, claim.attempt):
             return False
         if claim.owner.host == platform.node() and claim.owner.boot != _boot():
             return False  # the machine has rebooted since
         if claim.owner.is_local:
             return claim.owner.lives()
-        path, now = _path(trial_dir, claim.epoch), time.monotonic()
+        path, now = _path(trial_dir, claim.attempt), time.monotonic()
         if path in self.silent:
             return False
         beat = path.stat().st_mtime
@@ -303,11 +303,11 @@ class Ownership:
     def _keep_beating(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):
-                os.utime(_path(self.trial_dir, self.claim.epoch))
+                os.utime(_path(self.trial_dir, self.claim.attempt))
 
     def lost(self) -> bool:
         """Return whether the trial was taken over or cancelled."""
-        return _path(self.trial_dir, self.claim.epoch + 1).exists() or is_cancelled(self.trial_dir)
+        return _path(self.trial_dir, self.claim.attempt + 1).exists() or is_cancelled(self.trial_dir)
 
     def __enter__(self) -> "Ownership":
         self._beat.start()
@@ -317,17 +317,19 @@ class Ownership:
         self._ended.set()
         # If this fails, the end of this process says the same later.
         with contextlib.suppress(OSError):
-            _path(self.trial_dir, self.claim.epoch, "crashed" if error else "released").touch()
+            _path(self.trial_dir, self.claim.attempt, "crashed" if error else "released").touch()
 
 
-def claim(trial_dir: Path, epoch: int, driver: str, step: int, slurm: SlurmStart | None = None) -> Ownership | None:
+def claim(trial_dir: Path, attempt: int, driver: str, step: int, slurm: SlurmStart | None = None) -> Ownership | None:
     """Claim a trial and return its ownership, or None if another process won that attempt.
 
-    `epoch` is one more than the trial's last attempt.
+    `attempt` is one more than the trial's last.
     """
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
-    won = Claim(epoch, Process.me(), driver, step, time.time(), slurm)
-    return Ownership(trial_dir, won) if create_exclusive(_path(trial_dir, epoch), to_json(asdict(won))) else None
+    won = Claim(attempt, Process.me(), driver, step, time.time(), slurm)
+    values = asdict(won)
+    text = to_json({"epoch": values.pop("attempt"), **values})  # the key's name since 0.1
+    return Ownership(trial_dir, won) if create_exclusive(_path(trial_dir, attempt), text) else None
 
 
 def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Path) -> int:
@@ -338,7 +340,7 @@ def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Pat
     """
     crashes, names = 0, listing(trial_dir)
     for past in reversed(claims):
-        forgiven = _ended(names, past.epoch) == "released" or _name(past.epoch, "resumed") in names
+        forgiven = _ended(names, past.attempt) == "released" or _name(past.attempt, "resumed") in names
         if past.step != step or past.driver != driver or forgiven:
             break
         crashes += 1
@@ -352,7 +354,7 @@ def starts_in_vain(claims: list[Claim], step: int, trial_dir: Path) -> int:
     """
     vain, names = 0, listing(trial_dir)
     for past in reversed(claims):
-        if past.step != step or past.slurm is None or _name(past.epoch, "resumed") in names:
+        if past.step != step or past.slurm is None or _name(past.attempt, "resumed") in names:
             break
         vain += 1
     return vain

@@ -94,7 +94,7 @@ class Sweep:
         eta: int = 0,
     ) -> "Sweep":
         """Return the sweep of `spec`. Only paper scale has the paper's values and their metrics."""
-        published = [s for s in spec.settings_at(spec.scale(scale)) if s.paper and scale is ScaleName.paper]
+        published = [s for s in spec.configurations_at(spec.scale(scale)) if s.paper and scale is ScaleName.paper]
         paper = {spec.label(s): dict(s.paper) for s in published}
         metrics = [metric for values in paper.values() for metric in values if metric not in spec.costs]
         task = task_named(spec.task)
@@ -148,16 +148,16 @@ class Sweep:
         """
         if self.search is None:
             return
-        points = self.path / "points"
-        if points.exists() and not points.is_dir():
-            raise ValueError(f"points must be a folder; got {points}, which is none")
-        while (file := self.point_file(self.next_number)).exists():
+        choices = self.path / "points"  # the folder's name since 0.1
+        if choices.exists() and not choices.is_dir():
+            raise ValueError(f"points must be a folder; got {choices}, which is none")
+        while (file := self.choice_file(self.next_number)).exists():
             with reading(file):
                 values = read_json(file)
                 if not isinstance(values["search"], str):
                     raise TypeError("search is no digest")
                 if values.pop("search") == self.search.digest:
-                    self.trials.append(Trial(values=applied(self.search.base, values["params"], values["seed"]), **values))
+                    self.trials.append(Trial.from_dict({**values, "values": applied(self.search.base, values["params"], values["seed"])}))
             self._next[0] += 1
 
     @property
@@ -189,14 +189,14 @@ class Sweep:
             return self
         return replace(self, search=replace(self.search, hours_per_epoch=hours_per_epoch))
 
-    def point_file(self, number: int) -> Path:
+    def choice_file(self, number: int) -> Path:
         """Return the file that records the choice of trial `number` of a search."""
         return self.path / "points" / f"{number:06d}.json"
 
     def register(self, trial: Trial) -> bool:
         """Record `trial` as the next one; return False if another worker took its number."""
         assert self.search is not None
-        file = self.point_file(trial.number)
+        file = self.choice_file(trial.number)
         file.parent.mkdir(parents=True, exist_ok=True)
         values = {k: v for k, v in trial.to_dict().items() if k != "values"}
         return create_exclusive(file, to_json({**values, "search": self.search.digest}))

@@ -29,9 +29,9 @@ def log_tail(path: Path) -> str:
         file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
         lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     killed = [line for line in lines if _KILLED.search(line)][-1:]
-    told = [line for line in lines if not _AFTERMATH.search(line) and not _KILLED.search(line)]
-    told = [line for line in told if _ERROR.search(line)] or told or lines
-    return " | ".join(line[:_LINE_CHARACTERS] for line in killed + told[-_TAIL_LINES:])
+    shown = [line for line in lines if not _AFTERMATH.search(line) and not _KILLED.search(line)]
+    shown = [line for line in shown if _ERROR.search(line)] or shown or lines
+    return " | ".join(line[:_LINE_CHARACTERS] for line in killed + shown[-_TAIL_LINES:])
 
 
 def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
@@ -49,7 +49,7 @@ def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
             return 1
         trial = begun[0]
     path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)
-    print(f"{trial.setting}, seed {trial.seed}: {view.state(trial).name}: {path}")
+    print(f"{trial.label}, seed {trial.seed}: {view.state(trial).name}: {path}")
     if past and past[-1].slurm:
         print(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.log}")
     position = 0

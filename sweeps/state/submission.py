@@ -15,13 +15,15 @@ from typing import Any
 
 from cnnjepa.run.files import create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.run.ranks import Device
-from jobs.cluster import Allocation, ClusterProfile, Scheduler
+from jobs.cluster import RENAMED, Allocation, ClusterProfile, Scheduler
 from jobs.slurm.sbatch import Array
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep
 
 RANK_MODULE = "sweeps.execution.worker_main"
 RAY_SCRIPT = "slurm/ray_cluster.sbatch"
+# Keys of the file, which are those of version 0.1, and their names here.
+_KEYS = {**RENAMED, "slots": "size", "slots_per_node": "workers_per_node"}
 
 
 def job_prefix(sweep: Sweep) -> str:
@@ -41,7 +43,7 @@ class Submission:
     sweep_path: Path
     number: int
     name: str
-    slots: int  # tasks of the array; 1 for an allocation
+    size: int  # tasks of the array; 1 for an allocation
     throttle: int
     after: list[str]
     cluster: ClusterProfile
@@ -63,7 +65,8 @@ class Submission:
     def create(self) -> bool:
         """Write the file; return False if another command took the number."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        values = asdict(self)
+        old = {new: old for old, new in _KEYS.items()}
+        values = asdict(self, dict_factory=lambda items: {old.get(k, k): v for k, v in items})
         cluster = {k: v.name if isinstance(v, Enum) else v for k, v in values["cluster"].items()}
         return create_exclusive(self.path, to_json({**values, "sweep_path": str(self.sweep_path), "cluster": cluster}))
 
@@ -75,9 +78,10 @@ class Submission:
 
     @staticmethod
     def _of(values: dict[str, Any]) -> "Submission":
-        cluster = values["cluster"]
+        values, cluster, shared = (
+            {_KEYS.get(k, k): v for k, v in (d or {}).items()} for d in (values, values["cluster"], values["allocation"])
+        )
         profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
-        shared = values["allocation"]
         known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}
         known["allocation"] = Allocation(**shared) if shared else None
         return Submission(**{**known, "cluster": ClusterProfile(**profile)})
@@ -112,9 +116,9 @@ class Submission:
         return time.time() - self.time
 
     @property
-    def slot_profile(self) -> ClusterProfile:
+    def worker_profile(self) -> ClusterProfile:
         """Return the resources of one worker."""
-        return self.allocation.slot(self.cluster) if self.allocation else self.cluster
+        return self.allocation.part(self.cluster) if self.allocation else self.cluster
 
     @property
     def job_profile(self) -> ClusterProfile:
@@ -123,10 +127,10 @@ class Submission:
 
     @property
     def what(self) -> str:
-        """Return '33 slots, 8 at once' or '3 nodes, 12 slots at once'."""
+        """Return '33 workers, 8 at once' or '3 nodes, 12 workers at once'."""
         if self.allocation:
-            return f"{self.allocation.nodes} nodes, {self.allocation.slots} slots at once"
-        return f"{self.slots} slots, {self.throttle} at once"
+            return f"{self.allocation.nodes} nodes, {self.allocation.workers} workers at once"
+        return f"{self.size} workers, {self.throttle} at once"
 
     @property
     def log_folder(self) -> Path:
@@ -140,8 +144,8 @@ class Submission:
 
     def array(self) -> Array:
         """Return the array that jobs/slurm/sbatch.py renders and submits."""
-        slots, script = (self.allocation.slots, RAY_SCRIPT) if self.allocation else (self.slots, "")
-        comment, after = f"{slots} slots of {self.sweep_path}", tuple(self.after)
+        workers, script = (self.allocation.workers, RAY_SCRIPT) if self.allocation else (self.size, "")
+        comment, after = f"{workers} workers of {self.sweep_path}", tuple(self.after)
         return Array(
-            self.name, self.slots, self.throttle, RANK_MODULE, str(self.path), Path(self.code), self.log_folder, comment, after, script
+            self.name, self.size, self.throttle, RANK_MODULE, str(self.path), Path(self.code), self.log_folder, comment, after, script
         )

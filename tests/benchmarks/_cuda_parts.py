@@ -151,11 +151,11 @@ def settled(found: list[dict[str, Any]], batch: int) -> dict[str, float]:
 
 
 def drawn(figures: dict[str, Any], nvml: str) -> str:
-    """What the device told of its energy and utilisation, for a reader."""
+    """What the device reported of its energy and utilisation, for a reader."""
     joules, watts, busy = (figures[k] for k in ("joules_per_image", "watts", "gpu_utilisation"))
     said = [] if joules is None else [f"{joules:.3f} J an image", f"{watts:.0f} W"]
     said += [] if busy is None else [f"utilisation {busy:.0%}"]
-    absent = f"{'the rest' if said else 'energy and utilisation'} not told by NVML: {nvml}"
+    absent = f"{'the rest' if said else 'energy and utilisation'} not reported by NVML: {nvml}"
     return ", ".join([*said, *([absent] if nvml else [])])
 
 
@@ -304,7 +304,7 @@ def packed(folder: Path, setup: Setup) -> Answer:
 def kill_halfway(line: list[str], run_dir: Path, steps: int) -> tuple[int, int] | None:
     """Start a run and kill -9 it when it has made steps beyond a checkpoint of its second quarter or later: (that step, step recorded).
 
-    None where it ended before. One that has made most of its steps and no such checkpoint is told to stop, which saves it, and started
+    None where it ended before. One that has made most of its steps and no such checkpoint is asked to stop, which saves it, and started
     again: a slow disk must not keep it from being killed.
     """
     from cnnjepa.run import checkpoint
@@ -365,7 +365,7 @@ def losses_apart(run: Path, other: Path) -> tuple[float, int]:
 def bucket_apart(device: str) -> float:
     """How far gradients that went through GradientBuckets and a group of one rank are from half of those that did not.
 
-    Half, since the buckets are told of two ranks: of one they send nothing. It is what a single GPU can tell of NCCL: messages that leave
+    Half, since the buckets are given two ranks: of one they send nothing. It is what a single GPU can tell of NCCL: messages that leave
     within the backward pass must wait for the gradients they carry.
     """
     import copy

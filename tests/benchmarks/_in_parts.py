@@ -1,4 +1,4 @@
-"""Runs a script's parts in turn, each in a process of its own and for a bounded time: what fails is told, and the others still run."""
+"""Runs a script's parts in turn, each in a process of its own and for a bounded time: what fails is reported, and the others still run."""
 
 import contextlib
 import json
@@ -73,9 +73,9 @@ def run_part(part: Part, folder: Path, seconds: float, environment: dict[str, st
         return Outcome(FAILED, f"ended after {seconds:.0f} s, the time it had", took, last_lines=lines)
     if status or not answer.exists():
         return Outcome(FAILED, lines[-1] if lines else f"ended with status {status} and no word", took, last_lines=lines)
-    told = json.loads(answer.read_text())
-    wrong = told["wrong"]
-    return Outcome(FAILED if wrong else PASSED, "; ".join(wrong), took, told["figures"], told["said"])
+    reported = json.loads(answer.read_text())
+    wrong = reported["wrong"]
+    return Outcome(FAILED if wrong else PASSED, "; ".join(wrong), took, reported["figures"], reported["said"])
 
 
 def run_parts(
@@ -86,7 +86,7 @@ def run_parts(
     say: Callable[[str], None],
     more_environment: dict[str, str] | None = None,
 ) -> dict[str, Outcome]:
-    """Run them in turn until `deadline` of time.monotonic; `say` is told when one begins."""
+    """Run them in turn until `deadline` of time.monotonic; `say` is called when one begins."""
     outcomes: dict[str, Outcome] = {}
     environment = {**os.environ, **(more_environment or {})}
     for part in parts:

@@ -69,7 +69,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def write_tree(root: Path, train: int, val: int, classes: int, scale: float = 1.0, processes: int = 1) -> None:
-    """An image tree of so many images, of which every 500th is made anew and the rest are repeated."""
+    """An image tree of so many images, of which every 500th is made again and the rest are repeated."""
     tasks = []
     for split, count in (("train", train), ("val", val)):
         for c in range(classes):

@@ -30,7 +30,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     if torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8)):
         return 0.0
     found = ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
-    # Bits that differ without a difference, such as 0 and -0, are told as the smallest number.
+    # Bits that differ without a difference, such as 0 and -0, count as the smallest number.
     return max(found, math.ulp(0.0)) if math.isfinite(found) else math.inf
 
 

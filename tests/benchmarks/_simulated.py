@@ -1,6 +1,6 @@
-"""Slots of the real engine under a simulated clock and queue: claims, choices, rungs, results and folders are real, the training is not.
+"""Workers of the real engine under a simulated clock and queue: claims, choices, rungs, results and folders are real, the training is not.
 
-Each slot is a Slurm job that may be preempted: its owner is gone without a word, and some time later the job starts again and asks anew.
+Each worker is a Slurm job that may be preempted: its owner is gone without a word, and some time later the job starts again and asks again.
 """
 
 import heapq
@@ -26,7 +26,7 @@ _REQUEUE_EPOCHS = 0.5  # from a preemption until the job runs again, in the time
 
 
 class SimulatedQueue(Queue):
-    """What Slurm would say of the slots' jobs."""
+    """What Slurm would say of the workers' jobs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class SimulatedQueue(Queue):
 
 @dataclass
 class Running:
-    """A trial under way in a slot: where it is, and who owns it."""
+    """A trial under way in a worker: where it is, and who owns it."""
 
     trial: Trial
     owned: claims.Ownership
@@ -53,14 +53,14 @@ class Running:
 
 @dataclass
 class Simulation:
-    """`slots` slots on one sweep; an epoch takes one unit of time, and the way to the next rung is lost with probability `preempted`."""
+    """`workers` on one sweep; an epoch takes one unit of time, and the way to the next rung is lost with probability `preempted`."""
 
     sweep: Sweep
     curve: Curve
-    slots: int
+    workers: int
     random: random.Random
     preempted: float = 0.0
-    waits: bool = True  # whether a slot that finds nothing to begin asks again after each end, as Ray's do; one of an array has ended
+    waits: bool = True  # whether a worker that finds nothing to begin asks again after each end, as Ray's do; one of an array has ended
     cost: Callable[[], int] = lambda: 0  # what is noted beside the seconds of each choice, such as file operations so far
     epochs_trained: float = 0.0
     preemptions: int = 0
@@ -81,7 +81,7 @@ class Simulation:
         before = Process.me
         Process.me = staticmethod(self._owner)  # type: ignore[method-assign]
         os.environ["SLURM_CLUSTER_NAME"] = _CLUSTER
-        self._slot = 0
+        self._worker = 0
         try:
             yield from self._events()
         finally:
@@ -90,64 +90,64 @@ class Simulation:
                 os.environ.pop(name, None)
 
     def _owner(self) -> Process:
-        """The process of the slot whose turn it is, another after each preemption."""
-        restarts = self.queue.jobs[self._job(self._slot)][1]
-        return Process("node", "boot", "", self._slot * 100_000 + restarts, 0.0)
+        """The process of the worker whose turn it is, another after each preemption."""
+        restarts = self.queue.jobs[self._job(self._worker)][1]
+        return Process("node", "boot", "", self._worker * 100_000 + restarts, 0.0)
 
     @staticmethod
-    def _job(slot: int) -> str:
-        return f"{_ARRAY}_{slot}"
+    def _job(worker: int) -> str:
+        return f"{_ARRAY}_{worker}"
 
     def _events(self) -> Iterator[tuple[Trial, RunStatus]]:
-        # Slots are not alike: else all of them would reach a rung in the same moment.
+        # Workers are not alike: else all of them would reach a rung in the same moment.
         order = itertools.count()
-        events = [(self.random.random(), next(order), slot, "start") for slot in range(self.slots)]
+        events = [(self.random.random(), next(order), worker, "start") for worker in range(self.workers)]
         heapq.heapify(events)
         idle: list[int] = []
-        self.queue.jobs = {self._job(slot): ("PENDING", -1) for slot in range(self.slots)}
+        self.queue.jobs = {self._job(worker): ("PENDING", -1) for worker in range(self.workers)}
         while events:
-            self.now, _, slot, what = heapq.heappop(events)
-            self._slot = slot
-            os.environ |= {"SLURM_ARRAY_JOB_ID": _ARRAY, "SLURM_ARRAY_TASK_ID": str(slot)}
-            job = self._job(slot)
+            self.now, _, worker, what = heapq.heappop(events)
+            self._worker = worker
+            os.environ |= {"SLURM_ARRAY_JOB_ID": _ARRAY, "SLURM_ARRAY_TASK_ID": str(worker)}
+            job = self._job(worker)
             if what == "preempt":
-                lost = self._busy.pop(slot)
+                lost = self._busy.pop(worker)
                 self.queue.jobs[job] = "PENDING", self.queue.jobs[job][1]
                 self.preemptions += 1
                 self._lost[lost.trial.signature] = self.now
-                heapq.heappush(events, (self.now + _REQUEUE_EPOCHS, next(order), slot, "start"))
+                heapq.heappush(events, (self.now + _REQUEUE_EPOCHS, next(order), worker, "start"))
                 continue
             if what == "start":
                 self.queue.jobs[job] = "RUNNING", self.queue.jobs[job][1] + 1
             elif what == "reach":
-                running = self._busy[slot]
+                running = self._busy[worker]
                 status = self._reach(running)
                 if status is not None:
-                    del self._busy[slot]
+                    del self._busy[worker]
                     self.ended += 1
                     yield running.trial, status
-                    for other in idle:  # what an end brings about may be begun by any slot
+                    for other in idle:  # what an end brings about may be begun by any worker
                         heapq.heappush(events, (self.now, next(order), other, "ask"))
                     idle.clear()
-            running = self._busy.get(slot) or self._begin(slot)
+            running = self._busy.get(worker) or self._begin(worker)
             if running is None:
-                idle += [slot] * self.waits
+                idle += [worker] * self.waits
                 continue
             leg = self._until(running) - running.epoch
             if self.random.random() < self.preempted:
                 share = self.random.random()
                 self.epochs_trained += share * leg
-                heapq.heappush(events, (self.now + share * leg, next(order), slot, "preempt"))
+                heapq.heappush(events, (self.now + share * leg, next(order), worker, "preempt"))
             else:
-                heapq.heappush(events, (self.now + leg, next(order), slot, "reach"))
+                heapq.heappush(events, (self.now + leg, next(order), worker, "reach"))
 
     def _until(self, running: Running) -> int:
         """The next epoch at which something happens to the trial."""
         return next((e for e in self.sweep.rungs if e > running.epoch), running.trial.epochs)
 
-    def _begin(self, slot: int) -> Running | None:
-        """The slot's next trial; its folder and claim are real."""
-        job = self._job(slot)
+    def _begin(self, worker: int) -> Running | None:
+        """The worker's next trial; its folder and claim are real."""
+        job = self._job(worker)
         start = SlurmStart(_CLUSTER, job, self.queue.jobs[job][1], "node", 0, "", "")  # no GPUs: the clock is simulated
         before, cost = time.perf_counter(), self.cost()
         got = next_claim(self.view, start.driver, start)
@@ -159,8 +159,8 @@ class Simulation:
         if (since := self._lost.pop(trial.signature, None)) is not None:
             self.resumed += 1
             self.longest_wait = max(self.longest_wait, self.now - since)
-        self._busy[slot] = Running(trial, owned, owned.claim.step, judge(self.view, trial))
-        return self._busy[slot]
+        self._busy[worker] = Running(trial, owned, owned.claim.step, judge(self.view, trial))
+        return self._busy[worker]
 
     def _reach(self, running: Running) -> RunStatus | None:
         """Train to the next rung or to the end; the status of a trial that has ended there."""
@@ -180,6 +180,6 @@ class Simulation:
         status = RunStatus.pruned if cause else RunStatus.completed
         probes = {str(e): {self.sweep.objective: self.curve(trial, e)} for e in self.sweep.rungs if e <= epoch}
         with running.owned:
-            claim, final = running.owned.claim.epoch, {} if cause else metrics
+            claim, final = running.owned.claim.attempt, {} if cause else metrics
             folder.write_result(RunResult(status, cause, final, probes=probes, step=epoch, device_hours=float(epoch), claim=claim))
         return status

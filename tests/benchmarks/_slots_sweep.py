@@ -1,7 +1,7 @@
 """A sweep of trivial trials, one a seed: a single step of a very small network, no probe."""
 
 from sweeps.cli.run import main
-from sweeps.spec.sweep import Scale, Setting, SweepSpec
+from sweeps.spec.sweep import Configuration, Scale, SweepSpec
 
 OVERRIDES = [
     "data=imagefolder",
@@ -17,8 +17,8 @@ OVERRIDES = [
 ]
 SWEEP = SweepSpec(
     name="slots",
-    question="What does a slot cost?",
-    settings=[Setting({"method.predictor.depth": 1})],
+    question="What does a worker cost?",
+    configurations=[Configuration({"method.predictor.depth": 1})],
     smoke=Scale(OVERRIDES, seeds=1),
     paper=Scale(OVERRIDES, seeds=1),
 )

@@ -1,6 +1,6 @@
 """Stands in for a node's Python where trials shall cost nothing: claims as a rank does, writes a result, releases, and imports no torch.
 
-A process that imports torch takes 0.5 GB here, and 64 of them do not fit this machine. All else is as in an ordinary slot.
+A process that imports torch takes 0.5 GB here, and 64 of them do not fit this machine. All else is as in an ordinary worker.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main() -> None:
     if found is not None:
         trial, owned = found
         with owned:
-            sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={sweep.objective: 0.0}, claim=owned.claim.epoch))
+            sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={sweep.objective: 0.0}, claim=owned.claim.attempt))
     assert "torch" not in sys.modules
 
 

@@ -71,7 +71,7 @@ def exact_masks(fraction: float, step: int, batch: int, grid: int) -> Tensor:
 
 
 def official_style(net: ResNet, image_BCHW: Tensor, visible_Bhw: Tensor) -> Tensor:
-    """Masked execution as the official code does it: dense convolution x mask, BatchNorm of gathered positions, each found anew."""
+    """Masked execution as the official code does it: dense convolution x mask, BatchNorm of gathered positions, each found again."""
 
     def upsampled(x_BCHW: Tensor) -> Tensor:
         times = x_BCHW.shape[-1] // visible_Bhw.shape[-1]

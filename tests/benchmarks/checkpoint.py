@@ -50,7 +50,7 @@ def beside_training(run: Run, loaded: object, saver: Saver) -> tuple[float, floa
 
 
 def main() -> int:
-    """The door; exit status 1 where training is held up for 1 % of the interval or more."""
+    """The command line; exit status 1 where training is held up for 1 % of the interval or more."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=2)

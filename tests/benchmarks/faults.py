@@ -20,7 +20,7 @@ from sweeps.drill.summary import by_kind, figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The door; exit status 1 where anything was lost, doubled or different."""
+    """The command line; exit status 1 where anything was lost, doubled or different."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=300)
     parser.add_argument("--seed", type=int, default=8)
@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table("fault", "times", "steps repeated", "seconds lost, mean", "most", title="faults, and what they cost")
     for name, times, steps, mean, most in kinds:
         table.add_row(name, str(times), str(steps), f"{mean:.1f}", f"{most:.1f}")
-    told = figures(found)
-    notes = [", ".join(f"{key} {value:.3g}" for key, value in told.items())]
-    publish(asked.json, len(found.struck), {**told, "kinds": kinds, "minutes": (time.monotonic() - started) / 60}, table, notes)
-    return 0 if found.holds and len(found.struck) == asked.faults else 1
+    reported = figures(found)
+    notes = [", ".join(f"{key} {value:.3g}" for key, value in reported.items())]
+    publish(asked.json, len(found.injected), {**reported, "kinds": kinds, "minutes": (time.monotonic() - started) / 60}, table, notes)
+    return 0 if found.holds and len(found.injected) == asked.faults else 1
 
 
 if __name__ == "__main__":

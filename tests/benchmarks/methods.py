@@ -145,7 +145,7 @@ def main() -> int:
     for name in names:
         saving = 100 * statistics.median(1 - a / b for a, b in zip(ours, seconds[name], strict=True))
         middle = statistics.median(seconds[name])
-        told = f"{saving:.1f} %" if name != "cnn_jepa" else ""
+        reported = f"{saving:.1f} %" if name != "cnn_jepa" else ""
         theirs = [f"{values[name]:.1f} %" if name in values else "" for values in (PAPER_SAVING, OFFICIAL_CPU_SAVING)]
         over = ""
         if (official := f"official {name}") in seconds:
@@ -156,7 +156,7 @@ def main() -> int:
                 f"{name}_over_official_range": between,
                 f"seconds_official_{name}": seconds[official],
             }
-        table.add_row(name, f"{middle:.2f}", f"{args.batch / middle:.2f}", f"{parameters[name] / 1e6:.1f}", over, told, *theirs)
+        table.add_row(name, f"{middle:.2f}", f"{args.batch / middle:.2f}", f"{parameters[name] / 1e6:.1f}", over, reported, *theirs)
         figures[f"seconds_{name}"] = seconds[name]
         if name != "cnn_jepa":
             figures[f"saving_{name}"] = saving

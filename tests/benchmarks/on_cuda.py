@@ -5,7 +5,7 @@
 
 Without CUDA it says "not run" and why, and exits with 0; with --rehearse it does the same parts on CPU at a tiny scale, which tells
 whether the script works, and nothing about a GPU. Each part runs in a process of its own: one that fails, or that no time is left for, is
-told, and the others still run. Exits with 1 where a part failed. The parts, and the figures that the JSON holds under their names:
+reported, and the others still run. Exits with 1 where a part failed. The parts, and the figures that the JSON holds under their names:
 
 set            a synthetic set of ImageNet's shape, packed by cnnjepa.data.pack: images, bytes_per_image, seconds, making_seconds
 digits         `python -m jobs.pretrain` on digits in bf16, probes included; status 0 is asked for: steps, batch, first_loss, last_loss,
@@ -106,21 +106,21 @@ def machine_figures() -> dict[str, Any]:
 
 
 def setup_of(asked: argparse.Namespace, found: dict[str, Any]) -> Setup:
-    """What the parts are told."""
+    """What the parts are given."""
     if asked.rehearse:
         return Setup("cpu", 0, found["cores"], 0.0, asked.encoders or ["resnet_small"])
-    told = asked.encoders or Setup().encoders
-    return Setup("cuda", len(found["gpus"]), found["cores"], min(g["memory_gb"] for g in found["gpus"]), told)
+    reported = asked.encoders or Setup().encoders
+    return Setup("cuda", len(found["gpus"]), found["cores"], min(g["memory_gb"] for g in found["gpus"]), reported)
 
 
 def parts_of(names: list[str], folder: Path, setup: Setup) -> list[Part]:
     """The parts as commands, in their order."""
     script, slower = Path(__file__).with_name("_cuda_parts.py"), REHEARSAL_SLOWER if setup.rehearsal else 1
-    told = json.dumps(dataclasses.asdict(setup))
+    reported = json.dumps(dataclasses.asdict(setup))
     found = []
     for name in (n for n in PARTS if n in names):
         least, most = LIMITS[name]
-        line = [sys.executable, str(script), name, str(folder), told]
+        line = [sys.executable, str(script), name, str(folder), reported]
         found.append(Part(name, line, least, most * slower, NEEDS.get(name, ())))
     return found
 

@@ -1,4 +1,4 @@
-"""Trains a grid of settings to the end, each over several seeds, and keeps their probe curves: what tests/benchmarks/search.py replays.
+"""Train a grid of configurations to the end, over several seeds, and keep their probe curves: what tests/benchmarks/search.py replays.
 
 python tests/benchmarks/record_curves.py        192 runs on digits, about 20 minutes on two cores; writes tests/benchmarks/curves.json
 
@@ -49,7 +49,7 @@ def key(values: tuple[float, ...], seed: int) -> str:
 
 
 def run(values: tuple[float, ...], seed: int, parts: Path) -> None:
-    """Train one setting and keep its curve: epoch -> percent on the held-out part."""
+    """Train one configuration and keep its curve: epoch -> percent on the held-out part."""
     file = parts / key(values, seed).replace(" ", "_")
     if file.exists():
         return

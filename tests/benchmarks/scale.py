@@ -1,10 +1,10 @@
-"""What a decision costs as a search grows to 10,000 trials on 1,000 slots with preemptions, and how long a cold look at it takes.
+"""What a decision costs as a search grows to 10,000 trials on 1,000 workers with preemptions, and how long a cold look at it takes.
 
     python tests/benchmarks/scale.py [--json] [--trials 10000] [--slots 1000] [--preempted 0.1] [--folder DIR]
 
 The engine is real, and so are the sweep folder and all its files; the clock, the queue and the training are simulated. File operations are
 those that Python asks of the system: opens, stats, listings. They are what a shared file system is asked too. Afterwards `status` opens the
-folder cold, in a new process. TPE is asked beside it, of as many told settings. Status 1 where a trial ran twice, never, or waited.
+folder cold, in a new process. TPE is asked beside it, of as many configurations. Status 1 where a trial ran twice, never, or waited.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from rich.table import Table
 from sweeps.joint_search import SWEEP
 from sweeps.search import sampler
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.search.sampler import COMPLETE, PRUNED, Told
+from sweeps.search.sampler import COMPLETE, PRUNED, Outcome
 from sweeps.spec.space import baseline
 from sweeps.spec.sweep import FIRST_SEED, ScaleName, Search, Trial, build_search
 from sweeps.state import claims
@@ -53,7 +53,7 @@ def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def count_operations() -> None:
-    """From now on; pathlib and the engine look these up anew at each call."""
+    """From now on; pathlib and the engine look these up again at each call."""
     os.stat = counted("stat", os.stat)
     os.listdir = counted("list", os.listdir)
     os.scandir = counted("list", os.scandir)
@@ -62,7 +62,7 @@ def count_operations() -> None:
 
 
 def curve(trial: Trial, epoch: int) -> float:
-    """A learning curve that saturates at a height that the setting has, with a little noise."""
+    """A learning curve that saturates at a height that the configuration has, with a little noise."""
     noise = random.Random(f"{trial.signature} {epoch}")
     lr = float(trial.params["optimizer.lr"])
     height = 70 - 8 * abs(math.log10(lr / 0.004)) - 20 * abs(float(trial.params["method.ema.momentum_start"]) - 0.97)
@@ -70,8 +70,8 @@ def curve(trial: Trial, epoch: int) -> float:
 
 
 def search_of(trials: int, sampler: str, rungs: list[int]) -> Search:
-    """The joint search, over so many settings."""
-    return build_search(SWEEP, SWEEP.smoke, "local", [f"epochs={EPOCHS}"], rungs, sampler=sampler, points=trials, seeds=1)
+    """The joint search, over so many configurations."""
+    return build_search(SWEEP, SWEEP.smoke, "local", [f"epochs={EPOCHS}"], rungs, sampler=sampler, max_trials=trials, seeds=1)
 
 
 def tenths(decisions: list[tuple[int, float, int]], trials: int) -> list[dict[str, float]]:
@@ -94,13 +94,13 @@ def tenths(decisions: list[tuple[int, float, int]], trials: int) -> list[dict[st
 
 
 def ask_tpe(sizes: list[int]) -> dict[str, float]:
-    """Milliseconds of one choice by TPE, by the number of settings that it is told of."""
+    """Milliseconds of one choice by TPE, by the number of configurations that it knows of."""
     search, at_random, chance = search_of(1000, "tpe", []), search_of(1000, "random", []), random.Random(0)
     drawn = [sampler.suggest([], at_random, number, 0) for number in range(500)]
     found = {}
     for size in sizes:
         outcomes = [(COMPLETE, [chance.random()], {}) if i % 3 == 0 else (PRUNED, [], {3: chance.random()}) for i in range(size)]
-        past = [Told(drawn[i % len(drawn)], *outcome) for i, outcome in enumerate(outcomes)]
+        past = [Outcome(drawn[i % len(drawn)], *outcome) for i, outcome in enumerate(outcomes)]
         times = []
         for number in range(3):
             before = time.perf_counter()
@@ -149,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--slots", type=int, default=1000)
+    parser.add_argument("--slots", dest="workers", type=int, default=1000)
     parser.add_argument("--preempted", type=float, default=0.1, help="probability on each way to a rung")
     parser.add_argument("--folder", type=Path, help="where the sweep is kept; default: a temporary folder")
     asked = parser.parse_args()
@@ -160,7 +160,7 @@ def main() -> int:
         sweep = Sweep.of(SWEEP, ScaleName.smoke, [first], Path(temporary) / "scale-smoke", search, rungs, DEFAULT_ETA)
         sweep.write()
         simulation = Simulation(
-            sweep, curve, asked.slots, random.Random(0), asked.preempted, waits=False, cost=lambda: sum(operations.values())
+            sweep, curve, asked.workers, random.Random(0), asked.preempted, waits=False, cost=lambda: sum(operations.values())
         )
         count_operations()
         began, ends = time.perf_counter(), Counter[str]()
@@ -168,7 +168,7 @@ def main() -> int:
             ends[trial.signature] += 1
         figures: dict[str, Any] = {
             "trials": len(sweep.trials),
-            "slots": asked.slots,
+            "slots": asked.workers,
             "preemptions": simulation.preemptions,
             "resumed": simulation.resumed,
             "longest_wait_epochs": simulation.longest_wait,
@@ -180,7 +180,7 @@ def main() -> int:
             "decisions": tenths(simulation.decisions, asked.trials),
             "memory_mb": round(psutil.Process().memory_info().rss / 2**20),
             "cold": cold(sweep.path),
-            "tpe_ms_by_told_settings": ask_tpe([100, 1000, asked.trials]),
+            "tpe_ms_by_outcomes": ask_tpe([100, 1000, asked.trials]),
         }
     wrong = ("ended_twice", "never_ended", "claimed_twice_without_preemption")
     faults = [name for name in wrong if figures[name]]

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/search.py [--json] [--seeds 50] [--first 0] [--jobs 2] [--slots 4] [--all]
 
-tests/benchmarks/curves.json holds 64 settings x 3 seeds, trained to the end by record_curves.py. A search is replayed by the real engine on
-4 slots under a simulated clock; a setting between recorded ones scores as the nearest, and each replay deals the recorded seeds anew.
-A winner is right if its mean over all recorded seeds is within one standard error of the best setting's. Epochs are shares of those of the
+tests/benchmarks/curves.json holds 64 configurations x 3 seeds, trained to the end by record_curves.py. The real engine replays a search on
+4 workers under a simulated clock; a configuration between recorded ones scores as the nearest, and each replay deals the recorded seeds
+again. A winner is right if its mean over all recorded seeds is within one standard error of the best. Epochs are shares of those of the
 full grid with one seed. Every search has a budget of REQUIRED_SHARE of them.
 Status 1 where the default is right in less than REQUIRED_RIGHT of the replays.
 --all replays also the choices that the defaults were compared with.
@@ -30,7 +30,7 @@ from _simulated import Simulation
 from record_curves import BASE, CURVES, EPOCHS, GRID, SEEDS, key
 from rich.table import Table
 
-from sweeps.search.points import points as settings_of
+from sweeps.search.configurations import tried
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.spec.space import Params, baseline, real
 from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, SweepSpec, Trial, build_search
@@ -44,18 +44,18 @@ SPACE = [
     real(MASK, min(GRID[MASK]), max(GRID[MASK])),
 ]
 SCALES: dict[str, Callable[[float], float]] = {LR: math.log, EMA: lambda v: math.log(1 - v), MASK: float}
-Setting = tuple[float, ...]
+Configuration = tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """How settings are chosen, how many, and at which epochs all but the best 1/eta are stopped."""
+    """How configurations are chosen, how many, and at which epochs all but the best 1/eta are stopped."""
 
     name: str
     sampler: str
     eta: int
     rungs: tuple[int, ...]
-    points: int
+    max_trials: int
     seeds: int
 
 
@@ -69,7 +69,7 @@ STRATEGIES = [
 ]
 # What the defaults were chosen from.
 CONSIDERED = [
-    Strategy(f"{sampler} + ASHA eta {eta} at {rungs}, {n} settings, {seeds} seeds", sampler, eta, rungs, n, seeds)
+    Strategy(f"{sampler} + ASHA eta {eta} at {rungs}, {n} configurations, {seeds} seeds", sampler, eta, rungs, n, seeds)
     for sampler in ("tpe", "random")
     for eta, rungs, n in ((2, (6, 13), 14), (3, (3, 9), 24), (3, (9,), 16), (4, (6,), 16))
     for seeds in (2, 3)
@@ -78,27 +78,27 @@ CONSIDERED = [
 
 @cache
 def curves() -> dict[str, dict[str, float]]:
-    """The recorded curves: setting and seed -> epoch -> percent."""
+    """The recorded curves: configuration and seed -> epoch -> percent."""
     found: dict[str, dict[str, float]] = json.loads(CURVES.read_text())["curves"]
     return found
 
 
 @cache
-def settings() -> list[Setting]:
+def configurations() -> list[Configuration]:
     """Those that were recorded."""
     return list(dict.fromkeys(tuple(map(float, name.split()[:-1])) for name in curves()))
 
 
 @cache
-def mean(setting: Setting) -> float:
-    """Of a setting at its end, over all recorded seeds."""
-    return statistics.fmean(curves()[key(setting, seed)][str(EPOCHS)] for seed in SEEDS)
+def mean(configuration: Configuration) -> float:
+    """Of a configuration at its end, over all recorded seeds."""
+    return statistics.fmean(curves()[key(configuration, seed)][str(EPOCHS)] for seed in SEEDS)
 
 
 @cache
 def standard_error() -> float:
-    """Of a setting's mean, over the better half of the settings, less what a seed does to all of them: settings share their seeds."""
-    half = sorted(settings(), key=mean)[len(settings()) // 2 :]
+    """Of a mean, over the better half of the configurations, less what a seed does to all of them: they share their seeds."""
+    half = sorted(configurations(), key=mean)[len(configurations()) // 2 :]
     of_seed = {seed: statistics.fmean(curves()[key(s, seed)][str(EPOCHS)] for s in half) for seed in SEEDS}
     overall = statistics.fmean(of_seed.values())
     left = [curves()[key(s, seed)][str(EPOCHS)] - mean(s) - of_seed[seed] + overall for s in half for seed in SEEDS]
@@ -106,33 +106,33 @@ def standard_error() -> float:
     return math.sqrt(variance / len(SEEDS))
 
 
-def is_right(setting: Setting) -> bool:
-    """Whether the setting is within one standard error of the best."""
-    return mean(setting) >= max(map(mean, settings())) - standard_error()
+def is_right(configuration: Configuration) -> bool:
+    """Whether the configuration is within one standard error of the best."""
+    return mean(configuration) >= max(map(mean, configurations())) - standard_error()
 
 
-def setting_of(params: Params) -> Setting:
-    """The recorded setting nearest to a chosen one, in the scale of each dimension."""
+def nearest(params: Params) -> Configuration:
+    """The recorded configuration nearest to a chosen one, in the scale of each dimension."""
     return tuple(min(GRID[k], key=lambda v, k=k: abs(SCALES[k](v) - SCALES[k](float(params[k])))) for k in GRID)  # type: ignore[misc]
 
 
 @cache
 def of_seed(seed: int, epoch: int) -> float:
-    """What all settings have in common at that seed and epoch: its held-out images are easier or harder."""
-    return statistics.fmean(curves()[key(s, seed)][str(epoch)] for s in settings())
+    """What all configurations have in common at that seed and epoch: its held-out images are easier or harder."""
+    return statistics.fmean(curves()[key(s, seed)][str(epoch)] for s in configurations())
 
 
 def replayed_value(params: Params, number: int, epoch: int, replay: int) -> float:
-    """What the chosen setting scores after an epoch with its seed `number`.
+    """What the chosen configuration scores after an epoch with its seed `number`.
 
-    Two settings near the same recorded one are not the same run: each is dealt one of its recorded seeds, for what is its own of a curve.
-    Which recorded seed stands for the search's n-th, for what a seed does to all, is dealt anew for each replay.
+    Two that are near the same recorded one are not the same run: each is dealt one of its recorded seeds, for what is its own of a curve.
+    Which recorded seed stands for the search's n-th, for what a seed does to all, is dealt again for each replay.
     """
-    setting, order, own = setting_of(params), list(SEEDS), list(SEEDS)
+    configuration, order, own = nearest(params), list(SEEDS), list(SEEDS)
     random.Random(replay).shuffle(order)
     random.Random(f"{replay} {params}").shuffle(own)
     dealt = own[number % len(own)]
-    return curves()[key(setting, dealt)][str(epoch)] - of_seed(dealt, epoch) + of_seed(order[number % len(order)], epoch)
+    return curves()[key(configuration, dealt)][str(epoch)] - of_seed(dealt, epoch) + of_seed(order[number % len(order)], epoch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,27 +140,34 @@ class Replay:
     """What came of one replayed search."""
 
     share: float  # of the grid's epochs
-    share_to_right: float | None  # when a right setting first led by its mean
+    share_to_right: float | None  # when a right configuration first led by its mean
     right: bool
-    best: bool  # the very best setting won
+    best: bool  # the very best configuration won
     regret: float  # points below the best
     runs: int
 
 
 def grid(replay: int) -> Replay:
-    """Every setting once, with one seed, as the paper did."""
-    winner = max(settings(), key=lambda s: replayed_value(dict(zip(GRID, s, strict=True)), 0, EPOCHS, replay))
-    best = max(map(mean, settings()))
-    return Replay(1.0, 1.0 if is_right(winner) else None, is_right(winner), mean(winner) == best, best - mean(winner), len(settings()))
+    """Every configuration once, with one seed, as the paper did."""
+    winner = max(configurations(), key=lambda s: replayed_value(dict(zip(GRID, s, strict=True)), 0, EPOCHS, replay))
+    best = max(map(mean, configurations()))
+    return Replay(
+        1.0, 1.0 if is_right(winner) else None, is_right(winner), mean(winner) == best, best - mean(winner), len(configurations())
+    )
 
 
-def replayed(strategy: Strategy, slots: int, replay: int) -> Replay:
+def replayed(strategy: Strategy, workers: int, replay: int) -> Replay:
     """One search by the real engine."""
     rungs = list(strategy.rungs)
     scale = Scale(BASE, 1)
     spec = SweepSpec("replay", "?", space=SPACE, smoke=scale, paper=scale)
-    budget = REQUIRED_SHARE * len(settings()) * EPOCHS
-    options: dict[str, Any] = {"sampler": strategy.sampler, "points": strategy.points, "seeds": strategy.seeds, "budget_hours": budget}
+    budget = REQUIRED_SHARE * len(configurations()) * EPOCHS
+    options: dict[str, Any] = {
+        "sampler": strategy.sampler,
+        "max_trials": strategy.max_trials,
+        "seeds": strategy.seeds,
+        "budget_hours": budget,
+    }
     search = build_search(spec, spec.smoke, "local", [], rungs, **options)
     # The digest seeds the sampler; an epoch costs an hour.
     search = dataclasses.replace(search, digest=f"{replay:012x}", hours_per_epoch=1.0)
@@ -172,14 +179,14 @@ def replayed(strategy: Strategy, slots: int, replay: int) -> Replay:
         def curve(trial: Trial, epoch: int) -> float:
             return replayed_value(trial.params, trial.seed - FIRST_SEED, epoch, replay)
 
-        simulation = Simulation(sweep, curve, slots, random.Random(replay))
-        total, to_right = len(settings()) * EPOCHS, None
+        simulation = Simulation(sweep, curve, workers, random.Random(replay))
+        total, to_right = len(configurations()) * EPOCHS, None
         for _ in simulation.run():
-            leading = [p for p in settings_of(simulation.view) if p.scores]
-            if leading and to_right is None and is_right(setting_of(max(leading, key=lambda p: p.mean).trials[0].params)):
+            leading = [p for p in tried(simulation.view) if p.scores]
+            if leading and to_right is None and is_right(nearest(max(leading, key=lambda p: p.mean).trials[0].params)):
                 to_right = simulation.epochs_trained / total
-        winner = setting_of(max((p for p in settings_of(simulation.view) if p.scores), key=lambda p: p.mean).trials[0].params)
-    best = max(map(mean, settings()))
+        winner = nearest(max((p for p in tried(simulation.view) if p.scores), key=lambda p: p.mean).trials[0].params)
+    best = max(map(mean, configurations()))
     share = simulation.epochs_trained / total
     return Replay(share, to_right, is_right(winner), mean(winner) == best, best - mean(winner), simulation.ended)
 
@@ -232,7 +239,7 @@ def shown(figures: dict[str, Any]) -> tuple[Table, list[str]]:
             f"{100 * line['wrong_winner']:.0f} %",
             f"{line['regret_mean']:.2f}",
         )
-    counts = f"{figures['right_settings']} of {figures['settings']} settings are right"
+    counts = f"{figures['right_configurations']} of {figures['configurations']} configurations are right"
     return table, [f"{counts}: within {figures['standard_error']} points of {figures['best']:.1f} %"]
 
 
@@ -243,7 +250,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=50, help="replays of each strategy")
     parser.add_argument("--first", type=int, default=0, help="number of the first replay; the defaults were chosen on 0 to 49")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--slots", dest="workers", type=int, default=4)
     parser.add_argument("--all", action="store_true")
     asked = parser.parse_args()
     strategies = STRATEGIES + (CONSIDERED if asked.all else [])
@@ -251,14 +258,14 @@ def main() -> int:
     lines = [summary("full grid, one seed", [grid(r) for r in numbers])]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
         for strategy in strategies:
-            found = [pool.submit(replayed, strategy, asked.slots, r) for r in numbers]
+            found = [pool.submit(replayed, strategy, asked.workers, r) for r in numbers]
             lines.append(summary(strategy.name, [f.result() for f in found]))
     by_default = next(line for line in lines if line["strategy"] == DEFAULT.name)
     figures = {
         "strategies": lines,
-        "settings": len(settings()),
-        "right_settings": sum(map(is_right, settings())),
-        "best": max(map(mean, settings())),
+        "configurations": len(configurations()),
+        "right_configurations": sum(map(is_right, configurations())),
+        "best": max(map(mean, configurations())),
         "standard_error": round(standard_error(), 2),
     }
     publish(asked.json, asked.seeds, figures, *shown(figures))

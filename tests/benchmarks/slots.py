@@ -1,4 +1,4 @@
-"""What a slot costs beside its trial, on a real Slurm on this host, and what the watching command takes of processor and memory.
+"""What a worker costs beside its trial, on a real Slurm on this host, and what the watching command takes of processor and memory.
 
 python tests/benchmarks/slots.py [--slots 1000] [--parallel 64] [--json]        trials that compute nothing, see _trivial_rank.py
 python tests/benchmarks/slots.py --train --slots 40 --parallel 4 [--json]       one step on one rank: torch's start is part of it
@@ -30,7 +30,7 @@ from tests.slurm_cluster import Options, SlurmCluster, free_ports
 
 SCRIPT = Path(__file__).resolve().parent / "_slots_sweep.py"
 RANK = Path(__file__).resolve().parent / "_trivial_rank.py"
-PROFILE = ["ranks_per_slot=1", "cores_per_slot=1", "gpus_per_slot=0", "memory_gb_per_slot=0.5", "cluster.gres=''"]
+PROFILE = ["ranks_per_trial=1", "cores_per_trial=1", "gpus_per_trial=0", "memory_gb_per_trial=0.5", "cluster.gres=''"]
 
 
 def make_images(root: Path) -> None:
@@ -82,7 +82,7 @@ def job_times(cluster: SlurmCluster) -> dict[str, tuple[float, float]]:
 
 
 def figures_of(sweep_path: Path, jobs: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Where the seconds of a slot go, medians over slots; and whether every trial ran once."""
+    """Where the seconds of a worker go, medians over workers; and whether every trial ran once."""
     view = View(Sweep.load(sweep_path))
     parts: dict[str, list[float]] = {"start_of_job_and_rank": [], "imports_and_claim": [], "trial": [], "end_of_job": [], "slot": []}
     duplicates = 0
@@ -95,7 +95,7 @@ def figures_of(sweep_path: Path, jobs: dict[str, tuple[float, float]]) -> dict[s
         if last.slurm.job not in jobs:
             continue
         start, end = jobs[last.slurm.job]
-        released = (view.sweep.trial_dir(trial) / "claim" / f"{last.epoch:06d}.released").stat().st_mtime
+        released = (view.sweep.trial_dir(trial) / "claim" / f"{last.attempt:06d}.released").stat().st_mtime
         parts["start_of_job_and_rank"].append(last.owner.started - start)
         parts["imports_and_claim"].append(last.time - last.owner.started)
         parts["trial"].append(released - last.time)
@@ -116,7 +116,7 @@ def running_now(cluster: SlurmCluster) -> int:
         return 0
 
 
-def measure(slots: int, parallel: int, train: bool) -> dict[str, float]:
+def measure(workers: int, parallel: int, train: bool) -> dict[str, float]:
     """Start a cluster, run the sweep, look at it from outside, stop the cluster."""
     base = Path(tempfile.mkdtemp(prefix="slots-", dir="/tmp"))
     cluster = SlurmCluster(base, Options(port=free_ports(), node_timeout_seconds=300, message_seconds=60))
@@ -124,7 +124,7 @@ def measure(slots: int, parallel: int, train: bool) -> dict[str, float]:
         cluster.start()
         make_images(base / "images")
         line = [sys.executable, str(SCRIPT), "--cluster", "test_cluster", "--scale", "smoke", "--runs-dir", str(base / "runs")]
-        line += ["--seeds", str(slots), f"max_parallel={parallel}", f"data.root={base / 'images'}", *PROFILE]
+        line += ["--seeds", str(workers), f"max_parallel={parallel}", f"data.root={base / 'images'}", *PROFILE]
         line += [] if train else [f"cluster.python='{sys.executable} {RANK}'"]
         started = time.monotonic()
         with open(base / "watch.log", "w") as log:
@@ -139,25 +139,25 @@ def measure(slots: int, parallel: int, train: bool) -> dict[str, float]:
         time.sleep(3)  # the accounting hears of the last job
         figures = figures_of(base / "runs" / "slots-smoke", job_times(cluster))
         watcher = {"watcher_mb": max(watched.megabytes), "watcher_cpu": watched.share_of_a_core}
-        return {**figures, **watcher, "most_at_once": most, "wall_s": wall, "slots_per_minute": 60 * slots / wall}
+        return {**figures, **watcher, "most_at_once": most, "wall_s": wall, "slots_per_minute": 60 * workers / wall}
     finally:
         cluster.stop()
         shutil.rmtree(base, ignore_errors=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The door; exit status 1 where a trial ran twice or the watcher is over its bounds."""
+    """The command line; exit status 1 where a trial ran twice or the watcher is over its bounds."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slots", type=int, default=1000)
+    parser.add_argument("--slots", dest="workers", type=int, default=1000)
     parser.add_argument("--parallel", type=int, default=64)
     parser.add_argument("--train", action="store_true", help="trials train a step, and import torch for it")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
-    figures = measure(asked.slots, asked.parallel, asked.train)
-    table = Table("figure", "value", title="one slot, medians in seconds, and the watching command")
+    figures = measure(asked.workers, asked.parallel, asked.train)
+    table = Table("figure", "value", title="one worker, medians in seconds, and the watching command")
     for name, value in figures.items():
         table.add_row(name, f"{value:.3g}" if value < 100 else f"{value:.0f}")
-    publish(asked.json, asked.slots, figures, table, [])
+    publish(asked.json, asked.workers, figures, table, [])
     within = figures["watcher_mb"] < 300 and figures["watcher_cpu"] < 0.05
     return 0 if within and not figures["duplicates"] else 1
 

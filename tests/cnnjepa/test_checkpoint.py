@@ -68,13 +68,13 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 def test_room_is_what_an_ordinary_user_may_fill_and_exactly_enough_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Free blocks that are reserved for root are no room; sizes of blocks are those of the fragments that are counted."""
-    told = SimpleNamespace(f_bsize=1 << 20, f_frsize=4096, f_blocks=10**6, f_bfree=10**6, f_bavail=5)
-    monkeypatch.setattr(os, "statvfs", lambda _: told)
+    reported = SimpleNamespace(f_bsize=1 << 20, f_frsize=4096, f_blocks=10**6, f_bfree=10**6, f_bavail=5)
+    monkeypatch.setattr(os, "statvfs", lambda _: reported)
     checkpoint.require_room(tmp_path, 5 * 4096)
     with pytest.raises(OSError, match=r"0\.00 GB needed, 0\.00 GB free") as caught:
         checkpoint.require_room(tmp_path, 5 * 4096 + 1)
     assert caught.value.errno == errno.ENOSPC
-    told.f_bavail = 3 * 10**9 // 4096
+    reported.f_bavail = 3 * 10**9 // 4096
     with pytest.raises(OSError, match=r"4\.50 GB needed, 3\.00 GB free"):
         checkpoint.require_room(tmp_path, 4_500_000_000)
 

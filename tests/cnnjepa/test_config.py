@@ -73,7 +73,7 @@ def test_neutral_are_only_what_cannot_change_a_result() -> None:
     }
 
 
-def test_an_image_folder_is_told_from_another_by_where_it_lies() -> None:
+def test_an_image_folder_is_distinguished_from_another_by_where_it_lies() -> None:
     cars, pets = (tiny_config(data=DataConfig(DatasetName.imagefolder, root=root)) for root in ("/cars", "/pets"))
     assert signature(cars) != signature(pets)
     assert differences(identity(cars), identity(pets)) == ["data.root: /cars -> /pets"]

@@ -69,18 +69,18 @@ def test_masking_once_a_convolution_equals_masking_after_every_operation() -> No
     net, images = small(), torch.randn(3, 3, 32, 32, dtype=torch.float64)
     visible, _ = visible_and_pixels()
     visibility = Visibility(visible)
-    twin = copy.deepcopy(net)
-    twin.execution = Execution.masked
+    copied = copy.deepcopy(net)
+    copied.execution = Execution.masked
 
     def zero(_module: nn.Module, _given: object, out: Tensor) -> Tensor:
         if out.ndim == 4 and isinstance(_module, nn.Conv2d):
             return out * visibility.at(out)
         return out * visibility.at(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if out.shape[1] == out.shape[2] else out
 
-    for module in twin.modules():
+    for module in copied.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) or type(module) is nn.LayerNorm:
             module.register_forward_hook(zero)
-    torch.testing.assert_close(twin(images, visibility), net(images, visibility), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(copied(images, visibility), net(images, visibility), rtol=1e-12, atol=1e-12)
 
 
 def test_cnn_jepa_trains_a_convnext() -> None:

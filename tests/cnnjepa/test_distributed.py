@@ -116,17 +116,17 @@ def test_four_ranks_killed_and_resumed_are_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_ranks_wait_for_each_other_as_long_as_a_probe_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[timedelta] = []
+    reported: list[timedelta] = []
 
     def refuse(backend: str, timeout: timedelta) -> None:
-        told.append(timeout)
+        reported.append(timeout)
         raise ConnectionError(backend)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "init_process_group", refuse)
     with pytest.raises(ConnectionError, match="gloo"), joined(Device.cpu):
         pass
-    assert told[0] >= timedelta(hours=1)
+    assert reported[0] >= timedelta(hours=1)
 
 
 def test_running_statistics_of_ranks_are_those_of_one_rank_that_is_fed_all_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,22 +22,22 @@ def test_a_processor_tells_nothing() -> None:
 def test_energy_adds_up_over_resumes_and_a_part_that_is_unknown_makes_the_whole_unknown() -> None:
     counter = iter([1000.0, 1250.0, 7000.0, 7100.0, 9000.0])
     first = EnergyMeter(lambda: next(counter))
-    told = first.joules
-    assert told == 250
+    reported = first.joules
+    assert reported == 250
     second = EnergyMeter(lambda: next(counter))
-    second.resume(told)
+    second.resume(reported)
     assert second.joules == 350
     third = EnergyMeter(lambda: next(counter))
     third.resume(None)  # some steps were made on a device that tells nothing
     assert third.joules is None
 
 
-def test_utilisation_is_the_mean_of_what_was_told_over_resumes() -> None:
+def test_utilisation_is_the_mean_of_what_was_recorded_over_resumes() -> None:
     readings = iter([0.5, 1.0, 0.0])
     first = BusyMeter(lambda: next(readings))
     assert [first.look(), first.look()] == [{"gpu_utilisation": 0.5}, {"gpu_utilisation": 1.0}]
     second = BusyMeter(lambda: next(readings))
-    second.told = first.told
+    second.recorded = first.recorded
     second.look()
     assert second.mean == 0.5
 

@@ -87,12 +87,12 @@ def test_hidden_pixels_change_nothing(name: EncoderName) -> None:
     visible[:, 0, 0] = True
     images = torch.randn(4, 3, 3 * cell, 3 * cell, dtype=torch.float64)
     hidden_pixels = ~visible.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, None]
-    twin = copy.deepcopy(encoder)
+    copied = copy.deepcopy(encoder)
     features = encoder(images, Visibility(visible))
-    others = twin(torch.where(hidden_pixels, torch.randn_like(images) * 100, images), Visibility(visible))
+    others = copied(torch.where(hidden_pixels, torch.randn_like(images) * 100, images), Visibility(visible))
     assert torch.equal(features, others)
     assert not features[(~visible)[:, None].expand_as(features)].any()
-    assert all(torch.equal(a, b) for a, b in zip(encoder.buffers(), twin.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(encoder.buffers(), copied.buffers(), strict=True))
 
 
 def test_masked_batchnorm_is_batchnorm_of_the_visible_rows() -> None:

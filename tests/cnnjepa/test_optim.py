@@ -56,7 +56,7 @@ def test_lars_resumes_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("name", list(OptimizerName), ids=lambda n: n.name)
-def test_norms_and_biases_are_told_by_shape_whatever_they_are_called(name: OptimizerName) -> None:
+def test_norms_and_biases_are_known_by_shape_whatever_they_are_called(name: OptimizerName) -> None:
     """`downsample.1.weight` and the norms of heads are among them: by name they slip through."""
     net = nn.ModuleDict({"encoder": build_encoder(EncoderConfig(width=8)), "head": build_head([32, 16, 8], False)})
     config = OptimizerConfig(name=name, decay_norms_and_biases=False)

@@ -243,7 +243,7 @@ def test_decoded_images_are_the_same_experiment(tree: Path, tmp_path: Path) -> N
 
 
 def damage(folder: Path, how: str) -> str:
-    """What a user must be told."""
+    """What a user must read."""
     file = folder / "train-00001.arrow"
     if how == "truncated":
         os.truncate(file, 5000)
@@ -450,7 +450,7 @@ def test_a_packing_that_was_begun_notices_images_of_another_size(tmp_path: Path)
     assert "which differs in listing_sha256 " in done.stderr
 
 
-def test_a_file_that_is_shorter_than_noted_is_written_anew(tmp_path: Path) -> None:
+def test_a_file_that_is_shorter_than_noted_is_written_again(tmp_path: Path) -> None:
     tree = image_tree(tmp_path / "tree", ["cat", "dog"], images=2)
     (part, _) = pack.plan(sources.find(str(tree), "", None), 4)
     (tmp_path / "out").mkdir()

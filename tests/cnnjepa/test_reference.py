@@ -307,9 +307,9 @@ def trained(method: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[
         honest_step(self)
 
     def after_step(self: Any, number: int) -> dict[str, Any]:
-        told = honest_move(self, number)
+        golden = honest_move(self, number)
         step_of("moves", 1).state = {k: v.clone() for k, v in self.state_dict().items()}
-        return told
+        return golden
 
     module = sys.modules[f"cnnjepa.methods.{method}"]
     honest_pictures, honest_batch = datasets.GreyImages.pictures, trainer.micro_batch
@@ -354,10 +354,10 @@ def test_the_trainer_takes_the_steps_of_a_plain_loop(method: str, tmp_path: Path
     golden = json.loads(GOLDEN.read_text())[method]
     assert len(golden) == STEPS
     for number, (held, step) in enumerate(zip(golden, theirs, strict=True)):
-        told = step.golden()
-        assert held.keys() == told.keys()
+        ours = step.golden()
+        assert held.keys() == ours.keys()
         for name, value in held.items():
-            assert told[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), f"{method}, step {number}: {name}"
+            assert ours[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), f"{method}, step {number}: {name}"
 
 
 def test_the_run_that_is_compared_has_no_value_at_which_a_fault_would_hide() -> None:
@@ -373,8 +373,8 @@ def test_the_run_that_is_compared_has_no_value_at_which_a_fault_would_hide() -> 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    told = {}
+    golden = {}
     for chosen in METHODS:
         with tempfile.TemporaryDirectory() as place:
-            told[chosen] = [step.golden() for step in trained(chosen, Path(place), pytest.MonkeyPatch())]
-    GOLDEN.write_text(json.dumps(told, indent=1) + "\n")
+            golden[chosen] = [step.golden() for step in trained(chosen, Path(place), pytest.MonkeyPatch())]
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")

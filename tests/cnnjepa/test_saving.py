@@ -14,7 +14,7 @@ import torch
 from cnnjepa.run import checkpoint, saver
 from cnnjepa.run.files import Lines
 from cnnjepa.run.folder import RunError, RunFolder
-from cnnjepa.run.saver import Saver, host_copy, insist
+from cnnjepa.run.saver import Saver, host_copy, retry
 from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
 from tests.tiny import tiny_config
 
@@ -163,7 +163,7 @@ def test_the_end_waits_no_longer_than_patience_and_asks_twice_a_second(monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        insist(refuses, "the result", 2.0)
+        retry(refuses, "the result", 2.0)
     assert asked == [5000.0, 5000.5, 5001.0, 5001.5, 5002.0]
 
 
@@ -199,7 +199,7 @@ def test_the_final_one_is_kept_beside_the_last_two(tmp_path: Path) -> None:
     assert steps(tmp_path / "checkpoints") == [10, 9, 8]
 
 
-def test_insist_waits_for_the_disk_and_gives_up_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+def test_retry_waits_for_the_disk_and_gives_up_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
     calls = iter([OSError(errno.ENOSPC, "No space left on device"), OSError(errno.ENOSPC, "No space left on device"), None])
 
     def write() -> str:
@@ -208,10 +208,10 @@ def test_insist_waits_for_the_disk_and_gives_up_with_its_cause(caplog: pytest.Lo
             raise error
         return "written"
 
-    assert insist(write, "the result", 30) == "written"
+    assert retry(write, "the result", 30) == "written"
     assert caplog.text.count("the result was refused: [Errno 28] No space left on device; trying again for up to 30 s") == 1
     with pytest.raises(OSError, match="No space left"):
-        insist(lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")), "the result", 0)
+        retry(lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")), "the result", 0)
 
 
 def test_lines_wait_for_the_disk_and_none_is_torn_lost_or_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,7 +232,7 @@ def test_lines_wait_for_the_disk_and_none_is_torn_lost_or_twice(tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["in the middle", "told to stop"])
+@pytest.mark.parametrize("when", ["in the middle", "asked to stop"])
 def test_a_disk_that_is_full_for_a_while_changes_nothing(tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture) -> None:
     config = tiny_config(epochs=4)
     config.log.tensorboard = True
@@ -245,7 +245,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(tmp_path: Path, when: s
         if step == 5:
             full.__enter__()
         if step == 12:
-            seen.extend(steps(tmp_path / "struck" / "checkpoints"))
+            seen.extend(steps(tmp_path / "disturbed" / "checkpoints"))
             if when == "in the middle":
                 full.__exit__()
             else:
@@ -254,17 +254,17 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(tmp_path: Path, when: s
         return False
 
     try:
-        ended = run(config, tmp_path / "struck", should_stop=look)
+        ended = run(config, tmp_path / "disturbed", should_stop=look)
     finally:
         full.__exit__()
     assert max(seen) <= 6, "the disk was full"
-    assert (ended is None) == (when == "told to stop")
+    assert (ended is None) == (when == "asked to stop")
     if ended is None:
-        assert steps(tmp_path / "struck" / "checkpoints")[0] == 13
-        run(config, tmp_path / "struck")
+        assert steps(tmp_path / "disturbed" / "checkpoints")[0] == 13
+        run(config, tmp_path / "disturbed")
     assert "no checkpoint at step" in caplog.text
-    assert comparable(tmp_path / "struck") == comparable(tmp_path / "undisturbed")
-    assert_bitwise_equal(final_state(tmp_path / "struck"), final_state(tmp_path / "undisturbed"))
+    assert comparable(tmp_path / "disturbed") == comparable(tmp_path / "undisturbed")
+    assert_bitwise_equal(final_state(tmp_path / "disturbed"), final_state(tmp_path / "undisturbed"))
 
 
 def test_a_run_that_cannot_save_its_end_fails_with_what_the_disk_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_a_loader_process_that_is_killed_costs_no_run_and_changes_nothing(tmp_pa
     before = multiprocessing.active_children()  # of other tests; a resource tracker, which may be there too, is none of them
 
     def kill_one() -> bool:
-        if len(killed) < 2 and len(RunFolder(tmp_path / "struck").metrics()) >= 3 + 6 * len(killed):
+        if len(killed) < 2 and len(RunFolder(tmp_path / "disturbed").metrics()) >= 3 + 6 * len(killed):
             loaders = [p for p in multiprocessing.active_children() if p not in before]
             assert len(loaders) == 2
             loaders[0].kill()
@@ -318,10 +318,10 @@ def test_a_loader_process_that_is_killed_costs_no_run_and_changes_nothing(tmp_pa
             killed.append(loaders[0].pid)
         return False
 
-    assert run(config, tmp_path / "struck", should_stop=kill_one) is not None
+    assert run(config, tmp_path / "disturbed", should_stop=kill_one) is not None
     assert len(killed) == 2
     assert caplog.text.count("a loader process has died (") == 2
-    assert comparable(tmp_path / "struck") == comparable(tmp_path / "undisturbed")
+    assert comparable(tmp_path / "disturbed") == comparable(tmp_path / "undisturbed")
 
 
 def test_host_copies_share_nothing() -> None:

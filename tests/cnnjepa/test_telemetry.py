@@ -30,7 +30,7 @@ def run(config: TrainConfig, path: Path, **more: Any) -> RunResult | None:
     return train(config, folder, **more)
 
 
-def told(**changes: Any) -> TrainConfig:
+def reported(**changes: Any) -> TrainConfig:
     config = tiny_config(**changes)
     config.log.tensorboard = True
     return config
@@ -47,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep's: three trials, of two methods, one of which was stopped twice and lost the steps since the first stop."""
     made = tmp_path_factory.mktemp("sweep")
     torch.set_num_threads(1)
-    run(told(), made / "trials" / "a")
-    config = told()
+    run(reported(), made / "trials" / "a")
+    config = reported()
     config.optimizer.lr = 0.001
     other = made / "trials" / "b"
     config.checkpoint.every_minutes = 60
@@ -56,9 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run(config, other, should_stop=lambda stop=stop: len(RunFolder(other).metrics()) >= stop - 1) is None
     newest = sorted((other / "checkpoints").glob("*.pt"))[-1]
     assert "000000007" in newest.name
-    newest.unlink()  # the run goes on from step 4, and steps 5 to 7 are told twice
+    newest.unlink()  # the run goes on from step 4, and steps 5 to 7 are recorded twice
     run(config, other)
-    run(told(method=byol.Config(hidden=16, projection=8)), made / "trials" / "c")
+    run(reported(method=byol.Config(hidden=16, projection=8)), made / "trials" / "c")
     return made
 
 
@@ -112,7 +112,7 @@ def test_the_hparams_page_has_each_trial_with_what_differs_and_its_metrics(folde
 
 
 def test_a_run_that_has_not_ended_is_listed_and_has_no_end(tmp_path: Path) -> None:
-    run(told(), tmp_path, should_stop=lambda: True)
+    run(reported(), tmp_path, should_stop=lambda: True)
     assert set(events(tmp_path).summary_metadata) >= {"_hparams_/session_start_info"}
     assert "_hparams_/session_end_info" not in events(tmp_path).summary_metadata
 
@@ -140,7 +140,7 @@ def test_statistics_are_those_of_the_steps_that_are_logged_and_are_made_for_no_o
 
     monkeypatch.setattr(Batch, "show", counted)
     monkeypatch.setattr(telemetry, "sampled", lambda g: pooled.append("histogram") or sampled(g))
-    config = told()
+    config = reported()
     config.log.every_steps, config.log.images_every_epochs = 4, 0
     run(config, tmp_path)
     assert [e.step for e in events(tmp_path).Scalars("gradients/predictor")] == [4, 8, 10]

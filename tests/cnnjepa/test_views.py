@@ -165,15 +165,15 @@ def test_jitter_draws_each_strength_from_its_range_in_any_order(name: str, view:
 
 @pytest.mark.parametrize("size", [224, 56])
 def test_blur_is_drawn_for_224_pixels_and_shrinks_with_the_view(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[float] = []
+    reported: list[float] = []
     filtered = ImageFilter.GaussianBlur
-    monkeypatch.setattr(ImageFilter, "GaussianBlur", lambda radius: (told.append(radius), filtered(radius))[1])
+    monkeypatch.setattr(ImageFilter, "GaussianBlur", lambda radius: (reported.append(radius), filtered(radius))[1])
     augment = replace(AugmentConfig(), **{**NEVER, "blur_probability": 1.0})
     random = np.random.default_rng(5)
     _augment(augment, Image.fromarray(NOISE[:size, :size]), random)
     same = np.random.default_rng(5)
     same.random(4)
-    assert told == pytest.approx([same.uniform(0.1, 2.0) * size / 224], rel=1e-12)
+    assert reported == pytest.approx([same.uniform(0.1, 2.0) * size / 224], rel=1e-12)
 
 
 @pytest.mark.parametrize(

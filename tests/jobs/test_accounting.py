@@ -30,7 +30,7 @@ def test_a_job_is_the_sum_of_its_starts_and_its_memory_that_of_its_largest_step(
     assert (one.state, one.starts, one.seconds, one.limit_seconds, one.cores) == ("COMPLETED", 1, 10.0, 600.0, 4)
     assert one.cpu_seconds == pytest.approx(2.817)
     assert one.memory_asked_mb == 1500
-    assert one.memory_used_mb == pytest.approx(2 * 206156 / 1024)  # two tasks, of which the larger is told
+    assert one.memory_used_mb == pytest.approx(2 * 206156 / 1024)  # two tasks, of which the larger is reported
     again = found["2"]
     assert (again.state, again.starts, again.seconds, again.limit_seconds) == ("CANCELLED", 2, 22.0, 93780.0)
     assert again.memory_used_mb == pytest.approx(3252 / 1024)
@@ -161,9 +161,9 @@ def test_a_step_of_an_earlier_start_is_no_matter(monkeypatch: pytest.MonkeyPatch
 def test_cores_that_one_start_does_not_tell_of_are_not_known_for_the_job() -> None:
     """Else they would look idle. What a job held is counted over all its starts."""
     lines = ["2|NODE_FAIL|00:00:06|01:00:00|{first}|4|1|2G||", "2|COMPLETED|00:00:16|01:00:00|00:10.000|4|1|2G||"]
-    told = {first: parse([line.format(first=first) for line in lines])["2"] for first in ("00:05.000", "00:00:00")}
-    assert [use.cpu_seconds for use in told.values()] == [15.0, None]
-    assert {(use.state, use.starts, use.seconds, use.memory_used_mb) for use in told.values()} == {("COMPLETED", 2, 22.0, None)}
+    reported = {first: parse([line.format(first=first) for line in lines])["2"] for first in ("00:05.000", "00:00:00")}
+    assert [use.cpu_seconds for use in reported.values()] == [15.0, None]
+    assert {(use.state, use.starts, use.seconds, use.memory_used_mb) for use in reported.values()} == {("COMPLETED", 2, 22.0, None)}
 
 
 def test_many_jobs_are_asked_for_in_several_requests_with_all_their_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ TABLE = [
     (["warnings.plateau_share=0"], "warnings.plateau_share must lie in (0, 1]; got 0.0"),
     (["warnings.knn_probes=0"], "warnings.knn_probes must be at least 1; got 0"),
     (["probes.linear_lr=inf"], "probes.linear_lr must be positive and finite; got inf"),
-    (["threads=4"], "threads must be left to cluster.cores_per_slot; got threads=4"),
+    (["threads=4"], "threads must be left to cluster.cores_per_trial; got threads=4"),
     (
         ["encoder.name=resnet50", "encoder.width=64", "data.image_size=96"],
         "encoder.width must be left alone, it shapes resnet_small only; got 64",
@@ -107,8 +107,8 @@ TABLE = [
         "method.predictor.kernel must be left alone with conv=pointwise; got 5",
     ),
     (["cluster.max_parallel=-1"], "cluster.max_parallel must be at least 0; got -1"),
-    (["cluster.gpus_per_slot=2"], "cluster.gpus_per_slot must lie in [0, 1]; got 2.0"),
-    (["cluster.memory_gb_per_slot=0"], "cluster.memory_gb_per_slot must be at least 0.01 and finite; got 0.0"),
+    (["cluster.gpus_per_trial=2"], "cluster.gpus_per_trial must lie in [0, 1]; got 2.0"),
+    (["cluster.memory_gb_per_trial=0"], "cluster.memory_gb_per_trial must be at least 0.01 and finite; got 0.0"),
     (["run_dir=/proc/none"], "run_dir must be a folder that can be written; got /proc/none"),
 ]
 
@@ -177,7 +177,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(monkeypatch: pytest.Monk
 
 
 ON_SLURM = ["micro_batch_size=16", "--cluster=test_cluster", "--scale=smoke"]
-ALLOCATION = [*ON_SLURM, "--engine=ray"]
+ALLOCATION = [*ON_SLURM, "--backend=allocation"]
 SWEEP_TABLE = [
     (["--cluster", "summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["--seeds", "0"], "--seeds must be at least 1; got 0"),
@@ -191,34 +191,37 @@ SWEEP_TABLE = [
     (["--runs-dir", "/proc/none"], "--runs-dir must be a folder that can be written; got /proc/none"),
     (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what predictor_ablation sets itself"),
     (["run_dir=x"], "run_dir must not be overridden"),
-    (["cluster.memory_gb_per_slot=100000"], "memory_gb_per_slot must fit this machine at least once"),
+    (["cluster.memory_gb_per_trial=100000"], "memory_gb_per_trial must fit this machine at least once"),
     (["seed=3"], "seed must not be overridden"),
     (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
     (["--scale", "paper"], "data.root must hold imagenet100"),
-    (["--engine", "ray"], "--engine must be left out where Ray Tune places the slots on this machine; got ray: give a Slurm --cluster"),
-    (["--nodes", "2"], "--nodes must come with --engine ray on a Slurm cluster; got 2: add it, or leave --nodes out"),
-    ([*ON_SLURM, "--nodes", "2"], "--nodes must come with --engine ray on a Slurm cluster; got 2"),
-    ([*ON_SLURM, "--slots-per-node", "4"], "--slots-per-node must come with --engine ray on a Slurm cluster; got 4"),
-    (ALLOCATION, "--nodes must be given with --engine ray; got none: add --nodes N"),
-    ([*ALLOCATION, "--nodes", "0"], "--nodes must be at least 1; got 0"),
-    ([*ALLOCATION, "--nodes", "1", "--slots-per-node", "0"], "--slots-per-node must lie in [1, 4], the cores of a node; got 0"),
-    ([*ALLOCATION, "--nodes", "1", "--slots-per-node", "8"], "--slots-per-node must lie in [1, 4], the cores of a node; got 8"),
     (
-        [*ALLOCATION, "--nodes", "1", "--slots-per-node", "2"],
-        "--slots-per-node must be a multiple of the 4 GPUs of a node, each of which serves whole slots; got 2: a slot is one rank;",
+        ["--backend", "allocation"],
+        "--backend must be left out on this machine, where Ray Tune places the trials; got allocation: give a Slurm --cluster",
+    ),
+    (["--nodes", "2"], "--nodes must come with --backend allocation on a Slurm cluster; got 2: add it, or leave --nodes out"),
+    ([*ON_SLURM, "--nodes", "2"], "--nodes must come with --backend allocation on a Slurm cluster; got 2"),
+    ([*ON_SLURM, "--trials-per-node", "4"], "--trials-per-node must come with --backend allocation on a Slurm cluster; got 4"),
+    (ALLOCATION, "--nodes must be given with --backend allocation; got none: add --nodes N"),
+    ([*ALLOCATION, "--nodes", "0"], "--nodes must be at least 1; got 0"),
+    ([*ALLOCATION, "--nodes", "1", "--trials-per-node", "0"], "--trials-per-node must lie in [1, 4], the cores of a node; got 0"),
+    ([*ALLOCATION, "--nodes", "1", "--trials-per-node", "8"], "--trials-per-node must lie in [1, 4], the cores of a node; got 8"),
+    (
+        [*ALLOCATION, "--nodes", "1", "--trials-per-node", "2"],
+        "--trials-per-node must be a multiple of the 4 GPUs of a node, each of which serves whole trials; got 2: a trial is one rank;",
     ),
     (
-        ["cores_per_slot=8", *ALLOCATION, "--nodes", "1", "--slots-per-node", "6"],
-        "--slots-per-node must be a multiple of the 4 GPUs of a node",
+        ["cores_per_trial=8", *ALLOCATION, "--nodes", "1", "--trials-per-node", "6"],
+        "--trials-per-node must be a multiple of the 4 GPUs of a node",
     ),
 ]
 
 
 SEARCH_TABLE = [
-    (["--points", "0"], "--points must be at least 1; got 0"),
+    (["--max-trials", "0"], "--max-trials must be at least 1; got 0"),
     (["--eta", "1"], "--eta must be at least 2; got 1"),
     (["--prune-on", "knn", "probes.names=[linear]"], "probes.names must hold knn to prune on knn; got linear"),
-    (["--sampler", "grid", "--points", "3"], "--points must be left out with --sampler grid, which runs every combination; got 3"),
+    (["--sampler", "grid", "--max-trials", "3"], "--max-trials must be left out with --sampler grid, which runs every combination; got 3"),
     (["--sampler", "grid", "--two-objectives"], "--two-objectives must be left out with --sampler grid"),
     (["--two-objectives", "--early-stopping", "asha"], "--early-stopping must be none with --two-objectives"),
     (["--budget-gpu-hours", "0"], "--budget-gpu-hours must be positive and finite; got 0"),

@@ -64,16 +64,16 @@ PROFILES = {
     "nonsense within": "name: {a: {b: [1, {c: 2}]}}\n",
     "unknown scheduler": "name: broken\nscheduler: pbs\n",
     "unknown device": "name: broken\ndevice: tpu\n",
-    "a word for cores": "name: broken\ncores_per_slot: many\n",
-    "half a core": "name: broken\ncores_per_slot: 0.5\n",
-    "no cores": "name: broken\ncores_per_slot: 0\n",
-    "fewer than no cores": "name: broken\ncores_per_slot: -4\n",
-    "null cores": "name: broken\ncores_per_slot: null\n",
-    "a list of cores": "name: broken\ncores_per_slot: [1]\n",
-    "NaN memory": "name: broken\nmemory_gb_per_slot: .nan\n",
-    "infinite memory": "name: broken\nmemory_gb_per_slot: .inf\n",
-    "NaN GPUs": "name: broken\ngpus_per_slot: .nan\n",
-    "negative GPUs": "name: broken\ngpus_per_slot: -1\n",
+    "a word for cores": "name: broken\ncores_per_trial: many\n",
+    "half a core": "name: broken\ncores_per_trial: 0.5\n",
+    "no cores": "name: broken\ncores_per_trial: 0\n",
+    "fewer than no cores": "name: broken\ncores_per_trial: -4\n",
+    "null cores": "name: broken\ncores_per_trial: null\n",
+    "a list of cores": "name: broken\ncores_per_trial: [1]\n",
+    "NaN memory": "name: broken\nmemory_gb_per_trial: .nan\n",
+    "infinite memory": "name: broken\nmemory_gb_per_trial: .inf\n",
+    "NaN GPUs": "name: broken\ngpus_per_trial: .nan\n",
+    "negative GPUs": "name: broken\ngpus_per_trial: -1\n",
     "setup is no list": "name: broken\nsetup: module load x\n",
     "setup of lists": "name: broken\nsetup: [[a]]\n",
     "sbatch is a list": "name: broken\nscheduler: slurm\nsbatch: [a]\n",
@@ -176,12 +176,12 @@ def sweep(tmp_path: Path) -> Sweep:
     return made
 
 
-FILES = ("sweep.json", "result.json", "claim", "point")
+FILES = ("sweep.json", "result.json", "claim", "choice")
 
 
 def file_of(sweep: Sweep, name: str) -> Path:
     trial = sweep.trial_dir(sweep.trials[0])
-    parts = {"result.json": trial / "result.json", "claim": trial / "claim" / "000001.json", "point": sweep.point_file(1)}
+    parts = {"result.json": trial / "result.json", "claim": trial / "claim" / "000001.json", "choice": sweep.choice_file(1)}
     return parts.get(name, sweep.path / name)
 
 

@@ -19,7 +19,7 @@ import torch
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
 from sweeps.drill import campaign, file_faults
-from sweeps.drill.campaign import Drill, Struck, order, verdict
+from sweeps.drill.campaign import Drill, Injected, order, verdict
 from sweeps.drill.compare import Proof, compare_records, compare_rows, compare_states
 from sweeps.drill.observed import WatchedRun
 from sweeps.drill.summary import by_kind, equalities, figures, report
@@ -146,7 +146,7 @@ def test_one_bit_is_found_and_named() -> None:
     assert verdict(proof) == "DIFFERS: moments: optimizer.state.0.m: 1 bits"
 
 
-def test_a_zero_of_another_sign_and_a_nan_are_told_by_their_bits() -> None:
+def test_a_zero_of_another_sign_and_a_nan_are_compared_by_their_bits() -> None:
     proof, a, b = Proof(), copied(), copied()
     a["method"]["bn.running_mean"] = torch.tensor([-0.0, float("nan")])
     b["method"]["bn.running_mean"] = torch.tensor([0.0, float("nan")])
@@ -162,17 +162,17 @@ def test_what_is_missing_or_another_step_differs() -> None:
     assert len(proof.different["weights"]) == 2
 
 
-def test_records_are_held_against_each_other_but_for_times() -> None:
-    twin = [{"kind": "step", "step": s, "loss": 0.5, "images_per_second": 3.0} for s in (1, 2)]
+def test_records_are_compared_with_each_other_but_for_times() -> None:
+    reference = [{"kind": "step", "step": s, "loss": 0.5, "images_per_second": 3.0} for s in (1, 2)]
     proof = Proof()
-    compare_records(proof, [{**r, "images_per_second": 9.0} for r in twin], twin)
+    compare_records(proof, [{**r, "images_per_second": 9.0} for r in reference], reference)
     assert proof.holds
-    compare_records(proof, [*twin, twin[1]], twin)
+    compare_records(proof, [*reference, reference[1]], reference)
     assert proof.duplicated == ["step record of step 2"]
     assert proof.different["metrics"] == ["3 records instead of 2, from the 3th on"]
 
 
-def test_rows_are_held_against_each_other(tmp_path: Path) -> None:
+def test_rows_are_compared_with_each_other(tmp_path: Path) -> None:
     head = "signature,setting,linear.test_top1,seconds\n"
     (tmp_path / "a.csv").write_text(head + "x,s,51.5,10\n")
     (tmp_path / "b.csv").write_text(head + "x,s,51.5,20\n")
@@ -186,7 +186,7 @@ def test_rows_are_held_against_each_other(tmp_path: Path) -> None:
 
 
 def test_a_drill_with_fewer_faults_than_asked_or_a_lost_run_has_failed() -> None:
-    found = Drill(0.1, struck=[Struck("SIGKILL of a rank", 5, 2, 1.5)], proofs=[Proof()])
+    found = Drill(0.1, injected=[Injected("SIGKILL of a rank", 5, 2, 1.5)], proofs=[Proof()])
     assert found.holds
     assert figures(found)["seconds_lost_mean"] == 1.5
     assert report(found, 1).endswith("NOTHING IS LOST")
@@ -214,7 +214,7 @@ def test_damage_is_what_it_says_and_read_only_passes(tmp_path: Path) -> None:
 
 
 class Scripted:
-    """A run that is struck at step 12, feels it at 14, and starts again at 10; each look takes a second."""
+    """A run with a fault injected at step 12, feels it at 14, and starts again at 10; each look takes a second."""
 
     def __init__(self, looks: list[tuple[int, int]]) -> None:
         self.run, self.looks, self.clock, self.now = self, iter(looks), 0.0, (1, 12)
@@ -226,7 +226,7 @@ class Scripted:
     def step(self) -> int:
         return self.now[1]
 
-    def epoch(self) -> int:
+    def attempt(self) -> int:
         return self.now[0]
 
     def log_size(self) -> int:
@@ -251,11 +251,11 @@ def test_a_fault_costs_the_steps_and_seconds_until_all_that_was_reached_is_passe
     starts_again: bool, looks: list[tuple[int, int]], repeated: int, lost: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = Scripted(looks)
-    scene.faults = {"blow": lambda _: starts_again}  # type: ignore[attr-defined]
+    scene.faults = {"fault": lambda _: starts_again}  # type: ignore[attr-defined]
     monkeypatch.setattr(campaign, "time", SimpleNamespace(monotonic=lambda: scene.clock))
-    struck = campaign.strike(scene, "blow", random.Random(0), 0.25)  # type: ignore[arg-type]
+    injected = campaign.inject(scene, "fault", random.Random(0), 0.25)  # type: ignore[arg-type]
     assert next(scene.looks, None) is None
-    assert struck == Struck("blow", 12, repeated, lost)
+    assert injected == Injected("fault", 12, repeated, lost)
 
 
 def test_a_drill_adds_up_what_its_proofs_found() -> None:
@@ -266,16 +266,16 @@ def test_a_drill_adds_up_what_its_proofs_found() -> None:
     found = Drill(0.1, proofs=proofs)
     assert (found.different_bits, found.duplicated, found.lost) == (6, 1, 1)
     assert not found.holds
-    assert not Drill(0.1).holds  # nothing was held against anything
+    assert not Drill(0.1).holds  # nothing was compared
     assert Drill(0.1, proofs=[Proof()]).holds
 
 
-def test_kinds_are_told_with_what_they_cost_the_dearest_first_and_what_was_not_compared_is_said() -> None:
-    struck = [Struck("a", 1, 2, 1.0), Struck("b", 2, 3, 5.0), Struck("a", 3, 4, 4.0)]
+def test_kinds_are_reported_with_what_they_cost_the_most_expensive_first_and_what_was_not_compared_is_said() -> None:
+    injected = [Injected("a", 1, 2, 1.0), Injected("b", 2, 3, 5.0), Injected("a", 3, 4, 4.0)]
     proof = Proof()
     proof.compared.update({"weights": 3, "metrics": 2})
     proof.differs("metrics", "two of them")
-    found = Drill(0.1, struck=struck, proofs=[proof])
+    found = Drill(0.1, injected=injected, proofs=[proof])
     assert by_kind(found) == [("b", 1, 3, 5.0, 5.0), ("a", 2, 6, 2.5, 4.0)]
     assert [line.split(":")[1].strip() for line in equalities(found)] == [
         "equal bit for bit",
@@ -298,12 +298,12 @@ def test_values_and_rows_that_are_only_in_one_differ(tmp_path: Path) -> None:
     for ours, theirs in (("one", "two"), ("two", "one")):
         proof = Proof()
         compare_rows(proof, tmp_path / f"{ours}.csv", tmp_path / f"{theirs}.csv")
-        assert len(proof.different["table rows"]) == 3  # signature, setting and score of the row that is missing
+        assert len(proof.different["table rows"]) == 3  # signature, configuration and score of the row that is missing
 
 
 def test_what_is_seen_of_a_run_is_its_newest(tmp_path: Path) -> None:
     run = WatchedRun(tmp_path)
-    assert (run.step(), run.saved_step(), run.epoch(), run.gained()) == (0, -1, 0, False)
+    assert (run.step(), run.saved_step(), run.attempt(), run.gained()) == (0, -1, 0, False)
     folder = RunFolder(tmp_path)
     folder.prepare(tiny_config(global_batch_size=32))
     (tmp_path / "metrics.jsonl").write_text(
@@ -314,7 +314,7 @@ def test_what_is_seen_of_a_run_is_its_newest(tmp_path: Path) -> None:
     (tmp_path / "claim").mkdir(exist_ok=True)
     for epoch, step in ((1, 0), (2, 4)):
         (tmp_path / "claim" / f"{epoch:06}.json").write_text(json.dumps({"epoch": epoch, "step": step}))
-    assert run.epoch() == 2
+    assert run.attempt() == 2
     for step, gained in ((4, False), (5, True)):
         checkpoint.save(tmp_path / "checkpoints", step, {"w": torch.zeros(3)}, keep=2)
         assert (run.saved_step(), run.gained()) == (step, gained)

@@ -77,7 +77,7 @@ def test_every_override_is_taken_or_refused_in_one_line(given_overrides: list[st
     except ValueError as error:
         check(error)
         return
-    validate(job.train, job.cluster.ranks_per_slot)
+    validate(job.train, job.cluster.ranks_per_trial)
     assert signature(from_dict(to_dict(job.train))) == signature(job.train)
     if job.cluster.scheduler is Scheduler.slurm:
         assert script_is_shell_of_ours(job.cluster)
@@ -173,10 +173,20 @@ def test_a_profile_can_be_rendered_or_is_refused_in_one_line(profile: ClusterPro
         assert script_is_shell_of_ours(profile)
 
 
-FLAGS = ["--seeds", "--points", "--eta", "--budget-gpu-hours", "--max-gpu-hours", "--early-stopping", "--sampler", "--scale", "--cluster"]
-FLAGS += ["--engine", "--nodes", "--slots-per-node"]
+FLAGS = [
+    "--seeds",
+    "--max-trials",
+    "--eta",
+    "--budget-gpu-hours",
+    "--max-gpu-hours",
+    "--early-stopping",
+    "--sampler",
+    "--scale",
+    "--cluster",
+]
+FLAGS += ["--backend", "--nodes", "--trials-per-node"]
 NUMBERS = ["-1", "0", "1", "2", "3", "nan", "inf", "-inf", "1.5", "x", "", "ü", "1e9", "99999999999999999999", "-x", "asha", "none"]
-NUMBERS += ["grid", "gp", "ray", "komondor"]
+NUMBERS += ["grid", "gp", "allocation", "ray", "komondor"]
 
 
 @settings(QUICK, max_examples=30)

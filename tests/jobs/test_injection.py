@@ -95,7 +95,7 @@ def test_a_path_arrives_as_it_is_or_is_refused(name: str, tmp_path: Path) -> Non
     (code / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(STAND_IN)} "$@"\n')
     (code / "python").chmod(0o755)
     array = Array(
-        "sweep-1", 2, 1, "sweeps.execution.worker_main", str(runs / "submissions" / "1.json"), code, runs / "log", f"2 slots of {runs}"
+        "sweep-1", 2, 1, "sweeps.execution.worker_main", str(runs / "submissions" / "1.json"), code, runs / "log", f"2 workers of {runs}"
     )
     status, said = run_script(rendered(SLURM, array), tmp_path)
     assert status == 0, said
@@ -179,7 +179,7 @@ def test_a_real_sbatch_reads_a_path_as_it_is(tmp_path: Path, cluster: SlurmClust
     (code / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\npwd\n')
     (code / "python").chmod(0o755)
     profile = replace(SLURM, sbatch={"comment": "$(touch pwned)"})
-    array = Array("sweep-1", 1, 1, "m", str(runs / "1.json"), code, runs / "log", f"slots of {runs}")
+    array = Array("sweep-1", 1, 1, "m", str(runs / "1.json"), code, runs / "log", f"workers of {runs}")
     (tmp_path / "job.sh").write_text(rendered(profile, array))
     job = cluster.run("sbatch", "--parsable", str(tmp_path / "job.sh")).strip()
     shown = cluster.run("scontrol", "show", "job", job)  # before Slurm forgets it

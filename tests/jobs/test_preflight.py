@@ -35,7 +35,7 @@ def test_slurms_durations(text: str, minutes: float) -> None:
     assert preflight.minutes_of(text) == minutes
 
 
-def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (found,) = preflight.check_request(CLUSTER, Array("x", 1, 1, "m", "", tmp_path, tmp_path))
     assert (found.level, found.what) == ("problem", "Slurm")

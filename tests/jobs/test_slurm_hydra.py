@@ -51,8 +51,8 @@ def test_a_grid_on_slurm_takes_the_profile_and_survives_a_requeue(cluster: Slurm
         "cluster=test_cluster",
         "optimizer.lr=0.003,0.01",
         "epochs=30",
-        "cluster.ranks_per_slot=2",
-        "cluster.cores_per_slot=2",
+        "cluster.ranks_per_trial=2",
+        "cluster.cores_per_trial=2",
     ]
     child = subprocess.Popen(
         line(tmp_path, *grid), cwd=ROOT, env=cluster.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

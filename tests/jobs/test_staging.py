@@ -162,7 +162,7 @@ def test_a_copier_that_is_stopped_leaves_checked_files_and_no_lock(source: Path,
     assert copied_bytes(capsys.readouterr().out) == [sum(BYTES + i for i in range(3, FILES))]
 
 
-def test_a_damaged_copy_is_noticed_by_its_sizes_and_mended(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_copy_is_noticed_by_its_sizes_and_repaired(source: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = settle(source, scratch).root
     os.truncate(root / "file-2", BYTES // 2)
     (root / "file-5").unlink()
@@ -200,7 +200,7 @@ def test_damage_is_waited_out_for_a_while_since_a_lock_may_only_change_hands(
         assert (other.root, other.cause) == (source, f"{reader.root} is damaged, and another run reads it")
 
 
-def test_sets_are_told_apart_by_their_manifests(source: Path, scratch: Path, tmp_path: Path) -> None:
+def test_sets_are_distinguished_by_their_manifests(source: Path, scratch: Path, tmp_path: Path) -> None:
     other = packed(tmp_path / "other", seed=1)
     for folder in (source, other):
         assert_same_files(folder, settle(folder, scratch).root)
@@ -388,7 +388,7 @@ def test_a_run_that_cannot_stage_says_so_once_and_reads_the_set_itself(
 
 
 @pytest.mark.slow
-def test_a_run_told_to_stop_while_another_process_copies_stops(tmp_path: Path, scratch: Path) -> None:
+def test_a_run_asked_to_stop_while_another_process_copies_stops(tmp_path: Path, scratch: Path) -> None:
     source = fashion(tmp_path / "fashion")
     for name in ("file-0", "file-1"):
         (source / name).write_bytes(bytes(BYTES))

@@ -45,7 +45,7 @@ def test_the_script_of_an_allocation_is_the_golden_one() -> None:
     cluster = profile("komondor")
     whole = Allocation.of(cluster, 3, None).whole(cluster)
     golden = (GOLDEN / "komondor_ray.sh").read_text().splitlines()
-    assert lines(whole, slots=1, throttle=1, script="slurm/ray_cluster.sbatch") == golden
+    assert lines(whole, size=1, throttle=1, script="slurm/ray_cluster.sbatch") == golden
 
 
 def test_a_container_starts_ray_and_not_its_script() -> None:
@@ -56,37 +56,37 @@ def test_a_container_starts_ray_and_not_its_script() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots_per_node", "cores", "gpus", "memory"),
+    ("workers_per_node", "cores", "gpus", "memory"),
     [(None, 16, 1.0, 64.0), (4, 16, 1.0, 64.0), (12, 5, 0.3333, 256 / 12), (64, 1, 0.0625, 4.0)],
 )
-def test_a_slot_has_its_part_of_a_node(slots_per_node: int | None, cores: int, gpus: float, memory: float) -> None:
+def test_a_worker_has_its_part_of_a_node(workers_per_node: int | None, cores: int, gpus: float, memory: float) -> None:
     cluster = profile("komondor")
-    allocation = Allocation.of(cluster, 3, slots_per_node)
-    slot = allocation.slot(cluster)
-    assert (slot.cores_per_slot, slot.gpus_per_slot, slot.memory_gb_per_slot) == (cores, gpus, memory)
-    assert (slot.nodes_per_slot, slot.ranks_per_slot, slot.max_parallel) == (1, 1, 3 * (slots_per_node or 4))
-    assert round(slot.gpus_per_slot * 10_000) * (allocation.slots_per_node // 4) <= 10_000, "Ray counts so, and has to place them all"
+    allocation = Allocation.of(cluster, 3, workers_per_node)
+    worker = allocation.part(cluster)
+    assert (worker.cores_per_trial, worker.gpus_per_trial, worker.memory_gb_per_trial) == (cores, gpus, memory)
+    assert (worker.nodes_per_trial, worker.ranks_per_trial, worker.max_parallel) == (1, 1, 3 * (workers_per_node or 4))
+    assert round(worker.gpus_per_trial * 10_000) * (allocation.workers_per_node // 4) <= 10_000, "Ray counts so, and has to place them all"
 
 
-def test_a_node_of_an_allocation_is_one_of_a_slot_of_several() -> None:
+def test_a_node_of_an_allocation_is_one_of_a_worker_of_several() -> None:
     cluster = replace(
-        profile("komondor"), nodes_per_slot=2, ranks_per_slot=8, cores_per_slot=128, gpus_per_slot=8.0, memory_gb_per_slot=512.0
+        profile("komondor"), nodes_per_trial=2, ranks_per_trial=8, cores_per_trial=128, gpus_per_trial=8.0, memory_gb_per_trial=512.0
     )
     shown = lines(Allocation.of(cluster, 3, None).whole(cluster))
     assert {"#SBATCH --nodes=3", "#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=64", "#SBATCH --gres=gpu:4"} <= set(shown)
     assert "#SBATCH --mem=256000M" in shown
 
 
-def test_without_gpus_a_slot_is_a_core() -> None:
-    cluster = replace(profile("test_cluster"), gpus_per_slot=0.0, gres="")
+def test_without_gpus_a_worker_is_a_core() -> None:
+    cluster = replace(profile("test_cluster"), gpus_per_trial=0.0, gres="")
     allocation = Allocation.of(cluster, 2, None)
-    assert (allocation.slots, allocation.slot(cluster).cores_per_slot, allocation.slot(cluster).gpus_per_slot) == (8, 1, 0.0)
+    assert (allocation.workers, allocation.part(cluster).cores_per_trial, allocation.part(cluster).gpus_per_trial) == (8, 1, 0.0)
 
 
 def test_gpus_are_asked_for_by_gres_and_none_where_there_are_none() -> None:
     cluster = profile("test_cluster")
-    assert "#SBATCH --gres=gpu:2" in lines(replace(cluster, gres="", gpus_per_slot=2.0))
-    assert not [x for x in lines(replace(cluster, gres="", gpus_per_slot=0.0)) if "gres" in x]
+    assert "#SBATCH --gres=gpu:2" in lines(replace(cluster, gres="", gpus_per_trial=2.0))
+    assert not [x for x in lines(replace(cluster, gres="", gpus_per_trial=0.0)) if "gres" in x]
 
 
 def test_what_a_profile_leaves_open_is_left_to_the_site() -> None:
@@ -111,5 +111,5 @@ def test_a_container_starts_the_ranks_and_not_the_supervisor() -> None:
 
 
 def test_two_nodes_share_ranks_and_memory() -> None:
-    shown = lines(replace(profile("komondor"), nodes_per_slot=2, ranks_per_slot=8, cores_per_slot=128, gpus_per_slot=8.0))
+    shown = lines(replace(profile("komondor"), nodes_per_trial=2, ranks_per_trial=8, cores_per_trial=128, gpus_per_trial=8.0))
     assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --cpus-per-task=16", "#SBATCH --mem=128000M"} <= set(shown)

@@ -4,7 +4,7 @@ from sweeps.cli.run import main
 from sweeps.spec.space import real
 from sweeps.spec.sweep import Scale, SweepSpec
 
-_SCALE = Scale(["epochs=8"], seeds=1, points=5)
+_SCALE = Scale(["epochs=8"], seeds=1, max_trials=5)
 SWEEP = SweepSpec(
     name="softmax_search",
     question="Which learning rate and decay for softmax regression?",

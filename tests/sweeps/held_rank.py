@@ -27,7 +27,7 @@ def held_at(hold: Path) -> float:
 
 
 def hold_in(runs: Path, stopped: Callable[[], bool]) -> None:
-    """Let this process stand still once it has recorded the step; a run that was told to stop goes on, and is not held again."""
+    """Let this process stand still once it has recorded the step; a run that was asked to stop goes on, and is not held again."""
     from cnnjepa.monitoring.recorder import Recorder  # it takes torch, and signals must be caught first
 
     record = Recorder.record

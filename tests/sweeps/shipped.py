@@ -43,7 +43,7 @@ def shipped() -> dict[str, SweepSpec]:
 
 @dataclass
 class Trainer:
-    """Stands in for `jobs.run.run_job`: keeps the run folder as the real one does, probes where it is told to and obeys the judge.
+    """Stands in for `jobs.run.run_job`: keeps the run folder as the real one does, probes where it is asked to and obeys the judge.
 
     Of the runs that it begins, from 0 on, those numbered in `failing` fail; the first after them that comes to its end has no k-NN.
     """
@@ -71,8 +71,13 @@ class Trainer:
         provenance.record(job.run_dir)
         print("training")
         folder.open_metrics(0)
-        told = {"seconds": 36.0 + number, "device_hours": (36.0 + number) / 3600, "images_per_second": 1000.0, "parameters": 1000 + number}
-        result = RunResult(RunStatus.completed, step=2, claim=claim, data_wait_share=0.01, peak_memory_mb=300.0, **told)  # type: ignore[arg-type]
+        costs = {
+            "seconds": 36.0 + number,
+            "device_hours": (36.0 + number) / 3600,
+            "images_per_second": 1000.0,
+            "parameters": 1000 + number,
+        }
+        result = RunResult(RunStatus.completed, step=2, claim=claim, data_wait_share=0.01, peak_memory_mb=300.0, **costs)  # type: ignore[arg-type]
         for epoch in range(1, job.train.epochs + 1):
             folder.record("step", epoch, {"epoch": float(epoch), "loss": 1 / epoch, "images_per_second": 1000.0})
             if epoch in job.train.probes.at_epochs and epoch < job.train.epochs:
@@ -99,7 +104,7 @@ class Trainer:
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., RunResult | None] | None) -> None:
-    """Slots run in this process, one after the other, with that trainer or the real one; the page is left to the reader's command."""
+    """Workers run in this process, one after the other, with that trainer or the real one; the page is left to the reader's command."""
     known: dict[str, object] = {}
 
     def load(data: DataConfig) -> object:
@@ -108,7 +113,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., RunResult
         return known[repr(data)]
 
     monkeypatch.setattr(command, "LocalEngine", InProcess)
-    monkeypatch.setattr(command, "slots_here", lambda _: 1)
+    monkeypatch.setattr(command, "workers_here", lambda _: 1)
     monkeypatch.setattr(command, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)

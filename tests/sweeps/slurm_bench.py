@@ -1,4 +1,4 @@
-"""What the tests on a real Slurm share: a sweep on it, struck and then held against an undisturbed one."""
+"""What the tests on a real Slurm share: a sweep on it, struck and then compared with an undisturbed one."""
 
 import json
 import os
@@ -101,12 +101,12 @@ def left_behind(cluster: SlurmCluster) -> list[str]:
 
 
 class SweepOnSlurm:
-    """One sweep folder on the cluster; its arrays have so many ranks a slot, and where `held` stand still when `hold` is called."""
+    """One sweep folder on the cluster; its arrays have so many ranks a worker, and where `held` stand still when `hold` is called."""
 
     def __init__(self, cluster: SlurmCluster, runs: Path, ranks: int = 2, steps: int = STEPS, held: bool = True) -> None:
         self.cluster, self.runs, self.steps = cluster, runs, steps
         self.path = runs / "slurm_sweep-smoke"
-        self.profile = [f"ranks_per_slot={ranks}", f"cores_per_slot={ranks}"]
+        self.profile = [f"ranks_per_trial={ranks}", f"cores_per_trial={ranks}"]
         self.profile += [f"cluster.python='{sys.executable} {HELD_RANK}'"] if held else []
 
     # Commands.
@@ -120,7 +120,7 @@ class SweepOnSlurm:
         return [sys.executable, str(script), *arguments[:first], *profile, *arguments[first:], *common]
 
     def hold(self, step: int) -> None:
-        """All runs that come to `step` stand still there, until they are released or told to stop."""
+        """All runs that come to `step` stand still there, until they are released or asked to stop."""
         self.runs.mkdir(parents=True, exist_ok=True)
         for let_go in self.runs.glob(f"{LET_GO}*"):
             let_go.unlink()
@@ -239,16 +239,16 @@ class SweepOnSlurm:
     def check_against(self, undisturbed: "SweepOnSlurm") -> None:
         """Every trial ended once, and is bit for bit what it is without the fault."""
         for folder in self.trial_dirs():
-            twin = undisturbed.path / "trials" / folder.name
-            result, expected = (json.loads((d / "result.json").read_text()) for d in (folder, twin))
+            reference = undisturbed.path / "trials" / folder.name
+            result, expected = (json.loads((d / "result.json").read_text()) for d in (folder, reference))
             assert result["status"] == "completed", result
             assert {k: v for k, v in result.items() if k not in TIMING_KEYS} == {k: v for k, v in expected.items() if k not in TIMING_KEYS}
-            assert result["claim"] == claims.history(folder)[-1].epoch
-            assert records(folder) == records(twin)
-            assert_same_weights(folder, twin, self.steps)
+            assert result["claim"] == claims.history(folder)[-1].attempt
+            assert records(folder) == records(reference)
+            assert_same_weights(folder, reference, self.steps)
             log = (folder / "log" / "train.log").read_text()
             assert log.count(f"step {self.steps}/{self.steps} ") == 1
-            assert log.count(f"step 1/{self.steps} ") == 1, "it was begun anew"
+            assert log.count(f"step 1/{self.steps} ") == 1, "it was begun again"
         engine = SlurmEngine.of(self.sweep, Queue(0))
         assert engine is not None
         assert engine.missing(View(self.sweep, queue=engine.queue)) == 0

@@ -1,4 +1,4 @@
-"""Do jobs survive? Settings that train for seconds on some ranks; tests/sweeps/held_rank.py holds them in the middle.
+"""Do jobs survive? Configurations that train for seconds on some ranks; tests/sweeps/held_rank.py holds them in the middle.
 
 python tests/sweeps/slurm_sweep.py [one|two|vicreg] --cluster test_cluster
 """
@@ -6,7 +6,7 @@ python tests/sweeps/slurm_sweep.py [one|two|vicreg] --cluster test_cluster
 import sys
 
 from sweeps.cli.run import main
-from sweeps.spec.sweep import Scale, Setting, SweepSpec
+from sweeps.spec.sweep import Configuration, Scale, SweepSpec
 
 # 6 steps an epoch. A checkpoint is due at almost each step: a kill -9 in the middle finds one.
 OVERRIDES = [
@@ -22,16 +22,16 @@ OVERRIDES = [
     "log.every_steps=1",
     "log.tensorboard=false",
 ]
-DEPTHS = [Setting({"method.predictor.depth": depth}) for depth in (1, 2, 3)]
+DEPTHS = [Configuration({"method.predictor.depth": depth}) for depth in (1, 2, 3)]
 # Its loss and its BatchNorm need all ranks in every step.
-VICREG = Setting({"method": "vicreg", "method.width": 64, "encoder.sync_bn": True, "encoder.blocks": 1})
+VICREG = Configuration({"method": "vicreg", "method.width": 64, "encoder.sync_bn": True, "encoder.blocks": 1})
 CHOICES = {"one": DEPTHS[:1], "two": DEPTHS[:2], "vicreg": [VICREG]}
 
 
-def sweep(settings: list[Setting]) -> SweepSpec:
-    """The sweep with those settings."""
+def sweep(configurations: list[Configuration]) -> SweepSpec:
+    """The sweep with those configurations."""
     scale = Scale(OVERRIDES, seeds=1)
-    return SweepSpec("slurm_sweep", "Do jobs survive?", settings=settings, smoke=scale, paper=scale)
+    return SweepSpec("slurm_sweep", "Do jobs survive?", configurations=configurations, smoke=scale, paper=scale)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A sweep that costs nothing, to be struck: its trainer is trivial, its slots run in the command's own process, and all else is real."""
+"""A sweep that costs nothing, to be struck: its trainer is trivial, its workers run in the command's own process, and all else is real."""
 
 import argparse
 import csv
@@ -26,12 +26,12 @@ from sweeps.state.folder import Sweep
 from tests.sweeps import tiny_search, tiny_sweep
 from tests.sweeps.trivial import DONE, trivial_job
 
-SPECS = {"sweep": replace(tiny_sweep.sweep(), settings=tiny_sweep.SETTINGS[:2]), "search": tiny_search.SWEEP}
-ARGUMENTS = {"sweep": ("--seeds", "1"), "search": ("--seeds", "1", "--points", "2", "--sampler", "random", "--early-stopping", "none")}
+SPECS = {"sweep": replace(tiny_sweep.sweep(), configurations=tiny_sweep.CONFIGURATIONS[:2]), "search": tiny_search.SWEEP}
+ARGUMENTS = {"sweep": ("--seeds", "1"), "search": ("--seeds", "1", "--max-trials", "2", "--sampler", "random", "--early-stopping", "none")}
 
 
 class InProcess:
-    """Stands in for LocalEngine: slots run in this process, one after the other."""
+    """Stands in for LocalEngine: workers run in this process, one after the other."""
 
     unused_devices, parallel = 0, 1
 
@@ -44,9 +44,9 @@ class InProcess:
 
     def close(self) -> None: ...
 
-    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
-        for _ in range(slots):
-            worker.run_slots(self.sweep, self.cluster, Process.me().driver, lambda: False, silent)
+    def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
+        for _ in range(workers):
+            worker.run_worker(self.sweep, self.cluster, Process.me().driver, lambda: False, silent)
         return []
 
 
@@ -109,7 +109,7 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     digits()
     monkeypatch.setattr(run, "plan", plan)
     monkeypatch.setattr(run, "LocalEngine", InProcess)
-    monkeypatch.setattr(run, "slots_here", lambda _: 1)
+    monkeypatch.setattr(run, "workers_here", lambda _: 1)
     monkeypatch.setattr(run, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(worker, "run_job", trivial_job)

@@ -107,7 +107,7 @@ def test_sacct_is_asked_once_for_all_and_tells_of_each(tmp_path: Path, sacct: Ca
         "used at most, by 2 completed runs (sacct): time 2 % of 16:00:00, memory 14 GB (5 % of 256), cores 8 % of 64",
         "speed: up to 500 images/s; the slowest run had 80 % of the best of its kind; 20.0 % of the time waiting for data, "
         "without it up to 625 images/s",
-        "next time: time_limit_minutes=30 (not 960: shorter jobs start sooner), memory_gb_per_slot=17 (not 256), "
+        "next time: time_limit_minutes=30 (not 960: shorter jobs start sooner), memory_gb_per_trial=17 (not 256), "
         "data.workers=16 (not 8: 20 % of the time waiting for data)",
     ]
 
@@ -126,7 +126,7 @@ def test_a_silent_accounting_leaves_the_counters(tmp_path: Path, sacct: Callable
     lines = advice_lines(View(made))
     assert "(counters)" in lines[0]
     assert "cores 4, their use not known" in lines[0]
-    assert lines[-1] == "next time: time_limit_minutes=15 (not 600: shorter jobs start sooner), memory_gb_per_slot=3 (not 8)"
+    assert lines[-1] == "next time: time_limit_minutes=15 (not 600: shorter jobs start sooner), memory_gb_per_trial=3 (not 8)"
 
 
 class Late:
@@ -195,7 +195,7 @@ def test_a_record_that_does_not_come_is_said_with_what_to_type_later(
     assert used.startswith("used at most, by 1 completed runs (counters): time ")
     assert missing == f"not yet in the accounting: the end of 1 of 1 jobs, for which counters stand; later: {again}"
     assert (late.asked, late.now) == (6, 5.0)
-    assert advice_lines(View(ended))[1] == missing  # who asks for it later is told as well, and waits for nothing
+    assert advice_lines(View(ended))[1] == missing  # who asks for it later hears it as well, and waits for nothing
     assert (late.asked, late.now) == (7, 5.0)
 
 
@@ -232,7 +232,7 @@ def test_a_sweeps_command_waits_for_the_records_before_it_makes_its_page(
     assert asked_before_the_page == [3]
 
 
-def test_a_job_that_others_share_is_not_held_against_one_trial(tmp_path: Path, sacct: Callable[..., Path]) -> None:
+def test_a_job_that_others_share_is_not_compared_with_one_trial(tmp_path: Path, sacct: Callable[..., Path]) -> None:
     asked = sacct(LINES)
     made = planned(tmp_path)
     end(made, made.trials[0], "17_0", shared=True, seconds=100.0)
@@ -270,21 +270,21 @@ BASE = Efficiency("sacct", 3600.0, 36000.0, 0.1, 16, 0.9, 4000.0, 16000.0, 0.25,
 @pytest.mark.parametrize(
     ("changes", "workers", "asked"),
     [
-        ({}, 8, ["time_limit_minutes=75", "memory_gb_per_slot=5"]),
-        ({"seconds": 3601.0}, 8, ["time_limit_minutes=90", "memory_gb_per_slot=5"]),  # a second more is a quarter of an hour more
-        ({"limit_seconds": 4800.0}, 8, ["memory_gb_per_slot=5"]),  # 80 minutes: nothing to win
-        ({"limit_seconds": 3000.0}, 8, ["time_limit_minutes=75", "memory_gb_per_slot=5"]),  # it took several jobs
+        ({}, 8, ["time_limit_minutes=75", "memory_gb_per_trial=5"]),
+        ({"seconds": 3601.0}, 8, ["time_limit_minutes=90", "memory_gb_per_trial=5"]),  # a second more is a quarter of an hour more
+        ({"limit_seconds": 4800.0}, 8, ["memory_gb_per_trial=5"]),  # 80 minutes: nothing to win
+        ({"limit_seconds": 3000.0}, 8, ["time_limit_minutes=75", "memory_gb_per_trial=5"]),  # it took several jobs
         ({"limit_seconds": None, "memory_asked_mb": None}, 8, []),
         ({"limit_seconds": None, "memory_mb": None}, 8, []),
-        ({"limit_seconds": None, "memory_mb": 15000.0}, 8, ["memory_gb_per_slot=18"]),  # nearly all of it
+        ({"limit_seconds": None, "memory_mb": 15000.0}, 8, ["memory_gb_per_trial=18"]),  # nearly all of it
         ({"limit_seconds": None, "memory_mb": 13000.0}, 8, []),
-        ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.06}, 3, ["data.workers=6 and cores_per_slot=28"]),
+        ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.06}, 3, ["data.workers=6 and cores_per_trial=28"]),
         ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.06}, 0, ["data.workers=1"]),
         ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.001}, 8, ["data.workers=4"]),
         ({"limit_seconds": None, "memory_mb": None, "data_wait_share": 0.001}, 2, []),
         ({"limit_seconds": None, "memory_mb": None, "data_wait_share": None}, 8, []),
-        ({"limit_seconds": None, "memory_mb": None, "cpu_share": 0.2}, 2, ["cores_per_slot=4"]),
-        ({"limit_seconds": None, "memory_mb": None, "cpu_share": 0.3}, 2, ["cores_per_slot=8"]),  # a core for each rank more
+        ({"limit_seconds": None, "memory_mb": None, "cpu_share": 0.2}, 2, ["cores_per_trial=4"]),
+        ({"limit_seconds": None, "memory_mb": None, "cpu_share": 0.3}, 2, ["cores_per_trial=8"]),  # a core for each rank more
         ({"limit_seconds": None, "memory_mb": None, "cpu_share": None}, 2, []),
         ({"limit_seconds": None, "memory_mb": None, "cpu_share": 0.2, "data_wait_share": 0.06}, 1, ["data.workers=2"]),
     ],
@@ -297,13 +297,13 @@ def test_a_request_follows_from_the_numbers_or_is_not_made(changes: dict[str, An
 def test_jobs_that_ran_out_of_memory_are_said() -> None:
     killed = JobUse("OUT_OF_MEMORY", 1, 10.0, 60.0, 4, None, 16000.0, None)
     found = replace(BASE, limit_seconds=None, memory_mb=None)
-    assert requests([found], 4, 2, [killed], "data.workers") == ["memory_gb_per_slot above 16 (1 jobs ran out of memory)"]
+    assert requests([found], 4, 2, [killed], "data.workers") == ["memory_gb_per_trial above 16 (1 jobs ran out of memory)"]
 
 
 def test_a_gpus_utilisation_is_said_or_said_to_be_absent(tmp_path: Path) -> None:
     made = planned(tmp_path, "device=cuda")
     end(made, made.trials[0], seconds=60.0, peak_memory_mb=2048.0)
-    assert advice_lines(View(made))[0].endswith("GPU utilisation not told, its tensors 2.0 GiB")
+    assert advice_lines(View(made))[0].endswith("GPU utilisation not reported, its tensors 2.0 GiB")
     end(made, made.trials[1], seconds=60.0, peak_memory_mb=2048.0, gpu_utilisation=0.83)
     assert advice_lines(View(made))[0].endswith("GPU busy 83 % of the time, its tensors 2.0 GiB")
 
@@ -361,9 +361,9 @@ def test_the_command_prints_it_and_imports_no_torch(tmp_path: Path) -> None:
     code += "except SystemExit: pass\nassert not {'torch', 'optuna'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(made.path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["lines"][-1] == "next time: data.workers=1 and cores_per_slot=2 (not 0: 30 % of the time waiting for data)"
-    assert told["trials"][made.trials[0].signature]["data_wait_share"] == 0.3
+    reported = json.loads(done.stdout)
+    assert reported["lines"][-1] == "next time: data.workers=1 and cores_per_trial=2 (not 0: 30 % of the time waiting for data)"
+    assert reported["trials"][made.trials[0].signature]["data_wait_share"] == 0.3
 
 
 @needs_slurm
@@ -373,9 +373,9 @@ def test_on_a_real_slurm_it_tells_what_the_jobs_used(cluster: SlurmCluster, tmp_
     made = SweepOnSlurm(cluster, tmp_path, held=False)
     said = made.run("one", "epochs=10")
     assert "used at most, by 1 completed runs (sacct): time " in said, said
-    assert "next time: time_limit_minutes=15 (not 30: shorter jobs start sooner), memory_gb_per_slot=" in said, said
-    (told,) = json.loads(made.ask("advice", "--json"))["trials"].values()
-    assert (told["source"], told["cores"], told["limit_seconds"], told["memory_asked_mb"]) == ("sacct", 2, 1800.0, 8000.0)
-    assert 0 < told["cpu_share"] <= 1
-    assert 2 * 100 < told["memory_mb"] < 8000  # two ranks with torch in each
-    assert 0 <= told["data_wait_share"] < 1
+    assert "next time: time_limit_minutes=15 (not 30: shorter jobs start sooner), memory_gb_per_trial=" in said, said
+    (reported,) = json.loads(made.ask("advice", "--json"))["trials"].values()
+    assert (reported["source"], reported["cores"], reported["limit_seconds"], reported["memory_asked_mb"]) == ("sacct", 2, 1800.0, 8000.0)
+    assert 0 < reported["cpu_share"] <= 1
+    assert 2 * 100 < reported["memory_mb"] < 8000  # two ranks with torch in each
+    assert 0 <= reported["data_wait_share"] < 1

@@ -1,4 +1,4 @@
-"""Which trial a slot in a Slurm job takes, and when a half-done one is given up."""
+"""Which trial a worker in a Slurm job takes, and when a half-done one is given up."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ class Over:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr(scheduler, "runnable", lambda trial: trial.setting != "later code's")
+    monkeypatch.setattr(scheduler, "runnable", lambda trial: trial.label != "later code's")
     trials = [Trial(i, f"s{i}", 42, {"epochs": 1}, f"trial{i}") for i in range(3)]
     return Sweep(tmp_path, "x", "?", ScaleName.smoke, "linear.holdout_top1", [], {}, trials)
 
@@ -51,7 +51,7 @@ def test_ten_jobs_that_gain_no_step_are_enough(sweep: Sweep, starts: int) -> Non
     assert got is not None
     result = sweep.run(sweep.trials[0]).result()
     if starts < 10:
-        assert (got[0].number, got[1].claim.epoch, result) == (0, 10, None)
+        assert (got[0].number, got[1].claim.attempt, result) == (0, 10, None)
         return
     assert got[0].number == 1
     assert result is not None
@@ -86,8 +86,8 @@ def test_after_its_own_trials_fault_a_job_tries_no_other_unless_it_has_many(swee
 
 
 def test_what_later_code_has_planned_is_left_to_it(sweep: Sweep) -> None:
-    sweep.trials[0] = replace(sweep.trials[0], setting="later code's")
-    sweep.trials[1] = replace(sweep.trials[1], setting="later code's")
+    sweep.trials[0] = replace(sweep.trials[0], label="later code's")
+    sweep.trials[1] = replace(sweep.trials[1], label="later code's")
     left_behind(sweep, 1, START)
     got = next_claim(view_of(sweep), "d", None)
     assert got is not None

@@ -16,10 +16,10 @@ from sweeps.state.claims import Claim, Process, SlurmStart, Standing, Watch
 
 def try_to_claim(folder: Path, gate: object, wins: object) -> None:
     gate.wait()  # type: ignore[attr-defined]
-    for epoch in range(1, 21):
-        owned = claims.claim(folder / str(epoch), 1, "d", 0)
+    for attempt in range(1, 21):
+        owned = claims.claim(folder / str(attempt), 1, "d", 0)
         if owned:
-            wins.put((epoch, os.getpid()))  # type: ignore[attr-defined]
+            wins.put((attempt, os.getpid()))  # type: ignore[attr-defined]
 
 
 def test_of_many_who_claim_at_once_exactly_one_wins(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_of_many_who_claim_at_once_exactly_one_wins(tmp_path: Path) -> None:
         child.join(120)
         assert child.exitcode == 0
     won = sorted(wins.get() for _ in range(20))
-    assert [epoch for epoch, _ in won] == list(range(1, 21))
+    assert [attempt for attempt, _ in won] == list(range(1, 21))
     assert wins.empty()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -48,7 +48,7 @@ def test_an_owner_lives_until_its_process_ends_or_releases(tmp_path: Path) -> No
         assert claims.claim(tmp_path, 2, "d", 5) is not None
         assert owned.lost()
     assert not watch._lives(tmp_path, owned.claim, claims.listing(tmp_path))
-    assert [(c.epoch, c.step) for c in claims.history(tmp_path)] == [(1, 0), (2, 5)]
+    assert [(c.attempt, c.step) for c in claims.history(tmp_path)] == [(1, 0), (2, 5)]
 
 
 def test_a_killed_owner_is_dead_also_when_its_number_is_taken_again() -> None:
@@ -73,7 +73,7 @@ def test_what_ran_before_a_reboot_is_dead_at_once(tmp_path: Path) -> None:
     assert not Watch()._lives(tmp_path, earlier, claims.listing(tmp_path))
 
 
-def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_clock(tmp_path: Path) -> None:
+def test_an_owner_elsewhere_is_dead_only_after_its_heartbeat_stood_still_on_our_clock(tmp_path: Path) -> None:
     foreign = Process("elsewhere", "boot", "", 1, 0.0)
     assert claims.claim(tmp_path, 1, "d", 0)
     path = tmp_path / "claim" / "000001.json"
@@ -89,10 +89,10 @@ def test_an_owner_elsewhere_is_dead_only_after_its_heart_stood_still_on_our_cloc
     assert not watch._lives(tmp_path, claim, claims.listing(tmp_path))
     assert watch.silent == {path}
     assert Watch()._lives(tmp_path, claim, claims.listing(tmp_path))
-    assert not Watch(watch.silent)._lives(tmp_path, claim, claims.listing(tmp_path))  # who has not watched is told
+    assert not Watch(watch.silent)._lives(tmp_path, claim, claims.listing(tmp_path))  # who has not watched hears it
 
 
-def test_the_heart_beats(tmp_path: Path, monkeypatch: object) -> None:
+def test_the_heartbeat(tmp_path: Path, monkeypatch: object) -> None:
     monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.05)  # type: ignore[attr-defined]
     owned = claims.claim(tmp_path, 1, "d", 0)
     assert owned is not None
@@ -145,7 +145,7 @@ def test_heartbeat_staleness_and_silence_fit_each_other() -> None:
 
 @pytest.mark.parametrize("clocks_apart", [-60.0, 0.0, 60.0])
 def test_a_living_owner_is_never_taken_over_and_a_dead_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clocks_apart: float) -> None:
-    """An hour of an owner's own heart, on a clock of ours, as its watchers see it: by the clock alone, and where Slurm forgot the job."""
+    """An hour of an owner's heartbeat, on a clock of ours, as its watchers see it: by the clock alone, and where Slurm forgot the job."""
     owned = claims.claim(tmp_path, 1, "d", 0)
     assert owned is not None
     path, now, touch = tmp_path / "claim" / "000001.json", [1e6], os.utime
@@ -195,7 +195,7 @@ def test_a_forgotten_job_whose_owner_said_that_it_ended_is_dead_at_once(tmp_path
     watch, foreign = Watch(queue=Forgetful()), Claim(1, ELSEWHERE, "d", 0, 0.0, START)  # type: ignore[arg-type]
     path = tmp_path / "claim" / "000001.json"
     assert watch.standing(tmp_path, foreign) is Standing.alive
-    ahead = time.time() + claims.STALE_SECONDS + 100  # of a clock that is far off: it says nothing of a heart that beats
+    ahead = time.time() + claims.STALE_SECONDS + 100  # of a clock that is far off: it says nothing of a heartbeat that goes on
     os.utime(path, (ahead, ahead))
     assert watch.standing(tmp_path, foreign) is Standing.dead
     os.utime(path)
@@ -216,7 +216,7 @@ def test_a_trial_was_held_from_its_claim_to_its_owners_last_sign(tmp_path: Path,
 
 
 def test_deaths_before_a_person_took_the_trial_up_again_are_forgiven(tmp_path: Path) -> None:
-    past = [Claim(epoch, Process.me(), "d", 7, 0.0) for epoch in (1, 2, 3)]
+    past = [Claim(attempt, Process.me(), "d", 7, 0.0) for attempt in (1, 2, 3)]
     (tmp_path / "claim").mkdir()
     (tmp_path / "claim" / "000002.resumed").touch()
     assert claims.crashes_in_place(past, 7, "d", tmp_path) == 1

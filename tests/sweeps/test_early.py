@@ -21,7 +21,7 @@ from cnnjepa.warnings import early_warnings
 from sweeps.execution.changes import announce_changes, left_to_run
 from sweeps.execution.scheduler import judge
 from sweeps.report.status import sweep_status, trial_status, warning_lines
-from sweeps.search.warnings import check_pruning, told, warnings_of
+from sweeps.search.warnings import as_lines, check_pruning, warnings_of
 from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state import claims
 from sweeps.state.folder import Sweep, View
@@ -72,7 +72,7 @@ def test_spread_features_between_the_two_thresholds_are_warned_of_and_below_the_
     assert names({"5": features(0.0999, 12.0), "10": features(0.2, 12.0)}, **limits) == []  # it has recovered
 
 
-def test_rankme_is_held_against_a_floor_and_a_share_of_its_own_best() -> None:
+def test_rankme_is_compared_with_a_floor_and_a_share_of_its_own_best() -> None:
     limits = {"rankme": 3.0, "rankme_share": 0.5}
     assert names({"1": features(0.5, 2.9)}, **limits) == ["rankme"]
     found = early_warnings({"1": features(0.5, 8.0), "9": features(0.5, 20.0), "10": features(0.5, 9.0)}, None, values(**limits))
@@ -152,7 +152,7 @@ def test_a_file_that_grows_gives_the_same_curve_and_is_read_once(tmp_path: Path)
     assert late.halves(0.6, 0) is None  # it was not read so far back
 
 
-def test_a_resumed_run_writes_a_new_file_and_is_read_anew(tmp_path: Path) -> None:
+def test_a_resumed_run_writes_a_new_file_and_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in steps([5.0] * 100, 50)))
     curve = LossCurve(100)
@@ -232,17 +232,15 @@ def test_pruning_needs_probes_on_the_way_and_known_names(tmp_path: Path) -> None
     check_pruning(planned(tmp_path, "probes.at_epochs=[]", "probes.every_epochs=1", prune_on=("rankme",)))
 
 
-def test_no_more_warnings_are_told_than_fit_and_how_many_are_left(tmp_path: Path) -> None:
+def test_no_more_warnings_are_shown_than_fit_and_how_many_are_left(tmp_path: Path) -> None:
     made = planned(tmp_path)
     first, second, third = (t.signature for t in made.trials)
     lines = {first: [f"a{i}" for i in range(5)], third: ["c"], second: ["b0", "b1"]}
-    in_order = [
-        f"warning: {made.trials[i].setting}, seed 42: {line}" for i, line in ((0, "a0"), (0, "a1"), (0, "a2"), (0, "a3"), (0, "a4"))
-    ]
-    in_order += [f"warning: {made.trials[i].setting}, seed 42: {line}" for i, line in ((1, "b0"), (1, "b1"), (2, "c"))]
-    assert told(made, lines) == in_order  # eight
-    assert told(made, {**lines, third: ["c", "d"]}) == [*in_order, "and 1 warnings more, see --json"]
-    assert told(made, lines, most=6) == [*in_order[:6], "and 2 warnings more, see --json"]
+    in_order = [f"warning: {made.trials[i].label}, seed 42: {line}" for i, line in ((0, "a0"), (0, "a1"), (0, "a2"), (0, "a3"), (0, "a4"))]
+    in_order += [f"warning: {made.trials[i].label}, seed 42: {line}" for i, line in ((1, "b0"), (1, "b1"), (2, "c"))]
+    assert as_lines(made, lines) == in_order  # eight
+    assert as_lines(made, {**lines, third: ["c", "d"]}) == [*in_order, "and 1 warnings more, see --json"]
+    assert as_lines(made, lines, most=6) == [*in_order[:6], "and 2 warnings more, see --json"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from cnnjepa.run.folder import TIMING_KEYS
 from jobs.cluster import ClusterProfile
 from sweeps.execution import ray_tune
-from sweeps.execution.ray_local import parallel_slots
+from sweeps.execution.ray_local import parallel_workers
 from tests import forked
 from tests.browser import PHONE, opened
 from tests.held import wait_until
@@ -50,14 +50,14 @@ def completed_and_running(runs: Path) -> tuple[int, int]:
     return counts["completed"], counts["running"]
 
 
-def kill_a_slot(runs: Path) -> None:
+def kill_a_worker(runs: Path) -> None:
     """The owner of the trial that has most of its steps before it, so that it does not let go meanwhile; until another has taken it up."""
     claimed = [p for p in folder(runs).glob("trials/*/claim/*.json") if not p.with_suffix(".released").exists()]
     claimed = [p for p in claimed if psutil.pid_exists(json.loads(p.read_text())["owner"]["pid"])]
     metrics = {p: p.parents[1] / "metrics.jsonl" for p in claimed}
     chosen = min(claimed, key=lambda p: metrics[p].read_bytes().count(b"\n") if metrics[p].exists() else 0)
     os.kill(json.loads(chosen.read_text())["owner"]["pid"], signal.SIGKILL)
-    wait_until("another slot", lambda: max(chosen.parent.glob("*.json")) != chosen)
+    wait_until("another worker", lambda: max(chosen.parent.glob("*.json")) != chosen)
 
 
 def pending(process: psutil.Process, number: int) -> bool:
@@ -88,7 +88,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @UNDISTURBED
 def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: Path) -> None:
     assert [(r["setting"], r["seed"], r["state"]) for r in rows(undisturbed)] == [
-        (setting, seed, "completed") for seed in ("42", "43") for setting in ("depth 1", "depth 2", "pointwise")
+        (configuration, seed, "completed") for seed in ("42", "43") for configuration in ("depth 1", "depth 2", "pointwise")
     ]
     summary = list(csv.DictReader((folder(undisturbed) / "summary.csv").open()))
     assert [s["linear.test_top1_n"] for s in summary] == ["2", "2", "2"]
@@ -118,7 +118,7 @@ def test_the_views_can_be_deleted_and_rebuilt(undisturbed: Path) -> None:
     done = forked.run(["-m", "sweeps", "results", str(folder(undisturbed)), "--format", "markdown"])
     assert done.returncode == 0, done.stderr
     assert [v.read_bytes() for v in views] == before
-    assert done.stdout.startswith("| setting |")
+    assert done.stdout.startswith("| configuration |")
     assert completed_and_running(undisturbed) == (6, 0)
 
 
@@ -169,13 +169,13 @@ def test_killed_9_at_three_moments_it_ends_with_the_same_table_and_repeats_no_tr
 
 @UNDISTURBED
 @pytest.mark.slow
-def test_a_slot_killed_9_costs_that_slot_alone(undisturbed: Path, tmp_path: Path) -> None:
-    """The worker of one slot dies, twice: the driver goes on, places another slot, and the trial resumes."""
+def test_a_worker_killed_9_costs_that_worker_alone(undisturbed: Path, tmp_path: Path) -> None:
+    """The process of one worker dies, twice: the driver goes on, places another worker, and the trial resumes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     child = subprocess.Popen(command(tmp_path), cwd=ROOT, text=True, **pipes)
     for steps in (8, 70):
         wait_for_steps(tmp_path, steps, child)
-        kill_a_slot(tmp_path)
+        kill_a_worker(tmp_path)
     out, _ = child.communicate(timeout=400)
     assert child.returncode == 0, out
     assert rows(tmp_path) == rows(undisturbed)
@@ -231,7 +231,7 @@ def test_the_page_of_a_sweep_is_whole_in_a_browser(failing: tuple[Path, subproce
     with opened(folder(runs) / "report.html") as page:
         assert page.complaints() == []
         assert page.empty_figures() == []
-        assert "No setting is separable from the next" in page.text("#answer")
+        assert "No configuration is significantly better than the next" in page.text("#answer")
         assert len(page.all("#trials tbody tr")) == 4
         page.click("#trials tbody tr")
         assert page.all("#trials tbody tr.chosen")
@@ -298,18 +298,18 @@ def test_two_commands_at_once_run_each_trial_once(undisturbed: Path, tmp_path: P
         assert len(list((trial / "claim").glob("*.json"))) == 1
 
 
-def test_slots_fit_cores_memory_and_devices() -> None:
-    profile = ClusterProfile("x", cores_per_slot=2, memory_gb_per_slot=4)
-    assert parallel_slots(profile, cores=8, devices=0, memory_gb=100) == 4
-    assert parallel_slots(profile, cores=8, devices=0, memory_gb=10) == 2
-    assert parallel_slots(ClusterProfile("x", gpus_per_slot=0.5), cores=8, devices=1, memory_gb=100) == 2
-    assert parallel_slots(ClusterProfile("x", max_parallel=1), cores=8, devices=0, memory_gb=100) == 1
+def test_workers_fit_cores_memory_and_devices() -> None:
+    profile = ClusterProfile("x", cores_per_trial=2, memory_gb_per_trial=4)
+    assert parallel_workers(profile, cores=8, devices=0, memory_gb=100) == 4
+    assert parallel_workers(profile, cores=8, devices=0, memory_gb=10) == 2
+    assert parallel_workers(ClusterProfile("x", gpus_per_trial=0.5), cores=8, devices=1, memory_gb=100) == 2
+    assert parallel_workers(ClusterProfile("x", max_parallel=1), cores=8, devices=0, memory_gb=100) == 1
     for key, machine in {
-        "cores_per_slot": {"cores": 1, "devices": 0, "memory_gb": 100},
-        "memory_gb_per_slot": {"cores": 8, "devices": 0, "memory_gb": 2.0},
+        "cores_per_trial": {"cores": 1, "devices": 0, "memory_gb": 100},
+        "memory_gb_per_trial": {"cores": 8, "devices": 0, "memory_gb": 2.0},
     }.items():
         with pytest.raises(ValueError, match=f"{key} must fit this machine at least once; got"):
-            parallel_slots(profile, **machine)
+            parallel_workers(profile, **machine)
 
 
 def test_folders_of_killed_commands_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_values_at_a_rung_are_of_every_trial_that_came_there(sweep: Sweep) -> No
     with open(at / "metrics.jsonl", "a") as file:
         file.write('{"kind": "probe", "step": 4, "epoch": 4.0, "o": 8.0}\n')
     assert view.rung_values(4, 42) == {"trial1": 8.0}
-    # A resumed run's file begins anew, and may be shorter: what was known of it stays true.
+    # A resumed run's file begins again, and may be shorter: what was known of it stays true.
     (at / "metrics.jsonl").write_text('{"kind": "probe", "step": 3, "epoch": 3.0, "o": 9.0}\n')
     assert [view.rung_values(epoch, 42).get("trial1") for epoch in (2, 3, 4)] == [7.0, 9.0, 8.0]
 
@@ -124,4 +124,4 @@ def test_a_trial_that_began_and_ended_between_two_looks_has_its_claims(sweep: Sw
     with owned:
         end(sweep, 0)
     assert view.state(trial) is TrialState.completed
-    assert [c.epoch for c in view.claims(trial)] == [1]
+    assert [c.attempt for c in view.claims(trial)] == [1]

@@ -1,4 +1,4 @@
-"""What this machine has room for, as the kernel and a container's limits tell it, and what Ray may be told."""
+"""What this machine has room for, as the kernel and a container's limits tell it, and what Ray may be given."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ import pytest
 
 from jobs.cluster import ClusterProfile
 from sweeps.execution import ray_local, ray_tune
-from sweeps.execution.ray_local import parallel_slots, usable_cores, usable_memory_gb
+from sweeps.execution.ray_local import parallel_workers, usable_cores, usable_memory_gb
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def test_memory_is_what_the_container_has_left(machine: Path, limit: str, used: 
 
 
 def test_ray_has_a_gigabyte_of_its_own() -> None:
-    profile = ClusterProfile("x", cores_per_slot=1, memory_gb_per_slot=4)
-    assert [parallel_slots(profile, 64, 0, memory) for memory in (5.0, 8.9, 9.0, 13.0)] == [1, 1, 2, 3]
-    with pytest.raises(ValueError, match=r"memory_gb_per_slot must fit .*; got 4\.9 GB free, 4 a slot and 1\.0 for Ray"):
-        parallel_slots(profile, 64, 0, 4.9)
-    with pytest.raises(ValueError, match="gpus_per_slot must fit this machine at least once; got 1 devices, 2 a slot"):
-        parallel_slots(ClusterProfile("x", gpus_per_slot=2), 64, 1, 100.0)
+    profile = ClusterProfile("x", cores_per_trial=1, memory_gb_per_trial=4)
+    assert [parallel_workers(profile, 64, 0, memory) for memory in (5.0, 8.9, 9.0, 13.0)] == [1, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"memory_gb_per_trial must fit .*; got 4\.9 GB free, 4 per trial and 1\.0 for Ray"):
+        parallel_workers(profile, 64, 0, 4.9)
+    with pytest.raises(ValueError, match="gpus_per_trial must fit this machine at least once; got 1 devices, 2 per trial"):
+        parallel_workers(ClusterProfile("x", gpus_per_trial=2), 64, 1, 100.0)
 
 
 def test_the_token_is_this_users_alone_and_the_same_for_the_process(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The comparison of methods: its settings can be trained at both scales, and its table and picture hold costs and the published values."""
+"""The comparison of methods: its configurations can be trained at both scales, its table and picture hold costs and published values."""
 
 import csv
 import io
@@ -33,40 +33,40 @@ def test_smoke_scale_has_one_row_a_method() -> None:
 
 
 def test_paper_scale_is_what_was_published() -> None:
-    values = {t.setting: t.values for t in trials_at(ScaleName.paper)}
+    values = {t.label: t.values for t in trials_at(ScaleName.paper)}
     assert all(v["data"]["name"] == "imagenet100" and v["precision"] == "bf16" for v in values.values())
-    told = {
+    reported = {
         name: (v["optimizer"]["name"], v["optimizer"]["lr"], v["encoder"]["sync_bn"], v["global_batch_size"], v["epochs"])
         for name, v in values.items()
     }
-    assert told["CNN-JEPA"] == ("adamw", 0.01, False, 512, 200)
-    assert told["SimCLR"] == ("lars", 1.7, True, 512, 200)
-    assert told["BYOL"] == ("adamw", 0.01, True, 512, 200)
-    assert told["VICReg"] == ("lars", 0.5, True, 512, 200)
-    assert told["I-JEPA, vit_small"] == ("adamw", 0.001, False, 2048, 300)
+    assert reported["CNN-JEPA"] == ("adamw", 0.01, False, 512, 200)
+    assert reported["SimCLR"] == ("lars", 1.7, True, 512, 200)
+    assert reported["BYOL"] == ("adamw", 0.01, True, 512, 200)
+    assert reported["VICReg"] == ("lars", 0.5, True, 512, 200)
+    assert reported["I-JEPA, vit_small"] == ("adamw", 0.001, False, 2048, 300)
     assert {values[f"I-JEPA, vit_{s}"]["encoder"]["name"] for s in ("small", "base")} == {"vit_small", "vit_base"}
     for trial in trials_at(ScaleName.paper):
         validate(trial.config, 4)
 
 
 def finished(scale: ScaleName, path: Path) -> View:
-    """Two seeds of every setting with made results, of SimCLR one seed alone."""
+    """Two seeds of every configuration with made results, of SimCLR one seed alone."""
     sweep = Sweep.of(SWEEP, scale, trials_at(scale, seeds=2), path)
     sweep.write()
     for i, trial in enumerate(sweep.trials):
-        if trial.setting == "SimCLR" and trial.seed == 43:
+        if trial.label == "SimCLR" and trial.seed == 43:
             continue
         probes = {f"{probe}.{part}": 50.0 + i for probe in ("linear", "knn") for part in ("holdout_top1", "test_top1", "test_top5")}
         batch = trial.values["global_batch_size"]
         costs = {"seconds": 200.0, "device_hours": 2.0, "images_per_second": batch * 10 / 100.0, "peak_memory_mb": 900.0}
         result = RunResult(RunStatus.completed, metrics={**probes, "linear.paper_protocol_top1": 60.0}, step=10, **costs)  # type: ignore[arg-type]
-        result.energy_kwh = None if trial.setting == "random" else 1.5
+        result.energy_kwh = None if trial.label == "random" else 1.5
         sweep.run(trial).prepare(trial.config)
         sweep.run(trial).write_result(result)
     return View(sweep)
 
 
-def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_told_is_missing(tmp_path: Path) -> None:
+def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_recorded_is_missing(tmp_path: Path) -> None:
     view = finished(ScaleName.smoke, tmp_path)
     lines = {line["setting"]: line for line in csv.DictReader(io.StringIO(tables.summary_csv(view)))}
     assert float(lines["BYOL"]["pretraining_hours_mean"]) == pytest.approx(1.0)  # 100 of the 200 seconds were training
@@ -76,7 +76,7 @@ def test_costs_have_mean_spread_and_n_and_a_value_that_nobody_told_is_missing(tm
     assert "linear.paper_protocol_top1_paper" not in lines["BYOL"]
 
 
-def test_costs_are_told_in_three_digits_or_whole() -> None:
+def test_costs_are_shown_in_three_digits_or_whole() -> None:
     spreads = {(): "-", (0.0123,): "0.0123", (1234.5, 1230.5): "1,232 ± 2.8", (0.0, 0.0): "0 ± 0"}
     spreads |= {(99.94,): "99.9", (100.0,): "100", (300.0, 100.0, 200.0): "200 ± 100", (98.0, 100.0, 102.0): "100 ± 2"}
     assert {values: aggregate.Spread.of(values).in_digits() for values in spreads} == spreads
@@ -111,7 +111,7 @@ def test_the_picture_of_costs_has_hours_across_scores_up_and_published_values_be
     monkeypatch.setattr(plots, "_write_figure", lambda figure, path: drawn.append(figure))
     plots.draw_costs(view, tmp_path / "x.png")
     axis = drawn[0].axes[1]  # k-NN; the paper's linear scores are by another protocol
-    byol = {s.setting: s for s in aggregate.summaries(view)}["BYOL"]
+    byol = {s.label: s for s in aggregate.summaries(view)}["BYOL"]
     hours, score = byol.costs["pretraining_hours"], byol.spreads["knn.test_top1"]
     color = next(text.get_color() for text in axis.texts if text.get_text() == "BYOL")
     (bars,) = (c for c in axis.containers if c.lines[0].get_color() == color)

@@ -10,7 +10,7 @@ import pytest
 from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.cluster import Allocation
 from jobs.config import compose_job
-from jobs.cost import Quote
+from jobs.cost import Estimate
 from sweeps.cli import submit
 from sweeps.spec.sweep import ScaleName, Trial, build_trials
 from sweeps.state import claims
@@ -19,12 +19,12 @@ from sweeps.state.folder import Sweep, View
 from tests.sweeps.test_search import searched
 from tests.sweeps.tiny_sweep import sweep
 
-CLUSTER = replace(compose_job(["cluster=test_cluster"]).cluster, gpus_per_slot=2, cores_per_slot=8, ranks_per_slot=2, max_parallel=2)
+CLUSTER = replace(compose_job(["cluster=test_cluster"]).cluster, gpus_per_trial=2, cores_per_trial=8, ranks_per_trial=2, max_parallel=2)
 EPOCHS = 4  # of every trial of the tiny sweep
 
 
 def planned(path: Path, *overrides: str, seeds: int = 1, **changes: Any) -> Sweep:
-    """Settings depth 1, depth 2 and pointwise of so many seeds, in a folder of their own."""
+    """Configurations depth 1, depth 2 and pointwise of so many seeds, in a folder of their own."""
     spec = replace(sweep(), **changes)
     made = Sweep.of(spec, ScaleName.smoke, build_trials(spec, spec.smoke, seeds, "local", list(overrides)), path)
     made.write()
@@ -38,7 +38,7 @@ def end(made: Sweep, trial: Trial, hours: float, gpus: float | None, status: Run
     assert owned is not None
     with owned:
         made.run(trial).prepare(trial.config)
-        # The result's own device-hours are the trainer's count; a quote goes by what the job held.
+        # The result's own device-hours are the trainer's count; an estimate goes by what the job held.
         made.run(trial).write_result(RunResult(status, seconds=hours * 3600, device_hours=99.0, metrics={made.objective: 50.0}))
 
 
@@ -68,7 +68,7 @@ def test_hours_are_measured_over_all_sweeps_of_the_folder_that_can_be_read(tmp_p
     assert submit.measured_hours(tmp_path / "none", first.trials[0].values, CLUSTER) == []
 
 
-def test_a_quote_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_path: Path) -> None:
+def test_an_estimate_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_path: Path) -> None:
     made = planned(tmp_path / "a", seeds=2)
     for trial, hours in zip(made.trials, (2.0, 4.0, 12.0), strict=False):  # 1, 2 and 6 GPU-hours an epoch
         end(made, trial, hours, gpus=2)
@@ -80,19 +80,19 @@ def test_a_quote_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_path:
     run.open_metrics(0)
     run.record("step", 15, {"epoch": 3.0, "loss": 1.0})
     run.close()
-    price = submit.quote_of(View(made), CLUSTER, retry_failed=False)
+    price = submit.estimate_of(View(made), CLUSTER, retry_failed=False)
     assert (price.trials, price.epochs, price.device_hours_per_epoch, price.device_hours) == (2, 5.0, 2.0, 10.0)
     assert (price.unit, price.at_most, price.parallel) == ("GPU-hours", False, 2)
     assert price.wall_hours == 4.0  # the run that has not begun: 8 GPU-hours on 2
     assert price.source == "measured by this code, median of 3 runs"
-    again = submit.quote_of(View(made), CLUSTER, retry_failed=True)
+    again = submit.estimate_of(View(made), CLUSTER, retry_failed=True)
     assert (again.trials, again.epochs) == (3, 9.0)
 
 
-def test_a_search_is_quoted_as_if_nothing_were_stopped(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2], points=3, seeds=2)
-    price = submit.quote_of(View(made), CLUSTER, retry_failed=False)
-    # The baseline, its second seed, and two settings of two seeds.
+def test_a_search_is_estimated_as_if_nothing_were_stopped(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], max_trials=3, seeds=2)
+    price = submit.estimate_of(View(made), CLUSTER, retry_failed=False)
+    # The baseline, its second seed, and two configurations of two seeds.
     assert (price.trials, price.epochs, price.device_hours, price.at_most) == (6, 24.0, None, True)
 
 
@@ -104,8 +104,8 @@ def test_trials_are_priced_by_what_an_epoch_of_them_costs(tmp_path: Path) -> Non
     assert [[t.signature for t in kind] for kind in kinds] == [[t.signature for t in s.trials] for s in (made, other)]
 
 
-def price(rate: float | None, unit: str = "GPU-hours") -> Quote:
-    return Quote(1, 4.0, rate, "nowhere", unit, None, 1, 1, True)
+def price(rate: float | None, unit: str = "GPU-hours") -> Estimate:
+    return Estimate(1, 4.0, rate, "nowhere", unit, None, 1, 1, True)
 
 
 def test_a_budget_pays_for_one_run_at_least(tmp_path: Path) -> None:
@@ -120,22 +120,26 @@ def test_a_budget_pays_for_one_run_at_least(tmp_path: Path) -> None:
 
 
 def asked(**values: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"engine": None, "nodes": None, "slots_per_node": None, "yes": False, **values})
+    return argparse.Namespace(**{"backend": None, "nodes": None, "trials_per_node": None, "yes": False, **values})
 
 
 def test_an_allocation_is_what_the_command_line_asks_for_and_nothing_else() -> None:
     here = compose_job(["cluster=local"]).cluster
     assert submit.allocation_of(asked(), CLUSTER) is None
-    assert submit.allocation_of(asked(engine="array"), CLUSTER) is None
+    assert submit.allocation_of(asked(backend="array"), CLUSTER) is None
     assert submit.allocation_of(asked(), here) is None
-    assert submit.allocation_of(asked(engine="ray", nodes=3), CLUSTER) == Allocation(3, 2)
-    assert submit.allocation_of(asked(engine="ray", nodes=3, slots_per_node=4), CLUSTER) == Allocation(3, 4)
+    assert submit.allocation_of(asked(backend="allocation", nodes=3), CLUSTER) == Allocation(3, 2)
+    assert submit.allocation_of(asked(backend="allocation", nodes=3, trials_per_node=4), CLUSTER) == Allocation(3, 4)
     for cluster, given, message in (
-        (CLUSTER, {"engine": "ray"}, "--nodes must be given with --engine ray; got none"),
-        (CLUSTER, {"nodes": 2}, "--nodes must come with --engine ray on a Slurm cluster; got 2"),
-        (CLUSTER, {"engine": "array", "slots_per_node": 2}, "--slots-per-node must come with --engine ray on a Slurm cluster; got 2"),
-        (here, {"engine": "ray", "nodes": 2}, "--nodes must come with --engine ray on a Slurm cluster; got 2"),
-        (here, {"engine": "array"}, "--engine must be left out where Ray Tune places the slots on this machine; got array"),
+        (CLUSTER, {"backend": "allocation"}, "--nodes must be given with --backend allocation; got none"),
+        (CLUSTER, {"nodes": 2}, "--nodes must come with --backend allocation on a Slurm cluster; got 2"),
+        (
+            CLUSTER,
+            {"backend": "array", "trials_per_node": 2},
+            "--trials-per-node must come with --backend allocation on a Slurm cluster; got 2",
+        ),
+        (here, {"backend": "allocation", "nodes": 2}, "--nodes must come with --backend allocation on a Slurm cluster; got 2"),
+        (here, {"backend": "array"}, "--backend must be left out on this machine, where Ray Tune places the trials; got array"),
     ):
         with pytest.raises(ValueError, match=message):
             submit.allocation_of(asked(**given), cluster)

@@ -1,4 +1,4 @@
-"""What Ray is told, and what stands around it: who may read, what a node offers, who is buried; without Ray."""
+"""What Ray is given, and what stands around it: who may read, what a node offers, who is marked dead; without Ray."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ import pytest
 from jobs.cluster import ClusterProfile
 from sweeps.execution import ray_allocation, ray_local, ray_node, ray_tune
 from sweeps.execution.ray_allocation import AllocationEngine
-from sweeps.execution.ray_local import parallel_slots, usable_cores, usable_memory_gb
+from sweeps.execution.ray_local import parallel_workers, usable_cores, usable_memory_gb
 from sweeps.state.claims import SlurmStart
 
 ROOT = Path(__file__).parents[2]
@@ -98,21 +98,21 @@ def test_memory_that_a_container_holds_already_is_not_free(
     assert usable_memory_gb() == free
 
 
-def test_slots_leave_ray_its_memory_and_share_devices() -> None:
-    profile = ClusterProfile("x", cores_per_slot=1, memory_gb_per_slot=4)
-    assert [parallel_slots(profile, cores=64, devices=0, memory_gb=gb) for gb in (5.0, 8.9, 9.0, 12.9)] == [1, 1, 2, 2]
-    shared = ClusterProfile("x", gpus_per_slot=0.25)
-    assert parallel_slots(shared, cores=64, devices=3, memory_gb=1000) == 12
-    with pytest.raises(ValueError, match="gpus_per_slot must fit this machine at least once; got 1 devices, 2 a slot"):
-        parallel_slots(ClusterProfile("x", gpus_per_slot=2), cores=64, devices=1, memory_gb=1000)
-    assert parallel_slots(ClusterProfile("x", max_parallel=3), cores=64, devices=0, memory_gb=1000) == 3
+def test_workers_leave_ray_its_memory_and_share_devices() -> None:
+    profile = ClusterProfile("x", cores_per_trial=1, memory_gb_per_trial=4)
+    assert [parallel_workers(profile, cores=64, devices=0, memory_gb=gb) for gb in (5.0, 8.9, 9.0, 12.9)] == [1, 1, 2, 2]
+    shared = ClusterProfile("x", gpus_per_trial=0.25)
+    assert parallel_workers(shared, cores=64, devices=3, memory_gb=1000) == 12
+    with pytest.raises(ValueError, match="gpus_per_trial must fit this machine at least once; got 1 devices, 2 per trial"):
+        parallel_workers(ClusterProfile("x", gpus_per_trial=2), cores=64, devices=1, memory_gb=1000)
+    assert parallel_workers(ClusterProfile("x", max_parallel=3), cores=64, devices=0, memory_gb=1000) == 3
 
 
-def test_a_node_offers_ray_the_cores_of_all_its_slots_and_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_offers_ray_the_cores_of_all_its_workers_and_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "localhost")
     submission = SimpleNamespace(
-        allocation=SimpleNamespace(slots_per_node=3),
-        slot_profile=SimpleNamespace(cores_per_slot=4),
+        allocation=SimpleNamespace(workers_per_node=3),
+        worker_profile=SimpleNamespace(cores_per_trial=4),
         cluster=SimpleNamespace(gpus_per_node=6),
     )
     head, worker = (ray_node.command(submission, role, Path("/x"), "10.0.0.1:6379") for role in ("head", "worker"))  # type: ignore[arg-type]
@@ -151,22 +151,22 @@ def test_an_allocation_buries_the_owners_of_its_own_job_alone(monkeypatch: pytes
         return SimpleNamespace(slurm=job and SlurmStart("c", job, 0, "n1", 1.0, "", ""))
 
     past = {"a": [claimed("17"), claimed("18")], "b": [claimed("18"), claimed("17")], "c": [claimed(None)], "d": []}
-    buried: list[tuple[str, object]] = []
-    watch = SimpleNamespace(bury=lambda path, claim: buried.append((path, claim)))
+    marked_dead: list[tuple[str, object]] = []
+    watch = SimpleNamespace(mark_dead=lambda path, claim: marked_dead.append((path, claim)))
     view = SimpleNamespace(claims=past.get, watch=watch)
     engine = SimpleNamespace(sweep=SimpleNamespace(trials=list(past), trial_dir=lambda trial: f"trials/{trial}"))
     monkeypatch.setattr(ray_allocation, "own_job", lambda: "17")
-    AllocationEngine.bury(engine, view)  # type: ignore[arg-type]
-    assert buried == [("trials/b", past["b"][-1])]
+    AllocationEngine.mark_dead(engine, view)  # type: ignore[arg-type]
+    assert marked_dead == [("trials/b", past["b"][-1])]
 
 
-def test_tune_is_told_how_many_slots_at_once_what_each_holds_and_how_often_one_may_die(
+def test_tune_is_given_how_many_workers_at_once_what_each_holds_and_how_often_one_may_die(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
 
     def tuner(trainable: object, **settings: Any) -> SimpleNamespace:
-        told.update(settings, trainable=trainable)
+        reported.update(settings, trainable=trainable)
         return SimpleNamespace(fit=lambda: SimpleNamespace(errors=["Traceback\n  one line\nno memory \n"]))
 
     def as_given(**settings: Any) -> dict[str, Any]:
@@ -178,13 +178,13 @@ def test_tune_is_told_how_many_slots_at_once_what_each_holds_and_how_often_one_m
     begun: list[int] = []
     errors = ray_tune.place(lambda: begun.append(1), 5, 2, {"cpu": 4, "gpu": 0.5}, tmp_path, 3)
     assert errors == ["no memory"]
-    assert told["param_space"] == {"slot": [0, 1, 2, 3, 4]}
-    assert told["tune_config"] == {"max_concurrent_trials": 2, "reuse_actors": True}
-    assert told["run_config"]["failure_config"] == {"max_failures": 6}  # two deaths of each of the trials that it may take
-    assert told["run_config"]["storage_path"] == str(tmp_path / "tune")
-    work, resources = told["trainable"]
+    assert reported["param_space"] == {"worker": [0, 1, 2, 3, 4]}
+    assert reported["tune_config"] == {"max_concurrent_trials": 2, "reuse_actors": True}
+    assert reported["run_config"]["failure_config"] == {"max_failures": 6}  # two deaths of each of the trials that it may take
+    assert reported["run_config"]["storage_path"] == str(tmp_path / "tune")
+    work, resources = reported["trainable"]
     assert resources == {"cpu": 4, "gpu": 0.5}
-    work({"slot": 3})
+    work({"worker": 3})
     assert begun == [1]
 
 

@@ -1,4 +1,4 @@
-"""Many slots in one allocation, on a real Slurm and with a real Ray: one study under three hands, and what is done to the allocation."""
+"""Many workers in one allocation, on a real Slurm and with a real Ray: one sweep on three backends, and what is done to the allocation."""
 
 import json
 import os
@@ -22,9 +22,9 @@ from tests.sweeps.slurm_bench import ROOT, SCRIPT, SweepOnSlurm, needs_slurm
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-2")]
 
-# A node with one GPU (of its four), for slots of one rank: on every hand a trial is then the same to the last bit.
-NODE = ["gres=gpu:1", "gpus_per_slot=1", "ranks_per_slot=1", "memory_gb_per_slot=4"]
-ONE_CORE, TWO_CORES = [*NODE, "cores_per_slot=1"], [*NODE, "cores_per_slot=2"]
+# A node with one GPU (of its four), for workers of one rank: on every backend a trial is then the same to the last bit.
+NODE = ["gres=gpu:1", "gpus_per_trial=1", "ranks_per_trial=1", "memory_gb_per_trial=4"]
+ONE_CORE, TWO_CORES = [*NODE, "cores_per_trial=1"], [*NODE, "cores_per_trial=2"]
 SERVICES = [
     "InternalKVGcsService/InternalKVKeys",
     "NodeManagerService/GetNodeStats",
@@ -35,7 +35,7 @@ SERVICES = [
 DEFAULT_PORTS = {6379, 8265, 10001, 52365}
 
 
-# Slots of one rank cannot be held at a step: the runs are long enough to be hit in the middle.
+# Workers of one rank cannot be held at a step: the runs are long enough to be hit in the middle.
 STEPS_AN_EPOCH, EPOCHS = 6, 24
 STEPS = STEPS_AN_EPOCH * EPOCHS
 SHAPE = ["data.train_limit=200", "global_batch_size=32", "micro_batch_size=8", "checkpoint.every_minutes=0.05"]
@@ -57,32 +57,32 @@ def local(runs: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(SCRIPT), *arguments, "--cluster", "local", "--scale", "smoke", "--runs-dir", str(runs)]
 
 
-def ray(nodes: int, slots_per_node: int = 1) -> list[str]:
-    return ["--engine", "ray", "--nodes", str(nodes), "--slots-per-node", str(slots_per_node)]
+def ray(nodes: int, workers_per_node: int = 1) -> list[str]:
+    return ["--backend", "allocation", "--nodes", str(nodes), "--trials-per-node", str(workers_per_node)]
 
 
-def hand(claim: Claim) -> str:
+def backend(claim: Claim) -> str:
     return "local" if claim.slurm is None else "ray" if claim.slurm.shared else "array"
 
 
 def ended_by(sweep: SweepOnSlurm) -> list[str]:
-    """The hand that ended each of the trials that have ended."""
-    return [hand(claims.history(d)[-1]) for d in sweep.trial_dirs() if (d / "result.json").exists()]
+    """The backend that ended each of the trials that have ended."""
+    return [backend(claims.history(d)[-1]) for d in sweep.trial_dirs() if (d / "result.json").exists()]
 
 
 def midway(sweep: SweepOnSlurm, by: str) -> bool:
-    """Whether one trial has ended under that hand, and another runs under it and has gained steps."""
+    """Whether one trial has ended on that backend, and another runs on it and has gained steps."""
     running = [d for d in sweep.trial_dirs() if (d / "claim").exists() and not (d / "result.json").exists()]
-    own = [d for d in running if (past := claims.history(d)) and hand(past[-1]) == by and not released(d, past[-1])]
+    own = [d for d in running if (past := claims.history(d)) and backend(past[-1]) == by and not released(d, past[-1])]
     return by in ended_by(sweep) and any(sweep.step_of(d) >= 5 for d in own)
 
 
 def released(trial_dir: Path, claim: Claim) -> bool:
-    return (trial_dir / "claim" / f"{claim.epoch:06d}.released").exists()
+    return (trial_dir / "claim" / f"{claim.attempt:06d}.released").exists()
 
 
 def ray_of_nodes(cluster: SlurmCluster) -> dict[str, list[psutil.Process]]:
-    """What Ray runs on each node, slots among it."""
+    """What Ray runs on each node, workers among it."""
     found = {}
     for name in cluster.names:
         below = []
@@ -122,12 +122,12 @@ def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
         assert first.returncode == 130, out
     finally:
         first.kill()
-    sweep.submit(*ONE_CORE, "max_parallel=1", *short, "--engine", "array")
+    sweep.submit(*ONE_CORE, "max_parallel=1", *short, "--backend", "array")
     sweep.wait("a trial in the array", lambda: midway(sweep, "array"))
     assert "trials cancelled" in sweep.ask("cancel")
     sweep.wait("no job", lambda: not sweep.live_jobs(), 60)
     out = sweep.run(*ONE_CORE, *short, *ray(3))
-    assert "3 nodes, 3 slots at once" in out
+    assert "3 nodes, 3 workers at once" in out
     assert "linear top-1, test" in out
 
     by = ended_by(sweep)
@@ -137,12 +137,12 @@ def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
     assert {s.node for s in shared} == set(sweep.cluster.names)
     assert {(s.gpus, s.restart) for s in shared} == {(1.0, 0)}
     assert len({s.job for s in shared}) == 1
-    handed_on = [list(map(hand, claims.history(d))) for d in sweep.trial_dirs()]
-    assert ["local", "array"] in handed_on, handed_on  # begun with one, ended with another
-    assert any(h[0] != "ray" and h[-1] == "ray" for h in handed_on), handed_on
+    passed_on = [list(map(backend, claims.history(d))) for d in sweep.trial_dirs()]
+    assert ["local", "array"] in passed_on, passed_on  # begun with one, ended with another
+    assert any(h[0] != "ray" and h[-1] == "ray" for h in passed_on), passed_on
     for folder in sweep.trial_dirs():
         result = json.loads((folder / "result.json").read_text())
-        assert (result["status"], result["claim"]) == ("completed", claims.history(folder)[-1].epoch)
+        assert (result["status"], result["claim"]) == ("completed", claims.history(folder)[-1].attempt)
         seen = re.findall(rf"^step (\d+)/{steps} ", (folder / "log" / "train.log").read_text(), re.M)
         assert seen == [str(i) for i in range(1, steps + 1)], "each step once, whoever ran it"
     again = sweep.run(*ONE_CORE, *short, *ray(3))
@@ -206,12 +206,12 @@ def check_privacy(sweep: SweepOnSlurm, tmp_path: Path) -> set[Path]:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     mine = [p for below in ray_of_nodes(sweep.cluster).values() for p in below if p.name() != "srun"]
     listening = {c.laddr for p in mine for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
-    assert len(listening) >= 7, "of the head, the node's two processes, the driver and two slots"
+    assert len(listening) >= 7, "of the head, the node's two processes, the driver and two workers"
     assert not {a.port for a in listening} & DEFAULT_PORTS, "two users of a node would both want it"
     assert [a for a in listening if not asks_for_a_token(a.ip if "." in a.ip else "127.0.0.1", a.port)] == []
     for node in ray_of_nodes(sweep.cluster).values():
         held = sum(p.memory_full_info().pss for p in node if "ray::ImplicitFunc" not in " ".join(p.cmdline()))
-        assert held < 700e6, "slots apart"
+        assert held < 700e6, "workers apart"
     address = (private / "address").read_text()
     assert connect(address, token).returncode == 0
     wrong = tmp_path / "wrong"
@@ -244,7 +244,7 @@ def raylet(sweep: SweepOnSlurm, node: str) -> psutil.Process:
 def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm) -> None:
     """As the time limit nears Slurm sends the job's signal to its steps, and the job is requeued; then a node loses its Ray.
 
-    No step is lost but those that the slots of the one node had not saved.
+    No step is lost but those that the workers of the one node had not saved.
     """
     sweep.submit("two", *LONG, *ONE_CORE, *ray(2))
     folder = sweep.wait_for_step(20)
@@ -261,7 +261,7 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     sweep.check_against(undisturbed)
     for trial in sweep.trial_dirs():
         past = claims.history(trial)
-        # The other trial's slot may come up only after the signal: how long a node's Ray takes is the machine's affair.
+        # The other trial's worker may come up only after the signal: how long a node's Ray takes is the machine's affair.
         assert all(c.slurm is not None and c.slurm.job == job and c.slurm.shared for c in past)
         restarts = [c.slurm.restart for c in past if c.slurm]
         assert restarts in ([[0, 1, 1]] if trial == folder else [[0, 1, 1], [1, 1], [0, 1], [1]])
@@ -275,11 +275,11 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     assert_nothing_is_left(sweep, temporary)
 
 
-def test_slots_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm, tmp_path: Path) -> None:
+def test_workers_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     """Two share a GPU, and nobody else gets in. One is killed and goes on at once, one is cancelled by name, at last all."""
     again = "two", *SHAPE, "epochs=400", *TWO_CORES
-    assert "submitted job" in sweep.submit(*again, *ray(1, slots_per_node=2))
-    assert "submitted" not in sweep.submit(*again, *ray(1, slots_per_node=2))
+    assert "submitted job" in sweep.submit(*again, *ray(1, workers_per_node=2))
+    assert "submitted" not in sweep.submit(*again, *ray(1, workers_per_node=2))
     assert "submitted" not in (out := sweep.submit(*again))
     assert "an allocation of this sweep is queued or runs" in out
     first, second = sweep.trial_dirs()

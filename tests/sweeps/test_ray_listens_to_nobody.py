@@ -52,7 +52,7 @@ def test_it_listens_on_the_loopback_alone_asks_for_a_token_and_leaves_no_secret(
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         below = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
         found = listening(below)
-        assert len(found) >= 4, "of Ray's head, its node, the driver and a slot"
+        assert len(found) >= 4, "of Ray's head, its node, the driver and a worker"
         assert [a for a in found if not is_loopback(a[0])] == []
         assert not {port for _, port in found} & DEFAULT_PORTS, "no dashboard, and nothing that two users of a machine would both want"
         deadline = time.monotonic() + 120  # a process that has just started may not answer yet

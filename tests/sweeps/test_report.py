@@ -26,7 +26,7 @@ from sweeps.report.html_curves import curves, points_of_a_curve, thinned
 from sweeps.report.html_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
 from sweeps.report.tables import write_all
 from sweeps.spec.space import applied
-from sweeps.spec.sweep import ScaleName, Setting, build_trials
+from sweeps.spec.sweep import Configuration, ScaleName, build_trials
 from sweeps.state import claims
 from sweeps.state.folder import Sweep, View
 from sweeps.state.history import commands, note_command
@@ -36,13 +36,13 @@ OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_to
 ROOT = Path(__file__).parents[2]
 
 
-def made(path: Path, scores: dict[str, list[float]], settings: list[Setting] | None = None, seeds: int = 3) -> View:
-    """A sweep whose runs have those scores by setting, one a seed; what is beyond them has not begun."""
-    spec = dataclasses.replace(sweep(), settings=settings or sweep().settings)
+def made(path: Path, scores: dict[str, list[float]], configurations: list[Configuration] | None = None, seeds: int = 3) -> View:
+    """A sweep whose runs have those scores by configuration, one a seed; what is beyond them has not begun."""
+    spec = dataclasses.replace(sweep(), configurations=configurations or sweep().configurations)
     found = Sweep.of(spec, ScaleName.paper, build_trials(spec, spec.paper, seeds, "local", []), path)
     found.write()
     for trial in found.trials:
-        mine = scores.get(trial.setting, [])[trial.seed - 42 :][:1]
+        mine = scores.get(trial.label, [])[trial.seed - 42 :][:1]
         if not mine:
             continue
         run = found.run(trial)
@@ -76,30 +76,30 @@ ALIKE = {"depth 1": [70.0, 72.0, 71.0], "depth 2": [71.0, 70.5, 72.0], "pointwis
 
 def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
-    sentence, separable = html_text.answer(view)
-    assert separable
+    sentence, significant = html_text.answer(view)
+    assert significant
     assert sentence.startswith(
-        "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), separable from the next, pointwise with 60.9"
+        "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), significantly better than the next, pointwise with 60.9"
     )
     assert "95 % interval" in sentence
     assert "paired t over 3 seeds, p" in sentence
     assert html_text.view_of_others(summaries(view), html_text.leader(summaries(view), OBJECTIVE)) == (  # type: ignore[arg-type]
-        "Of the 2 other settings 0 are not separable from it, each by the same test alone."
+        "Of the 2 other configurations 0 are tied with it, each by the same test alone."
     )
-    assert html_text.tiles(view)[0] == ("depth 2", "best, separable")
+    assert html_text.tiles(view)[0] == ("depth 2", "best, statistically significant")
     assert ("4.5 core-hours", "cost of all runs") in html_text.tiles(view)
-    assert '<div id="answer" class="answer separable">' in html.build(view)
+    assert '<div id="answer" class="answer significant">' in html.build(view)
 
 
-def test_no_winner_is_named_where_none_is_separable(tmp_path: Path) -> None:
-    sentence, separable = html_text.answer(made(tmp_path, ALIKE))
-    assert not separable
-    assert sentence.startswith("no setting is separable from the next: depth 2 with 71.2 ± 0.8 % ")
+def test_no_winner_is_named_where_none_is_significant(tmp_path: Path) -> None:
+    sentence, significant = html_text.answer(made(tmp_path, ALIKE))
+    assert not significant
+    assert sentence.startswith("no configuration is significantly better than the next: depth 2 with 71.2 ± 0.8 % ")
 
 
-def test_while_runs_are_to_come_the_answer_says_so(tmp_path: Path) -> None:
+def test_while_runs_are_pending_the_answer_says_so(tmp_path: Path) -> None:
     view = made(tmp_path, {**CLEAR, "pointwise": [61.0, 60.2]})
-    assert html_text.answer(view)[0].startswith("So far, with 1 of 9 runs to come: the best is depth 2")
+    assert html_text.answer(view)[0].startswith("So far, with 1 of 9 runs pending: the best is depth 2")
     assert html_text.answer(made(tmp_path / "none", {})) == ("No run has completed yet.", False)
     for empty in (made(tmp_path / "empty", {}), made(tmp_path / "one", {"depth 1": [50.0]})):
         assert "Trials" in html.build(empty)
@@ -125,7 +125,7 @@ def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
     metric = "<t-metric>.test_top1"
     headline = [*view.sweep.headline, metric]
     sweep = dataclasses.replace(view.sweep, question="Does <t-question a='1'> matter?", name="tiny<t-name>", headline=headline)
-    sweep.trials[:] = [dataclasses.replace(t, setting=f"{t.setting} <t-setting>") for t in sweep.trials]
+    sweep.trials[:] = [dataclasses.replace(t, label=f"{t.label} <t-configuration>") for t in sweep.trials]
     view = View(sweep)
     failed(view, 2, "OSError: <t-cause> & more", "one\nValueError: <t-log>\n")
     record = {"commit": "<t-commit>", "diff": "", "packages": {"torch": "<t-package>"}, "python": "<t-python>", "host": "<t-host>"}
@@ -141,7 +141,19 @@ def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
     run.close()
     shown = html.build(View(sweep)).split('<script type="application/json"')[0]
     assert re.findall(r"<t-[^>]*>", shown) == []
-    for name in ("question a=&#39;1&#39;", "name", "setting", "cause", "log", "commit", "package", "python", "host", "command", "time"):
+    for name in (
+        "question a=&#39;1&#39;",
+        "name",
+        "configuration",
+        "cause",
+        "log",
+        "commit",
+        "package",
+        "python",
+        "host",
+        "command",
+        "time",
+    ):
         assert f"&lt;t-{name}&gt;" in shown, name
     assert re.findall("&amp;[a-z#]", shown) == []  # escaped twice
     assert "OSError: &lt;t-cause&gt; &amp; more" in shown
@@ -178,12 +190,12 @@ def claimed(view: View, number: int, epoch: int, gpus: float) -> None:
     assert claims.claim(view.sweep.trial_dir(view.sweep.trials[number]), epoch, "d", 0, start)
 
 
-def test_hours_are_told_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Path) -> None:
+def test_hours_are_shown_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Path) -> None:
     view = made(tmp_path, {"depth 1": [50.0, 52.0], "depth 2": [61.0]}, seeds=2)  # of 0.5 hours each
     failed(view, 2, "why")
     assert html_text.costs(view) == [
         "1.75 core-hours in all: 1.5 completed, 0.25 failed",
-        "a completed run took 0.5 core-hours, median over settings of their means",
+        "a completed run took 0.5 core-hours, median over configurations of their means",
         "0 runs were started more than once, 0 further starts in all, and went on from their checkpoints",
     ]
     assert html_text.hours_of_a_run(view)["pointwise"].n == 0  # it failed
@@ -196,10 +208,10 @@ def test_hours_are_told_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Pat
     assert html_text.hours_unit(again) == "core-hours"
     claimed(view, 5, 1, gpus=0.5)
     assert html_text.hours_unit(View(view.sweep)) == "GPU-hours"
-    assert [html_text.told_hours(h) for h in (0.01234, 99.94, 100.0, 1234.5)] == ["0.0123", "99.9", "100", "1,234"]
+    assert [html_text.format_hours(h) for h in (0.01234, 99.94, 100.0, 1234.5)] == ["0.0123", "99.9", "100", "1,234"]
 
 
-def test_energy_is_that_of_all_runs_whose_gpus_told_it(tmp_path: Path) -> None:
+def test_energy_is_that_of_all_runs_whose_gpus_recorded_it(tmp_path: Path) -> None:
     view = made(tmp_path, {}, seeds=2)
     for trial, kwh in zip(view.sweep.trials, (1.25, 2.5, None), strict=False):
         view.sweep.run(trial).prepare(trial.config)
@@ -209,13 +221,13 @@ def test_energy_is_that_of_all_runs_whose_gpus_told_it(tmp_path: Path) -> None:
 
 
 def test_the_others_are_judged_each_by_the_same_test(tmp_path: Path) -> None:
-    told = {
-        name: html_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in settings})), lead(table))
-        for name, settings in {"one": ("depth 1", "depth 2"), "near": tuple(ALIKE)}.items()
+    shown = {
+        name: html_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in configurations})), lead(table))
+        for name, configurations in {"one": ("depth 1", "depth 2"), "near": tuple(ALIKE)}.items()
     }
-    assert told == {
-        "one": "The only other setting is not separable from it, by the same test.",
-        "near": "Of the 2 other settings 1 is not separable from it, each by the same test alone.",
+    assert shown == {
+        "one": "The only other configuration is tied with it, by the same test.",
+        "near": "Of the 2 other configurations 1 is tied with it, each by the same test alone.",
     }
 
 
@@ -225,7 +237,7 @@ def lead(table: list[Summary]) -> Leader:
     return found
 
 
-def test_a_log_is_told_by_its_last_lines_and_rare_causes_come_last(tmp_path: Path) -> None:
+def test_a_log_is_shown_by_its_last_lines_and_rare_causes_come_last(tmp_path: Path) -> None:
     view = made(tmp_path, {}, seeds=2)
     failed(view, 0, "rare", "\n".join(f"line {i}" for i in range(40)))
     for number in (1, 2, 3):
@@ -237,8 +249,8 @@ def test_a_log_is_told_by_its_last_lines_and_rare_causes_come_last(tmp_path: Pat
 
 def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_a_line_goes_by_them(tmp_path: Path) -> None:
     for name, rates, kind in (("wide", (0.31, 0.01, 0.1), "log"), ("narrow", (0.3, 0.01, 0.1), None)):
-        settings = [Setting({"optimizer.lr": rate}) for rate in rates]
-        view = made(tmp_path / name, {f"lr {rate:g}": [100 * rate] for rate in rates}, settings, seeds=1)
+        configurations = [Configuration({"optimizer.lr": rate}) for rate in rates]
+        view = made(tmp_path / name, {f"lr {rate:g}": [100 * rate] for rate in rates}, configurations, seeds=1)
         table = summaries(view)
         figure = scores_figure(view, table, OBJECTIVE, colours(table, OBJECTIVE))
         assert figure.layout.xaxis.type == kind
@@ -246,7 +258,7 @@ def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_
         assert list(figure.data[0].y) == [100 * rate for rate in sorted(rates)]
 
 
-def test_many_settings_have_colours_from_best_to_worst() -> None:
+def test_many_configurations_have_colours_from_best_to_worst() -> None:
     table = [Summary(f"s{i}", {OBJECTIVE: Spread.of([float(i)])}, 0, 0, 0, 0, 0.0, {}, {}, {}) for i in range(40)]
     found = colours(table, OBJECTIVE)
     assert found["s39"] == "rgb(48, 18, 59)"  # where the scale begins
@@ -261,7 +273,7 @@ def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis(tmp_path: Path)
 
 def test_text_cannot_end_the_script_it_stands_in(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
-    view.sweep.trials[:] = [dataclasses.replace(t, setting=t.setting + "</script><!--<script>") for t in view.sweep.trials]
+    view.sweep.trials[:] = [dataclasses.replace(t, label=t.label + "</script><!--<script>") for t in view.sweep.trials]
     page = html.build(view)
     assert {t["name"].partition(",")[0] for t in embedded(page)["trials"]} == {s + "</script><!--<script>" for s in CLEAR}
     assert page.count("<script") == 3
@@ -296,9 +308,9 @@ def test_a_curve_is_thinned_to_means_and_keeps_its_last_point() -> None:
     assert thinned([1.0], [2.0], 16).values == [2.0]
     assert points_of_a_curve(10) == 240
     assert points_of_a_curve(10_000) == 16
-    told = curves([{"kind": "step", "step": 1, "epoch": 0.5, "loss": None}, {"kind": "probe", "step": 2, "epoch": 1.0, "loss": 3}], 16)
-    assert list(told) == ["loss"]
-    assert (told["loss"].epochs, told["loss"].values) == ([1.0], [3.0])
+    reported = curves([{"kind": "step", "step": 1, "epoch": 0.5, "loss": None}, {"kind": "probe", "step": 2, "epoch": 1.0, "loss": 3}], 16)
+    assert list(reported) == ["loss"]
+    assert (reported["loss"].epochs, reported["loss"].values) == ([1.0], [3.0])
 
 
 def test_the_pareto_front_holds_what_no_other_beats_in_both() -> None:
@@ -308,9 +320,9 @@ def test_the_pareto_front_holds_what_no_other_beats_in_both() -> None:
     assert pareto({"worse": (1.0, 40.0), "same cost": (1.0, 50.0)}) == ["same cost"]
 
 
-def test_settings_that_differ_in_one_number_are_a_line_with_the_papers_points(tmp_path: Path) -> None:
-    settings = [Setting({"method.predictor.depth": d}, {LINEAR: 60.0 + d}) for d in (3, 1, 2)]
-    view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, settings)
+def test_configurations_that_differ_in_one_number_are_a_line_with_the_papers_points(tmp_path: Path) -> None:
+    configurations = [Configuration({"method.predictor.depth": d}, {LINEAR: 60.0 + d}) for d in (3, 1, 2)]
+    view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, configurations)
     table = summaries(view)
     line, seeds, paper = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE)).data
     assert (list(line.x), list(line.y)) == ([1, 2, 3], [61.0, 62.0, 63.0])
@@ -332,7 +344,7 @@ def test_settings_that_differ_in_one_number_are_a_line_with_the_papers_points(tm
     ids=str,
 )
 def test_only_one_key_that_all_have_and_that_is_a_number_makes_a_line(third: dict[str, object], axis: str | None, tmp_path: Path) -> None:
-    view = made(tmp_path, {}, [Setting({"method.predictor.depth": d}) for d in (1, 2, 3)], seeds=1)
+    view = made(tmp_path, {}, [Configuration({"method.predictor.depth": d}) for d in (1, 2, 3)], seeds=1)
     trials = view.sweep.trials
     for order in (trials, trials[::-1]):  # whichever configuration comes first
         changed = [dataclasses.replace(t, values=applied(t.values, third, 42)) if t is trials[2] else t for t in order]
@@ -351,26 +363,28 @@ def test_a_fault_of_the_page_is_one_line_that_tells_where_it_lies(
 
 
 def test_runs_of_several_shapes_are_counted_where_the_page_says_what_was_run(tmp_path: Path) -> None:
-    view = made(tmp_path, {}, [Setting({}), Setting({"epochs": 6}), Setting({"epochs": 6, "method.predictor.depth": 1})], seeds=1)
+    view = made(
+        tmp_path, {}, [Configuration({}), Configuration({"epochs": 6}), Configuration({"epochs": 6, "method.predictor.depth": 1})], seeds=1
+    )
     shape = "data digits, encoder resnet_small, epochs {}, global_batch_size 32, precision fp32: {} runs"
     assert html_text.what_was_run(view)[-2:] == [shape.format(6, 2), shape.format(4, 1)]
 
 
 def test_shapes_beyond_those_that_a_page_lists_are_counted(tmp_path: Path) -> None:
-    view = made(tmp_path, {}, [Setting({"epochs": n}) for n in range(2, 13)], seeds=1)
+    view = made(tmp_path, {}, [Configuration({"epochs": n}) for n in range(2, 13)], seeds=1)
     *listed, last = html_text.what_was_run(view)[-9:]
     assert all(line.endswith(": 1 runs") for line in listed)
     assert last == "and 3 more, each in the config.yaml of its runs"
 
 
-def test_other_settings_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
+def test_other_configurations_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
     table = summaries(view := made(tmp_path, CLEAR))
     figure: go.Figure = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE))
     symbols = [trace.marker.symbol for trace in figure.data]
     assert symbols.count("square") == 3
     assert symbols.count("diamond-open") == 2
     assert next(t.error_x.array[0] for t in figure.data if t.marker.symbol == "square") == pytest.approx(0.4163, rel=1e-3)
-    many = [dataclasses.replace(table[0], setting=f"setting {i}") for i in range(40)]
+    many = [dataclasses.replace(table[0], label=f"configuration {i}") for i in range(40)]
     assert len(set(colours(many, OBJECTIVE).values())) == 40
 
 
@@ -386,7 +400,7 @@ def test_commands_are_kept_once_in_a_row_and_without_secrets(tmp_path: Path, mon
     assert "token=***" in " ".join(html_text.what_was_run(made(tmp_path / "x", CLEAR)) + html_text.what_was_run(made(tmp_path, {})))
 
 
-def test_a_page_is_made_anew_while_a_sweep_runs_when_something_has_changed(tmp_path: Path) -> None:
+def test_a_page_is_made_again_while_a_sweep_runs_when_something_has_changed(tmp_path: Path) -> None:
     made(tmp_path, CLEAR)
     page = tmp_path / "report.html"
     kept = Rebuilding(tmp_path, first_seconds=0.0, every_seconds=0.0)
@@ -452,9 +466,18 @@ def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_hours_are_told_in_three_digits_and_from_100_on_in_whole_numbers() -> None:
-    told = {0.0: "0", 0.012345: "0.0123", 9.876: "9.88", 12.34: "12.3", 99.94: "99.9", 100.0: "100", 1234.5: "1,234", 99999.6: "100,000"}
-    assert {hours: html_text.told_hours(hours) for hours in told} == told
+def test_hours_are_shown_in_three_digits_and_from_100_on_in_whole_numbers() -> None:
+    shown = {
+        0.0: "0",
+        0.012345: "0.0123",
+        9.876: "9.88",
+        12.34: "12.3",
+        99.94: "99.9",
+        100.0: "100",
+        1234.5: "1,234",
+        99999.6: "100,000",
+    }
+    assert {hours: html_text.format_hours(hours) for hours in shown} == shown
 
 
 def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_starts(tmp_path: Path) -> None:
@@ -468,10 +491,10 @@ def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_sta
     view = View(view.sweep)
     assert html_text.costs(view) == [
         "2.25 core-hours in all: 2 completed, 0.25 failed",
-        "a completed run took 0.5 core-hours, median over settings of their means",
+        "a completed run took 0.5 core-hours, median over configurations of their means",
         "2 runs were started more than once, 3 further starts in all, and went on from their checkpoints",
     ]
-    completed = {setting: spread.n for setting, spread in html_text.hours_of_a_run(view).items()}
+    completed = {configuration: spread.n for configuration, spread in html_text.hours_of_a_run(view).items()}
     assert completed == {"depth 1": 2, "depth 2": 2, "pointwise": 0}
     assert html_text.to_end(view) == 1
     trial = view.sweep.trials[0]
@@ -492,28 +515,28 @@ def test_the_more_frequent_failure_comes_first_with_the_last_lines_of_its_log(tm
     assert groups[1].log.splitlines() == [f"line {i}" for i in range(16, 30)]
 
 
-def test_the_others_are_told_apart_from_the_best_one_by_one(tmp_path: Path) -> None:
+def test_the_others_are_compared_with_the_best_one_by_one(tmp_path: Path) -> None:
     def said(path: Path, scores: dict[str, list[float]]) -> str:
         table = summaries(made(path, scores))
         lead = html_text.leader(table, OBJECTIVE)
         assert lead is not None
         return html_text.view_of_others(table, lead)
 
-    one_near = "Of the 2 other settings 1 is not separable from it, each by the same test alone."
+    one_near = "Of the 2 other configurations 1 is tied with it, each by the same test alone."
     assert said(tmp_path / "alike", ALIKE) == one_near
     near = {**ALIKE, "pointwise": [69.0, 72.5, 71.0]}
-    assert said(tmp_path / "near", near) == "Of the 2 other settings 2 are not separable from it, each by the same test alone."
+    assert said(tmp_path / "near", near) == "Of the 2 other configurations 2 are tied with it, each by the same test alone."
     two = {k: ALIKE[k] for k in ("depth 1", "depth 2")}
-    assert said(tmp_path / "two", two) == "The only other setting is not separable from it, by the same test."
-    assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other setting is separable from it, by the same test."
+    assert said(tmp_path / "two", two) == "The only other configuration is tied with it, by the same test."
+    assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other configuration is significantly worse, by the same test."
 
 
-def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_path: Path) -> None:
+def test_runs_of_several_commits_are_counted_and_uncommitted_changes_shown(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
-    told = {"packages": {"torch": "2.6"}, "python": "3.11", "host": "n1"}
+    reported = {"packages": {"torch": "2.6"}, "python": "3.11", "host": "n1"}
     for trial, (commit, diff) in zip(view.sweep.trials, [("a" * 40, ""), ("a" * 40, ""), ("b" * 40, "+x")], strict=False):
         path = view.sweep.trial_dir(trial) / "provenance.json"
-        path.write_text(json.dumps({**told, "commit": commit, "diff": diff}))
+        path.write_text(json.dumps({**reported, "commit": commit, "diff": diff}))
     assert html_text.what_was_run(view) == [
         f"commit {'a' * 12}: 2 runs",
         f"commit {'b' * 12} with uncommitted changes: 1 runs",
@@ -524,7 +547,7 @@ def test_runs_of_several_commits_are_counted_and_uncommitted_changes_told(tmp_pa
     ]
 
 
-def test_the_best_is_held_against_the_setting_without_changes_which_comes_first(tmp_path: Path) -> None:
+def test_the_best_is_compared_with_the_configuration_without_changes_which_comes_first(tmp_path: Path) -> None:
     def said(path: Path, scores: dict[str, list[float]]) -> list[str]:
         view = made(path, scores)
         table = summaries(view)
@@ -533,8 +556,10 @@ def test_the_best_is_held_against_the_setting_without_changes_which_comes_first(
         return html_text.against_the_baseline(view, table, lead)
 
     (line,) = said(tmp_path / "clear", CLEAR)
-    assert line.startswith("The setting without changes has 60.5 ± 0.5 (n = 3); the best is separable from it: paired t over 3 seeds, p ")
-    assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the setting without changes."]
+    assert line.startswith(
+        "The configuration without changes has 60.5 ± 0.5 (n = 3); the best is significantly better: paired t over 3 seeds, p "
+    )
+    assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the configuration without changes."]
     assert said(tmp_path / "none", {"depth 2": [70.0, 71.0], "pointwise": [60.0, 61.0]}) == [
-        "The setting without changes has no completed run to hold the best against."
+        "The configuration without changes has no completed run to compare the best with."
     ]

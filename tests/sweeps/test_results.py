@@ -24,7 +24,7 @@ OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_to
 
 @pytest.fixture
 def view(tmp_path: Path) -> View:
-    """Three settings, two seeds: all of 'depth 1'; one of 'depth 2' and a failure; one of 'pointwise' without k-NN, one not begun."""
+    """Three configurations, two seeds: all of 'depth 1'; one of 'depth 2' and a failure; one of 'pointwise' without k-NN, one not begun."""
     spec = sweep()
     trials = build_trials(spec, spec.paper, 2, "local", [])
     made = Sweep.of(spec, ScaleName.paper, trials, tmp_path)
@@ -37,11 +37,11 @@ def view(tmp_path: Path) -> View:
     }
     for trial in trials:
         folder = made.run(trial)
-        metrics = numbers.get((trial.setting, trial.seed))
+        metrics = numbers.get((trial.label, trial.seed))
         if metrics:
             missing = {} if KNN in metrics else {"knn": "ValueError: features are not finite"}
             result = RunResult(RunStatus.completed, metrics=metrics, missing=missing, parameters=1234, device_hours=0.5)
-        elif trial.setting == "depth 2":
+        elif trial.label == "depth 2":
             result = RunResult(RunStatus.failed, "NonFiniteError: loss nan", device_hours=0.25)
         else:
             continue
@@ -90,11 +90,11 @@ def test_the_terminal_table_shows_the_papers_value_beside_ours(view: View) -> No
     assert "73.22" in text
     assert "63.0 ± 2.8 (2)" in text
     assert "1 failed" in text
-    assert "1 to come" in text
+    assert "1 pending" in text
 
 
 def test_every_format_says_which_runs_its_numbers_are_of(view: View) -> None:
-    said = "run set: all 4 completed runs, of 3 settings and seeds 42, 43; left out: 1 failed, 1 not ended"
+    said = "run set: all 4 completed runs, of 3 configurations and seeds 42, 43; left out: 1 failed, 1 not ended"
     assert said + "; probes without a value: k-NN top-1, test of 1" in tables.markdown_table(view)
     assert said in tables.latex_table(view)
     console = Console(record=True, width=400, file=io.StringIO())
@@ -102,7 +102,7 @@ def test_every_format_says_which_runs_its_numbers_are_of(view: View) -> None:
     assert said in console.export_text()
 
 
-def test_a_best_that_is_not_separable_is_marked_and_never_bold(view: View) -> None:
+def test_a_best_that_is_tied_is_marked_and_never_bold(view: View) -> None:
     markdown = tables.markdown_table(view)
     assert "**" not in markdown
     assert "| depth 2 | 70.0 (1) † | 71.0 (1) † | 52.0 (1) † |" in markdown
@@ -114,19 +114,19 @@ def test_a_best_that_is_not_separable_is_marked_and_never_bold(view: View) -> No
 
 @pytest.fixture
 def apart(tmp_path: Path) -> View:
-    """Three seeds of three settings: in the linear probe depth 2 is far above the others, in k-NN all are alike."""
+    """Three seeds of three configurations: in the linear probe depth 2 is far above the others, in k-NN all are alike."""
     spec = sweep()
     made = Sweep.of(spec, ScaleName.smoke, build_trials(spec, spec.smoke, 3, "local", []), tmp_path / "apart")
     made.write()
     for i, trial in enumerate(made.trials):
-        linear = {"depth 1": 60.0, "depth 2": 75.0, "pointwise": 61.0}[trial.setting] + (i * 7 % 5) / 4
+        linear = {"depth 1": 60.0, "depth 2": 75.0, "pointwise": 61.0}[trial.label] + (i * 7 % 5) / 4
         metrics = {OBJECTIVE: linear, LINEAR: linear - 1, KNN: 50.0 + (i * 5 % 7)}
         made.run(trial).prepare(trial.config)
         made.run(trial).write_result(RunResult(RunStatus.completed, metrics=metrics, parameters=1234, device_hours=0.5))
     return View(made)
 
 
-def test_the_best_is_bold_where_it_is_separable_and_only_there(apart: View) -> None:
+def test_the_best_is_bold_where_it_is_significant_and_only_there(apart: View) -> None:
     lines = tables.markdown_table(apart).splitlines()
     best = next(line for line in lines if line.startswith("| depth 2 "))
     assert best.count("**") == 4  # the objective and the linear probe
@@ -190,25 +190,29 @@ def test_brackets_in_a_cause_are_text(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_summary_counts_each_run_once_by_where_it_stands(view: View) -> None:
     made = view.sweep
-    depth_1, depth_2, pointwise = ([t for t in made.trials if t.setting == name] for name in ("depth 1", "depth 2", "pointwise"))
+    depth_1, depth_2, pointwise = ([t for t in made.trials if t.label == name] for name in ("depth 1", "depth 2", "pointwise"))
     more = build_trials(sweep(), sweep().paper, 5, "local", [])[6:]
     made = dataclasses.replace(made, trials=[*made.trials, *more])
-    by = {(t.setting, t.seed): t for t in made.trials}
-    for setting, seed, status in (("depth 2", 44, RunStatus.pruned), ("depth 2", 45, RunStatus.pruned), ("depth 1", 44, RunStatus.failed)):
-        made.run(by[setting, seed]).prepare(by[setting, seed].config)
-        made.run(by[setting, seed]).write_result(RunResult(status, "why", device_hours=0.125))
+    by = {(t.label, t.seed): t for t in made.trials}
+    for configuration, seed, status in (
+        ("depth 2", 44, RunStatus.pruned),
+        ("depth 2", 45, RunStatus.pruned),
+        ("depth 1", 44, RunStatus.failed),
+    ):
+        made.run(by[configuration, seed]).prepare(by[configuration, seed].config)
+        made.run(by[configuration, seed]).write_result(RunResult(status, "why", device_hours=0.125))
     claims.cancel(made.trial_dir(by["depth 2", 46]))
     lines = {line["setting"]: line for line in table(tables.summary_csv(View(made)))}
     counts = {name: tuple(line[key] for key in ("failed", "pruned", "unfinished", "device_hours")) for name, line in lines.items()}
     assert counts == {"depth 1": ("1", "0", "2", "1.125"), "depth 2": ("1", "2", "1", "1.0"), "pointwise": ("0", "0", "4", "0.5")}
     assert [len(found) for found in (depth_1, depth_2, pointwise)] == [2, 2, 2]
     found = tables.peoples_table(View(made))
-    told = {line[0].text: line[found.header.index("left out")].text for line in found.lines}
-    assert told == {"depth 1": "1 failed, 2 to come", "depth 2": "1 failed, 2 pruned, 1 to come", "pointwise": "4 to come"}
+    reported = {line[0].text: line[found.header.index("left out")].text for line in found.lines}
+    assert reported == {"depth 1": "1 failed, 2 pending", "depth 2": "1 failed, 2 pruned, 1 pending", "pointwise": "4 pending"}
 
 
 def test_names_with_the_signs_of_a_format_stay_in_their_cell(view: View) -> None:
-    view.sweep.trials[:] = [dataclasses.replace(t, setting=f"{t.setting} | 50 & _{t.setting}") for t in view.sweep.trials]
+    view.sweep.trials[:] = [dataclasses.replace(t, label=f"{t.label} | 50 & _{t.label}") for t in view.sweep.trials]
     markdown = [line for line in tables.markdown_table(view).splitlines() if line.startswith("| ")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in markdown}) == 1
     assert any(line.startswith(r"| depth 2 \| 50 & _depth 2 |") for line in markdown)
@@ -223,21 +227,21 @@ def test_latex_has_a_word_for_each_sign_that_it_reads_otherwise() -> None:
     assert tables.tex("top-1, -1.5") == "top-1, $-$1.5"  # a hyphen, and a minus
 
 
-def test_of_equal_means_the_first_leads_and_is_held_against_the_next_and_no_other(tmp_path: Path) -> None:
-    def summary(setting: str, *values: float) -> Summary:
+def test_of_equal_means_the_first_leads_and_is_compared_with_the_next_and_no_other(tmp_path: Path) -> None:
+    def summary(configuration: str, *values: float) -> Summary:
         by_seed = dict(enumerate(values, 42))
-        return Summary(setting, {OBJECTIVE: Spread.of(values)}, 0, 0, 0, 0, 0.0, {}, {}, {OBJECTIVE: by_seed})
+        return Summary(configuration, {OBJECTIVE: Spread.of(values)}, 0, 0, 0, 0, 0.0, {}, {}, {OBJECTIVE: by_seed})
 
     table = [summary("a", 70.0, 72.0), summary("b", 71.0, 71.0), summary("c", 10.0, 12.0), summary("none")]
     found = leader(table, OBJECTIVE)
     assert found is not None
     assert found.other is not None
-    assert (found.best.setting, found.other.setting) == ("a", "b")
+    assert (found.best.label, found.other.label) == ("a", "b")
     assert found.comparison == compare({42: 70.0, 43: 72.0}, {42: 71.0, 43: 71.0})
     assert leader([summary("none")], OBJECTIVE) is None
     alone = leader(table[2:], OBJECTIVE)
     assert alone is not None
-    assert (alone.best.setting, alone.other, alone.comparison, alone.separable) == ("c", None, None, False)
+    assert (alone.best.label, alone.other, alone.comparison, alone.significant) == ("c", None, None, False)
     assert Spread.of([1.0, 2.0, 4.0]) == Spread(pytest.approx(7 / 3), pytest.approx((7 / 3) ** 0.5), 3)
 
 
@@ -250,7 +254,7 @@ def error_bars(axis: Any) -> list[tuple[float, float | None]]:
     return found
 
 
-def test_the_picture_shows_each_settings_seeds_mean_deviation_and_published_value(
+def test_the_picture_shows_each_configurations_seeds_mean_deviation_and_published_value(
     view: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []

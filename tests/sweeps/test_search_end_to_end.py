@@ -58,7 +58,7 @@ def test_a_search_ends_with_pruned_and_completed_trials_and_says_so(undisturbed:
     assert set(states) == {"pruned", "completed"}
     assert len(choices(runs)) == len(states) - 1
     assert rows(runs)[0]["setting"].startswith("baseline: lr ")
-    assert "settings were pruned on their way, see summary.csv" in " ".join(said.split())
+    assert "configurations were pruned on their way, see summary.csv" in " ".join(said.split())
     pruned = next(r for r in rows(runs) if r["state"] == "pruned")
     assert "is not among the best 1/2 of" in pruned["cause"]
     status = forked.run(["-m", "sweeps", "status", str(folder(runs))]).stdout
@@ -113,4 +113,4 @@ def test_the_page_of_a_search_holds_optunas_figures(taken_up: Path) -> None:
         headings = page.text("h3").splitlines()
         wanted = ["Optimisation history", "Probes on the way, of pruned runs too", "Parameter importances", "Slices", "Contours"]
         assert [h for h in headings if h in wanted] == wanted
-        assert "he setting without changes" in page.text("#answer")
+        assert "he configuration without changes" in page.text("#answer")

@@ -16,14 +16,14 @@ def scores(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def judged(a: np.ndarray, b: np.ndarray, shared: bool) -> bool:
-    """Whether whichever of two settings has the higher mean is separable from the other."""
+    """Whether whichever of two configurations has the higher mean is significantly better."""
     one = dict(enumerate(a.tolist()))
     two = dict(enumerate(b.tolist(), 0 if shared else 100))
-    return compare(*((one, two) if a.mean() >= b.mean() else (two, one))).separable
+    return compare(*((one, two) if a.mean() >= b.mean() else (two, one))).significant
 
 
 def share(n: tuple[int, int], std: tuple[float, float], shared: bool, apart: float = 0.0, seed_effect: float = 2.0) -> float:
-    """How often two settings with means 70 and 70 + apart are called separable."""
+    """How often two configurations with means 70 and 70 + apart are called different."""
     rng, found = np.random.default_rng(1), 0
     for _ in range(DRAWS):
         common = rng.normal(0, seed_effect, max(n))  # what a seed does to both: its split, its order
@@ -35,16 +35,18 @@ def share(n: tuple[int, int], std: tuple[float, float], shared: bool, apart: flo
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
-def test_equal_settings_over_shared_seeds_are_separable_in_the_nominal_share_at_most(n: int) -> None:
+def test_equal_configurations_over_shared_seeds_are_significant_in_the_nominal_share_at_most(n: int) -> None:
     assert share((n, n), (1.5, 1.5), shared=True) <= MOST
 
 
 @pytest.mark.parametrize(("n", "std"), [((3, 3), (1.5, 1.5)), ((30, 30), (1.5, 1.5)), ((4, 12), (3.0, 0.5)), ((12, 4), (3.0, 1.0))])
-def test_equal_settings_over_other_seeds_are_separable_in_the_nominal_share_at_most(n: tuple[int, int], std: tuple[float, float]) -> None:
+def test_equal_configurations_over_other_seeds_are_significant_in_the_nominal_share_at_most(
+    n: tuple[int, int], std: tuple[float, float]
+) -> None:
     assert share(n, std, shared=False) <= MOST
 
 
-def test_the_best_of_many_equal_settings_is_separable_from_its_next_in_the_nominal_share_at_most() -> None:
+def test_the_best_of_many_equal_configurations_is_significantly_better_than_its_next_in_the_nominal_share_at_most() -> None:
     rng, found = np.random.default_rng(2), 0
     for _ in range(DRAWS):
         runs = scores(70 + rng.normal(0, 2, 5) + rng.normal(0, 1.5, (11, 5)), rng)
@@ -86,25 +88,25 @@ def test_shared_seeds_are_paired_and_the_others_left_out_of_the_test() -> None:
 
 def test_one_run_of_either_cannot_be_tested() -> None:
     found = compare({1: 90.0}, {1: 10.0, 2: 10.0})
-    assert (found.test, found.p, found.low, found.separable) == (UNTESTED, None, None, False)
+    assert (found.test, found.p, found.low, found.significant) == (UNTESTED, None, None, False)
 
 
 def test_scores_without_spread_are_judged_by_sign_and_rank() -> None:
     few, many = (dict.fromkeys(range(n), 71.0) for n in (3, 6))
-    assert (compare(few, dict.fromkeys(range(3), 70.0)).test, compare(few, dict.fromkeys(range(3), 70.0)).separable) == (SIGN, False)
+    assert (compare(few, dict.fromkeys(range(3), 70.0)).test, compare(few, dict.fromkeys(range(3), 70.0)).significant) == (SIGN, False)
     assert compare(many, dict.fromkeys(range(6), 70.0)).p == 2**-5
     assert compare(many, dict.fromkeys(range(6), 71.0)).p == 1.0
     apart = compare(dict.fromkeys(range(4), 71.0), dict.fromkeys(range(10, 14), 70.0))
     assert (apart.test, apart.p) == (RANKS, pytest.approx(2 / 70))
 
 
-def test_what_is_separable_is_read_off_a_table_of_students_t() -> None:
+def test_what_is_significant_is_read_off_a_table_of_students_t() -> None:
     """Differences 1, 2, 3 over shared seeds: mean 2, standard error 1/sqrt(3), t = 3.464; the 97.5 % point of 2 degrees is 4.303."""
     paired = compare({1: 11.0, 2: 22.0, 3: 33.0}, {1: 10.0, 2: 20.0, 3: 30.0})
     assert (paired.test, paired.n, paired.difference) == (PAIRED, (3, 3), pytest.approx(2.0))
     assert (paired.low, paired.high) == pytest.approx((2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
     assert paired.p == pytest.approx(0.0742, abs=5e-5)
-    assert not paired.separable
+    assert not paired.significant
     # Welch with equal n and variances is the pooled test: 3 + 3 - 2 degrees, whose point is 2.776.
     apart = compare({1: 1.0, 2: 2.0, 3: 3.0}, {4: 5.0, 5: 6.0, 6: 7.0})
     assert (apart.test, apart.n, apart.difference) == (WELCH, (3, 3), -4.0)

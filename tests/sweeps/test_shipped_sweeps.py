@@ -14,7 +14,7 @@ from cnnjepa.config import method_module, method_names
 from jobs.task import task_of
 from sweeps.execution import monitor
 from sweeps.report import plots as pictures
-from sweeps.spec.sweep import Setting, SweepSpec
+from sweeps.spec.sweep import Configuration, SweepSpec
 from tests.browser import opened
 from tests.sweeps import tiny_search, tiny_sweep
 from tests.sweeps.shipped import CAUSE, GONE, Text, Trainer, in_process, read, run, shipped
@@ -29,13 +29,13 @@ def test_all_sweeps_are_found() -> None:
 FORMATS = ("table", "csv", "markdown", "latex")
 
 
-def expected_means(trainer: Trainer, settings: dict[str, str], metric: str, left_out: set[str]) -> dict[str, float]:
-    """Setting -> mean of what was made up for its completed runs that have the metric."""
+def expected_means(trainer: Trainer, configurations: dict[str, str], metric: str, left_out: set[str]) -> dict[str, float]:
+    """Configuration -> mean of what was made up for its completed runs that have the metric."""
     found: dict[str, list[float]] = {}
     for signature in trainer.begun:
         if signature not in left_out:
-            found.setdefault(settings[signature], []).append(trainer.score(signature, metric))
-    return {setting: statistics.fmean(scores) for setting, scores in found.items()}
+            found.setdefault(configurations[signature], []).append(trainer.score(signature, metric))
+    return {configuration: statistics.fmean(scores) for configuration, scores in found.items()}
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def expected_means(trainer: Trainer, settings: dict[str, str], metric: str, left
 def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, trainer = SHIPPED[name], Trainer(failing=[1])
     in_process(monkeypatch, trainer)
-    seeds = 3 if len(spec.settings_at(spec.smoke)) == 1 else 2
+    seeds = 3 if len(spec.configurations_at(spec.smoke)) == 1 else 2
     status, said = run(spec, "--runs-dir", str(tmp_path), "--seeds", str(seeds))
     folder = tmp_path / f"{spec.name}-smoke"
     assert status == 1, said  # one run has failed
@@ -64,22 +64,22 @@ def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, 
 
     with (folder / "summary.csv").open() as file:
         means = {line["setting"]: line for line in csv.DictReader(file)}
-    settings, gone = {s: t["setting"] for s, t in trials.items()}, {trainer.begun[1], *pruned}
+    configurations, gone = {s: t["setting"] for s, t in trials.items()}, {trainer.begun[1], *pruned}
     for metric, without in ((task_of({}).OBJECTIVE, gone), ("knn.test_top1", {*gone, trainer.blind})):
-        told = {setting: float(line[f"{metric}_mean"]) for setting, line in means.items() if line[f"{metric}_mean"]}
-        assert told == pytest.approx(expected_means(trainer, settings, metric, without))
-    best = max(expected_means(trainer, settings, task_of({}).OBJECTIVE, gone).items(), key=lambda found: found[1])
+        reported = {configuration: float(line[f"{metric}_mean"]) for configuration, line in means.items() if line[f"{metric}_mean"]}
+        assert reported == pytest.approx(expected_means(trainer, configurations, metric, without))
+    best = max(expected_means(trainer, configurations, task_of({}).OBJECTIVE, gone).items(), key=lambda found: found[1])
     assert looked["best"]["setting"] == best[0]
     assert looked["best"]["mean"] == pytest.approx(best[1])
     pictures = ["ablation.png", *["accuracy_against_cost.png"] * bool(spec.costs)]
     assert all((folder / picture).stat().st_size > 10_000 for picture in pictures)
 
-    names = set(settings.values())
-    every = {t for t in names if any(s not in pruned for s, setting in settings.items() if setting == t)}
+    names = set(configurations.values())
+    every = {t for t in names if any(s not in pruned for s, configuration in configurations.items() if configuration == t)}
     shown = {form: read(monkeypatch, "results", "--format", form, str(folder)) for form in FORMATS}
     assert {status for status, _ in shown.values()} == {0}
     assert shown["csv"][1] == (folder / "summary.csv").read_text()
-    assert all(shown["markdown"][1].count(f"| {setting} |") == 1 for setting in every)
+    assert all(shown["markdown"][1].count(f"| {configuration} |") == 1 for configuration in every)
     assert shown["latex"][1].count(r" \\") == len(every) + 1
     assert "1 failed" in shown["table"][1]
     assert f"best so far by {task_of({}).OBJECTIVE}: {best[0]}: " in read(monkeypatch, "status", str(folder))[1]
@@ -115,24 +115,26 @@ def test_a_shipped_sweep_is_planned_at_paper_scale(name: str, tmp_path: Path) ->
     spec = SHIPPED[name]
     line = ["--scale", "paper", "--runs-dir", str(tmp_path), "--dry-run", "--cluster", "komondor", "account=abc"]
     status, said = run(spec, *line)
-    seeds, settings = spec.paper.seeds, len(spec.settings_at(spec.paper))
+    seeds, configurations = spec.paper.seeds, len(spec.configurations_at(spec.paper))
     assert status == 0
-    assert f"{seeds * settings if settings else 1} trials, " in said
+    assert f"{seeds * configurations if configurations else 1} trials, " in said
     assert "#SBATCH --account=abc" in said
-    assert [line for line in said.splitlines() if line.startswith("quote: ")]
+    assert [line for line in said.splitlines() if line.startswith("cost estimate: ")]
     assert not list(tmp_path.iterdir())
     if spec.space:
-        assert f"chooses up to {spec.paper.points} settings, the best of them get up to {seeds} seeds" in said
+        assert f"chooses up to {spec.paper.max_trials} configurations, the best of them get up to {seeds} seeds" in said
 
 
 def tiny_comparison() -> SweepSpec:
     """The method comparison with as few images and epochs as each method can do with."""
     few = ["data.train_limit=96", "data.test_limit=48", "epochs=2", "probes.linear_epochs=2", "log.tensorboard=false"]
     smoke = SHIPPED["method_comparison"].smoke
-    settings = [
-        replace(s, overrides={k: 1 if k == "optimizer.warmup_epochs" else v for k, v in s.overrides.items()}) for s in smoke.settings
+    configurations = [
+        replace(s, overrides={k: 1 if k == "optimizer.warmup_epochs" else v for k, v in s.overrides.items()}) for s in smoke.configurations
     ]
-    return replace(SHIPPED["method_comparison"], smoke=replace(smoke, overrides=[*smoke.overrides, *few], settings=settings, seeds=1))
+    return replace(
+        SHIPPED["method_comparison"], smoke=replace(smoke, overrides=[*smoke.overrides, *few], configurations=configurations, seeds=1)
+    )
 
 
 @pytest.mark.slow
@@ -155,26 +157,30 @@ def test_every_method_is_trained_and_stands_on_a_page_that_a_browser_draws(tmp_p
         assert len(page.all("#scores-0 .scatterlayer .trace")) >= len(titles)
 
 
-def depths(*settings: Setting, **changes: object) -> SweepSpec:
-    return replace(tiny_sweep.sweep(), settings=settings, **changes)
+def depths(*configurations: Configuration, **changes: object) -> SweepSpec:
+    return replace(tiny_sweep.sweep(), configurations=configurations, **changes)
 
 
 DEPTH, RATE = "method.predictor.depth", "optimizer.lr"
-THREE = [Setting({DEPTH: depth}, {"linear.test_top1": 60.0}) for depth in (1, 2, 3)]
+THREE = [Configuration({DEPTH: depth}, {"linear.test_top1": 60.0}) for depth in (1, 2, 3)]
 ALL = range(1000)
 SIX = ("linear.test_top1", "linear.test_top5", "knn.test_top1", "knn.test_top5", "knn.holdout_top1", "linear.paper_protocol_top1")
 AWKWARD: dict[str, tuple[SweepSpec, list[str], Iterable[int]]] = {
-    "one setting, one seed": (depths(THREE[0]), ["--seeds", "1"], ()),
+    "one configuration, one seed": (depths(THREE[0]), ["--seeds", "1"], ()),
     "every run failed": (depths(*THREE), ["--seeds", "1"], ALL),
     "one end of the axis failed": (depths(*THREE), ["--seeds", "1"], [0]),
-    "more settings than colours, all failed": (depths(*[Setting({RATE: 0.001 * (i + 1)}) for i in range(26)]), ["--seeds", "1"], ALL),
+    "more configurations than colours, all failed": (
+        depths(*[Configuration({RATE: 0.001 * (i + 1)}) for i in range(26)]),
+        ["--seeds", "1"],
+        ALL,
+    ),
     "no headline": (depths(*THREE, headline=()), ["--seeds", "1"], ()),
     "more of a headline than colours": (depths(*THREE, headline=SIX), ["--seeds", "1"], ()),
     "costs, and no top-1": (depths(*THREE, headline=("linear.test_top5",), costs=("energy_kwh",)), ["--seeds", "1"], ()),
     "a metric that no probe has": (depths(*THREE, objective="linear.holdout_top9"), ["--seeds", "1"], ()),
-    "a search of one setting": (tiny_search.SWEEP, ["--seeds", "1", "--points", "1"], ()),
-    "a search that completes nothing": (tiny_search.SWEEP, ["--seeds", "1", "--points", "3"], ALL),
-    "two objectives, nothing completes": (tiny_search.SWEEP, ["--seeds", "1", "--points", "2", "--two-objectives"], ALL),
+    "a search of one configuration": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "1"], ()),
+    "a search that completes nothing": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "3"], ALL),
+    "two objectives, nothing completes": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "2", "--two-objectives"], ALL),
 }
 READERS = ["status", "results", "results --format latex", "report", "advice", "study", "logs --no-follow", "cancel"]
 
@@ -200,5 +206,5 @@ def test_each_metric_of_a_headline_has_its_panel(tmp_path: Path, monkeypatch: py
     in_process(monkeypatch, Trainer(without_value=False))
     run(depths(*THREE, headline=SIX), "--runs-dir", str(tmp_path), "--seeds", "1")
     pyplot.close(drawn[0])
-    assert [len(axis.lines) for axis in drawn[0].axes] == [6] * 6  # of each setting the one run's dot, and the mean
+    assert [len(axis.lines) for axis in drawn[0].axes] == [6] * 6  # of each configuration the one run's dot, and the mean
     assert [axis.get_xlabel() for axis in drawn[0].axes] == [f"{task_of({}).title(metric)} (%)" for metric in SIX]

@@ -1,4 +1,4 @@
-"""Slots, without Ray: what is claimed next, and what a dead or crashing owner leaves."""
+"""Workers, without Ray: what is claimed next, and what a dead or crashing owner leaves."""
 
 import contextlib
 import dataclasses
@@ -14,9 +14,9 @@ from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.config import compose_job
 from sweeps.execution import rounds, worker
 from sweeps.execution.scheduler import next_claim, not_begun
-from sweeps.execution.worker import run_slot
+from sweeps.execution.worker import run_one_trial
 from sweeps.report import optuna_study
-from sweeps.spec.sweep import ScaleName, Search, Setting, build_trials
+from sweeps.spec.sweep import Configuration, ScaleName, Search, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
@@ -52,9 +52,9 @@ def abandon(made: Sweep, number: int, epoch: int, driver: str, monkeypatch: pyte
         assert claims.claim(made.trial_dir(made.trials[number]), epoch, driver, 0)
 
 
-def test_trials_are_one_seed_of_all_settings_before_the_next(tiny: Sweep) -> None:
-    assert [(t.setting, t.seed) for t in tiny.trials] == [
-        (setting, seed) for seed in (42, 43) for setting in ("depth 1", "depth 2", "pointwise")
+def test_trials_are_one_seed_of_all_configurations_before_the_next(tiny: Sweep) -> None:
+    assert [(t.label, t.seed) for t in tiny.trials] == [
+        (configuration, seed) for seed in (42, 43) for configuration in ("depth 1", "depth 2", "pointwise")
     ]
     assert len({t.signature for t in tiny.trials}) == 6
 
@@ -68,28 +68,30 @@ def test_the_papers_values_are_kept_at_paper_scale_alone(tiny: Sweep) -> None:
     assert Sweep.of(sweep(), ScaleName.paper, tiny.trials, tiny.path).paper["depth 2"] == {"linear.test_top1": 73.22}
 
 
-def test_two_equal_settings_are_refused() -> None:
+def test_two_equal_configurations_are_refused() -> None:
     spec = sweep()
-    again = Setting({"method.predictor.depth": 1, "method.predictor.kernel": 3})
-    doubled = dataclasses.replace(spec, settings=[*spec.settings, again])
+    again = Configuration({"method.predictor.depth": 1, "method.predictor.kernel": 3})
+    doubled = dataclasses.replace(spec, configurations=[*spec.configurations, again])
     with pytest.raises(
-        ValueError, match="settings of tiny_sweep must differ; got the same configuration for depth 1 and depth 1, kernel 3"
+        ValueError, match="configurations of tiny_sweep must differ; got the same configuration for depth 1 and depth 1, kernel 3"
     ):
         build_trials(doubled, spec.smoke, 1, "local", [])
 
 
-def test_settings_that_are_called_the_same_are_refused() -> None:
+def test_configurations_that_are_called_the_same_are_refused() -> None:
     spec = dataclasses.replace(sweep(), named_by=("method.predictor.depth",))
-    twice = dataclasses.replace(spec, settings=[*spec.settings, Setting({"method.predictor.depth": 1, "method.predictor.kernel": 5})])
-    with pytest.raises(ValueError, match=r"by what they set of the keys that name them \(named_by\); got depth 1 2 times"):
+    twice = dataclasses.replace(
+        spec, configurations=[*spec.configurations, Configuration({"method.predictor.depth": 1, "method.predictor.kernel": 5})]
+    )
+    with pytest.raises(ValueError, match=r"differ in what they set of the keys that name them \(named_by\); got depth 1 2 times"):
         build_trials(twice, spec.smoke, 1, "local", [])
 
 
-def test_a_setting_is_called_by_what_it_sets() -> None:
+def test_a_configuration_is_called_by_what_it_sets() -> None:
     spec = dataclasses.replace(sweep(), named_by=("method", "encoder.name"))
-    assert spec.label(Setting({"method": "ijepa", "encoder.name": "vit_small", "epochs": 300})) == "I-JEPA, vit_small"
-    assert sweep().label(Setting({"optimizer.lr": 0.01, "method.predictor.conv": "dense"})) == "lr 0.01, dense"
-    assert sweep().label(Setting({})) == "unchanged"
+    assert spec.label(Configuration({"method": "ijepa", "encoder.name": "vit_small", "epochs": 300})) == "I-JEPA, vit_small"
+    assert sweep().label(Configuration({"optimizer.lr": 0.01, "method.predictor.conv": "dense"})) == "lr 0.01, dense"
+    assert sweep().label(Configuration({})) == "unchanged"
 
 
 def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +99,7 @@ def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pyte
     got = [next_claim(View(tiny), Process.me().driver) for _ in range(7)]
     assert [g and g[0].number for g in got] == [3, 0, 1, 2, 4, 5, None]
     assert got[0] is not None
-    assert got[0][1].claim.epoch == 2
+    assert got[0][1].claim.attempt == 2
 
 
 def test_an_ablations_worker_takes_pending_trials_in_order_and_imports_no_optuna(tiny: Sweep) -> None:
@@ -117,7 +119,7 @@ print([trial.number for trial, _ in held], "optuna" in sys.modules)
     assert done.stdout.strip() == "[0, 1, 2, 3, 4, 5] False"
 
 
-def test_a_trial_that_another_slot_took_is_not_taken_twice(tiny: Sweep) -> None:
+def test_a_trial_that_another_worker_took_is_not_taken_twice(tiny: Sweep) -> None:
     view = View(tiny)
     named = next(not_begun(view))
     first = next_claim(View(tiny), Process.me().driver)
@@ -148,10 +150,10 @@ def test_deaths_of_killed_drivers_never_fail_a_trial(tiny: Sweep, monkeypatch: p
         abandon(tiny, 0, epoch, dead().driver, monkeypatch)
     got = next_claim(View(tiny), Process.me().driver)
     assert got is not None
-    assert (got[0].number, got[1].claim.epoch) == (0, 5)
+    assert (got[0].number, got[1].claim.attempt) == (0, 5)
 
 
-def test_a_silent_owner_on_another_host_is_taken_over_by_a_slot_that_is_told(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_owner_on_another_host_is_taken_over_by_a_worker_that_knows(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = Process("elsewhere", "boot", "", 1, 0.0)
     for trial in tiny.trials:
         with monkeypatch.context() as patch:
@@ -164,7 +166,7 @@ def test_a_silent_owner_on_another_host_is_taken_over_by_a_slot_that_is_told(tin
     assert set(watched.states().values()) == {TrialState.interrupted}
     got = next_claim(View(tiny, watched.watch.silent), Process.me().driver)
     assert got is not None
-    assert (got[0].number, got[1].claim.epoch) == (0, 2)
+    assert (got[0].number, got[1].claim.attempt) == (0, 2)
 
 
 def test_the_study_of_an_ablation_shows_what_the_folders_say(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +188,9 @@ def test_the_study_of_an_ablation_shows_what_the_folders_say(tiny: Sweep, monkey
     assert [t.user_attrs["signature"] for t in shown] == [t.signature for t in tiny.trials]
 
 
-def test_a_slot_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:
-    assert run_slot(View(tiny), CLUSTER, Process.me().driver, lambda: True) is None
-    signature = run_slot(View(tiny), CLUSTER, Process.me().driver, never)
+def test_a_worker_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:
+    assert run_one_trial(View(tiny), CLUSTER, Process.me().driver, lambda: True) is None
+    signature = run_one_trial(View(tiny), CLUSTER, Process.me().driver, never)
     assert signature == tiny.trials[0].signature
     view = View(tiny)
     assert view.state(tiny.trials[0]) is TrialState.completed
@@ -197,7 +199,7 @@ def test_a_slot_runs_one_trial_and_reports_where_it_is(tiny: Sweep) -> None:
     assert "step 5/5" in log
 
 
-def test_a_slot_that_lost_its_claim_stops_and_leaves_the_result_to_the_new_owner(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_lost_its_claim_stops_and_leaves_the_result_to_the_new_owner(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_CHECK_SECONDS", 0.0)
     calls = iter(range(1000))
 
@@ -206,11 +208,11 @@ def test_a_slot_that_lost_its_claim_stops_and_leaves_the_result_to_the_new_owner
             assert claims.claim(tiny.trial_dir(tiny.trials[0]), 2, "d", 0)
         return False
 
-    run_slot(View(tiny), CLUSTER, Process.me().driver, usurp)
+    run_one_trial(View(tiny), CLUSTER, Process.me().driver, usurp)
     assert tiny.run(tiny.trials[0]).result() is None
 
 
-def test_a_slot_that_raises_twice_in_place_fails_its_trial_and_not_the_sweep(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_raises_twice_in_place_fails_its_trial_and_not_the_sweep(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes wrong outside the training, such as a full disk, is raised; the trial is not tried for ever."""
 
     def full(*_: object) -> None:
@@ -221,7 +223,7 @@ def test_a_slot_that_raises_twice_in_place_fails_its_trial_and_not_the_sweep(tin
         patch.setattr(worker, "run_job", full)
         for _ in range(2):
             with pytest.raises(OSError, match="No space left"):
-                run_slot(View(tiny), CLUSTER, me, never)
+                run_one_trial(View(tiny), CLUSTER, me, never)
     got = next_claim(View(tiny), me)
     assert got is not None
     assert got[0].number == 1
@@ -244,27 +246,27 @@ class Shown:
     def show(self) -> None: ...
 
 
-def test_slots_that_find_nothing_since_another_command_was_faster_are_no_error(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_find_nothing_since_another_command_was_faster_are_no_error(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     def overtaken(_: View) -> int:
-        for trial in tiny.trials:  # between the count of what may begin and the slots
+        for trial in tiny.trials:  # between the count of what may begin and the workers
             with claims.claim(tiny.trial_dir(trial), 1, "another", 0) or contextlib.nullcontext():
                 tiny.run(trial).write_result(RunResult(RunStatus.completed))
         return 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "to_come", overtaken)
+        patch.setattr(rounds, "trials_to_begin", overtaken)
         assert rounds.run_round(View(tiny), lambda *_: [], 2, Shown(), never)
     assert not rounds.run_round(View(tiny), lambda *_: [], 2, Shown(), never)
 
 
-def test_slots_that_end_before_they_claim_anything_are_an_error(tiny: Sweep) -> None:
-    with pytest.raises(RuntimeError, match="slots end before they claim a trial: no memory"):
+def test_workers_that_end_before_they_claim_anything_are_an_error(tiny: Sweep) -> None:
+    with pytest.raises(RuntimeError, match="workers end before they claim a trial: no memory"):
         rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, Shown(), never)
     assert rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, Shown(), lambda: True)  # they were stopped
 
 
 @pytest.mark.parametrize("search", [False, True])
-def test_a_round_has_a_slot_for_each_trial_that_may_begin_or_go_on_and_in_a_search_for_each_place(
+def test_a_round_has_a_worker_for_each_trial_that_may_begin_or_go_on_and_in_a_search_for_each_place(
     search: bool, tiny: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     abandon(tiny, 0, 1, "another", monkeypatch)  # goes on
@@ -272,8 +274,8 @@ def test_a_round_has_a_slot_for_each_trial_that_may_begin_or_go_on_and_in_a_sear
         tiny.run(tiny.trials[1]).write_result(RunResult(RunStatus.completed))
     places: list[int] = []
 
-    def place(slots: int, silent: frozenset[Path]) -> list[str]:
-        places.append(slots)
+    def place(workers: int, silent: frozenset[Path]) -> list[str]:
+        places.append(workers)
         return []
 
     wide = dataclasses.replace(tiny, search=Search([], {}, "", 9, 1, False, None, "") if search else None)
@@ -281,6 +283,6 @@ def test_a_round_has_a_slot_for_each_trial_that_may_begin_or_go_on_and_in_a_sear
     assert view.state(tiny.trials[0]) is TrialState.interrupted
     with monkeypatch.context() as patch:
         if search:
-            patch.setattr(rounds, "to_come", lambda _: 7)
+            patch.setattr(rounds, "trials_to_begin", lambda _: 7)
         assert rounds.run_round(view, place, 3, Shown(), lambda: True)
     assert places == [3 if search else 5]

@@ -1,5 +1,6 @@
 """Shares, submissions and owners in Slurm jobs; the queue is a stub where a real one cannot be brought into a state at will."""
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -20,10 +21,10 @@ from sweeps.state.folder import Sweep, TrialState, View
 from sweeps.state.submission import Submission, job_prefix
 
 
-@pytest.mark.parametrize(("slots", "limit", "free"), [(33, 1001, 8), (2500, 1001, 8), (5, 2, 1), (5, 2, 100), (1, 1, 1), (7, 3, 2)])
-def test_arrays_hold_all_slots_and_never_more_at_once_than_allowed(slots: int, limit: int, free: int) -> None:
-    parts = shares(slots, limit, free)
-    assert sum(size for size, _ in parts) == slots
+@pytest.mark.parametrize(("workers", "limit", "free"), [(33, 1001, 8), (2500, 1001, 8), (5, 2, 1), (5, 2, 100), (1, 1, 1), (7, 3, 2)])
+def test_arrays_hold_all_workers_and_never_more_at_once_than_allowed(workers: int, limit: int, free: int) -> None:
+    parts = shares(workers, limit, free)
+    assert sum(size for size, _ in parts) == workers
     assert all(1 <= throttle <= size <= limit for size, throttle in parts)
     side_by_side = min(len(parts), free)
     for first in range(side_by_side):  # those past the first wait for one whose share they take
@@ -43,6 +44,34 @@ def test_a_submission_is_written_once_and_read_back(tmp_path: Path) -> None:
     assert (made.job, made.is_void) == ("", False)
     made.write_job("77")
     assert made.job == "77"
+
+
+# A submission as version 0.1 wrote it, its profile shortened to these keys.
+_BY_0_1 = """{
+  "sweep_path": "/runs/x-smoke", "number": 1, "name": "x-0001", "slots": 3, "throttle": 2, "after": [], "code": "/code", "time": 5.0,
+  "cluster": {
+    "name": "test_cluster", "scheduler": "slurm", "device": "cpu",
+    "nodes_per_slot": 1, "ranks_per_slot": 4, "cores_per_slot": 8, "gpus_per_slot": 2.0, "memory_gb_per_slot": 16.0
+  },
+  "writer": {"host": "gpu01", "boot": "b", "namespace": "n", "pid": 1, "started": 2.0},
+  "allocation": {"nodes": 2, "slots_per_node": 4}
+}"""
+
+
+def test_a_submission_file_keeps_the_keys_of_version_0_1(tmp_path: Path) -> None:
+    path = tmp_path / "submissions" / "000001.json"
+    path.parent.mkdir()
+    path.write_text(_BY_0_1)
+    cluster, allocation = Submission.load(path).cluster, Submission.load(path).allocation
+    assert (Submission.load(path).size, allocation) == (3, Allocation(2, 4))
+    assert (cluster.nodes_per_trial, cluster.ranks_per_trial, cluster.cores_per_trial) == (1, 4, 8)
+    assert (cluster.gpus_per_trial, cluster.memory_gb_per_trial) == (2.0, 16.0)
+    written = replace(Submission.load(path), sweep_path=tmp_path, number=2)
+    assert written.create()
+    kept, before = json.loads(written.path.read_text()), json.loads(_BY_0_1)
+    assert (kept.keys(), kept["slots"], kept["allocation"]) == (before.keys(), 3, before["allocation"])
+    assert {key: kept["cluster"][key] for key in before["cluster"]} == before["cluster"]
+    assert not [key for key in kept["cluster"] if key.endswith("_per_trial")]
 
 
 def test_no_two_folders_share_the_names_of_their_jobs(tmp_path: Path) -> None:
@@ -89,7 +118,7 @@ def standing(folder: Path, claim: Claim, state: str, restarts: int = 0) -> Stand
         ("PENDING", 1, Standing.requeued),
         ("COMPLETING", 0, Standing.requeued),
         ("", 0, Standing.alive),  # Slurm does not answer
-        (slurm.GONE, 0, Standing.alive),  # absent from one answer, or another user's: its heart beats
+        (slurm.GONE, 0, Standing.alive),  # absent from one answer, or another user's: its heartbeat goes on
         *((state, 0, Standing.alive) for state in ("SUSPENDED", "STOPPED")),
         *((state, 1, Standing.requeued) for state in ("REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")),
         *((state, 0, Standing.dead) for state in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")),
@@ -111,7 +140,7 @@ def share(claim: Claim, **changes: object) -> Claim:
     ("state", "restarts", "released", "expected"),
     [
         ("RUNNING", 0, False, Standing.alive),
-        ("RUNNING", 0, True, Standing.dead),  # it goes on with other slots: this trial is for any slot to take up
+        ("RUNNING", 0, True, Standing.dead),  # it goes on with other workers: this trial is for any worker to take up
         ("RUNNING", 1, False, Standing.requeued),
         ("RUNNING", 1, True, Standing.requeued),
         ("PENDING", 1, True, Standing.requeued),
@@ -122,7 +151,7 @@ def share(claim: Claim, **changes: object) -> Claim:
         ("CANCELLED", 0, True, Standing.cancelled),
     ],
 )
-def test_an_owner_in_a_job_of_many_slots_is_judged_by_itself_while_the_job_runs(
+def test_an_owner_in_a_job_of_many_workers_is_judged_by_itself_while_the_job_runs(
     tmp_path: Path, claimed: Claim, state: str, restarts: int, released: bool, expected: Standing
 ) -> None:
     if released:
@@ -130,15 +159,15 @@ def test_an_owner_in_a_job_of_many_slots_is_judged_by_itself_while_the_job_runs(
     assert standing(tmp_path, share(claimed), state, restarts) is expected
 
 
-def test_a_slot_that_fell_silent_in_a_running_allocation_is_dead_on_our_own_clock(tmp_path: Path, claimed: Claim) -> None:
+def test_a_worker_that_fell_silent_in_a_running_allocation_is_dead_on_our_own_clock(tmp_path: Path, claimed: Claim) -> None:
     watch = Watch(queue=StubQueue("RUNNING"), silence_seconds=0.2)  # type: ignore[arg-type]
     assert watch.standing(tmp_path, share(claimed)) is Standing.alive
     time.sleep(0.3)
     assert watch.standing(tmp_path, share(claimed)) is Standing.dead
-    assert watch.standing(tmp_path, claimed) is Standing.alive  # one slot a job: Slurm's word is enough
+    assert watch.standing(tmp_path, claimed) is Standing.alive  # one worker a job: Slurm's word is enough
 
 
-def test_slots_of_one_allocation_let_each_other_live(tmp_path: Path, claimed: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_one_allocation_let_each_other_live(tmp_path: Path, claimed: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"SLURM_CLUSTER_NAME": "mini", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "10"}.items():
         monkeypatch.setenv(key, value)
     beside = share(claimed)
@@ -148,7 +177,7 @@ def test_slots_of_one_allocation_let_each_other_live(tmp_path: Path, claimed: Cl
     assert standing(tmp_path, replace(beside, owner=here), "RUNNING") is Standing.alive
     assert standing(tmp_path, replace(beside, owner=replace(here, started=here.started - 100)), "RUNNING") is Standing.dead
     watch = Watch(queue=StubQueue("RUNNING"))  # type: ignore[arg-type]
-    watch.bury(tmp_path, beside)  # the driver has seen all slots of its round end
+    watch.mark_dead(tmp_path, beside)  # the driver has seen all workers of its round end
     assert watch.standing(tmp_path, beside) is Standing.dead
     assert Watch(watch.silent).standing(tmp_path, beside) is Standing.dead
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -193,7 +222,7 @@ def test_one_allocation_is_asked_for_and_serves_all_that_is_left(tmp_path: Path)
     cluster = compose_job(["cluster=test_cluster"]).cluster
     allocation = Allocation.of(cluster, 1, None)
     array = Submission(tmp_path, 1, f"{job_prefix(sweep)}0001", 5, 1, [], cluster, "/code", Process.me(), 5.0)
-    shared = replace(array, number=2, name=f"{job_prefix(sweep)}0002", slots=1, allocation=allocation)
+    shared = replace(array, number=2, name=f"{job_prefix(sweep)}0002", size=1, allocation=allocation)
     assert array.create()
 
     def missing(*elements: Element, of: Allocation | None) -> int:
@@ -212,13 +241,13 @@ def test_one_allocation_is_asked_for_and_serves_all_that_is_left(tmp_path: Path)
     assert engine.allocation == engine.allocated == allocation
     for state in ("PENDING", "RUNNING"):
         assert missing(element(shared.name, "2_0", state), of=allocation) == 0
-        assert missing(element(shared.name, "2_0", state), of=None) == 1  # of 5 trials 4 have a slot in it
+        assert missing(element(shared.name, "2_0", state), of=None) == 1  # of 5 trials 4 have a worker in it
     assert missing(element(shared.name, "2_0", "COMPLETED"), of=allocation) == 1
     gone = SlurmEngine(sweep, cluster, Path("/code"), Listed(element(shared.name, "2_0", "CANCELLED")), allocation)  # type: ignore[arg-type]
     assert gone.cancelled_unclaimed(View(sweep, queue=gone.queue)) == {"2_0"}  # and is not asked for again by itself
 
 
-def test_a_trial_that_another_slot_takes_up_meanwhile_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_another_worker_takes_up_meanwhile_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between a look at its state and one at its claims."""
     trial = Trial(0, "s", 42, {}, "abc")
     sweep = replace(sweep_in(tmp_path), trials=[trial])
@@ -240,10 +269,10 @@ def test_a_trial_that_another_slot_takes_up_meanwhile_is_left_to_it(tmp_path: Pa
     monkeypatch.setattr(scheduler, "runnable", lambda _: True)
     assert scheduler.next_claim(view, "d") is None
     assert others[0] is not None
-    assert [c.epoch for c in claims.history(folder)] == [1, 2]
+    assert [c.attempt for c in claims.history(folder)] == [1, 2]
 
 
-def test_a_job_that_slurm_forgot_is_dead_when_its_heart_stands_still(tmp_path: Path, claimed: Claim) -> None:
+def test_a_job_that_slurm_forgot_is_dead_when_its_heartbeat_stands_still(tmp_path: Path, claimed: Claim) -> None:
     os.utime(tmp_path / "claim" / "000001.json", (time.time() - 200, time.time() - 200))
     assert standing(tmp_path, claimed, slurm.GONE) is Standing.dead
     assert standing(tmp_path, claimed, "") is Standing.alive

@@ -19,9 +19,9 @@ from sweeps.state.submission import Submission
 from tests.slurm_cluster import SlurmCluster
 from tests.sweeps.slurm_bench import ROOT, STEPS, Faults, SweepOnSlurm, clean_cluster, needs_slurm
 
-# One worker strikes runs and holds them against their references, another does the rest: each has a cluster.
+# One worker strikes runs and compares them with their references, another does the rest: each has a cluster.
 pytestmark = [needs_slurm, pytest.mark.slow]
-# Those that are held against the undisturbed sweep run in one process, which makes it once; the others wherever there is room.
+# Those that are compared with the undisturbed sweep run in one process, which makes it once; the others wherever there is room.
 with_undisturbed, alone = pytest.mark.xdist_group("slurm-1"), pytest.mark.xdist_group("slurm-3")
 SHORT = ["epochs=2", "optimizer.warmup_epochs=0"]
 
@@ -42,7 +42,7 @@ def undisturbed(shared_slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFac
     made = SweepOnSlurm(shared_slurm, tmp_path_factory.mktemp("undisturbed"), held=False)
     with clean_cluster(shared_slurm):
         out = made.run("two")
-    assert "2 slots, 2 at once" in out
+    assert "2 workers, 2 at once" in out
     assert "linear top-1, test" in out
     return made
 
@@ -62,7 +62,7 @@ def test_a_sweep_runs_to_its_table(cluster: SlurmCluster, undisturbed: SweepOnSl
         assert provenance["command"][0].startswith(str(undisturbed.path / "code"))
     again = undisturbed.run("two")
     assert "submitted" not in again
-    assert [s.slots for s in Submission.all_of(undisturbed.sweep)] == [2]
+    assert [s.size for s in Submission.all_of(undisturbed.sweep)] == [2]
 
 
 @with_undisturbed
@@ -191,7 +191,7 @@ def test_the_controller_is_away_for_20_seconds(sweep: SweepOnSlurm, undisturbed:
         sweep.wait_for_step(40)
 
         def asked_in_vain() -> bool:
-            """The watching command has asked, and has been told that nobody answers: what asked has ended."""
+            """The watching command has asked, and has heard that nobody answers: what asked has ended."""
             asked.update(p for p in psutil.Process(child.pid).children(recursive=True) if p.name() == "squeue")
             return any(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in asked)
 
@@ -254,7 +254,7 @@ def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults:
 
 
 @with_undisturbed
-def test_one_rank_alone_is_told_to_stop(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
+def test_one_rank_alone_is_asked_to_stop(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     rank = 1  # not the one that holds the claim
     with faults.line(f"SIGTERM to rank {rank} alone", sweep) as said:
         sweep.hold(20)
@@ -355,7 +355,7 @@ def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm,
 
 
 @alone
-def test_two_commands_at_once_submit_each_slot_once(sweep: SweepOnSlurm) -> None:
+def test_two_commands_at_once_submit_each_worker_once(sweep: SweepOnSlurm) -> None:
     pair = [sweep.start(*SHORT, "--detach") for _ in range(2)]
     outs = [c.communicate(timeout=200)[0] for c in pair]
     assert [c.returncode for c in pair] == [0, 0], outs
@@ -368,7 +368,7 @@ def test_two_commands_at_once_submit_each_slot_once(sweep: SweepOnSlurm) -> None
 @alone
 def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
     out = sweep.submit(*SHORT, "max_parallel=1")
-    assert "3 slots, 1 at once" in out
+    assert "3 workers, 1 at once" in out
     seen, deadline = set(), time.monotonic() + 240
     while sweep.live_jobs() and time.monotonic() < deadline:
         seen.add(sum(j.endswith(":RUNNING") for j in sweep.jobs()))
@@ -382,8 +382,8 @@ def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
 def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sweep: SweepOnSlurm) -> None:
     sweep.cluster.change(max_array_size=2)
     out = sweep.submit(*SHORT, "max_parallel=2")
-    assert "2 slots, 1 at once" in out
-    assert "1 slots, 1 at once" in out
+    assert "2 workers, 1 at once" in out
+    assert "1 workers, 1 at once" in out
     sweep.wait_for_end()
     assert len({j.partition("_")[0] for j in sweep.jobs()}) == 2
     assert all(len(claims.history(d)) == 1 for d in sweep.trial_dirs())
@@ -392,7 +392,7 @@ def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sw
 
 @alone
 def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
-    """Two settings, one at a time; the running one is cancelled by name, then all; then the sweep grows by a setting and shrinks again."""
+    """Two configurations, one at a time; the running one is cancelled by name, then all; then the sweep grows by one and shrinks again."""
     sweep.hold(20)
     out = sweep.submit("two", "max_parallel=1")
     folder = sweep.wait_for_held(20)
@@ -407,10 +407,10 @@ def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     sweep.cluster.run("scontrol", "update", f"nodename={','.join(sweep.cluster.names)}", "state=drain", "reason=test")
     out = sweep.submit()
     assert "the sweep has changed since it was last run: 1 trials added, 0 withdrawn" in out
-    assert "3 slots, 3 at once" in out
+    assert "3 workers, 3 at once" in out
     out = sweep.submit("one")
     assert "0 trials added, 2 withdrawn" in out
-    assert "2 waiting slots withdrawn" in out
+    assert "2 waiting workers withdrawn" in out
     assert len(sweep.live_jobs()) == 1
 
 
@@ -435,7 +435,7 @@ def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_
 
 
 @alone
-def test_slots_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep: SweepOnSlurm) -> None:
+def test_workers_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep: SweepOnSlurm) -> None:
     searched = SweepOnSlurm(sweep.cluster, sweep.runs)
     searched.path = sweep.runs / "tiny_search-smoke"
     script = ROOT / "tests" / "sweeps" / "tiny_search.py"
@@ -445,7 +445,7 @@ def test_slots_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep
     jobs = [past[0].slurm.job for past in owners if past[0].slurm]
     assert len(owners) > 8
     assert len(jobs) == len(owners)
-    # One that finds nothing to begin ends, and another is added where there is more again: at the end of the settings, once or twice.
+    # One that finds nothing to begin ends, and another is added where there is more again: at the end of the configurations, once or twice.
     assert len(set(jobs)) <= 4
     assert max(map(jobs.count, jobs)) >= 3
     counts = searched.status()["counts"]

@@ -11,7 +11,7 @@ from jobs.task import task_of
 from sweeps.execution.scheduler import judge, next_claim
 from sweeps.search import search
 from sweeps.search.rungs import goes_on, rung_epochs
-from sweeps.spec.space import all_points, baseline, choice, grid_points, label, real, whole
+from sweeps.spec.space import all_configurations, baseline, choice, grid_configurations, label, real, whole
 from sweeps.spec.sweep import FIRST_SEED, build_trials, grid_of
 from sweeps.state.folder import View
 from tests.sweeps.test_search import OBJECTIVE, State, end, searched
@@ -23,7 +23,7 @@ from tests.sweeps.tiny_sweep import sweep
 
 def test_a_dimension_that_cannot_matter_is_not_chosen() -> None:
     space = [choice("method.predictor.conv", "depthwise", "pointwise"), choice("k", 3, 5, when=("method.predictor.conv", ("depthwise",)))]
-    assert grid_points(space, {"method": {"predictor": {"conv": "depthwise"}}}) == [
+    assert grid_configurations(space, {"method": {"predictor": {"conv": "depthwise"}}}) == [
         {"method.predictor.conv": "depthwise", "k": 3},
         {"method.predictor.conv": "depthwise", "k": 5},
         {"method.predictor.conv": "pointwise"},
@@ -31,9 +31,9 @@ def test_a_dimension_that_cannot_matter_is_not_chosen() -> None:
 
 
 def test_a_grid_needs_values_and_whole_numbers_have_them() -> None:
-    assert [p["a.b"] for p in grid_points([whole("a.b", 1, 3)], {})] == [1, 2, 3]
+    assert [p["a.b"] for p in grid_configurations([whole("a.b", 1, 3)], {})] == [1, 2, 3]
     with pytest.raises(ValueError, match=r"sampler=grid must have values to take of a\.b; got a range without a grid"):
-        grid_points([real("a.b", 0.1, 1)], {})
+        grid_configurations([real("a.b", 0.1, 1)], {})
 
 
 @pytest.mark.parametrize(
@@ -49,30 +49,30 @@ def test_a_dimension_that_makes_no_sense_is_refused(dimension: object, message: 
         dimension.check()  # type: ignore[attr-defined]
 
 
-def test_the_setting_without_changes_must_lie_in_the_space() -> None:
+def test_the_configuration_without_changes_must_lie_in_the_space() -> None:
     outside = dataclasses.replace(SWEEP, space=[real("optimizer.lr", 0.5, 1)])
-    with pytest.raises(ValueError, match=r"the setting without changes must be in the space: optimizer.lr must lie in \[0.5, 1\]; got"):
+    with pytest.raises(ValueError, match=r"the unchanged configuration must be in the space: optimizer.lr must lie in \[0.5, 1\]; got"):
         searched(Path("/none"), spec=outside)
 
 
-def test_a_point_is_called_by_its_short_keys() -> None:
+def test_a_configuration_is_called_by_its_short_keys() -> None:
     assert label({"optimizer.lr": 0.0031234, "method.predictor.depth": 2}, task_of({})) == "lr 0.003123, depth 2"
 
 
-def test_the_grid_is_a_sweep_of_settings_that_begins_with_the_papers() -> None:
+def test_the_grid_is_a_sweep_of_configurations_that_begins_with_the_papers() -> None:
     made = grid_of(SWEEP, SWEEP.smoke, "local", ["optimizer.lr=0.01"])
     assert not made.space
-    assert made.label(made.settings[0]) == "lr 0.01, depthwise, kernel 3, depth 3"
-    assert len(made.settings) == 2 * (2 + 1) * 3  # kernels for depthwise alone
+    assert made.label(made.configurations[0]) == "lr 0.01, depthwise, kernel 3, depth 3"
+    assert len(made.configurations) == 2 * (2 + 1) * 3  # kernels for depthwise alone
 
 
 def test_borders_belong_to_a_space() -> None:
     depth, rate = whole("depth", 1, 3), real("lr", 0.01, 0.1, 0.01, 0.1, log=True)
     rate.check()
-    assert all_points([depth], {}) == [{"depth": 1}, {"depth": 2}, {"depth": 3}]
-    assert all_points([depth, rate], {}) is None  # cannot be counted
-    assert all_points([whole("depth", 1, 10_000)], {}) is not None
-    assert all_points([whole("depth", 1, 10_001)], {}) is None  # nobody would train so many
+    assert all_configurations([depth], {}) == [{"depth": 1}, {"depth": 2}, {"depth": 3}]
+    assert all_configurations([depth, rate], {}) is None  # cannot be counted
+    assert all_configurations([whole("depth", 1, 10_000)], {}) is not None
+    assert all_configurations([whole("depth", 1, 10_001)], {}) is None  # nobody would train so many
     for value in (0.01, 0.1):
         assert baseline([rate], {"lr": value}) == {"lr": value}
     with pytest.raises(ValueError, match=r"lr must lie in \[0.01, 0.1\]; got 0.11"):
@@ -83,19 +83,19 @@ def test_borders_belong_to_a_space() -> None:
         real("lr", 0.01, 0.1, 0.01, 0.2).check()
 
 
-def test_a_search_has_no_more_settings_than_its_space_and_is_named_by_what_it_searches(tmp_path: Path) -> None:
+def test_a_search_has_no_more_configurations_than_its_space_and_is_named_by_what_it_searches(tmp_path: Path) -> None:
     small = dataclasses.replace(SWEEP, space=[whole("method.predictor.depth", 1, 3)])
-    made = searched(tmp_path, spec=small, points=50).search
+    made = searched(tmp_path, spec=small, max_trials=50).search
     assert made is not None
-    assert made.points == 3
+    assert made.max_trials == 3
     digests = {
-        searched(tmp_path / str(i), spec=spec, points=points).search.digest  # type: ignore[union-attr]
-        for i, (spec, points) in enumerate([(small, 50), (small, 2), (SWEEP, 3)])
+        searched(tmp_path / str(i), spec=spec, max_trials=most).search.digest  # type: ignore[union-attr]
+        for i, (spec, most) in enumerate([(small, 50), (small, 2), (SWEEP, 3)])
     }
-    assert len(digests) == 2  # more points of one space are the same search
+    assert len(digests) == 2  # more configurations of one space are the same search
     first, second = made.trial(0, 0, {"method.predictor.depth": 3}, 42), made.trial(4, 2, {"method.predictor.depth": 1}, 43)
-    assert (first.setting, second.setting) == ("baseline: depth 3", "#2 depth 1")
-    assert made.trial(5, 0, {"method.predictor.depth": 3}, 43).setting == first.setting  # its second seed is a run of the same setting
+    assert (first.label, second.label) == ("baseline: depth 3", "#2 depth 1")
+    assert made.trial(5, 0, {"method.predictor.depth": 3}, 43).label == first.label  # its second seed is a run of the same configuration
     assert (second.values["method"]["predictor"]["depth"], second.values["seed"]) == (1, 43)
 
 
@@ -130,7 +130,7 @@ def test_equals_go_on_together_and_a_run_is_one_of_those_it_is_held_against() ->
     assert goes_on(5.0, [], 4)
 
 
-def test_a_resumed_run_is_not_held_against_what_it_had_itself_at_the_rung(tmp_path: Path) -> None:
+def test_a_resumed_run_is_not_compared_with_what_it_had_itself_at_the_rung(tmp_path: Path) -> None:
     """It comes to the rung a second time, and its first value stands in its folder already."""
     made = searched(tmp_path, [2])
     for score in (70.0, 50.0, 40.0, 30.0):
@@ -147,8 +147,8 @@ def test_a_resumed_run_is_not_held_against_what_it_had_itself_at_the_rung(tmp_pa
     assert judge(view, made.trials[0])(2, {OBJECTIVE: 60.0}) == f"{OBJECTIVE} 60.00 at epoch 2 is not among the best 1/3 of 5 runs"
 
 
-def test_a_run_is_held_against_those_of_its_own_seed(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2], seeds=2, points=4)
+def test_a_run_is_compared_with_those_of_its_own_seed(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], seeds=2, max_trials=4)
     view = View(made)
     while (got := next_claim(view, "d")) is not None:
         with got[1]:
@@ -195,8 +195,8 @@ def test_a_probe_without_value_does_not_count_at_a_rung(tmp_path: Path) -> None:
     assert judge(View(made), made.trials[0])(2, {OBJECTIVE: 1.0}) == ""
 
 
-def test_further_seeds_of_a_setting_are_not_judged(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2], seeds=2, points=4)
+def test_further_seeds_of_a_configuration_are_not_judged(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], seeds=2, max_trials=4)
     view, begun = View(made), []
     while (got := next_claim(view, "d")) is not None:
         with got[1]:

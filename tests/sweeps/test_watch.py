@@ -90,32 +90,32 @@ def watching(sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch) ->
         jobs = Jobs(f"{job_prefix(sweep)}0001", **states)
         monkeypatch.setattr(monitor, "Queue", lambda refresh_seconds: jobs)
         found = SlurmWatch(sweep.path, console)
-        monkeypatch.setattr(SlurmEngine, "submit", lambda engine, slots: [replace(submitted(sweep, 2, "8"), slots=slots)])
+        monkeypatch.setattr(SlurmEngine, "submit", lambda engine, workers: [replace(submitted(sweep, 2, "8"), size=workers)])
         return found
 
     return made
 
 
-def test_slots_are_submitted_again_when_two_looks_in_a_row_have_missed_them(
+def test_workers_are_submitted_again_when_two_looks_in_a_row_have_missed_them(
     sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]
 ) -> None:
     submitted(sweep)
     claim(sweep, 0, "7_0")  # whose job has ended, as those of the two others
     found = watching(j7_1="RUNNING")
-    assert found.mend()
+    assert found.repair()
     assert said(console) == []  # it may be but a moment's view
-    assert found.mend()
-    assert said(console) == ["submitted again: job 8, 2 slots whose jobs had ended"]
+    assert found.repair()
+    assert said(console) == ["submitted again: job 8, 2 workers whose jobs had ended"]
 
 
 def test_fewer_of_two_looks_are_submitted(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
     submitted(sweep)
     claim(sweep, 0, "7_0")
     found = watching(j7_1="RUNNING", j7_2="RUNNING")
-    assert found.mend()
+    assert found.repair()
     found.queue.listed.pop()  # type: ignore[attr-defined]
-    assert found.mend()
-    assert said(console) == ["submitted again: job 8, 1 slots whose jobs had ended"]
+    assert found.repair()
+    assert said(console) == ["submitted again: job 8, 1 workers whose jobs had ended"]
 
 
 def test_nothing_is_submitted_while_slurm_is_silent(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
@@ -123,7 +123,7 @@ def test_nothing_is_submitted_while_slurm_is_silent(sweep: Sweep, console: Conso
     claim(sweep, 0, "7_0")
     found = watching()
     found.queue.silent = True
-    assert [found.mend() for _ in range(3)] == [True] * 3
+    assert [found.repair() for _ in range(3)] == [True] * 3
     assert said(console) == []
 
 
@@ -132,13 +132,13 @@ def test_jobs_that_end_before_they_begin_a_trial_are_an_error_with_their_last_wo
 ) -> None:
     submitted(sweep)
     found = watching()
-    assert found.mend()
+    assert found.repair()
     with pytest.raises(SlurmError, match=r"jobs end before they begin a trial: they leave no log; see .*log"):
-        found.mend()
+        found.repair()
     (sweep.path / "log").mkdir()
     (sweep.path / "log" / "7_0.log").write_text("python: No such file\n")
     with pytest.raises(SlurmError, match=r"jobs end before they begin a trial: python: No such file; see .*log"):
-        found.mend()
+        found.repair()
 
 
 def test_an_element_that_a_person_cancelled_is_not_replaced(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
@@ -146,11 +146,11 @@ def test_an_element_that_a_person_cancelled_is_not_replaced(sweep: Sweep, consol
     claim(sweep, 0, "7_0")
     found = watching(j7_0="RUNNING", j7_1="RUNNING", j7_2="RUNNING")
     found.queue.listed[2] = replace(found.queue.listed[2], state="CANCELLED")  # type: ignore[attr-defined]
-    assert [found.mend() for _ in range(3)] == [True] * 3
+    assert [found.repair() for _ in range(3)] == [True] * 3
     assert said(console) == []
     found.queue.listed[:] = [replace(e, state="CANCELLED") for e in found.queue.listed]  # type: ignore[attr-defined]
     found.view._states.clear()
-    assert [found.mend() for _ in range(2)] == [False] * 2  # all that is left was cancelled
+    assert [found.repair() for _ in range(2)] == [False] * 2  # all that is left was cancelled
     assert said(console) == []
 
 
@@ -176,8 +176,8 @@ def test_a_sweep_ends_well_where_every_trial_has_all_its_values(
         sweep.trial_dir(trial).mkdir(parents=True)
         sweep.run(trial).write_result(result)
     assert conclude(View(sweep), console) == exit_status
-    told = {"failed": "s1, seed 42: failed: too bad", "completed": "s1, seed 42: completed: knn: why"}[status]
-    assert (told in said(console)) is bool(exit_status)
+    reported = {"failed": "s1, seed 42: failed: too bad", "completed": "s1, seed 42: completed: knn: why"}[status]
+    assert (reported in said(console)) is bool(exit_status)
 
 
 def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_began(
@@ -203,7 +203,7 @@ def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_bega
         now[0] += 20  # nothing new is not said again before half a minute is over
         watcher.show()
     # In 10 minutes 1.25 runs and a failed one were done, 2.75 of 5 in all: 2.25 are left.
-    line = "3 running of 3 trials (of up to 9 settings)"
+    line = "3 running of 3 trials (of up to 9 configurations)"
     assert said(console) == [
         "warning: x",
         f"{line}: s0 seed 42 50 %, s1 seed 42 0 %, s2 seed 42 0 %",

@@ -75,7 +75,7 @@ def test_each_start_is_killed_one_write_point_later_than_the_last(name: str, und
     assert what_it_came_to(name, runs) == what_it_came_to(name, undisturbed)
     owners = [claims.history(d) for d in (folder(name, runs) / "trials").iterdir()]
     assert max(map(len, owners)) > 3
-    assert [[c.epoch for c in past] for past in owners] == [list(range(1, len(past) + 1)) for past in owners]
+    assert [[c.attempt for c in past] for past in owners] == [list(range(1, len(past) + 1)) for past in owners]
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_of_two_commands_at_once_one_is_killed(name: str, undisturbed: Path, tmp
         assert first in (0, -signal.SIGKILL), said.read_text()
         assert second == 0, said.read_text()
         found = what_it_came_to(name, runs)
-        if name == "search":  # of two slots that choose at once, either may be first
+        if name == "search":  # of two workers that choose at once, either may be first
             assert len(rows(name, runs)) == len(set(rows(name, runs))) == len(rows(name, undisturbed))
         else:
             assert found == expected, f"killed at point {point} of {points}"
@@ -100,18 +100,18 @@ def test_of_two_commands_at_once_one_is_killed(name: str, undisturbed: Path, tmp
 
 
 class Dying(InProcess):
-    """Each slot is a process, as Tune has it, and one that dies is placed again: the first of all at write point `kill_at`."""
+    """Each worker is a process, as Tune has it, and one that dies is placed again: the first of all at write point `kill_at`."""
 
     kill_at = 0
 
-    def place(self, slots: int, silent: frozenset[Path]) -> list[str]:
+    def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
         driver = Process.me().driver
-        for _ in range(slots):
+        for _ in range(workers):
             while True:
-                said = self.sweep.path.parent / "slot"
+                said = self.sweep.path.parent / "worker"
 
                 def one() -> int:
-                    worker.run_slots(self.sweep, self.cluster, driver, lambda: False, silent)
+                    worker.run_worker(self.sweep, self.cluster, driver, lambda: False, silent)
                     return 0
 
                 if run(one, self.sweep.path.parent, type(self).kill_at, said) == 0:
@@ -121,29 +121,29 @@ class Dying(InProcess):
         return []
 
 
-SLOTS = pytest.mark.parametrize("name", ["sweep"])  # what a search's slot writes beside is written under the command's kills
+WORKERS = pytest.mark.parametrize("name", ["sweep"])  # what a search's worker writes beside is written under the command's kills
 
 
 @pytest.mark.slow
 @seeded
-@SLOTS
-def test_a_slot_is_killed_at_some_of_its_write_points_and_its_driver_goes_on(
+@WORKERS
+def test_a_worker_is_killed_at_some_of_its_write_points_and_its_driver_goes_on(
     seed: str, name: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    points = drawn(range(1, 41), 10, "slot", seed)
-    assert kill_a_slot_at_points(name, undisturbed, tmp_path, monkeypatch, points) == points[-1]
+    points = drawn(range(1, 41), 10, "worker", seed)
+    assert kill_a_worker_at_points(name, undisturbed, tmp_path, monkeypatch, points) == points[-1]
 
 
 @pytest.mark.nightly
-@SLOTS
-def test_a_slot_is_killed_at_each_of_its_write_points_and_its_driver_goes_on(
+@WORKERS
+def test_a_worker_is_killed_at_each_of_its_write_points_and_its_driver_goes_on(
     name: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert kill_a_slot_at_points(name, undisturbed, tmp_path, monkeypatch, itertools.count(1)) > 40
+    assert kill_a_worker_at_points(name, undisturbed, tmp_path, monkeypatch, itertools.count(1)) > 40
 
 
-def kill_a_slot_at_points(name: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: Iterable[int]) -> int:
-    """Return the last point at which the first slot was killed; a slot that ends before it comes to its point ends the loop."""
+def kill_a_worker_at_points(name: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: Iterable[int]) -> int:
+    """Return the last point at which the first worker was killed; a worker that ends before it comes to its point ends the loop."""
     monkeypatch.setattr(command, "LocalEngine", Dying)
     expected, killed_at = what_it_came_to(name, undisturbed), 0
     for point in chosen:

@@ -1,4 +1,4 @@
-"""The submitting command, and the slots in its jobs, killed -9 at each of their write points: slots and rows are there once.
+"""The submitting command, and the workers in its jobs, killed -9 at each of their write points: workers and rows are there once.
 
 Slurm's commands are stand-ins that keep a queue in a folder; tests/sweeps/test_slurm_faults.py strikes on a real Slurm.
 """

@@ -45,6 +45,7 @@ def resumed(folder: Path) -> dict[str, dict[str, str]]:
     """Type the folder's own last command again; return its results.csv by run ID."""
     words = json.loads((folder / "commands.jsonl").read_text().splitlines()[-1])["command"]
     words[words.index("--runs-dir") + 1] = str(folder.parent)
+    words = ["--max-trials" if word == "--points" else word for word in words]  # 0.1 called the option --points
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,7 +106,7 @@ def test_a_half_done_search_resumes(tmp_path: Path) -> None:
     assert len({row["setting"] for row in table.values()}) == 4
 
 
-def test_the_fixtures_can_be_told_from_later_ones(tmp_path: Path) -> None:
+def test_the_fixtures_can_be_distinguished_from_later_ones(tmp_path: Path) -> None:
     for name in ("finished_search", "half_done_search", "half_done_ablation"):
         folder = unpacked(name, tmp_path / name)
         assert json.loads((folder / "commands.jsonl").read_text())["commit"].startswith("956edee")

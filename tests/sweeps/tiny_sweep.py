@@ -1,4 +1,4 @@
-"""Does depth matter at all? Three settings of seconds, one of which diverges when it is asked to.
+"""Does depth matter at all? Three configurations of seconds, one of which diverges when it is asked to.
 
 python tests/sweeps/tiny_sweep.py --cluster local
 """
@@ -6,12 +6,12 @@ python tests/sweeps/tiny_sweep.py --cluster local
 import sys
 
 from sweeps.cli.run import main
-from sweeps.spec.sweep import Scale, Setting, SweepSpec
+from sweeps.spec.sweep import Configuration, Scale, SweepSpec
 
-SETTINGS = [
-    Setting({"method.predictor.depth": 1}, {"linear.test_top1": 64.86}),
-    Setting({"method.predictor.depth": 2}, {"linear.test_top1": 73.22}),
-    Setting({"method.predictor.conv": "pointwise"}),
+CONFIGURATIONS = [
+    Configuration({"method.predictor.depth": 1}, {"linear.test_top1": 64.86}),
+    Configuration({"method.predictor.depth": 2}, {"linear.test_top1": 73.22}),
+    Configuration({"method.predictor.conv": "pointwise"}),
 ]
 OVERRIDES = [
     "data.train_limit=160",
@@ -29,10 +29,10 @@ OVERRIDES = [
 
 
 def sweep(diverging: bool = False) -> SweepSpec:
-    """The sweep; with `diverging`, a fourth setting whose loss is not finite."""
-    more = [Setting({"optimizer.lr": 1e30})] if diverging else []
+    """The sweep; with `diverging`, a fourth configuration whose loss is not finite."""
+    more = [Configuration({"optimizer.lr": 1e30})] if diverging else []
     scale = Scale(OVERRIDES, seeds=2)
-    return SweepSpec("tiny_sweep", "Does depth matter at all?", settings=[*SETTINGS, *more], smoke=scale, paper=scale)
+    return SweepSpec("tiny_sweep", "Does depth matter at all?", configurations=[*CONFIGURATIONS, *more], smoke=scale, paper=scale)
 
 
 if __name__ == "__main__":

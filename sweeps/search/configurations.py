@@ -1,4 +1,4 @@
-"""The points of a search: each setting with its trials, one a seed, and how these stand."""
+"""The configurations that a search has tried: their trials, one per seed, and how these stand."""
 
 import statistics
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from sweeps.state.folder import TrialState, View
 
 
 @dataclass
-class Point:
-    """A setting: its trials, one a seed, oldest first."""
+class Tried:
+    """A configuration with its trials, one per seed, oldest first."""
 
     trials: list[Trial]
     states: list[TrialState]
@@ -36,12 +36,12 @@ class Point:
         return statistics.fmean(self.scores)
 
 
-def points(view: View) -> list[Point]:
-    """The settings that were tried so far, in the order of their numbers."""
-    found: dict[int, Point] = {}
+def tried(view: View) -> list[Tried]:
+    """The configurations tried so far, in the order of their numbers."""
+    found: dict[int, Tried] = {}
     for trial in view.sweep.trials:
-        point = found.setdefault(trial.point, Point([], [], []))
-        point.trials.append(trial)
-        point.states.append(view.state(trial))
-        point.values.append(view.objective(trial) if point.states[-1].ended else None)
+        one = found.setdefault(trial.configuration_number, Tried([], [], []))
+        one.trials.append(trial)
+        one.states.append(view.state(trial))
+        one.values.append(view.objective(trial) if one.states[-1].ended else None)
     return list(found.values())
