@@ -76,7 +76,7 @@ def test_keys_set_after_the_groups_give_what_hydra_composes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sweep", "most"), [(PREDICTORS, 2), (METHODS, 2 + len(METHODS.settings_at(METHODS.smoke)))], ids=lambda x: getattr(x, "name", x)
+    ("sweep", "most"), [(PREDICTORS, 2), (METHODS, 2 + len(METHODS.configurations_at(METHODS.smoke)))], ids=lambda x: getattr(x, "name", x)
 )
 def test_a_sweep_is_planned_with_one_composition_a_choice_of_groups(sweep: SweepSpec, most: int, tmp_path: Path) -> None:
     config._chosen.cache_clear()
