@@ -32,7 +32,7 @@ from tests.benchmarks._cuda_parts import (
 )
 from tests.benchmarks._in_parts import Outcome, Part, end_all, run_parts
 from tests.benchmarks._same_run import compare_records, compare_states, relative, verdict
-from tests.documented import typed
+from tests.support.documented import typed
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tests" / "benchmarks" / "on_cuda.py"

@@ -22,10 +22,10 @@ from cnnjepa.run.folder import TIMING_KEYS, RunError, RunFolder, RunResult, RunS
 from cnnjepa.run.identity import from_dict, to_dict
 from cnnjepa.run.ranks import Ranks
 from cnnjepa.train import CollapsedError, NonFiniteError, train
-from tests import forked
-from tests.forked import Forked
-from tests.held import wait_until
-from tests.tiny import tiny_config
+from tests.support import forked
+from tests.support.forked import Forked
+from tests.support.held import wait_until
+from tests.support.tiny import tiny_config
 
 # HOLD_AT: when a checkpoint of that step or a later one has been added, the last rank says so and waits to be killed. Until then it is
 # slowed, so that the newest checkpoint is of the step before; the slowness changes nothing that is computed.

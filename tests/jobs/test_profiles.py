@@ -10,7 +10,7 @@ from cnnjepa.run.ranks import Device
 from jobs import config
 from jobs.cluster import ClusterProfile, Scheduler, fit_to, validate_cluster
 from jobs.config import compose_job
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 SLURM = ClusterProfile("x", Scheduler.slurm, ranks_per_slot=4, cores_per_slot=64, gpus_per_slot=4.0)
 

@@ -19,8 +19,8 @@ from jobs import staging
 from jobs.config import compose_job
 from jobs.run import run_job
 from jobs.staging import PackedSet, Staging, StagingError, own_folder, try_lock
-from tests.cnnjepa.test_data import image_tree, write_idx
-from tests.cnnjepa.test_pack import run as pack
+from tests.cnnjepa.data.test_data import image_tree, write_idx
+from tests.cnnjepa.data.test_pack import run as pack
 from tests.cnnjepa.test_train import comparable
 from tests.jobs.test_pretrain import SMALL, TORCHRUN, pretrain
 

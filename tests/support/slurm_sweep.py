@@ -1,0 +1,40 @@
+"""Do jobs survive? Settings that train for seconds on some ranks; tests/support/held_rank.py holds them in the middle.
+
+python tests/support/slurm_sweep.py [one|two|vicreg] --cluster test_cluster
+"""
+
+import sys
+
+from sweeps.cli.run import main
+from sweeps.spec.sweep import Scale, Setting, SweepSpec
+
+# 6 steps an epoch. A checkpoint is due at almost each step: a kill -9 in the middle finds one.
+OVERRIDES = [
+    "data.train_limit=100",
+    "data.test_limit=60",
+    "encoder.width=8",
+    "epochs=10",
+    "optimizer.warmup_epochs=1",
+    "global_batch_size=16",
+    "micro_batch_size=4",
+    "probes.linear_epochs=3",
+    "checkpoint.every_minutes=0.001",
+    "log.every_steps=1",
+    "log.tensorboard=false",
+]
+DEPTHS = [Setting({"method.predictor.depth": depth}) for depth in (1, 2, 3)]
+# Its loss and its BatchNorm need all ranks in every step.
+VICREG = Setting({"method": "vicreg", "method.width": 64, "encoder.sync_bn": True, "encoder.blocks": 1})
+CHOICES = {"one": DEPTHS[:1], "two": DEPTHS[:2], "vicreg": [VICREG]}
+
+
+def sweep(settings: list[Setting]) -> SweepSpec:
+    """The sweep with those settings."""
+    scale = Scale(OVERRIDES, seeds=1)
+    return SweepSpec("slurm_sweep", "Do jobs survive?", settings=settings, smoke=scale, paper=scale)
+
+
+if __name__ == "__main__":
+    chosen = CHOICES.get(sys.argv[1], DEPTHS)
+    sys.argv[1:] = [a for a in sys.argv[1:] if a not in CHOICES]
+    main(sweep(chosen))

@@ -1,0 +1,22 @@
+"""Which learning rate and depth? A search of seconds.
+
+python tests/support/tiny_search.py --cluster local
+"""
+
+from sweeps.cli.run import main
+from sweeps.spec.space import choice, real, whole
+from sweeps.spec.sweep import Scale, SweepSpec
+from tests.support.tiny_sweep import OVERRIDES
+
+SPACE = [
+    real("optimizer.lr", 0.0005, 0.05, 0.001, 0.01, log=True),
+    choice("method.predictor.conv", "depthwise", "pointwise"),
+    choice("method.predictor.kernel", 3, 5, when=("method.predictor.conv", ("depthwise",))),
+    whole("method.predictor.depth", 1, 3),
+]
+# So many held-out images that few settings score the same at a rung.
+SCALE = Scale([*OVERRIDES, "data.train_limit=400", "data.holdout_fraction=0.4", "probes.linear_epochs=30"], seeds=2, points=8)
+SWEEP = SweepSpec("tiny_search", "Which learning rate and depth?", space=SPACE, smoke=SCALE, paper=SCALE)
+
+if __name__ == "__main__":
+    main(SWEEP)

@@ -1,0 +1,579 @@
+"""Searches without training: what is chosen next, what a rung decides, and what a sampler is told."""
+
+import dataclasses
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import optuna
+import pytest
+
+from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.cost import Quote
+from sweeps.cli.cancel import cancel
+from sweeps.cli.submit import check_budget
+from sweeps.execution import rounds
+from sweeps.execution.changes import left_to_run, take_up
+from sweeps.execution.scheduler import next_claim
+from sweeps.report import optuna_study
+from sweeps.report.aggregate import told_settings
+from sweeps.report.status import best_line, rungs_line, sweep_status
+from sweeps.report.tables import peoples_table, summary_csv
+from sweeps.search import sampler, search
+from sweeps.search.points import points
+from sweeps.search.search import Outlook
+from sweeps.spec.space import baseline, whole
+from sweeps.spec.sweep import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search
+from sweeps.state import claims
+from sweeps.state.claims import Process
+from sweeps.state.folder import Sweep, TrialState, View
+from tests.support.documented import typed
+from tests.support.tiny_search import SWEEP
+from tests.sweeps.execution.test_worker import Shown, never
+
+ROOT = Path(__file__).parents[3]
+OBJECTIVE = "linear.holdout_top1"
+State = optuna.trial.TrialState
+
+
+def searched(path: Path, rungs: list[int] | None = None, eta: int = 3, spec: SweepSpec = SWEEP, **changes: object) -> Sweep:
+    """A search in `path` whose trial 0 is there; `changes` are of how it chooses."""
+    rungs = [] if rungs is None else rungs
+    options: dict = {"sampler": "random", "points": 12, "seeds": 1, **changes}
+    chosen = build_search(spec, spec.smoke, "local", [], rungs, **options)
+    first = chosen.trial(0, 0, baseline(chosen.space, chosen.base), FIRST_SEED)
+    made = Sweep.of(spec, ScaleName.smoke, [first], path / "tiny_search-smoke", chosen, rungs, eta)
+    made.write()
+    return made
+
+
+def end(
+    made: Sweep, trial: Trial, score: float | None, status: RunStatus = RunStatus.completed, hours: float = 0.0, **probes: float
+) -> None:
+    """Give the trial a result; `probes` are scores on the way by epoch, such as e2=40.0."""
+    metrics = {} if score is None else {OBJECTIVE: score}
+    on_the_way = {epoch[1:]: {OBJECTIVE: value} for epoch, value in probes.items()}
+    folder = made.run(trial)
+    folder.prepare(trial.config)
+    folder.write_result(RunResult(status, metrics=metrics, probes=on_the_way, device_hours=hours))
+
+
+def run_to_the_end(made: Sweep, score: Callable[[Trial], float], hours: float = 0.0, limit: int = 100) -> list[Trial]:
+    """One slot after the other, each trial ending at once; returns the trials in the order of their begin."""
+    begun = []
+    view = View(made)
+    while (got := next_claim(view, Process.me().driver)) is not None:
+        with got[1]:
+            end(made, got[0], score(got[0]), hours=hours)
+        begun.append(got[0])
+        assert len(begun) < limit
+    return begun
+
+
+# What is chosen next.
+
+
+def test_a_trial_that_another_command_has_chosen_and_not_yet_begun_is_progress(tmp_path: Path) -> None:
+    """A slot that lost the choice to it returns in between with nothing."""
+    made = searched(tmp_path)
+    end(made, made.trials[0], 50.0)
+
+    def overtaken(slots: int, silent: frozenset[Path]) -> list[str]:
+        assert search.begin(View(Sweep.load(made.path))) is not None
+        return []
+
+    assert rounds.run_round(View(made), overtaken, 1, Shown(), never)
+    with pytest.raises(RuntimeError, match="slots end before they claim a trial"):  # it waits now, and nobody takes it
+        rounds.run_round(View(made), lambda *_: [], 1, Shown(), never)
+
+
+def test_trial_0_is_the_setting_without_changes_and_all_others_are_new(tmp_path: Path) -> None:
+    begun = run_to_the_end(searched(tmp_path), lambda _: 50.0)
+    assert begun[0].setting == "baseline: lr 0.01, depthwise, kernel 3, depth 3"
+    assert begun[0].point == 0
+    assert [t.number for t in begun] == list(range(12))
+    assert len({t.signature for t in begun}) == 12
+    assert all(("method.predictor.kernel" in t.params) is (t.params["method.predictor.conv"] == "depthwise") for t in begun)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+def test_the_same_search_chooses_the_same_also_when_each_choice_is_a_new_process_s(tmp_path: Path, sampler: str) -> None:
+    def score(trial: Trial) -> float:
+        lr = trial.params["optimizer.lr"]
+        assert isinstance(lr, float)
+        return 50 - 1000 * abs(lr - 0.004)
+
+    one, two = (searched(tmp_path / name, sampler=sampler, points=14) for name in "ab")
+    begun = run_to_the_end(one, score)
+    again = []
+    while (got := next_claim(View(Sweep.load(two.path)), Process.me().driver)) is not None:
+        with got[1]:
+            end(two, got[0], score(got[0]))
+        again.append(got[0])
+    assert [t.params for t in begun] == [t.params for t in again]
+    assert Sweep.load(two.path).trials == Sweep.load(one.path).trials
+
+
+def test_a_model_based_sampler_looks_where_the_scores_are(tmp_path: Path) -> None:
+    """The optimum lies at lr 0.004; of the settings after the random ones most must lie within a factor of 3 of it."""
+
+    def score(trial: Trial) -> float:
+        lr = trial.params["optimizer.lr"]
+        assert isinstance(lr, float)
+        return 50 - 20 * abs(lr / 0.004 - 1) if lr > 0.004 else 50 - 20 * abs(0.004 / lr - 1)
+
+    begun = run_to_the_end(searched(tmp_path, sampler="tpe", points=40), score)
+    near = [0.004 / 3 < float(t.params["optimizer.lr"]) < 0.012 for t in begun]
+    late, early = near[20:], near[1:11]
+    assert sum(late) / len(late) > 0.6
+    assert sum(late) / len(late) > sum(early) / len(early)
+
+
+def test_two_slots_that_choose_at_once_take_two_numbers(tmp_path: Path) -> None:
+    made = searched(tmp_path)
+    first, second = View(made), View(Sweep.load(made.path))
+    stale = search.choose(second)
+    chosen = search.begin(first)
+    assert stale is not None
+    assert chosen is not None
+    assert not second.sweep.register(stale)  # its number is taken
+    other = search.begin(second)
+    assert other is not None
+    assert (chosen.number, other.number) == (1, 2)
+    assert chosen.signature != other.signature
+
+
+def test_a_choice_whose_slot_died_before_it_began_is_begun_by_another(tmp_path: Path) -> None:
+    made = searched(tmp_path)
+    got = next_claim(View(made), "d")
+    assert got is not None
+    left = search.begin(View(made))
+    assert left is not None
+    again = next_claim(View(Sweep.load(made.path)), "e")
+    assert again is not None
+    assert again[0] == left
+
+
+def test_points_of_another_space_are_no_points_of_this_search(tmp_path: Path) -> None:
+    run_to_the_end(searched(tmp_path, points=5), lambda _: 50.0)
+    narrower = dataclasses.replace(SWEEP, space=[*SWEEP.space[:-1], whole("method.predictor.depth", 2, 3)])
+    other = searched(tmp_path, spec=narrower, points=5)
+    assert len(other.trials) == 1
+    assert [t.number for t in run_to_the_end(other, lambda _: 50.0)] == [5, 6, 7, 8]  # the baseline has its result
+
+
+def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path) -> None:
+    small = dataclasses.replace(SWEEP, space=[whole("method.predictor.depth", 1, 3)])
+    made = searched(tmp_path, spec=small, points=50, seeds=2)
+    begun = run_to_the_end(made, lambda t: float(t.point))
+    assert {t.params["method.predictor.depth"] for t in begun} == {1, 2, 3}
+    assert len(begun) == 5  # a second seed for the best two
+    assert search.is_over(View(made))
+
+
+def test_seeds_go_to_settings_that_are_still_in_the_running(tmp_path: Path) -> None:
+    """When 12 settings have been tried with one seed each, the best two get all three, and no other gets one."""
+    made = searched(tmp_path, points=12, seeds=3)
+
+    def score(point: int) -> float:
+        return float(point * 37 % 101)
+
+    begun = run_to_the_end(made, lambda t: score(t.point))
+    points = {t.point for t in begun}
+    seeds = {point: [t.seed for t in begun if t.point == point] for point in points}
+    assert all(found == list(range(FIRST_SEED, FIRST_SEED + len(found))) for found in seeds.values())
+    counts = {point: sum(t.point == point for t in begun) for point in points}
+    best = sorted(points, key=score)[-2:]
+    assert [counts[p] for p in best] == [3, 3]
+    assert sum(counts.values()) == 12 + 2 * 2
+    assert [t.seed for t in begun[:12]] == [FIRST_SEED] * 12
+    assert all(t.params == next(o.params for o in begun if o.point == t.point) for t in begun)
+
+
+def test_the_leaders_get_their_seeds_side_by_side(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=4, seeds=2)
+    run_to_the_end(dataclasses.replace(made, search=dataclasses.replace(made.search, seeds=1)), lambda t: float(t.point))
+    view = View(made)
+    first, second = next_claim(view, "d"), next_claim(view, "d")
+    assert first is not None
+    assert second is not None
+    assert {first[0].seed, second[0].seed} == {FIRST_SEED + 1}
+    assert first[0].point != second[0].point
+    assert next_claim(view, "d") is None
+
+
+def test_the_best_at_the_end_has_all_its_seeds_also_where_first_seeds_were_lucky(tmp_path: Path) -> None:
+    """The first seed of setting after setting is 20 too high; the winner must be believed by all its seeds, and not by that one."""
+    made = searched(tmp_path, points=9, seeds=3)
+    begun = run_to_the_end(made, lambda t: float(t.point) + (20.0 if t.seed == FIRST_SEED and t.point % 2 else 0.0))
+    view = View(made)
+    ranked = sorted(points(view), key=lambda p: -p.mean)
+    assert [len(p.scores) for p in ranked[: search.FINALISTS]] == [3, 3]
+    # 7, 5, 3 and 1 lead one after the other by their lucky seeds; after a second seed each, 7 (17), 5 (15) and 3 (13) get a third, and with
+    # 13.7 and 11.7 the first two of them stay before the 11 of 1.
+    assert [p.number for p in ranked[:2]] == [7, 5]
+    assert {p.number: len(p.trials) for p in ranked if len(p.trials) > 1} == {7: 3, 5: 3, 3: 3, 1: 2}
+    assert len(begun) == 9 + 2 + 2 + 2 + 1
+
+
+def test_a_failed_run_is_told_to_nobody_as_a_number(tmp_path: Path) -> None:
+    made = searched(tmp_path, seeds=2)
+    view = View(made)
+    states = itertools.cycle([(None, RunStatus.failed), (60.0, RunStatus.completed), (None, RunStatus.completed)])
+    for _ in range(6):
+        got = next_claim(view, Process.me().driver)
+        assert got is not None
+        end(made, got[0], *next(states))
+    told = [sampler.told(view, p) for p in points(view)]
+    assert {t.state for t in told} == {State.FAIL, State.COMPLETE}
+    assert all(not t.values for t in told if t.state is State.FAIL)
+    assert all(list(t.values) == [60.0] for t in told if t.state is State.COMPLETE)
+
+
+def test_a_pruned_setting_is_told_with_how_far_it_came(tmp_path: Path) -> None:
+    made = searched(tmp_path, [1, 2])
+    end(made, made.trials[0], None, RunStatus.pruned, e1=30.0, e2=35.0)
+    told = sampler.told(View(made), points(View(made))[0])
+    assert (told.state, dict(told.reports)) == (State.PRUNED, {1: 30.0, 2: 35.0})
+
+
+def test_two_objectives_are_accuracy_and_hours(tmp_path: Path) -> None:
+    made = searched(tmp_path, costs=True, sampler="tpe", points=14)
+    run_to_the_end(made, lambda _: 50.0, hours=2.0)
+    told = sampler.told(View(made), points(View(made))[0])
+    assert list(told.values) == [50.0, 2.0]
+
+
+def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> None:
+    """Of two settings with the same accuracy the cheaper one alone is on Optuna's front; both directions are seen in what it says."""
+    made = searched(tmp_path, costs=True, points=3, seeds=2)
+    hours = {(0, 0): 2.0, (0, 1): 5.0, (1, 0): 3.0, (2, 0): 1.0}
+    view = View(made)
+    while (got := next_claim(view, "d")) is not None:
+        trial = got[0]
+        with got[1]:
+            score = {0: 60.0, 1: 60.0, 2: 40.0}[trial.point]
+            end(made, trial, score, hours=hours.get((trial.point, trial.seed - FIRST_SEED), 3.0))
+    assert [list(sampler.told(view, p).values) for p in points(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
+    assert sampler.directions(True) == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
+    assert sampler.directions(False) == [optuna.study.StudyDirection.MAXIMIZE]
+    shown = optuna_study.study_of(view)
+    assert shown.directions == sampler.directions(True)
+    assert shown.metric_names == [OBJECTIVE, "device-hours"]
+    assert {(t.user_attrs["setting"], t.user_attrs["seed"]) for t in shown.best_trials} == {
+        (made.trials[0].setting, "42"),  # 60 for 2 hours: nobody has more, and nobody as much for less
+        (view.sweep.trials[2].setting, "42"),  # 40, the cheapest
+    }
+
+
+def test_what_was_pruned_has_no_accuracy_beside_its_cost(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], costs=True)
+    end(made, made.trials[0], None, RunStatus.pruned, hours=1.0, e2=30.0)
+    assert sampler.told(View(made), points(View(made))[0]).state is State.FAIL
+
+
+def test_two_objectives_are_asked_of_the_sampler_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = searched(tmp_path, costs=True, sampler="tpe")
+    past = [sampler.Told(made.trials[0].params, State.COMPLETE, [60.0, 2.0]), sampler.Told(made.trials[0].params, State.FAIL)]
+    asked: list[optuna.Study] = []
+    create = optuna.create_study
+
+    def noted(**options: object) -> optuna.Study:
+        asked.append(create(**options))  # type: ignore[arg-type]
+        return asked[-1]
+
+    monkeypatch.setattr(optuna, "create_study", noted)
+    assert made.search is not None
+    sampler.suggest(past, made.search, 1, 0)
+    assert asked[0].directions == sampler.directions(True)
+    assert [t.values for t in asked[0].trials] == [[60.0, 2.0], None]  # what failed is not told; the last is what was asked for
+
+
+def test_samplers_are_made_as_the_documentation_says(tmp_path: Path) -> None:
+    """10 settings at random before a model is asked; running ones count as bad; dimensions that depend on others are grouped."""
+    made = searched(tmp_path, sampler="tpe").search
+    assert made is not None
+    tpe = sampler.sampler_of(made, 3, 0)
+    assert isinstance(tpe, optuna.samplers.TPESampler)
+    assert (tpe._n_startup_trials, tpe._multivariate, tpe._group, tpe._constant_liar) == (10, True, True, True)
+    flat = sampler.sampler_of(dataclasses.replace(made, space=[SWEEP.space[0]]), 3, 0)
+    assert isinstance(flat, optuna.samplers.TPESampler)
+    assert not flat._group
+    gp = sampler.sampler_of(dataclasses.replace(made, sampler="gp"), 3, 0)
+    assert isinstance(gp, optuna.samplers.GPSampler)
+    assert gp._n_startup_trials == 10
+    assert isinstance(sampler.sampler_of(made, 3, 1), optuna.samplers.RandomSampler)  # a second draw for the same number
+
+
+def test_each_number_and_each_draw_is_another_choice(tmp_path: Path) -> None:
+    made = searched(tmp_path).search
+    assert made is not None
+    rates = [sampler.suggest([], made, number, draw)["optimizer.lr"] for number in range(20) for draw in range(20)]
+    assert len(set(rates)) == 400
+    assert rates[0] == sampler.suggest([], made, 0, 0)["optimizer.lr"]
+    # Drawn evenly in the logarithm over [0.0005, 0.05]: half lie below its middle, 0.005. Evenly in the number 9 % would.
+    assert 0.4 < sum(float(rate) < 0.005 for rate in rates) / 400 < 0.6
+    assert sampler.distribution(SWEEP.space[0]) == optuna.distributions.FloatDistribution(0.0005, 0.05, log=True)
+
+
+def test_the_budget_is_never_exceeded_and_is_used(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=10.0)
+    begun = run_to_the_end(made, lambda _: 50.0, hours=1.5)
+    assert len(begun) == 6  # 9 hours; a seventh would take it to 10.5
+
+
+def test_a_budget_holds_for_slots_that_run_side_by_side(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=10.0)
+    view = View(made)
+    assert next_claim(view, "d") is not None
+    assert next_claim(view, "d") is None  # until the first has told what a run costs
+    end(made, made.trials[0], 50.0, hours=3.0)
+    owned = [next_claim(view, "d") for _ in range(4)]
+    assert [o is not None for o in owned] == [True, True, False, False]
+
+
+def test_a_budget_counts_what_failed_and_ends_a_search_whose_every_run_fails(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=10.0)
+    view, begun = View(made), 0
+    while (got := next_claim(view, "d")) is not None:
+        with got[1]:
+            end(made, got[0], None, RunStatus.failed, hours=5.0)
+        begun += 1
+    assert begun == 2
+
+
+def test_a_budget_goes_by_the_dearest_epoch(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=20.0)
+    costs = itertools.chain([1.0, 1.0, 4.0], itertools.repeat(1.0))
+    view, spent = View(made), 0.0
+    while (got := next_claim(view, "d")) is not None:
+        cost = next(costs)
+        with got[1]:
+            end(made, got[0], 50.0, hours=cost)
+        spent += cost
+    # After 1 + 1 + 4 hours a run is taken to cost 4: ten more of 1 begin, the last of them at 15, and at 16 one still does.
+    assert spent == 17.0
+
+
+def test_an_expected_cost_lets_slots_begin_side_by_side_and_holds_the_first_run_too(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=50, budget_hours=10.0).expecting(3.0 / 4)  # 4 epochs a run
+    view = View(made)
+    assert [next_claim(view, "d") is not None for _ in range(5)] == [True, True, True, False, False]
+    price = Quote(1, 4, 3.0, "", "GPU-hours", None, 1, 1, True)
+    with pytest.raises(ValueError, match=r"--budget-gpu-hours must be at least the 12\.0 GPU-hours of one run; got 10"):
+        check_budget(made, price)
+
+
+# Changed while it runs.
+
+
+def test_a_cancelled_search_chooses_nothing_until_it_is_taken_up(tmp_path: Path) -> None:
+    made = searched(tmp_path)
+    running = next_claim(View(made), Process.me().driver)
+    assert running is not None
+    assert "1 trials cancelled" in cancel(View(made), [])
+    view = View(made)
+    assert next_claim(view, "d") is None
+    assert search.is_over(view)
+    assert search.to_take_up(view) > 0
+    with running[1]:
+        pass
+    take_up(View(made), retry_failed=False)
+    again = next_claim(View(made), "d")
+    assert again is not None
+    assert again[0] == running[0]
+    assert search.to_come(View(made)) > 0
+
+
+def test_slots_that_run_take_up_more_points_and_leave_another_space_alone(tmp_path: Path) -> None:
+    view = View(searched(tmp_path, points=3))
+    assert view.follow()
+    assert len(run_to_the_end(view.sweep, lambda _: 50.0)) == 3
+    searched(tmp_path, points=5)
+    assert view.follow()
+    assert len(run_to_the_end(view.sweep, lambda _: 50.0)) == 2
+    narrower = dataclasses.replace(SWEEP, space=SWEEP.space[:-1])
+    searched(tmp_path, points=5, spec=narrower)
+    assert not view.follow()
+
+
+def test_what_was_set_aside_is_run_again_by_slots_that_knew_its_result(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=1)
+    view = View(made)
+    assert view.follow()
+    got = next_claim(view, "d")
+    assert got is not None
+    with got[1]:
+        end(made, got[0], None, RunStatus.failed)
+    assert view.state(got[0]) is TrialState.failed
+    take_up(View(made), retry_failed=True)
+    assert view.follow()
+    again = next_claim(view, "d")
+    assert again is not None
+    assert again[0] == got[0]
+
+
+# What is taken up, and what is shown.
+
+
+def test_pruned_runs_are_taken_up_where_nothing_is_stopped_any_more(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2])
+    end(made, made.trials[0], None, RunStatus.pruned, e2=10.0)
+    assert left_to_run(View(made), retry_failed=False) == []
+    freed = dataclasses.replace(made, rungs=[], eta=0)
+    assert left_to_run(View(freed), retry_failed=False) == [made.trials[0]]
+    take_up(View(freed), retry_failed=False)
+    assert View(freed).state(made.trials[0]) is TrialState.waiting
+    assert (made.trial_dir(made.trials[0]) / "result.pruned-1.json").exists()
+
+
+def test_pruned_settings_are_counted_and_left_out_of_the_table_for_people(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], points=3)
+    view = View(made)
+    for number, (score, status) in enumerate([(60.0, RunStatus.completed), (None, RunStatus.pruned), (None, RunStatus.pruned)]):
+        got = next_claim(view, "d")
+        assert got is not None
+        end(made, got[0], score, status, e2=60.0 - 10 * number)
+    view = View(made)
+    assert len(peoples_table(view).lines) == 1
+    assert told_settings(view)[1] == "2 settings were pruned on their way, see summary.csv"
+    assert summary_csv(view).count("\n") == 4
+    assert rungs_line(view) == "rungs: epoch 2: 3 runs; at each the best 1/3 go on"
+    assert sweep_status(view)["counts"]["pruned"] == 2
+    assert best_line(view).startswith(f"best so far by {OBJECTIVE}: baseline: lr 0.01")
+
+
+def test_the_best_so_far_says_whether_it_may_be_believed(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=3, seeds=2)
+    noise = {42: 0.0, 43: 1.0}
+    run_to_the_end(made, lambda t: 50 + 0.1 * t.point + noise[t.seed])
+    assert "; not separable, apart by 0.1: sign test over 2 seeds, p = 0.5" in best_line(View(made))
+
+
+def test_a_sweep_of_a_search_survives_its_file(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], seeds=2)
+    run_to_the_end(made, lambda t: float(t.number))
+    again = Sweep.load(made.path)
+    assert again == made
+    assert [t.setting for t in again.trials] == [t.setting for t in made.trials]
+    assert isinstance(again.search, Search)
+
+
+def test_runs_left_is_an_upper_bound_that_is_met_when_nothing_is_stopped(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=12, seeds=3)
+    assert Outlook(View(made)).runs_left_at_most == 11 * 3 + 2  # the baseline is there
+    begun = run_to_the_end(made, lambda t: -float(t.point))
+    assert len(begun) == 12 + 2 * 2
+    # Every setting has completed, and each could still be asked for its further seeds if it were to lead.
+    assert Outlook(View(made)).runs_left_at_most == 10 * 2
+
+
+def test_a_search_that_is_asked_for_one_seed_has_nothing_left_when_all_settings_have_ended(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=3)
+    run_to_the_end(made, lambda t: float(t.point))
+    outlook = Outlook(View(made))
+    assert (outlook.runs_left_at_most, outlook.points_left, outlook.seeds_due, outlook.to_begin) == (0, 0, [], 0)
+
+
+def test_epochs_are_expected_by_the_share_that_goes_on_at_each_rung(tmp_path: Path) -> None:
+    """Of 4 epochs: all to the first rung at 1, a third from there to the second at 2, a ninth from there to the end."""
+    outlook = Outlook(View(searched(tmp_path, [1, 2], points=5, seeds=3)))
+    assert search.epochs_expected(outlook) == pytest.approx(4 * (1 + 1 / 3 + 2 / 9) + 2 * 2 * 4)
+    whole_runs = Outlook(View(searched(tmp_path / "whole", points=5, seeds=1, eta=0)))
+    assert search.epochs_expected(whole_runs) == 4 * 4
+
+
+def test_the_epochs_of_an_ended_run_are_all_or_those_to_its_last_probe(tmp_path: Path) -> None:
+    trial = searched(tmp_path).trials[0]
+    on_the_way: dict[str, dict[str, float]] = {"2": {}, "10": {}, "9": {}}
+    assert search.epochs_done(trial, "completed", on_the_way) == 4.0
+    assert search.epochs_done(trial, "pruned", on_the_way) == 10.0  # numbers, not words
+    assert search.epochs_done(trial, "pruned", {}) == 0.0
+    assert search.epochs_done(trial, "failed", on_the_way) == 0.0
+
+
+def test_a_pruned_run_tells_what_an_epoch_costs(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], points=50, budget_hours=10.0)
+    end(made, made.trials[0], None, RunStatus.pruned, hours=1.0, e1=30.0, e2=30.0)
+    outlook = Outlook(View(made))
+    assert outlook.hours == (1.0, 0.5)
+    assert outlook.affordable == 4  # 9 hours, of 2 a whole run
+
+
+def test_of_equal_settings_the_earlier_ones_get_further_seeds(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=4, seeds=2)
+    begun = run_to_the_end(made, lambda _: 50.0)
+    assert [(t.point, t.seed) for t in begun[4:]] == [(0, FIRST_SEED + 1), (1, FIRST_SEED + 1)]
+
+
+def test_a_cancelled_trial_is_not_begun_and_holds_its_place(tmp_path: Path) -> None:
+    made = searched(tmp_path, points=3)
+    claims.cancel(made.trial_dir(made.trials[0]))
+    begun = run_to_the_end(made, lambda _: 50.0)
+    assert [t.number for t in begun] == [1, 2]
+
+
+# The mirror.
+
+
+def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(tmp_path: Path) -> None:
+    made = searched(tmp_path, [2], points=6)
+    view = View(made)
+    outcomes = [(60.0, RunStatus.completed), (None, RunStatus.pruned), (None, RunStatus.failed), (None, RunStatus.completed)]
+    for score, status in outcomes:
+        got = next_claim(view, "d")
+        assert got is not None
+        with got[1]:
+            end(made, got[0], score, status, e2=50.0)
+    assert next_claim(view, Process.me().driver) is not None
+    path = optuna_study.mirror(View(made))
+    assert [p.name for p in made.path.iterdir() if "journal" in p.name] == ["optuna.journal"]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    read = optuna.load_study(study_name="tiny_search-smoke", storage=storage)
+    assert [t.state for t in read.trials] == [State.COMPLETE, State.PRUNED, State.FAIL, State.FAIL, State.RUNNING]
+    assert [t.value for t in read.trials] == [60.0, None, None, None, None]
+    assert read.trials[1].intermediate_values == {2: 50.0}
+    assert [t.params for t in read.trials] == [t.params for t in made.trials]
+    assert read.best_trial.user_attrs["setting"] == made.trials[0].setting
+    assert optuna_study.mirror(View(made)) == path  # replaced, not added to
+    assert len(optuna.load_study(study_name="tiny_search-smoke", storage=storage).trials) == 5
+
+
+def test_optuna_dashboard_opens_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program reads its own command line; only its server is put on a port that is free."""
+    made = searched(tmp_path, points=5)
+    run_to_the_end(made, lambda t: float(t.number))
+    line = [sys.executable, "-m", "sweeps", "study", str(made.path)]
+    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    journal = str(made.path / "optuna.journal")
+    words = typed("optuna-dashboard runs/joint_search-smoke/optuna.journal", {"runs/joint_search-smoke/optuna.journal": journal})
+    assert shlex.split(said) == words
+    (program,) = entry_points(group="console_scripts", name=words[0])
+    apps: list[Any] = []
+    monkeypatch.setattr(sys, "argv", [*words, "--server", "wsgiref"])
+    monkeypatch.setitem(program.load().__globals__, "run_wsgiref", lambda app, *_: apps.append(app))
+    program.load()()
+    with make_server("127.0.0.1", 0, apps[0], handler_class=Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        page = urllib.request.urlopen(f"{root}/dashboard", timeout=30).read().decode()
+        shown = json.load(urllib.request.urlopen(f"{root}/api/studies", timeout=30))["study_summaries"]
+        trials = json.load(urllib.request.urlopen(f"{root}/api/studies/{shown[0]['study_id']}", timeout=30))["trials"]
+        server.shutdown()
+    assert "Optuna Dashboard" in page
+    assert [s["study_name"] for s in shown] == ["tiny_search-smoke"]
+    assert [t["values"][0] for t in trials] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
