@@ -7,10 +7,11 @@ import pytest
 
 from tests.support.documented import MARK, ROOT, Command, commands, typed, typed_by
 from tests.support.slurm_bench import needs_slurm
+from tests.support.tiny import OVERRIDES
 from tests.support.typed import EXAMPLES, Run, Session
 
-_TINY = "data.train_limit=160 data.test_limit=60 encoder.width=8 global_batch_size=32 micro_batch_size=32 probes.linear_epochs=3"
-_SHORT = f"{_TINY} epochs=2 optimizer.warmup_epochs=1"
+_FEW_STEPS = [word for word in OVERRIDES if not word.startswith(("checkpoint.", "log."))]
+_SHORT = " ".join([*_FEW_STEPS, "epochs=2", "optimizer.warmup_epochs=1", "micro_batch_size=32"])
 _ABLATION, _DEPTH, _RATE = (f"runs/{name}-smoke" for name in ("predictor_ablation", "predictor_depth", "rate_and_depth"))
 _SINGLE = "optimizer.warmup_epochs=1 global_batch_size"
 

@@ -21,8 +21,8 @@ from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
 from sweeps.state.folder import Sweep, View
 from tests.support.documented import matches, messages
-from tests.support.tiny import tiny_config
-from tests.support.tiny_sweep import OVERRIDES, sweep
+from tests.support.tiny import OVERRIDES, tiny_config
+from tests.support.tiny_sweep import sweep
 
 
 class Scene:

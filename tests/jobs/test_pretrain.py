@@ -18,7 +18,7 @@ from jobs.slurm.ranks import adopt_srun_ranks
 from tests.cnnjepa.test_train import comparable
 from tests.support import forked
 from tests.support.held import environment, wait_until
-from tests.support.tiny_sweep import OVERRIDES
+from tests.support.tiny import OVERRIDES
 
 SMALL = [*OVERRIDES, "epochs=2"]
 

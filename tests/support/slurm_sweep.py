@@ -4,23 +4,23 @@ python tests/support/slurm_sweep.py [one|two|vicreg] --cluster test_cluster
 """
 
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script it has only its own folder on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sweeps.cli.run import main
 from sweeps.spec.sweep import Scale, Setting, SweepSpec
+from tests.support import tiny
 
 # 6 steps an epoch. A checkpoint is due at almost each step: a kill -9 in the middle finds one.
 OVERRIDES = [
+    *tiny.OVERRIDES,
     "data.train_limit=100",
-    "data.test_limit=60",
-    "encoder.width=8",
     "epochs=10",
-    "optimizer.warmup_epochs=1",
     "global_batch_size=16",
     "micro_batch_size=4",
-    "probes.linear_epochs=3",
     "checkpoint.every_minutes=0.001",
-    "log.every_steps=1",
-    "log.tensorboard=false",
 ]
 DEPTHS = [Setting({"method.predictor.depth": depth}) for depth in (1, 2, 3)]
 # Its loss and its BatchNorm need all ranks in every step.

@@ -1,24 +1,37 @@
-"""A configuration that trains in seconds."""
+"""The one tiny configuration: it trains in seconds. OVERRIDES are its words for a command line, `tiny_config` makes it without one."""
 
-from cnnjepa.config import DATA_PRESETS, CheckpointConfig, EncoderConfig, LogConfig, OptimizerConfig, ProbeConfig, TrainConfig
-from cnnjepa.methods.cnn_jepa import Config
+import functools
+from dataclasses import replace
+from typing import Any
+
+from cnnjepa.config import DATA_PRESETS, OptimizerConfig, TrainConfig, method_module
+
+# digits, 8 channels, 4 epochs of 4 steps of 32 images; a checkpoint after every step.
+TINY: dict[str, Any] = {
+    "data.train_limit": 160,
+    "data.test_limit": 60,
+    "encoder.width": 8,
+    "epochs": 4,
+    "optimizer.warmup_epochs": 0.5,
+    "global_batch_size": 32,
+    "micro_batch_size": 16,
+    "probes.linear_epochs": 5,
+    "checkpoint.every_minutes": 0.0,
+    "log.every_steps": 1,
+    "log.tensorboard": False,
+}
+# Of a key that is given twice the last value counts: [*OVERRIDES, "epochs=2"].
+OVERRIDES = [f"{key}={str(value).lower()}" for key, value in TINY.items()]
 
 
 def tiny_config(**changes: object) -> TrainConfig:
-    """digits, 8 channels, 2 epochs of 4 steps of 32 images."""
+    """Return the configuration for 2 epochs, with images after each; `changes` replace whole fields."""
     config = TrainConfig(
-        method=Config(),
-        data=DATA_PRESETS["digits"],
-        encoder=EncoderConfig(width=8),
-        optimizer=OptimizerConfig(lr=0.002, warmup_epochs=0.5),
-        probes=ProbeConfig(linear_epochs=5),
-        epochs=2,
-        global_batch_size=32,
-        micro_batch_size=16,
-        checkpoint=CheckpointConfig(every_minutes=0.0),
-        log=LogConfig(every_steps=1, images_every_epochs=1, tensorboard=False),
+        method=method_module("cnn_jepa").Config(), data=replace(DATA_PRESETS["digits"]), optimizer=OptimizerConfig(lr=0.002)
     )
-    config.data = type(config.data)(**{**vars(config.data), "train_limit": 160, "test_limit": 60})
+    for key, value in {**TINY, "epochs": 2, "log.images_every_epochs": 1}.items():
+        *path, last = key.split(".")
+        setattr(functools.reduce(getattr, path, config), last, value)
     for key, value in changes.items():
         setattr(config, key, value)
     return config

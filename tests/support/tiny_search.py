@@ -3,10 +3,16 @@
 python tests/support/tiny_search.py --cluster local
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script it has only its own folder on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from sweeps.cli.run import main
 from sweeps.spec.space import choice, real, whole
 from sweeps.spec.sweep import Scale, SweepSpec
-from tests.support.tiny_sweep import OVERRIDES
+from tests.support.tiny import OVERRIDES
 
 SPACE = [
     real("optimizer.lr", 0.0005, 0.05, 0.001, 0.01, log=True),

@@ -4,27 +4,19 @@ python tests/support/tiny_sweep.py --cluster local
 """
 
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script it has only its own folder on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sweeps.cli.run import main
 from sweeps.spec.sweep import Scale, Setting, SweepSpec
+from tests.support.tiny import OVERRIDES
 
 SETTINGS = [
     Setting({"method.predictor.depth": 1}, {"linear.test_top1": 64.86}),
     Setting({"method.predictor.depth": 2}, {"linear.test_top1": 73.22}),
     Setting({"method.predictor.conv": "pointwise"}),
-]
-OVERRIDES = [
-    "data.train_limit=160",
-    "data.test_limit=60",
-    "encoder.width=8",
-    "epochs=4",
-    "optimizer.warmup_epochs=0.5",
-    "global_batch_size=32",
-    "micro_batch_size=16",
-    "probes.linear_epochs=5",
-    "checkpoint.every_minutes=0",
-    "log.every_steps=1",
-    "log.tensorboard=false",
 ]
 
 

@@ -12,23 +12,13 @@ import pytest
 
 from tests.support.slurm_bench import needs_slurm
 from tests.support.slurm_cluster import SlurmCluster
+from tests.support.tiny import OVERRIDES
 
 ROOT = Path(__file__).parents[3]
-SMALL = [
-    "data.train_limit=100",
-    "data.test_limit=60",
-    "encoder.width=8",
-    "optimizer.warmup_epochs=1",
-    "global_batch_size=16",
-    "micro_batch_size=8",
-    "probes.linear_epochs=3",
-    "log.every_steps=1",
-    "log.tensorboard=false",
-]
 
 
 def line(runs: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "jobs.pretrain", "-m", f"cluster.runs_dir={runs}", *SMALL, *more]
+    return [sys.executable, "-m", "jobs.pretrain", "-m", f"cluster.runs_dir={runs}", *OVERRIDES, *more]
 
 
 def held(cluster: SlurmCluster, run: Path) -> psutil.Process:

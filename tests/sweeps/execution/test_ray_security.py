@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.support import forked
+from tests.support.tiny import OVERRIDES
 from tests.sweeps.execution.test_end_to_end import ROOT, command, wait_for_steps
 from tests.sweeps.execution.test_ray_allocation import DEFAULT_PORTS, asks_for_a_token, connect
 
@@ -86,8 +87,7 @@ def test_it_listens_on_the_loopback_alone_asks_for_a_token_and_leaves_no_secret(
 
 
 def test_a_single_run_keeps_no_secret_of_its_environment_or_its_command_line(tmp_path: Path) -> None:
-    line = ["-m", "jobs.pretrain", "epochs=1", "optimizer.warmup_epochs=0", "data.train_limit=40", "data.test_limit=20"]
-    line += ["encoder.width=8", "global_batch_size=16", "micro_batch_size=16", "probes.linear_epochs=1"]
+    line = ["-m", "jobs.pretrain", *OVERRIDES, "epochs=1", "log.tensorboard=true"]
     line += [f"data.root='{tmp_path}/token={SECRET}'", f"run_dir={tmp_path / 'run'}"]
     (tmp_path / "text").write_text(SECRET)
     assert files_with(SECRET, tmp_path) == [tmp_path / "text"], "the search can fail"
