@@ -97,7 +97,9 @@ TYPED = {
 
 # Run by another test, which makes its words of the command by `typed`, or by .ci/run.
 ELSEWHERE = {
-    "optuna-dashboard runs/joint_search-smoke/optuna.journal": "tests/sweeps/search/test_search.py::test_optuna_dashboard_opens_the_mirror",
+    "optuna-dashboard runs/joint_search-smoke/optuna.journal": (
+        "tests/sweeps/report/test_optuna_study.py::test_optuna_dashboard_opens_the_mirror"
+    ),
     "make ablation": ".ci/run",
     "make test": ".ci/run",
     "make gpu": "tests/test_on_cuda.py::test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda",
@@ -105,7 +107,7 @@ ELSEWHERE = {
     "python -m jobs.drill": "tests/sweeps/drill/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
     "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/sweeps/drill/test_drill.py::test_a_few_faults_lose_nothing",
     "python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data": (
-        "tests/cnnjepa/data/test_pack.py::test_a_torchvision_set_is_packed_without_loss"
+        "tests/cnnjepa/data/test_pack_sources.py::test_a_torchvision_set_is_packed_without_loss"
     ),
 }
 

@@ -17,8 +17,8 @@ from sweeps.mask_ratio import SWEEP as MASK_RATIO
 from sweeps.predictor_ablation import SWEEP
 from sweeps.spec.space import whole
 from sweeps.state.folder import Sweep
-from tests.cnnjepa.data.test_data import image_tree
 from tests.support import forked
+from tests.support.images import image_tree
 from tests.support.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]

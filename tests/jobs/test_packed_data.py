@@ -6,9 +6,9 @@ import pytest
 
 from cnnjepa.config import DataConfig, DatasetName
 from jobs.preflight import check_data
-from tests.cnnjepa.data.test_data import image_tree
-from tests.cnnjepa.data.test_pack import damage, run
 from tests.jobs.test_bad_input import OK, call_pretrain
+from tests.support.images import image_tree
+from tests.support.packing import damage, run
 from tests.support.tiny import tiny_config
 
 

@@ -17,7 +17,7 @@ from jobs import preflight, staging
 from jobs.config import compose_job
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array
-from tests.jobs.test_staging import packed, set_of, settle
+from tests.support.staging import packed, set_of, settle
 from tests.support.tiny import tiny_config
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster

@@ -15,9 +15,9 @@ from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from jobs.config import compose_job
 from jobs.run import run_job
 from jobs.slurm.ranks import adopt_srun_ranks
-from tests.cnnjepa.test_train import comparable
 from tests.support import forked
 from tests.support.held import environment, wait_until
+from tests.support.runs import comparable
 from tests.support.tiny import OVERRIDES
 
 SMALL = [*OVERRIDES, "epochs=2"]

@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 from cnnjepa.data.imagenet import imagenet100_classes
-from tests.cnnjepa.data.test_data import image_tree
 from tests.support.documented import ROOT, example
 from tests.support.forked import ForkServer
+from tests.support.images import image_tree
 
 # The files that the pages have a reader write.
 EXAMPLES = {

@@ -10,7 +10,7 @@ from PIL import Image
 from cnnjepa.data import pictures
 from cnnjepa.data.pictures import Drawn, EncodedPicture
 from cnnjepa.data.views import ViewSpec, _reduction, random_views
-from tests.cnnjepa.data.test_data import picture
+from tests.support.images import picture
 
 SPEC = ViewSpec(64, 0.2, 0.5)
 

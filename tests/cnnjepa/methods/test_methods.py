@@ -21,7 +21,7 @@ from cnnjepa.run.folder import RunError, RunStatus
 from cnnjepa.run.identity import from_dict, to_dict
 from cnnjepa.train import CollapsedError
 from tests.cnnjepa.test_distributed import Launched, assert_close, finish
-from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
+from tests.support.runs import assert_bitwise_equal, comparable, final_state, run
 from tests.support.tiny import tiny_config
 
 # What each needs to be small, and what lets 2 ranks add up to 1: as many hidden cells in every sample.

@@ -16,7 +16,7 @@ from cnnjepa.randomness import Stream, integer
 from cnnjepa.run.folder import RunFolder, RunStatus
 from cnnjepa.run.ranks import Ranks
 from cnnjepa.train import train
-from tests.cnnjepa.test_train import assert_bitwise_equal, final_state, run
+from tests.support.runs import assert_bitwise_equal, final_state, run
 from tests.support.tiny import tiny_config
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

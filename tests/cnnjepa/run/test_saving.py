@@ -15,7 +15,7 @@ from cnnjepa.run import checkpoint, saver
 from cnnjepa.run.files import Lines
 from cnnjepa.run.folder import RunError, RunFolder
 from cnnjepa.run.saver import Saver, host_copy, insist
-from tests.cnnjepa.test_train import assert_bitwise_equal, comparable, final_state, run
+from tests.support.runs import assert_bitwise_equal, comparable, final_state, run
 from tests.support.tiny import tiny_config
 
 LARGE = {"weight": torch.zeros(100_000)}

@@ -16,8 +16,8 @@ from sweeps.spec.sweep import ScaleName, Trial, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import SlurmStart
 from sweeps.state.folder import Sweep, View
+from tests.support.searched import searched
 from tests.support.tiny_sweep import sweep
-from tests.sweeps.search.test_search import searched
 
 CLUSTER = replace(compose_job(["cluster=test_cluster"]).cluster, gpus_per_slot=2, cores_per_slot=8, ranks_per_slot=2, max_parallel=2)
 EPOCHS = 4  # of every trial of the tiny sweep

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from cnnjepa.data.datasets import DEBIAN_FASHION
+from jobs.staging import own_folder
 from sweeps.state import claims
-from tests.jobs.test_staging import assert_same_files, child, copied_bytes, end, own_folder, set_of, write_manifest
 from tests.support.slurm_bench import ROOT, SweepOnSlurm, needs_slurm
 from tests.support.slurm_cluster import SlurmCluster
+from tests.support.staging import assert_same_files, child, copied_bytes, end, set_of, write_manifest
 
 pytestmark = [
     needs_slurm,

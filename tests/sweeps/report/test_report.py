@@ -1,77 +1,25 @@
 """The page's words and numbers; that it works in a browser is in test_end_to_end.py and test_search_end_to_end.py."""
 
 import dataclasses
-import io
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import plotly.graph_objects as go
 import pytest
-from rich.console import Console
 
 from cnnjepa.run.folder import RunResult, RunStatus
-from sweeps import __main__ as readers
-from sweeps.execution import rebuilding
-from sweeps.execution.monitor import conclude
-from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.report import html, html_text
-from sweeps.report.aggregate import Leader, Spread, Summary, summaries
-from sweeps.report.html_curves import curves, points_of_a_curve, thinned
-from sweeps.report.html_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
+from sweeps.report.aggregate import Leader, Summary, summaries
 from sweeps.report.tables import write_all
-from sweeps.spec.space import applied
-from sweeps.spec.sweep import ScaleName, Setting, build_trials
+from sweeps.spec.sweep import Setting
 from sweeps.state import claims
 from sweeps.state.folder import Sweep, View
 from sweeps.state.history import commands, note_command
-from tests.support.tiny_sweep import sweep
+from tests.support.reported import ALIKE, CLEAR, OBJECTIVE, claimed, embedded, failed, made
 
-OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_top1"
 ROOT = Path(__file__).parents[3]
-
-
-def made(path: Path, scores: dict[str, list[float]], settings: list[Setting] | None = None, seeds: int = 3) -> View:
-    """A sweep whose runs have those scores by setting, one a seed; what is beyond them has not begun."""
-    spec = dataclasses.replace(sweep(), settings=settings or sweep().settings)
-    found = Sweep.of(spec, ScaleName.paper, build_trials(spec, spec.paper, seeds, "local", []), path)
-    found.write()
-    for trial in found.trials:
-        mine = scores.get(trial.setting, [])[trial.seed - 42 :][:1]
-        if not mine:
-            continue
-        run = found.run(trial)
-        run.prepare(trial.config)
-        run.open_metrics(0)
-        for step in range(1, 4):
-            run.record("step", step, {"epoch": step / 2, "loss": 1 / step, "gradient_norm": float("nan")})
-        run.close()
-        metrics = {OBJECTIVE: mine[0], LINEAR: mine[0] - 1, KNN: mine[0] - 10}
-        run.write_result(RunResult(RunStatus.completed, metrics=metrics, step=3, parameters=1234, device_hours=0.5, seconds=1800.0))
-    return View(found)
-
-
-def failed(view: View, number: int, cause: str, log: str = "") -> None:
-    trial = view.sweep.trials[number]
-    run = view.sweep.run(trial)
-    run.prepare(trial.config)
-    (run.logs / "train.log").write_text(log)
-    run.write_result(RunResult(RunStatus.failed, cause, device_hours=0.25))
-
-
-def embedded(page: str) -> dict:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found
-    return json.loads(found[1])
-
-
-CLEAR = {"depth 1": [60.0, 61.0, 60.5], "depth 2": [75.2, 76.0, 75.4], "pointwise": [61.0, 60.2, 61.4]}
-ALIKE = {"depth 1": [70.0, 72.0, 71.0], "depth 2": [71.0, 70.5, 72.0], "pointwise": [50.0, 51.0, 50.5]}
 
 
 def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
@@ -173,11 +121,6 @@ def test_warnings_and_advice_stand_on_the_page(tmp_path: Path) -> None:
     assert "used at most, by 2 completed runs (counters): time " in page
 
 
-def claimed(view: View, number: int, epoch: int, gpus: float) -> None:
-    start = claims.SlurmStart("mini", "7_0", 0, f"gpu0{epoch}", gpus, "/none/job.log", "/code")
-    assert claims.claim(view.sweep.trial_dir(view.sweep.trials[number]), epoch, "d", 0, start)
-
-
 def test_hours_are_told_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Path) -> None:
     view = made(tmp_path, {"depth 1": [50.0, 52.0], "depth 2": [61.0]}, seeds=2)  # of 0.5 hours each
     failed(view, 2, "why")
@@ -235,30 +178,6 @@ def test_a_log_is_told_by_its_last_lines_and_rare_causes_come_last(tmp_path: Pat
     assert rare.log.splitlines() == [f"line {i}" for i in range(26, 40)]
 
 
-def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_a_line_goes_by_them(tmp_path: Path) -> None:
-    for name, rates, kind in (("wide", (0.31, 0.01, 0.1), "log"), ("narrow", (0.3, 0.01, 0.1), None)):
-        settings = [Setting({"optimizer.lr": rate}) for rate in rates]
-        view = made(tmp_path / name, {f"lr {rate:g}": [100 * rate] for rate in rates}, settings, seeds=1)
-        table = summaries(view)
-        figure = scores_figure(view, table, OBJECTIVE, colours(table, OBJECTIVE))
-        assert figure.layout.xaxis.type == kind
-        assert list(figure.data[0].x) == sorted(rates)
-        assert list(figure.data[0].y) == [100 * rate for rate in sorted(rates)]
-
-
-def test_many_settings_have_colours_from_best_to_worst() -> None:
-    table = [Summary(f"s{i}", {OBJECTIVE: Spread.of([float(i)])}, 0, 0, 0, 0, 0.0, {}, {}, {}) for i in range(40)]
-    found = colours(table, OBJECTIVE)
-    assert found["s39"] == "rgb(48, 18, 59)"  # where the scale begins
-    assert found["s0"] == "rgb(122, 4, 2)"
-
-
-def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis(tmp_path: Path) -> None:
-    table = [Summary("a", {OBJECTIVE: Spread(50.0, 2.0, 3)}, 0, 0, 0, 0, 0.0, {}, {}, {})]
-    (point, _) = costs_figure(made(tmp_path, ALIKE), table, {"a": Spread(3.0, 0.5, 3)}, "GPU-hours", {"a": "#000"}).data
-    assert (point.x[0], point.error_x.array[0], point.y[0], point.error_y.array[0]) == (3.0, 0.5, 50.0, 2.0)
-
-
 def test_text_cannot_end_the_script_it_stands_in(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
     view.sweep.trials[:] = [dataclasses.replace(t, setting=t.setting + "</script><!--<script>") for t in view.sweep.trials]
@@ -288,68 +207,6 @@ def test_the_command_makes_the_page_of_a_sweep_that_runs(tmp_path: Path) -> None
     assert (tmp_path / "report.html").read_text() == html.build(view)
 
 
-def test_a_curve_is_thinned_to_means_and_keeps_its_last_point() -> None:
-    found = thinned([float(i) for i in range(1001)], [float(i % 2) for i in range(1001)], 101)
-    assert len(found.values) == 101
-    assert found.values[0] == 0.5
-    assert (found.epochs[-1], found.values[-1]) == (1000.0, 0.0)
-    assert thinned([1.0], [2.0], 16).values == [2.0]
-    assert points_of_a_curve(10) == 240
-    assert points_of_a_curve(10_000) == 16
-    told = curves([{"kind": "step", "step": 1, "epoch": 0.5, "loss": None}, {"kind": "probe", "step": 2, "epoch": 1.0, "loss": 3}], 16)
-    assert list(told) == ["loss"]
-    assert (told["loss"].epochs, told["loss"].values) == ([1.0], [3.0])
-
-
-def test_the_pareto_front_holds_what_no_other_beats_in_both() -> None:
-    points = {"cheap": (1.0, 50.0), "dear": (4.0, 80.0), "beaten": (4.5, 79.0), "middle": (2.0, 70.0), "same cost": (2.0, 60.0)}
-    assert pareto(points) == ["cheap", "middle", "dear"]
-    assert pareto({"a": (1.0, 50.0), "as good, dearer": (2.0, 50.0)}) == ["a"]
-    assert pareto({"worse": (1.0, 40.0), "same cost": (1.0, 50.0)}) == ["same cost"]
-
-
-def test_settings_that_differ_in_one_number_are_a_line_with_the_papers_points(tmp_path: Path) -> None:
-    settings = [Setting({"method.predictor.depth": d}, {LINEAR: 60.0 + d}) for d in (3, 1, 2)]
-    view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, settings)
-    table = summaries(view)
-    line, seeds, paper = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE)).data
-    assert (list(line.x), list(line.y)) == ([1, 2, 3], [61.0, 62.0, 63.0])
-    assert list(line.error_y.array) == [1.0, 1.0, 1.0]
-    assert len(seeds.x) == 9
-    assert dict(zip(paper.x, paper.y, strict=True)) == {1: 61.0, 2: 62.0, 3: 63.0}
-
-
-@pytest.mark.parametrize(
-    ("third", "axis"),
-    [
-        ({}, "method.predictor.depth"),
-        ({"method.mask.mask_ratio": 0.7}, None),
-        ({"method.only_this_one": 1}, None),  # as a method's own keys
-        ({"method.predictor.depth": True}, None),
-        ({"method.predictor.depth": None}, None),
-        ({"method.predictor": None}, None),
-    ],
-    ids=str,
-)
-def test_only_one_key_that_all_have_and_that_is_a_number_makes_a_line(third: dict[str, object], axis: str | None, tmp_path: Path) -> None:
-    view = made(tmp_path, {}, [Setting({"method.predictor.depth": d}) for d in (1, 2, 3)], seeds=1)
-    trials = view.sweep.trials
-    for order in (trials, trials[::-1]):  # whichever configuration comes first
-        changed = [dataclasses.replace(t, values=applied(t.values, third, 42)) if t is trials[2] else t for t in order]
-        assert numeric_axis(View(dataclasses.replace(view.sweep, trials=changed))) == axis
-
-
-def test_a_fault_of_the_page_is_one_line_that_tells_where_it_lies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made(tmp_path, CLEAR)
-    monkeypatch.setattr(html, "scores_figure", lambda *_: {}["classes"])
-    monkeypatch.setattr(sys, "argv", ["sweeps", "report", str(tmp_path)])
-    assert readers.main() == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"error: KeyError: 'classes' \(test_report\.py, line \d+\), a fault of the page and not of the sweep\n", said)
-
-
 def test_runs_of_several_shapes_are_counted_where_the_page_says_what_was_run(tmp_path: Path) -> None:
     view = made(tmp_path, {}, [Setting({}), Setting({"epochs": 6}), Setting({"epochs": 6, "method.predictor.depth": 1})], seeds=1)
     shape = "data digits, encoder resnet_small, epochs {}, global_batch_size 32, precision fp32: {} runs"
@@ -363,17 +220,6 @@ def test_shapes_beyond_those_that_a_page_lists_are_counted(tmp_path: Path) -> No
     assert last == "and 3 more, each in the config.yaml of its runs"
 
 
-def test_other_settings_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
-    table = summaries(view := made(tmp_path, CLEAR))
-    figure: go.Figure = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE))
-    symbols = [trace.marker.symbol for trace in figure.data]
-    assert symbols.count("square") == 3
-    assert symbols.count("diamond-open") == 2
-    assert next(t.error_x.array[0] for t in figure.data if t.marker.symbol == "square") == pytest.approx(0.4163, rel=1e-3)
-    many = [dataclasses.replace(table[0], setting=f"setting {i}") for i in range(40)]
-    assert len(set(colours(many, OBJECTIVE).values())) == 40
-
-
 def test_commands_are_kept_once_in_a_row_and_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sweeps/a.py", "token=abc", "epochs=3"])
     note_command(tmp_path)
@@ -384,72 +230,6 @@ def test_commands_are_kept_once_in_a_row_and_without_secrets(tmp_path: Path, mon
         file.write('{"torn')
     assert [c["command"] for c in commands(tmp_path)] == [["python", "sweeps/a.py", "token=***", "epochs=3"], ["python", "sweeps/a.py"]]
     assert "token=***" in " ".join(html_text.what_was_run(made(tmp_path / "x", CLEAR)) + html_text.what_was_run(made(tmp_path, {})))
-
-
-def test_a_page_is_made_anew_while_a_sweep_runs_when_something_has_changed(tmp_path: Path) -> None:
-    made(tmp_path, CLEAR)
-    page = tmp_path / "report.html"
-    kept = Rebuilding(tmp_path, first_seconds=0.0, every_seconds=0.0)
-    kept.look("3 completed")
-    process = kept._process
-    assert process is not None
-    kept.look("4 completed")
-    assert kept._process is process  # one at a time
-    assert process.wait(300) == 0
-    assert page.read_text().endswith("</html>\n")
-    kept.look("3 completed")
-    assert kept._process is process  # nothing has changed
-    kept.close()  # of one that has ended
-    early = Rebuilding(tmp_path)
-    early.look("3 completed")
-    assert early._process is None
-    early.close()
-
-
-@pytest.mark.parametrize(("before", "ended_by"), [("", signal.SIGTERM), ("signal.signal(15, signal.SIG_IGN);", signal.SIGKILL)])
-def test_a_page_in_the_making_is_ended_with_its_watcher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, ended_by: signal.Signals
-) -> None:
-    """Something that would never end stands in for the report's command, so that it is surely at work."""
-    begun = tmp_path / "begun"
-    code = f"import pathlib, signal, time; {before} pathlib.Path({str(begun)!r}).touch(); time.sleep(3600)"
-    monkeypatch.setattr(rebuilding, "_command", lambda folder: [sys.executable, "-c", code])
-    monkeypatch.setattr(rebuilding, "_ENDS_WITHIN_SECONDS", 60.0 if ended_by is signal.SIGTERM else 0.1)
-    kept = Rebuilding(tmp_path, first_seconds=0.0)
-    kept.look("4 completed")
-    process = kept._process
-    assert process is not None
-    try:
-        while not begun.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
-        kept.close()
-        assert process.returncode == -ended_by
-    finally:
-        process.kill()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["begun"]
-
-
-def test_a_page_that_cannot_be_made_is_said_in_a_line_and_ends_no_sweep(tmp_path: Path) -> None:
-    view = made(tmp_path, {s: scores[:1] for s, scores in CLEAR.items()}, seeds=1)
-    (tmp_path / "report.html").mkdir()
-    console = Console(file=io.StringIO(), width=200)
-    assert conclude(view, console) == 0
-    last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
-    assert last.startswith(f"{tmp_path}/report.html: not made: SWEEP_FOLDER must be a folder that can be read; got ")
-    assert last.endswith(f"; the results are whole without it, to make it: python -m sweeps report {tmp_path}")
-    (tmp_path / "report.html").rmdir()
-    assert rebuild(tmp_path) == ""
-    assert (tmp_path / "report.html").is_file()
-
-
-def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:
-    heavy = "('plotly', 'optuna', 'torch', 'scipy')"
-    code = f"import sys, sweeps.execution.monitor, sweeps.__main__; print([m for m in {heavy} if m in sys.modules])"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True, env=environment)
-    assert done.stdout.strip() == "[]"
 
 
 def test_hours_are_told_in_three_digits_and_from_100_on_in_whole_numbers() -> None:

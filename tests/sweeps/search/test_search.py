@@ -2,82 +2,29 @@
 
 import dataclasses
 import itertools
-import json
-import shlex
-import subprocess
-import sys
-import threading
-import urllib.request
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import optuna
 import pytest
 
-from cnnjepa.run.folder import RunResult, RunStatus
-from jobs.cost import Quote
+from cnnjepa.run.folder import RunStatus
 from sweeps.cli.cancel import cancel
-from sweeps.cli.submit import check_budget
 from sweeps.execution import rounds
 from sweeps.execution.changes import left_to_run, take_up
 from sweeps.execution.scheduler import next_claim
-from sweeps.report import optuna_study
 from sweeps.report.aggregate import told_settings
 from sweeps.report.status import best_line, rungs_line, sweep_status
 from sweeps.report.tables import peoples_table, summary_csv
 from sweeps.search import sampler, search
 from sweeps.search.points import points
-from sweeps.search.search import Outlook
-from sweeps.spec.space import baseline, whole
-from sweeps.spec.sweep import FIRST_SEED, ScaleName, Search, SweepSpec, Trial, build_search
+from sweeps.spec.space import whole
+from sweeps.spec.sweep import FIRST_SEED, Search, Trial
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
-from tests.support.documented import typed
+from tests.support.searched import OBJECTIVE, State, end, run_to_the_end, searched
 from tests.support.tiny_search import SWEEP
 from tests.sweeps.execution.test_worker import Shown, never
-
-ROOT = Path(__file__).parents[3]
-OBJECTIVE = "linear.holdout_top1"
-State = optuna.trial.TrialState
-
-
-def searched(path: Path, rungs: list[int] | None = None, eta: int = 3, spec: SweepSpec = SWEEP, **changes: object) -> Sweep:
-    """A search in `path` whose trial 0 is there; `changes` are of how it chooses."""
-    rungs = [] if rungs is None else rungs
-    options: dict = {"sampler": "random", "points": 12, "seeds": 1, **changes}
-    chosen = build_search(spec, spec.smoke, "local", [], rungs, **options)
-    first = chosen.trial(0, 0, baseline(chosen.space, chosen.base), FIRST_SEED)
-    made = Sweep.of(spec, ScaleName.smoke, [first], path / "tiny_search-smoke", chosen, rungs, eta)
-    made.write()
-    return made
-
-
-def end(
-    made: Sweep, trial: Trial, score: float | None, status: RunStatus = RunStatus.completed, hours: float = 0.0, **probes: float
-) -> None:
-    """Give the trial a result; `probes` are scores on the way by epoch, such as e2=40.0."""
-    metrics = {} if score is None else {OBJECTIVE: score}
-    on_the_way = {epoch[1:]: {OBJECTIVE: value} for epoch, value in probes.items()}
-    folder = made.run(trial)
-    folder.prepare(trial.config)
-    folder.write_result(RunResult(status, metrics=metrics, probes=on_the_way, device_hours=hours))
-
-
-def run_to_the_end(made: Sweep, score: Callable[[Trial], float], hours: float = 0.0, limit: int = 100) -> list[Trial]:
-    """One slot after the other, each trial ending at once; returns the trials in the order of their begin."""
-    begun = []
-    view = View(made)
-    while (got := next_claim(view, Process.me().driver)) is not None:
-        with got[1]:
-            end(made, got[0], score(got[0]), hours=hours)
-        begun.append(got[0])
-        assert len(begun) < limit
-    return begun
-
 
 # What is chosen next.
 
@@ -246,58 +193,6 @@ def test_a_pruned_setting_is_told_with_how_far_it_came(tmp_path: Path) -> None:
     assert (told.state, dict(told.reports)) == (State.PRUNED, {1: 30.0, 2: 35.0})
 
 
-def test_two_objectives_are_accuracy_and_hours(tmp_path: Path) -> None:
-    made = searched(tmp_path, costs=True, sampler="tpe", points=14)
-    run_to_the_end(made, lambda _: 50.0, hours=2.0)
-    told = sampler.told(View(made), points(View(made))[0])
-    assert list(told.values) == [50.0, 2.0]
-
-
-def test_hours_are_a_mean_over_seeds_and_fewer_are_better(tmp_path: Path) -> None:
-    """Of two settings with the same accuracy the cheaper one alone is on Optuna's front; both directions are seen in what it says."""
-    made = searched(tmp_path, costs=True, points=3, seeds=2)
-    hours = {(0, 0): 2.0, (0, 1): 5.0, (1, 0): 3.0, (2, 0): 1.0}
-    view = View(made)
-    while (got := next_claim(view, "d")) is not None:
-        trial = got[0]
-        with got[1]:
-            score = {0: 60.0, 1: 60.0, 2: 40.0}[trial.point]
-            end(made, trial, score, hours=hours.get((trial.point, trial.seed - FIRST_SEED), 3.0))
-    assert [list(sampler.told(view, p).values) for p in points(view)] == [[60.0, 3.5], [60.0, 3.0], [40.0, 1.0]]
-    assert sampler.directions(True) == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
-    assert sampler.directions(False) == [optuna.study.StudyDirection.MAXIMIZE]
-    shown = optuna_study.study_of(view)
-    assert shown.directions == sampler.directions(True)
-    assert shown.metric_names == [OBJECTIVE, "device-hours"]
-    assert {(t.user_attrs["setting"], t.user_attrs["seed"]) for t in shown.best_trials} == {
-        (made.trials[0].setting, "42"),  # 60 for 2 hours: nobody has more, and nobody as much for less
-        (view.sweep.trials[2].setting, "42"),  # 40, the cheapest
-    }
-
-
-def test_what_was_pruned_has_no_accuracy_beside_its_cost(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2], costs=True)
-    end(made, made.trials[0], None, RunStatus.pruned, hours=1.0, e2=30.0)
-    assert sampler.told(View(made), points(View(made))[0]).state is State.FAIL
-
-
-def test_two_objectives_are_asked_of_the_sampler_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = searched(tmp_path, costs=True, sampler="tpe")
-    past = [sampler.Told(made.trials[0].params, State.COMPLETE, [60.0, 2.0]), sampler.Told(made.trials[0].params, State.FAIL)]
-    asked: list[optuna.Study] = []
-    create = optuna.create_study
-
-    def noted(**options: object) -> optuna.Study:
-        asked.append(create(**options))  # type: ignore[arg-type]
-        return asked[-1]
-
-    monkeypatch.setattr(optuna, "create_study", noted)
-    assert made.search is not None
-    sampler.suggest(past, made.search, 1, 0)
-    assert asked[0].directions == sampler.directions(True)
-    assert [t.values for t in asked[0].trials] == [[60.0, 2.0], None]  # what failed is not told; the last is what was asked for
-
-
 def test_samplers_are_made_as_the_documentation_says(tmp_path: Path) -> None:
     """10 settings at random before a model is asked; running ones count as bad; dimensions that depend on others are grouped."""
     made = searched(tmp_path, sampler="tpe").search
@@ -323,54 +218,6 @@ def test_each_number_and_each_draw_is_another_choice(tmp_path: Path) -> None:
     # Drawn evenly in the logarithm over [0.0005, 0.05]: half lie below its middle, 0.005. Evenly in the number 9 % would.
     assert 0.4 < sum(float(rate) < 0.005 for rate in rates) / 400 < 0.6
     assert sampler.distribution(SWEEP.space[0]) == optuna.distributions.FloatDistribution(0.0005, 0.05, log=True)
-
-
-def test_the_budget_is_never_exceeded_and_is_used(tmp_path: Path) -> None:
-    made = searched(tmp_path, points=50, budget_hours=10.0)
-    begun = run_to_the_end(made, lambda _: 50.0, hours=1.5)
-    assert len(begun) == 6  # 9 hours; a seventh would take it to 10.5
-
-
-def test_a_budget_holds_for_slots_that_run_side_by_side(tmp_path: Path) -> None:
-    made = searched(tmp_path, points=50, budget_hours=10.0)
-    view = View(made)
-    assert next_claim(view, "d") is not None
-    assert next_claim(view, "d") is None  # until the first has told what a run costs
-    end(made, made.trials[0], 50.0, hours=3.0)
-    owned = [next_claim(view, "d") for _ in range(4)]
-    assert [o is not None for o in owned] == [True, True, False, False]
-
-
-def test_a_budget_counts_what_failed_and_ends_a_search_whose_every_run_fails(tmp_path: Path) -> None:
-    made = searched(tmp_path, points=50, budget_hours=10.0)
-    view, begun = View(made), 0
-    while (got := next_claim(view, "d")) is not None:
-        with got[1]:
-            end(made, got[0], None, RunStatus.failed, hours=5.0)
-        begun += 1
-    assert begun == 2
-
-
-def test_a_budget_goes_by_the_dearest_epoch(tmp_path: Path) -> None:
-    made = searched(tmp_path, points=50, budget_hours=20.0)
-    costs = itertools.chain([1.0, 1.0, 4.0], itertools.repeat(1.0))
-    view, spent = View(made), 0.0
-    while (got := next_claim(view, "d")) is not None:
-        cost = next(costs)
-        with got[1]:
-            end(made, got[0], 50.0, hours=cost)
-        spent += cost
-    # After 1 + 1 + 4 hours a run is taken to cost 4: ten more of 1 begin, the last of them at 15, and at 16 one still does.
-    assert spent == 17.0
-
-
-def test_an_expected_cost_lets_slots_begin_side_by_side_and_holds_the_first_run_too(tmp_path: Path) -> None:
-    made = searched(tmp_path, points=50, budget_hours=10.0).expecting(3.0 / 4)  # 4 epochs a run
-    view = View(made)
-    assert [next_claim(view, "d") is not None for _ in range(5)] == [True, True, True, False, False]
-    price = Quote(1, 4, 3.0, "", "GPU-hours", None, 1, 1, True)
-    with pytest.raises(ValueError, match=r"--budget-gpu-hours must be at least the 12\.0 GPU-hours of one run; got 10"):
-        check_budget(made, price)
 
 
 # Changed while it runs.
@@ -468,47 +315,6 @@ def test_a_sweep_of_a_search_survives_its_file(tmp_path: Path) -> None:
     assert isinstance(again.search, Search)
 
 
-def test_runs_left_is_an_upper_bound_that_is_met_when_nothing_is_stopped(tmp_path: Path) -> None:
-    made = searched(tmp_path, points=12, seeds=3)
-    assert Outlook(View(made)).runs_left_at_most == 11 * 3 + 2  # the baseline is there
-    begun = run_to_the_end(made, lambda t: -float(t.point))
-    assert len(begun) == 12 + 2 * 2
-    # Every setting has completed, and each could still be asked for its further seeds if it were to lead.
-    assert Outlook(View(made)).runs_left_at_most == 10 * 2
-
-
-def test_a_search_that_is_asked_for_one_seed_has_nothing_left_when_all_settings_have_ended(tmp_path: Path) -> None:
-    made = searched(tmp_path, points=3)
-    run_to_the_end(made, lambda t: float(t.point))
-    outlook = Outlook(View(made))
-    assert (outlook.runs_left_at_most, outlook.points_left, outlook.seeds_due, outlook.to_begin) == (0, 0, [], 0)
-
-
-def test_epochs_are_expected_by_the_share_that_goes_on_at_each_rung(tmp_path: Path) -> None:
-    """Of 4 epochs: all to the first rung at 1, a third from there to the second at 2, a ninth from there to the end."""
-    outlook = Outlook(View(searched(tmp_path, [1, 2], points=5, seeds=3)))
-    assert search.epochs_expected(outlook) == pytest.approx(4 * (1 + 1 / 3 + 2 / 9) + 2 * 2 * 4)
-    whole_runs = Outlook(View(searched(tmp_path / "whole", points=5, seeds=1, eta=0)))
-    assert search.epochs_expected(whole_runs) == 4 * 4
-
-
-def test_the_epochs_of_an_ended_run_are_all_or_those_to_its_last_probe(tmp_path: Path) -> None:
-    trial = searched(tmp_path).trials[0]
-    on_the_way: dict[str, dict[str, float]] = {"2": {}, "10": {}, "9": {}}
-    assert search.epochs_done(trial, "completed", on_the_way) == 4.0
-    assert search.epochs_done(trial, "pruned", on_the_way) == 10.0  # numbers, not words
-    assert search.epochs_done(trial, "pruned", {}) == 0.0
-    assert search.epochs_done(trial, "failed", on_the_way) == 0.0
-
-
-def test_a_pruned_run_tells_what_an_epoch_costs(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2], points=50, budget_hours=10.0)
-    end(made, made.trials[0], None, RunStatus.pruned, hours=1.0, e1=30.0, e2=30.0)
-    outlook = Outlook(View(made))
-    assert outlook.hours == (1.0, 0.5)
-    assert outlook.affordable == 4  # 9 hours, of 2 a whole run
-
-
 def test_of_equal_settings_the_earlier_ones_get_further_seeds(tmp_path: Path) -> None:
     made = searched(tmp_path, points=4, seeds=2)
     begun = run_to_the_end(made, lambda _: 50.0)
@@ -520,60 +326,3 @@ def test_a_cancelled_trial_is_not_begun_and_holds_its_place(tmp_path: Path) -> N
     claims.cancel(made.trial_dir(made.trials[0]))
     begun = run_to_the_end(made, lambda _: 50.0)
     assert [t.number for t in begun] == [1, 2]
-
-
-# The mirror.
-
-
-def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(tmp_path: Path) -> None:
-    made = searched(tmp_path, [2], points=6)
-    view = View(made)
-    outcomes = [(60.0, RunStatus.completed), (None, RunStatus.pruned), (None, RunStatus.failed), (None, RunStatus.completed)]
-    for score, status in outcomes:
-        got = next_claim(view, "d")
-        assert got is not None
-        with got[1]:
-            end(made, got[0], score, status, e2=50.0)
-    assert next_claim(view, Process.me().driver) is not None
-    path = optuna_study.mirror(View(made))
-    assert [p.name for p in made.path.iterdir() if "journal" in p.name] == ["optuna.journal"]
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-    read = optuna.load_study(study_name="tiny_search-smoke", storage=storage)
-    assert [t.state for t in read.trials] == [State.COMPLETE, State.PRUNED, State.FAIL, State.FAIL, State.RUNNING]
-    assert [t.value for t in read.trials] == [60.0, None, None, None, None]
-    assert read.trials[1].intermediate_values == {2: 50.0}
-    assert [t.params for t in read.trials] == [t.params for t in made.trials]
-    assert read.best_trial.user_attrs["setting"] == made.trials[0].setting
-    assert optuna_study.mirror(View(made)) == path  # replaced, not added to
-    assert len(optuna.load_study(study_name="tiny_search-smoke", storage=storage).trials) == 5
-
-
-def test_optuna_dashboard_opens_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program reads its own command line; only its server is put on a port that is free."""
-    made = searched(tmp_path, points=5)
-    run_to_the_end(made, lambda t: float(t.number))
-    line = [sys.executable, "-m", "sweeps", "study", str(made.path)]
-    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    journal = str(made.path / "optuna.journal")
-    words = typed("optuna-dashboard runs/joint_search-smoke/optuna.journal", {"runs/joint_search-smoke/optuna.journal": journal})
-    assert shlex.split(said) == words
-    (program,) = entry_points(group="console_scripts", name=words[0])
-    apps: list[Any] = []
-    monkeypatch.setattr(sys, "argv", [*words, "--server", "wsgiref"])
-    monkeypatch.setitem(program.load().__globals__, "run_wsgiref", lambda app, *_: apps.append(app))
-    program.load()()
-    with make_server("127.0.0.1", 0, apps[0], handler_class=Quiet) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_port}"
-        page = urllib.request.urlopen(f"{root}/dashboard", timeout=30).read().decode()
-        shown = json.load(urllib.request.urlopen(f"{root}/api/studies", timeout=30))["study_summaries"]
-        trials = json.load(urllib.request.urlopen(f"{root}/api/studies/{shown[0]['study_id']}", timeout=30))["trials"]
-        server.shutdown()
-    assert "Optuna Dashboard" in page
-    assert [s["study_name"] for s in shown] == ["tiny_search-smoke"]
-    assert [t["values"][0] for t in trials] == [0.0, 1.0, 2.0, 3.0, 4.0]
-
-
-class Quiet(WSGIRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass

@@ -14,9 +14,9 @@ from sweeps.search.rungs import goes_on, rung_epochs
 from sweeps.spec.space import all_points, baseline, choice, grid_points, label, real, whole
 from sweeps.spec.sweep import FIRST_SEED, build_trials, grid_of
 from sweeps.state.folder import View
+from tests.support.searched import OBJECTIVE, State, end, searched
 from tests.support.tiny_search import SWEEP
 from tests.support.tiny_sweep import sweep
-from tests.sweeps.search.test_search import OBJECTIVE, State, end, searched
 
 # The space.
 
