@@ -5,13 +5,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.support import slurm_cluster
 from tests.support.documented import ROOT
+from tests.support.slurm_bench import needs_slurm, started_cluster
 from tests.support.slurm_cluster import InUseError, Options, SlurmCluster, free_ports
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -143,3 +146,35 @@ def test_a_folder_whose_processes_are_dead_may_be_used_again(tmp_path: Path, sle
 def test_a_wait_is_bounded_and_names_what_it_waited_for(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match="the moon: not within 0 s"):
         SlurmCluster(tmp_path, Options(port=15000)).wait("the moon", lambda: False, 0)
+
+
+def test_a_database_has_its_temporary_tables_in_the_folder_of_its_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MariaDB that starts removes the temporary tables of any other that shares its --tmpdir."""
+    lines: list[Sequence[str]] = []
+    monkeypatch.setattr(slurm_cluster, "_program", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", lambda line, **_: lines.append(line))
+    monkeypatch.setattr(SlurmCluster, "_spawn", lambda _, name, *line, **__: lines.append(line))
+    monkeypatch.setattr(SlurmCluster, "run", lambda *_: "mini")
+    monkeypatch.setattr(SlurmCluster, "wait", lambda *_: None)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        SlurmCluster(tmp_path / name, Options(port=15000))._start_database()
+    databases = [line for line in lines if line[0] in ("mariadb-install-db", "mariadbd")]
+    found = [[word for word in line if word.startswith("--tmpdir=")] for line in databases]
+    assert found == [[f"--tmpdir={tmp_path / name}/db/tmp"] for name in ("a", "a", "b", "b")]
+    assert all((tmp_path / name / "db" / "tmp").is_dir() for name in ("a", "b"))
+
+
+@needs_slurm
+@pytest.mark.nightly
+def test_two_clusters_that_start_at_once_both_keep_accounts() -> None:
+    both = threading.Barrier(2, timeout=300)
+
+    def accounts(port: int) -> str:
+        both.wait()
+        with started_cluster(Options(port=port, gather="linux")) as made:
+            both.wait()
+            return made.run("sacctmgr", "-nP", "list", "cluster", "format=cluster").strip()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(accounts, [free_ports(), free_ports()])) == ["mini", "mini"]

@@ -20,7 +20,7 @@ from tests.support.slurm_cluster import SlurmCluster
 
 # One worker strikes runs and holds them against their references, another does the rest: each has a cluster.
 pytestmark = [needs_slurm, pytest.mark.slow]
-# Those that are held against the undisturbed sweep run in one process, which makes it once; the others wherever there is room.
+# Those that are held against the undisturbed sweep run in one process, which makes it once.
 with_undisturbed = pytest.mark.xdist_group("slurm-1")
 
 

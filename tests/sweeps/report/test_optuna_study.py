@@ -24,8 +24,6 @@ from tests.support.searched import State, end, run_to_the_end, searched
 
 ROOT = Path(__file__).parents[3]
 
-# The mirror.
-
 
 def test_the_mirror_tells_optuna_of_every_run_and_nothing_without_value_has_one(tmp_path: Path) -> None:
     made = searched(tmp_path, [2], points=6)
