@@ -13,7 +13,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from tests.slurm_cluster import SlurmCluster
+    from tests.support.slurm_cluster import SlurmCluster
 
 
 def _same_numbers() -> None:
@@ -30,8 +30,8 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def shared_slurm() -> "Iterator[SlurmCluster]":
     """The one-host Slurm of this process."""
-    from tests.slurm_cluster import Options, free_ports
-    from tests.sweeps.slurm_bench import started_cluster
+    from tests.support.slurm_bench import started_cluster
+    from tests.support.slurm_cluster import Options, free_ports
 
     with started_cluster(Options(port=free_ports(), gather="linux")) as made:
         yield made
@@ -40,7 +40,7 @@ def shared_slurm() -> "Iterator[SlurmCluster]":
 @pytest.fixture
 def cluster(shared_slurm: "SlurmCluster") -> "Iterator[SlurmCluster]":
     """For one test, which finds it with its own options and leaves nothing running on it."""
-    from tests.sweeps.slurm_bench import clean_cluster
+    from tests.support.slurm_bench import clean_cluster
 
     with clean_cluster(shared_slurm) as made:
         yield made

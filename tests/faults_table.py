@@ -1,6 +1,6 @@
 """The table of faults in docs/how-it-works/fault-injection.md, from what the tests on a real Slurm wrote down.
 
-FAULTS_JSON=faults.json pytest tests/sweeps/test_slurm_faults.py && python tests/faults_table.py faults.json
+FAULTS_JSON=faults.json pytest tests/sweeps/execution/test_slurm_faults.py && python tests/faults_table.py faults.json
 """
 
 import json

@@ -4,7 +4,7 @@ import re
 
 from sweeps.drill.local_faults import RunHere
 from tests.campaign_table import PAGE, block
-from tests.documented import ROOT
+from tests.support.documented import ROOT
 
 
 def test_the_table_is_of_the_faults_that_are_done() -> None:

@@ -14,7 +14,7 @@ from jobs.cli import Parser
 from sweeps.cli.plan import parse
 from sweeps.joint_search import SWEEP as SEARCH
 from sweeps.predictor_ablation import SWEEP
-from tests import forked
+from tests.support import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = ("cnnjepa", "jobs", "sweeps")

@@ -9,8 +9,8 @@ import pytest
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
 from jobs.cluster import ClusterProfile
 from jobs.config import cluster_names
-from tests.documented import PAGES, ROOT, Block, blocks, code_spans, messages, page, prose
-from tests.typed import EXAMPLES
+from tests.support.documented import PAGES, ROOT, Block, blocks, code_spans, messages, page, prose
+from tests.support.typed import EXAMPLES
 
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 # Options of other programs that the pages speak of.

@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.documented import MARK, ROOT, Command, commands, typed, typed_by
-from tests.sweeps.slurm_bench import needs_slurm
-from tests.typed import EXAMPLES, Run, Session
+from tests.support.documented import MARK, ROOT, Command, commands, typed, typed_by
+from tests.support.slurm_bench import needs_slurm
+from tests.support.tiny import OVERRIDES
+from tests.support.typed import EXAMPLES, Run, Session
 
-_TINY = "data.train_limit=160 data.test_limit=60 encoder.width=8 global_batch_size=32 micro_batch_size=32 probes.linear_epochs=3"
-_SHORT = f"{_TINY} epochs=2 optimizer.warmup_epochs=1"
+_FEW_STEPS = [word for word in OVERRIDES if not word.startswith(("checkpoint.", "log."))]
+_SHORT = " ".join([*_FEW_STEPS, "epochs=2", "optimizer.warmup_epochs=1", "micro_batch_size=32"])
 _ABLATION, _DEPTH, _RATE = (f"runs/{name}-smoke" for name in ("predictor_ablation", "predictor_depth", "rate_and_depth"))
 _SINGLE = "optimizer.warmup_epochs=1 global_batch_size"
 
 _RUN_ABLATION = "python sweeps/predictor_ablation.py --cluster local"
 _RUN_DEPTH, _RUN_RATE = (f"python sweeps/{name}.py --cluster local" for name in ("predictor_depth", "rate_and_depth"))
 _RUN_SINGLE = f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64"
-_START_SLURM = "python tests/slurm_cluster.py start /tmp/ms"
+_START_SLURM = "python tests/support/slurm_cluster.py start /tmp/ms"
 _PACK = "python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify"
 
 # In any order: a command names those whose work it looks at, and they are typed before it.
@@ -37,7 +38,7 @@ TYPED = {
     "python sweeps/method_comparison.py --cluster local": Run("21 trials", "--dry-run"),
     "python sweeps/method_comparison.py --cluster komondor --dry-run account=abc": Run("24 trials"),
     f"python -m jobs.pretrain method=simsiam data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64": Run("completed: ", "", _SHORT),
-    "python -m pytest tests/cnnjepa/test_methods.py -k simsiam": Run("8 passed", "-q -p no:xdist", starts_others=True),
+    "python -m pytest tests/cnnjepa/methods/test_methods.py -k simsiam": Run("8 passed", "-q -p no:xdist", starts_others=True),
     "python sweeps/predictor_ablation.py --cluster komondor --dry-run account=abc": Run("#SBATCH --account=abc"),
     f"python -m sweeps logs --no-follow {_ABLATION} 0": Run("step 10/10", after=(_RUN_ABLATION,)),
     f"python -m sweeps cancel {_ABLATION} 0": Run("0 trials cancelled", after=(_RUN_ABLATION,)),
@@ -47,7 +48,7 @@ TYPED = {
     "python sweeps/predictor_ablation.py --cluster test_cluster --scale smoke micro_batch_size=16": Run(
         "#SBATCH --gres=gpu:4", "--dry-run"
     ),
-    "python tests/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True, after=(_START_SLURM,)),
+    "python tests/support/slurm_cluster.py stop /tmp/ms": Run("", starts_others=True, after=(_START_SLURM,)),
     "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --dry-run account=abc": Run("#SBATCH --nodes=3"),
     "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --trials-per-node 12 --dry-run account=abc": Run(
         "36 workers at once"
@@ -96,20 +97,22 @@ TYPED = {
 
 # Run by another test, which makes its words of the command by `typed`, or by .ci/run.
 ELSEWHERE = {
-    "optuna-dashboard runs/joint_search-smoke/optuna.journal": "tests/sweeps/test_search.py::test_optuna_dashboard_opens_the_mirror",
+    "optuna-dashboard runs/joint_search-smoke/optuna.journal": (
+        "tests/sweeps/report/test_optuna_study.py::test_optuna_dashboard_opens_the_mirror"
+    ),
     "make ablation": ".ci/run",
     "make test": ".ci/run",
     "make gpu": "tests/test_on_cuda.py::test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda",
     "make .venv/.ready": ".ci/run",
-    "python -m jobs.drill": "tests/jobs/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
-    "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/jobs/test_drill.py::test_a_few_faults_lose_nothing",
+    "python -m jobs.drill": "tests/sweeps/drill/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
+    "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/sweeps/drill/test_drill.py::test_a_few_faults_lose_nothing",
     "python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data": (
-        "tests/cnnjepa/test_pack.py::test_a_torchvision_set_is_packed_without_loss"
+        "tests/cnnjepa/data/test_pack_sources.py::test_a_torchvision_set_is_packed_without_loss"
     ),
 }
 
 # Printed by a command that is typed here, for the reader to type.
-PRINTED = {"export SLURM_CONF=/tmp/ms/etc/slurm.conf": "python tests/slurm_cluster.py start /tmp/ms"}
+PRINTED = {"export SLURM_CONF=/tmp/ms/etc/slurm.conf": "python tests/support/slurm_cluster.py start /tmp/ms"}
 
 # What a line that carries the mark must hold, since the mark excuses it from being run.
 _CLUSTERS = (
@@ -152,7 +155,7 @@ def test_what_is_run_elsewhere_is_run_there(text: str) -> None:
 def test_a_command_is_run_by_a_test_that_makes_its_words_of_it_and_by_no_other() -> None:
     """Neither a text that only stands there, nor a helper, nor words that nobody takes."""
     source = """
-from tests.documented import typed
+from tests.support.documented import typed
 TEXT = "python a"
 def helper(): return typed("python b", {})
 def test_one(): run(typed("python a", {}))

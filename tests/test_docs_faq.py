@@ -20,9 +20,9 @@ from sweeps.spec.sweep import ScaleName, SweepSpec, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
 from sweeps.state.folder import Sweep, View
-from tests.documented import matches, messages
-from tests.sweeps.tiny_sweep import OVERRIDES, sweep
-from tests.tiny import tiny_config
+from tests.support.documented import matches, messages
+from tests.support.tiny import OVERRIDES, tiny_config
+from tests.support.tiny_sweep import sweep
 
 
 class Scene:

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from tests.documented import ROOT
 from tests.faults_table import PAGE, block, faults_in
+from tests.support.documented import ROOT
 
-TESTS = Path(__file__).parent / "sweeps" / "test_slurm_faults.py"
+TESTS = Path(__file__).parent / "sweeps" / "execution" / "test_slurm_faults.py"
 
 
 def test_the_table_lists_the_faults_that_are_tested() -> None:

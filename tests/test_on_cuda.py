@@ -5,10 +5,8 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,9 +28,10 @@ from tests.benchmarks._cuda_parts import (
     losses_apart,
     settled,
 )
-from tests.benchmarks._in_parts import Outcome, Part, end_all, run_parts
-from tests.benchmarks._same_run import compare_records, compare_states, relative, verdict
-from tests.documented import typed
+from tests.benchmarks._in_parts import Outcome
+from tests.support.documented import typed
+from tests.test_in_parts import answering, part
+from tests.test_same_run import different, step_record
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tests" / "benchmarks" / "on_cuda.py"
@@ -66,69 +65,6 @@ def test_without_cuda_the_json_is_one_valid_object(
     assert reported["figures"] == {"outcome": "not run", "why": on_cuda.why_not(), "rehearsal": False, "parts": {}}
     monkeypatch.setattr(torch.version, "cuda", None)
     assert on_cuda.why_not() == "this torch is built without CUDA"
-
-
-# What is held to be different.
-
-
-def test_only_the_same_bits_have_no_difference() -> None:
-    a = torch.tensor([1.0, -4.0])
-    assert relative(a, a.clone()) == 0
-    assert relative(torch.tensor([1.0, -3.0]), a) == 0.25  # 1 of 4
-    assert relative(torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0])) == math.ulp(0.0)
-    assert relative(torch.tensor([math.nan]), torch.tensor([math.nan])) == 0
-    for other in (torch.tensor([1.0]), a.double(), torch.tensor([1.0, math.nan])):
-        assert relative(other, a) == math.inf
-    assert relative(torch.tensor(7), torch.tensor(8)) == 0.125
-
-
-def test_the_tensor_that_is_furthest_apart_is_named_and_a_missing_one_is_infinitely_far() -> None:
-    state = {"encoder": {"w": torch.tensor([2.0]), "b": torch.tensor([1.0])}, "state": [torch.tensor([8.0])], "step": 3}
-    assert compare_states(state, state) == (0.0, "")
-    other = {"encoder": {"w": torch.tensor([4.0]), "b": torch.tensor([1.0])}, "state": [torch.tensor([10.0])], "step": 3}
-    assert compare_states(state, other) == (0.5, "encoder.w")
-    assert compare_states(state, {**state, "state": []}) == (math.inf, "state.0")
-
-
-def step_record(step: int, loss: float, **more: Any) -> dict[str, Any]:
-    return {"kind": "step", "step": step, "loss": loss, "images_per_second": 10.0, "data_wait_share": 0.5, **more}
-
-
-def test_records_are_compared_with_each_other_step_by_step_without_their_timing() -> None:
-    theirs = [step_record(1, 4.0, lr=0.1), step_record(2, 2.0, lr=0.2), {"kind": "final", "step": 2, "epoch": 1, "knn": 50.0}]
-    ours = [{**r, "images_per_second": 99.0, "gpu_utilisation": 1.0} for r in theirs]
-    assert compare_records(ours, theirs) == {"first_different_step": None, "first_difference": "", "loss_apart": 0.0, "twice": []}
-    ours[1] |= {"loss": 2.5, "lr": 0.3}
-    found = compare_records(ours, theirs)
-    assert (found["first_different_step"], found["first_difference"]) == (2, "loss 2.5 instead of 2.0")
-    assert found["loss_apart"] == 0.25
-    found = compare_records([theirs[0], theirs[0], theirs[2]], theirs)
-    assert (found["first_different_step"], found["first_difference"]) == (2, "the step record is not in both")
-    assert (found["loss_apart"], found["twice"]) == (math.inf, ["step record of step 1"])
-    assert compare_records(theirs, [*theirs[:2], {**theirs[2], "knn": 51.0}])["first_difference"] == "knn 50.0 instead of 51.0"
-
-
-def different(first: int | None, apart: float, loss: float = 0.0) -> dict[str, Any]:
-    reported = {"first_different_step": first, "first_difference": "loss 1 instead of 2" if first else "", "loss_apart": loss, "twice": []}
-    return {"same_bits": False, "largest_relative": apart, "where": "encoder.w", **reported}
-
-
-def test_a_difference_that_begins_after_the_resume_is_the_resumes_fault() -> None:
-    assert verdict({**different(None, 0.0), "same_bits": True}, 10) == ([], "same bits")
-    for found in (different(11, 1e-7, 1e-7), different(None, 1e-7)):  # of which the second shows in weights alone
-        (wrong,), said = verdict(found, 10)
-        assert "it was resumed at step 10" in wrong
-        assert "1.0e-07 of the largest value in encoder.w" in said
-    assert "from step 11 on (loss 1 instead of 2)" in verdict(different(11, 1e-7), 10)[1]
-
-
-def test_a_device_that_does_not_repeat_a_run_is_allowed_small_differences_of_losses_and_no_others() -> None:
-    wrong, said = verdict(different(10, 0.3, 0.05), 10)  # step 10 was made before the kill
-    assert wrong == []
-    assert said.startswith("the device does not repeat a run: different: 3.0e-01")
-    for found in (different(3, 0.3, 0.0501), different(3, math.inf, 0.01), different(3, 0.3, math.inf)):
-        assert len(verdict(found, 10)[0]) == 1
-    assert verdict({**different(3, 0.3), "twice": ["step record of step 12"]}, 10)[0] == ["recorded twice: step record of step 12"]
 
 
 def test_ranks_and_one_rank_are_compared_by_each_steps_loss(tmp_path: Path) -> None:
@@ -291,104 +227,6 @@ def test_a_run_is_killed_beyond_a_checkpoint_however_slow_the_disk(
 ) -> None:
     line = [sys.executable, "-S", "-c", PRETENDS, str(tmp_path / "run"), str(saved), str(recorded), str(int(ends))]
     assert kill_halfway(line, tmp_path / "run", steps=20) == kill
-
-
-# Parts, each in its own process.
-
-
-def part(name: str, code: str, least: float = 0.0, most: float = 60.0, needs: tuple[str, ...] = ()) -> Part:
-    return Part(name, [sys.executable, "-S", "-c", code], least, most, needs)
-
-
-def answering(wrong: list[str]) -> str:
-    reported = {"figures": {"x": 1, "far": math.inf}, "wrong": wrong, "said": ["it is so"]}
-    return f"import sys; open(sys.argv[1], 'w').write({json.dumps(reported)!r})"
-
-
-def test_a_part_that_fails_is_reported_and_the_others_still_run(tmp_path: Path) -> None:
-    parts = [
-        part("broken", "print('before'); raise ValueError('a planted fault')"),
-        part("silent", "import os; os._exit(3)"),
-        part("mute", "print('no answer')"),
-        part("answered and broke", answering([]) + "; sys.exit('too late')"),
-        part("wrong", answering(["1 is not 2", "3 is not 4"])),
-        part("of the wrong", answering([]), needs=("wrong",)),
-        part("good", answering([])),
-        part("of the good", answering([]), needs=("good",)),
-        part("long", answering([]), least=1e9),
-    ]
-    begun: list[str] = []
-    found = run_parts(parts, tmp_path, time.monotonic() + 600, tmp_path, begun.append)
-    assert [(name, o.outcome) for name, o in found.items()] == [
-        ("broken", "failed"),
-        ("silent", "failed"),
-        ("mute", "failed"),
-        ("answered and broke", "failed"),
-        ("wrong", "failed"),
-        ("of the wrong", "not run"),
-        ("good", "passed"),
-        ("of the good", "passed"),
-        ("long", "not run"),
-    ]
-    assert begun == ["broken", "silent", "mute", "answered and broke", "wrong", "good", "of the good"]
-    assert found["broken"].why == "ValueError: a planted fault"
-    assert found["broken"].last_lines[0] == "before"
-    assert found["silent"].why == "ended with status 3 and no word"
-    assert found["mute"].why == "no answer"
-    assert found["answered and broke"].why == "too late"
-    assert found["wrong"].why == "1 is not 2; 3 is not 4"
-    assert found["of the wrong"].why == "wrong has not passed"
-    assert found["long"].why.startswith("no time left: ")
-    assert (found["good"].figures["x"], found["good"].said, found["good"].why) == (1, ["it is so"], "")
-
-
-# In a session of its own, as torchrun's ranks are.
-STARTS_ANOTHER = """
-import subprocess, sys, time
-sleep = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
-print(subprocess.Popen(sleep, start_new_session=True).pid, flush=True)
-time.sleep(600)
-"""
-
-
-def test_a_part_is_ended_with_all_that_it_started() -> None:
-    process = subprocess.Popen([sys.executable, "-S", "-c", STARTS_ANOTHER], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    other = int(process.stdout.readline())
-    assert not _is_gone(other, within=0)
-    end_all(process)
-    process.stdout.close()
-    assert process.returncode == -signal.SIGKILL
-    assert _is_gone(other)
-    end_all(process)  # whose number may be another's by now
-
-
-def test_a_part_that_hangs_is_ended_and_the_others_still_run(tmp_path: Path) -> None:
-    parts = [part("hangs", "import time; time.sleep(600)", most=0.5), part("after", answering([]))]
-    found = run_parts(parts, tmp_path, time.monotonic() + 600, tmp_path, lambda name: None)
-    assert (found["hangs"].outcome, found["hangs"].why) == ("failed", "ended after 0 s, the time it had")
-    assert found["after"].outcome == "passed"
-
-
-def _is_gone(pid: int, within: float = 60.0) -> bool:
-    """Whether a killed process is dead; one that nobody waits for may still be listed."""
-    deadline = time.monotonic() + within
-    while True:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.02)
-
-
-def test_no_more_time_than_the_whole_has_is_given_to_a_part(tmp_path: Path) -> None:
-    found = run_parts(
-        [part("hangs", "import time; time.sleep(600)", most=20)], tmp_path, time.monotonic() + 0.5, tmp_path, lambda name: None
-    )
-    assert found["hangs"].why == "ended after 0 s, the time it had"
 
 
 @pytest.mark.parametrize(("code", "status"), [(answering([]), 0), (answering(["1 is not 2"]), 1), ("1 / 0", 1)])

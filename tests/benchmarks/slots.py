@@ -26,7 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sweeps.state.folder import Sweep, View
-from tests.slurm_cluster import Options, SlurmCluster, free_ports
+from tests.support.slurm_cluster import Options, SlurmCluster, free_ports
 
 SCRIPT = Path(__file__).resolve().parent / "_slots_sweep.py"
 RANK = Path(__file__).resolve().parent / "_trivial_rank.py"

@@ -17,7 +17,7 @@ from cnnjepa.config import (
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.rules import validate
 from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 
 def leaves(config: object, path: tuple[str, ...] = (), neutral: bool = False) -> list[tuple[tuple[str, ...], bool]]:

@@ -20,10 +20,10 @@ from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import to_dict
 from cnnjepa.run.ranks import Device, Ranks, is_main_rank, joined, pick_device, rank_count
-from tests import forked
-from tests.cnnjepa.test_train import CHILD, assert_bitwise_equal, comparable, final_state, wait_until_held
-from tests.forked import Forked
-from tests.tiny import tiny_config
+from tests.support import forked
+from tests.support.forked import Forked
+from tests.support.runs import CHILD, assert_bitwise_equal, comparable, final_state, wait_until_held
+from tests.support.tiny import tiny_config
 
 ASK_ON_RANK_1 = """    import os
     slow.calls = getattr(slow, 'calls', 0) + 1

@@ -32,7 +32,7 @@ from cnnjepa.methods import byol, cnn_jepa
 from cnnjepa.models.masked import Visibility
 from cnnjepa.optim import AdamW
 from cnnjepa.run.folder import RunFolder
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 GOLDEN = Path(__file__).with_name("reference_steps.json")
 SEED, IMAGES, GLOBAL_BATCH, MICRO_BATCH, EPOCHS, SIZE, GRID = 7, 70, 16, 8, 2, 40, 5

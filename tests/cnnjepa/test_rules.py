@@ -6,7 +6,7 @@ import pytest
 
 from cnnjepa.config import EncoderConfig, EncoderName, OptimizerName, TrainConfig, accumulation_steps, grid_size, method_module
 from cnnjepa.rules import validate
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 INFINITY = float("inf")
 # A key, values that are accepted and values that are not.

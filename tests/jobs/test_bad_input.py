@@ -17,9 +17,9 @@ from sweeps.mask_ratio import SWEEP as MASK_RATIO
 from sweeps.predictor_ablation import SWEEP
 from sweeps.spec.space import whole
 from sweeps.state.folder import Sweep
-from tests import forked
-from tests.cnnjepa.test_data import image_tree
-from tests.tiny import tiny_config
+from tests.support import forked
+from tests.support.images import image_tree
+from tests.support.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
 OK = ["optimizer.warmup_epochs=0"]

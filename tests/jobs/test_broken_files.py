@@ -15,8 +15,8 @@ from sweeps.cli import run
 from sweeps.cli.plan import parse, plan
 from sweeps.state import claims
 from sweeps.state.folder import Sweep
-from tests.sweeps.struck import ARGUMENTS, SPECS
-from tests.tiny import tiny_config
+from tests.support.fault_target import ARGUMENTS, SPECS
+from tests.support.tiny import tiny_config
 
 Capture = pytest.CaptureFixture[str]
 

@@ -18,7 +18,7 @@ from sweeps.cli.plan import parse, plan
 from sweeps.method_comparison import SWEEP as METHODS
 from sweeps.predictor_ablation import SWEEP as PREDICTORS
 from sweeps.spec.sweep import SweepSpec
-from tests.sample import SEED
+from tests.support.sample import SEED
 
 TASK = task_named(DEFAULT_TASK)
 OVERRIDES = [

@@ -17,7 +17,7 @@ from cnnjepa.run.identity import signature
 from cnnjepa.train import train
 from jobs.config import compose_job
 from jobs.export import export
-from tests.cnnjepa.test_methods import METHODS, small
+from tests.cnnjepa.methods.test_methods import METHODS, small
 
 BASE = ["epochs=1", "optimizer.warmup_epochs=0", "global_batch_size=4", "micro_batch_size=4", "data.train_limit=8", "data.test_limit=8"]
 

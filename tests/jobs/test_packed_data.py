@@ -6,10 +6,10 @@ import pytest
 
 from cnnjepa.config import DataConfig, DatasetName
 from jobs.preflight import check_data
-from tests.cnnjepa.test_data import image_tree
-from tests.cnnjepa.test_pack import damage, run
 from tests.jobs.test_bad_input import OK, call_pretrain
-from tests.tiny import tiny_config
+from tests.support.images import image_tree
+from tests.support.packing import damage, run
+from tests.support.tiny import tiny_config
 
 
 @pytest.mark.parametrize("how", ["truncated", "missing", "another file", "manifest", "shrunk"])

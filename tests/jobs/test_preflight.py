@@ -1,4 +1,4 @@
-"""What would stop a submission, without Slurm; with it, tests/sweeps/test_slurm_faults.py submits nothing that preflight refuses."""
+"""What would stop a submission, without Slurm; on a real one test_slurm_faults.py submits nothing that preflight refuses."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from jobs import preflight, staging
 from jobs.config import compose_job
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array
-from tests.jobs.test_staging import packed, set_of, settle
-from tests.tiny import tiny_config
+from tests.support.staging import packed, set_of, settle
+from tests.support.tiny import tiny_config
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster
 

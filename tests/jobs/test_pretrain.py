@@ -15,10 +15,10 @@ from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from jobs.config import compose_job
 from jobs.run import run_job
 from jobs.slurm.ranks import adopt_srun_ranks
-from tests import forked
-from tests.cnnjepa.test_train import comparable
-from tests.held import environment, wait_until
-from tests.sweeps.tiny_sweep import OVERRIDES
+from tests.support import forked
+from tests.support.held import environment, wait_until
+from tests.support.runs import comparable
+from tests.support.tiny import OVERRIDES
 
 SMALL = [*OVERRIDES, "epochs=2"]
 
@@ -80,7 +80,7 @@ def test_two_ranks_of_torchrun_train_the_same_experiment(tmp_path: Path) -> None
 def held(arguments: list[str], tmp_path: Path) -> forked.Forked:
     """The command, in a session of its own, when it has recorded step 3; it goes on when `tmp_path / "held"` is removed."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    words = ["-m", "tests.held", "jobs.pretrain", *arguments]
+    words = ["-m", "tests.support.held", "jobs.pretrain", *arguments]
     child = forked.start(words, env=environment(tmp_path / "held", 3), start_new_session=True, **pipes)
     wait_until("step 3", (tmp_path / "held").exists, lambda: child.poll() is None)
     return child
@@ -134,7 +134,7 @@ def test_one_failing_run_of_a_multirun_stops_no_other(tmp_path: Path) -> None:
 def test_the_death_of_a_rank_is_no_failure_of_the_run(tmp_path: Path) -> None:
     arguments, file = [*SMALL, f"run_dir={tmp_path / 'run'}"], tmp_path / "held"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    child = subprocess.Popen([*TORCHRUN, "-m", "tests.held", "jobs.pretrain", *arguments], env=environment(file, 3), **quiet)
+    child = subprocess.Popen([*TORCHRUN, "-m", "tests.support.held", "jobs.pretrain", *arguments], env=environment(file, 3), **quiet)
     try:
         wait_until("step 3", file.exists, lambda: child.poll() is None)
         folder = RunFolder(tmp_path / "run")

@@ -10,7 +10,7 @@ from cnnjepa.run.ranks import Device
 from jobs import config
 from jobs.cluster import RENAMED, ClusterProfile, Scheduler, fit_to, validate_cluster
 from jobs.config import compose_job
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 SLURM = ClusterProfile("x", Scheduler.slurm, ranks_per_trial=4, cores_per_trial=64, gpus_per_trial=4.0)
 

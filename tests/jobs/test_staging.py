@@ -1,6 +1,5 @@
 """Packed sets on a node's own disk: real files, real processes, real locks; what does not fit is a file that does not."""
 
-import hashlib
 import json
 import os
 import resource
@@ -12,96 +11,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from jobs import staging
-from jobs.config import compose_job
-from jobs.run import run_job
 from jobs.staging import PackedSet, Staging, StagingError, own_folder, try_lock
-from tests.cnnjepa.test_data import image_tree, write_idx
-from tests.cnnjepa.test_pack import run as pack
-from tests.cnnjepa.test_train import comparable
-from tests.jobs.test_pretrain import SMALL, TORCHRUN, pretrain
-
-FILES, BYTES = 8, 300_000
-# Goes on until the copy is settled, or stands still in the middle of it; then waits for the end of its standard input.
-CHILD = """
-import sys
-from pathlib import Path
-from jobs.staging import PackedSet, Staging
-packed, scratch, until = PackedSet.of(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-with Staging(packed, scratch) as staging:
-    copied = lambda: len(list(Path(scratch).rglob("file-?")))
-    in_a_file = lambda: list(Path(scratch).rglob("*.tmp"))
-    while not staging.advance(0) and not (until and copied() >= until and in_a_file()):
-        pass
-    print("root", staging.root, flush=True)
-    print("cause", staging.cause, flush=True)
-    sys.stdin.read()
-"""
-
-
-def write_manifest(folder: Path) -> Path:
-    """Name the files of `folder` as packing does."""
-    names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
-    data = {name: (folder / name).read_bytes() for name in names}
-    files = [{"name": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest(), "split": "train"} for n, d in data.items()]
-    (folder / "manifest.json").write_text(json.dumps({"files": files}))
-    return folder
-
-
-def packed(folder: Path, seed: int = 0) -> Path:
-    folder.mkdir()
-    random = np.random.default_rng(seed)
-    for i in range(FILES):
-        (folder / f"file-{i}").write_bytes(random.bytes(BYTES + i))
-    return write_manifest(folder)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return packed(tmp_path / "set")
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    (tmp_path / "scratch").mkdir()
-    return tmp_path / "scratch"
-
-
-def set_of(folder: Path) -> PackedSet:
-    found = PackedSet.of(folder)
-    assert found is not None
-    return found
-
-
-def settle(source: Path, scratch: object) -> Staging:
-    with Staging(set_of(source), str(scratch)) as staging:
-        deadline = time.monotonic() + 60
-        while not staging.advance():
-            assert time.monotonic() < deadline
-    return staging
-
-
-def child(source: Path, scratch: Path, until: int = 0, **more: object) -> subprocess.Popen[str]:
-    line = [sys.executable, "-c", CHILD, str(source), str(scratch), str(until)]
-    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more)  # type: ignore[call-overload, no-any-return]
-
-
-def end(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=60)
-    return out
-
-
-def copied_bytes(said: str) -> list[int]:
-    return [int(line.split()[1]) for line in said.splitlines() if "bytes copied" in line]
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    names = sorted(p.name for p in one.iterdir())
-    assert names == sorted(p.name for p in other.iterdir())
-    assert all((one / n).read_bytes() == (other / n).read_bytes() for n in names)
+from tests.support.staging import BYTES, FILES, assert_same_files, child, copied_bytes, end, packed, set_of, settle
 
 
 def test_processes_that_come_at_once_copy_once(source: Path, scratch: Path) -> None:
@@ -320,96 +234,6 @@ def test_what_is_staged_is_listed_and_freed_unless_it_is_read(source: Path, scra
     assert stage("--free", scratch) == (0, f"{set_of(other).key} freed\n")
     assert stage("--list", scratch) == (0, "")
     assert stage("--list", tmp_path / "none")[0] == 2
-
-
-def fashion(folder: Path) -> Path:
-    """Images enough for SMALL, with a manifest."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", 160), ("t10k", 60)):
-        labels = np.arange(count) % 10
-        pixels = random.integers(0, 128, (count, 28, 28)) + 12 * labels[:, None, None]
-        write_idx(folder / f"{part}-images-idx3-ubyte", pixels, packed=False)
-        write_idx(folder / f"{part}-labels-idx1-ubyte", labels, packed=False)
-    return write_manifest(folder)
-
-
-@pytest.mark.slow
-def test_a_run_copies_once_for_its_ranks_and_reads_the_copy(tmp_path: Path, scratch: Path) -> None:
-    source = fashion(tmp_path / "fashion")
-    arguments = [*SMALL, "epochs=1", "data=fashion_mnist", "data.train_limit=160", f"data.root={source}"]
-    staged = pretrain([*arguments, f"local_scratch={scratch}", f"run_dir={tmp_path / 'staged'}"], TORCHRUN)
-    assert staged.returncode == 0, staged.stderr
-    assert copied_bytes(staged.stdout) == [set_of(source).bytes]
-
-    def end_of(name: str, *more: str) -> object:
-        run_job(compose_job([*arguments, *more, f"run_dir={tmp_path / name}"]))
-        return comparable(tmp_path / name)
-
-    undisturbed = end_of("plain")
-    assert end_of("again", f"local_scratch={scratch}") == undisturbed
-    # What lies on the node is what is read: the same set in black gives another run.
-    pixels = own_folder(str(scratch)) / set_of(source).key / "train-images-idx3-ubyte"
-    pixels.write_bytes(pixels.read_bytes()[:16] + bytes(160 * 28 * 28))
-    assert end_of("black", f"local_scratch={scratch}") != undisturbed
-
-
-def test_a_set_as_it_was_packed_is_staged_and_trains_as_the_loose_images_do(
-    tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tree = image_tree(tmp_path / "tree", ["cat", "dog"], images=90)
-    assert pack(tree, tmp_path / "packed", "--images-per-file", 50).returncode == 0
-    arguments = [*SMALL, "epochs=1", "data=imagefolder", "data.image_size=32"]
-    for name, more in (("tree", []), ("packed", [f"local_scratch={scratch}"])):
-        run_job(compose_job([*arguments, f"data.root={tmp_path / name}", *more, f"run_dir={tmp_path / 'runs' / name}"]))
-    assert comparable(tmp_path / "runs" / "packed") == comparable(tmp_path / "runs" / "tree")
-    assert copied_bytes(capsys.readouterr().out) == [set_of(tmp_path / "packed").bytes]
-    assert_same_files(tmp_path / "packed", own_folder(str(scratch)) / set_of(tmp_path / "packed").key)
-
-
-def test_a_run_that_cannot_stage_says_so_once_and_reads_the_set_itself(
-    tmp_path: Path, scratch: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = fashion(tmp_path / "fashion")
-    arguments = [*SMALL, "epochs=1", "data=fashion_mnist", "data.train_limit=160", f"data.root={source}"]
-    ended = run_job(compose_job([*arguments, "local_scratch=/sys", f"run_dir={tmp_path / 'a'}"]))
-    assert ended is not None
-    assert ended.metrics
-    (warned,) = [r.getMessage() for r in caplog.records if "staged" in r.getMessage()]
-    assert warned.startswith(f"not staged, the run reads {source}: [Errno ")
-    assert "\n" not in warned
-    (source / "manifest.json").unlink()
-    run_job(compose_job([*arguments, f"local_scratch={scratch}", f"run_dir={tmp_path / 'b'}"]))
-    assert f"not staged: {source} holds loose files and no packed set\n" in capsys.readouterr().out
-    assert not list(scratch.iterdir())
-    # A run that has ended is not worth a copy.
-    write_manifest(source)
-    run_job(compose_job([*arguments, f"local_scratch={scratch}", f"run_dir={tmp_path / 'b'}"]))
-    assert not list(scratch.iterdir())
-
-
-@pytest.mark.slow
-def test_a_run_asked_to_stop_while_another_process_copies_stops(tmp_path: Path, scratch: Path) -> None:
-    source = fashion(tmp_path / "fashion")
-    for name in ("file-0", "file-1"):
-        (source / name).write_bytes(bytes(BYTES))
-    write_manifest(source)
-    copier = child(source, scratch, until=1)
-    assert copier.stdout is not None
-    copier.stdout.readline()
-    copier.stdout.readline()
-    arguments = [*SMALL, "epochs=1", "data=fashion_mnist", "data.train_limit=160", f"data.root={source}", f"local_scratch={scratch}"]
-    line = [sys.executable, "-u", "-m", "jobs.pretrain", *arguments, f"run_dir={tmp_path / 'run'}"]
-    run = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert run.stdout is not None
-    assert "waiting for the process that copies" in run.stdout.readline()
-    run.terminate()
-    out, err = run.communicate(timeout=30)
-    assert run.returncode == 130, err
-    assert "the same command resumes it" in out
-    end(copier)
-    again = pretrain([*arguments, f"run_dir={tmp_path / 'run'}"])
-    assert again.returncode == 0, again.stderr
-    assert len(copied_bytes(again.stdout)) == 1
 
 
 def test_runs_read_a_staged_set_side_by_side(source: Path, scratch: Path) -> None:

@@ -15,9 +15,9 @@ from jobs.task import task_of
 from sweeps.execution import monitor
 from sweeps.report import plots as pictures
 from sweeps.spec.sweep import Configuration, SweepSpec
-from tests.browser import opened
-from tests.sweeps import tiny_search, tiny_sweep
-from tests.sweeps.shipped import CAUSE, GONE, Text, Trainer, in_process, read, run, shipped
+from tests.support import tiny_search, tiny_sweep
+from tests.support.browser import opened
+from tests.support.shipped import CAUSE, GONE, Text, Trainer, in_process, read, run, shipped
 
 SHIPPED = shipped()
 

@@ -1,0 +1,101 @@
+"""The figures of the page: axes, colours, error bars, curves and the Pareto front."""
+
+import dataclasses
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+from sweeps.report.aggregate import Spread, Summary, summaries
+from sweeps.report.html_curves import curves, points_of_a_curve, thinned
+from sweeps.report.html_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
+from sweeps.spec.space import applied
+from sweeps.spec.sweep import Configuration
+from sweeps.state.folder import View
+from tests.support.reported import ALIKE, CLEAR, LINEAR, OBJECTIVE, made
+
+
+def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_a_line_goes_by_them(tmp_path: Path) -> None:
+    for name, rates, kind in (("wide", (0.31, 0.01, 0.1), "log"), ("narrow", (0.3, 0.01, 0.1), None)):
+        configurations = [Configuration({"optimizer.lr": rate}) for rate in rates]
+        view = made(tmp_path / name, {f"lr {rate:g}": [100 * rate] for rate in rates}, configurations, seeds=1)
+        table = summaries(view)
+        figure = scores_figure(view, table, OBJECTIVE, colours(table, OBJECTIVE))
+        assert figure.layout.xaxis.type == kind
+        assert list(figure.data[0].x) == sorted(rates)
+        assert list(figure.data[0].y) == [100 * rate for rate in sorted(rates)]
+
+
+def test_many_configurations_have_colours_from_best_to_worst() -> None:
+    table = [Summary(f"s{i}", {OBJECTIVE: Spread.of([float(i)])}, 0, 0, 0, 0, 0.0, {}, {}, {}) for i in range(40)]
+    found = colours(table, OBJECTIVE)
+    assert found["s39"] == "rgb(48, 18, 59)"  # where the scale begins
+    assert found["s0"] == "rgb(122, 4, 2)"
+
+
+def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis(tmp_path: Path) -> None:
+    table = [Summary("a", {OBJECTIVE: Spread(50.0, 2.0, 3)}, 0, 0, 0, 0, 0.0, {}, {}, {})]
+    (point, _) = costs_figure(made(tmp_path, ALIKE), table, {"a": Spread(3.0, 0.5, 3)}, "GPU-hours", {"a": "#000"}).data
+    assert (point.x[0], point.error_x.array[0], point.y[0], point.error_y.array[0]) == (3.0, 0.5, 50.0, 2.0)
+
+
+def test_a_curve_is_thinned_to_means_and_keeps_its_last_point() -> None:
+    found = thinned([float(i) for i in range(1001)], [float(i % 2) for i in range(1001)], 101)
+    assert len(found.values) == 101
+    assert found.values[0] == 0.5
+    assert (found.epochs[-1], found.values[-1]) == (1000.0, 0.0)
+    assert thinned([1.0], [2.0], 16).values == [2.0]
+    assert points_of_a_curve(10) == 240
+    assert points_of_a_curve(10_000) == 16
+    reported = curves([{"kind": "step", "step": 1, "epoch": 0.5, "loss": None}, {"kind": "probe", "step": 2, "epoch": 1.0, "loss": 3}], 16)
+    assert list(reported) == ["loss"]
+    assert (reported["loss"].epochs, reported["loss"].values) == ([1.0], [3.0])
+
+
+def test_the_pareto_front_holds_what_no_other_beats_in_both() -> None:
+    points = {"cheap": (1.0, 50.0), "dear": (4.0, 80.0), "beaten": (4.5, 79.0), "middle": (2.0, 70.0), "same cost": (2.0, 60.0)}
+    assert pareto(points) == ["cheap", "middle", "dear"]
+    assert pareto({"a": (1.0, 50.0), "as good, dearer": (2.0, 50.0)}) == ["a"]
+    assert pareto({"worse": (1.0, 40.0), "same cost": (1.0, 50.0)}) == ["same cost"]
+
+
+def test_configurations_that_differ_in_one_number_are_a_line_with_the_papers_points(tmp_path: Path) -> None:
+    configurations = [Configuration({"method.predictor.depth": d}, {LINEAR: 60.0 + d}) for d in (3, 1, 2)]
+    view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, configurations)
+    table = summaries(view)
+    line, seeds, paper = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE)).data
+    assert (list(line.x), list(line.y)) == ([1, 2, 3], [61.0, 62.0, 63.0])
+    assert list(line.error_y.array) == [1.0, 1.0, 1.0]
+    assert len(seeds.x) == 9
+    assert dict(zip(paper.x, paper.y, strict=True)) == {1: 61.0, 2: 62.0, 3: 63.0}
+
+
+@pytest.mark.parametrize(
+    ("third", "axis"),
+    [
+        ({}, "method.predictor.depth"),
+        ({"method.mask.mask_ratio": 0.7}, None),
+        ({"method.only_this_one": 1}, None),  # as a method's own keys
+        ({"method.predictor.depth": True}, None),
+        ({"method.predictor.depth": None}, None),
+        ({"method.predictor": None}, None),
+    ],
+    ids=str,
+)
+def test_only_one_key_that_all_have_and_that_is_a_number_makes_a_line(third: dict[str, object], axis: str | None, tmp_path: Path) -> None:
+    view = made(tmp_path, {}, [Configuration({"method.predictor.depth": d}) for d in (1, 2, 3)], seeds=1)
+    trials = view.sweep.trials
+    for order in (trials, trials[::-1]):  # whichever configuration comes first
+        changed = [dataclasses.replace(t, values=applied(t.values, third, 42)) if t is trials[2] else t for t in order]
+        assert numeric_axis(View(dataclasses.replace(view.sweep, trials=changed))) == axis
+
+
+def test_other_configurations_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
+    table = summaries(view := made(tmp_path, CLEAR))
+    figure: go.Figure = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE))
+    symbols = [trace.marker.symbol for trace in figure.data]
+    assert symbols.count("square") == 3
+    assert symbols.count("diamond-open") == 2
+    assert next(t.error_x.array[0] for t in figure.data if t.marker.symbol == "square") == pytest.approx(0.4163, rel=1e-3)
+    many = [dataclasses.replace(table[0], label=f"configuration {i}") for i in range(40)]
+    assert len(set(colours(many, OBJECTIVE).values())) == 40
