@@ -116,7 +116,7 @@ def _leaves(node: Any, path: str = "") -> list[str]:
 
 def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
     """Return one line with the key, the rule and the value for an error of Hydra or OmegaConf."""
-    cause = error.__cause__ or error.__context__ or error
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__ or error
     key, node = getattr(cause, "full_key", None) or "", getattr(cause, "child_node", None)
     override = next((o for o in reversed(overrides) if o.startswith((f"{key}=", f"{key}."))), "")  # the last one counts
     given = override.partition("=")[2]

@@ -105,6 +105,13 @@ def _add_costs(parser: Parser, spec: SweepSpec) -> None:
         group.add_argument("--budget-gpu-hours", type=float, metavar="H", help=budget)
 
 
+def refuse_without_allocation(asked: argparse.Namespace) -> None:
+    """Raise ValueError at an option of an allocation where none is asked for."""
+    for key, value in {"--nodes": asked.nodes, "--trials-per-node": asked.trials_per_node}.items():
+        if value is not None:
+            raise ValueError(f"{key} must come with --backend allocation on a Slurm cluster; got {value}: add it, or leave {key} out")
+
+
 def profile_keys(spec: SweepSpec, overrides: Sequence[str]) -> list[str]:
     """Those of `overrides` that are the cluster profile's."""
     return [o for o in qualified(overrides, spec.task) if o.startswith("cluster.")]

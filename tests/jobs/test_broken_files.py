@@ -11,7 +11,7 @@ import pytest
 
 from jobs import config, pretrain
 from sweeps import __main__ as looking
-from sweeps.cli import run
+from sweeps.cli import local, run
 from sweeps.cli.plan import parse, plan
 from sweeps.state import claims
 from sweeps.state.folder import Sweep
@@ -45,7 +45,7 @@ def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("it has started")
 
     monkeypatch.setattr(pretrain, "run_job", started)
-    monkeypatch.setattr(run, "run_here", started)
+    monkeypatch.setattr(local, "run_missing", started)
 
 
 # Profiles: the text of slurm/cluster/broken.yaml.

@@ -9,7 +9,7 @@ import pytest
 from cnnjepa.run.identity import to_dict
 from jobs.config import compose_job
 from jobs.cost import Estimate, balance, combined, estimate
-from sweeps.cli.submit import check_cap
+from sweeps.cli.estimate import check_cap
 
 PAPER = ["cluster=komondor", "account=abc", "data=imagenet100", "encoder.name=resnet50", "precision=bf16"]
 JOB = compose_job(PAPER)

@@ -11,7 +11,7 @@ from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.cluster import Allocation
 from jobs.config import compose_job
 from jobs.cost import Estimate
-from sweeps.cli import submit
+from sweeps.cli import estimate, local, submit
 from sweeps.spec.sweep import ScaleName, Trial, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import SlurmStart
@@ -52,8 +52,8 @@ def test_an_epochs_hours_are_those_of_all_devices_of_completed_slurm_runs_of_tha
     end(made, elsewhere, 5.0, gpus=None)
     end(made, without, 3.0, gpus=0)  # no GPU: its 8 cores
     view = View(made)
-    assert submit.hours_of(view, one.values, CLUSTER) == [3.0, 2.0, 0.25, 6.0]
-    assert submit.hours_of(view, {**one.values, "precision": "bf16"}, CLUSTER) == []
+    assert estimate.hours_of(view, one.values, CLUSTER) == [3.0, 2.0, 0.25, 6.0]
+    assert estimate.hours_of(view, {**one.values, "precision": "bf16"}, CLUSTER) == []
 
 
 def test_hours_are_measured_over_all_sweeps_of_the_folder_that_can_be_read(tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_hours_are_measured_over_all_sweeps_of_the_folder_that_can_be_read(tmp_p
             end(made, trial, 1.0 + 2 * i + j, gpus=2)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sweep.json").write_text("{")
-    assert submit.measured_hours(tmp_path, first.trials[0].values, CLUSTER) == [0.5, 1.0]
-    assert submit.measured_hours(tmp_path, second.trials[0].values, CLUSTER) == [1.5, 2.0]
-    assert submit.measured_hours(tmp_path / "none", first.trials[0].values, CLUSTER) == []
+    assert estimate.measured_hours(tmp_path, first.trials[0].values, CLUSTER) == [0.5, 1.0]
+    assert estimate.measured_hours(tmp_path, second.trials[0].values, CLUSTER) == [1.5, 2.0]
+    assert estimate.measured_hours(tmp_path / "none", first.trials[0].values, CLUSTER) == []
 
 
 def test_an_estimate_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_path: Path) -> None:
@@ -80,18 +80,18 @@ def test_an_estimate_is_of_what_is_left_at_the_median_of_what_was_measured(tmp_p
     run.open_metrics(0)
     run.record("step", 15, {"epoch": 3.0, "loss": 1.0})
     run.close()
-    price = submit.estimate_of(View(made), CLUSTER, retry_failed=False)
+    price = estimate.estimate_of(View(made), CLUSTER, retry_failed=False)
     assert (price.trials, price.epochs, price.device_hours_per_epoch, price.device_hours) == (2, 5.0, 2.0, 10.0)
     assert (price.unit, price.at_most, price.parallel) == ("GPU-hours", False, 2)
     assert price.wall_hours == 4.0  # the run that has not begun: 8 GPU-hours on 2
     assert price.source == "measured by this code, median of 3 runs"
-    again = submit.estimate_of(View(made), CLUSTER, retry_failed=True)
+    again = estimate.estimate_of(View(made), CLUSTER, retry_failed=True)
     assert (again.trials, again.epochs) == (3, 9.0)
 
 
 def test_a_search_is_estimated_as_if_nothing_were_stopped(tmp_path: Path) -> None:
     made = searched(tmp_path, [2], max_trials=3, seeds=2)
-    price = submit.estimate_of(View(made), CLUSTER, retry_failed=False)
+    price = estimate.estimate_of(View(made), CLUSTER, retry_failed=False)
     # The baseline, its second seed, and two configurations of two seeds.
     assert (price.trials, price.epochs, price.device_hours, price.at_most) == (6, 24.0, None, True)
 
@@ -100,7 +100,7 @@ def test_trials_are_priced_by_what_an_epoch_of_them_costs(tmp_path: Path) -> Non
     made = planned(tmp_path / "a", seeds=2)
     other = planned(tmp_path / "b", "data.train_limit=128")
     both = replace(made, trials=[made.trials[0], *other.trials, *made.trials[1:]])
-    kinds = submit.kinds_of(both)
+    kinds = estimate.kinds_of(both)
     assert [[t.signature for t in kind] for kind in kinds] == [[t.signature for t in s.trials] for s in (made, other)]
 
 
@@ -110,13 +110,13 @@ def price(rate: float | None, unit: str = "GPU-hours") -> Estimate:
 
 def test_a_budget_pays_for_one_run_at_least(tmp_path: Path) -> None:
     made = searched(tmp_path, budget_hours=10.0)
-    submit.check_budget(made, price(2.5))  # 4 epochs: exactly
-    submit.check_budget(made, price(None))
+    estimate.check_budget(made, price(2.5))  # 4 epochs: exactly
+    estimate.check_budget(made, price(None))
     with pytest.raises(ValueError, match=r"--budget-gpu-hours must be at least the 10\.4 GPU-hours of one run; got 10"):
-        submit.check_budget(made, price(2.6))
-    submit.check_budget(planned(tmp_path / "a"), price(1e9))
-    assert submit.budget_of(made) == 10.0
-    assert submit.budget_of(planned(tmp_path / "a")) is None
+        estimate.check_budget(made, price(2.6))
+    estimate.check_budget(planned(tmp_path / "a"), price(1e9))
+    assert estimate.budget_of(made) == 10.0
+    assert estimate.budget_of(planned(tmp_path / "a")) is None
 
 
 def asked(**values: Any) -> argparse.Namespace:
@@ -124,25 +124,26 @@ def asked(**values: Any) -> argparse.Namespace:
 
 
 def test_an_allocation_is_what_the_command_line_asks_for_and_nothing_else() -> None:
-    here = compose_job(["cluster=local"]).cluster
     assert submit.allocation_of(asked(), CLUSTER) is None
     assert submit.allocation_of(asked(backend="array"), CLUSTER) is None
-    assert submit.allocation_of(asked(), here) is None
+    local.check(asked())
     assert submit.allocation_of(asked(backend="allocation", nodes=3), CLUSTER) == Allocation(3, 2)
     assert submit.allocation_of(asked(backend="allocation", nodes=3, trials_per_node=4), CLUSTER) == Allocation(3, 4)
-    for cluster, given, message in (
-        (CLUSTER, {"backend": "allocation"}, "--nodes must be given with --backend allocation; got none"),
-        (CLUSTER, {"nodes": 2}, "--nodes must come with --backend allocation on a Slurm cluster; got 2"),
-        (
-            CLUSTER,
-            {"backend": "array", "trials_per_node": 2},
-            "--trials-per-node must come with --backend allocation on a Slurm cluster; got 2",
-        ),
-        (here, {"backend": "allocation", "nodes": 2}, "--nodes must come with --backend allocation on a Slurm cluster; got 2"),
-        (here, {"backend": "array"}, "--backend must be left out on this machine, where Ray Tune places the trials; got array"),
+    alone = "must come with --backend allocation on a Slurm cluster; got 2"
+    elsewhere = "--backend must be left out on this machine, where Ray Tune places the trials; got array"
+    for refused, given, message in (
+        (on_slurm, {"backend": "allocation"}, "--nodes must be given with --backend allocation; got none"),
+        (on_slurm, {"nodes": 2}, f"--nodes {alone}"),
+        (on_slurm, {"backend": "array", "trials_per_node": 2}, f"--trials-per-node {alone}"),
+        (local.check, {"backend": "allocation", "nodes": 2}, f"--nodes {alone}"),
+        (local.check, {"backend": "array"}, elsewhere),
     ):
         with pytest.raises(ValueError, match=message):
-            submit.allocation_of(asked(**given), cluster)
+            refused(asked(**given))
+
+
+def on_slurm(of: argparse.Namespace) -> Allocation | None:
+    return submit.allocation_of(of, CLUSTER)
 
 
 @pytest.mark.parametrize(("said", "agrees"), [("y", True), (" YES ", True), ("", False), ("n", False), ("yesterday", False)])

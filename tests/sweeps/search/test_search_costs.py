@@ -8,7 +8,7 @@ import pytest
 
 from cnnjepa.run.folder import RunStatus
 from jobs.cost import Estimate
-from sweeps.cli.submit import check_budget
+from sweeps.cli.estimate import check_budget
 from sweeps.execution.scheduler import next_claim
 from sweeps.report import optuna_study
 from sweeps.search import sampler, search

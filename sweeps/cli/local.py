@@ -1,0 +1,95 @@
+"""Run a sweep on this machine: check, plan, run what is missing with Ray Tune, and write the results."""
+
+import argparse
+import os
+import signal
+import time
+from types import FrameType
+
+from rich.console import Console
+
+from jobs.cli import INTERRUPTED
+from jobs.cluster import ClusterProfile, JobSpec
+from jobs.run import check_jobs
+from sweeps.cli.plan import refuse_without_allocation
+from sweeps.execution.changes import announce_changes, left_to_run, take_up
+from sweeps.execution.monitor import Watcher, conclude
+from sweeps.execution.ray_local import LocalEngine, workers_here
+from sweeps.execution.rounds import REFRESH_SECONDS, run_round
+from sweeps.report.status import counts_line, sweep_status
+from sweeps.search.search import is_over, to_take_up
+from sweeps.state import claims
+from sweeps.state.folder import Sweep, View
+from sweeps.state.history import note_command
+
+
+def check(asked: argparse.Namespace) -> None:
+    """Raise ValueError at an option that only a Slurm cluster has."""
+    refuse_without_allocation(asked)
+    if asked.backend:
+        rule = "be left out on this machine, where Ray Tune places the trials"
+        raise ValueError(f"--backend must {rule}; got {asked.backend}: give a Slurm --cluster, or leave it out")
+
+
+def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, console: Console) -> int:
+    """Run what is missing until the table can be printed; return the exit status.
+
+    Raise ValueError before anything starts if the machine lacks room, data or a device.
+    """
+    if left_to_run(View(sweep), asked.retry_failed) or to_take_up(View(sweep)):
+        workers_here(cluster)
+    check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in sweep.trials])
+    announce_changes(sweep, console)
+    sweep.write()
+    note_command(sweep.path)
+    take_up(View.here(sweep), asked.retry_failed)
+    finished = run_missing(sweep, cluster, console)
+    view = View.here(sweep)
+    if finished and all(s.ended for s in view.states().values()):  # nothing was cancelled
+        return conclude(view, console)
+    console.print(f"stopped: {counts_line(sweep_status(view))}; the same command resumes", soft_wrap=True, highlight=False)
+    return INTERRUPTED
+
+
+def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool:
+    """Run until every trial has ended; False where a signal asked to stop, which saves running trials first."""
+    view = View.here(sweep)
+    if is_over(view):
+        return True
+    engine = LocalEngine(sweep, cluster)
+    signals: list[int] = []
+    reported: list[str] = []
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) == 1:
+            engine.stop()
+            return
+        engine.abandon()
+        console.show_cursor()
+        os._exit(INTERRUPTED)  # a thread waits in Ray, and an ordinary exit would wait for it
+
+    def stopped() -> bool:
+        return bool(signals)
+
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    if engine.unused_devices:
+        console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_trial=1 gives each trial one")
+    console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
+    try:
+        engine.start()
+        with Watcher(view, console) as watcher:
+            while not stopped() and not is_over(view):
+                if not run_round(view, engine.place, engine.parallel, watcher, stopped):  # the rest runs in another command's workers
+                    if (hosts := view.hosts_elsewhere()) != reported:
+                        reported = hosts
+                        minutes = claims.SILENCE_SECONDS / 60
+                        if hosts:
+                            console.print(f"waiting for trials of {', '.join(hosts)}; taken over once silent for {minutes:.0f} min")
+                    watcher.show()
+                    time.sleep(REFRESH_SECONDS)
+    finally:
+        engine.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return not signals
