@@ -23,6 +23,8 @@ fast: $(READY)
 
 nightly: $(READY)
 	$(PYTEST) -m nightly
+	$(BIN)/python tests/benchmarks/learning.py --jobs 3
+	$(MAKE) ablation
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants.py --jobs 2

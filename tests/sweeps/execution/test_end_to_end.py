@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from sweeps.execution.ray_local import parallel_workers
 from tests.support import forked
 from tests.support.browser import PHONE, opened
 from tests.support.held import wait_until
+from tests.support.sample import sampled
 
 ROOT = Path(__file__).parents[3]
 # Each fixture of the module is made once: those who look at it run in one process.
@@ -143,18 +145,38 @@ def starts_ray(child: subprocess.Popen) -> bool:
     return any(p.name().startswith("gcs_server") for p in psutil.Process(child.pid).children(recursive=True))
 
 
+def kill_while_ray_starts(runs: Path) -> None:
+    child = in_background(runs)
+    wait_until("Ray's start", lambda: starts_ray(child), lambda: child.poll() is None)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def kill_at_step(runs: Path, steps: int) -> None:
+    child = in_background(runs)
+    wait_for_steps(runs, steps, child)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def in_background(runs: Path) -> subprocess.Popen:
+    return subprocess.Popen(command(runs), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+KILLS = {
+    "while Ray starts": [kill_while_ray_starts],
+    "in the first trials": [partial(kill_at_step, steps=8)],
+    "when some have ended": [partial(kill_at_step, steps=55)],
+    "at all three moments": [kill_while_ray_starts, partial(kill_at_step, steps=8), partial(kill_at_step, steps=55)],
+}
+
+
 @UNDISTURBED
 @pytest.mark.slow
-def test_killed_9_at_three_moments_it_ends_with_the_same_table_and_repeats_no_trial(undisturbed: Path, tmp_path: Path) -> None:
-    first = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    wait_until("Ray's start", lambda: starts_ray(first), lambda: first.poll() is None)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    for steps in (8, 55):  # in the first trials; when some have ended
-        child = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_for_steps(tmp_path, steps, child)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
+@pytest.mark.parametrize("moment", sampled(list(KILLS), 1, "moments of a kill under Ray"))
+def test_killed_9_it_ends_with_the_same_table_and_repeats_no_trial(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+    for kill in KILLS[moment]:
+        kill(tmp_path)
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert rows(tmp_path) == rows(undisturbed)
@@ -164,7 +186,7 @@ def test_killed_9_at_three_moments_it_ends_with_the_same_table_and_repeats_no_tr
         assert log.count("step 1/20 ") == 1, f"{trial.name} was run twice from the start:\n{log}"
         assert log.count("step 20/20 ") == 1
         resumed += log.count("resuming")
-    assert resumed >= 1
+    assert resumed >= (moment != "while Ray starts")
 
 
 @UNDISTURBED

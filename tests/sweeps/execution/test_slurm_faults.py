@@ -15,10 +15,10 @@ import pytest
 from jobs.cli import STOPPED
 from sweeps.state import claims
 from sweeps.state.submission import Submission
+from tests.support.sample import sampled
 from tests.support.slurm_bench import ROOT, Faults, SweepOnSlurm, clean_cluster, needs_slurm
 from tests.support.slurm_cluster import SlurmCluster
 
-# One worker strikes runs and compares them with their references, another does the rest: each has a cluster.
 pytestmark = [needs_slurm, pytest.mark.slow]
 # Those that are held against the undisturbed sweep run in one process, which makes it once.
 with_undisturbed = pytest.mark.xdist_group("slurm-1")
@@ -72,11 +72,15 @@ def test_no_second_cluster_is_started_in_the_folder_of_one_that_runs(cluster: Sl
 @with_undisturbed
 @pytest.mark.parametrize(
     ("user_signal", "grace", "name"),
-    [
-        (True, 20, "preempted, site with preempt_send_user_signal"),
-        (False, 20, "preempted by SIGTERM, 20 s of grace"),
-        (False, 0, "preempted without grace"),
-    ],
+    sampled(
+        [
+            pytest.param(True, 20, "preempted, site with preempt_send_user_signal"),
+            pytest.param(False, 20, "preempted by SIGTERM, 20 s of grace"),
+            pytest.param(False, 0, "preempted without grace"),
+        ],
+        1,
+        "ways of preemption",
+    ),
 )
 def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, user_signal: bool, grace: int, name: str) -> None:
     cluster = sweep.cluster
@@ -231,7 +235,7 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
 
 
 @with_undisturbed
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", sampled([0, 1], 1, "ranks that die"))
 def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, rank: int) -> None:
     with faults.line(f"rank {rank} killed -9 (as by the OOM killer)", sweep) as said:
         sweep.hold(20)
@@ -271,7 +275,7 @@ kill -9 $submitter
 
 
 @with_undisturbed
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", sampled(["before", "after"], 1, "moments around sbatch"))
 def test_the_submitting_command_is_killed_around_sbatch(
     sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, tmp_path: Path, moment: str
 ) -> None:

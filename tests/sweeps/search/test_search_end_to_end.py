@@ -15,6 +15,7 @@ from cnnjepa.run.folder import TIMING_KEYS
 from tests.support import forked
 from tests.support.browser import opened
 from tests.support.held import wait_until
+from tests.support.sample import sampled
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("search under Ray")]
@@ -66,10 +67,17 @@ def test_a_search_ends_with_pruned_and_completed_trials_and_says_so(undisturbed:
     assert "best so far by linear.holdout_top1: " in status
 
 
-def test_killed_9_twice_at_parallelism_1_it_ends_with_the_same_results(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+# When the search is under way; in the middle of a trial; at both moments.
+KILLS = [*sampled([(2,), (5,)], 1, "trials after which a search is killed"), pytest.param((2, 5), marks=pytest.mark.nightly)]
+
+
+@pytest.mark.parametrize("kills", KILLS, ids=str)
+def test_killed_9_at_parallelism_1_it_ends_with_the_same_results(
+    undisturbed: tuple[Path, str], tmp_path: Path, kills: tuple[int, ...]
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for trials in (2, 5):  # the search is under way, and in the middle of a trial
+    for trials in kills:
         child = subprocess.Popen(command(tmp_path), cwd=ROOT, start_new_session=True, env=environment, **quiet)
 
         def under_way(ended: int = trials) -> bool:
