@@ -92,7 +92,7 @@ def check_data(config: TrainConfig) -> str:
 
     data, dataset = config.data, load_splits(config.data).dataset
     counts, expected = (len(dataset.train), len(dataset.test)), EXPECTED_IMAGES.get(data.name)
-    said = f"{data.name.name}: {counts[0]} training and {counts[1]} test images in {data.root or 'the default place'}"
+    said = f"{data.name.name}: {counts[0]} training and {counts[1]} test images in {data.root or 'the default folder'}"
     if expected and counts != expected:
         raise ValueError(f"data.{data.name.name} must have {expected[0]} training and {expected[1]} test images; got {said}")
     return said
@@ -151,7 +151,7 @@ def check_warning(name: str, values: Mapping[str, Any]) -> None:
     if NEEDS[name] and NEEDS[name] not in probes["names"]:
         raise ValueError(f"probes.names must hold {NEEDS[name]} to prune on {name}; got {', '.join(probes['names']) or 'none'}")
     if not 0 < probes["every_epochs"] < epochs and not any(epoch < epochs for epoch in probes["at_epochs"]):
-        rule = f"give a probe before epoch {epochs} to prune on {name}, which is asked at probes"
+        rule = f"give a probe before epoch {epochs} to prune on {name}, which is checked at probes"
         raise ValueError(f"probes.every_epochs or probes.at_epochs must {rule}; got none: add 'probes.at_epochs=[{epochs // 2}]'")
 
 

@@ -404,5 +404,5 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         data_wait_share=run.data_wait_share if run.method.views(run.config) else None,
     )
     if run.ranks.is_main and not retry(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS):
-        log.warning("%s has a result of another claim already, which stands", run.folder.path)
+        log.warning("%s already has the result of another claim, which is kept", run.folder.path)
     return broadcast_object(run.folder.result() if run.ranks.is_main else None, run.ranks) or result

@@ -26,7 +26,7 @@ def of_features(probes: Probes, limits: WarningConfig, collapsed_std: float) -> 
     std, rank = last.get("collapse.feature_std"), last.get("collapse.rankme")
     if std is not None and collapsed_std <= std < limits.feature_std:
         seen = f"collapse.feature_std is {std:.3g} at epoch {epoch}, below {limits.feature_std:g} (1 is an even spread)"
-        advice = f"below {collapsed_std:g} it is failed: a lower optimizer.lr, or a target that moves more slowly"
+        advice = f"below {collapsed_std:g} the run fails: try a lower optimizer.lr, or a target that moves more slowly"
         found.append(EarlyWarning("feature_std", float(epoch), std, limits.feature_std, seen, advice))
     earlier = {e: probes[e]["collapse.rankme"] for e in ordered[:-1] if "collapse.rankme" in probes[e]}
     best = max(earlier, key=lambda e: earlier[e], default=None)
@@ -34,8 +34,8 @@ def of_features(probes: Probes, limits: WarningConfig, collapsed_std: float) -> 
     limit = max(limits.rankme, share)
     if rank is not None and rank < limit:
         of = f"{limits.rankme_share:g} of the {earlier[best]:.3g} at epoch {best}" if best is not None and share == limit else "the floor"
-        seen = f"collapse.rankme is {rank:.3g} at epoch {epoch}, below {limit:.3g}, {of}"
-        advice = "the features keep to fewer directions: look at the masks, the EMA momentum and optimizer.lr"
+        seen = f"collapse.rankme is {rank:.3g} at epoch {epoch}, below {limit:.3g} ({of})"
+        advice = "the features use fewer directions: check the masks, the EMA momentum and optimizer.lr"
         found.append(EarlyWarning("rankme", float(epoch), rank, limit, seen, advice))
     return found
 
@@ -53,7 +53,7 @@ def of_knn(probes: Probes, limits: WarningConfig) -> list[EarlyWarning]:
         return []
     which = f"at best {value:.1f} in the last {len(last)} probes" if len(last) > 1 else f"{value:.1f} at epoch {epoch}"
     seen = f"{key} is {which}, more than {limits.knn_drop:g} below the {best:.1f} at epoch {best_epoch}"
-    advice = "the features get worse: stop it, or take a lower optimizer.lr"
+    advice = "the features are getting worse: stop the run, or try a lower optimizer.lr"
     return [EarlyWarning("knn", float(last[-1][0]), value, limit, seen, advice)]
 
 
@@ -75,7 +75,7 @@ def of_loss(curve: LossCurve, limits: WarningConfig, peak_lr: float, warmup_epoc
     what = f"the mean loss fell by {100 * gained:.2f} ± {100 * uncertain:.2f} %"
     over = f"over the last {100 * limits.plateau_share:g} % of the run, until epoch {curve.epoch:.4g}"
     seen = f"{what} {over}, a change of less than {100 * limits.plateau_change:g} %"
-    advice = "more epochs at this optimizer.lr gain nothing: another rate, or fewer epochs"
+    advice = "more epochs at this optimizer.lr gain nothing: try another rate, or fewer epochs"
     return [EarlyWarning("loss", curve.epoch, abs(gained), limits.plateau_change, seen, advice)]
 
 

@@ -70,10 +70,10 @@ def resolved(path: Path, key: str) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{key} must be a path that leads somewhere; got {path}: {error}") from error
+        raise ValueError(f"{key} must be a path that can be resolved; got {path}: {error}") from error
 
 
 def require_printable(text: str, key: str) -> None:
     """Raise ValueError at a line break or another character that cannot be seen: it would end a line of a script, a table or a log."""
     if not text.isprintable():
-        raise ValueError(f"{key} must hold printable characters alone; got {text!r}")
+        raise ValueError(f"{key} must hold only printable characters; got {text!r}")

@@ -87,8 +87,8 @@ class Allocation:
             (
                 not gpus or workers % gpus == 0,
                 "--trials-per-node",
-                f"be a multiple of the {gpus} GPUs of a node, each of which serves whole trials",
-                f"{workers}: a trial is one rank; for several GPUs per trial use --backend array",
+                f"be a multiple of the {gpus} GPUs of a node, since a trial uses at most one GPU",
+                f"{workers}: for several GPUs per trial use --backend array",
             ),
         ]
         for holds, key, rule, value in rules:
@@ -161,7 +161,7 @@ def require_sbatch_path(path: Path, key: str) -> None:
     """Raise ValueError at a path that a batch script could not carry as it is."""
     bad = sorted({c for c in str(path) if c in _LOST_IN_SBATCH or not c.isprintable()})
     if bad:
-        raise ValueError(f"{key} must hold no {' '.join(map(repr, bad))} on Slurm, which a batch script cannot carry; got {str(path)!r}")
+        raise ValueError(f"{key} must not contain {' '.join(map(repr, bad))} on Slurm, which a batch script cannot hold; got {str(path)!r}")
 
 
 def validate_words(cluster: ClusterProfile) -> None:
@@ -169,10 +169,10 @@ def validate_words(cluster: ClusterProfile) -> None:
     for key in ("account", "partition", "qos", "gres"):
         value = getattr(cluster, key)
         if value and not _SITE_WORD.fullmatch(value):
-            raise ValueError(f"cluster.{key} must be a word of letters, digits and .,:+=@/()*[]- as Slurm names things; got {value!r}")
+            raise ValueError(f"cluster.{key} must be a word of letters, digits and .,:+=@/()*[]-; got {value!r}")
     for option, value in cluster.sbatch.items():
         if not isinstance(option, str) or not _SBATCH_OPTION.fullmatch(option.replace("_", "-")):
-            raise ValueError(f"cluster.sbatch must hold long options of sbatch as keys; got {option!r}")
+            raise ValueError(f"cluster.sbatch must have long options of sbatch as keys; got {option!r}")
         if not isinstance(value, (str, int, float, bool)) or not str(value).isprintable():
             raise ValueError(f"cluster.sbatch.{option} must be one line of printable text, a number, true or false; got {value!r}")
     for key in ("runs_dir", "data_root", "local_scratch", "python"):

@@ -126,7 +126,7 @@ def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
             given = _last(overrides, "cluster") or "local"
             hint = did_you_mean(str(cause.key), [f.name for f in fields(ClusterProfile)])
             if new := RENAMED.get(str(cause.key)):
-                hint = f": write {new}, and so for every key that ends in _per_slot"
+                hint = f": write {new}, and likewise for every key that ends in _per_slot"
             return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
         known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in _groups(task)], task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]

@@ -35,11 +35,11 @@ class Estimate:
         head = f"cost estimate: {'at most ' * self.at_most}{self.trials} runs, {self.epochs:g} epochs to train"
         if self.device_hours is None or self.wall_hours is None:
             return [head, f"  cost unknown: {self.source}"]
-        chain = f", each in {self.chunks} jobs one after the other" if self.chunks > 1 else ""
+        chain = f", each in {self.chunks} consecutive jobs" if self.chunks > 1 else ""
         return [
-            f"{head} x {self.device_hours_per_epoch:.4g} {self.unit} an epoch = {self.device_hours:,.0f} {self.unit}",
-            f"  an epoch's cost: {self.source}",
-            f"  wall-clock: {self.wall_hours:,.1f} h with {self.parallel} at once{chain}, queueing not counted",
+            f"{head} x {self.device_hours_per_epoch:.4g} {self.unit} per epoch = {self.device_hours:,.0f} {self.unit}",
+            f"  cost per epoch: {self.source}",
+            f"  wall-clock: {self.wall_hours:,.1f} h with {self.parallel} at once{chain}, not counting the queue",
         ]
 
 
@@ -65,9 +65,9 @@ def estimate(
         per_epoch = statistics.median(measured)
         source = f"measured by this code, median of {len(measured)} runs"
     elif published is not None:
-        per_epoch, source = published[0], f"{published[1]}, no run of this code is there to measure"
+        per_epoch, source = published[0], f"{published[1]}; no such run of this code has finished yet"
     else:
-        source = "no run of this shape is there to measure, and the paper has none; the first finished run gives it"
+        source = "no run of this kind has finished yet, and none is published; the first finished run will tell"
     parallel = min(cluster.max_parallel or len(epochs_left), len(epochs_left)) or 1
     wall, chunks = None, 1
     if per_epoch is not None:

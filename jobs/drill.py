@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line; raise ValueError at what --help does not show."""
     text = """Inject faults into a small training run, and compare it bit for bit with a reference run.
 
-Exit status: 0 nothing is lost, 1 anything is lost, doubled or different, 2 wrong usage."""
+Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 wrong usage."""
     example = "example:\n  python -m jobs.drill --faults 100 --seed 7"
     parser = Parser(prog="python -m jobs.drill", description=text, epilog=example, keys=override_keys)
     what = parser.add_argument_group("what to run")
@@ -41,7 +41,7 @@ Exit status: 0 nothing is lost, 1 anything is lost, doubled or different, 2 wron
     what.add_argument("--dry-run", action="store_true", help="show the batch script; run nothing")
     where = parser.add_argument_group("where and how")
     where.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{', '.join(cluster_names())} (default: %(default)s)")
-    folder = "keep the runs here (default: on this machine a folder that is removed, else the profile's runs_dir)"
+    folder = "keep the runs here (default: a temporary folder on this machine, the profile's runs_dir on a cluster)"
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help=folder)
     return parser.parse_args(arguments)  # type: ignore[no-any-return]
 
@@ -54,7 +54,7 @@ def check(asked: argparse.Namespace) -> ClusterProfile:
     cluster = compose_job([f"cluster={asked.cluster}", *own]).cluster
     slurm = cluster.scheduler is Scheduler.slurm
     if slurm and not asked.dry_run and not has_slurm():
-        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run to look at it")
+        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run for a preview")
     if not asked.dry_run and (asked.runs_dir or slurm):
         require_writable(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
     return cluster

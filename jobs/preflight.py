@@ -107,7 +107,7 @@ def check_limits(cluster: ClusterProfile) -> list[Finding]:
         said = f"cluster.time_limit_minutes must be at most the partition's {minutes_of(longest[1]):.0f}; got {cluster.time_limit_minutes}"
         return [problem("time limit", said)]
     state = re.search(r"\bState=(\S+)", partition)
-    found = [ok("time limit", f"{cluster.time_limit_minutes} min of the partition's {longest[1] if longest else 'unknown'}")]
+    found = [ok("time limit", f"{cluster.time_limit_minutes} min; the partition allows {longest[1] if longest else 'unknown'}")]
     if state and state[1] != "UP":
         found.append(warning("partition", f"{cluster.partition} is {state[1]}: jobs wait until it is UP"))
     return found
@@ -136,8 +136,8 @@ def check_shared(runs_dir: Path) -> Finding:
     mounts = [m for m in psutil.disk_partitions(all=True) if runs_dir.is_relative_to(m.mountpoint)]
     kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else "unknown"
     if kind in _NODE_LOCAL:
-        return warning("shared", f"{runs_dir} lies on {kind}, which other nodes seldom see; --on-node proves it")
-    return ok("shared", f"{runs_dir} lies on {kind}")
+        return warning("shared", f"{runs_dir} is on {kind}, which other nodes usually cannot see; --on-node checks it")
+    return ok("shared", f"{runs_dir} is on {kind}")
 
 
 def check_data(config: Any) -> list[Finding]:
@@ -177,9 +177,9 @@ def check_staging(cluster: ClusterProfile, configs: Sequence[dict[str, object]],
         return [ok("staging", "nothing is copied to the nodes: data.root holds no packed set")] if cluster.local_scratch else []
     what = f"{sets[0].bytes / 1e9:.2f} GB of {sets[0].folder} to {cluster.local_scratch}"
     if on_node is None:
-        return [ok("staging", f"each node copies {what} once; whether it fits there --on-node tells")]
+        return [ok("staging", f"each node copies {what} once; --on-node checks that it fits")]
     if on_node:
-        return [warning("staging", f"a node cannot copy {what}, jobs read the set itself: {on_node}")]
+        return [warning("staging", f"a node cannot copy {what}; jobs will read the original: {on_node}")]
     return [ok("staging", f"each node copies {what} once; it fits")]
 
 
@@ -215,7 +215,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
         job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
-        print(f"job {job} looks at a node; this waits for the queue (Ctrl-C cancels it)", flush=True)
+        print(f"job {job} checks a node; waiting for the queue (Ctrl-C cancels the job)", flush=True)
         try:
             queue = slurm.Queue(2)
             while (state := queue.state(f"{job}_0")) not in slurm.ENDED and state != slurm.GONE:
@@ -229,9 +229,9 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
             return found + (check_staging(cluster, configs, (folder / "staging").read_text()) if sets else [])
         log = next(iter(folder.glob("*.log")), None)
         tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
-        return [problem("node", f"the environment must be importable on a node and {runs_dir} be shared; got {state}: {tail}")]
+        return [problem("node", f"the environment must be importable on a node, and {runs_dir} must be shared; got {state}: {tail}")]
     except SlurmError as error:
-        return [problem("node", f"a job must be able to look at a node; got {error}")]
+        return [problem("node", f"a job must be able to check a node; got {error}")]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

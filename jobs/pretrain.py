@@ -44,7 +44,7 @@ def run(job: JobSpec) -> int:
     if is_main_rank():
         print(describe(job, result), flush=True)
         if result is not None and result.status is RunStatus.failed:
-            print("retry_failed=true tries it again from its last checkpoint", flush=True)
+            print("retry_failed=true retries it from its last checkpoint", flush=True)
     return exit_status(result)
 
 
@@ -79,7 +79,7 @@ _QUIET_HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_loggin
 def checked_multirun(overrides: list[str]) -> list[JobSpec]:
     """The runs of a multirun; raises ValueError where any of them could not start."""
     if named := [o for o in overrides if o.startswith("task=")]:
-        raise ValueError(f"task must be left out with --multirun, where Hydra knows one; got {named[0]}: use a sweep")
+        raise ValueError(f"task must be left out with --multirun, which supports only the default task; got {named[0]}: use a sweep")
     jobs = [compose_job(job) for job in split_multirun([o for o in overrides if not o.startswith("hydra")])]
     for job in jobs:
         if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
@@ -104,7 +104,7 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
     name = f"cnnjepa-{hashlib.sha256(' '.join(sorted(str(j.run_dir) for j in jobs)).encode()).hexdigest()[:12]}"
     queue = Queue()
     if launcher == "submitit_slurm" and (queued := [e.id for e in queue.named(name) if not e.ended]):
-        raise ValueError(f"a grid must be queued once; got this one again, it is job {', '.join(queued)}: wait for it, or scancel it")
+        raise ValueError(f"a grid must be queued only once; got the grid of job {', '.join(queued)} again: wait for it, or scancel it")
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
     make_private(folder, "the folder of submitit's pickles")
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
@@ -127,15 +127,15 @@ def command_line() -> Parser:
     examples = """examples:
   python -m jobs.pretrain data=digits epochs=10 optimizer.warmup_epochs=1
   python -m jobs.pretrain -m optimizer.lr=0.001,0.003 epochs=10"""
-    text = "Pretrain one model, or one after the other for a grid of values. Alone, under torchrun or under srun."
+    text = "Pretrain one model, or with -m one model per combination of values. Also runs under torchrun or srun."
     parser = Parser(prog="python -m jobs.pretrain", description=text, epilog=examples, keys=override_keys)
     what = parser.add_argument_group("what to run")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="such as epochs=10, method=simclr or run_dir=runs/mine")
     what.add_argument("-m", "--multirun", action="store_true", help="run every combination of values such as optimizer.lr=0.001,0.003")
     look = parser.add_argument_group("look, and run nothing")
     look.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the configuration as YAML")
-    look.add_argument("--resolve", action="store_true", help="with --cfg: fill in what refers to other keys")
-    look.add_argument("-p", "--package", metavar="KEY", help="with --cfg: print this part alone, such as optimizer")
+    look.add_argument("--resolve", action="store_true", help="with --cfg: resolve references to other keys")
+    look.add_argument("-p", "--package", metavar="KEY", help="with --cfg: print only this part, such as optimizer")
     look.add_argument("-i", "--info", nargs="?", metavar="WHAT", help="print what Hydra knows: all, config, defaults, plugins, searchpath")
     look.add_argument("--hydra-help", action="store_true", help="print the help of Hydra, which reads these options")
     return parser

@@ -62,7 +62,7 @@ FOLDER is the profile's local_scratch. It belongs to one node: on a cluster, run
         folder = own_folder(asked.list or asked.free)
         there = keys_in(folder)
         if unknown := sorted(set(asked.keys) - set(there)):
-            raise StagingError(f"KEY must be one that lies in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
+            raise StagingError(f"KEY must be a set in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
     except (ValueError, StagingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,10 +71,10 @@ FOLDER is the profile's local_scratch. It belongs to one node: on a cluster, run
         if asked.list:
             print(_line(folder, key))
         elif free(folder, key):
-            print(f"{key} freed")
+            print(f"{key} removed")
         else:
             used += 1
-            print(f"{key} is in use: left alone")
+            print(f"{key} is in use: not removed")
     return 1 if used else 0
 
 

@@ -241,7 +241,7 @@ class Staging:
         os.close(reader)
         self._damaged_since = self._damaged_since or time.monotonic()
         if time.monotonic() - self._damaged_since > _DAMAGED_SECONDS:
-            raise StagingError(f"{folder} is damaged, and another run reads it")
+            raise StagingError(f"{folder} is damaged, and another run is reading it")
 
     def _copy(self, here: Path, folder: Path) -> Iterator[None]:
         """Copy what is missing, checked, and give the whole its name; what fails leaves nothing, what is stopped leaves checked files."""
@@ -258,7 +258,7 @@ class Staging:
         need = sum(f.bytes for f in missing)
         try:
             if cause := shortage(need, partial):
-                raise StagingError(f"{cause}; `python -m jobs.stage --list {self._scratch}` says what is there")
+                raise StagingError(f"{cause}; `python -m jobs.stage --list {self._scratch}` shows what is there")
             pace = _Pace(packed, need)
             for file in missing:
                 yield from self._copy_file(file, partial, pace)

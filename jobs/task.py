@@ -96,7 +96,7 @@ class Task:
 
     def export(self, config: Any, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the tensors worth keeping of a checkpoint's state, and what to note beside them."""
-        raise ValueError(f"task must define export to have its weights exported; got {self.name}")
+        raise ValueError(f"task must define export for weights to be exported; got {self.name}")
 
     def value(self, values: Mapping[str, Any], what: str, default: Any) -> Any:
         """Return what plain `values` hold under the key of `what`, `default` where KEYS has none."""

@@ -78,7 +78,7 @@ def make_page(view: View) -> int:
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"error: {what} ({Path(last.filename).name}, line {last.lineno}), a fault of the page and not of the sweep", file=sys.stderr)
+        print(f"error: {what} ({Path(last.filename).name}, line {last.lineno}), a bug in the report and not in the sweep", file=sys.stderr)
         return 1
     return 0
 
@@ -89,15 +89,15 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "report": ("rebuild report.html, one page that needs no network", ""),
     "logs": ("print the log of a trial until it ends", "0"),
     "cancel": ("stop trials after a checkpoint", ""),
-    "study": ("write optuna.journal and print how optuna-dashboard shows it", ""),
-    "advice": ("show what completed runs used, and what to ask Slurm for next time", ""),
+    "study": ("write optuna.journal and print the optuna-dashboard command that shows it", ""),
+    "advice": ("show what completed runs used, and what to request from Slurm next time", ""),
 }
 _FOLDER = "runs/predictor_ablation-smoke"
 
 
 def command_line() -> Parser:
     """Return the parser of `python -m sweeps`."""
-    text = "Look at a sweep, or stop it. Nothing starts; a sweep is started or resumed by its own file."
+    text = "Look at a sweep, or stop it. To start or resume a sweep, run its own file."
     example = f"example:\n  python -m sweeps status {_FOLDER}\n\npython -m sweeps COMMAND --help shows the options of a command."
     parser = Parser(prog="python -m sweeps", description=text, epilog=example)
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")

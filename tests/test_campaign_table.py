@@ -18,7 +18,7 @@ def test_at_least_300_were_done_and_nothing_was_lost() -> None:
     held = block(PAGE.read_text())
     times = [int(n.strip("*")) for n in re.findall(r"^\| [^|]+ \| (\**\d+\**) \|", held, re.M)]
     assert times[-1] == sum(times[:-1]) >= 300
-    assert "**Runs lost: 0. Records or rows there twice: 0. Differing bits: 0.**" in held
+    assert "**Runs lost: 0. Duplicated records or rows: 0. Differing bits: 0.**" in held
 
 
 def test_the_readme_says_what_the_table_says() -> None:

@@ -132,7 +132,7 @@ def _fashion_mnist(config: DataConfig) -> Dataset:
             break
     else:
         raise ValueError(
-            f"data.root must hold fashion_mnist's {name}(.gz), itself or under FashionMNIST/raw; got {roots[0]}; to get it: "
+            f"data.root must hold fashion_mnist's {name}(.gz), directly or under FashionMNIST/raw; got {roots[0]}; to get it: "
             "apt-get install dataset-fashion-mnist (then leave data.root empty), or torchvision.datasets.FashionMNIST(root, download=True)"
         )
     splits = []
@@ -161,7 +161,7 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
         ("jpeg_quality", config.jpeg_quality, manifest.jpeg_quality),
     ):
         if asked != packed:
-            raise ValueError(f"data.{key} must be {packed}, as {root} was packed, since it changes pixels; got {asked}")
+            raise ValueError(f"data.{key} must be {packed}, as when {root} was packed, because it changes pixels; got {asked}")
     classes = manifest.classes if classes is None else classes
     if missing := sorted(set(classes) - set(manifest.classes)):
         raise ValueError(f"data.root must hold {config.name.name}'s {len(classes)} classes; got {root}; missing: {missing[0]}")
@@ -173,11 +173,11 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
 
 
 def _imagefolder(config: DataConfig) -> Dataset:
-    return _folders(config, None, "sort your images into one folder a class")
+    return _folders(config, None, "sort your images into one folder per class")
 
 
 _IMAGENET_HOW = (
-    "download ILSVRC2012 from image-net.org and pack it (python -m cnnjepa.data.pack), or unpack it into one folder a WordNet id"
+    "download ILSVRC2012 from image-net.org and pack it (python -m cnnjepa.data.pack), or unpack it into one folder per WordNet ID"
 )
 
 
@@ -189,7 +189,7 @@ def _imagenet1k(config: DataConfig) -> Dataset:
 
 
 def _imagenet100(config: DataConfig) -> Dataset:
-    return _folders(config, imagenet100_classes(), _IMAGENET_HOW + "; the 100 classes are picked out of it")
+    return _folders(config, imagenet100_classes(), _IMAGENET_HOW + "; the 100 classes are selected from it")
 
 
 _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
@@ -220,7 +220,7 @@ def load_splits(config: DataConfig) -> Splits:
         if not len(part):
             raise ValueError(f"data.{config.name.name} must have {name} images after the limits and holdout_fraction; got none")
     if len(holdout) < 2:
-        raise ValueError(f"data.holdout_fraction must keep at least 2 images of {len(train)}; got {config.holdout_fraction}")
+        raise ValueError(f"data.holdout_fraction must hold out at least 2 of the {len(train)} images; got {config.holdout_fraction}")
     present = len(np.unique(dataset.train.labels[fit]))
     if present < 2:
         raise ValueError(f"data.{config.name.name} must have at least 2 classes in its training images for the probes; got {present}")

@@ -203,7 +203,7 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
                 raise
             # Logged as text: a log record that holds the error would keep the other processes
             # alive.
-            log.warning("a loader process has died (%s), it is started again after %d batches", str(error), delivered)
+            log.warning("a loader process died (%s); restarting it after %d batches", str(error), delivered)
         del batches  # ends the other processes
 
 

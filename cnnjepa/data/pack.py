@@ -190,9 +190,9 @@ def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> No
         before = json.loads(note.read_text())
         if different := [k for k in identity if before.get(k) != identity[k]]:
             values = ", ".join(f"{k} {before.get(k)}, now {identity[k]}" for k in different)
-            raise ValueError(f"TARGET must be new or hold the beginning of the same packing; got {target}, which differs in {values}")
+            raise ValueError(f"TARGET must be new or an unfinished packing with the same options; got {target}: {values}")
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"TARGET must be new, empty or hold the beginning of the same packing; got {target}")
+        raise ValueError(f"TARGET must be new, empty or an unfinished packing; got {target}")
     try:
         target.mkdir(parents=True, exist_ok=True)
         there = sum(p.stat().st_size for p in target.iterdir())
@@ -243,19 +243,19 @@ def _run(asked: argparse.Namespace) -> int:
     if not 1 <= asked.quality <= 100 or asked.short_side < 0 or asked.workers < 1 or asked.images_per_file < 1:
         raise ValueError("--quality must lie in [1, 100], --workers and --images-per-file be at least 1, --short-side at least 0")
     if asked.decoded and asked.short_side:
-        raise ValueError("--decoded must be left out where images are shrunk; got both")
+        raise ValueError("--decoded must be left out with --short-side; got both")
     stored = Stored(asked.short_side, asked.quality if asked.short_side else 0, asked.decoded)
     if (asked.target / MANIFEST).is_file():
         manifest: Manifest | None = read_manifest(asked.target, "TARGET")
-        print(f"{asked.target} is packed to its end; it is verified again")
+        print(f"{asked.target} is already complete; verifying it again")
     else:
         source = sources.find(asked.source, asked.root, _classes(asked.classes))
         manifest, corrupt = pack(source, asked.target, stored, asked.workers, asked.skip_corrupt, asked.images_per_file)
         for line in corrupt:
             print(f"corrupt: {line}", file=sys.stderr)
         if manifest is None:
-            rule = "error: every image must be one that Pillow decodes"
-            print(f"{rule}; got {len(corrupt)} that it does not: repair them, or leave them out with --skip-corrupt", file=sys.stderr)
+            rule = "error: every image must be one that Pillow can decode"
+            print(f"{rule}; got {len(corrupt)} that it cannot: repair them, or leave them out with --skip-corrupt", file=sys.stderr)
             return 1
     assert manifest is not None
     wrong = check(asked.target, manifest, asked.workers, asked.verify)
@@ -282,7 +282,7 @@ SOURCE is one of
   a tree of images: train/<class>/<image> and val/<class>/<image>
   the folder of ImageNet's tar files: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
     ILSVRC2012_devkit_t12.tar.gz
-  torchvision:NAME, such as torchvision:FashionMNIST, which lies in --root
+  torchvision:NAME, such as torchvision:FashionMNIST, read from --root
 
 Exit status: 0 packed and verified, 1 an image cannot be decoded or a file differs, 2 wrong usage."""
     example = "example:\n  python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify"
@@ -290,7 +290,7 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
     what = parser.add_argument_group("what to pack")
     what.add_argument("source", metavar="SOURCE", help="images to pack, see above")
     what.add_argument("target", metavar="TARGET", type=Path, help="folder to write")
-    what.add_argument("--classes", help="imagenet100, or a text file of class names: pack these alone (default: all)")
+    what.add_argument("--classes", help="imagenet100, or a text file of class names: pack only these (default: all)")
     what.add_argument("--root", default="", metavar="DIR", help="folder of the set in torchvision's layout, for torchvision:NAME")
     what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded; the manifest names them")
     stored = parser.add_argument_group("how images are stored")
@@ -298,7 +298,7 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
     stored.add_argument("--short-side", type=int, default=0, metavar="N", help=side)
     stored.add_argument("--quality", type=int, default=95, metavar="Q", help="JPEG quality of shrunk images (default: %(default)s)")
     stored.add_argument("--decoded", action="store_true", help="store pixels: 5 times the bytes, several times the reading speed")
-    size = "about 0.9 GB of ImageNet (default: %(default)s)"
+    size = "images in each file (default: %(default)s, about 0.9 GB of ImageNet)"
     stored.add_argument("--images-per-file", type=int, default=IMAGES_A_FILE, metavar="N", help=size)
     how = parser.add_argument_group("how to run")
     how.add_argument("--verify", action="store_true", help="decode every packed image once more at the end")
@@ -310,7 +310,7 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         return 130
 
 

@@ -65,12 +65,12 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{key} must hold a set packed to its end; got {folder}, begun and not ended: run the same packing command again")
+        raise ValueError(f"{key} must hold a complete packed set; got {folder}, which is unfinished: run the same packing command again")
     try:
         values: dict[str, Any] = json.loads(path.read_text())
         manifest = Manifest(**{**values, "files": [PackedFile(**f) for f in values["files"]]})
     except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{key} must hold a {MANIFEST} that this version reads, {FORMAT}; got {path}: {error!r}") from error
+        raise ValueError(f"{key} must hold a {MANIFEST} that this version can read, {FORMAT}; got {path}: {error!r}") from error
     if manifest.format != FORMAT:
         raise ValueError(f"{key} must hold a {MANIFEST} of the format {FORMAT}; got {manifest.format} in {path}")
     for file in manifest.files:
@@ -81,7 +81,7 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
                 f"{key} must hold every file of its manifest; got {folder} without {file.name}: copy or pack it again"
             ) from None
         if size != file.bytes:
-            rule = f"{key} must hold {file.name} in its whole length of {file.bytes} bytes"
+            rule = f"{key} must hold {file.name} with all of its {file.bytes} bytes"
             raise ValueError(f"{rule}; got {size} bytes in {folder}: copy or pack it again")
     return manifest
 

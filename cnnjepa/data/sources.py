@@ -52,7 +52,7 @@ def read(entry: Entry) -> tuple[bytes, int]:
     with open(entry.path, "rb", buffering=0) as file:
         data = os.pread(file.fileno(), entry.size, entry.offset)
     if len(data) != entry.size:
-        raise OSError(f"{entry.path} ends within the image")
+        raise OSError(f"{entry.path} ends in the middle of the image")
     return data, entry.label
 
 
@@ -63,7 +63,7 @@ def find(source: str, root: str, classes: list[str] | None) -> Source:
     """
     if source.startswith(TORCHVISION):
         if classes is not None:
-            raise ValueError(f"--classes must be left alone with a torchvision set; got {source}")
+            raise ValueError(f"--classes must be left out with a torchvision set; got {source}")
         return _torchvision(source, root)
     folder = Path(source)
     tars = any((folder / name).exists() for name in (_TRAIN_TAR, _VAL_TAR))
@@ -89,7 +89,7 @@ def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str
     missing = [str(f) for f in (split / c for split in (train, val) for c in classes) if not f.is_dir()]
     if missing or not classes:
         first = missing[0] if missing else f"no class folder in {train}"
-        raise ValueError(f"{key} must hold one folder a class, {len(classes)} of them; got {root}; missing: {first}")
+        raise ValueError(f"{key} must hold one folder per class, {len(classes)} of them; got {root}; missing: {first}")
     return train, val, classes
 
 
@@ -103,7 +103,7 @@ def files_of(folder: Path, classes: list[str], key: str) -> list[tuple[str, int]
     try:
         samples: list[tuple[str, int]] = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
     except FileNotFoundError as error:  # a class without an image
-        raise ValueError(f"{key} must hold at least one image a class; got {folder}: {error}") from error
+        raise ValueError(f"{key} must hold at least one image per class; got {folder}: {error}") from error
     return samples
 
 
@@ -136,9 +136,9 @@ def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:
         with tarfile.open(folder / _VAL_TAR) as flat:
             members = sorted((Path(m.name).name, m.offset_data, m.size) for m in flat if m.isfile())
     except (tarfile.TarError, KeyError, EOFError, OSError) as error:
-        raise ValueError(f"SOURCE must hold ImageNet's tar files whole, as downloaded; got {folder}: {error!r}") from error
+        raise ValueError(f"SOURCE must hold ImageNet's complete tar files, as downloaded; got {folder}: {error!r}") from error
     if len(members) != len(truth):
-        raise ValueError(f"{_VAL_TAR} must hold the {len(truth)} images whose classes {_DEVKIT} tells; got {len(members)}")
+        raise ValueError(f"{_VAL_TAR} must hold the {len(truth)} images whose classes {_DEVKIT} lists; got {len(members)}")
     val = [(wordnet[number], name, offset, size) for (name, offset, size), number in zip(members, truth, strict=True)]
     names = sorted({t[0] for t in train}) if classes is None else classes
     if missing := sorted(set(names) - {t[0] for t in train}):
@@ -199,7 +199,7 @@ def _torchvision_set(name: str, root: str, split: str) -> Any:
             except ValueError:  # no split of that name
                 continue
             except (RuntimeError, OSError, TypeError) as error:
-                raise ValueError(f"--root must hold {name} as torchvision keeps it; got {root}: {' '.join(str(error).split())}") from error
+                raise ValueError(f"--root must hold {name} in torchvision's layout; got {root}: {' '.join(str(error).split())}") from error
         else:
             raise ValueError(f"SOURCE must have a split for {split}; got {TORCHVISION}{name}")
     return _opened[key]

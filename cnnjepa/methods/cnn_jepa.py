@@ -53,7 +53,7 @@ class Config(MethodConfig):
         if predictor.kernel not in (3, 5, 7, 9):
             raise ValueError(f"method.predictor.kernel must be 3, 5, 7 or 9; got {predictor.kernel}")
         if predictor.conv is PredictorConv.pointwise and predictor.kernel != PredictorConfig.kernel:
-            raise ValueError(f"method.predictor.kernel must be left alone with conv=pointwise; got {predictor.kernel}")
+            raise ValueError(f"method.predictor.kernel must keep its default with conv=pointwise; got {predictor.kernel}")
         if not 0 < predictor.width <= 8:
             raise ValueError(f"method.predictor.width must lie in (0, 8]; got {predictor.width}")
         validate_ema(self.ema, "method.ema")
@@ -95,7 +95,7 @@ def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tenso
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, OSError, TypeError) as error:  # no compiler, an unknown device, an operation it cannot take
-            log.warning("torch.compile is left alone: %s", str(error).partition("\n")[0])
+            log.warning("torch.compile is not used: %s", str(error).partition("\n")[0])
             chosen = module.__call__
             return module(x_BCHW)
         chosen = attempt

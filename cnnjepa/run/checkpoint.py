@@ -107,7 +107,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoin
             os.fsync(file.fileno())
         digest = through.whole.hexdigest()[:16]
         if _digest_of_file(beside) != digest:
-            raise OSError(errno.EIO, "the disk gave back other bytes than it was given", str(beside))
+            raise OSError(errno.EIO, "the disk returned other bytes than were written", str(beside))
         saved = Checkpoint(folder / f"step-{step:09d}-{digest}.pt", step, digest)
         os.replace(beside, saved.path)
     except OSError:
@@ -155,7 +155,7 @@ def read(checkpoint: Checkpoint, device: "torch.device") -> dict[str, Any]:
 
     data = checkpoint.path.read_bytes()
     if hashlib.sha256(data).hexdigest()[:16] != checkpoint.digest:
-        raise ValueError(f"{checkpoint.path.name}: {len(data)} bytes do not have the checksum of the name")
+        raise ValueError(f"{checkpoint.path.name}: {len(data)} bytes do not match the checksum in the name")
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     return state
 

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         said = " ".join(message.split())
         if wrong := re.fullmatch(r"argument ([^:]+): invalid (\w+) value: '(.*)'", said):
             raise ValueError(f"{wrong[1]} must be of type {wrong[2]}; got {wrong[3]}")
-        raise ValueError(f"the command line must be one that --help shows; got {said}")
+        raise ValueError(f"the command line must match --help; got {said}")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Return the parsed command line; raise ValueError at the first word that is not known."""
@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
             instead = self._renamed.get(f"{name} {value}") or f"{new}{separator}{value}"
             raise ValueError(f"{name} must be written {new}; got {got}: write {instead}")
         what = repr(name) if not name.isprintable() else name
-        raise ValueError(f"{what} must be an option that --help shows; got {got}{self._hint(name, value)}")
+        raise ValueError(f"{what} must be an option listed by --help; got {got}{self._hint(name, value)}")
 
     def _hint(self, name: str, value: str) -> str:
         options = [o for o in self._option_string_actions if o.startswith("--")]

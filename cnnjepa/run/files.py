@@ -77,9 +77,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: a {type(value).__name__} and no object")
+        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: a {type(value).__name__}, not an object")
     return value
 
 
@@ -90,7 +90,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         said = f"{type(error).__name__} {' '.join(str(error).split())}"
-        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: {said}") from error
+        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: {said}") from error
     except OSError as error:
         raise ValueError(f"{path.name} must be a file that can be read; got {path}: {error.strerror}") from error
 
@@ -118,7 +118,7 @@ class Lines:
             self._write()
         except OSError as error:
             if first:
-                log.warning("%s cannot be written: %s; what is recorded waits in memory", self._path, error.strerror)
+                log.warning("%s cannot be written: %s; records wait in memory", self._path, error.strerror)
 
     def _write(self) -> None:
         if self._torn:

@@ -216,7 +216,7 @@ class RunFolder:
             return from_dict(yaml.safe_load(self._config.read_bytes()))
         except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError, RecursionError) as error:
             said = f"{type(error).__name__} {' '.join(str(error).split())}"
-            raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {said}") from error
+            raise ValueError(f"config.yaml must be a file that a run wrote; got {self._config}: {said}") from error
 
     def result(self) -> RunResult | None:
         """Return how the run ended, or None if it has not."""

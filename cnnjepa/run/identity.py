@@ -27,7 +27,7 @@ def task_module(name: str) -> types.ModuleType:
         found = importlib.import_module(name)
     except Exception as error:  # whatever a module does when it is imported
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"task must be a module that can be imported; got {name}: {said}; PYTHONPATH must hold its folder") from error
+        raise ValueError(f"task must be a module that can be imported; got {name}: {said}: add its folder to PYTHONPATH") from error
     kind = getattr(found, "Config", None)
     keys = {f.name for f in dataclasses.fields(kind)} if isinstance(kind, type) and dataclasses.is_dataclass(kind) else set()
     parts = {
@@ -81,7 +81,7 @@ def _build(kind: Callable[..., T], values: dict[str, Any], path: str) -> T:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(f"{path}{unknown[0]} must be a key of {kind.__name__}; the file is of another version of this project")
+        raise ValueError(f"{path}{unknown[0]} must be a key of {kind.__name__}; got a file of another version of this project")
     built: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
@@ -101,7 +101,7 @@ def from_dict(values: dict[str, Any]) -> Any:
     Raise ValueError at an unknown task and at a key that this version does not know, TypeError for no dictionary.
     """
     if not isinstance(values, dict):
-        raise TypeError(f"a configuration is a dictionary and not a {type(values).__name__}")
+        raise TypeError(f"a configuration must be a dictionary; got a {type(values).__name__}")
     return _build(config_class(task_name(values)), values, "")
 
 
@@ -115,7 +115,7 @@ def lookup(values: Mapping[str, Any], key: str) -> Any:
     value: Any = values
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise ValueError(f"the configuration must have {key}; got one without it: it may belong to another method")
+            raise ValueError(f"the configuration must have {key}; got one without it: the key may belong to another method")
         value = value[part]
     return value
 

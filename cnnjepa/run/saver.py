@@ -41,7 +41,7 @@ def retry(write: Callable[[], T], what: str, patience_seconds: float) -> T:
                 raise
             if str(error) != reported:
                 reported = str(error)
-                log.warning("%s was refused: %s; trying again for up to %.0f s", what, reported, patience_seconds)
+                log.warning("%s cannot be written: %s; trying again for up to %.0f s", what, reported, patience_seconds)
         time.sleep(_PAUSE_SECONDS)
 
 
@@ -110,7 +110,7 @@ class Saver:
         self._next = time.monotonic() + again
         if str(error) != self._reported:
             self._reported = str(error)
-            log.warning("no checkpoint at step %d: %s; training goes on, the next attempt is in %.0f s", step, error, again)
+            log.warning("no checkpoint at step %d: %s; training continues, next attempt in %.0f s", step, error, again)
 
     def settle(self) -> None:
         """Wait until nothing is being written.

@@ -33,4 +33,4 @@ def cancel(view: View, trials: list[Trial]) -> str:
             live = [e.id for e in engine.live()]
             slurm.cancel(live)
             ended = len(live)
-    return f"{len(chosen)} trials cancelled, {ended} jobs ended; the sweep's command takes them up again"
+    return f"{len(chosen)} trials cancelled, {ended} jobs ended; run the sweep's command to resume them"

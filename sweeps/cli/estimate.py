@@ -86,7 +86,7 @@ def check_cap(cap: float | None, price: Estimate, budget: float | None = None) -
     if cap is None or price.unit != "GPU-hours" or not price.trials or (budget is not None and budget <= cap):
         return
     if price.device_hours is None:
-        raise ValueError(f"--max-gpu-hours must be compared with an estimate; got {cap:g}, and the cost is unknown: {price.source}")
+        raise ValueError(f"--max-gpu-hours must be left out while the cost is unknown; got {cap:g}: {price.source}")
     if price.device_hours > cap:
         raise ValueError(f"--max-gpu-hours must be at least the cost estimate of {price.device_hours:,.0f} GPU-hours; got {cap:g}")
 
@@ -97,11 +97,12 @@ def show_estimate(sweep: Sweep, price: Estimate, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     if sweep.rungs and sweep.search is not None and (rate := price.device_hours_per_epoch) is not None:
         hours = rate * epochs_expected(Outlook(View(sweep)))
-        console.print(f"  about {hours:,.0f} of them if one in {sweep.eta} goes on at each rung", highlight=False)
+        console.print(f"  about {hours:,.0f} of them if one in {sweep.eta} continues at each rung", highlight=False)
     if (budget := budget_of(sweep)) is not None:
-        console.print(f"  the search begins no run that could take it above {budget:g} {price.unit}", highlight=False, soft_wrap=True)
+        console.print(f"  the search starts no run that could take it above {budget:g} {price.unit}", highlight=False, soft_wrap=True)
         if price.device_hours_per_epoch is None:
-            console.print("  one run tells first what a run costs; for more at once, watch, or run the command again then", highlight=False)
+            first = "one run goes first to measure the cost; the others start after it, if you watch or run the command again"
+            console.print(f"  {first}", highlight=False, soft_wrap=True)
     if has := balance():
         console.print(f"sbalance:\n{has}", highlight=False, soft_wrap=True)
 

@@ -85,7 +85,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
                         reported = hosts
                         minutes = claims.SILENCE_SECONDS / 60
                         if hosts:
-                            console.print(f"waiting for trials of {', '.join(hosts)}; taken over once silent for {minutes:.0f} min")
+                            console.print(f"waiting for trials of {', '.join(hosts)}; taken over after {minutes:.0f} min of silence")
                     watcher.show()
                     time.sleep(REFRESH_SECONDS)
     finally:

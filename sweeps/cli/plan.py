@@ -61,7 +61,7 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
     scales = ", ".join(f"{spec.scale(s).seeds} at {s.name} scale" for s in ScaleName)
     group.add_argument("--seeds", type=int, metavar="N", help=f"{seeds} (default: {scales})")
     group.add_argument("--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint")
-    group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing, need no Slurm")
+    group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing (needs no Slurm)")
 
 
 def _add_where(parser: Parser) -> None:
@@ -73,7 +73,7 @@ def _add_where(parser: Parser) -> None:
     group.add_argument("--nodes", type=int, metavar="N", help="nodes of the job, with --backend allocation")
     share = "trials at once on each node, with --backend allocation (default: one per GPU, or per core without GPUs)"
     group.add_argument("--trials-per-node", type=int, metavar="N", help=share)
-    group.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs go on alone")
+    group.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs run on their own")
     group.add_argument("--yes", action="store_true", help="submit without asking")
 
 
@@ -83,13 +83,13 @@ def _add_search(parser: Parser, spec: SweepSpec) -> None:
         group.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="how configurations are chosen (default: %(default)s)")
         scales = ", ".join(f"{spec.scale(s).max_trials} at {s.name} scale" for s in ScaleName)
         group.add_argument("--max-trials", type=int, metavar="N", help=f"configurations to try (default: {scales})")
-        objectives = "search for accuracy and for few GPU-hours; stop nothing early"
+        objectives = "search for high accuracy and few GPU-hours; stop no run early"
         group.add_argument("--two-objectives", action="store_true", help=objectives)
     default = "asha, or none with --two-objectives and with the samplers grid and gp" if spec.space else "none"
     early = f"compare runs at rungs and stop all but the best (default: {default})"
     group.add_argument("--early-stopping", choices=["asha", "none"], help=early)
     group.add_argument(
-        "--eta", type=int, default=DEFAULT_ETA, metavar="N", help="let one run in N go on at each rung (default: %(default)s)"
+        "--eta", type=int, default=DEFAULT_ETA, metavar="N", help="let one run in N continue at each rung (default: %(default)s)"
     )
     names = ", ".join(task_named(spec.task).WARNINGS)
     ends = "end a run as pruned when this warning holds at a probe; may be repeated"
@@ -101,7 +101,7 @@ def _add_costs(parser: Parser, spec: SweepSpec) -> None:
     most = "refuse to submit if the cost estimate is above H GPU-hours (default: no limit)"
     group.add_argument("--max-gpu-hours", type=float, metavar="H", help=most)
     if spec.space:
-        budget = "begin no run that could take the search above H GPU-hours, or core-hours without GPUs (default: no limit)"
+        budget = "start no run that could take the search above H GPU-hours, or core-hours without GPUs (default: no limit)"
         group.add_argument("--budget-gpu-hours", type=float, metavar="H", help=budget)
 
 
@@ -172,7 +172,7 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
     found = rung_epochs(train.epochs, longest, asked.eta)
     if not found:
         rule = f"leave an epoch between the warm-up of {longest:g} and {train.epochs} / {asked.eta}"
-        raise ValueError(f"--early-stopping=asha must {rule}; got none: give more epochs, or --early-stopping none")
+        raise ValueError(f"--early-stopping=asha must {rule}; got none: use more epochs, or --early-stopping none")
     return found
 
 

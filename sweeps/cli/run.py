@@ -48,10 +48,10 @@ def show_plan(sweep: Sweep, console: Console) -> None:
     epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
     console.print(f"{len(sweep.trials)} trials, {epochs} epochs each, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:
-        console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs go on", highlight=False)
+        console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs continue", highlight=False)
     if (search := sweep.search) is not None:
         more = Outlook(view).runs_left_at_most
-        what = f"{search.sampler} chooses up to {search.max_trials} configurations, the best of them get up to {search.seeds} seeds"
+        what = f"{search.sampler} chooses up to {search.max_trials} configurations; the best of them get up to {search.seeds} seeds"
         console.print(f"{what}: at most {more} further runs", highlight=False, soft_wrap=True)
 
 

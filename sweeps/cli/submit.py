@@ -70,7 +70,7 @@ def refuse_problems(engine: SlurmEngine, workers: int, runs: int, console: Conso
             console.print(f"preflight: {finding.what}: {finding.said}", highlight=False, soft_wrap=True)
     problems = [f"{f.what}: {f.said}" for f in found if f.level == "problem"]
     if problems:
-        raise ValueError("preflight found what would stop the jobs, nothing was submitted: " + "; ".join(problems))
+        raise ValueError("preflight found problems, nothing was submitted: " + "; ".join(problems))
 
 
 def confirmed(asked: argparse.Namespace) -> bool:
@@ -88,7 +88,7 @@ def run(
     Raises ValueError before anything was submitted.
     """
     if not has_slurm():
-        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run to look at it")
+        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run for a preview")
     queue = Queue()
     view = View(sweep, queue=queue)
 
@@ -101,18 +101,18 @@ def run(
         engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue, allocation)
         if asked.backend is None and engine.allocated:  # who only looks again shall not get an array beside it
             engine.allocation = engine.allocated
-            say("an allocation of this sweep is queued or runs; --backend array adds an array beside it")
+            say("an allocation of this sweep is queued or running; --backend array adds an array beside it")
         try:
             if not submit_missing(engine, price, asked, console, say):
                 return INTERRUPTED
         except SlurmError as error:
-            raise ValueError(f"Slurm must take the jobs; got {error}") from error
+            raise ValueError(f"Slurm must accept the jobs; got {error}") from error
     else:
         sweep.write()
     if is_over(View(sweep)) and all(s.ended for s in View(sweep).states().values()):
         return conclude(View(sweep), console)
     if asked.detach:
-        say(f"the jobs need nobody; python -m sweeps status|logs|cancel {sweep.path}")
+        say(f"the jobs run on their own; python -m sweeps status|logs|cancel {sweep.path}")
         return 0
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.execution.monitor", str(sweep.path)])  # noqa: S606, no shell is wanted
@@ -139,7 +139,7 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
         engine.queue = Queue()  # asked again: what it said before is older than what other commands have submitted
         missing = engine.missing(View(sweep, queue=engine.queue))
         if missing < 0 and (gone := engine.withdraw(-missing)):
-            say(f"{gone} waiting workers withdrawn, no trial is left for them")
+            say(f"{gone} waiting workers withdrawn: no trial is left for them")
         try:
             for made in engine.submit(missing) if missing > 0 else []:
                 after = f", after {', '.join(made.after)}" if made.after else ""

@@ -138,7 +138,7 @@ def inject(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
             return False
         return run.step() > reached + (0 if starts_again else _STEPS_TO_FEEL)
 
-    wait_for(f"{name} at step {first}: the run to go on", passed, _RUN_SECONDS)
+    wait_for(f"the run to continue after {name} at step {first}", passed, _RUN_SECONDS)
     seconds = time.monotonic() - began
     resumed = run.resumed_at(log_start)
     repeated = 0 if resumed is None else max(reached - resumed, 0)
@@ -186,7 +186,7 @@ def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Dri
     seconds = time.monotonic() - scene.started
     step_seconds = reference.seconds_a_step()
     result = Drill(step_seconds, left_out=dict(scene.left_out))
-    say(f"it took {seconds:.1f} s, {1000 * step_seconds:.0f} ms a step")
+    say(f"it took {seconds:.1f} s, {1000 * step_seconds:.0f} ms per step")
     draw, names = random.Random(seed), order(sorted(scene.faults), seed)
     while len(result.injected) < faults:
         number, before = len(result.proofs) + 1, len(result.injected)
@@ -210,4 +210,4 @@ def verdict(proof: Proof) -> str:
     if proof.lost:
         return f"LOST: {proof.lost}"
     found = [f"{aspect}: {what[0]}" + (f" and {len(what) - 1} more" if len(what) > 1 else "") for aspect, what in proof.different.items()]
-    return "DIFFERS: " + "; ".join([*found, *(f"{d} is there twice" for d in proof.duplicated)])
+    return "DIFFERS: " + "; ".join([*found, *(f"{d} is duplicated" for d in proof.duplicated)])

@@ -119,7 +119,7 @@ class RunHere:
         try:
             wait_for("the driver to stop", lambda: self._driver.status() == psutil.STATUS_STOPPED, _END_SECONDS)
             _signal(ranks, signal.SIGKILL)
-            wait_for("death of ranks", lambda: all(map(_is_dead, ranks)), _END_SECONDS)
+            wait_for("the ranks to die", lambda: all(map(_is_dead, ranks)), _END_SECONDS)
             meanwhile()
         finally:
             self._driver.resume()
@@ -264,4 +264,4 @@ class RunHere:
     @property
     def left_out(self) -> dict[str, str]:
         """Return the faults left out here, each with the reason."""
-        return {"node loss and requeue by Slurm": "they take a Slurm cluster: --cluster NAME"}
+        return {"node loss and requeue by Slurm": "they need a Slurm cluster: --cluster NAME"}

@@ -58,7 +58,7 @@ class RunOnSlurm:
 
     def _last_word(self) -> str:
         """Return the last line that the command printed."""
-        return next(iter((self._runs_dir / "command.log").read_text().strip().splitlines()[::-1]), "the command said nothing")
+        return next(iter((self._runs_dir / "command.log").read_text().strip().splitlines()[::-1]), "the command printed nothing")
 
     def _trial(self) -> Path | None:
         return next(self._runs_dir.glob("*/trials/*"), None)
@@ -216,9 +216,9 @@ class RunOnSlurm:
     @cached_property
     def left_out(self) -> dict[str, str]:
         """Return the faults left out here, each with the reason."""
-        out = {"clock moved back": "a node's clock is its administrator's; the drill on this machine does it"}
+        out = {"clock moved back": "only an administrator can set a node's clock; the drill on this machine covers it"}
         if os.geteuid() == 0:
-            out["folder read-only for a while"] = "root heeds no modes"
+            out["folder read-only for a while"] = "root ignores file modes"
         if not _may_down_nodes():
             out["node loss"] = "taking a node down needs an operator's rights"
         return out

@@ -33,7 +33,7 @@ _OVERRIDES = [
 _SCALE = Scale(_OVERRIDES, seeds=1)
 SWEEP = SweepSpec(
     name="drill",
-    question="Does a run come through whatever happens to it?",
+    question="Does a run survive whatever happens to it?",
     configurations=[Configuration({})],
     smoke=_SCALE,
     paper=_SCALE,

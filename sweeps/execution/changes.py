@@ -40,14 +40,14 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
     if before.keys() == now.keys():
         return False
     added, gone = len(now.keys() - before.keys()), before.keys() - now.keys()
-    kept = f"{len(gone)} withdrawn (their folders stay, they leave the tables)"
+    kept = f"{len(gone)} withdrawn (no longer in the tables; their folders stay)"
     console.print(f"the sweep has changed since it was last run: {added} trials added, {kept}", soft_wrap=True)
     old = View.here(Sweep.load(sweep.path))
     for signature in sorted(gone):
         last = next(iter(old.claims(before[signature])[-1:]), None)
         if last is not None and last.slurm is not None and not old.state(before[signature]).settled:
-            stop = f"scancel {last.slurm.job}, which ends the trials beside it too" if last.slurm.shared else f"scancel {last.slurm.job}"
-            what = f"withdrawn, but its job goes on to its end; to stop it: {stop}"
+            stop = f"scancel {last.slurm.job}{', which also ends the other trials of that job' * last.slurm.shared}"
+            what = f"withdrawn, but its job runs to its end; to stop it: {stop}"
             console.print(f"  {before[signature].label}, seed {before[signature].seed}: {what}", highlight=False, soft_wrap=True)
     return True
 

@@ -113,7 +113,7 @@ def conclude(view: View, console: Console) -> int:
     paths, page = tables.write_all(view), view.sweep.path / "report.html"
     cause = rebuild(view.sweep.path)
     again = f"python -m sweeps report {shlex.quote(str(view.sweep.path))}"
-    not_made = f": not made: {cause}; the results are whole without it, to make it: {again}" if cause else ""
+    not_made = f": not written: {cause}; the results are complete without it; to write it: {again}" if cause else ""
     console.print(tables.terminal_table(view))
     bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
@@ -177,8 +177,8 @@ class SlurmWatch:
         begun = bool(jobs) and self.engine.sweep.search is not None
         if last.job and not begun and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
-            said = log_tail(logs[-1]) if logs else "they leave no log"
-            raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")
+            said = log_tail(logs[-1]) if logs else "they left no log"
+            raise SlurmError(f"jobs end before they start a trial: {said}; see {self.folder / 'log'}")
         with contextlib.suppress(RacedError):  # another command resubmits too
             for made in self.engine.submit(workers):
                 what = made.what if made.allocation else f"{made.size} workers whose jobs had ended"
@@ -198,7 +198,7 @@ class SlurmWatch:
                 time.sleep(_LOOK_SECONDS)
         if is_over(self.view) and all(s.ended for s in self.view.states().values()):
             return conclude(self.view, self.console)
-        self.console.print(f"{counts_line(sweep_status(self.view))}; the same command takes up what was cancelled", soft_wrap=True)
+        self.console.print(f"{counts_line(sweep_status(self.view))}; run the same command to resume what was cancelled", soft_wrap=True)
         return INTERRUPTED
 
     def warn_of_held(self) -> None:
@@ -206,7 +206,8 @@ class SlurmWatch:
         for element in self.engine.live():
             if "held" in element.reason.lower() and element.id not in self.held:
                 self.held.add(element.id)
-                self.console.print(f"job {element.id} is held ({element.reason}): scontrol release {element.id}", highlight=False)
+                line = f"job {element.id} is held ({element.reason}); to release it: scontrol release {element.id}"
+                self.console.print(line, highlight=False)
 
 
 def main() -> int:
@@ -217,7 +218,7 @@ def main() -> int:
         return SlurmWatch(folder, console).run()
     except KeyboardInterrupt:
         console.show_cursor()
-        console.print("the jobs go on without this command; the same command shows them again", soft_wrap=True)
+        console.print("the jobs continue without this command; run it again to watch them", soft_wrap=True)
         console.print(f"python -m sweeps status|logs|cancel {folder}", soft_wrap=True, highlight=False)
         return INTERRUPTED
     except SlurmError as error:

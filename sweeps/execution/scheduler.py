@@ -27,7 +27,7 @@ def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver:
     if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
         return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {log_tail(log)}; see {log}"
     if claims.starts_in_vain(past, step, folder) >= STARTS_ALLOWED:
-        return f"{STARTS_ALLOWED} jobs gained no step over step {step}, is the time limit too short? {log_tail(log)}; see {log}"
+        return f"{STARTS_ALLOWED} jobs made no progress after step {step}; is the time limit too short? {log_tail(log)}; see {log}"
     return ""
 
 

@@ -131,7 +131,7 @@ class SlurmEngine:
         found = next((e for e in Queue(0).named(submission.name)), None)
         if found is not None:
             if not submission.job:
-                say(f"adopted job {found.array}: its submitter did not live to write it down")
+                say(f"adopted job {found.array}: its submitter died before recording it")
                 submission.write_job(found.array)
             return True
         if over and not submission.job:

@@ -156,7 +156,7 @@ def shown_configurations(view: View) -> tuple[list[Summary], str]:
     table = summaries(view)
     shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())] or table
     left_out = len(table) - len(shown)
-    return shown, f"{left_out} configurations were pruned on their way, see summary.csv" if left_out else ""
+    return shown, f"{left_out} configurations were pruned and are not shown; see summary.csv" if left_out else ""
 
 
 def columns(view: View) -> list[str]:
@@ -213,7 +213,7 @@ def judged(lead: Leader) -> str:
     assert lead.comparison is not None
     tested = lead.comparison
     interval = "" if tested.low is None or tested.high is None else f" (95 % interval {tested.low:.1f} to {tested.high:.1f})"
-    return f"apart by {tested.difference:.1f}{interval}: {tested}"
+    return f"difference {tested.difference:.1f}{interval}: {tested}"
 
 
 def run_set(view: View) -> str:

@@ -86,7 +86,7 @@ def rungs_line(view: View) -> str:
         return ""
     reached = [sum(str(e) in rungs_reached(view, t) for t in sweep.trials) for e in sweep.rungs]
     shown = ", ".join(f"epoch {epoch}: {n} runs" for epoch, n in zip(sweep.rungs, reached, strict=True))
-    return f"rungs: {shown}; at each the best 1/{sweep.eta} go on"
+    return f"rungs: {shown}; at each the best 1/{sweep.eta} continue"
 
 
 def trial_status(view: View, trial: Trial) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def counts_line(status: dict[str, Any]) -> str:
         line += f" (of up to {search['points']} configurations)"
     if status["gpu_hours"]:
         line += f", {status['gpu_hours']:.1f} GPU-hours used"
-    return line + (" (Slurm does not answer; this is what it said last)" if status["slurm_silent"] else "")
+    return line + (" (Slurm does not answer; this is its last answer)" if status["slurm_silent"] else "")
 
 
 def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:

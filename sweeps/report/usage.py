@@ -132,12 +132,13 @@ def missing_line(view: View) -> str:
         return f"sacct does not answer, so these are the trainer's own counters; later: {again}"
     if view.accounting != "answers":
         return ""
+    instead = "the trainer's own counters are used instead"
     uses = {job: view.accounted.get(job) for job in known}
     coming = [job for job, use in uses.items() if (known[job] if use is None else not use.ended)]
     lost = [job for job, use in uses.items() if use is None and not known[job]]
     if coming:
-        return f"not yet in the accounting: the end of {len(coming)} of {len(known)} jobs, for which counters stand; later: {again}"
-    return f"sacct knows nothing of {len(lost)} of {len(known)} jobs, for which counters stand" if lost else ""
+        return f"not yet in the accounting: the end of {len(coming)} of {len(known)} jobs; {instead}; later: {again}"
+    return f"sacct has no record of {len(lost)} of {len(known)} jobs; {instead}" if lost else ""
 
 
 class Sight:
@@ -276,7 +277,7 @@ def used_line(found: Sequence[Efficiency]) -> str:
         parts.append(f"cores {found[0].cores}, their use not known")
     if on_gpu := _given(e.peak_mb for e in found if e.on_gpu):
         busy = _given(e.gpu_utilisation for e in found)
-        share = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilisation not reported"
+        share = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilization not reported"
         parts.append(f"GPU {share}, its tensors {max(on_gpu) / 1024:.1f} GiB")
     sources = " and ".join(sorted({e.source for e in found}))
     return f"used at most, by {len(found)} completed runs ({sources}): {', '.join(parts)}"

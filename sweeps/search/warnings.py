@@ -24,7 +24,7 @@ def warnings_of(view: View, trial: Trial, probed: Probes | None = None) -> list[
 def as_lines(sweep: Sweep, lines: Mapping[str, Sequence[str]], most: int = 8) -> list[str]:
     """'warning: depth 2, seed 42: ...' for each line of each trial by run ID, no more than `most`, and how many there are beyond."""
     every = [f"warning: {t.label}, seed {t.seed}: {line}" for t in sweep.trials for line in lines.get(t.signature, ())]
-    more = [f"and {len(every) - most} warnings more, see --json"] if len(every) > most else []
+    more = [f"and {len(every) - most} more warnings, see --json"] if len(every) > most else []
     return every[:most] + more
 
 
@@ -43,6 +43,7 @@ def check_pruning(sweep: Sweep) -> None:
     known = sweep.task.WARNINGS
     for name in sweep.prune_on:
         if name not in known:
-            raise ValueError(f"--prune-on must hold names out of {', '.join(known) or 'none, as the task has no warnings'}; got {name}")
+            rule = f"one of {', '.join(known)}" if known else "left out, as the task has no warnings"
+            raise ValueError(f"--prune-on must be {rule}; got {name}")
         for trial in sweep.trials:
             sweep.task.check_warning(name, trial.values)

@@ -43,7 +43,7 @@ class Dimension:
         if self.options:
             return
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"dimension {self.key} must have low < high, above 0 where it is log; got [{self.low}, {self.high}]")
+            raise ValueError(f"dimension {self.key} must have low < high, and low > 0 with log=True; got [{self.low}, {self.high}]")
         outside = [v for v in self.grid if not (isinstance(v, (int, float)) and self.low <= v <= self.high)]
         if outside:
             raise ValueError(f"grid of {self.key} must lie in [{self.low}, {self.high}]; got {outside[0]}")
@@ -74,7 +74,7 @@ def grid_configurations(space: Sequence[Dimension], base: Mapping[str, Any]) -> 
     """All combinations of options and grid values, each configuration once; raises ValueError at a range without a grid."""
     for dimension in space:
         if not (dimension.options or dimension.grid):
-            raise ValueError(f"sampler=grid must have values to take of {dimension.key}; got a range without a grid")
+            raise ValueError(f"--sampler grid must have values for {dimension.key}; got a range without any: list them after its bounds")
     return combinations(space, [d.options or d.grid for d in space], base)
 
 

@@ -173,7 +173,7 @@ def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -
     for override in overrides:
         key = override.partition("=")[0]
         if key in swept:
-            raise ValueError(f"{key} must not be overridden, it is what {spec.name} sets itself; got {override}")
+            raise ValueError(f"{key} must not be overridden, because {spec.name} sets it; got {override}")
 
 
 def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str]) -> SweepSpec:
@@ -225,7 +225,7 @@ def build_trials(
     check_overrides(spec, {key for configuration in configurations for key in configuration.overrides}, overrides)
     labels = [spec.label(configuration) for configuration in configurations]
     if twice := [called for called in labels if labels.count(called) > 1]:
-        rule = "differ in what they set of the keys that name them (named_by)"
+        rule = "differ in the keys that name them (named_by)"
         raise ValueError(f"configurations of {spec.name} must {rule}; got {twice[0]} {labels.count(twice[0])} times")
     trials: list[Trial] = []
     known: dict[str, str] = {}

@@ -100,7 +100,7 @@ class Sweep:
         task = task_named(spec.task)
         objective, shown = spec.objective or task.OBJECTIVE, task.HEADLINE if spec.headline is None else spec.headline
         if not objective:
-            raise ValueError(f"objective must be given by the sweep, or by its task as OBJECTIVE; got none of {spec.name} and {spec.task}")
+            raise ValueError(f"objective must be given by the sweep, or by its task as OBJECTIVE; got none in {spec.name} and {spec.task}")
         headline = list(dict.fromkeys([*shown, *metrics]))
         sweep = Sweep(path, spec.name, spec.question, scale, objective, headline, paper, trials, search, list(rungs), eta)
         sweep.costs.extend(spec.costs)
@@ -130,7 +130,7 @@ class Sweep:
             return sweep
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             said = f"{type(error).__name__} {' '.join(str(error).split())}"
-            raise ValueError(f"sweep.json must be one that a sweep wrote; got {file}: {said}") from error
+            raise ValueError(f"sweep.json must be a file that a sweep wrote; got {file}: {said}") from error
 
     def write(self) -> None:
         """Write sweep.json atomically. The same sweep writes the same bytes."""
@@ -150,7 +150,7 @@ class Sweep:
             return
         choices = self.path / "points"  # the folder's name since 0.1
         if choices.exists() and not choices.is_dir():
-            raise ValueError(f"points must be a folder; got {choices}, which is none")
+            raise ValueError(f"points must be a folder; got {choices}, which is not one")
         while (file := self.choice_file(self.next_number)).exists():
             with reading(file):
                 values = read_json(file)

@@ -45,7 +45,7 @@ def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
         order = [TrialState.running, TrialState.requeued, TrialState.interrupted, TrialState.failed, TrialState.completed]
         begun = [t for state in order for t in sweep.trials if states[t.signature] is state]
         if not begun:
-            print("no trial has begun", file=sys.stderr)
+            print("no trial has started", file=sys.stderr)
             return 1
         trial = begun[0]
     path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)

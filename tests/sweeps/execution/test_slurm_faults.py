@@ -316,7 +316,7 @@ def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm,
         outs = [c.communicate(timeout=300)[0] for c in pair]
         assert [c.returncode for c in pair] == [0, 0], outs
         assert not any("submitted" in out for out in (*first_looks, *outs))
-        said["happened"] = "the jobs need nobody; both commands showed the same table"
+        said["happened"] = "the jobs ran on their own; both commands showed the same table"
     sweep.check_against(undisturbed)
     assert all(len(claims.history(d)) == 1 for d in sweep.trial_dirs())
     assert len(sweep.jobs()) == 2
