@@ -25,7 +25,7 @@ def find_trials(view: View, names: list[str]) -> list[Trial]:
         meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.label}/{t.seed}")]
         exact = [t for t in meant if name == str(t.number)] or meant
         if len(exact) != 1:
-            choice = "a run ID or its start, a number or CONFIGURATION/SEED, as python -m sweeps status shows them"
+            choice = "its run ID or the start of it, its number or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
             raise ValueError(f"TRIAL must name one trial by {choice}; got {name}, which names {len(exact)}")
         found += exact
     return found
@@ -108,7 +108,7 @@ def command_line() -> Parser:
         what = made.add_argument_group("what to stop" if name == "cancel" else "what to show")
         what.add_argument("folder", type=Path, metavar="SWEEP_FOLDER", help="such as runs/NAME-smoke; the sweep's command prints it")
         groups[name] = what, made.add_argument_group("how")
-    trial = "run ID or its start, number, or CONFIGURATION/SEED, as status shows them"
+    trial = "run ID or its start, number from 0, or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
     groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
     groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
