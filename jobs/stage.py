@@ -28,7 +28,7 @@ def _line(folder: Path, key: str) -> str:
     lock = try_lock(folder / f"{key}.lock", fcntl.LOCK_EX)
     if lock is not None:
         os.close(lock)
-    what = "whole" if (folder / key).exists() else "begun"
+    what = "complete" if (folder / key).exists() else "partial"
     return f"{key}  {sum(map(_bytes_of, parts)) / 1e9:8.2f} GB  {what}, {'in use' if lock is None else 'not in use'}"
 
 

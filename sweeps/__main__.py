@@ -111,7 +111,7 @@ def command_line() -> Parser:
     trial = "run ID or its start, number from 0, or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
     groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
-    groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
+    groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print the log so far and return")
     formats = ["table", *tables.FORMATS]
     groups["results"][1].add_argument("--format", choices=formats, default="table", help="default: %(default)s")
     groups["status"][1].add_argument("--json", action="store_true", help="print one JSON object")

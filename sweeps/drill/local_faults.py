@@ -245,8 +245,8 @@ class RunHere:
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
         """Return the faults possible here, by name."""
         found = {
-            "SIGTERM with a grace": self.terminate_with_grace,
-            "SIGTERM without grace": self.terminate_without_grace,
+            "SIGTERM with a grace period": self.terminate_with_grace,
+            "SIGTERM without a grace period": self.terminate_without_grace,
             "SIGKILL of a rank": self.kill_a_rank,
             "SIGKILL of all ranks": self.kill_all_ranks,
             "SIGKILL of the driver": self.kill_the_driver,

@@ -198,7 +198,7 @@ class RunOnSlurm:
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
         """Return the faults possible here, by name."""
         found: dict[str, Callable[[random.Random], bool]] = {
-            "SIGTERM with a grace": self.terminate_with_grace,
+            "SIGTERM with a grace period": self.terminate_with_grace,
             "SIGKILL of a rank": self.kill_a_rank,
             "SIGKILL of all ranks": self.kill_all_ranks,
             "SIGKILL of the command": self.kill_the_command,

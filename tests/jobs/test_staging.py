@@ -225,7 +225,7 @@ def test_what_is_staged_is_listed_and_freed_unless_it_is_read(source: Path, scra
             pass
         status, said = stage("--list", scratch)
         assert status == 0
-        assert sorted(line.split("GB  ")[1] for line in said.splitlines()) == ["whole, in use", "whole, not in use"]
+        assert sorted(line.split("GB  ")[1] for line in said.splitlines()) == ["complete, in use", "complete, not in use"]
         assert stage("--free", scratch, key) == (1, f"{key} is in use: not removed\n")
         assert_same_files(source, reader.root)
     assert stage("--free", scratch, "0")[0] == 2
