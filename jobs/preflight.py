@@ -1,26 +1,27 @@
 """`python -m jobs.preflight`: find what would stop a submission before it is made."""
 
-import argparse
 import contextlib
-import json
 import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cnnjepa.run.files import write_atomic
+from cnnjepa.run.identity import from_dict, to_dict
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
+from jobs.config import compose_job, override_keys
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array, render
@@ -150,13 +151,13 @@ def check_data(config: Any) -> list[Finding]:
 
 
 def checked_data(values: dict[str, object]) -> list[Finding]:
-    """Run `check_data` in a subprocess, which frees its libraries and image lists."""
-    line = [sys.executable, "-m", "jobs.preflight", "--data-only", json.dumps(values)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parent.parent)
+    """Run `check_data` in a forked process, which frees its image lists."""
     try:
-        return [Finding(**f) for f in json.loads(done.stdout)]
-    except ValueError:
-        return [problem("data", f"the images must be readable; got {' '.join(done.stderr.split())[-300:]}")]
+        with ProcessPoolExecutor(1, get_context("fork")) as pool:
+            return pool.submit(check_data, from_dict(values)).result()
+    except Exception as error:  # whatever a task raises, or the death of the process for lack of memory
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return [problem("data", f"the images must be readable; got {said[-300:]}")]
 
 
 def to_stage(cluster: ClusterProfile, configs: Sequence[dict[str, object]]) -> list[PackedSet]:
@@ -249,43 +250,24 @@ def preflight(
     return found + check_staging(cluster, configs)
 
 
-def _data_only(text: str) -> int:
-    from cnnjepa.run.identity import from_dict
-
-    print(json.dumps([vars(f) for f in check_data(from_dict(json.loads(text)))]))
-    return 0
-
-
-def _keys() -> list[str]:
-    from jobs.config import override_keys  # slow to import, and --data-only needs no Hydra
-
-    return override_keys()
-
-
 def main() -> int:
     """Run the command line and return the exit status that --help explains."""
     text = """Check what would stop a submission: account, limits, folders, data and packages.
 
 Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
     example = "example:\n  python -m jobs.preflight --cluster komondor --on-node account=abc data=imagenet100"
-    parser = Parser(prog="python -m jobs.preflight", description=text, epilog=example, keys=_keys, renamed={"--slots": "--workers"})
+    parser = Parser(prog="python -m jobs.preflight", description=text, epilog=example, keys=override_keys, renamed={"--slots": "--workers"})
     what = parser.add_argument_group("what to check")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="such as account=abc or data=imagenet100")
     what.add_argument(
         "--workers", type=int, default=1, metavar="N", help="workers to submit, the size of the job array (default: %(default)s)"
     )
     what.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
-    what.add_argument("--data-only", help=argparse.SUPPRESS)
     where = parser.add_argument_group("where")
     where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
     try:
         asked = parser.parse_args()
-        if asked.data_only:
-            return _data_only(asked.data_only)
-        from cnnjepa.run.identity import to_dict
-        from jobs.config import compose_job
-
         job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
         runs_dir = resolved(asked.runs_dir or Path(job.cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
         if job.cluster.scheduler is Scheduler.slurm:
