@@ -48,10 +48,7 @@ def to_end(view: View) -> int:
 
 
 def called(label: str) -> str:
-    """Return the short name of a configuration for a sentence.
-
-    Names in a search are long; its configurations are called by their numbers.
-    """
+    """Return the short name of a configuration; in a search, its number."""
     if label.startswith("#"):
         return label.partition(" ")[0]
     return "baseline" if label.startswith("baseline: ") else label
@@ -204,10 +201,7 @@ class Failure:
 
 
 def failures(view: View) -> list[Failure]:
-    """Group failed runs, and completed ones with a missing probe value, by cause.
-
-    Causes that differ only in numbers are one group. The largest group comes first.
-    """
+    """Group failed runs and missing probe values by cause, numbers aside; largest group first."""
     groups: dict[str, list[tuple[Trial, str]]] = {}
     by = {row.signature: row for row in rows(view)}
     for trial in view.sweep.trials:

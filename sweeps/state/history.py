@@ -12,10 +12,7 @@ _NAME = "commands.jsonl"
 
 
 def note_command(folder: Path) -> None:
-    """Append this process's command, with likely secrets removed, unless it repeats the last one.
-
-    Disk errors are ignored.
-    """
+    """Append this command, likely secrets removed, unless it repeats. Ignore disk errors."""
     words = ["python", *(scrubbed(word) for word in sys.argv)]
     known = commands(folder)
     found = commit_and_diff()
