@@ -1,7 +1,4 @@
-"""The fully connected heads of the joint-embedding methods.
-
-Shapes: B images, D features.
-"""
+"""Build the fully connected heads of the joint-embedding methods."""
 
 import itertools
 
@@ -11,10 +8,7 @@ from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 
 
 class HeadNorm(MaskedBatchNorm2d):
-    """Apply BatchNorm to vectors, synchronised over ranks as in the encoder.
-
-    On one rank it equals nn.BatchNorm1d.
-    """
+    """BatchNorm of vectors, over ranks as in the encoder; on one rank, nn.BatchNorm1d."""
 
     def forward(self, x_BD: Tensor, visibility: Visibility | None = None) -> Tensor:
         """Map [B, D] to the same shape."""
@@ -24,8 +18,8 @@ class HeadNorm(MaskedBatchNorm2d):
 def build_head(sizes: list[int], sync_bn: bool, last_norm: bool = False) -> nn.Sequential:
     """Build linear layers with BatchNorm and ReLU between them: [B, sizes[0]] to [B, sizes[-1]].
 
-    `last_norm` adds a BatchNorm at the end. A layer before a BatchNorm has no bias, because the
-    BatchNorm would remove it.
+    `last_norm` adds a BatchNorm at the end. Layers before a BatchNorm have no bias: it would
+    vanish.
     """
     layers: list[nn.Module] = []
     last = len(sizes) - 2
