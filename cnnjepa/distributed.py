@@ -36,7 +36,10 @@ class GradientBuckets:
     """
 
     def __init__(self, parameters: list[nn.Parameter], ranks: Ranks, megabytes: float = 25.0) -> None:
-        """Fill buckets of about `megabytes` MiB from the last parameter: its gradient is first."""
+        """Fill buckets of about `megabytes` MiB from the last parameter to the first.
+
+        Layers that are used last complete their gradients first.
+        """
         self._ranks, self._armed, self._next = ranks, False, 0
         self._buckets: list[_Bucket] = []
         size = float("inf")
@@ -113,7 +116,10 @@ class RunningStatistics:
     """
 
     def __init__(self, module: nn.Module, ranks: Ranks) -> None:
-        """Track all BatchNorms but synchronised ones. Their passes per step must not vary."""
+        """Track all BatchNorms of `module` except synchronised ones.
+
+        Each must make the same number of passes in every step.
+        """
         self._ranks = ranks
         norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and not getattr(m, "sync", False)]
         self._means_vars: list[Tensor] = []

@@ -17,21 +17,28 @@ from cnnjepa.randomness import Stream, generator
 
 
 def visible_cells(mask_ratio: float, cells: int) -> int:
-    """Return the visible cells of a random mask: round(cells x (1 - ratio)), neither 0 nor all."""
+    """Return how many cells a random mask leaves visible: round(cells x (1 - ratio)).
+
+    The result is at least one and less than all cells.
+    """
     return min(max(round(cells * (1 - mask_ratio)), 1), cells - 1)
 
 
 def block_shape(scale: float, aspect: float, grid: int) -> tuple[int, int]:
-    """Return height and width of a block of `scale` x the grid's area, both below the grid's."""
+    """Return height and width, in cells and less than `grid`, of a block of `scale` x its area."""
     area = max(int(scale * grid * grid), 1)
     height, width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
     return min(max(height, 1), grid - 1), min(max(width, 1), grid - 1)
 
 
 def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return masks [len(positions), grid, grid], True where visible. None is all or nothing."""
+    """Return masks [len(positions), grid, grid], True for cells that the context encoder sees.
+
+    Each mask has at least one visible and one hidden cell.
+    """
     random = generator(seed, Stream.mask, step)
-    # Numbers for the iteration, then a row per position: row p is the same for any batch size.
+    # Draw for the whole iteration first, then a row of numbers per position: row p is the same for
+    # every batch size.
     use_blocks, scale, aspect = random.random(3)
     blocks = config.strategy is MaskStrategy.multi_block or (
         config.strategy is MaskStrategy.mixed and use_blocks < config.multi_block_probability

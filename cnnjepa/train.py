@@ -79,7 +79,10 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of training and probing over all resumes, less what kills cost."""
+        """Return the seconds spent training and probing, over all resumes.
+
+        Time that a kill discarded, since the last checkpoint, is not included.
+        """
         return self.earlier_seconds + time.perf_counter() - self.started
 
     @property
@@ -95,7 +98,10 @@ class Run:
 
     @property
     def energy_kwh(self) -> float | None:
-        """Return the energy of all ranks' GPUs, assumed like this one, or None if not reported."""
+        """Return the energy of all ranks' GPUs, or None if the device does not report it.
+
+        The main rank reads its own GPU and assumes that all are alike.
+        """
         joules = self.meter.joules
         return None if joules is None else joules * self.ranks.count / 3.6e6
 
@@ -323,7 +329,10 @@ def logs_at(run: Run, step: int) -> bool:
 
 
 def pictures_at(run: Run, step: int) -> bool:
-    """Return whether pictures follow `step`: the first, or the end of a period of epochs."""
+    """Return whether pictures are shown after step `step`.
+
+    They are shown after the first step and at the end of every `images_every_epochs`-th epoch.
+    """
     every = run.config.log.images_every_epochs
     return every > 0 and (step == 1 or step % (every * run.plan.steps_per_epoch) == 0)
 

@@ -1,4 +1,7 @@
-"""Order and load images as a function of (seed, epoch, position), whatever ranks and resumes."""
+"""Order and load the images as a function of (seed, epoch, position).
+
+Resuming or changing the number of ranks therefore does not change the data.
+"""
 
 import functools
 import logging
@@ -24,7 +27,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """How images become steps: an epoch is all whole global batches of a fresh permutation."""
+    """Division of the images into steps.
+
+    An epoch is all whole global batches of a fresh permutation; the remaining images are left out.
+    """
 
     images: int
     global_batch: int
@@ -44,7 +50,7 @@ class Plan:
         return self.steps_per_epoch * self.epochs
 
     def positions(self, rank: int, micro_step: int) -> Indices:
-        """Return positions of a micro-batch in the global batch; ranks take consecutive ones."""
+        """Return the positions of a micro-batch in the global batch, consecutive on each rank."""
         first = (rank * self.micro_batches + micro_step) * self.micro_batch
         return np.arange(first, first + self.micro_batch)
 
@@ -83,7 +89,10 @@ Loaded = tuple[list[Tensor], Tensor]
 
 
 def _batch(views: list[Tensor]) -> Tensor:
-    """Stack views into uint8 [B, 3, S, S], channels last; in loader processes in shared memory."""
+    """Stack views into uint8 [B, 3, S, S], channels last.
+
+    In a loader process the batch is built in shared memory, which saves another copy.
+    """
     batch_BHW3: Tensor = default_collate([view.permute(1, 2, 0) for view in views])
     return batch_BHW3.permute(0, 3, 1, 2)
 
@@ -91,7 +100,7 @@ def _batch(views: list[Tensor]) -> Tensor:
 class _Views(Dataset[Loaded]):
     """Random views of a micro-batch, one per ViewSpec and image, and its labels.
 
-    The label of an image outside `fit` is -1, so that nothing is fitted to images for choices.
+    The label of an image outside `fit` is -1, so that nothing can be fitted to held-out images.
     """
 
     def __init__(self, config: TrainConfig, splits: Splits, specs: list[ViewSpec]) -> None:
@@ -143,7 +152,10 @@ def _nothing() -> None:
 
 
 def _started(loader: DataLoader[T]) -> Iterator[T]:
-    """Return the loader's batches, without torch's SIGCHLD handler, which raises anywhere."""
+    """Return the loader's batches, without torch's SIGCHLD handler.
+
+    That handler raises wherever the main thread is, even when it is not waiting for a batch.
+    """
     before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
     if signal.getsignal(signal.SIGCHLD) is not before:
@@ -152,7 +164,7 @@ def _started(loader: DataLoader[T]) -> Iterator[T]:
 
 
 def _tells_of_death(error: Exception) -> bool:
-    """Return whether `error` means that a loader process died, not that it raised an error."""
+    """Return whether a loader process died, rather than raised an error."""
     text = str(error)
     if isinstance(error, RuntimeError):
         return text.startswith("DataLoader worker (pid") and ("exited unexpectedly" in text or "is killed by signal" in text)

@@ -36,7 +36,7 @@ _IMAGES_A_BATCH = 256  # what a worker holds in memory
 
 @dataclass(frozen=True)
 class Stored:
-    """How images are stored; unchanged by default.
+    """Options for storing images, which stay unchanged by default.
 
     With `short_side`, images with a larger short side are shrunk to that many pixels and stored as
     JPEG of `quality`. With `decoded`, pixels are stored.
@@ -160,7 +160,7 @@ def plan(source: sources.Source, images_a_file: int) -> list[Part]:
 
 
 def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dict[str, Any]:
-    """Return what packings must share for one to continue the other: options and listing."""
+    """Return the options and a digest of the images, which a continued packing must share."""
     digest = hashlib.sha256()
     for split, entries in source.splits.items():
         for e in entries:
@@ -170,7 +170,10 @@ def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dic
 
 
 def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> None:
-    """Prepare TARGET; raise ValueError if it is another packing's, too small or not writable."""
+    """Prepare TARGET for this packing.
+
+    Raise ValueError if TARGET belongs to another packing, has no room or cannot be written.
+    """
     note = target / UNFINISHED
     if note.is_file():
         before = json.loads(note.read_text())

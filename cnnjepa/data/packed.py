@@ -79,7 +79,7 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
 
 
 class PackedImages:
-    """Images of one split and of `classes`, in the order of the same images in class folders."""
+    """Images of one split, of the given classes, in the order of one folder per class."""
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, classes: list[str]) -> None:
         self.paths = [folder / f.name for f in manifest.files if f.split == split]
@@ -111,7 +111,10 @@ class PackedImages:
         return memoryview(self._maps[self._file[index]])[start : start + int(self._size[index])]
 
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
-        """Return the images at `indices`; the system learns all of them first, to read ahead."""
+        """Return the images at `indices`.
+
+        The system is told about all of them before the first is decoded, so that it can read ahead.
+        """
         for index in indices:
             first = int(self._start[index]) // mmap.PAGESIZE * mmap.PAGESIZE
             length = int(self._start[index]) + int(self._size[index]) - first
@@ -127,7 +130,10 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _index(number: int, path: Path, mapped: mmap.mmap) -> tuple[npt.NDArray[Any], ...]:
-    """Return file number, first byte, length and label of each image; ValueError if broken."""
+    """Return file number, first byte, length and label of each image of one file.
+
+    Raise ValueError if the file is not an Arrow file with the columns image and label.
+    """
     import pyarrow as pa
 
     whole = pa.py_buffer(mapped)

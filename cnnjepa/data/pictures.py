@@ -96,9 +96,10 @@ def as_ppm(pixels: Pixels) -> bytes:
 
 
 def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:
-    """Return the JPEG cut to at least `rows` rows by its header, or None if it cannot be cut.
+    """Return the JPEG with a header that declares fewer rows, so that a decoder stops early.
 
-    The pixels of these rows stay. One more is kept because chroma is interpolated across rows.
+    The first `rows` rows keep their pixels; one more is kept because chroma is interpolated across
+    rows. Return None if the JPEG cannot be cut.
     """
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
@@ -119,7 +120,10 @@ def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:
 
 
 def _one_scan(data: bytes | memoryview, at: int, components: int) -> bool:
-    """Return whether one scan holds all components, so that no component's rows come first."""
+    """Return whether one scan holds all components.
+
+    Otherwise all rows of the first component precede those of the second.
+    """
     while at + 4 < len(data) and data[at] == 0xFF:
         if data[at + 1] == _SCAN:
             return data[at + 4] == components

@@ -1,4 +1,7 @@
-"""List the images of a tree, ImageNet's tar files or a torchvision set, as ImageFolder would."""
+"""List the images of a tree, ImageNet's tar files or a torchvision set.
+
+The order is that of an image folder, so that a packed set numbers its images alike.
+"""
 
 import inspect
 import io
@@ -15,7 +18,7 @@ _TRAIN_TAR, _VAL_TAR, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.
 
 
 class Entry(NamedTuple):
-    """Place of the bytes of one image of a source."""
+    """Location of the bytes of one image of a source."""
 
     name: str  # <class>/<file>
     label: int  # -1 in a torchvision set: found when the image is read
@@ -48,7 +51,7 @@ def read(entry: Entry) -> tuple[bytes, int]:
 
 
 def find(source: str, root: str, classes: list[str] | None) -> Source:
-    """Return the images of `source`, of `classes` if given; raise ValueError if there are none."""
+    """Return the images of `source`, of `classes` only if given; raise ValueError without any."""
     if source.startswith(TORCHVISION):
         if classes is not None:
             raise ValueError(f"--classes must be left alone with a torchvision set; got {source}")
@@ -136,7 +139,7 @@ def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:
 
 
 def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
-    """Return class number -> WordNet ID, and the validation images' class numbers by name."""
+    """Return WordNet ID by class number, and the class numbers of validation images by name."""
     from scipy.io import loadmat
 
     with tarfile.open(path) as archive:

@@ -20,7 +20,7 @@ from cnnjepa.data.pictures import Picture, Pixels
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """A random crop, resized bicubically; maybe mirrored and changed in colour and sharpness."""
+    """Random crop, resized bicubically. It may be mirrored and changed in colour and sharpness."""
 
     size: int  # pixels per side
     min_scale: float
@@ -36,7 +36,7 @@ def crop_and_flip(config: DataConfig) -> ViewSpec:
 
 
 def augmented(config: DataConfig, augment: AugmentConfig) -> ViewSpec:
-    """Return a joint-embedding view: crop and changes of `augment`, flip of the data."""
+    """Return a view of the joint-embedding methods, with the crop and changes of `augment`."""
     import torchvision.transforms.v2.functional  # noqa: F401, loaded once, before the fork
 
     return ViewSpec(config.image_size, augment.min_crop_scale, config.flip_probability, augment=augment)
@@ -85,7 +85,10 @@ def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generat
 
 
 def _augment(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Apply jitter, grey, blur and solarisation, each by chance, in SimCLR's and BYOL's order."""
+    """Apply colour jitter, grey, blur and solarisation, each with its probability.
+
+    The order is that of SimCLR and BYOL.
+    """
     jitter, grey, blur, solarise = random.random(4) < (
         augment.jitter_probability,
         augment.grey_probability,
@@ -110,7 +113,10 @@ def _reduction(specs: Sequence[ViewSpec], crops: Sequence[tuple[int, int, int, i
 def random_views(
     specs: Sequence[ViewSpec], picture: Picture, randoms: Sequence[np.random.Generator], dct_scaling: bool = False
 ) -> list[Tensor]:
-    """Decode `picture` once; return a view uint8 [3, size, size] per spec and its generator."""
+    """Decode `picture` once and return one view per spec, uint8 [3, size, size].
+
+    All randomness of a view comes from its own generator.
+    """
     crops = [draw_crop(spec, picture.height, picture.width, random) for spec, random in zip(specs, randoms)]
     factor = _reduction(specs, crops) if dct_scaling else 1
     pixels = picture.pixels(max(top + height for top, _, height, _ in crops), factor)

@@ -1,7 +1,7 @@
 """BYOL: predict a moving average's embedding of the other view (Grill et al., arXiv 2006.07733).
 
 p1, p2   = predictor(projector(encoder(view 1))), the same of view 2
-t1, t2   = target_projector(target_encoder(view 1)), the same of view 2       no gradient; batch statistics
+t1, t2   = target_projector(target_encoder(view 1)), the same of view 2   no gradient; batch statistics
 loss     = - (cos(p1, t2) + cos(p2, t1)) / 2, averaged over the batch
 target   = EMA(encoder, projector), after each optimiser step
 """
@@ -58,7 +58,10 @@ class Config(MethodConfig):
 
 
 def cosine_loss(p1_BD: Tensor, t2_BD: Tensor, p2_BD: Tensor, t1_BD: Tensor) -> Tensor:
-    """Return the negative cosine of both directions' mean: half the squared distance, less 1."""
+    """Return the negative cosine, averaged over both directions.
+
+    This is half the paper's squared distance, less 1.
+    """
     return -(F.cosine_similarity(p1_BD, t2_BD).mean() + F.cosine_similarity(p2_BD, t1_BD).mean()) / 2
 
 

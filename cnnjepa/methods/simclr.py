@@ -2,7 +2,7 @@
 
 z1, z2   = head(encoder(view 1)), head(encoder(view 2))        one projection per view
 gather   = z1 and z2 of all ranks
-loss     = cross-entropy of finding each projection's partner among the 2N - 1 others, by cosine / temperature
+loss     = cross-entropy of each projection's partner among 2N - 1 others, by cosine / temperature
 """
 
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class Config(MethodConfig):
 
 
 def nt_xent_loss(z1_ND: Tensor, z2_ND: Tensor, temperature: float) -> Tensor:
-    """Return the mean cross-entropy of finding each of the 2N projections' partner (equation 1)."""
+    """Return the mean cross-entropy of finding the partner of each of 2N projections (eq. 1)."""
     z = F.normalize(torch.cat([z1_ND, z2_ND]), dim=1)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     similarity = (z @ z.T / temperature).masked_fill(itself, -torch.inf)

@@ -54,7 +54,7 @@ class Method(BaseMethod[Config]):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": scalar} of one micro-batch, summed over its labelled images.
 
-        It is divided by the number of all images, so that any split over ranks adds up alike.
+        The sum is divided by the number of all images, so that any split over ranks adds up alike.
         """
         assert batch.labels is not None
         scores = self.classifier(batch.showing("context", self.encoder(batch.views[0]).mean((2, 3)))).to(batch.views[0].dtype)

@@ -2,8 +2,9 @@
 
 Keys (without `head`) and initialisation are timm's. Only the depthwise 7x7 convolutions look beyond
 a cell: stem and downsampling cut the image into squares that tile the cells, and all other layers
-act on each position separately. Hidden positions are therefore zeroed only after these three. Tiled
-execution computes everything else only for visible positions.
+act on each position separately. Hidden positions therefore need to be zeroed once after each of
+these, not after every operation. Tiled execution computes all other layers only for visible
+positions.
 """
 
 import torch
@@ -77,7 +78,10 @@ class Stage(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Network from images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell]."""
+    """Network from images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell].
+
+    Features have either sign. A cell has 32 pixels per side with four stages.
+    """
 
     def __init__(self, stages: list[int], width: int) -> None:
         super().__init__()

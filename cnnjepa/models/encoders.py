@@ -1,4 +1,7 @@
-"""Build the encoder of a configuration: images [B, 3, H, W] to features [B, C, h, w]."""
+"""Build the encoder of a configuration: images [B, 3, H, W] to features [B, out_channels, h, w].
+
+The ViTs' file is imported only when needed, because importing timm takes seconds.
+"""
 
 from typing import TYPE_CHECKING, TypeAlias
 

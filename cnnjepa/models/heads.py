@@ -8,7 +8,10 @@ from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 
 
 class HeadNorm(MaskedBatchNorm2d):
-    """BatchNorm of vectors, over ranks as in the encoder; on one rank, nn.BatchNorm1d."""
+    """BatchNorm of vectors, synchronised over ranks as in the encoder.
+
+    On one rank it equals nn.BatchNorm1d.
+    """
 
     def forward(self, x_BD: Tensor, visibility: Visibility | None = None) -> Tensor:
         """Map [B, D] to the same shape."""
@@ -18,8 +21,8 @@ class HeadNorm(MaskedBatchNorm2d):
 def build_head(sizes: list[int], sync_bn: bool, last_norm: bool = False) -> nn.Sequential:
     """Build linear layers with BatchNorm and ReLU between them: [B, sizes[0]] to [B, sizes[-1]].
 
-    `last_norm` adds a BatchNorm at the end. Layers before a BatchNorm have no bias: it would
-    vanish.
+    `last_norm` adds a BatchNorm at the end. A layer before a BatchNorm has no bias, because the
+    BatchNorm would remove it.
     """
     layers: list[nn.Module] = []
     last = len(sizes) - 2

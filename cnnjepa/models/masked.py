@@ -134,7 +134,10 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _NormOverRanks(torch.autograd.Function):
-    """BatchNorm over the rows of all ranks: three messages per pass, no more memory."""
+    """BatchNorm over the rows of all ranks together.
+
+    Each layer sends three messages per pass, and keeps no more memory than BatchNorm.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_NC: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """Compute only the visible cells, with the result of masked execution: tiled execution.
 
 The visible cells of a batch are packed one after another, each a tile of S x S positions. Every
-stride halves S, down to 1. Activations are rows [M, C], one per position, channels last, with M = N
-S S. On rows without hidden positions a 1x1 convolution is a matrix product, and BatchNorm, ReLU and
-sums are the ordinary ones. Only a wider kernel looks over the edge of its tile: it reads the
+stride halves S, down to 1. Activations are rows [M, C], one per position, channels last; M is N x S
+x S. On rows without hidden positions, a 1x1 convolution is a matrix product, and BatchNorm, ReLU
+and sums are the ordinary ones. Only a wider kernel looks over the edge of its tile: it reads the
 neighbouring tile if that is visible, else zeros, which masked execution holds there.
 docs/how-it-works/tiles.md says why this is exact and what it costs.
 
@@ -155,7 +155,10 @@ def _thin(x_MC: Tensor, side: int, stride: int) -> Tensor:
 
 
 def _fold(g_NCWW: Tensor, tiles: TileMap) -> Tensor:
-    """Return windows' gradients (reach 1 before, 0 after) added to the tiles that they read."""
+    """Add the gradients of windows to the tiles that they read; return rows.
+
+    A window reaches one position before its tile and none after.
+    """
     g_NCWW = g_NCWW[: tiles.count]
     g_NCSS = g_NCWW[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
 

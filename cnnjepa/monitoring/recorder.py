@@ -20,7 +20,10 @@ _REOPEN_SECONDS = 60.0
 
 
 def hyperparameters(config: Any, path: str = "") -> dict[str, str | int | float]:
-    """Return the hyperparameters that can change a result. Flags and lists become text."""
+    """Return the hyperparameters that can change a run's result, by key.
+
+    Flags and lists become text, because TensorBoard's numbers can represent neither.
+    """
     flat: dict[str, str | int | float] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)

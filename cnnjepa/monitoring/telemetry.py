@@ -43,9 +43,9 @@ class Telemetry:
         self._samples: dict[str, Tensor] = {}
 
     def start_step(self, logged: bool, pictured: bool) -> None:
-        """Begin a step. If `logged`, the method stores features in `shown`, else None.
+        """Begin a step; `logged` requests scalars, `pictured` requests histograms.
 
-        `logged` requests scalars, `pictured` requests histograms.
+        `shown` becomes the dictionary where the method stores its features, or None.
         """
         self._logged, self._pictured = self._wanted and logged, self._wanted and pictured
         self.shown = {} if self._logged else None

@@ -26,7 +26,7 @@ class Features:
 
 @dataclass
 class ProbeData:
-    """What a probe may read. `test` is None until the end, so that no choice depends on it."""
+    """Data that a probe may read. `test` is None until the end, so that no choice depends on it."""
 
     fit: Features
     holdout: Features
@@ -81,7 +81,10 @@ def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: R
 
 @torch.no_grad()
 def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks) -> None:
-    """Set the running statistics to the plain average over the training images."""
+    """Set the running statistics to the plain average over the training images.
+
+    A random encoder needs this for a fair probe.
+    """
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for norm in norms:

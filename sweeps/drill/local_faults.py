@@ -19,7 +19,8 @@ RANKS = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _START_SECONDS, _END_SECONDS = 300.0, 30.0
 _GRACE_SECONDS = 10.0
-# A checkpoint is larger, and so, in time, are metrics and log; a batch in memory is smaller.
+# Checkpoints and, in time, metrics and log are larger than this. A batch in shared memory, which is
+# not on the disk, is smaller.
 _FULL_AT_BYTES = 30_000
 
 
@@ -218,7 +219,8 @@ class RunHere:
     def move_the_clock_back(self, draw: random.Random) -> bool:
         """Kill everything and move the clock back by minutes to hours for what follows.
 
-        Only Python's clock in these processes moves. The claims are then from the future.
+        Only Python's clock in these processes moves. The times of the claims then lie in the
+        future.
         """
         self._ranks()
         _signal(self._everything(), signal.SIGKILL)

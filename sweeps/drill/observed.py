@@ -51,7 +51,10 @@ class WatchedRun:
         return int(self.claim().get("epoch", 0))
 
     def gained(self) -> bool:
-        """Return whether the owner has saved a step. A run that twice dies without one fails."""
+        """Return whether the present owner has saved a step.
+
+        A run that dies twice without doing so is rightly marked failed.
+        """
         return bool(self.claim()) and self.saved_step() > int(self.claim()["step"])
 
     def result(self) -> RunResult | None:

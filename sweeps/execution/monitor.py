@@ -34,7 +34,10 @@ _PLAIN_LINE_SECONDS = 30.0
 
 
 def wide_console() -> Console:
-    """Return a console wide enough for the tables. Brackets in a cause or path are no markup."""
+    """Return a console that is wide enough for the tables, in a file or pipe too.
+
+    Brackets in a cause or a path are text, not markup.
+    """
     console = Console(file=sys.stdout, markup=False)
     return console if console.is_terminal else Console(file=sys.stdout, width=150, markup=False)
 
@@ -90,7 +93,10 @@ class Watcher:
 
 
 def progress_made(view: View) -> tuple[int, int, int]:
-    """Return counts of trials, claims and ended trials. A round that changes none never will."""
+    """Return the numbers of trials chosen, of claims (one per attempt) and of trials ended.
+
+    If a round changes none of them, further rounds would not either.
+    """
     states = view.states()
     begun = sum(len(view.claims(t)) for t in view.sweep.trials)
     return len(states), begun, sum(s.ended for s in states.values())
@@ -148,7 +154,7 @@ class SlurmWatch:
         self.engine = engine
 
     def repair(self) -> bool:
-        """Resubmit workers missing at two looks in a row; return False if no more can happen.
+        """Resubmit workers missing at two looks in a row; return False if nothing is under way.
 
         An array task that a person cancelled before it claimed a trial is not replaced. Raise
         SlurmError if jobs end before they claim one.

@@ -37,7 +37,8 @@ class AllocationEngine:
         assert submission.allocation is not None
         self.submission, self.sweep, self.folder, self.workers = submission, sweep, folder, submission.allocation.workers
         start = self.start_of(submission)
-        # A death while this Ray cluster lives is the trial's own; one that comes with it is not.
+        # A worker's death while this Ray cluster lives is the trial's fault; a death with it is
+        # not.
         self.driver = f"{start.driver} ray {folder.name}"
 
     @staticmethod

@@ -17,7 +17,7 @@ from sweeps.state.folder import Sweep
 
 # Memory of Ray's own processes, beside the workers.
 RAY_MEMORY_GB = 1.0
-# Without this, Ray given 127.0.0.1 still looks for a reachable address and listens on all.
+# Even if given 127.0.0.1, Ray otherwise looks for a reachable address and listens on all.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _CGROUP = Path("/sys/fs/cgroup")
 

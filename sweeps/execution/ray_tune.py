@@ -21,10 +21,11 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ray would end workers for memory that others hold. The kernel and Slurm end the culprit.
+    # Ray would kill workers for memory that others use. The kernel and Slurm kill the culprit.
     "RAY_memory_monitor_refresh_ms": "0",
 }
-# Deaths of a process per trial. The process after the second finds that the trial has failed.
+# Deaths of its process per trial that a worker may take. The process after the second one finds
+# that the trial has failed.
 _DEATHS = 2
 _TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"  # noqa: S108, mkdtemp makes a folder of mode 0700 there
 

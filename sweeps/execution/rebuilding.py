@@ -1,4 +1,4 @@
-"""Build report.html in a separate process, so that the watching one stays light and survives."""
+"""Build report.html in a separate process; the one that watches the sweep stays light."""
 
 import contextlib
 import os

@@ -15,7 +15,7 @@ from sweeps.state.logs import log_tail
 
 # Deaths in place before the fault is the trial's own. The machine gets a second chance.
 CRASHES_ALLOWED = 2
-# Jobs that may gain no step. Slurm ends some without fault: preemption, node loss, time limit.
+# Jobs that may gain no step. Preemption, node loss and time limits are not the trial's fault.
 STARTS_ALLOWED = 10
 
 
@@ -31,7 +31,7 @@ def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver:
 
 
 def runnable(trial: Trial) -> bool:
-    """Return whether this code gives the trial its run ID; if not, leave it to later code."""
+    """Return whether this code gives the trial its run ID. If not, other code must run it."""
     try:
         return signature(trial.config) == trial.signature
     except (ValueError, TypeError, KeyError):

@@ -26,7 +26,7 @@ _SUBMIT_ATTEMPTS, _ATTEMPT_SECONDS = 8, 5.0
 
 
 def _sbatch_lives(submission: Submission) -> bool:
-    """Return whether an sbatch here submits from the sweep's log folder, as submitit does."""
+    """Return whether an sbatch on this machine runs a script of submitit in the log folder."""
     lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
     return any("sbatch" in line and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
 
@@ -117,7 +117,10 @@ class SlurmEngine:
         return over
 
     def serving(self, view: View, started_only: bool = False) -> int:
-        """Return how many workers run, or will run, an unfinished trial; an allocation's all do."""
+        """Return how many workers run, or will run, an unfinished trial of this sweep.
+
+        All workers of an allocation count.
+        """
         current, shared = self.trial_of_job(view), self._allocations()
         count, withdrawn = 0, None
         for element in self.live():
@@ -157,9 +160,10 @@ class SlurmEngine:
         return jobs
 
     def missing(self, view: View) -> int:
-        """Return how many array tasks to submit so that every trial has a worker; < 0 if too many.
+        """Return how many array tasks to submit so that every trial to run has a worker.
 
-        In a search a worker takes one trial after another: no more are useful than may run at once.
+        A negative number says how many are too many. In a search a worker takes one trial after
+        another, so more workers than may run at once are useless.
         """
         self._seen = last_number(self.sweep)
         self._settled = not self._open_ones()
@@ -181,7 +185,10 @@ class SlurmEngine:
         return min(runs, self.cluster.max_parallel or runs) if self.sweep.search is not None else runs
 
     def cancelled_unclaimed(self, view: View) -> set[str]:
-        """Return IDs of tasks cancelled before they claimed a trial, and cancelled allocations."""
+        """Return the IDs of array tasks that were cancelled before they claimed a trial.
+
+        A cancelled allocation always counts: it never has all trials that it would have claimed.
+        """
         current, shared = self.trial_of_job(view), self._allocations()
         cancelled = [e for e in self.queue.named(self.prefix) if e.state == "CANCELLED"]
         return {e.id for e in cancelled if e.id not in current or e.name in shared}
@@ -197,10 +204,11 @@ class SlurmEngine:
         return len(idle)
 
     def submit(self, workers: int) -> list[Submission]:
-        """Submit `workers` workers, or the allocation. At most max_parallel run at once.
+        """Submit `workers` workers, or the allocation.
 
-        Call `missing` just before, with a queue not yet asked. Raise RacedError if another command
-        has submitted since, or was about to, and SlurmError if Slurm refuses.
+        Together with those already queued, at most the profile's max_parallel run at once. Call
+        `missing` just before, with a queue not yet asked. Raise RacedError if another command has
+        submitted since, or was about to, and SlurmError with Slurm's message if Slurm refuses.
         """
         if not self._settled:
             raise RacedError("another command is about to submit")

@@ -55,7 +55,7 @@ class WorkerOnRanks:
         return trial, claim.attempt
 
     def _run_one(self, trial: Trial, epoch: int) -> bool:
-        """Return whether the trial has ended or is no longer ours, the same on every rank."""
+        """Run the trial; return False if asked to stop, else True, the same on every rank."""
         fit_to(self.cluster, trial.config)
         folder, owned = self.view.sweep.trial_dir(trial), self._owned
         with ExitStack() as ours:

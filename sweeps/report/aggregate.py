@@ -20,7 +20,10 @@ _COST_TITLES = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean (None for n = 0) and sample standard deviation (None for n < 2) of n numbers."""
+    """Mean and sample standard deviation of n numbers.
+
+    `mean` is None without a number, `std` with fewer than two.
+    """
 
     mean: float | None
     std: float | None
@@ -33,7 +36,10 @@ class Spread:
         return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def in_digits(self) -> str:
-        """Return '0.123 ± 0.045', from 100 on whole numbers, for values other than percentages."""
+        """Return the spread in three significant digits, or whole numbers from 100 on.
+
+        Use it for values that are not percentages; `str` is for those.
+        """
 
         def rounded(value: float, digits: int) -> str:
             return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
@@ -82,8 +88,8 @@ class Summary:
 def costs_of(result: RunResult, batch: int | None) -> dict[str, float]:
     """Return the known costs of a run, by the names in COSTS.
 
-    `batch` is in images per step, None if the task has none. Pretraining is without the probes'
-    share.
+    `batch` is in images per step, None if the task has none. pretraining_hours is device_hours
+    without the probes' share.
     """
     costs = {name: getattr(result, name) for name in COSTS if name != "pretraining_hours"}
     if result.status is RunStatus.completed and batch is not None:  # images_per_second is 0 without training

@@ -34,7 +34,10 @@ def layout(figure: go.Figure, height: int) -> go.Figure:
 
 
 def colours(table: Sequence[Summary], objective: str) -> dict[str, str]:
-    """Return configuration -> colour: from a palette, or for many on a scale, best to worst."""
+    """Return configuration -> colour.
+
+    If there are too many configurations to tell apart, colours follow a scale from best to worst.
+    """
     palette = qualitative.D3 if len(table) <= len(qualitative.D3) else qualitative.Dark24
     if len(table) <= len(palette):
         return {s.label: palette[i] for i, s in enumerate(table)}

@@ -201,7 +201,10 @@ class Failure:
 
 
 def failures(view: View) -> list[Failure]:
-    """Group failed runs and missing probe values by cause, numbers aside; largest group first."""
+    """Group failed runs, and completed ones with a missing probe value, by cause.
+
+    Causes that differ only in numbers are one group. The largest group comes first.
+    """
     groups: dict[str, list[tuple[Trial, str]]] = {}
     by = {row.signature: row for row in rows(view)}
     for trial in view.sweep.trials:

@@ -60,7 +60,7 @@ def _write_figure(figure: Any, path: Path) -> None:
 
 
 def draw_costs(view: View, path: Path) -> None:
-    """Plot metrics against the first cost, means ± standard deviation; diamonds: the paper."""
+    """Plot metrics against the first cost: mean ± std. Hollow diamonds are the paper's values."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -17,7 +17,10 @@ _SLICES_OF, _CONTOURS_OF = 4, 3
 
 
 def search_figures(view: View) -> list[tuple[str, go.Figure]]:
-    """Return (heading, figure) pairs of a search, less those that too few runs completed for."""
+    """Return headings and figures of a search, [] for other sweeps.
+
+    Figures that need more completed runs are left out.
+    """
     if view.sweep.search is None:
         return []
     study = study_of(view)
@@ -63,7 +66,10 @@ def _last_parts(figure: go.Figure, objective: str) -> go.Figure:
 
 
 def importances(study: optuna.Study, params: list[str], target: Callable[[optuna.trial.FrozenTrial], float] | None) -> dict[str, float]:
-    """Return the importance of parameters that all completed runs have, {} for too few runs."""
+    """Return the importance of each parameter that every completed run has, largest first.
+
+    Return {} if there are too few runs to say anything.
+    """
     done = [t for t in study.get_trials(deepcopy=False) if t.state is COMPLETE]
     common = [p for p in params if all(p in t.params for t in done)]
     if len(done) < 4 or not common or len({t.values[0] for t in done}) == 1:

@@ -56,7 +56,10 @@ def results_csv(view: View) -> str:
 
 
 def summary_csv(view: View) -> str:
-    """Return one line per configuration, best first: mean, std and n by metric, paper's values."""
+    """Return one line per configuration, best first: mean, std and n of every metric.
+
+    The paper's value is included if the scale is comparable.
+    """
     table = summaries(view)
     metrics = list(table[0].spreads) if table else []
     papers = sorted({m for s in table for m in s.paper})

@@ -35,7 +35,7 @@ _MB_A_GB = 1000  # as jobs/slurm/sbatch.py counts a profile's memory_gb_per_tria
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Resources that one ended trial used, and shares of the request. None: not reported."""
+    """Resources that an ended trial used, with shares of its request. None means not reported."""
 
     source: str  # sacct or counters
     seconds: float  # for which it held its worker, over all starts

@@ -246,7 +246,8 @@ class Watch:
         if state in ENDED:
             return Standing.dead
         if state == GONE:
-            # Missing from one answer, another user's, or ended long ago: the heartbeat decides.
+            # The job is missing from an answer, another user's, or long over: the heartbeat
+            # decides.
             beat = _path(trial_dir, claim.attempt).stat().st_mtime
             return Standing.dead if ended or abs(time.time() - beat) > STALE_SECONDS else Standing.alive
         if not state:  # Slurm has not answered
@@ -330,7 +331,10 @@ def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Pat
 
 
 def starts_in_vain(claims: list[Claim], step: int, trial_dir: Path) -> int:
-    """Count the last claims of Slurm jobs that never got past `step`, since the last `uncancel`."""
+    """Count the last claims that were Slurm jobs and never got past `step`, whatever ended them.
+
+    Claims from before the last `uncancel` do not count.
+    """
     vain, names = 0, listing(trial_dir)
     for past in reversed(claims):
         if past.step != step or past.slurm is None or _name(past.attempt, "resumed") in names:

@@ -355,7 +355,10 @@ class View:
         return self._probes[trial.signature][0]
 
     def losses(self, trial: Trial, share: float) -> LossCurve:
-        """Return the losses of an unfinished trial, at least of its last `share` in [0, 1]."""
+        """Return the losses of an unfinished trial, at least of its last `share`.
+
+        `share` is in [0, 1]. Only new lines are read.
+        """
         curve = self._losses.setdefault(trial.signature, LossCurve(trial.epochs))
         curve.read(self._run(trial).path / "metrics.jsonl", share)
         return curve

@@ -12,7 +12,10 @@ _NAME = "commands.jsonl"
 
 
 def note_command(folder: Path) -> None:
-    """Append this command, likely secrets removed, unless it repeats. Ignore disk errors."""
+    """Append this process's command unless it repeats the last one.
+
+    Likely secrets are removed. Disk errors are ignored.
+    """
     words = ["python", *(scrubbed(word) for word in sys.argv)]
     known = commands(folder)
     found = commit_and_diff()
