@@ -1,7 +1,7 @@
 """BYOL: predict a moving average's embedding of the other view (Grill et al., arXiv 2006.07733).
 
 p1, p2   = predictor(projector(encoder(view 1))), the same of view 2
-t1, t2   = target_projector(target_encoder(view 1)), the same of view 2   no gradient; batch statistics
+t1, t2   = target_projector(target_encoder(view 1)), same of view 2   no gradient; batch statistics
 loss     = - (cos(p1, t2) + cos(p2, t1)) / 2, averaged over the batch
 target   = EMA(encoder, projector), after each optimiser step
 """

@@ -135,8 +135,9 @@ class Method(BaseMethod[Config]):
 
     def predict(self, image_BCHW: Tensor, visibility: Visibility) -> dict[str, Tensor]:
         """Return context features, prediction and target features, each [B, C, h, w]."""
-        # No gradient, but batch statistics: the target encoder stays in training mode. It goes
-        # first, so that its temporary memory does not add to what the context encoder keeps.
+        # No gradient, but batch statistics: the target encoder stays in training mode, and its
+        # running statistics move. It goes first, so that its temporary memory does not add to what
+        # the context encoder keeps.
         with torch.inference_mode():
             target = self.run_target(image_BCHW)
         context = self.encoder(image_BCHW, visibility)

@@ -1,7 +1,7 @@
 """I-JEPA: predict features of four blocks of an image from the rest (arXiv 2301.08243).
 
 context, targets = blocks(seed, step, position)                        cells of the patch grid
-c                = encoder(patches of the context)                     gradient; no other patch is seen
+c                = encoder(patches of the context)                     gradient; no other patches
 h                = layer norm(target_encoder(image)), at the targets   no gradient; whole image
 p                = predictor(c, mask tokens with the targets' positions)
 loss             = mean smooth-L1 of p and h
