@@ -1,7 +1,4 @@
-"""Check a configuration before anything starts.
-
-Each broken rule is reported as one line with key, rule and value.
-"""
+"""Check a configuration before anything starts; report key, rule and value in one line."""
 
 import dataclasses
 import math
@@ -139,10 +136,7 @@ def validate_sizes(config: MethodConfig, *names: str) -> None:
 
 
 def validate_global_batch(config: TrainConfig, ranks: int) -> None:
-    """Raise ValueError if a loss over the whole global batch would not see all of it.
-
-    The loss must also see it normalised over all ranks, not rank by rank.
-    """
+    """Raise ValueError unless a loss over the global batch sees all of it, normalised as one."""
     name = config.method.name
     if config.method.global_batch:
         share = config.global_batch_size // ranks
@@ -165,10 +159,7 @@ def validate_warnings(warnings: WarningConfig) -> None:
 
 
 def validate(config: TrainConfig, ranks: int = 1) -> None:
-    """Raise ValueError unless `config` can be trained on `ranks` ranks.
-
-    The message is one line with key, rule and value.
-    """
+    """Raise ValueError with key, rule and value if `ranks` ranks cannot train `config`."""
     data, optimizer, probes = config.data, config.optimizer, config.probes
     validate_numbers(config)
     for key in ("patch_size", "vit_depth"):

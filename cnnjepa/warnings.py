@@ -1,7 +1,7 @@
-"""Signs that a run comes to nothing, said while it could still be stopped: features that lose their spread, a falling score, a flat loss.
+"""Early warnings: features that lose their spread, a falling k-NN score, a flat loss.
 
-Each is read off the probes on the way and the recorded losses, against the thresholds of `warnings` in the run's configuration. A run whose
-features fall further, below those of `probes`, is failed by its own probe: probes/collapse.py.
+They compare the probes and losses so far with the thresholds in `warnings` of the configuration.
+Below the lower thresholds in `probes`, the run fails at the probe itself: probes/collapse.py.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from cnnjepa.config import WarningConfig
 from cnnjepa.run.folder import EarlyWarning
 from cnnjepa.run.losses import LossCurve
 
-# Name -> the probe without which it is never said; the loss needs none.
+# Name -> the probe that it needs; the loss needs none.
 NEEDS = {"feature_std": "collapse", "rankme": "collapse", "knn": "knn", "loss": ""}
 Probes = Mapping[str, Mapping[str, float]]
 
 
 def of_features(probes: Probes, limits: WarningConfig, collapsed_std: float) -> list[EarlyWarning]:
-    """The warnings of the last probe's features: their spread, and how many directions they use."""
+    """Return warnings about the last probe's features: their spread and number of directions."""
     ordered = sorted(probes, key=float)
     if not ordered:
         return []
@@ -41,7 +41,7 @@ def of_features(probes: Probes, limits: WarningConfig, collapsed_std: float) -> 
 
 
 def of_knn(probes: Probes, limits: WarningConfig) -> list[EarlyWarning]:
-    """The warning of a held-out k-NN score that has fallen and stays down."""
+    """Return a warning if the held-out k-NN score has fallen and stays down."""
     key = "knn.holdout_top1"
     scores = [(e, probes[e][key]) for e in sorted(probes, key=float) if key in probes[e]]
     before, last = scores[: -limits.knn_probes], scores[-limits.knn_probes :]
@@ -58,10 +58,9 @@ def of_knn(probes: Probes, limits: WarningConfig) -> list[EarlyWarning]:
 
 
 def of_loss(curve: LossCurve, limits: WarningConfig, peak_lr: float, warmup_epochs: float) -> list[EarlyWarning]:
-    """The warning of a loss that stands still although the learning rate is still high.
+    """Return a warning if the loss stands still while the learning rate is high.
 
-    Noise that could hide a change is no standstill; nor is a rise, which a method with a target of its own may show while its features get
-    better: I-JEPA on digits does, by a fifth.
+    Noise or a rise is no standstill: I-JEPA's loss on digits rises by a fifth as features improve.
     """
     halves = curve.halves(limits.plateau_share, warmup_epochs)
     if halves is None or curve.lr < limits.plateau_lr * peak_lr:
@@ -80,7 +79,7 @@ def of_loss(curve: LossCurve, limits: WarningConfig, peak_lr: float, warmup_epoc
 
 
 def early_warnings(probes: Probes, curve: LossCurve | None, values: Mapping[str, Any]) -> list[EarlyWarning]:
-    """All warnings of a run with these probes and losses, by the thresholds of its configuration `values`; no curve, no warning of it."""
+    """Return all warnings of a run; `values` is its configuration, `curve` may be missing."""
     given = values["warnings"]
     limits = WarningConfig(**{f.name: given[f.name] for f in fields(WarningConfig) if f.name in given})
     found = of_features(probes, limits, values["probes"]["collapsed_std"]) + of_knn(probes, limits)

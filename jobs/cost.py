@@ -1,4 +1,4 @@
-"""What a sweep will cost before it is submitted: GPU-hours and wall-clock, from this code's own runs where there are any."""
+"""Estimate GPU-hours and wall-clock time of a sweep, from measured runs if there are any."""
 
 import math
 import statistics
@@ -13,25 +13,25 @@ from jobs.task import task_of
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of the trials that are still to run; hours are None where nothing is known."""
+    """Cost of the trials that are still to run. Hours are None if unknown."""
 
     trials: int
     epochs: float  # still to train, over all trials
     device_hours_per_epoch: float | None
     source: str
-    unit: str  # GPU-hours, or core-hours where a worker has no GPU
+    unit: str  # GPU-hours, or core-hours if a worker has no GPU
     wall_hours: float | None
     parallel: int
-    chunks: int  # jobs that one trial needs, one after the other, by its time limit
-    at_most: bool  # runs may be stopped early, or not be needed
+    chunks: int  # consecutive jobs that one trial needs under the time limit
+    at_most: bool  # some runs may be stopped early or not be needed
 
     @property
     def device_hours(self) -> float | None:
-        """Of all trials together."""
+        """Return the device-hours of all trials together, or None."""
         return None if self.device_hours_per_epoch is None else self.epochs * self.device_hours_per_epoch
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """Return the lines to print."""
         head = f"cost estimate: {'at most ' * self.at_most}{self.trials} runs, {self.epochs:g} epochs to train"
         if self.device_hours is None or self.wall_hours is None:
             return [head, f"  cost unknown: {self.source}"]
@@ -44,7 +44,7 @@ class Estimate:
 
 
 def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether an epoch of two configurations is the same work, as their task says."""
+    """Return whether an epoch of both configurations costs the same, according to their task."""
     return task_of(a) is task_of(b) and task_of(a).cost_shape(a) == task_of(b).cost_shape(b)
 
 
@@ -56,7 +56,7 @@ def estimate(
     measured: Sequence[float],
     at_most: bool = False,
 ) -> Estimate:
-    """Cost of trials like `config` with `epochs_left` each; `measured` are device-hours an epoch of such runs by this code."""
+    """Estimate trials like `config`; `measured` holds device-hours per epoch of finished runs."""
     unit = "GPU-hours" if cluster.gpus_per_trial else "core-hours"
     devices = cluster.gpus_per_trial or cluster.cores_per_trial
     per_epoch: float | None = None
@@ -79,7 +79,7 @@ def estimate(
 
 
 def combined(estimates: Sequence[Estimate], cluster: ClusterProfile) -> Estimate:
-    """The cost of several kinds of runs together, unknown where that of any kind is; kinds of which nothing is left count for nothing."""
+    """Add up estimates of different kinds of runs; the total is unknown if any of them is."""
     estimates = [e for e in estimates if e.trials] or estimates[:1]
     if len(estimates) == 1:
         return estimates[0]
@@ -100,5 +100,5 @@ def combined(estimates: Sequence[Estimate], cluster: ClusterProfile) -> Estimate
 
 
 def balance() -> str:
-    """What the site's `sbalance` prints, "" where there is none or it fails."""
+    """Return the output of the site's `sbalance`, or "" if it is missing or fails."""
     return site_tool("sbalance")

@@ -1,9 +1,4 @@
-"""`python -m jobs.drill [--cluster NAME] [--faults N] [--seed S] [key=value ...]`: proves that nothing is lost, by breaking things.
-
-A small pretraining runs undisturbed, then again under a random sequence of faults, and is compared
-with the first bit for bit. Exit status: 0
-where nothing is lost, 1 where anything is lost, doubled or different, 2 wrong usage.
-"""
+"""`python -m jobs.drill`: run a small training under faults and compare it with a reference run."""
 
 import argparse
 import datetime
@@ -26,7 +21,7 @@ from sweeps.drill.summary import report
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line; raise ValueError at what --help does not show."""
+    """Parse the command line; raise ValueError at what --help does not show."""
     text = """Inject faults into a small training run, and compare it bit for bit with a reference run.
 
 Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 wrong usage."""
@@ -47,7 +42,7 @@ Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 w
 
 
 def check(asked: argparse.Namespace) -> ClusterProfile:
-    """The profile to drill on; raises ValueError at the first rule that is broken, before anything starts."""
+    """Return the profile to drill on; raise ValueError at the first broken rule."""
     if asked.faults < 1:
         raise ValueError(f"--faults must be at least 1; got {asked.faults}")
     own = [o for o in qualified(asked.overrides) if o.startswith("cluster.")]
@@ -61,7 +56,7 @@ def check(asked: argparse.Namespace) -> ClusterProfile:
 
 
 def what_it_would_do(asked: argparse.Namespace, cluster: ClusterProfile) -> str:
-    """What the sweep's own command says to these overrides, with the batch script where there is one; ValueError where it refuses them."""
+    """Return what the sweep's command prints for a dry run; raise ValueError if it refuses."""
     line = [*command(cluster, asked.runs_dir or Path(cluster.runs_dir), asked.overrides), "--dry-run"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -70,7 +65,7 @@ def what_it_would_do(asked: argparse.Namespace, cluster: ClusterProfile) -> str:
 
 
 def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) -> Drill:
-    """The drill, reported line by line."""
+    """Run the drill and print its progress."""
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -85,7 +80,7 @@ def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status, which --help explains."""
+    """Run the command line and return the exit status that --help explains."""
     try:
         asked = parse(arguments)
         cluster = check(asked)
@@ -93,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.dry_run:
             print(shown, end="")
             return 0
-        # A terminated drill leaves no process and no folder either.
+        # SIGTERM, too, must end all processes and remove the folder.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory(prefix="cnnjepa-drill-") as passing:
             kept = asked.runs_dir or (Path(cluster.runs_dir) if cluster.scheduler is Scheduler.slurm else None)

@@ -1,8 +1,4 @@
-"""`python -m jobs.stage --list FOLDER | --free FOLDER [KEY ...]`: what lies staged on this node, and its removal.
-
-FOLDER is the profile's `local_scratch`. It is a node's own: on a cluster run this there, such as `srun -w NODE python -m jobs.stage ...`.
-What a run reads is never freed.
-"""
+"""`python -m jobs.stage`: list or remove the packed sets that are staged on this node."""
 
 import fcntl
 import os
@@ -15,7 +11,7 @@ from jobs.staging import StagingError, own_folder, try_lock
 
 
 def keys_in(folder: Path) -> list[str]:
-    """The sets of which anything lies in `folder`."""
+    """Return the keys of the complete and unfinished sets in `folder`."""
     return sorted({p.name.removesuffix(".partial") for p in folder.iterdir() if p.is_dir()})
 
 
@@ -33,7 +29,7 @@ def _line(folder: Path, key: str) -> str:
 
 
 def free(folder: Path, key: str) -> bool:
-    """Remove one set; False, and nothing changed, where a run reads or copies it."""
+    """Remove one set; return False, changing nothing, if a run reads or copies it."""
     lock = try_lock(folder / f"{key}.lock", fcntl.LOCK_EX)
     if lock is None:
         return False
@@ -42,7 +38,7 @@ def free(folder: Path, key: str) -> bool:
             if path.exists():
                 shutil.rmtree(path)
     finally:
-        os.close(lock)  # the lock's file stays: who waits for it has it open
+        os.close(lock)  # keep the lock file: a waiting process has it open
     return True
 
 

@@ -1,4 +1,4 @@
-"""`python -m sweeps status|results|report|advice|study|logs|cancel SWEEP_FOLDER`: look at a sweep, or stop it; nothing starts."""
+"""`python -m sweeps COMMAND SWEEP_FOLDER`: look at a sweep or stop it. Starts nothing."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from sweeps.state.logs import follow
 
 
 def find_trials(view: View, names: list[str]) -> list[Trial]:
-    """Return the trials that `names` mean: a run ID or its start, a number, CONFIGURATION/SEED; raise ValueError unless each means one."""
+    """Return the trials that `names` mean; raise ValueError unless each means exactly one."""
     found = []
     for name in names:
         meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.label}/{t.seed}")]
@@ -32,10 +32,10 @@ def find_trials(view: View, names: list[str]) -> list[Trial]:
 
 
 def show(view: View, asked: argparse.Namespace) -> int:
-    """Print, or write, what was asked for of a sweep."""
+    """Print or write what the command asks for; return the exit status."""
     console = wide_console()
     if asked.command == "study":
-        from sweeps.report.optuna_study import mirror  # who looks at a sweep otherwise needs no Optuna
+        from sweeps.report.optuna_study import mirror  # the other commands need no Optuna
 
         print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
         return 0
@@ -68,12 +68,12 @@ def show(view: View, asked: argparse.Namespace) -> int:
 
 
 def make_page(view: View) -> int:
-    """Write report.html and return 0; on a bug of the report print one line with file and line number, and return 1."""
+    """Write report.html; at a bug in the report, print its file and line and return 1."""
     from sweeps.report import html
 
     try:
         print(html.write(view))
-    except (ValueError, OSError, SlurmError):  # of what the folder holds, or the disk
+    except (ValueError, OSError, SlurmError):  # about the folder's content or the disk
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -120,7 +120,7 @@ def command_line() -> Parser:
 
 
 def main() -> int:
-    """Run the command line; return 2 where the folder holds no sweep. Without a command, print the help."""
+    """Run the command line; return 2 if the folder holds no sweep. Print help without a command."""
     parser = command_line()
     if len(sys.argv) == 1:
         parser.print_help()

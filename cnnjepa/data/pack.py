@@ -1,15 +1,8 @@
 """Pack a data set into a few large files: `python -m cnnjepa.data.pack SOURCE TARGET`.
 
-SOURCE is one of: an image tree (train/<class>/<image> and val/); the folder of ImageNet's tar files
-as downloaded (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz);
-torchvision:NAME, with its files in --root.
-
-Each file of TARGET is written under a temporary name and renamed when complete. After a kill, the
-same command continues, and the packed bytes are the same. Every image is decoded while it is
-packed.
-
-Exit status: 0 packed and verified; 1 some images cannot be decoded, or a file differs from what was
-written; 2 wrong usage.
+`--help` lists the sources and the exit statuses. Each file of TARGET is written under a temporary
+name and renamed when complete. After a kill, the same command continues, and the packed bytes are
+the same. Every image is decoded while it is packed.
 """
 
 import argparse
@@ -43,10 +36,10 @@ _IMAGES_A_BATCH = 256  # what a worker holds in memory
 
 @dataclass(frozen=True)
 class Stored:
-    """Choose how images are stored.
+    """Options for storing images, which stay unchanged by default.
 
-    They are stored unchanged by default. With `short_side`, images with a larger short side are
-    shrunk to that many pixels and stored as JPEG of `quality`. With `decoded`, pixels are stored.
+    With `short_side`, images with a larger short side are shrunk to that many pixels and stored as
+    JPEG of `quality`. With `decoded`, pixels are stored.
     """
 
     short_side: int = 0
@@ -56,7 +49,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Part:
-    """Describe one file to write."""
+    """One file to write."""
 
     name: str
     split: str
@@ -64,7 +57,7 @@ class Part:
 
 
 class _Hashed:
-    """Hash a file while it is written, so that it need not be read again."""
+    """A file that is hashed while it is written, so that it need not be read again."""
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "wb")  # noqa: SIM115
@@ -103,9 +96,9 @@ def _stored(data: bytes, picture: EncodedPicture, stored: Stored) -> bytes:
 
 
 def write_part(folder: Path, part: Part, stored: Stored, skip_corrupt: bool) -> tuple[PackedFile | None, list[str]]:
-    """Write one file and return it with the names and errors of its images that cannot be decoded.
+    """Write one file; return it, and names and errors of its images that cannot be decoded.
 
-    Returns no file if there are such images and `skip_corrupt` is False.
+    Return None as the file if there are such images and `skip_corrupt` is False.
     """
     path, note = folder / part.name, folder / f".{part.name}.json"
     if note.exists() and path.exists():
@@ -167,10 +160,7 @@ def plan(source: sources.Source, images_a_file: int) -> list[Part]:
 
 
 def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dict[str, Any]:
-    """Return what two packings must share for one to continue the other.
-
-    These are the options, and the name, label and size of each image.
-    """
+    """Return the options and a digest of the images, which a continued packing must share."""
     digest = hashlib.sha256()
     for split, entries in source.splits.items():
         for e in entries:
@@ -182,8 +172,7 @@ def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dic
 def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> None:
     """Prepare TARGET for this packing.
 
-    Raises ValueError, one line, if TARGET belongs to another packing, has no room or cannot be
-    written.
+    Raise ValueError if TARGET belongs to another packing, has no room or cannot be written.
     """
     note = target / UNFINISHED
     if note.is_file():
@@ -209,10 +198,9 @@ def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> No
 def pack(
     source: sources.Source, target: Path, stored: Stored, workers: int, skip_corrupt: bool, images_a_file: int = IMAGES_A_FILE
 ) -> tuple[Manifest | None, list[str]]:
-    """Pack `source` into `target`, or continue packing it.
+    """Pack `source` into `target`, or continue; return the manifest and a line per corrupt image.
 
-    Returns the manifest and one line per corrupt image. The manifest is None if there are corrupt
-    images and `skip_corrupt` is False.
+    The manifest is None if there are corrupt images and `skip_corrupt` is False.
     """
     _begin(target, source, _identity(source, stored, images_a_file))
     parts = plan(source, images_a_file)

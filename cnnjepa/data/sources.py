@@ -1,8 +1,6 @@
-"""List the images of what can be packed.
+"""List the images of a tree, ImageNet's tar files or a torchvision set.
 
-Sources are a tree with one folder per class, ImageNet's tar files as downloaded, and torchvision
-data sets. Each lists its images in the order in which an image folder is read, so that a packed set
-numbers them alike.
+The order is that of an image folder, so that a packed set numbers its images alike.
 """
 
 import inspect
@@ -20,22 +18,18 @@ _TRAIN_TAR, _VAL_TAR, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.
 
 
 class Entry(NamedTuple):
-    """Locate the bytes of one image of a source.
-
-    In a torchvision set, `offset` is the image's index, and the label is found when the image is
-    read.
-    """
+    """Location of the bytes of one image of a source."""
 
     name: str  # <class>/<file>
-    label: int
+    label: int  # -1 in a torchvision set: found when the image is read
     path: str
-    offset: int
+    offset: int  # in bytes; in a torchvision set the image's index
     size: int  # bytes; 0 if unknown before reading
 
 
 @dataclass
 class Source:
-    """List all images of a data set, by split."""
+    """All images of a data set, by split."""
 
     classes: list[str]
     splits: dict[str, list[Entry]]
@@ -57,10 +51,7 @@ def read(entry: Entry) -> tuple[bytes, int]:
 
 
 def find(source: str, root: str, classes: list[str] | None) -> Source:
-    """Return the images of `source`, restricted to `classes` if given.
-
-    Raises ValueError, one line, if they do not exist.
-    """
+    """Return the images of `source`, of `classes` only if given; raise ValueError without any."""
     if source.startswith(TORCHVISION):
         if classes is not None:
             raise ValueError(f"--classes must be left out with a torchvision set; got {source}")
@@ -75,10 +66,7 @@ def find(source: str, root: str, classes: list[str] | None) -> Source:
 
 
 def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str) -> tuple[Path, Path, list[str]]:
-    """Return the training folder, the validation folder and the sorted classes of an image tree.
-
-    Raises ValueError with `key` if a folder is missing.
-    """
+    """Return train folder, val folder and sorted classes; raise ValueError if one is missing."""
     train, val = root / "train", root / "val"
     if not val.is_dir():
         val = root / "test"
@@ -94,10 +82,7 @@ def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str
 
 
 def files_of(folder: Path, classes: list[str], key: str) -> list[tuple[str, int]]:
-    """Return (path, label) of the images below `folder`, in the order of torchvision's ImageFolder.
-
-    Images are sorted class by class.
-    """
+    """Return (path, label) of the images below `folder`, in order of torchvision's ImageFolder."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     try:
@@ -154,10 +139,7 @@ def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:
 
 
 def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
-    """Return the devkit's WordNet IDs by class number, and the validation images' class numbers.
-
-    Validation images are in the order of their names.
-    """
+    """Return WordNet ID by class number, and the class numbers of validation images by name."""
     from scipy.io import loadmat
 
     with tarfile.open(path) as archive:

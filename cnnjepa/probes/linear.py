@@ -1,7 +1,7 @@
-"""Linear probe: one layer on cached frozen features, trained with Adam (paper, section IV-A).
+"""Probe by one linear layer on frozen features, trained with Adam (paper, section IV-A).
 
-The headline is the last epoch. The paper reports the best epoch on the split that it reports; that
-value is kept separately as `paper_protocol_top1` and is not used for any choice.
+Metrics are of the last epoch. The paper reports the best epoch on the split that it reports; that
+is kept as `paper_protocol_top1` and used for no choice.
 """
 
 import torch
@@ -14,10 +14,7 @@ from cnnjepa.randomness import Stream, integer
 
 
 def run(data: ProbeData) -> dict[str, float]:
-    """Return holdout_top1, test_top1 (percent) and so on, of the last epoch.
-
-    Raises ValueError if features are not finite.
-    """
+    """Return holdout_top1 and so on in percent; raise ValueError if features are not finite."""
     probes, fit = data.config.probes, data.fit
     if not fit.features_NC.isfinite().all():
         raise ValueError("features are not finite")

@@ -1,4 +1,4 @@
-"""The command of every sweep: `python sweeps/<name>.py --cluster local ...` plans, checks, runs what is missing, and writes the results."""
+"""Command of every sweep, `python sweeps/<name>.py`: plan, check, run and write results."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from sweeps.state.folder import Sweep, View
 
 
 def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
-    """Do what the command line asks; return the exit status. Raise ValueError before anything starts."""
+    """Run the command line and return the exit status; raise ValueError at wrong usage."""
     asked = parse(spec, arguments)
     console = wide_console()
     sweep, cluster = plan(spec, asked)
@@ -40,7 +40,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
 
 
 def show_plan(sweep: Sweep, console: Console) -> None:
-    """Print the trials and where they stand; writes nothing."""
+    """Print the trials and their states; write nothing."""
     view = View.here(sweep)
     announce_changes(sweep, console)
     for trial in sweep.trials:
@@ -56,7 +56,7 @@ def show_plan(sweep: Sweep, console: Console) -> None:
 
 
 def main(spec: SweepSpec) -> None:
-    """Run `spec` by the process's command line and exit: 0 all completed, 1 some failed, 2 wrong usage, 130 stopped."""
+    """Run the command line and exit: 0 all completed, 1 some failed, 2 usage, 130 stopped."""
     try:
         sys.exit(run(spec, sys.argv[1:]))
     except (ValueError, SlurmError) as error:

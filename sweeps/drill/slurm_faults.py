@@ -1,7 +1,4 @@
-"""Drill on a Slurm cluster, from a login node, with the rights of its user.
-
-The sweep's own command submits the run; Slurm's commands inject the faults.
-"""
+"""Drill on a Slurm cluster, from a login node, with the rights of its user."""
 
 import getpass
 import os
@@ -169,10 +166,7 @@ class RunOnSlurm:
         return True
 
     def show_checkpoint_late(self, draw: random.Random) -> bool:
-        """Kill all ranks and hide the newest checkpoint for a while.
-
-        The next ranks see the folder as it was before the last rename.
-        """
+        """Kill all ranks and hide the newest checkpoint for a while, as NFS may."""
         self._signal_ranks("KILL")
         time.sleep(_PAUSE_SECONDS)
         hidden = file_faults.hide_newest(self.run.path / "checkpoints", self._runs_dir / "not-yet-seen")
@@ -181,10 +175,7 @@ class RunOnSlurm:
         return True
 
     def fill_the_disk(self, draw: random.Random) -> bool:
-        """Let the kernel refuse rank 0 all bytes beyond a file size for a while.
-
-        The limit is RLIMIT_FSIZE, the error EFBIG.
-        """
+        """Let rank 0's writes beyond a file size fail for a while, by RLIMIT_FSIZE."""
         self._on_main_node(f"prlimit --pid $PID --fsize={_FULL_AT_BYTES}:; sleep 2; prlimit --pid $PID --fsize=unlimited:")
         return False
 

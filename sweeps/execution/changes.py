@@ -12,18 +12,15 @@ from sweeps.state.folder import Sweep, TrialState, View
 
 
 def left_to_run(view: View, retry_failed: bool) -> list[Trial]:
-    """Return the trials that a command would run.
-
-    These have no result, or one that `take_up` will set aside.
-    """
+    """Return the unfinished trials, and those that `take_up` will set aside to run again."""
     return [t for t in view.sweep.trials if not view.state(t).ended or is_set_aside(view, t, retry_failed)]
 
 
 def is_set_aside(view: View, trial: Trial, retry_failed: bool) -> bool:
     """Return whether an ended trial shall run again.
 
-    A failed trial does if `retry_failed` is set. A pruned one does if the sweep no longer prunes
-    for the same reason.
+    A failed trial does if `retry_failed` is set, a pruned one if the sweep no longer prunes for
+    that reason.
     """
     state, result, sweep = view.state(trial), view.result(trial), view.sweep
     if result is None or state is not TrialState.pruned:

@@ -48,10 +48,7 @@ def to_end(view: View) -> int:
 
 
 def called(label: str) -> str:
-    """Return the short name of a configuration for a sentence.
-
-    Names in a search are long; its configurations are called by their numbers.
-    """
+    """Return the short name of a configuration; in a search, its number."""
     if label.startswith("#"):
         return label.partition(" ")[0]
     return "baseline" if label.startswith("baseline: ") else label

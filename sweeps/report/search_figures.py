@@ -19,7 +19,7 @@ _SLICES_OF, _CONTOURS_OF = 4, 3
 def search_figures(view: View) -> list[tuple[str, go.Figure]]:
     """Return headings and figures of a search, [] for other sweeps.
 
-    Figures that need more completed runs than there are are left out.
+    Figures that need more completed runs are left out.
     """
     if view.sweep.search is None:
         return []

@@ -1,6 +1,7 @@
 """What would stop a submission, without Slurm; on a real one test_slurm_faults.py submits nothing that preflight refuses."""
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -179,7 +180,32 @@ def test_the_images_must_be_there_and_be_as_many_as_the_set_has(monkeypatch: pyt
     monkeypatch.setitem(task.EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
     (found,) = preflight.check_data(digits)
     assert found.said.startswith("data.digits must have 1437 training and 361 test images; got digits: 1437 training and 360 test images")
-    assert levels(preflight.checked_data(to_dict(digits))) == {"data": "ok"}  # in a process of its own
+
+
+def test_the_data_are_checked_in_a_process_of_its_own_whose_death_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = to_dict(tiny_config(data=DATA_PRESETS["digits"]))
+    assert levels(preflight.checked_data(digits)) == {"data": "ok"}
+    monkeypatch.setattr(preflight, "check_data", _whose_process)
+    (found,) = preflight.checked_data(digits)
+    assert int(found.said) != os.getpid()
+    for broken, said in ((_killed, "BrokenProcessPool: A process in the process pool"), (_torn, "OSError: no such disk")):
+        monkeypatch.setattr(preflight, "check_data", broken)
+        (found,) = preflight.checked_data(digits)
+        assert found.level == "problem"
+        assert found.said.startswith(f"the images must be readable; got {said}")
+
+
+def _whose_process(_config: object) -> list[preflight.Finding]:
+    return [preflight.ok("data", str(os.getpid()))]
+
+
+def _killed(_config: object) -> list[preflight.Finding]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def _torn(_config: object) -> list[preflight.Finding]:
+    raise OSError("no such\ndisk")
 
 
 def test_the_room_of_a_run_is_that_of_its_checkpoints(tmp_path: Path) -> None:
