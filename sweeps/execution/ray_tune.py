@@ -23,6 +23,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Ray would kill workers for memory that others use. The kernel and Slurm kill the culprit.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray starts its workers at nice 15: a trial would stand still beside any busy process.
+    "RAY_worker_niceness": "0",
 }
 # Deaths of its process per trial that a worker may take. The process after the second one finds
 # that the trial has failed.
