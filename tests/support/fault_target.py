@@ -16,8 +16,8 @@ from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import signature
 from jobs import provenance
 from jobs.cluster import ClusterProfile
+from sweeps.cli import local, run
 from sweeps.cli import plan as plans
-from sweeps.cli import run
 from sweeps.execution import monitor, rounds, worker
 from sweeps.report import plots, tables
 from sweeps.spec.sweep import SweepSpec
@@ -108,9 +108,9 @@ def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
         planned(name, "local")
     digits()
     monkeypatch.setattr(run, "plan", plan)
-    monkeypatch.setattr(run, "LocalEngine", InProcess)
-    monkeypatch.setattr(run, "workers_here", lambda _: 1)
-    monkeypatch.setattr(run, "REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr(local, "LocalEngine", InProcess)
+    monkeypatch.setattr(local, "workers_here", lambda _: 1)
+    monkeypatch.setattr(local, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(worker, "run_job", trivial_job)
     monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)

@@ -19,6 +19,7 @@ from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, never, no_judge
 from jobs import provenance
 from jobs.cluster import JobSpec
 from sweeps import __main__ as readers
+from sweeps.cli import local
 from sweeps.cli import run as command
 from sweeps.execution import monitor, rounds, worker
 from sweeps.spec.sweep import SweepSpec
@@ -112,9 +113,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., RunResult
             known[repr(data)] = load_splits(data)
         return known[repr(data)]
 
-    monkeypatch.setattr(command, "LocalEngine", InProcess)
-    monkeypatch.setattr(command, "workers_here", lambda _: 1)
-    monkeypatch.setattr(command, "REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr(local, "LocalEngine", InProcess)
+    monkeypatch.setattr(local, "workers_here", lambda _: 1)
+    monkeypatch.setattr(local, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(provenance, "_git", lambda *_: "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnnjepa.run.folder import RunFolder, read_metrics, read_probes
-from sweeps.cli import run as command
+from sweeps.cli import local
 from sweeps.execution import worker
 from sweeps.report import optuna_study
 from sweeps.state import claims
@@ -144,7 +144,7 @@ def test_a_worker_is_killed_at_each_of_its_write_points_and_its_driver_goes_on(
 
 def kill_a_worker_at_points(name: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: Iterable[int]) -> int:
     """Return the last point at which the first worker was killed; a worker that ends before it comes to its point ends the loop."""
-    monkeypatch.setattr(command, "LocalEngine", Dying)
+    monkeypatch.setattr(local, "LocalEngine", Dying)
     expected, killed_at = what_it_came_to(name, undisturbed), 0
     for point in chosen:
         runs, said = tmp_path / "runs", tmp_path / f"said-{point}"
