@@ -123,12 +123,13 @@ def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and not isinstance(cause, InterpolationKeyError):
         if not override and cause.object_type is ClusterProfile:
             # The unknown key is in the profile's file, not in an override.
-            given = _last(overrides, "cluster") or "local"
+            given = _profile(overrides)
             hint = did_you_mean(str(cause.key), [f.name for f in fields(ClusterProfile)])
             if new := RENAMED.get(str(cause.key)):
                 hint = f": write {new}, and likewise for every key that ends in _per_slot"
             return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
-        known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in _groups(task)], task))
+        choices = _groups(task)
+        known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in choices], task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key} must be a key of the configuration; got {override or key}{hint}"
@@ -142,10 +143,11 @@ def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
 
 def _compose(overrides: Sequence[str], task: Task) -> DictConfig:
     """Compose the groups with Hydra, once per process and choice, and then set the other keys."""
-    choices = tuple(o for o in overrides if o.partition("=")[0] in _groups(task) or re.match(r"[\w.]*[/@]", o))
+    groups = _groups(task)
+    choices = tuple(o for o in overrides if o.partition("=")[0] in groups or re.match(r"[\w.]*[/@]", o))
     # Any sbatch option may be added.
     keys = [_parsed(f"++{o}" if o.startswith("cluster.sbatch.") else o) for o in overrides if o not in choices]
-    profile = CONFIG_DIR / "cluster" / f"{_last(overrides, 'cluster') or 'local'}.yaml"
+    profile = CONFIG_DIR / "cluster" / f"{_profile(overrides)}.yaml"
     changed = profile.stat().st_mtime_ns if profile.exists() else 0
     config = copy.deepcopy(_chosen(choices, task, changed))
     ConfigLoaderImpl._apply_overrides_to_config(keys, config)  # what Hydra itself does next
@@ -163,6 +165,11 @@ def _chosen(choices: tuple[str, ...], task: Task, _changed: int) -> DictConfig:
 def _last(overrides: Sequence[str], key: str) -> str:
     """Return the value of the last override of `key`, or "" if there is none."""
     return next((o.partition("=")[2] for o in reversed(overrides) if o.startswith(f"{key}=")), "")
+
+
+def _profile(overrides: Sequence[str]) -> str:
+    """Return the name of the cluster profile."""
+    return _last(overrides, "cluster") or "local"
 
 
 def job_from(config: DictConfig, task: Task) -> JobSpec:
@@ -199,7 +206,7 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK) -> JobSpec:
     overrides = qualified([o for o in overrides if not o.startswith("task=")], name)
     _check_syntax(overrides)
     _check_choices(overrides, task)
-    profile = _last(overrides, "cluster") or "local"
+    profile = _profile(overrides)
     try:
         job = job_from(_compose(overrides, task), task)
     except (HydraException, OmegaConfBaseException) as error:
