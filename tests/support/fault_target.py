@@ -1,4 +1,4 @@
-"""A sweep that costs nothing, to be struck: its trainer is trivial, its workers run in the command's own process, and all else is real."""
+"""Run a sweep that costs nothing, for faults: a trivial trainer, and workers in the command's own process; all else is real."""
 
 import argparse
 import csv
@@ -102,19 +102,24 @@ def repeated(runs: Path) -> int:
     return sum(n - 1 for n in done.values())
 
 
+def workers_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run workers one after the other in this process, without waits, git, or a process that writes the page."""
+    monkeypatch.setattr(local, "LocalEngine", InProcess)
+    monkeypatch.setattr(local, "workers_here", lambda _: 1)
+    monkeypatch.setattr(local, "REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(provenance, "_git", lambda *_: "")
+    monkeypatch.setattr(monitor, "rebuild", lambda _: "")
+
+
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds and writes nothing is done once, or not at all."""
     for name in SPECS:
         planned(name, "local")
     digits()
+    workers_in_process(monkeypatch)
     monkeypatch.setattr(run, "plan", plan)
-    monkeypatch.setattr(local, "LocalEngine", InProcess)
-    monkeypatch.setattr(local, "workers_here", lambda _: 1)
-    monkeypatch.setattr(local, "REFRESH_SECONDS", 0.02)
-    monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(worker, "run_job", trivial_job)
-    monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(provenance, "_git", lambda *_: "")
     monkeypatch.setattr(plots, "draw", lambda view, path: plots.write_atomic(path, tables.summary_csv(view)))
-    monkeypatch.setattr(monitor, "rebuild", lambda _: "")  # a process of its own, which writes the page in one act
     monkeypatch.setattr("cnnjepa.data.datasets.load_splits", lambda _: digits())

@@ -19,11 +19,10 @@ from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, never, no_judge
 from jobs import provenance
 from jobs.cluster import JobSpec
 from sweeps import __main__ as readers
-from sweeps.cli import local
 from sweeps.cli import run as command
-from sweeps.execution import monitor, rounds, worker
+from sweeps.execution import worker
 from sweeps.spec.sweep import SweepSpec
-from tests.support.fault_target import InProcess
+from tests.support.fault_target import workers_in_process
 
 ROOT = Path(__file__).parents[2]
 CAUSE = 'ValueError: 3 of 8 <b>& "values"</b> are no numbers'  # what a page must escape
@@ -113,13 +112,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., RunResult
             known[repr(data)] = load_splits(data)
         return known[repr(data)]
 
-    monkeypatch.setattr(local, "LocalEngine", InProcess)
-    monkeypatch.setattr(local, "workers_here", lambda _: 1)
-    monkeypatch.setattr(local, "REFRESH_SECONDS", 0.02)
-    monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
-    monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(provenance, "_git", lambda *_: "")
-    monkeypatch.setattr(monitor, "rebuild", lambda _: "")
+    workers_in_process(monkeypatch)
     monkeypatch.setattr("cnnjepa.data.datasets.load_splits", load)
     if trainer is not None:
         monkeypatch.setattr(worker, "run_job", trainer)
