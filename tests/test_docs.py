@@ -9,7 +9,7 @@ import pytest
 from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
 from jobs.cluster import ClusterProfile
 from jobs.config import cluster_names
-from tests.support.documented import PAGES, ROOT, Block, blocks, code_spans, messages, page, prose
+from tests.support.documented import PAGES, PRIVATE, ROOT, Block, blocks, code_spans, messages, page, prose
 from tests.support.typed import EXAMPLES
 
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -156,19 +156,12 @@ def test_lines_of_prose_are_short(path: Path) -> None:
     assert [line for line in lines if len(line) > 100 and re.search(r"\S+ \S+", re.sub(r"`[^`]+`|\]\([^)]+\)", "x", line))] == []
 
 
-# Words that earlier pages used in a sense of their own, with the word that replaces each in the glossary or in plain English.
-_PRIVATE = (
-    r"separabl|struck|strikes?\b|in peace|\bbur(?:y|ies|ied)\b|the door|\btold_|the house|\bmend|yardstick|\banew\b|held against|"
-    r"\bquotes?\b|\bslots?\b|\bsettings?\b|\bsignatures?\b|to come\b|\binsist|\bdearest\b|\ba hand\b|\bhands\b"
-)
-
-
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
 def test_pages_use_the_words_of_the_glossary(path: Path) -> None:
     if path.name == "glossary.md":
         return
     text = " ".join(re.sub(r"`[^`\n]+`|\]\([^)\s]+\)|[\w/.-]+\.(?:py|json|md)\b", "", prose(path)).split())
-    assert re.findall(rf".{{0,40}}(?:{_PRIVATE}).{{0,20}}", text, re.I) == []
+    assert re.findall(rf".{{0,40}}(?:{PRIVATE}).{{0,20}}", text, re.I) == []
 
 
 @pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)

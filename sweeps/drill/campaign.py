@@ -177,7 +177,7 @@ def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Dri
     draw, names = random.Random(seed), order(sorted(scene.faults), seed)
     while len(result.injected) < faults:
         number, before = len(result.proofs) + 1, len(result.injected)
-        scene = make(f"struck-{number}")  # the folder's name since 0.1
+        scene = make(f"injected-{number}")
         try:
             disturb(scene, result, faults, names, draw, say)
         finally:

@@ -46,7 +46,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
         "setting": lead.best.label,
         **asdict(lead.best.spreads[objective]),
         "next": other,
-        "separable": lead.significant,
+        "significant": lead.significant,
         "test": tested,
     }
 

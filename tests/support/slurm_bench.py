@@ -1,4 +1,4 @@
-"""What the tests on a real Slurm share: a sweep on it, struck and then compared with an undisturbed one."""
+"""Share what tests on a real Slurm need: a sweep, faults in it, and its comparison with an undisturbed one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Do jobs survive? Settings that train for seconds on some ranks; tests/support/held_rank.py holds them in the middle.
+"""Do jobs survive? Configurations that train for seconds on some ranks; tests/support/held_rank.py holds them in the middle.
 
 python tests/support/slurm_sweep.py [one|two|vicreg] --cluster test_cluster
 """

@@ -20,7 +20,7 @@ from tests.support.slurm_bench import ROOT, Faults, SweepOnSlurm, clean_cluster,
 from tests.support.slurm_cluster import SlurmCluster
 
 pytestmark = [needs_slurm, pytest.mark.slow]
-# Those that are held against the undisturbed sweep run in one process, which makes it once.
+# Tests that compare with the undisturbed sweep run in one process, which makes it once.
 with_undisturbed = pytest.mark.xdist_group("slurm-1")
 
 
