@@ -63,6 +63,13 @@ class EncoderName(Enum):
     vit_base = "vit_base"
 
 
+class Resize(Enum):
+    """Name how a probe resizes an image; the paper's probes use `bilinear`."""
+
+    bicubic = "bicubic"
+    bilinear = "bilinear"
+
+
 class Execution(Enum):
     """Choose how hidden cells are left out; both ways give the same result.
 
@@ -123,6 +130,7 @@ class DataConfig:
     flip_probability: float = 0.5
     # centre share of the resized image that a probe sees: 224 of 256
     eval_crop_fraction: float = 0.875
+    probe_resize: Resize = field(default=Resize.bicubic, metadata=ADDED)
     train_limit: int = 0  # use the first N training images of a fixed shuffle; 0 takes all
     test_limit: int = 0
     holdout_fraction: float = 0.1  # share of the training labels kept for selection
@@ -241,7 +249,8 @@ class OptimizerConfig:
 class ProbeConfig:
     """Configure how frozen features are evaluated (paper, section IV).
 
-    The headline is the last epoch, not the best one.
+    The headline is a logistic regression that has converged. What begins with `paper` configures
+    the paper's own probe, which decides nothing.
     """
 
     names: list[str] = field(default_factory=lambda: ["linear", "knn", "collapse"])
@@ -252,9 +261,14 @@ class ProbeConfig:
     # features have std 1; rankme counts directions.
     collapsed_std: float = field(default=0.01, metadata=NEUTRAL)
     collapsed_rankme: float = field(default=1.2, metadata=NEUTRAL)
-    batch_size: int = 256
-    linear_epochs: int = 90
-    linear_lr: float = 0.001
+    feature_batch_size: int = 256  # images per forward pass
+    # Linear probe: largest relative error of the weights, and the iterations within which it must be
+    # reached (cnnjepa/probes/_logistic.py).
+    tolerance: float = 0.001
+    max_iterations: int = 2000
+    paper_epochs: int = 90
+    paper_batch_size: int = 512
+    paper_lr: float = 0.001
     knn_k: int = 200
     knn_temperature: float = 0.1
 
@@ -350,8 +364,10 @@ DATA_PRESETS: dict[str, DataConfig] = {
     ),
     "fashion_mnist": DataConfig(DatasetName.fashion_mnist, image_size=32, eval_crop_fraction=1.0),
     "imagefolder": DataConfig(DatasetName.imagefolder, image_size=224),
-    "imagenet100": DataConfig(DatasetName.imagenet100, image_size=224, holdout_fraction=0.05, workers=8),
-    "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, holdout_fraction=0.02, workers=8),
+    "imagenet100": DataConfig(
+        DatasetName.imagenet100, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8
+    ),
+    "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.02, workers=8),
 }
 
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)

@@ -27,6 +27,12 @@ KEYS = {
 }
 # A method brings its own optimiser unless another is asked for.
 DEFAULTS = ("_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data": "digits"})
+# Keys of version 0.1, whose linear probe was the paper's alone.
+RENAMED = {
+    "probes.batch_size": "probes.feature_batch_size",
+    "probes.linear_epochs": "probes.paper_epochs",
+    "probes.linear_lr": "probes.paper_lr",
+}
 OBJECTIVE = "linear.holdout_top1"
 HEADLINE = ("linear.test_top1", "knn.test_top1")
 UNIT = "%"

@@ -26,6 +26,7 @@ class Task:
     # workers (loader processes), batch (images a step) and warmup_epochs. What has no key is left alone.
     KEYS: Mapping[str, str] = {}
     DEFAULTS: Sequence[Any] = ("_self_",)  # Hydra's defaults list, which the cluster follows
+    RENAMED: Mapping[str, str] = {}  # old key: new key; files with the old one still open
     OBJECTIVE: str = ""  # the metric that ranks configurations unless a sweep names another
     HEADLINE: Sequence[str] = ()  # the metrics that a sweep shows beside it
     UNIT: str = ""  # of scores

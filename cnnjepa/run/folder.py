@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from cnnjepa.run.files import Lines, create_exclusive, read_json, reading, to_json, write_atomic
-from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict
+from cnnjepa.run.identity import differences, from_dict, identity, old_keys, signature, to_dict
 
 # These depend on the machine and the moment, and are ignored when two runs are compared.
 TIMING_KEYS = frozenset(
@@ -197,11 +197,15 @@ class RunFolder:
     def prepare(self, config: Any) -> None:
         """Create the folder for `config`.
 
-        Raises ValueError if it holds a run of another configuration.
+        Raises ValueError if it holds a run of another configuration, or one of an older version,
+        whose scores do not compare with today's.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         if self._config.exists():
             held = self.config()
+            if old := old_keys(yaml.safe_load(self._config.read_bytes())):
+                key, new = next(iter(old.items()))
+                raise ValueError(f"run folder must be empty or of this version; got {self.path}, where {key} is not yet called {new}")
             if signature(held) != signature(config):
                 first = differences(identity(held), identity(config))[0]
                 raise ValueError(f"run folder must be empty or hold the same configuration; got {self.path}, where {first}")

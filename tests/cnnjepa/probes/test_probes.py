@@ -29,7 +29,7 @@ def blobs(n: int, seed: int, classes: int = 3, spread: float = 0.3) -> Features:
 
 
 def probe_data(final: bool = True, **probes: object) -> ProbeData:
-    config = tiny_config(probes=ProbeConfig(**{"batch_size": 32, "linear_lr": 0.05, "linear_epochs": 30, **probes}))  # type: ignore[arg-type]
+    config = tiny_config(probes=ProbeConfig(**{"feature_batch_size": 32, "paper_lr": 0.05, "paper_epochs": 30, **probes}))  # type: ignore[arg-type]
     return ProbeData(blobs(200, 0), blobs(100, 1), blobs(100, 2) if final else None, 3, config)
 
 
