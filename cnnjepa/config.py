@@ -265,7 +265,7 @@ class ProbeConfig:
     # Linear probe: largest relative error of the weights, and the iterations within which it must be
     # reached (cnnjepa/probes/_logistic.py).
     tolerance: float = 0.001
-    max_iterations: int = 2000
+    max_iterations: int = 1000
     paper_epochs: int = 90
     paper_batch_size: int = 512
     paper_lr: float = 0.001
@@ -364,9 +364,7 @@ DATA_PRESETS: dict[str, DataConfig] = {
     ),
     "fashion_mnist": DataConfig(DatasetName.fashion_mnist, image_size=32, eval_crop_fraction=1.0),
     "imagefolder": DataConfig(DatasetName.imagefolder, image_size=224),
-    "imagenet100": DataConfig(
-        DatasetName.imagenet100, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8
-    ),
+    "imagenet100": DataConfig(DatasetName.imagenet100, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8),
     "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.02, workers=8),
 }
 

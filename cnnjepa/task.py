@@ -1,6 +1,7 @@
 """CNN-JEPA and its baselines as a task of the launcher: jobs/task.py says what each part is. torch is imported when it is needed."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -159,6 +160,11 @@ def check_warning(name: str, values: Mapping[str, Any]) -> None:
     if not 0 < probes["every_epochs"] < epochs and not any(epoch < epochs for epoch in probes["at_epochs"]):
         rule = f"give a probe before epoch {epochs} to prune on {name}, which is asked at probes"
         raise ValueError(f"probes.every_epochs or probes.at_epochs must {rule}; got none: add 'probes.at_epochs=[{epochs // 2}]'")
+
+
+def sampling_error(score: float, images: int) -> float:
+    """Return the standard error of a score in percent that the choice of its images gives it."""
+    return math.sqrt(score * (100 - score) / images)
 
 
 def title(name: str) -> str:

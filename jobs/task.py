@@ -79,6 +79,10 @@ class Task:
     def check_warning(self, name: str, values: Mapping[str, Any]) -> None:
         """Raise ValueError where a run of `values` could never be warned of `name` before its end."""
 
+    def sampling_error(self, score: float, images: int) -> float | None:
+        """Return the standard error that a score has by the choice of its images; None if unknown."""
+        return None
+
     def title(self, name: str) -> str:
         """Return what people call a metric or a recorded number."""
         return name.replace("_", " ")

@@ -237,9 +237,7 @@ def stratified(labels_N: Tensor) -> tuple[Tensor, int]:
     return order, int((~is_held).sum())
 
 
-def fit(
-    features_NC: Tensor, labels_N: Tensor, tolerance: float, max_iterations: int, keep: bool | None = None
-) -> tuple[Fit, Standardised]:
+def fit(features_NC: Tensor, labels_N: Tensor, tolerance: float, max_iterations: int, keep: bool | None = None) -> tuple[Fit, Standardised]:
     """Choose the strength on a part of the images, fit all of them with it, and return the fit.
 
     The path goes from strong to weak, each strength starting from the weights of the last one. The

@@ -59,6 +59,7 @@ class RunResult:
     cause: str = ""  # of a failure, or of the pruning, one line
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # probe -> cause
+    images: dict[str, int] = field(default_factory=dict)  # score -> the images that it rests on
     # epoch -> metrics, of the probes during training
     probes: dict[str, dict[str, float]] = field(default_factory=dict)
     step: int = 0

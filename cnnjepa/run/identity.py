@@ -126,7 +126,9 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> Any:
     """Return the configuration that `to_dict` wrote, of the class of the task that trains it.
 
-    Renamed keys are read under their new names. Raise ValueError at an unknown task and at a key that this version does not know, TypeError for no dictionary.
+    Renamed keys are read under their new names.
+
+    Raise ValueError at an unknown task and at a key that this version does not know, TypeError for no dictionary.
     """
     if not isinstance(values, dict):
         raise TypeError(f"a configuration is a dictionary and not a {type(values).__name__}")
