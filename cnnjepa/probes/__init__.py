@@ -1,6 +1,6 @@
 """Probes of frozen features.
 
-Each file except features.py defines `run(data) -> metrics`. A probe that raises counts as a missing
+Each file except features.py and those that begin with an underscore defines `run(data) -> metrics`. A probe that raises counts as a missing
 value.
 """
 

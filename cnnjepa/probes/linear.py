@@ -23,9 +23,8 @@ def run(data: ProbeData) -> dict[str, float]:
     weights that are not the solution.
     """
     probes, fit = data.config.probes, data.fit
-    for name, part in {"fit": fit, **data.judged()}.items():
-        if not part.features_NC.isfinite().all():
-            raise ValueError(f"features are not finite: {name}")
+    if not all(part.features_NC.isfinite().all() for part in (fit, *data.judged().values())):
+        raise ValueError("features are not finite")
     present, labels = fit.labels_N.unique(return_inverse=True)
     found, rows = _logistic.fit(fit.features_NC, labels, probes.tolerance, probes.max_iterations)
     metrics = {"strength": found.strength, "iterations": float(found.iterations), "relative_gradient": found.gradient}

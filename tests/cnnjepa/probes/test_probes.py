@@ -300,7 +300,7 @@ def test_features_that_are_not_finite_are_no_value() -> None:
     for part in ("holdout", "test"):
         data = probe_data()
         getattr(data, part).features_NC[0, 0] = float("nan")
-        with pytest.raises(ValueError, match=f"not finite: {part}"):
+        with pytest.raises(ValueError, match="not finite"):
             linear.run(data)
 
 
