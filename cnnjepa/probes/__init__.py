@@ -1,7 +1,7 @@
 """Probes of frozen features.
 
-Each file except features.py and those that begin with an underscore defines `run(data) -> metrics`. A probe that raises counts as a missing
-value.
+Each file except features.py and _logistic.py defines `run(data) -> metrics`. A probe that raises
+counts as a missing value.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Sweep folders that version 0.1 wrote open in every reader command, and their runs are never mixed with later ones.
 
 The linear probe of 0.1 was another, so that its scores do not compare with today's and its runs have other run IDs: a command that is
-typed again runs everything anew, beside what was there. The training is the same, loss for loss.
+typed again runs everything again, beside what was there. The training is the same, loss for loss.
 
 tests/support/v0_1 was written by commit 956edee on CPU: `python sweeps/mask_ratio.py --points 4 --seeds 2` and
 `python sweeps/predictor_ablation.py --seeds 1`, small (their commands.jsonl has every override), once to the end and once ended by
@@ -58,7 +58,7 @@ def typed_again(folder: Path, *, renamed: bool = True) -> subprocess.CompletedPr
     return subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
-def run_anew(folder: Path) -> dict[str, dict[str, str]]:
+def run_again(folder: Path) -> dict[str, dict[str, str]]:
     """Type the folder's last command again; return its results.csv by run ID."""
     done = typed_again(folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -117,12 +117,12 @@ def test_a_run_of_0_1_is_read_and_not_continued(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_half_done_ablation_runs_anew_with_the_same_losses(tmp_path: Path) -> None:
+def test_a_half_done_ablation_runs_again_with_the_same_losses(tmp_path: Path) -> None:
     folder, undisturbed = unpacked("half_done_ablation", tmp_path / "half"), unpacked("undisturbed_ablation", tmp_path / "whole")
     counts = json.loads(reader("status", folder, "--json"))["counts"]
     assert {state: n for state, n in counts.items() if n} == {"completed": 4, "interrupted": 1, "waiting": 6}
     before = ended(folder)
-    table = run_anew(folder)
+    table = run_again(folder)
     old = {name: name_in_0_1(RunFolder(folder / "trials" / name).config()) for name in table}
     assert set(old.values()) == {trial.name for trial in undisturbed.iterdir()}
     assert not set(table) & set(old.values())
@@ -134,10 +134,10 @@ def test_a_half_done_ablation_runs_anew_with_the_same_losses(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_half_done_search_starts_anew_beside_what_it_chose(tmp_path: Path) -> None:
+def test_a_half_done_search_starts_again_beside_what_it_chose(tmp_path: Path) -> None:
     folder = unpacked("half_done_search", tmp_path)
     before, chosen = ended(folder), {path.name: path.read_bytes() for path in (folder / "points").iterdir()}
-    table = run_anew(folder)
+    table = run_again(folder)
     assert not before.keys() & table.keys()
     assert {name: text for name, text in ended(folder).items() if name in before} == before
     assert {name: (folder / "points" / name).read_bytes() for name in chosen} == chosen
