@@ -20,7 +20,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -43,6 +42,8 @@ class NotConvergedError(RuntimeError):
 
 def _free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
+        import psutil
+
         return int(psutil.virtual_memory().available)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + reusable
