@@ -1,4 +1,4 @@
-# `make ablation` and `make test` install what they need into .venv and run; nothing else has to be done first.
+# `make install` installs into .venv. `make ablation` and `make test` do so too where that is needed, and then run.
 PYTHON ?= python3
 # One more than the cores of a small machine: tests on Slurm wait as much as they compute.
 JOBS ?= 3
@@ -10,7 +10,9 @@ READY := $(VENV)/.ready
 
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --randomly-seed=$(SEED) --randomly-dont-reset-seed
 
-.PHONY: ablation test fast nightly mutants gpu check bench clean
+.PHONY: install ablation test fast nightly mutants gpu check bench clean
+
+install: $(READY)
 
 ablation: $(READY)
 	$(BIN)/python sweeps/predictor_ablation.py --cluster local --scale smoke

@@ -1,9 +1,7 @@
-"""The configuration of a run, with every default of an experiment.
-
-Machines are configured in slurm/cluster, sweeps in sweeps.
+"""The configuration of a run, with every default. Machines are configured in slurm/cluster.
 
 The classes are plain dataclasses that OmegaConf accepts as schemas: no frozen classes, no Literal,
-no tuple. A field marked `NEUTRAL` cannot change what a run computes and is not part of the run ID.
+no tuple. A field marked `NEUTRAL` cannot change what a run computes and is not in the run ID.
 """
 
 import importlib
@@ -23,7 +21,7 @@ MIN_GRID = 3
 
 
 class Precision(Enum):
-    """Name the training precision; fp64 is for proofs of equality, bf16 is autocast."""
+    """Training precision; fp64 is for proofs of equality, bf16 is autocast."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -31,7 +29,7 @@ class Precision(Enum):
 
 
 class DatasetName(Enum):
-    """Name the data sets that cnnjepa/data/datasets.py can read."""
+    """Data sets that cnnjepa/data/datasets.py can read."""
 
     digits = "digits"
     fashion_mnist = "fashion_mnist"
@@ -41,11 +39,7 @@ class DatasetName(Enum):
 
 
 class EncoderName(Enum):
-    """Name the encoders.
-
-    ResNets have timm's initialisation and torchvision's keys, all others timm's keys. resnet_small
-    halves its input 3 times, not 5.
-    """
+    """Encoders in timm's keys; ResNets in torchvision's keys with timm's initialisation."""
 
     resnet18 = "resnet18"
     resnet34 = "resnet34"
@@ -54,7 +48,7 @@ class EncoderName(Enum):
     resnet152 = "resnet152"
     resnet200 = "resnet200"
     wide_resnet50_2 = "wide_resnet50_2"
-    resnet_small = "resnet_small"
+    resnet_small = "resnet_small"  # halves its input 3 times, not 5
     convnext_tiny = "convnext_tiny"
     convnext_small = "convnext_small"
     convnext_base = "convnext_base"
@@ -71,20 +65,14 @@ class Resize(Enum):
 
 
 class Execution(Enum):
-    """Choose how hidden cells are left out; both ways give the same result.
-
-    `tiled` never computes them. `masked` computes and discards them.
-    """
+    """How hidden cells are left out, with equal results: tiled skips them, masked discards them."""
 
     tiled = "tiled"
     masked = "masked"
 
 
 class MaskStrategy(Enum):
-    """Choose the masks (paper, section III-B).
-
-    `mixed` draws multi_block or random once per iteration.
-    """
+    """Masks (paper, section III-B); mixed draws multi_block or random once per iteration."""
 
     multi_block = "multi_block"
     random = "random"
@@ -92,7 +80,7 @@ class MaskStrategy(Enum):
 
 
 class PredictorConv(Enum):
-    """Name the spatial operation of a predictor layer."""
+    """Spatial operation of a predictor layer."""
 
     depthwise = "depthwise"
     dense = "dense"
@@ -100,18 +88,14 @@ class PredictorConv(Enum):
 
 
 class OptimizerName(Enum):
-    """Name the optimiser.
-
-    `adamw` decouples the weight decay. `lars` scales each weight's step by the ratio of the
-    weight's norm to its gradient's norm (You et al. 2017).
-    """
+    """AdamW, or LARS (You et al. 2017), which scales each step by |weight| / |gradient|."""
 
     adamw = "adamw"
     lars = "lars"
 
 
 class Schedule(Enum):
-    """Name how a value goes from its start to its end over a run."""
+    """How a value goes from its start to its end over a run."""
 
     cosine = "cosine"
     linear = "linear"
@@ -120,16 +104,15 @@ class Schedule(Enum):
 
 @dataclass
 class DataConfig:
-    """Configure the image set, its splits, and how training views are drawn."""
+    """The image set, its splits, and how training views are drawn."""
 
     name: DatasetName = DatasetName.digits
-    # Folder of the set; "" looks where the system keeps it. An image folder has no name but where it lies.
+    # Folder of the set; "": the default place. An image folder is identified by it.
     root: str = field(default="", metadata={"neutral": lambda data: data.name is not DatasetName.imagefolder})
     image_size: int = 32  # pixels, training and probing
     min_crop_scale: float = 0.2  # smallest share of the image's area that a training crop may take
     flip_probability: float = 0.5
-    # centre share of the resized image that a probe sees: 224 of 256
-    eval_crop_fraction: float = 0.875
+    eval_crop_fraction: float = 0.875  # centre share of the resized image that a probe sees: 224 of 256
     probe_resize: Resize = field(default=Resize.bicubic, metadata=ADDED)
     train_limit: int = 0  # use the first N training images of a fixed shuffle; 0 takes all
     test_limit: int = 0
@@ -144,42 +127,36 @@ class DataConfig:
 
 @dataclass
 class EncoderConfig:
-    """Configure the trained network; `width` and `blocks` apply only to resnet_small."""
+    """The trained network; `width` and `blocks` apply only to resnet_small."""
 
     name: EncoderName = EncoderName.resnet_small
     width: int = 32  # channels of the first stage; each further stage doubles them
     blocks: int = 1  # residual blocks per stage
     sync_bn: bool = False  # batch statistics over all ranks instead of per micro-batch
     execution: Execution = field(default=Execution.tiled, metadata=NEUTRAL)
-    # torch.compile the parts of fixed shape: target encoder and predictor
-    compile: bool = field(default=False, metadata=NEUTRAL)
-    # Pixels per side. `patch_size` and `vit_depth` apply only to the ViTs.
-    patch_size: int = field(default=14, metadata=ADDED)
-    vit_depth: int = field(default=12, metadata=ADDED)  # transformer blocks
+    compile: bool = field(default=False, metadata=NEUTRAL)  # torch.compile the parts of fixed shape: target encoder, predictor
+    patch_size: int = field(default=14, metadata=ADDED)  # pixels per side; ViTs only
+    vit_depth: int = field(default=12, metadata=ADDED)  # transformer blocks; ViTs only
 
 
 @dataclass
 class AugmentConfig:
-    """Configure the augmentations of the joint-embedding methods, applied in this order.
-
-    The flip is configured in DataConfig. Strengths are as in torchvision.
-    """
+    """Augmentations of joint-embedding methods, in this order; DataConfig has the flip."""
 
     min_crop_scale: float = 0.08  # smallest share of the image's area
     jitter_probability: float = 0.8
-    brightness: float = 0.4
+    brightness: float = 0.4  # strengths are as in torchvision
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
     grey_probability: float = 0.2
-    # Sigma is uniform in 0.1 to 2 pixels for a 224-pixel view, and scales with the view size.
-    blur_probability: float = 0.5
+    blur_probability: float = 0.5  # sigma is uniform in 0.1 to 2 pixels at 224 pixels and scales with the view
     solarise_probability: float = 0.0  # inverts pixels brighter than half
 
 
 @dataclass
 class MaskConfig:
-    """Configure which cells of the feature grid the context encoder sees (paper, section III-B)."""
+    """Which cells of the feature grid the context encoder sees (paper, section III-B)."""
 
     strategy: MaskStrategy = MaskStrategy.mixed
     mask_ratio: float = 0.6  # random: share of hidden cells
@@ -193,7 +170,7 @@ class MaskConfig:
 
 @dataclass
 class BlockMaskConfig:
-    """Configure I-JEPA's target blocks and the larger context block that predicts them."""
+    """I-JEPA's target blocks, and the larger context block that predicts them."""
 
     blocks: int = 4  # target blocks per sample
     target_scale_min: float = 0.15  # share of the grid's cells
@@ -206,7 +183,7 @@ class BlockMaskConfig:
 
 @dataclass
 class PredictorConfig:
-    """Configure the predictor of target features (paper, section III-C and ablation table III)."""
+    """The predictor of target features (paper, section III-C and ablation table III)."""
 
     conv: PredictorConv = PredictorConv.depthwise
     depth: int = 3
@@ -216,7 +193,7 @@ class PredictorConfig:
 
 @dataclass
 class EmaConfig:
-    """Configure the momentum of the target encoder as a function of the optimiser step."""
+    """Momentum of the target encoder as a function of the optimiser step."""
 
     momentum_start: float = 0.996
     momentum_end: float = 1.0
@@ -225,10 +202,7 @@ class EmaConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Configure AdamW or LARS, with linear warm-up and cosine decay by step.
-
-    The paper does not scale lr with the batch.
-    """
+    """AdamW or LARS, with warm-up and cosine decay by step; lr does not scale with the batch."""
 
     lr: float = 0.01
     weight_decay: float = 0.01
@@ -241,22 +215,19 @@ class OptimizerConfig:
     trust_coefficient: float = field(default=0.001, metadata=ADDED)  # lars
     # True in the paper. If False, LARS does not scale the steps of norms and biases either.
     decay_norms_and_biases: bool = field(default=True, metadata=ADDED)
-    # reached by a cosine over the run
-    final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)
+    final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)  # reached by a cosine over the run
 
 
 @dataclass
 class ProbeConfig:
-    """Configure how frozen features are evaluated (paper, section IV).
+    """How frozen features are evaluated (paper, section IV).
 
-    The headline is a logistic regression that has converged. What begins with `paper` configures
-    the paper's own probe, which decides nothing.
+    What begins with `paper` is the paper's own linear probe, which decides nothing.
     """
 
     names: list[str] = field(default_factory=lambda: ["linear", "knn", "collapse"])
     every_epochs: int = 0  # probe the held-out part during training; 0 probes only at the end
-    # Also probe after these epochs. A probe does not change the run.
-    at_epochs: list[int] = field(default_factory=list, metadata=NEUTRAL)
+    at_epochs: list[int] = field(default_factory=list, metadata=NEUTRAL)  # probe after these too; the run stays the same
     # A run whose features fall below either threshold has collapsed and fails. Evenly spread
     # features have std 1; rankme counts directions.
     collapsed_std: float = field(default=0.01, metadata=NEUTRAL)
@@ -275,7 +246,7 @@ class ProbeConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Configure when the run saves checkpoints; this does not change what is computed."""
+    """When the run saves checkpoints; this does not change what is computed."""
 
     every_minutes: float = field(default=10.0, metadata=NEUTRAL)
     keep: int = field(default=2, metadata=NEUTRAL)
@@ -283,20 +254,16 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
-    """Configure what a run logs."""
+    """What a run logs."""
 
     every_steps: int = field(default=10, metadata=NEUTRAL)
-    # masked samples for TensorBoard; 0 for none
-    images_every_epochs: int = field(default=10, metadata=NEUTRAL)
+    images_every_epochs: int = field(default=10, metadata=NEUTRAL)  # masked samples for TensorBoard; 0: none
     tensorboard: bool = field(default=True, metadata=NEUTRAL)
 
 
 @dataclass
 class WarningConfig:
-    """Configure when a run is reported to be in trouble before it fails (docs/guides/watching.md).
-
-    Nothing here changes what is computed.
-    """
+    """Thresholds of early warnings (docs/guides/watching.md); they change no result."""
 
     # Held-out features at a probe, see probes/collapse.py. ProbeConfig holds the lower thresholds
     # at which the run fails.
@@ -337,7 +304,7 @@ class MethodConfig:
 
 @dataclass
 class TrainConfig:
-    """Configure one experiment: two equal TrainConfigs are the same run."""
+    """One experiment: two equal TrainConfigs are the same run."""
 
     method: MethodConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -347,8 +314,7 @@ class TrainConfig:
     seed: int = 42
     epochs: int = 200
     global_batch_size: int = 512  # images per optimiser step
-    # Images per device and forward pass: the batch of the BatchNorm statistics.
-    micro_batch_size: int = 128
+    micro_batch_size: int = 128  # images per device and forward pass: the batch of BatchNorm statistics
     precision: Precision = Precision.fp32
     device: Device = field(default=Device.auto, metadata=NEUTRAL)
     threads: int = field(default=1, metadata=NEUTRAL)  # CPU threads per rank
@@ -375,10 +341,7 @@ CELL_PIXELS = {name: 8 if name is EncoderName.resnet_small else 32 for name in E
 
 
 def file_names(package: str) -> list[str]:
-    """Return the sorted public module names of a package folder; only the package is imported.
-
-    The file names are the registry.
-    """
+    """Return the sorted public module names in a package folder; import none of them."""
     found = importlib.util.find_spec(package)
     assert found is not None
     assert found.submodule_search_locations is not None
@@ -391,28 +354,20 @@ def method_names() -> list[str]:
 
 
 def method_module(name: str) -> Any:
-    """Return a method's module.
-
-    It defines `Config` (a MethodConfig) and `Method` (a BaseMethod).
-    """
+    """Import a method, which defines `Config` (a MethodConfig) and `Method` (a BaseMethod)."""
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}; got {name}")
     return importlib.import_module(f"cnnjepa.methods.{name}")
 
 
 def optimizer_presets() -> dict[str, OptimizerConfig]:
-    """Return the optimiser presets by name.
-
-    Each method has a preset of its own name: OptimizerConfig's defaults, unless the method's
-    OPTIMIZERS overrides it. OPTIMIZERS may add further presets.
-    """
+    """Return presets by name: OptimizerConfig() for each method, updated by its OPTIMIZERS."""
     presets: dict[str, OptimizerConfig] = {}
     for name in method_names():
         presets |= {name: OptimizerConfig(), **getattr(method_module(name), "OPTIMIZERS", {})}
     return presets
 
 
-# The shared feature pass lies in cnnjepa/probes but is not a probe.
 _NOT_A_PROBE = {"features"}
 
 
@@ -422,10 +377,7 @@ def probe_names() -> list[str]:
 
 
 def grid_size(config: TrainConfig) -> int:
-    """Return the cells per side of the last feature map.
-
-    Raises ValueError unless the cells tile the image.
-    """
+    """Return the last feature map's cells per side; raise ValueError unless they tile the image."""
     encoder, size = config.encoder, config.data.image_size
     cell = encoder.patch_size if encoder.name in VITS else CELL_PIXELS[encoder.name]
     if size < cell or size % cell:
@@ -434,7 +386,7 @@ def grid_size(config: TrainConfig) -> int:
 
 
 def accumulation_steps(config: TrainConfig, ranks: int) -> int:
-    """Return the number of micro-batches that one rank accumulates per optimiser step."""
+    """Return micro-batches per rank and optimiser step; raise ValueError if they do not divide."""
     micro_batches, rest = divmod(config.global_batch_size, config.micro_batch_size)
     if config.global_batch_size < ranks:
         raise ValueError(f"global_batch_size must be at least the number of ranks, {ranks}; got {config.global_batch_size}")

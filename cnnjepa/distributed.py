@@ -1,10 +1,9 @@
 """Exchange gradients, statistics and rows between ranks; cnnjepa/run/ranks.py joins them.
 
 Gradients are averaged in buckets that are sent during the backward pass, as in
-DistributedDataParallel with a static graph. DistributedDataParallel itself rearranges its buckets
-after the first step: a run resumed at step k would add in another order than an uninterrupted run,
-and differ in the last bit. The last message carries the loss and the requests to stop or save, so
-that all ranks act on the same step.
+DistributedDataParallel with a static graph. DistributedDataParallel rearranges its buckets after
+the first step: a resumed run would add in another order and differ in the last bit. The last
+message carries the loss and the requests to stop, so that all ranks act on the same step.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from cnnjepa.run.ranks import Ranks
 
 @dataclass
 class _Bucket:
-    """Hold the parameters whose gradients travel in one message."""
+    """Parameters whose gradients travel in one message."""
 
     parameters: list[nn.Parameter]
     missing: int = 0  # gradients that the backward pass has yet to complete
@@ -31,10 +30,9 @@ class _Bucket:
 
 
 class GradientBuckets:
-    """Average gradients over ranks, with the same messages in the same order at every step.
+    """Averages gradients over ranks, with the same messages in the same order at every step.
 
-    Each message is sent once it is complete. Every parameter must have a gradient after every
-    backward pass, and the parameters must be the same on every rank.
+    Every backward pass must give every parameter a gradient. All ranks have the same parameters.
     """
 
     def __init__(self, parameters: list[nn.Parameter], ranks: Ranks, megabytes: float = 25.0) -> None:
@@ -63,8 +61,7 @@ class GradientBuckets:
         if not self._armed:
             return
         bucket.missing -= 1
-        # Send in bucket order, not in order of completion: all ranks must send the same message at
-        # the same time.
+        # In bucket order, not in order of completion: all ranks must send the same message.
         while self._next < len(self._buckets) and not self._buckets[self._next].missing:
             bucket = self._buckets[self._next]
             bucket.message = torch.cat([p.grad.flatten() for p in bucket.parameters if p.grad is not None])
@@ -93,11 +90,9 @@ class GradientBuckets:
 def gather_batch(x_BD: Tensor) -> Tensor:
     """Concatenate the rows of all ranks in rank order, [R x B, D], with gradient.
 
-    Each rank must hold the same number of rows. A single rank returns its rows unchanged.
-
-    A loss over the gathered rows is the same on every rank, and each row receives R times its
-    gradient. `GradientBuckets` then takes the mean of the parameters' gradients over ranks, which
-    is the gradient of that one loss.
+    Each rank must hold the same number of rows. A loss over the gathered rows is the same on every
+    rank, and each row receives R times its gradient. The mean over ranks that `GradientBuckets`
+    takes is then the gradient of that one loss.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x_BD
@@ -112,14 +107,12 @@ def tensor(buffer: Tensor | None) -> Tensor:
 
 
 class RunningStatistics:
-    """Combine BatchNorm's running statistics over ranks after each step.
+    """Combines BatchNorm's running statistics over ranks after each step.
 
-    The result equals that of one rank that processes the micro-batches in order.
-
-    In one step, a rank makes a passes and folds each into r -> (1-m) r + m s. Folds chain: with d =
-    (1-m)^a, R ranks that start from r0 and end at r_k combine to d^R r0 + sum over k of d^(R-1-k)
-    (r_k - d r0). Ranks hold consecutive micro-batches, so the order is that of the global batch.
-    With synchronised BatchNorm, all ranks already hold the same statistics and nothing is sent.
+    The result equals that of one rank that processes the micro-batches of the global batch in
+    order. In one step, a rank makes a passes and folds each into r -> (1-m) r + m s. Folds chain:
+    with d = (1-m)^a, R ranks that start from r0 and end at r_k combine to d^R r0 + sum over k of
+    d^(R-1-k) (r_k - d r0). With synchronised BatchNorm, nothing is sent.
     """
 
     def __init__(self, module: nn.Module, ranks: Ranks) -> None:
@@ -167,10 +160,7 @@ class RunningStatistics:
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
-    """Return the rows of all ranks in rank order on rank 0, and no rows on the others.
-
-    Rank 0 needs memory for all rows once.
-    """
+    """Return the rows of all ranks in rank order on rank 0, and no rows on the others."""
     if ranks.count == 1:
         return rows
     counts: list[int] = [0] * ranks.count

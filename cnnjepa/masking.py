@@ -1,9 +1,8 @@
 """Draw masks for square grids from 3x3: multi-block, random and mixed (paper, section III-B).
 
-A mask depends only on (seed, step, position in the global batch), so that any number of ranks draws
-the same masks. Known differences from the authors' code: scale and aspect are independent draws,
-where theirs share one number; the last row and column can be targets; every rank draws its own
-samples' masks.
+A mask depends only on (seed, step, position in the global batch), whatever the number of ranks.
+Known differences from the authors' code: scale and aspect are independent draws, where theirs share
+one number; the last row and column can be targets; every rank draws its own samples' masks.
 """
 
 from dataclasses import astuple, dataclass
@@ -26,10 +25,7 @@ def visible_cells(mask_ratio: float, cells: int) -> int:
 
 
 def block_shape(scale: float, aspect: float, grid: int) -> tuple[int, int]:
-    """Return height and width in cells of a block of `scale` x the grid's area.
-
-    Both are smaller than the grid.
-    """
+    """Return height and width, in cells and less than `grid`, of a block of `scale` x its area."""
     area = max(int(scale * grid * grid), 1)
     height, width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
     return min(max(height, 1), grid - 1), min(max(width, 1), grid - 1)
@@ -41,8 +37,8 @@ def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions:
     Each mask has at least one visible and one hidden cell.
     """
     random = generator(seed, Stream.mask, step)
-    # Draw once for the whole iteration, then one row of numbers per position, so that row p is the
-    # same for every batch size.
+    # Draw for the whole iteration first, then a row of numbers per position: row p is the same for
+    # every batch size.
     use_blocks, scale, aspect = random.random(3)
     blocks = config.strategy is MaskStrategy.multi_block or (
         config.strategy is MaskStrategy.mixed and use_blocks < config.multi_block_probability
@@ -66,8 +62,7 @@ def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions:
     in_rows = (line >= top) & (line < top + height)
     in_columns = (line >= left) & (line < left + width)
     hidden_by_block = in_rows[:, :, :, None] & in_columns[:, :, None, :]
-    # Add blocks in order, and leave out a block that would hide the sample's last visible cell
-    # (small grids only).
+    # Add blocks in order, but none that would hide the last visible cell (small grids only).
     hidden = np.logical_or.accumulate(hidden_by_block, axis=1)
     keeps_some = ~hidden.all(axis=(2, 3))
     last = keeps_some.sum(axis=1) - 1
@@ -79,10 +74,7 @@ def _between(low: float, high: float, share: float) -> float:
 
 
 def require_context(config: BlockMaskConfig, key: str, grid: int) -> None:
-    """Raise ValueError unless a context always remains.
-
-    The smallest context block must keep an eighth of the grid beside the largest target block.
-    """
+    """Raise ValueError unless an eighth of the grid remains as context beside any target."""
     side, _ = block_shape(config.context_scale_min, 1.0, grid)
     aspects = np.linspace(config.target_aspect_min, config.target_aspect_max, 64)
     largest = max(height * width for height, width in (block_shape(config.target_scale_max, a, grid) for a in aspects))
@@ -94,7 +86,7 @@ def require_context(config: BlockMaskConfig, key: str, grid: int) -> None:
 
 @dataclass(frozen=True)
 class _BatchBlocks:
-    """Hold the blocks of a whole global batch."""
+    """Blocks of a whole global batch."""
 
     height: int  # of a target, in cells
     width: int
@@ -145,11 +137,11 @@ def draw_blocks(
     """Return I-JEPA's context [B, K] and targets [B, blocks, n] as cell indices in row order.
 
     `positions` selects the samples of the global batch. Block sizes are drawn once per iteration,
-    block places once per sample (Assran et al. 2023, section 3). The context is a block minus all
-    targets. K is the smallest context of the global batch, so that any number of ranks computes the
-    same result; larger contexts lose random cells. A target that would leave less than an eighth of
-    the grid as context is replaced by the sample's first target; `require_context` ensures that the
-    first always fits.
+    places once per sample (Assran et al. 2023, section 3). The context is a block minus all
+    targets. K is the smallest context of the global batch, so that the number of ranks changes
+    nothing; larger contexts lose random cells. A target that would leave less than an eighth of the
+    grid as context is replaced by the sample's first target, which always fits (see
+    `require_context`).
     """
     drawn = _batch_blocks(astuple(config), grid, seed, step, global_batch)
     order = np.where(drawn.context[positions], drawn.noise[positions], 2.0)

@@ -1,4 +1,4 @@
-"""The optimisers (paper, section IV-A): AdamW, and LARS for the joint-embedding baselines."""
+"""Optimise with AdamW, or LARS for the joint-embedding baselines (paper, section IV-A)."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -11,10 +11,10 @@ from cnnjepa.config import OptimizerConfig, OptimizerName
 
 
 class Lars(torch.optim.Optimizer):
-    """Implement LARS: momentum SGD with a scaled step for each decayed weight (You et al. 2017).
+    """LARS: momentum SGD with a scaled step for each decayed weight (You et al. 2017).
 
-    The scale of weight w with gradient g is trust x |w| / (|g| + decay x |w|). A group without
-    weight decay is not scaled: its parameters follow plain SGD.
+    The scale of weight w with gradient g is trust x |w| / (|g| + decay x |w|). Groups without
+    weight decay are not scaled.
     """
 
     def __init__(self, parameters: Any, lr: float, momentum: float, weight_decay: float, trust_coefficient: float) -> None:
@@ -29,8 +29,7 @@ class Lars(torch.optim.Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            # In place: a head of 151 M weights would otherwise be copied twice per step. The
-            # gradients are not needed afterwards.
+            # In place, since gradients are not needed afterwards: a head can have 151 M weights.
             updates: list[torch.Tensor] = [p.grad for p in weights]
             if decay := group["weight_decay"]:
                 scales = [
@@ -50,11 +49,9 @@ class Lars(torch.optim.Optimizer):
 
 
 class AdamW(torch.optim.AdamW):
-    """Take the same steps as torch's AdamW without loading torch's compiler.
+    """torch's AdamW without loading torch's compiler, which takes a second per process start.
 
-    Loading the compiler takes a second per process start and is useless for a run. Torch's
-    optimisers load it only to disable it for their own methods. If another version of torch loads
-    it elsewhere, the second is spent again.
+    torch's optimisers load it only to disable it for their own methods.
     """
 
     _step = inspect.unwrap(torch.optim.AdamW.step)
@@ -74,12 +71,10 @@ class AdamW(torch.optim.AdamW):
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimiser over all `parameters`.
+    """Return the optimiser. The trainer sets the learning rate and weight decay of each step.
 
-    The trainer sets the learning rate and weight decay of each step.
-
-    Without decay_norms_and_biases, parameters of at most one dimension are not decayed. These are
-    exactly the scales and shifts of norms, the biases and the layer scales.
+    Without decay_norms_and_biases, parameters of at most one dimension are not decayed: scales and
+    shifts of norms, biases and layer scales.
     """
     groups: list[dict[str, Any]] = [{"params": list(parameters)}]
     if not config.decay_norms_and_biases:

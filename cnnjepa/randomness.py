@@ -1,7 +1,4 @@
-"""Generate random numbers as a function of integers.
-
-The same key gives the same numbers in any process, on any rank, after any resume.
-"""
+"""Generate random numbers from integers, alike in any process, on any rank, after any resume."""
 
 from enum import IntEnum
 
@@ -9,7 +6,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """Name what the numbers are for, so that two uses of one seed never share numbers."""
+    """Uses of random numbers, so that two uses of one seed never share numbers."""
 
     order = 1
     mask = 2
@@ -27,8 +24,5 @@ def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
 
 
 def integer(seed: int, stream: Stream, *key: int) -> int:
-    """Return an integer in [0, 2**63) that depends only on (seed, stream, key).
-
-    Use it to seed a library's own generator.
-    """
+    """Return an integer in [0, 2**63) of (seed, stream, key), to seed a library's generator."""
     return int(generator(seed, stream, *key).integers(2**63))

@@ -1,7 +1,4 @@
-"""Check a configuration before anything starts.
-
-Each broken rule is reported as one line with key, rule and value.
-"""
+"""Check a configuration before anything starts; report key, rule and value in one line."""
 
 import dataclasses
 import math
@@ -141,10 +138,7 @@ def validate_sizes(config: MethodConfig, *names: str) -> None:
 
 
 def validate_global_batch(config: TrainConfig, ranks: int) -> None:
-    """Raise ValueError if a loss over the whole global batch would not see all of it.
-
-    The loss must also see it normalised over all ranks, not rank by rank.
-    """
+    """Raise ValueError unless a loss over the global batch sees all of it, normalised as one."""
     name = config.method.name
     if config.method.global_batch:
         share = config.global_batch_size // ranks
@@ -167,17 +161,14 @@ def validate_warnings(warnings: WarningConfig) -> None:
 
 
 def validate(config: TrainConfig, ranks: int = 1) -> None:
-    """Raise ValueError unless `config` can be trained on `ranks` ranks.
-
-    The message is one line with key, rule and value.
-    """
+    """Raise ValueError with key, rule and value if `ranks` ranks cannot train `config`."""
     data, optimizer, probes = config.data, config.optimizer, config.probes
     validate_numbers(config)
     for key in ("patch_size", "vit_depth"):
         value = getattr(config.encoder, key)
         _require(value >= 1, f"encoder.{key}", "be at least 1", value)
         alone = config.encoder.name in VITS or value == getattr(EncoderConfig, key)
-        _require(alone, f"encoder.{key}", "be left alone, it shapes ViTs only", value)
+        _require(alone, f"encoder.{key}", "keep its default, since it applies only to ViTs", value)
     grid_size(config)
     for key, count in (("epochs", config.epochs), ("global_batch_size", config.global_batch_size)):
         _require(count >= 1, key, "be at least 1", count)
@@ -205,12 +196,12 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         plain = EncoderConfig()
         for key in ("width", "blocks"):
             value = getattr(config.encoder, key)
-            _require(value == getattr(plain, key), f"encoder.{key}", "be left alone, it shapes resnet_small only", value)
+            _require(value == getattr(plain, key), f"encoder.{key}", "keep its default, since it applies only to resnet_small", value)
     _require(optimizer.lr > 0 and math.isfinite(optimizer.lr), "optimizer.lr", "be a positive number", optimizer.lr)
     _require(0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", "be at least 0 and finite", optimizer.weight_decay)
     for key, beta in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2)):
         _require(0 <= beta < 1, f"optimizer.{key}", "lie in [0, 1)", beta)
-    rule = f"lie in [0, epochs), epochs being {config.epochs}"
+    rule = f"lie in [0, epochs) with epochs={config.epochs}"
     _require(0 <= optimizer.warmup_epochs < config.epochs, "optimizer.warmup_epochs", rule, optimizer.warmup_epochs)
     _require(0 <= optimizer.final_lr_fraction <= 1, "optimizer.final_lr_fraction", "lie in [0, 1]", optimizer.final_lr_fraction)
     _require(0 <= optimizer.momentum < 1, "optimizer.momentum", "lie in [0, 1)", optimizer.momentum)
@@ -223,7 +214,7 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     _require(
         decayed,
         "optimizer.weight_decay",
-        "be positive with optimizer.name=lars, which scales decayed weights alone",
+        "be positive with optimizer.name=lars, which scales only decayed weights",
         optimizer.weight_decay,
     )
     if config.encoder.compile:
@@ -231,14 +222,14 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         alone = ranks == 1 or not config.encoder.sync_bn
         _require(alone, "encoder.compile", "be false with encoder.sync_bn on several ranks", config.encoder.compile)
     for name in probes.names:
-        _require(name in probe_names(), "probes.names", f"hold names out of {', '.join(probe_names())}", name)
+        _require(name in probe_names(), "probes.names", f"hold only names from {', '.join(probe_names())}", name)
     for key in ("feature_batch_size", "max_iterations", "paper_epochs", "paper_batch_size", "knn_k"):
         _require(getattr(probes, key) >= 1, f"probes.{key}", "be at least 1", getattr(probes, key))
     # Weights in float32 allow no less; a guess at zero weights has the error 1.
     _require(1e-5 <= probes.tolerance <= 0.05, "probes.tolerance", "lie in [1e-5, 0.05]", probes.tolerance)
     _require(probes.every_epochs >= 0, "probes.every_epochs", "be at least 0", probes.every_epochs)
     for epoch in probes.at_epochs:
-        _require(epoch >= 1, "probes.at_epochs", "hold epochs from 1 on", epoch)
+        _require(epoch >= 1, "probes.at_epochs", "hold epochs of at least 1", epoch)
     for key, value in (("collapsed_std", probes.collapsed_std), ("collapsed_rankme", probes.collapsed_rankme)):
         _require(0 <= value < math.inf, f"probes.{key}", "be at least 0 and finite", value)
     for key, value in (("paper_lr", probes.paper_lr), ("knn_temperature", probes.knn_temperature)):

@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the step: nothing to save or restore."""
+"""Compute schedules as pure functions of the step: nothing to save or restore."""
 
 import math
 
@@ -34,15 +34,14 @@ def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, tota
 def weight_decay(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """Return the weight decay of 0-based `step`.
 
-    It follows a cosine from weight_decay at the first step to final_weight_decay_fraction x
-    weight_decay at the last.
+    It follows a cosine from weight_decay to final_weight_decay_fraction x weight_decay.
     """
     start = config.weight_decay
     return interpolate(Schedule.cosine, start, start * config.final_weight_decay_fraction, step / max(total_steps - 1, 1))
 
 
 def ema_momentum(config: EmaConfig, step: int, total_steps: int) -> float:
-    """Return the momentum applied after 0-based optimiser step `step`.
+    """Return the momentum after 0-based `step`.
 
     It goes from momentum_start at the first step to momentum_end at the last.
     """

@@ -1,4 +1,4 @@
-"""CNN-JEPA and its baselines as a task of the launcher: jobs/task.py says what each part is. torch is imported when it is needed."""
+"""CNN-JEPA and its baselines as a task (jobs/task.py). torch is imported only when it is needed."""
 
 import importlib
 import math
@@ -26,7 +26,7 @@ KEYS = {
     "batch": "global_batch_size",
     "warmup_epochs": "optimizer.warmup_epochs",
 }
-# A method brings its own optimiser unless another is asked for.
+# Each method brings its own optimiser, unless another is given.
 DEFAULTS = ("_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data": "digits"})
 # Keys of version 0.1, whose linear probe was the paper's alone.
 RENAMED = {
@@ -47,17 +47,17 @@ CURVES = (
     "images_per_second",
 )
 WARNINGS = tuple(NEEDS)
-# Images of the whole sets (train, test).
+# Images of each whole set: train, test.
 EXPECTED_IMAGES = {
     DatasetName.digits: (1437, 360),
     DatasetName.fashion_mnist: (60_000, 10_000),
     DatasetName.imagenet100: (126_689, 5_000),
     DatasetName.imagenet1k: (1_281_167, 50_000),
 }
-# What the hours of an epoch follow from.
+# Keys that determine the hours of an epoch.
 _SHAPE = ("data.name", "data.image_size", "data.train_limit", "encoder.name", "precision", "method.name", "global_batch_size")
-# Hours an epoch of ImageNet-100, ResNet-50, 224 pixels, batch 512, bf16 on 4 A100: 51.5, 62.0, 67.6 and 79.3 GPU-hours / 200 epochs / 4
-# (paper, table V).
+# Hours per epoch, 51.5, 62.0, 67.6 and 79.3 GPU-hours / 200 epochs / 4 A100 (paper, table V), for
+# ImageNet-100 at 224 pixels, ResNet-50, batch 512, bf16.
 PAPER_HOURS_PER_EPOCH, PAPER_GPUS = {"cnn_jepa": 0.0644, "simclr": 0.0775, "vicreg": 0.0845, "byol": 0.0991}, 4
 PAPER_SHAPE = {
     "data.name": "imagenet100",
@@ -70,18 +70,18 @@ _CHECKPOINT_HEAD = 2**20  # names and indices, at most
 
 
 def groups() -> dict[str, dict[str, Any]]:
-    """Return the methods, the optimisers and the image sets."""
+    """Return the presets of methods, optimisers and image sets."""
     methods = {name: method_module(name).Config for name in method_names()}
     return {"method": methods, "optimizer": dict(optimizer_presets()), "data": dict(DATA_PRESETS)}
 
 
 def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
-    """Raise ValueError where a device or the images are missing, or too few for a step; images that are shared are looked for once."""
+    """Raise ValueError without a device, or without images for a step; load each image set once."""
     import cnnjepa.train  # noqa: F401
     from cnnjepa.data.datasets import load_splits
     from cnnjepa.data.loader import build_plan
 
-    # All that a run imports is loaded: who forks runs from here saves them the seconds.
+    # Import all that a run needs: runs forked from this process then start faster.
     for name in probe_names():
         importlib.import_module(f"cnnjepa.probes.{name}")
     images: dict[str, int] = {}
@@ -94,19 +94,19 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
 
 
 def check_data(config: TrainConfig) -> str:
-    """Return how many images there are; raise ValueError where they are not as many as the set has."""
+    """Return the image counts; raise ValueError if they differ from those of the whole set."""
     from cnnjepa.data.datasets import load_splits
 
     data, dataset = config.data, load_splits(config.data).dataset
     counts, expected = (len(dataset.train), len(dataset.test)), EXPECTED_IMAGES.get(data.name)
-    said = f"{data.name.name}: {counts[0]} training and {counts[1]} test images in {data.root or 'the default place'}"
+    said = f"{data.name.name}: {counts[0]} training and {counts[1]} test images in {data.root or 'the default folder'}"
     if expected and counts != expected:
         raise ValueError(f"data.{data.name.name} must have {expected[0]} training and {expected[1]} test images; got {said}")
     return said
 
 
 def bytes_of_a_run(config: TrainConfig) -> int:
-    """Return what the checkpoints of a run take, and one more while it is written."""
+    """Return the bytes of a run's checkpoints, with one more while it is written."""
     import torch
 
     with torch.device("meta"):
@@ -117,7 +117,7 @@ def bytes_of_a_run(config: TrainConfig) -> int:
 
 
 def probed_at(config: TrainConfig, epochs: Sequence[int]) -> TrainConfig:
-    """Return `config` with a probe after each of `epochs` too."""
+    """Return `config` with probes added after `epochs`."""
     return replace(config, probes=replace(config.probes, at_epochs=sorted({*config.probes.at_epochs, *epochs})))
 
 
@@ -128,19 +128,19 @@ def train(
     claim: int,
     judge: Callable[[int, dict[str, float]], str],
 ) -> RunResult | None:
-    """Run `config` to its end in `folder`: cnnjepa/train.py."""
+    """Train `config` in `folder`: see cnnjepa/train.py."""
     from cnnjepa import train as loop
 
     return loop.train(config, folder, should_stop, claim, judge)
 
 
 def cost_shape(values: Mapping[str, Any]) -> object:
-    """Return the data, the network, the method and the batch: predictors and the like cost little."""
+    """Return data, network, precision, method and batch; the rest costs little."""
     return [lookup(values, key) for key in _SHAPE]
 
 
 def published_cost(values: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Return the paper's GPU-hours of an epoch, where the run is one of the paper's."""
+    """Return the paper's GPU-hours per epoch and their source, or None for other runs."""
     hours = PAPER_HOURS_PER_EPOCH.get(str(lookup(values, "method.name")))
     if hours is None or any(lookup(values, key) != value for key, value in PAPER_SHAPE.items()):
         return None
@@ -153,12 +153,12 @@ def warnings(values: Mapping[str, Any], probes: Probes, losses: Callable[[float]
 
 
 def check_warning(name: str, values: Mapping[str, Any]) -> None:
-    """Raise ValueError where the probe that a warning needs is not made before the end."""
+    """Raise ValueError if the probe that a warning needs does not run before the end."""
     probes, epochs = values["probes"], int(values["epochs"])
     if NEEDS[name] and NEEDS[name] not in probes["names"]:
         raise ValueError(f"probes.names must hold {NEEDS[name]} to prune on {name}; got {', '.join(probes['names']) or 'none'}")
     if not 0 < probes["every_epochs"] < epochs and not any(epoch < epochs for epoch in probes["at_epochs"]):
-        rule = f"give a probe before epoch {epochs} to prune on {name}, which is asked at probes"
+        rule = f"give a probe before epoch {epochs} to prune on {name}, which is checked at probes"
         raise ValueError(f"probes.every_epochs or probes.at_epochs must {rule}; got none: add 'probes.at_epochs=[{epochs // 2}]'")
 
 
@@ -168,7 +168,7 @@ def sampling_error(score: float, images: int) -> float:
 
 
 def title(name: str) -> str:
-    """Return 'linear top-1, test' for 'linear.test_top1', a step's number by its key."""
+    """Return 'linear top-1, test' for 'linear.test_top1', else the name with spaces."""
     probe, _, rest = name.partition(".")
     if "_top" not in rest:
         return name.replace("_", " ").replace("collapse.", "")
@@ -178,23 +178,23 @@ def title(name: str) -> str:
 
 
 def is_pictured(metric: str) -> bool:
-    """Return whether a figure says more than that of the top-1 score."""
+    """Return whether a figure adds anything to that of the top-1 score."""
     return not metric.endswith("top5")
 
 
 def word(key: str, value: str) -> str:
-    """Return a method's title; other words say by themselves what they are."""
+    """Return the title of a method; other words explain themselves."""
     return str(method_module(value).Config.title) if key == "method" else value
 
 
 def summary(values: Mapping[str, Any]) -> str:
-    """Return 'data digits, encoder resnet_small, epochs 12, ...'."""
+    """Return a line such as 'data digits, encoder resnet_small, epochs 12, ...'."""
     shown = [f"{key} {values[key]}" for key in ("epochs", "global_batch_size", "precision")]
     return ", ".join([f"data {values['data']['name']}", f"encoder {values['encoder']['name']}", *shown])
 
 
 def export(config: TrainConfig, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the probed encoder, in torchvision's and timm's keys."""
+    """Return the probed encoder in torchvision's or timm's keys, and metadata."""
     method = method_module(config.method.name).Method(config, total_steps=1)
     method.load_state_dict(state["method"])
     tensors = {name: tensor.contiguous() for name, tensor in method.probe_encoder.state_dict().items()}

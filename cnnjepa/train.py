@@ -1,4 +1,4 @@
-"""The training loop: pretrain any method on any number of ranks; resume bit for bit on CPU."""
+"""Pretrain any method on any number of ranks, and resume bit for bit on CPU."""
 
 import logging
 import time
@@ -45,7 +45,7 @@ class NonFiniteError(HopelessError):
 
 @dataclass
 class Run:
-    """Hold everything a run consists of; `state` and `restore` define what a checkpoint holds."""
+    """Everything that a run consists of. `state` and `restore` define what a checkpoint holds."""
 
     config: TrainConfig
     folder: RunFolder
@@ -106,10 +106,7 @@ class Run:
         return None if joules is None else joules * self.ranks.count / 3.6e6
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds.
-
-        Randomness depends only on the step and needs no state.
-        """
+        """Return what a checkpoint holds. Randomness depends only on the step: it has no state."""
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -171,7 +168,7 @@ def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tens
 def forward_backward(run: Run, loader: Any, shown: dict[str, Tensor] | None = None) -> tuple[Tensor, Batch]:
     """Add the gradients of this rank's micro-batches, equally weighted.
 
-    Returns [loss, visible fraction], averaged over the micro-batches, and the last micro-batch,
+    Return [loss, visible fraction], averaged over the micro-batches, and the last micro-batch,
     which stores its features in `shown`.
     """
     autocast = torch.autocast(run.ranks.device.type, torch.bfloat16, enabled=run.config.precision is Precision.bf16)
@@ -212,16 +209,16 @@ def train(
 ) -> RunResult | None:
     """Train `config` to its end in `folder`, starting from the newest intact checkpoint.
 
-    Returns the result, or None if `should_stop` ended the run early; a checkpoint is saved first.
-    `folder` must have been prepared for `config` by `RunFolder.prepare`. If it already has a
-    result, that result is returned and nothing is computed.
+    Return the result, or None if `should_stop` ended the run early, after a checkpoint. `folder`
+    must have been prepared for `config` by `RunFolder.prepare`. If it already has a result, return
+    that and compute nothing.
 
-    `should_stop` may differ between ranks: all ranks stop at the same step, after a checkpoint.
-    `judge` receives the epoch and the metrics. The main rank calls it after each probe during
-    training, and a run resumed at such a probe calls it again. If it returns a cause, the run ends
-    as pruned, after a checkpoint from which it can be resumed.
+    `should_stop` may differ between ranks: all ranks stop at the same step. `judge` receives the
+    epoch and the metrics. The main rank calls it after each probe during training, and again if a
+    run resumes at such a probe. If it returns a cause, the run ends as pruned, after a checkpoint
+    from which it can be resumed.
 
-    Raises ValueError if the configuration cannot run, and RunError if training fails. The cause of
+    Raise ValueError if the configuration cannot run, and RunError if training fails. The cause of
     the RunError is a HopelessError if the run diverged or collapsed.
     """
     torch.set_num_threads(config.threads)
@@ -250,10 +247,7 @@ def train(
 
 
 def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], judge: Callable[[int, dict[str, float]], str]) -> str | None:
-    """Run the training loop from `run.step` on; the last step is saved.
-
-    Returns "" at the end, the cause if the run was pruned, and None if it was asked to stop.
-    """
+    """Train from `run.step` on; return "" at the end, a cause if pruned, None if asked to stop."""
     config, plan, ranks = run.config, run.plan, run.ranks
 
     def asked(metrics: dict[str, float]) -> str:
@@ -282,8 +276,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             sums, batch = forward_backward(run, loader, telemetry.shown)
             statistics.end_step()
             wishes = torch.cat([sums, sums.new_full((1,), should_stop())])
-            # The only place where the host waits for the device: whether to take the step, and
-            # whether to stop after it.
+            # Only here does the host wait for the device: to know whether to step, and to stop.
             loss, visible, stop, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
             require_finite(run, loss, norm, lr)
             telemetry.see_gradients()
@@ -345,20 +338,16 @@ def pictures_at(run: Run, step: int) -> bool:
 
 
 def probe_due(run: Run) -> bool:
-    """Return True at the end of an epoch with a probe during training.
-
-    The last epoch is excluded, because it is always probed.
-    """
+    """Return whether a probe is due, except at the run's end, which is always probed."""
     epochs, rest = divmod(run.step, run.plan.steps_per_epoch)
     wanted = epoch_due(run, run.config.probes.every_epochs) or (not rest and epochs in run.config.probes.at_epochs)
     return wanted and run.step < run.plan.total_steps
 
 
 def probe(run: Run, recorder: Recorder, final: bool) -> tuple[dict[str, float], dict[str, str]]:
-    """Probe the run, record the metrics, and return them with the causes of missing values.
+    """Probe the run on all ranks; record and return the metrics and the causes of missing ones.
 
-    Missing values are logged too. The call is collective. Test images are read only if `final`.
-    Raises CollapsedError on every rank if the features have collapsed.
+    Test images are read only if `final`. Raise CollapsedError on every rank if features collapsed.
     """
     metrics, missing = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
     recorder.record("final" if final else "probe", run.step, {"epoch": run.epoch, **metrics})
@@ -370,19 +359,13 @@ def probe(run: Run, recorder: Recorder, final: bool) -> tuple[dict[str, float], 
 
 
 def write_down(folder: RunFolder, result: RunResult) -> bool:
-    """Record how the run ended, after syncing its records.
-
-    Returns False if the result of another claim stands.
-    """
+    """Sync the records and write the result; return False if another claim's result stands."""
     folder.sync()
     return folder.write_result(result)
 
 
 def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
-    """Write the run's result and return it.
-
-    A trained run reports its last probe. A pruned run reports its cause and how far it got.
-    """
+    """Write the run's result and return it: the last probe, or the cause if it was pruned."""
     metrics, missing = ({}, {}) if pruned else probe(run, recorder, final=True)
     result = RunResult(
         RunStatus.pruned if pruned else RunStatus.completed,
@@ -405,5 +388,5 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         data_wait_share=run.data_wait_share if run.method.views(run.config) else None,
     )
     if run.ranks.is_main and not retry(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS):
-        log.warning("%s has a result of another claim already, which stands", run.folder.path)
+        log.warning("%s already has the result of another claim, which is kept", run.folder.path)
     return broadcast_object(run.folder.result() if run.ranks.is_main else None, run.ranks) or result

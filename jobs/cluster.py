@@ -1,4 +1,4 @@
-"""The nouns of a job: a machine park (ClusterProfile) and one run on it (JobSpec)."""
+"""Describe a cluster (ClusterProfile) and one run on it (JobSpec)."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from jobs.task import task_of
 
 
 class Scheduler(Enum):
-    """Who places the workers: Ray on this machine, or Slurm's queue."""
+    """What places the workers: Ray on this machine (local), or Slurm."""
 
     local = "local"
     slurm = "slurm"
@@ -22,63 +22,60 @@ class Scheduler(Enum):
 
 @dataclass
 class ClusterProfile:
-    """One machine park's facts; each file of slurm/cluster is one. Nothing here changes what a run computes.
+    """One cluster, as a file of slurm/cluster describes it. A worker runs one trial at a time."""
 
-    A worker runs one trial at a time. On Slurm it is one element of a job array, or has a part of a node of an Allocation.
-    """
-
-    name: str  # the file's name
+    name: str  # file name without .yaml
     scheduler: Scheduler = Scheduler.local
     nodes_per_trial: int = 1
-    ranks_per_trial: int = 1  # processes of one trial over all its nodes; on Slurm, tasks
-    cores_per_trial: int = 1  # over all its nodes; each rank gets an equal share as its CPU threads
-    gpus_per_trial: float = 0.0  # over all its nodes; on this machine a fraction shares a device
+    ranks_per_trial: int = 1  # processes of one trial over all its nodes; tasks on Slurm
+    cores_per_trial: int = 1  # over all its nodes; each rank uses an equal share as CPU threads
+    gpus_per_trial: float = 0.0  # over all its nodes; on this machine, a fraction shares a device
     memory_gb_per_trial: float = 2.0  # host memory over all its nodes, in 10^9 bytes
-    device: Device = Device.auto  # of the ranks; cuda stops a run that finds no GPU instead of crawling on CPU
-    max_parallel: int = 0  # trials at once; 0 means as many as the machine, or the queue, allows
-    runs_dir: str = "runs"  # where sweeps and single runs are kept, unless --runs-dir says otherwise; all nodes must see it
-    data_root: str = ""  # where the image sets lie, unless data.root says otherwise
-    local_scratch: str = ""  # a folder of each node's own disk, such as /tmp or $TMPDIR, to which packed sets are copied; "" copies nothing
-    # What follows is for Slurm alone.
-    required: list[str] = field(default_factory=list)  # keys of this profile that have no default and must be given
-    account: str = ""  # who pays; "" leaves it to the site's default
-    partition: str = ""  # "" leaves it to the site's default
-    qos: str = ""  # "" leaves it to the account's default
-    gres: str = ""  # generic resources of one node; "" asks for gpu:<GPUs of one node>
-    time_limit_minutes: int = 60  # of one job; a run that is longer goes on in the next by itself
-    stop_signal_seconds: int = 120  # before the limit the run is asked to save; Slurm may say so up to 60 s earlier
+    device: Device = Device.auto  # of each rank; with cuda, a run fails without a GPU; with auto, it would use the CPU
+    max_parallel: int = 0  # trials at once; 0: as many as the machine or the queue allows
+    runs_dir: str = "runs"  # folder of sweeps and single runs, seen by all nodes; --runs-dir overrides it
+    data_root: str = ""  # folder of the image sets; data.root overrides it
+    local_scratch: str = ""  # folder on each node's own disk, such as /tmp or $TMPDIR, for copies of packed sets; "": no copies
+    # Slurm only:
+    required: list[str] = field(default_factory=list)  # keys of this profile that the user must give
+    account: str = ""  # account to charge; "": the site's default
+    partition: str = ""  # "": the site's default
+    qos: str = ""  # "": the account's default
+    gres: str = ""  # generic resources per node; "": gpu:<GPUs per node>, if it has any
+    time_limit_minutes: int = 60  # of one job; a longer run continues in the next job
+    stop_signal_seconds: int = 120  # how long before the limit the run is told to save; Slurm may signal up to 60 s earlier
     setup: list[str] = field(default_factory=list)  # shell lines before the run, such as module load
-    python: str = ""  # shell words that start Python on a node, such as a container's; "" is the submitting one
+    python: str = ""  # shell words that start Python on a node, such as a container's; "": the submitting Python
     sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options, such as {constraint: a100, exclude: node7}
 
     @property
     def gpus_per_node(self) -> int:
-        """Whole GPUs that a worker takes of each of its nodes."""
+        """Return the whole GPUs that a worker takes on each of its nodes."""
         return int(self.gpus_per_trial) // self.nodes_per_trial
 
     @property
     def threads_per_rank(self) -> int:
-        """CPU threads of one process."""
+        """Return the CPU threads of one rank."""
         return self.cores_per_trial // self.ranks_per_trial
 
 
-# Keys of version 0.1, which files on disk keep.
+# Keys of version 0.1, which files on disk keep -> their names here.
 RENAMED = {f"{what}_per_slot": f"{what}_per_trial" for what in ("nodes", "ranks", "cores", "gpus", "memory_gb")}
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Nodes of one Slurm job that many workers share: each worker is one rank with its part of one node, on one GPU at most.
-
-    A node is what the profile asks of one node.
-    """
+    """One Slurm job whose nodes many workers share; each worker is one rank on at most one GPU."""
 
     nodes: int
     workers_per_node: int
 
     @staticmethod
     def of(cluster: ClusterProfile, nodes: int, workers_per_node: int | None) -> "Allocation":
-        """Return one worker per GPU, or per core without GPUs, unless `workers_per_node` is given; raise ValueError if that cannot be."""
+        """Build an allocation, by default with one worker per GPU, or per core without GPUs.
+
+        Raise ValueError if the sizes do not fit a node.
+        """
         cores, gpus = cluster.cores_per_trial // cluster.nodes_per_trial, cluster.gpus_per_node
         workers = (gpus or cores) if workers_per_node is None else workers_per_node
         rules = [
@@ -87,8 +84,8 @@ class Allocation:
             (
                 not gpus or workers % gpus == 0,
                 "--trials-per-node",
-                f"be a multiple of the {gpus} GPUs of a node, each of which serves whole trials",
-                f"{workers}: a trial is one rank; for several GPUs per trial use --backend array",
+                f"be a multiple of the {gpus} GPUs of a node, since a trial uses at most one GPU",
+                f"{workers}: for several GPUs per trial use --backend array",
             ),
         ]
         for holds, key, rule, value in rules:
@@ -98,11 +95,11 @@ class Allocation:
 
     @property
     def workers(self) -> int:
-        """At once, on all nodes."""
+        """Return the number of workers on all nodes."""
         return self.nodes * self.workers_per_node
 
     def whole(self, cluster: ClusterProfile) -> ClusterProfile:
-        """What the job asks of Slurm: all of its nodes, with one task on each."""
+        """Return the profile of the whole job: all of its nodes, with one task on each."""
         share = self.nodes / cluster.nodes_per_trial
         return replace(
             cluster,
@@ -114,7 +111,7 @@ class Allocation:
         )
 
     def part(self, cluster: ClusterProfile) -> ClusterProfile:
-        """What one worker has; of GPUs never so much that Ray, which counts in 1/10,000, could not place all workers."""
+        """Return the profile of one worker; Ray counts GPUs in 1/10,000, so round down."""
         return replace(
             cluster,
             nodes_per_trial=1,
@@ -128,7 +125,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to train, on which machines, and where the run is kept."""
+    """One run: what to train, on which cluster, and in which folder."""
 
     train: Any  # a task's configuration
     cluster: ClusterProfile
@@ -137,20 +134,18 @@ class JobSpec:
 
 
 def fit_to(cluster: ClusterProfile, train: Any, beside_others: bool = False) -> None:
-    """Give `train` the profile's threads, device and data folder; none of them can change what it computes.
-
-    Without GPUs of its own a run `beside_others` is left the CPU: else all would crowd the first device.
-    """
+    """Set the threads, the device and the data folder of `train` from the profile."""
     task = task_of(train)
     task.put(train, "threads", cluster.threads_per_rank)
     task.put(train, "data_root", task.get(train, "data_root", "") or cluster.data_root)
+    # Without GPUs of their own, runs side by side use the CPU: all would crowd the first device.
     if task.get(train, "device", None) is Device.auto and (cluster.scheduler is Scheduler.slurm or beside_others):
         task.put(train, "device", cluster.device if cluster.gpus_per_trial else Device.cpu)
 
 
-# What sbatch's own reader of #SBATCH lines gives a meaning to, also within quotes; a colon would part PYTHONPATH.
+# sbatch interprets these in #SBATCH lines, even within quotes; a colon would split PYTHONPATH.
 _LOST_IN_SBATCH = frozenset("\\#:'\"")
-# More than any site has.
+# Upper bounds that no site reaches.
 _MOST = dict.fromkeys(("nodes_per_trial", "ranks_per_trial", "cores_per_trial", "gpus_per_trial", "memory_gb_per_trial"), 1_000_000)
 _MOST |= {"max_parallel": 1_000_000, "time_limit_minutes": 5_000_000}
 _SITE_WORD = re.compile(r"[\w][\w.,:+=@/()*\[\]-]*")
@@ -158,21 +153,21 @@ _SBATCH_OPTION = re.compile(r"[A-Za-z][A-Za-z-]*")
 
 
 def require_sbatch_path(path: Path, key: str) -> None:
-    """Raise ValueError at a path that a batch script could not carry as it is."""
+    """Raise ValueError at a path with characters that a batch script cannot carry."""
     bad = sorted({c for c in str(path) if c in _LOST_IN_SBATCH or not c.isprintable()})
     if bad:
-        raise ValueError(f"{key} must hold no {' '.join(map(repr, bad))} on Slurm, which a batch script cannot carry; got {str(path)!r}")
+        raise ValueError(f"{key} must not contain {' '.join(map(repr, bad))} on Slurm, which a batch script cannot hold; got {str(path)!r}")
 
 
 def validate_words(cluster: ClusterProfile) -> None:
-    """Raise ValueError where a value would end, or add to, its line of a batch script. `setup` and `python` are shell, by intent."""
+    """Raise ValueError at a value that would break its line; `setup` and `python` are shell."""
     for key in ("account", "partition", "qos", "gres"):
         value = getattr(cluster, key)
         if value and not _SITE_WORD.fullmatch(value):
-            raise ValueError(f"cluster.{key} must be a word of letters, digits and .,:+=@/()*[]- as Slurm names things; got {value!r}")
+            raise ValueError(f"cluster.{key} must be a word of letters, digits and .,:+=@/()*[]-; got {value!r}")
     for option, value in cluster.sbatch.items():
         if not isinstance(option, str) or not _SBATCH_OPTION.fullmatch(option.replace("_", "-")):
-            raise ValueError(f"cluster.sbatch must hold long options of sbatch as keys; got {option!r}")
+            raise ValueError(f"cluster.sbatch must have long options of sbatch as keys; got {option!r}")
         if not isinstance(value, (str, int, float, bool)) or not str(value).isprintable():
             raise ValueError(f"cluster.sbatch.{option} must be one line of printable text, a number, true or false; got {value!r}")
     for key in ("runs_dir", "data_root", "local_scratch", "python"):
@@ -186,10 +181,10 @@ def validate_words(cluster: ClusterProfile) -> None:
 
 
 def validate_cluster(cluster: ClusterProfile) -> None:
-    """Raise ValueError, naming key, rule and value, for a profile that no worker can run by."""
+    """Raise ValueError with key, rule and value if no worker can run with this profile."""
     validate_words(cluster)
     c, slurm = cluster, cluster.scheduler is Scheduler.slurm
-    for key in ("cores_per_trial", "ranks_per_trial", "nodes_per_trial"):  # others are divided by them
+    for key in ("cores_per_trial", "ranks_per_trial", "nodes_per_trial"):  # divisors below
         if getattr(c, key) < 1:
             raise ValueError(f"cluster.{key} must be at least 1; got {getattr(c, key)}")
     rules = [
@@ -199,7 +194,7 @@ def validate_cluster(cluster: ClusterProfile) -> None:
         (c.local_scratch[:1] in ("", "/", "$"), "local_scratch", "be an absolute path, or begin with $ as in $TMPDIR", c.local_scratch),
     ]
     if slurm:
-        whole = c.gpus_per_trial % c.nodes_per_trial == 0  # false for what is not finite
+        whole = c.gpus_per_trial % c.nodes_per_trial == 0  # False if not finite
         rules += [
             (whole, "gpus_per_trial", f"be whole GPUs, the same for each of {c.nodes_per_trial} nodes", c.gpus_per_trial),
             (

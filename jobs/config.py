@@ -1,4 +1,4 @@
-"""The only reader of Hydra and YAML: overrides such as `data=digits optimizer.lr=0.003` become a JobSpec, or one clear ValueError."""
+"""Compose overrides such as `data=digits optimizer.lr=0.003` into a JobSpec through Hydra."""
 
 import copy
 import difflib
@@ -33,7 +33,7 @@ CONFIG_NAME = "job"
 
 @functools.cache
 def _job_schema(task: Task) -> type:
-    """Return a class of the task's keys, and what Hydra's command line needs beside them."""
+    """Return a dataclass of the task's keys and those of a job, as a schema for Hydra."""
     defaults = [*task.DEFAULTS, {"cluster": "local"}]
     own: list[Any] = [
         ("cluster", ClusterProfile, field(default_factory=lambda: ClusterProfile("local"))),
@@ -45,13 +45,13 @@ def _job_schema(task: Task) -> type:
 
 
 def cluster_names() -> list[str]:
-    """The cluster profiles: the files of slurm/cluster."""
+    """Return the names of the cluster profiles: the files of slurm/cluster."""
     return sorted(p.stem for p in (CONFIG_DIR / "cluster").glob("*.yaml"))
 
 
 @functools.lru_cache(1)  # two tasks may have groups of the same name
 def register_schemas(task: Task) -> None:
-    """Make the task's schema and groups known to Hydra."""
+    """Register the task's schema and presets with Hydra."""
     store = ConfigStore.instance()
     store.store(name=CONFIG_NAME, node=_job_schema(task))
     for group, presets in task.groups().items():
@@ -64,14 +64,14 @@ def _groups(task: Task) -> dict[str, list[str]]:
 
 
 def qualified(overrides: Sequence[str], task: str = DEFAULT_TASK) -> list[str]:
-    """`overrides` with the profile's keys in full: account=x for short is cluster.account=x."""
+    """Return `overrides` with the profile's keys in full: account=x becomes cluster.account=x."""
     own = {"task", *(f.name for f in fields(_job_schema(task_named(task))))}
     short = {f.name for f in fields(ClusterProfile)} - own
     return [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
 
 
 def override_keys(name: str = DEFAULT_TASK) -> list[str]:
-    """Return the keys that a command takes as key=value: groups, the profile's keys in short, and all keys in full."""
+    """Return the keys that a command takes: groups, short profile keys, and all full keys."""
     task = task_named(name)
     own = {f.name for f in fields(_job_schema(task))}
     return [*_groups(task), *(f.name for f in fields(ClusterProfile) if f.name not in own), *_leaves(_compose([], task))]
@@ -117,18 +117,18 @@ def _leaves(node: Any, path: str = "") -> list[str]:
 
 
 def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
-    """Return one line with the key, the rule and the value for an error of Hydra or OmegaConf."""
+    """Explain an error of Hydra or OmegaConf in one line with key, rule and value."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__ or error
     key, node = getattr(cause, "full_key", None) or "", getattr(cause, "child_node", None)
     override = next((o for o in reversed(overrides) if o.startswith((f"{key}=", f"{key}."))), "")  # the last one counts
     given = override.partition("=")[2]
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and not isinstance(cause, InterpolationKeyError):
         if not override and cause.object_type is ClusterProfile:
-            # Said of the profile's file, which no override names.
+            # The unknown key is in the profile's file, not in an override.
             given = _last(overrides, "cluster") or "local"
             hint = did_you_mean(str(cause.key), [f.name for f in fields(ClusterProfile)])
             if new := RENAMED.get(str(cause.key)):
-                hint = f": write {new}, and so for every key that ends in _per_slot"
+                hint = f": write {new}, and likewise for every key that ends in _per_slot"
             return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
         known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in _groups(task)], task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
@@ -143,9 +143,9 @@ def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
 
 
 def _compose(overrides: Sequence[str], task: Task) -> DictConfig:
-    """Return the configuration of `overrides`. Hydra chooses the groups, once a process for the same ones; the other keys are then set."""
+    """Compose the groups with Hydra, once per process and choice, and then set the other keys."""
     choices = tuple(o for o in overrides if o.partition("=")[0] in _groups(task) or re.match(r"[\w.]*[/@]", o))
-    # The profile's sbatch options are open: any may be added.
+    # Any sbatch option may be added.
     keys = [_parsed(f"++{o}" if o.startswith("cluster.sbatch.") else o) for o in overrides if o not in choices]
     profile = CONFIG_DIR / "cluster" / f"{_last(overrides, 'cluster') or 'local'}.yaml"
     changed = profile.stat().st_mtime_ns if profile.exists() else 0
@@ -163,12 +163,12 @@ def _chosen(choices: tuple[str, ...], task: Task, _changed: int) -> DictConfig:
 
 
 def _last(overrides: Sequence[str], key: str) -> str:
-    """Return the value that the last override of `key` gives it, "" for none."""
+    """Return the value of the last override of `key`, or "" if there is none."""
     return next((o.partition("=")[2] for o in reversed(overrides) if o.startswith(f"{key}=")), "")
 
 
 def job_from(config: DictConfig, task: Task) -> JobSpec:
-    """The JobSpec of a composed configuration; raises ValueError where a profile or a value breaks a rule."""
+    """Build the JobSpec of a composed configuration; raise ValueError if its profile is invalid."""
     for key in config.cluster.required:
         if not config.cluster.get(key):
             raise ValueError(f"cluster.{key} must be given for cluster {config.cluster.name}; got none: add {key}=VALUE")
@@ -188,17 +188,14 @@ def job_from(config: DictConfig, task: Task) -> JobSpec:
 
 
 def split_multirun(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a Hydra multirun, such as two jobs for `optimizer.lr=0.003,0.01`."""
+    """Return the overrides of each job of a multirun: two for `optimizer.lr=0.003,0.01`."""
     _check_syntax(overrides)
     parsed = [_parsed(o) for o in overrides]
     return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
 def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK) -> JobSpec:
-    """A JobSpec that can run on its profile's ranks; raises ValueError, one line with key, rule and value, where it cannot.
-
-    The task is `name`, unless an override such as task=my_module names another.
-    """
+    """Compose and validate one job; raise ValueError, one line with key, rule and value."""
     name = _last(overrides, "task") or name
     task = task_named(name)
     overrides = qualified([o for o in overrides if not o.startswith("task=")], name)

@@ -1,4 +1,4 @@
-"""What a sweep will cost before it is submitted: GPU-hours and wall-clock, from this code's own runs where there are any."""
+"""Estimate GPU-hours and wall-clock time of a sweep, from measured runs if there are any."""
 
 import math
 import statistics
@@ -13,38 +13,38 @@ from jobs.task import task_of
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of the trials that are still to run; hours are None where nothing is known."""
+    """Cost of the trials that are still to run. Hours are None if unknown."""
 
     trials: int
     epochs: float  # still to train, over all trials
     device_hours_per_epoch: float | None
     source: str
-    unit: str  # GPU-hours, or core-hours where a worker has no GPU
+    unit: str  # GPU-hours, or core-hours if a worker has no GPU
     wall_hours: float | None
     parallel: int
-    chunks: int  # jobs that one trial needs, one after the other, by its time limit
-    at_most: bool  # runs may be stopped early, or not be needed
+    chunks: int  # consecutive jobs that one trial needs under the time limit
+    at_most: bool  # some runs may be stopped early or not be needed
 
     @property
     def device_hours(self) -> float | None:
-        """Of all trials together."""
+        """Return the device-hours of all trials together, or None."""
         return None if self.device_hours_per_epoch is None else self.epochs * self.device_hours_per_epoch
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """Return the lines to print."""
         head = f"cost estimate: {'at most ' * self.at_most}{self.trials} runs, {self.epochs:g} epochs to train"
         if self.device_hours is None or self.wall_hours is None:
             return [head, f"  cost unknown: {self.source}"]
-        chain = f", each in {self.chunks} jobs one after the other" if self.chunks > 1 else ""
+        chain = f", each in {self.chunks} consecutive jobs" if self.chunks > 1 else ""
         return [
-            f"{head} x {self.device_hours_per_epoch:.4g} {self.unit} an epoch = {self.device_hours:,.0f} {self.unit}",
-            f"  an epoch's cost: {self.source}",
-            f"  wall-clock: {self.wall_hours:,.1f} h with {self.parallel} at once{chain}, queueing not counted",
+            f"{head} x {self.device_hours_per_epoch:.4g} {self.unit} per epoch = {self.device_hours:,.0f} {self.unit}",
+            f"  cost per epoch: {self.source}",
+            f"  wall-clock: {self.wall_hours:,.1f} h with {self.parallel} at once{chain}, not counting the queue",
         ]
 
 
 def same_shape(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether an epoch of two configurations is the same work, as their task says."""
+    """Return whether an epoch of both configurations costs the same, according to their task."""
     return task_of(a) is task_of(b) and task_of(a).cost_shape(a) == task_of(b).cost_shape(b)
 
 
@@ -56,7 +56,7 @@ def estimate(
     measured: Sequence[float],
     at_most: bool = False,
 ) -> Estimate:
-    """Cost of trials like `config` with `epochs_left` each; `measured` are device-hours an epoch of such runs by this code."""
+    """Estimate trials like `config`; `measured` holds device-hours per epoch of finished runs."""
     unit = "GPU-hours" if cluster.gpus_per_trial else "core-hours"
     devices = cluster.gpus_per_trial or cluster.cores_per_trial
     per_epoch: float | None = None
@@ -65,9 +65,9 @@ def estimate(
         per_epoch = statistics.median(measured)
         source = f"measured by this code, median of {len(measured)} runs"
     elif published is not None:
-        per_epoch, source = published[0], f"{published[1]}, no run of this code is there to measure"
+        per_epoch, source = published[0], f"{published[1]}; no such run of this code has finished yet"
     else:
-        source = "no run of this shape is there to measure, and the paper has none; the first finished run gives it"
+        source = "no run of this kind has finished yet, and none is published; the first finished run will tell"
     parallel = min(cluster.max_parallel or len(epochs_left), len(epochs_left)) or 1
     wall, chunks = None, 1
     if per_epoch is not None:
@@ -79,7 +79,7 @@ def estimate(
 
 
 def combined(estimates: Sequence[Estimate], cluster: ClusterProfile) -> Estimate:
-    """The cost of several kinds of runs together, unknown where that of any kind is; kinds of which nothing is left count for nothing."""
+    """Add up estimates of different kinds of runs; the total is unknown if any of them is."""
     estimates = [e for e in estimates if e.trials] or estimates[:1]
     if len(estimates) == 1:
         return estimates[0]
@@ -100,5 +100,5 @@ def combined(estimates: Sequence[Estimate], cluster: ClusterProfile) -> Estimate
 
 
 def balance() -> str:
-    """What the site's `sbalance` prints, "" where there is none or it fails."""
+    """Return the output of the site's `sbalance`, or "" if it is missing or fails."""
     return site_tool("sbalance")

@@ -1,9 +1,4 @@
-"""`python -m jobs.drill [--cluster NAME] [--faults N] [--seed S] [key=value ...]`: proves that nothing is lost, by breaking things.
-
-A small pretraining runs undisturbed, then again under a random sequence of faults, and is compared
-with the first bit for bit. Exit status: 0
-where nothing is lost, 1 where anything is lost, doubled or different, 2 wrong usage.
-"""
+"""`python -m jobs.drill`: run a small training under faults and compare it with a reference run."""
 
 import argparse
 import datetime
@@ -26,10 +21,10 @@ from sweeps.drill.summary import report
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line; raise ValueError at what --help does not show."""
+    """Parse the command line; raise ValueError at what --help does not show."""
     text = """Inject faults into a small training run, and compare it bit for bit with a reference run.
 
-Exit status: 0 nothing is lost, 1 anything is lost, doubled or different, 2 wrong usage."""
+Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 wrong usage."""
     example = "example:\n  python -m jobs.drill --faults 100 --seed 7"
     parser = Parser(prog="python -m jobs.drill", description=text, epilog=example, keys=override_keys)
     what = parser.add_argument_group("what to run")
@@ -41,27 +36,27 @@ Exit status: 0 nothing is lost, 1 anything is lost, doubled or different, 2 wron
     what.add_argument("--dry-run", action="store_true", help="show the batch script; run nothing")
     where = parser.add_argument_group("where and how")
     where.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{', '.join(cluster_names())} (default: %(default)s)")
-    folder = "keep the runs here (default: on this machine a folder that is removed, else the profile's runs_dir)"
+    folder = "keep the runs here (default: a temporary folder on this machine, the profile's runs_dir on a cluster)"
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help=folder)
     return parser.parse_args(arguments)  # type: ignore[no-any-return]
 
 
 def check(asked: argparse.Namespace) -> ClusterProfile:
-    """The profile to drill on; raises ValueError at the first rule that is broken, before anything starts."""
+    """Return the profile to drill on; raise ValueError at the first broken rule."""
     if asked.faults < 1:
         raise ValueError(f"--faults must be at least 1; got {asked.faults}")
     own = [o for o in qualified(asked.overrides) if o.startswith("cluster.")]
     cluster = compose_job([f"cluster={asked.cluster}", *own]).cluster
     slurm = cluster.scheduler is Scheduler.slurm
     if slurm and not asked.dry_run and not has_slurm():
-        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run to look at it")
+        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run for a preview")
     if not asked.dry_run and (asked.runs_dir or slurm):
         require_writable(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
     return cluster
 
 
 def what_it_would_do(asked: argparse.Namespace, cluster: ClusterProfile) -> str:
-    """What the sweep's own command says to these overrides, with the batch script where there is one; ValueError where it refuses them."""
+    """Return what the sweep's command prints for a dry run; raise ValueError if it refuses."""
     line = [*command(cluster, asked.runs_dir or Path(cluster.runs_dir), asked.overrides), "--dry-run"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -70,7 +65,7 @@ def what_it_would_do(asked: argparse.Namespace, cluster: ClusterProfile) -> str:
 
 
 def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) -> Drill:
-    """The drill, reported line by line."""
+    """Run the drill and print its progress."""
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -85,7 +80,7 @@ def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status, which --help explains."""
+    """Run the command line and return the exit status that --help explains."""
     try:
         asked = parse(arguments)
         cluster = check(asked)
@@ -93,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.dry_run:
             print(shown, end="")
             return 0
-        # A terminated drill leaves no process and no folder either.
+        # SIGTERM, too, must end all processes and remove the folder.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory(prefix="cnnjepa-drill-") as passing:
             kept = asked.runs_dir or (Path(cluster.runs_dir) if cluster.scheduler is Scheduler.slurm else None)

@@ -1,4 +1,4 @@
-"""`python -m jobs.export RUN_DIR [FILE]`: the target backbone of a run as safetensors, in torchvision's and timm's keys."""
+"""`python -m jobs.export RUN_DIR [FILE]`: write the target backbone of a run as safetensors."""
 
 import sys
 from pathlib import Path
@@ -14,11 +14,7 @@ from jobs.task import task_of
 
 
 def export(run_dir: Path, target: Path) -> int:
-    """Write the probed encoder of the newest intact checkpoint to `target`; returns its optimiser step.
-
-    `torchvision.models.resnet50().load_state_dict(..., strict=False)` and timm's model of the same name then lack the classifier alone.
-    Raises ValueError where the folder holds no run or no checkpoint.
-    """
+    """Export the newest intact checkpoint; return its step, or raise ValueError without one."""
     folder = RunFolder(run_dir)
     config = folder.config()
     require_writable(target.parent, "FILE's folder")

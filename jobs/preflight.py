@@ -1,33 +1,34 @@
-"""`python -m jobs.preflight --cluster NAME [--on-node] [key=value ...]`: what would stop a submission, found before it is made."""
+"""`python -m jobs.preflight`: find what would stop a submission before it is made."""
 
-import argparse
 import contextlib
-import json
 import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cnnjepa.run.files import write_atomic
+from cnnjepa.run.identity import from_dict, to_dict
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
+from jobs.config import compose_job, override_keys
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array, render
 from jobs.staging import PackedSet, StagingError, obstacle
 from jobs.task import task_of
 
-# File systems that no other node sees.
+# File systems that other nodes do not see.
 _NODE_LOCAL = {"tmpfs", "ext4", "ext3", "xfs", "btrfs", "overlay", "zfs"}
 _FILES_A_TRIAL = 40
 _ON_NODE_MINUTES = 10
@@ -35,7 +36,7 @@ _ON_NODE_MINUTES = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; a problem stops a submission, a warning is said."""
+    """Result of one check. A problem stops a submission; a warning is only printed."""
 
     what: str
     level: str  # ok, warning, problem
@@ -43,22 +44,22 @@ class Finding:
 
 
 def ok(what: str, said: str) -> Finding:
-    """Nothing is in the way."""
+    """Return a finding that nothing is wrong."""
     return Finding(what, "ok", said)
 
 
 def warning(what: str, said: str) -> Finding:
-    """It may go wrong, or could not be looked at."""
+    """Return a finding that something may go wrong or could not be checked."""
     return Finding(what, "warning", said)
 
 
 def problem(what: str, said: str) -> Finding:
-    """It would go wrong."""
+    """Return a finding that stops a submission."""
     return Finding(what, "problem", said)
 
 
 def minutes_of(limit: str) -> float:
-    """Slurm's [days-]hours:minutes:seconds in minutes, infinite for UNLIMITED."""
+    """Convert Slurm's [days-]hours:minutes:seconds to minutes; UNLIMITED is infinity."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+)*", limit):
         return float("inf")
     days, _, rest = limit.rpartition("-")
@@ -68,7 +69,7 @@ def minutes_of(limit: str) -> float:
 
 
 def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
-    """Account, partition, QOS, resources and array size are accepted: `sbatch --test-only` of the real script, which queues nothing."""
+    """Check with `sbatch --test-only` that Slurm would accept the script; queue nothing."""
     if shutil.which("sbatch") is None:
         return [problem("Slurm", "sbatch must be on this machine's PATH; got none: submit from a login node, or use --dry-run")]
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
@@ -85,7 +86,7 @@ def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
 
 
 def nodes_away(cluster: ClusterProfile) -> str:
-    """How many of the partition's nodes are drained, down or silent, "" for none: while they are, Slurm calls any request impossible."""
+    """Describe drained, down or silent nodes, or return "". Slurm refuses jobs that need them."""
     where = ["-p", cluster.partition] if cluster.partition else []
     try:
         states = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "%T"], 30).split()
@@ -96,7 +97,7 @@ def nodes_away(cluster: ClusterProfile) -> str:
 
 
 def check_limits(cluster: ClusterProfile) -> list[Finding]:
-    """The time limit fits the partition: beyond it Slurm accepts the job and never starts it."""
+    """Check time limit and partition: Slurm accepts a job that is too long but never starts it."""
     try:
         shown = slurm.ask(["scontrol", "show", "partition", "-o", *([cluster.partition] if cluster.partition else [])], 60)
     except SlurmError as error:
@@ -107,14 +108,14 @@ def check_limits(cluster: ClusterProfile) -> list[Finding]:
         said = f"cluster.time_limit_minutes must be at most the partition's {minutes_of(longest[1]):.0f}; got {cluster.time_limit_minutes}"
         return [problem("time limit", said)]
     state = re.search(r"\bState=(\S+)", partition)
-    found = [ok("time limit", f"{cluster.time_limit_minutes} min of the partition's {longest[1] if longest else 'unknown'}")]
+    found = [ok("time limit", f"{cluster.time_limit_minutes} min; the partition allows {longest[1] if longest else 'unknown'}")]
     if state and state[1] != "UP":
         found.append(warning("partition", f"{cluster.partition} is {state[1]}: jobs wait until it is UP"))
     return found
 
 
 def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Finding]:
-    """The runs folder can be written, and has room and inodes left."""
+    """Check that the runs folder is writable and has room and inodes for `trials` runs."""
     try:
         require_writable(runs_dir, "runs_dir")
     except ValueError as error:
@@ -132,16 +133,16 @@ def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Findi
 
 
 def check_shared(runs_dir: Path) -> Finding:
-    """Whether all nodes see the runs folder, as far as its file system tells."""
+    """Check by the type of its file system that all nodes see the runs folder."""
     mounts = [m for m in psutil.disk_partitions(all=True) if runs_dir.is_relative_to(m.mountpoint)]
     kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else "unknown"
     if kind in _NODE_LOCAL:
-        return warning("shared", f"{runs_dir} lies on {kind}, which other nodes seldom see; --on-node proves it")
-    return ok("shared", f"{runs_dir} lies on {kind}")
+        return warning("shared", f"{runs_dir} is on {kind}, which other nodes usually cannot see; --on-node checks it")
+    return ok("shared", f"{runs_dir} is on {kind}")
 
 
 def check_data(config: Any) -> list[Finding]:
-    """Return whether the data of a configuration is whole, as its task says."""
+    """Check with the task that the data of a configuration are complete."""
     try:
         said = task_of(config).check_data(config)
     except ValueError as error:
@@ -150,36 +151,36 @@ def check_data(config: Any) -> list[Finding]:
 
 
 def checked_data(values: dict[str, object]) -> list[Finding]:
-    """`check_data` in a process of its own, whose libraries and image lists are gone with it."""
-    line = [sys.executable, "-m", "jobs.preflight", "--data-only", json.dumps(values)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parent.parent)
+    """Run `check_data` in a forked process, which frees its image lists."""
     try:
-        return [Finding(**f) for f in json.loads(done.stdout)]
-    except ValueError:
-        return [problem("data", f"the images must be readable; got {' '.join(done.stderr.split())[-300:]}")]
+        with ProcessPoolExecutor(1, get_context("fork")) as pool:
+            return pool.submit(check_data, from_dict(values)).result()
+    except Exception as error:  # whatever a task raises, or the death of the process for lack of memory
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return [problem("data", f"the images must be readable; got {said[-300:]}")]
 
 
 def to_stage(cluster: ClusterProfile, configs: Sequence[dict[str, object]]) -> list[PackedSet]:
-    """The packed sets that jobs of these configurations, as plain values, copy to their nodes, the largest first."""
+    """Return the packed sets that jobs of `configs` copy to their nodes, largest first."""
     sets = {}
     for values in configs if cluster.local_scratch else ():
         root = str(task_of(values).value(values, "data_root", "") or cluster.data_root)
-        with contextlib.suppress(StagingError):  # the job says so, and reads the set where it is
+        with contextlib.suppress(StagingError):  # the job warns and reads the set in place
             if root and (packed := PackedSet.of(Path(root))) is not None:
                 sets[packed.key] = packed
     return sorted(sets.values(), key=lambda s: -s.bytes)
 
 
 def check_staging(cluster: ClusterProfile, configs: Sequence[dict[str, object]], on_node: str | None = None) -> list[Finding]:
-    """What jobs copy to their nodes, and whether the largest set fits; `on_node` is what stands in the way there, None where unknown."""
+    """Report what jobs stage; `on_node` is the obstacle, "" if there is none, None if unknown."""
     sets = to_stage(cluster, configs)
     if not sets:
         return [ok("staging", "nothing is copied to the nodes: data.root holds no packed set")] if cluster.local_scratch else []
     what = f"{sets[0].bytes / 1e9:.2f} GB of {sets[0].folder} to {cluster.local_scratch}"
     if on_node is None:
-        return [ok("staging", f"each node copies {what} once; whether it fits there --on-node tells")]
+        return [ok("staging", f"each node copies {what} once; --on-node checks that it fits")]
     if on_node:
-        return [warning("staging", f"a node cannot copy {what}, jobs read the set itself: {on_node}")]
+        return [warning("staging", f"a node cannot copy {what}; jobs will read the original: {on_node}")]
     return [ok("staging", f"each node copies {what} once; it fits")]
 
 
@@ -199,7 +200,7 @@ if os.environ.get("SLURM_PROCID", "0") == "0":
 
 
 def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dict[str, object]]) -> list[Finding]:
-    """A short job imports the environment on a node, writes into the runs folder and looks for room; waits for it."""
+    """Run a job that imports the environment on a node and writes to `runs_dir`; wait for it."""
     sets = to_stage(cluster, configs)
     folder = Path(tempfile.mkdtemp(prefix=".preflight-", dir=runs_dir))
     code = Path(__file__).resolve().parent.parent
@@ -215,7 +216,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
         job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
-        print(f"job {job} looks at a node; this waits for the queue (Ctrl-C cancels it)", flush=True)
+        print(f"job {job} checks a node; waiting for the queue (Ctrl-C cancels the job)", flush=True)
         try:
             queue = slurm.Queue(2)
             while (state := queue.state(f"{job}_0")) not in slurm.ENDED and state != slurm.GONE:
@@ -229,9 +230,9 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
             return found + (check_staging(cluster, configs, (folder / "staging").read_text()) if sets else [])
         log = next(iter(folder.glob("*.log")), None)
         tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
-        return [problem("node", f"the environment must be importable on a node and {runs_dir} be shared; got {state}: {tail}")]
+        return [problem("node", f"the environment must be importable on a node, and {runs_dir} must be shared; got {state}: {tail}")]
     except SlurmError as error:
-        return [problem("node", f"a job must be able to look at a node; got {error}")]
+        return [problem("node", f"a job must be able to check a node; got {error}")]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -239,7 +240,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
 def preflight(
     cluster: ClusterProfile, array: Array, runs_dir: Path, trials: int, bytes_a_trial: int, configs: Sequence[dict[str, object]]
 ) -> list[Finding]:
-    """All findings about a submission of `array`; nothing is queued."""
+    """Return all findings about a submission of `array`; queue nothing."""
     found = check_request(cluster, array)
     if found[0].what != "Slurm":
         found += check_limits(cluster)
@@ -249,43 +250,24 @@ def preflight(
     return found + check_staging(cluster, configs)
 
 
-def _data_only(text: str) -> int:
-    from cnnjepa.run.identity import from_dict
-
-    print(json.dumps([vars(f) for f in check_data(from_dict(json.loads(text)))]))
-    return 0
-
-
-def _keys() -> list[str]:
-    from jobs.config import override_keys  # Hydra is slow to import, and a node's check needs none of it
-
-    return override_keys()
-
-
 def main() -> int:
-    """Run the command line and return the exit status, which --help explains."""
+    """Run the command line and return the exit status that --help explains."""
     text = """Check what would stop a submission: account, limits, folders, data and packages.
 
 Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
     example = "example:\n  python -m jobs.preflight --cluster komondor --on-node account=abc data=imagenet100"
-    parser = Parser(prog="python -m jobs.preflight", description=text, epilog=example, keys=_keys, renamed={"--slots": "--workers"})
+    parser = Parser(prog="python -m jobs.preflight", description=text, epilog=example, keys=override_keys, renamed={"--slots": "--workers"})
     what = parser.add_argument_group("what to check")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="such as account=abc or data=imagenet100")
     what.add_argument(
         "--workers", type=int, default=1, metavar="N", help="workers to submit, the size of the job array (default: %(default)s)"
     )
     what.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
-    what.add_argument("--data-only", help=argparse.SUPPRESS)
     where = parser.add_argument_group("where")
     where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
     try:
         asked = parser.parse_args()
-        if asked.data_only:
-            return _data_only(asked.data_only)
-        from cnnjepa.run.identity import to_dict
-        from jobs.config import compose_job
-
         job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
         runs_dir = resolved(asked.runs_dir or Path(job.cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
         if job.cluster.scheduler is Scheduler.slurm:

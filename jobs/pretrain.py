@@ -1,4 +1,4 @@
-"""`python -m jobs.pretrain [-m] [key=value ...]`: one run, or a Hydra multirun; alone, under torchrun or under srun."""
+"""`python -m jobs.pretrain`: one run or a Hydra multirun, alone, under torchrun or under srun."""
 
 import hashlib
 import logging
@@ -25,7 +25,7 @@ from jobs.task import task_named
 
 
 def describe(job: JobSpec, result: RunResult | None) -> str:
-    """Lines that say how a run ended and where it is."""
+    """Return lines that say how a run ended and where it is."""
     if result is None:
         return f"stopped, checkpoint saved: {job.run_dir}\nthe same command resumes it"
     lines = [f"{result.status.name}: {job.run_dir}"]
@@ -36,7 +36,7 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
 
 
 def run(job: JobSpec) -> int:
-    """Run `job` and say how it ended; returns the exit status."""
+    """Run `job`, print how it ended, and return the exit status."""
     check_jobs([job], rank_count())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     with stop_on_signals() as should_stop:
@@ -44,42 +44,42 @@ def run(job: JobSpec) -> int:
     if is_main_rank():
         print(describe(job, result), flush=True)
         if result is not None and result.status is RunStatus.failed:
-            print("retry_failed=true tries it again from its last checkpoint", flush=True)
+            print("retry_failed=true retries it from its last checkpoint", flush=True)
     return exit_status(result)
 
 
 def exit_status(result: RunResult | None) -> int:
-    """What a run came to, for the shell."""
+    """Return 130 if the run was stopped, 0 if it completed with all its metrics, otherwise 1."""
     if result is None:
         return INTERRUPTED
     return 0 if result.status is RunStatus.completed and not result.missing else 1
 
 
-# Statuses of the runs of this process: Hydra passes none of them on, and ends a multirun at the first error.
+# Exit statuses of this process's runs, which Hydra does not pass on.
 _statuses: list[int] = []
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name=CONFIG_NAME, version_base="1.3")
 def _hydra_run(config: DictConfig) -> None:
-    adopt_srun_ranks()  # in a job that hydra-submitit-launcher has started, this is the first of ours to run
+    adopt_srun_ranks()  # in a job of hydra-submitit-launcher, our code starts here
     status = run(job_from(config, task_named(DEFAULT_TASK)))
     _statuses.append(status)
     if status == INTERRUPTED and (job := own_job()):
-        # submitit would take the return for success. Nobody may leave before Slurm has the job back: a rank that ends ends the others.
+        # submitit takes a return for success, and a rank that exits ends the others: requeue first.
         if is_main_rank() and job_state(job) == "RUNNING":
             requeue(job)
         time.sleep(KILLED_WITHIN_SECONDS)
         sys.exit(INTERRUPTED)
 
 
-# Hydra's own folders would hold a second copy of what the run folder holds.
+# The run folder already holds what Hydra would write to its own folders.
 _QUIET_HYDRA = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
 
 
 def checked_multirun(overrides: list[str]) -> list[JobSpec]:
-    """The runs of a multirun; raises ValueError where any of them could not start."""
+    """Return the jobs of a multirun; raise ValueError if any of them could not start."""
     if named := [o for o in overrides if o.startswith("task=")]:
-        raise ValueError(f"task must be left out with --multirun, where Hydra knows one; got {named[0]}: use a sweep")
+        raise ValueError(f"task must be left out with --multirun, which supports only the default task; got {named[0]}: use a sweep")
     jobs = [compose_job(job) for job in split_multirun([o for o in overrides if not o.startswith("hydra")])]
     for job in jobs:
         if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
@@ -90,21 +90,18 @@ def checked_multirun(overrides: list[str]) -> list[JobSpec]:
 
 
 def status_of(job: JobSpec) -> int:
-    """The exit status that the run folder stands for."""
+    """Return the exit status of a job from its run folder."""
     return exit_status(RunFolder(job.run_dir).result())
 
 
 def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
-    """Run a multirun through hydra-submitit-launcher, with the profile's values; what its jobs came to is read off their run folders.
-
-    The launcher's own word is not taken: a node loss ends its wait while Slurm runs the job again.
-    """
+    """Run a multirun through hydra-submitit-launcher and return the highest exit status."""
     cluster = jobs[0].cluster
-    # The same grid has the same name: two jobs in one run folder would train it twice.
+    # Two jobs must not train in the same run folders: the same grid gets the same name.
     name = f"cnnjepa-{hashlib.sha256(' '.join(sorted(str(j.run_dir) for j in jobs)).encode()).hexdigest()[:12]}"
     queue = Queue()
     if launcher == "submitit_slurm" and (queued := [e.id for e in queue.named(name) if not e.ended]):
-        raise ValueError(f"a grid must be queued once; got this one again, it is job {', '.join(queued)}: wait for it, or scancel it")
+        raise ValueError(f"a grid must be queued only once; got the grid of job {', '.join(queued)} again: wait for it, or scancel it")
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
     make_private(folder, "the folder of submitit's pickles")
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
@@ -114,7 +111,8 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
         if end.code:
             print(f"{launcher} ended with status {end.code}; its logs: {folder}", file=sys.stderr)
             if not any(folder.iterdir()):
-                return 1  # it has not come to submitting
+                return 1  # nothing was submitted
+    # The launcher stops waiting when a node is lost, although Slurm runs the job again.
     while launcher == "submitit_slurm" and INTERRUPTED in map(status_of, jobs) and any(not e.ended for e in queue.named(name)):
         time.sleep(5)
     for job in jobs:
@@ -123,26 +121,26 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
 
 
 def command_line() -> Parser:
-    """Return the parser that knows the options: those of Hydra that make sense here."""
+    """Return the parser, with the Hydra options that make sense here."""
     examples = """examples:
   python -m jobs.pretrain data=digits epochs=10 optimizer.warmup_epochs=1
   python -m jobs.pretrain -m optimizer.lr=0.001,0.003 epochs=10"""
-    text = "Pretrain one model, or one after the other for a grid of values. Alone, under torchrun or under srun."
+    text = "Pretrain one model, or with -m one model per combination of values. Also runs under torchrun or srun."
     parser = Parser(prog="python -m jobs.pretrain", description=text, epilog=examples, keys=override_keys)
     what = parser.add_argument_group("what to run")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="such as epochs=10, method=simclr or run_dir=runs/mine")
     what.add_argument("-m", "--multirun", action="store_true", help="run every combination of values such as optimizer.lr=0.001,0.003")
     look = parser.add_argument_group("look, and run nothing")
     look.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the configuration as YAML")
-    look.add_argument("--resolve", action="store_true", help="with --cfg: fill in what refers to other keys")
-    look.add_argument("-p", "--package", metavar="KEY", help="with --cfg: print this part alone, such as optimizer")
+    look.add_argument("--resolve", action="store_true", help="with --cfg: resolve references to other keys")
+    look.add_argument("-p", "--package", metavar="KEY", help="with --cfg: print only this part, such as optimizer")
     look.add_argument("-i", "--info", nargs="?", metavar="WHAT", help="print what Hydra knows: all, config, defaults, plugins, searchpath")
     look.add_argument("--hydra-help", action="store_true", help="print the help of Hydra, which reads these options")
     return parser
 
 
 def main() -> int:
-    """Run the command line; return 0 completed, 1 failed or a probe without value, 2 wrong usage, 130 stopped and saved."""
+    """Return the exit status: 0 all completed, 1 not all, 2 wrong usage, 130 stopped and saved."""
     adopt_srun_ranks()
     register_schemas(task_named(DEFAULT_TASK))
     arguments = qualified(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Where a run came from: enough to run it again."""
+"""Record where a run came from: enough to run it again."""
 
 import datetime
 import importlib.metadata
@@ -20,7 +20,7 @@ _PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(@)")
 
 
 def commit_and_diff() -> dict[str, str]:
-    """The commit of the code that runs, and what differs from it; empty strings where neither git nor a snapshot has an answer."""
+    """Return the commit of the running code and its uncommitted diff, each "" if unknown."""
     return recorded_commit() or {"commit": _git("rev-parse", "HEAD").strip(), "diff": _git("diff", "HEAD")[:_LONGEST_DIFF]}
 
 
@@ -34,12 +34,12 @@ def _git(*arguments: str) -> str:
 
 
 def scrubbed(word: str) -> str:
-    """A word of a command line, without what looks like a secret in it: the value of a key that is named like one, or a URL's password."""
+    """Mask what looks like a secret in `word`: the value of a key like token, a URL's password."""
     return _PASSWORD.sub(r"\1***\2", _SECRET.sub(r"\1***", word))
 
 
 def _version(package: str) -> str:
-    """Of what is installed; "" where nothing is: a node that trains needs no Ray and no Optuna."""
+    """Return the installed version, or "": a node that only trains needs no Ray or Optuna."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ def _version(package: str) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, uncommitted diff, package versions, host, time and command; empty strings where git has no answer or nothing is installed."""
+    """Return commit, diff, package versions, host, time and command."""
     return {
         **commit_and_diff(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -60,7 +60,7 @@ def provenance() -> dict[str, Any]:
 
 
 def record(run_dir: Path) -> None:
-    """Write provenance.json once, when the run is first started; later resumes keep it."""
+    """Write provenance.json when the run first starts; a resume keeps it."""
     path = run_dir / "provenance.json"
     if not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One job, from its JobSpec to its result: any failure of the run becomes a recorded cause."""
+"""Run one job from its JobSpec to its result; record failures with their cause."""
 
 import copy
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def check_jobs(jobs: Sequence[JobSpec], ranks: int = 1) -> None:
-    """Raise ValueError for whatever would stop any of `jobs`, all of one task, at its start."""
+    """Create the run folders of `jobs`, all of one task; raise ValueError if any cannot start."""
     for job in jobs:
         task_of(job.train).validate(job.train, ranks)
         require_writable(job.run_dir, "run_dir")
@@ -30,7 +30,7 @@ def check_jobs(jobs: Sequence[JobSpec], ranks: int = 1) -> None:
 
 
 def _set_to_stage(job: JobSpec, root: str) -> PackedSet | None:
-    """What is to be copied to this node before the run; None, and why in one line where that may surprise, where nothing is."""
+    """Return the packed set to copy to this node, or None; say why not if that may surprise."""
     if RunFolder(job.run_dir).result() is not None:
         return None
     try:
@@ -45,9 +45,9 @@ def _set_to_stage(job: JobSpec, root: str) -> PackedSet | None:
 
 @contextmanager
 def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]:
-    """The run's configuration, its data on this node where the profile names a folder for it; None where the run was asked to stop.
+    """Yield the configuration with its data staged on this node, or None if asked to stop.
 
-    Within the block the copy cannot be freed. All ranks read their node's copy, or, where one node cannot have it, all the set itself.
+    The copy is locked within the block. If one node cannot stage it, all ranks read the original.
     """
     task = task_of(job.train)
     root = task.get(job.train, "data_root", "")
@@ -80,10 +80,10 @@ def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]
 def run_job(
     job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 0, judge: Callable[[int, dict[str, float]], str] = no_judge
 ) -> RunResult | None:
-    """Train to the end, to where `judge` prunes it, or to None where `should_stop` ended it early and saved it.
+    """Train `job`; return its result, or None if `should_stop` ended it after a save.
 
-    Raises ValueError where the folder holds another configuration; whatever else goes wrong on a rank alone is a result `failed` with
-    its cause, and its traceback is in the log. With several ranks it is raised, and the launcher must end the others.
+    Raise ValueError if the folder holds another configuration. With one rank, any other error
+    becomes a `failed` result with its cause; with several, it is raised.
     """
     folder = RunFolder(job.run_dir)
     if is_main_rank():
@@ -104,8 +104,8 @@ def run_job(
         if rank_count() == 1:
             folder.write_result(result)
             return result
-        # With several ranks an error may be no more than the death of a peer, from which the run can be resumed: only what every rank
-        # has seen alike is recorded. The others may wait in a collective: this process's death tells the launcher to end them.
+        # With several ranks, the error may be a peer's death, from which the run can resume: record
+        # only what every rank sees. The launcher must then end ranks that wait in a collective.
         if isinstance(origin, HopelessError):
             folder.write_result(result)
         raise

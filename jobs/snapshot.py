@@ -1,4 +1,4 @@
-"""The code of a submission: a copy beside the sweep, named by its content, so that a job that starts next week runs what was submitted."""
+"""Copy the code beside a sweep, named by its content: a job runs the code that was submitted."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def _files() -> list[Path]:
 
 
 def digest() -> str:
-    """12 hex digits, the same for the same code."""
+    """Return 12 hex digits that identify the code."""
     whole = hashlib.sha256()
     for path in _files():
         data = path.read_bytes()
@@ -31,7 +31,7 @@ def digest() -> str:
 
 
 def take(folder: Path, commit: dict[str, str]) -> Path:
-    """A copy of this code in `folder`/<digest>, whole or not at all, with the commit and diff that it is; made once."""
+    """Copy the code and its `commit` to `folder`/<digest>, atomically and once; return the path."""
     target = folder / digest()
     if target.exists():
         return target
@@ -53,7 +53,7 @@ def take(folder: Path, commit: dict[str, str]) -> Path:
 
 
 def recorded_commit() -> dict[str, str]:
-    """The commit and diff of the snapshot that runs now, nothing where this is no snapshot."""
+    """Return commit and diff of the running snapshot, or {} if this is none."""
     record = ROOT / _RECORD
     found: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     return found

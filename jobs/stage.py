@@ -1,8 +1,4 @@
-"""`python -m jobs.stage --list FOLDER | --free FOLDER [KEY ...]`: what lies staged on this node, and its removal.
-
-FOLDER is the profile's `local_scratch`. It is a node's own: on a cluster run this there, such as `srun -w NODE python -m jobs.stage ...`.
-What a run reads is never freed.
-"""
+"""`python -m jobs.stage`: list or remove the packed sets that are staged on this node."""
 
 import fcntl
 import os
@@ -15,7 +11,7 @@ from jobs.staging import StagingError, own_folder, try_lock
 
 
 def keys_in(folder: Path) -> list[str]:
-    """The sets of which anything lies in `folder`."""
+    """Return the keys of the complete and unfinished sets in `folder`."""
     return sorted({p.name.removesuffix(".partial") for p in folder.iterdir() if p.is_dir()})
 
 
@@ -28,12 +24,12 @@ def _line(folder: Path, key: str) -> str:
     lock = try_lock(folder / f"{key}.lock", fcntl.LOCK_EX)
     if lock is not None:
         os.close(lock)
-    what = "whole" if (folder / key).exists() else "begun"
+    what = "complete" if (folder / key).exists() else "partial"
     return f"{key}  {sum(map(_bytes_of, parts)) / 1e9:8.2f} GB  {what}, {'in use' if lock is None else 'not in use'}"
 
 
 def free(folder: Path, key: str) -> bool:
-    """Remove one set; False, and nothing changed, where a run reads or copies it."""
+    """Remove one set; return False, changing nothing, if a run reads or copies it."""
     lock = try_lock(folder / f"{key}.lock", fcntl.LOCK_EX)
     if lock is None:
         return False
@@ -42,7 +38,7 @@ def free(folder: Path, key: str) -> bool:
             if path.exists():
                 shutil.rmtree(path)
     finally:
-        os.close(lock)  # the lock's file stays: who waits for it has it open
+        os.close(lock)  # keep the lock file: a waiting process has it open
     return True
 
 
@@ -62,7 +58,7 @@ FOLDER is the profile's local_scratch. It belongs to one node: on a cluster, run
         folder = own_folder(asked.list or asked.free)
         there = keys_in(folder)
         if unknown := sorted(set(asked.keys) - set(there)):
-            raise StagingError(f"KEY must be one that lies in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
+            raise StagingError(f"KEY must be a set in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
     except (ValueError, StagingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -71,10 +67,10 @@ FOLDER is the profile's local_scratch. It belongs to one node: on a cluster, run
         if asked.list:
             print(_line(folder, key))
         elif free(folder, key):
-            print(f"{key} freed")
+            print(f"{key} removed")
         else:
             used += 1
-            print(f"{key} is in use: left alone")
+            print(f"{key} is in use: not removed")
     return 1 if used else 0
 
 

@@ -1,11 +1,11 @@
-"""A packed set's copy on a node's own disk: made once by whoever comes first, checked, kept for the next job, freed when asked.
+"""Copy a packed set to a node's own disk: once per node, verified, and kept for later jobs.
 
-    <local_scratch>/cnnjepa-<uid>/   0700, this user's alone
-        <key>/                       a whole copy; the key is the checksum of the set's manifest, so that no two sets mix
-        <key>.partial/               a copy on its way; a file has its name when its checksum was right
-        <key>.lock                   held exclusively while the set is copied or freed, shared while a run reads it
+    <local_scratch>/cnnjepa-<uid>/   mode 0700
+        <key>/                       complete copy; the key is the checksum of the set's manifest
+        <key>.partial/               unfinished copy; a file in it that is not *.tmp is verified
+        <key>.lock                   exclusive while copying or freeing, shared while a run reads
 
-Locks are the kernel's (flock): that of a process that died is free at once, and the next one goes on with what it left.
+The kernel frees the lock (flock) of a dead process, and the next process continues the copy.
 """
 
 import contextlib
@@ -24,22 +24,20 @@ from types import TracebackType
 
 from cnnjepa.run.files import MANIFEST, sync_folder, write_atomic
 
-_CHUNK_BYTES = 16 * 2**20  # between two of them a run may be stopped
+_CHUNK_BYTES = 16 * 2**20  # a run can be stopped between two chunks
 _SAY_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
-_DAMAGED_SECONDS = (
-    10.0  # a damaged copy that a run reads cannot be repaired; so long it may be no more than a lock that another process takes
-)
-_KEEP_FREE_SHARE, _KEEP_FREE_BYTES = 0.05, 10 * 10**9  # of the node's disk, the smaller of the two, for others
+_DAMAGED_SECONDS = 10.0  # a damaged copy in use cannot be repaired; for this long, it may be another process taking the lock
+_KEEP_FREE_SHARE, _KEEP_FREE_BYTES = 0.05, 10 * 10**9  # left free on the disk: the smaller of the two
 
 
 class StagingError(Exception):
-    """The set cannot be brought to this node; it can be read where it is."""
+    """Raised when a set cannot be copied to this node; it can still be read in place."""
 
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A file of a packed set, by its path in the set's folder."""
+    """A file of a packed set; `path` is relative to the set's folder."""
 
     path: str
     bytes: int
@@ -56,7 +54,7 @@ class PackedSet:
 
     @staticmethod
     def of(folder: Path) -> "PackedSet | None":
-        """The set in `folder`, None where it holds none, such as loose images. Raises StagingError for a manifest that cannot be read."""
+        """Return the set in `folder`, None without a manifest; raise StagingError at a bad one."""
         try:
             manifest = (folder / MANIFEST).read_bytes()
         except OSError:
@@ -73,16 +71,16 @@ class PackedSet:
 
     @property
     def key(self) -> str:
-        """What the copy is called."""
+        """Return the name of the copy, 16 hex digits."""
         return hashlib.sha256(self.manifest).hexdigest()[:16]
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Return the size of all files."""
         return sum(f.bytes for f in self.files)
 
     def missing_in(self, folder: Path) -> list[StagedFile]:
-        """The files that are not in `folder` in their size."""
+        """Return the files that `folder` lacks or holds in another size."""
         return [f for f in self.files if _size(folder / f.path) != f.bytes]
 
 
@@ -94,7 +92,7 @@ def _size(path: Path) -> int:
 
 
 def own_folder(local_scratch: str) -> Path:
-    """This user's folder on this node, created where it is missing. Raises StagingError or OSError where it would not be private."""
+    """Return this user's folder on this node; raise StagingError or OSError if not private."""
     parent = Path(os.path.expandvars(local_scratch))
     if not parent.is_absolute():
         raise StagingError(f"cluster.local_scratch must be an absolute path on the node; got {parent}")
@@ -106,19 +104,19 @@ def own_folder(local_scratch: str) -> Path:
     folder = parent / f"cnnjepa-{os.geteuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()  # not stat: a link is another's trick
+    found = folder.lstat()  # not stat: another user may have planted a link
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise StagingError(f"{folder} must be this user's own folder of mode 0700; got {stat.filemode(found.st_mode)} of {found.st_uid}")
     return folder
 
 
 def kept_free(total_bytes: int) -> int:
-    """Bytes of a node's disk that staging leaves to others."""
+    """Return the bytes of a node's disk that staging leaves free."""
     return min(int(total_bytes * _KEEP_FREE_SHARE), _KEEP_FREE_BYTES)
 
 
 def shortage(need_bytes: int, folder: Path) -> str:
-    """Why so much more does not fit into `folder`, '' where it does."""
+    """Return why `need_bytes` more do not fit into `folder`, or "" if they do."""
     disk = shutil.disk_usage(folder)
     keep = kept_free(disk.total)
     if need_bytes + keep <= disk.free:
@@ -129,7 +127,7 @@ def shortage(need_bytes: int, folder: Path) -> str:
 
 
 def obstacle(packed: PackedSet, local_scratch: str) -> str:
-    """Why the set could not be staged on this machine, '' where it could or is."""
+    """Return why the set cannot be staged on this machine, or "" if it can be or is."""
     try:
         here = own_folder(local_scratch)
         missing = min((packed.missing_in(here / f"{packed.key}{end}") for end in ("", ".partial")), key=len)
@@ -139,7 +137,7 @@ def obstacle(packed: PackedSet, local_scratch: str) -> str:
 
 
 def try_lock(path: Path, how: int) -> int | None:
-    """An open file that holds the lock `how` until it is closed; None where another's lock is in the way."""
+    """Return an open file that holds the lock until it is closed, or None if the lock is taken."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
@@ -152,9 +150,9 @@ def try_lock(path: Path, how: int) -> int | None:
 
 
 class Staging:
-    """One process's part in bringing a set to its node: `advance` until it is True, then read from `root` within the block.
+    """Stage a set: call `advance` until it returns True, then read `root` within the block.
 
-    Of all processes of a node one copies and the others wait for it. Where it cannot be, `cause` says why and `root` is the set itself.
+    One process per node copies; the others wait. On failure, `cause` says why; `root` is the set.
     """
 
     def __init__(self, packed: PackedSet, local_scratch: str) -> None:
@@ -180,12 +178,12 @@ class Staging:
             self._lock = None
 
     def give_up(self, cause: str) -> None:
-        """Read the set where it is."""
+        """Read the set in place."""
         self._release()
         self.root, self.cause, self.done = self.packed.folder, cause, True
 
     def advance(self, seconds: float = 1.0) -> bool:
-        """Copy, or wait for who does, for about so long; whether `root` is settled."""
+        """Copy, or wait for a copying process, for about `seconds`; return whether it is done."""
         until = time.monotonic() + seconds
         while not self.done:
             try:
@@ -201,7 +199,7 @@ class Staging:
         return self.done
 
     def _step(self) -> bool:
-        """One look or one chunk; False where there is nothing to do but to wait."""
+        """Look once or copy one chunk; return False if there is nothing to do but wait."""
         if self._copying is not None:
             if next(self._copying, self) is self:
                 self._copying = None
@@ -217,7 +215,7 @@ class Staging:
                 self._release()
             return False
         self._lock = try_lock(lock, fcntl.LOCK_EX)
-        if self._lock is not None and self._is_whole(folder):  # another was faster, between the look and the lock
+        if self._lock is not None and self._is_whole(folder):  # another process was faster
             self._release()
             return True
         if self._lock is not None:
@@ -230,7 +228,7 @@ class Staging:
         return _size(folder / MANIFEST) == len(self.packed.manifest) and not self.packed.missing_in(folder)
 
     def _wait(self, folder: Path, lock: Path) -> None:
-        """Another process copies; or it reads a copy that has been damaged since, which cannot be repaired under it."""
+        """Wait for a copying process; raise StagingError if the copy is damaged but in use."""
         reader = try_lock(lock, fcntl.LOCK_SH)
         if reader is None:
             self._damaged_since = None
@@ -241,14 +239,14 @@ class Staging:
         os.close(reader)
         self._damaged_since = self._damaged_since or time.monotonic()
         if time.monotonic() - self._damaged_since > _DAMAGED_SECONDS:
-            raise StagingError(f"{folder} is damaged, and another run reads it")
+            raise StagingError(f"{folder} is damaged, and another run is reading it")
 
     def _copy(self, here: Path, folder: Path) -> Iterator[None]:
-        """Copy what is missing, checked, and give the whole its name; what fails leaves nothing, what is stopped leaves checked files."""
+        """Copy and verify missing files. A stop keeps the verified ones, an error none."""
         packed, partial = self.packed, here / f"{folder.name}.partial"
         if folder.exists():
             shutil.rmtree(partial, ignore_errors=True)
-            folder.rename(partial)  # what is damaged is copied again
+            folder.rename(partial)  # only damaged files are copied again
         partial.mkdir(exist_ok=True)
         for stray in partial.rglob("*.tmp"):
             stray.unlink()
@@ -258,7 +256,7 @@ class Staging:
         need = sum(f.bytes for f in missing)
         try:
             if cause := shortage(need, partial):
-                raise StagingError(f"{cause}; `python -m jobs.stage --list {self._scratch}` says what is there")
+                raise StagingError(f"{cause}; `python -m jobs.stage --list {self._scratch}` shows what is there")
             pace = _Pace(packed, need)
             for file in missing:
                 yield from self._copy_file(file, partial, pace)
@@ -297,7 +295,7 @@ class Staging:
 
 
 class _Pace:
-    """Says how far a copy is, in the job's log."""
+    """Progress of a copy, printed to the job's log."""
 
     def __init__(self, packed: PackedSet, need: int) -> None:
         self._packed, self._need, self._copied = packed, need, 0
@@ -309,13 +307,13 @@ class _Pace:
         return self._copied / 1e6 / max(time.monotonic() - self._started, 1e-9)
 
     def add(self, count: int) -> None:
-        """So many bytes more."""
+        """Count `count` bytes more."""
         self._copied += count
         if time.monotonic() - self._said > _SAY_SECONDS:
             self._said = time.monotonic()
             print(f"staging: {self._copied / 1e9:.2f} of {self._need / 1e9:.2f} GB, {self._rate:.0f} MB/s", flush=True)
 
     def end(self, folder: Path) -> None:
-        """All is there."""
+        """Print the totals."""
         seconds = time.monotonic() - self._started
         print(f"staging: {self._copied} bytes copied to {folder} in {seconds:.1f} s, {self._rate:.0f} MB/s with checksums", flush=True)

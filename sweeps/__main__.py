@@ -1,4 +1,4 @@
-"""`python -m sweeps status|results|report|advice|study|logs|cancel SWEEP_FOLDER`: look at a sweep, or stop it; nothing starts."""
+"""`python -m sweeps COMMAND SWEEP_FOLDER`: look at a sweep or stop it. Starts nothing."""
 
 import argparse
 import json
@@ -19,23 +19,23 @@ from sweeps.state.logs import follow
 
 
 def find_trials(view: View, names: list[str]) -> list[Trial]:
-    """Return the trials that `names` mean: a run ID or its start, a number, CONFIGURATION/SEED; raise ValueError unless each means one."""
+    """Return the trials that `names` mean; raise ValueError unless each means exactly one."""
     found = []
     for name in names:
         meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.label}/{t.seed}")]
         exact = [t for t in meant if name == str(t.number)] or meant
         if len(exact) != 1:
-            choice = "a run ID or its start, a number or CONFIGURATION/SEED, as python -m sweeps status shows them"
+            choice = "its run ID or the start of it, its number or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
             raise ValueError(f"TRIAL must name one trial by {choice}; got {name}, which names {len(exact)}")
         found += exact
     return found
 
 
 def show(view: View, asked: argparse.Namespace) -> int:
-    """Print, or write, what was asked for of a sweep."""
+    """Print or write what the command asks for; return the exit status."""
     console = wide_console()
     if asked.command == "study":
-        from sweeps.report.optuna_study import mirror  # who looks at a sweep otherwise needs no Optuna
+        from sweeps.report.optuna_study import mirror  # the other commands need no Optuna
 
         print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
         return 0
@@ -68,17 +68,17 @@ def show(view: View, asked: argparse.Namespace) -> int:
 
 
 def make_page(view: View) -> int:
-    """Write report.html and return 0; on a bug of the report print one line with file and line number, and return 1."""
+    """Write report.html; at a bug in the report, print its file and line and return 1."""
     from sweeps.report import html
 
     try:
         print(html.write(view))
-    except (ValueError, OSError, SlurmError):  # of what the folder holds, or the disk
+    except (ValueError, OSError, SlurmError):  # about the folder's content or the disk
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"error: {what} ({Path(last.filename).name}, line {last.lineno}), a fault of the page and not of the sweep", file=sys.stderr)
+        print(f"error: {what} ({Path(last.filename).name}, line {last.lineno}), a bug in the report and not in the sweep", file=sys.stderr)
         return 1
     return 0
 
@@ -89,15 +89,15 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "report": ("rebuild report.html, one page that needs no network", ""),
     "logs": ("print the log of a trial until it ends", "0"),
     "cancel": ("stop trials after a checkpoint", ""),
-    "study": ("write optuna.journal and print how optuna-dashboard shows it", ""),
-    "advice": ("show what completed runs used, and what to ask Slurm for next time", ""),
+    "study": ("write optuna.journal and print the optuna-dashboard command that shows it", ""),
+    "advice": ("show what completed runs used, and what to request from Slurm next time", ""),
 }
 _FOLDER = "runs/predictor_ablation-smoke"
 
 
 def command_line() -> Parser:
     """Return the parser of `python -m sweeps`."""
-    text = "Look at a sweep, or stop it. Nothing starts; a sweep is started or resumed by its own file."
+    text = "Look at a sweep, or stop it. To start or resume a sweep, run its own file."
     example = f"example:\n  python -m sweeps status {_FOLDER}\n\npython -m sweeps COMMAND --help shows the options of a command."
     parser = Parser(prog="python -m sweeps", description=text, epilog=example)
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
@@ -108,10 +108,10 @@ def command_line() -> Parser:
         what = made.add_argument_group("what to stop" if name == "cancel" else "what to show")
         what.add_argument("folder", type=Path, metavar="SWEEP_FOLDER", help="such as runs/NAME-smoke; the sweep's command prints it")
         groups[name] = what, made.add_argument_group("how")
-    trial = "run ID or its start, number, or CONFIGURATION/SEED, as status shows them"
+    trial = "run ID or its start, number from 0, or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
     groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
-    groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print what is there and return")
+    groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print the log so far and return")
     formats = ["table", *tables.FORMATS]
     groups["results"][1].add_argument("--format", choices=formats, default="table", help="default: %(default)s")
     groups["status"][1].add_argument("--json", action="store_true", help="print one JSON object")
@@ -120,7 +120,7 @@ def command_line() -> Parser:
 
 
 def main() -> int:
-    """Run the command line; return 2 where the folder holds no sweep. Without a command, print the help."""
+    """Run the command line; return 2 if the folder holds no sweep. Print help without a command."""
     parser = command_line()
     if len(sys.argv) == 1:
         parser.print_help()

@@ -1,10 +1,10 @@
-"""How fast should the target encoder follow? Start and end of its momentum, and the way between them (paper: cosine from .996 to 1).
+"""How fast should the target encoder follow? Start, end and schedule of its momentum.
 
-python sweeps/ema_momentum.py --cluster local                      10 configurations of 12 epochs at most: two cores, about 3 minutes
-python sweeps/ema_momentum.py --cluster komondor account=abc       24 configurations of 52 GPU-hours at most; early stopping spends a third
+python sweeps/ema_momentum.py --cluster local                 10 configurations: 3 min on two cores
+python sweeps/ema_momentum.py --cluster komondor account=abc  24 configurations of <= 52 GPU-hours
 
-Trial 0 is the paper's configuration. At smoke scale a run has 200 steps and .996 hardly moves the target: a low start wins there, and says
-nothing of runs of 49,000 steps.
+Trial 0 is the paper's: cosine from 0.996 to 1. Early stopping spends about a third of these hours.
+A smoke run's 200 steps favour a low start, which says nothing about the paper's 49,000 steps.
 """
 
 from sweeps.cli.run import main

@@ -1,10 +1,10 @@
-"""Which momentum, learning rate, mask and predictor together? What the other sweeps ask one by one, searched at once.
+"""Which momentum, learning rate, mask and predictor together? The other sweeps' questions at once.
 
-python sweeps/joint_search.py --cluster local                                    16 configurations of 12 epochs at most: two cores, 5 min
-python sweeps/joint_search.py --cluster komondor account=abc --budget-gpu-hours 1500  40 configurations of 52 GPU-hours at most
-python sweeps/joint_search.py --cluster local --two-objectives                  accuracy and GPU-hours: nothing is stopped early
+python sweeps/joint_search.py --cluster local                   16 configurations: 5 min, two cores
+python sweeps/joint_search.py --cluster komondor account=abc --budget-gpu-hours 1500
+python sweeps/joint_search.py --cluster local --two-objectives  accuracy and GPU-hours
 
-Trial 0 is the paper's. A kernel matters only where the predictor looks beyond a cell, a ratio or blocks only where masks have them.
+Trial 0 is the paper's. At paper scale, 40 configurations take at most 52 GPU-hours each.
 """
 
 from sweeps.cli.run import main

@@ -1,9 +1,9 @@
-"""Which learning rate, with which weight decay and warm-up (paper: .01, .01 and 10 epochs, not scaled with the batch of 512)?
+"""Which learning rate, weight decay and warm-up?
 
-python sweeps/learning_rate.py --cluster local                      12 configurations of 12 epochs at most: two cores, about 3 minutes
-python sweeps/learning_rate.py --cluster komondor account=abc       24 configurations of 52 GPU-hours at most; no stop within a warm-up
+python sweeps/learning_rate.py --cluster local                 12 configurations: 3 min on two cores
+python sweeps/learning_rate.py --cluster komondor account=abc  24 configurations of <= 52 GPU-hours
 
-Trial 0 is the paper's configuration. The paper names no other that it tried.
+Trial 0 is the paper's: 0.01, 0.01 and 10 epochs, not scaled with the batch of 512.
 """
 
 from sweeps.cli.run import main

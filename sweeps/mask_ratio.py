@@ -1,10 +1,10 @@
-"""What should be hidden? Random cells, blocks or both; how much, in blocks of which size and number (paper, section III-B).
+"""Which cells should be hidden: random ones, blocks or both? How many, and in which blocks?
 
-python sweeps/mask_ratio.py --cluster local                      12 configurations of 12 epochs at most: two cores, about 3 minutes
-python sweeps/mask_ratio.py --cluster komondor account=abc       24 configurations of 52 GPU-hours at most
+python sweeps/mask_ratio.py --cluster local                 12 configurations: 3 min on two cores
+python sweeps/mask_ratio.py --cluster komondor account=abc  24 configurations of <= 52 GPU-hours
 
-Trial 0 is the paper's configuration. Its own comparison (one seed, linear and k-NN): mixed 73.26 and 56.26; multi-block 73.02 and 55.62;
-random 57.64 and 36.64.
+Trial 0 is the paper's (section III-B). Its linear and k-NN top-1 with one seed: mixed 73.26, 56.26;
+multi-block 73.02, 55.62; random 57.64, 36.64.
 """
 
 from sweeps.cli.run import main

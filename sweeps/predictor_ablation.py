@@ -1,10 +1,10 @@
-"""Which predictor should CNN-JEPA have? The paper's ten (table III) and a pointwise one, each over several seeds.
+"""Which predictor should CNN-JEPA have? The paper's ten (table III) and a pointwise one.
 
-python sweeps/predictor_ablation.py --cluster local                      22 runs of seconds: two cores, about 6 minutes
-python sweeps/predictor_ablation.py --cluster local --scale paper        33 runs of about 52 GPU-hours each, 1,700 in all
+python sweeps/predictor_ablation.py --cluster local                22 runs: 6 min on two cores
+python sweeps/predictor_ablation.py --cluster local --scale paper  33 runs of about 52 GPU-hours
 
-Expected at paper scale (one seed, best of 90 probe epochs): depth 3 linear 73.26, depth 2 k-NN 59.22; depth 1 clearly worse; kernel
-size within a point. Smoke scale shows that everything works, and says nothing about the question.
+Expected at paper scale (one seed, best of 90 probe epochs): linear 73.26 at depth 3, k-NN 59.22 at
+depth 2; depth 1 clearly worse; kernel size within a point. Smoke scale only shows that it works.
 """
 
 from sweeps.cli.run import main

@@ -19,7 +19,7 @@ def table(measured: dict[str, Any]) -> str:
     lines += [f"| {name} | {times} | {steps} | {mean:.1f} | {most:.1f} |" for name, times, steps, mean, most in figures["kinds"]]
     lines += [f"| **all** | **{figures['faults']}** | {figures['steps_repeated']} | **{figures['seconds_lost_mean']:.1f}** | |", ""]
     lines += [
-        f"**Runs lost: {figures['lost']}. Records or rows there twice: {figures['duplicated']}. "
+        f"**Runs lost: {figures['lost']}. Duplicated records or rows: {figures['duplicated']}. "
         f"Differing bits: {figures['different_bits']}.** {figures['runs']} runs of 200 steps,",
         "each compared with an undisturbed reference run;",
         f"`{measured['command']}`, {figures['minutes']:.0f} minutes",

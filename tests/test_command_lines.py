@@ -65,7 +65,7 @@ def test_the_rule_can_be_broken(source: str, product: bool, lines: list[int]) ->
     assert parsers_of(source, product) == (1, lines)
 
 
-OPTION = "must be an option that --help shows; got"
+OPTION = "must be an option listed by --help; got"
 SWEEP_TABLE = [
     ("--seed 3", f"--seed {OPTION} --seed 3; did you mean --seeds?"),
     ("--seed=3", f"--seed {OPTION} --seed=3; did you mean --seeds?"),
@@ -82,7 +82,7 @@ SWEEP_TABLE = [
     ("--q\nz", f"'--q\\nz' {OPTION} '--q\\nz'"),
     ("--seeds x", "--seeds must be of type int; got x"),
     ("--scale papr", "--scale must be one of smoke, paper; got papr; did you mean paper?"),
-    ("--seeds", "the command line must be one that --help shows; got argument --seeds: expected one argument"),
+    ("--seeds", "the command line must match --help; got argument --seeds: expected one argument"),
 ]
 
 

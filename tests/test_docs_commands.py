@@ -95,19 +95,27 @@ TYPED = {
     ),
 }
 
-# Run by another test, which makes its words of the command by `typed`, or by .ci/run.
+# Run by another test, which makes its words of the command by `typed`, by .ci/run, or by another target of the Makefile.
 ELSEWHERE = {
     "optuna-dashboard runs/joint_search-smoke/optuna.journal": (
         "tests/sweeps/report/test_optuna_study.py::test_optuna_dashboard_opens_the_mirror"
     ),
-    "make ablation": ".ci/run",
-    "make test": ".ci/run",
+    "make ablation": "Makefile",
     "make gpu": "tests/test_on_cuda.py::test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda",
-    "make .venv/.ready": ".ci/run",
+    "make install": ".ci/run",
     "python -m jobs.drill": "tests/sweeps/drill/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
     "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/sweeps/drill/test_drill.py::test_a_few_faults_lose_nothing",
     "python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data": (
         "tests/cnnjepa/data/test_pack_sources.py::test_a_torchvision_set_is_packed_without_loss"
+    ),
+    **dict.fromkeys(
+        (
+            "export PYTHONPATH=$PWD/mine",
+            "python mine/softmax_rate.py --cluster local",
+            "python -m sweeps results runs/softmax_rate-smoke",
+            "python -m jobs.pretrain task=softmax_task epochs=5",
+        ),
+        "tests/test_docs_own_task.py::test_the_example_is_swept_as_it_stands_on_the_page",
     ),
 }
 
@@ -148,6 +156,9 @@ def test_what_is_run_elsewhere_is_run_there(text: str) -> None:
         assert text in typed_by(source, test)
         return
     lines = [line.partition("#")[0].strip().removeprefix("part ") for line in source.splitlines()]
+    if file == "Makefile":
+        assert text.replace("make", "$(MAKE)") in lines
+        return
     assert "set -euo pipefail" in lines
     assert text in lines
 

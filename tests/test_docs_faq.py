@@ -148,7 +148,7 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: threads must be left": lambda s: s.pretrain("threads=4"),
     "error: data.root must hold": lambda s: s.pretrain("data=imagenet100", "data.root=/data/imagenet", "encoder.name=resnet50"),
     "error: global_batch_size must be at most": lambda s: s.pretrain("global_batch_size=2048"),
-    "error: the command line must be one that --help shows": lambda s: s.ablation("epochs=5", "--seeds", "1", "optimizer.lr=0.001"),
+    "error: the command line must match --help": lambda s: s.ablation("epochs=5", "--seeds", "1", "optimizer.lr=0.001"),
     "error: --epochs must be an option": lambda s: s.ablation("--epochs", "5"),
     "error: method.predictor.depth must not be overridden": lambda s: s.ablation("method.predictor.depth=2"),
     "error: --early-stopping=asha must leave": lambda s: s.sweep(joint_search.SWEEP, "--dry-run", "epochs=3"),
@@ -163,7 +163,7 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "NonFiniteError:": lambda s: s.cause("optimizer.lr=1e30"),
     "CollapsedError:": lambda s: s.cause("probes.at_epochs=[1]", "probes.collapsed_std=50"),
     "its process died": lambda s: s.abandoned(2),
-    "10 jobs gained no step": lambda s: s.abandoned(STARTS_ALLOWED, in_slurm=True),
+    "10 jobs made no progress": lambda s: s.abandoned(STARTS_ALLOWED, in_slurm=True),
     "ValueError: features": not_finite,
     "NotConvergedError: the fit": not_converged,
 }

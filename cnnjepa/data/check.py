@@ -1,7 +1,4 @@
-"""Verify a packed folder: `python -m cnnjepa.data.check FOLDER [--decode]`.
-
-Every packed file must have the checksum, the image count and the labels that the manifest lists.
-"""
+"""Check a packed folder against its manifest: `python -m cnnjepa.data.check FOLDER [--decode]`."""
 
 import functools
 import hashlib

@@ -1,7 +1,4 @@
-"""Load image sets by name, each as labelled train and test images.
-
-The error for a missing folder states what is expected where, and how to get it.
-"""
+"""Load image sets by name, each as labelled train and test images."""
 
 import gzip
 from collections.abc import Callable, Sequence
@@ -38,7 +35,7 @@ class Images(Protocol):
 
 @dataclass
 class GreyImages:
-    """Hold small grey images in memory, [N, H, W] uint8, and show them as RGB."""
+    """Small grey images in memory, [N, H, W] uint8, shown as RGB."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
@@ -52,12 +49,11 @@ class GreyImages:
 
 
 class FolderImages:
-    """Read image files from one folder per class when they are needed."""
+    """Image files in one folder per class, read when they are needed."""
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
         samples = files_of(folder, classes, "data.root")
-        # A byte array instead of a list of strings: worker processes share its pages instead of
-        # copying.
+        # An array of bytes, not a list of strings: worker processes share its pages.
         self.paths = np.array([path.encode() for path, _ in samples])
         self.labels = np.array([label for _, label in samples], dtype=np.int64)
 
@@ -65,13 +61,13 @@ class FolderImages:
         return len(self.labels)
 
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
-        """Read the images at `indices` and return them."""
+        """Read the images at `indices`."""
         return [EncodedPicture(Path(self.paths[index].decode()).read_bytes()) for index in indices]
 
 
 @dataclass
 class Dataset:
-    """Hold train and test images, the classes, and the channel statistics for normalisation."""
+    """Train and test images, number of classes, and channel statistics for normalisation."""
 
     train: Images
     test: Images
@@ -82,7 +78,7 @@ class Dataset:
 
 @dataclass
 class Splits:
-    """Hold a dataset and the roles of its images.
+    """A dataset and the roles of its images.
 
     Pretraining sees `pretrain` without labels; as in the paper, these are all training images.
     Probes are fitted on `fit`. Choices are made on `holdout`, whose labels nothing is fitted on but
@@ -97,7 +93,7 @@ class Splits:
 
 
 def _digits(config: DataConfig) -> Dataset:
-    # scikit-learn's own file, read without importing scikit-learn: that takes a second at each start of a run.
+    # Read scikit-learn's file without importing scikit-learn: that takes a second at every start.
     spec = find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("data=digits must have scikit-learn installed, which ships the images; got none: pip install scikit-learn")
@@ -132,7 +128,7 @@ def _fashion_mnist(config: DataConfig) -> Dataset:
             break
     else:
         raise ValueError(
-            f"data.root must hold fashion_mnist's {name}(.gz), itself or under FashionMNIST/raw; got {roots[0]}; to get it: "
+            f"data.root must hold fashion_mnist's {name}(.gz), directly or under FashionMNIST/raw; got {roots[0]}; to get it: "
             "apt-get install dataset-fashion-mnist (then leave data.root empty), or torchvision.datasets.FashionMNIST(root, download=True)"
         )
     splits = []
@@ -161,7 +157,7 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
         ("jpeg_quality", config.jpeg_quality, manifest.jpeg_quality),
     ):
         if asked != packed:
-            raise ValueError(f"data.{key} must be {packed}, as {root} was packed, since it changes pixels; got {asked}")
+            raise ValueError(f"data.{key} must be {packed}, as when {root} was packed, because it changes pixels; got {asked}")
     classes = manifest.classes if classes is None else classes
     if missing := sorted(set(classes) - set(manifest.classes)):
         raise ValueError(f"data.root must hold {config.name.name}'s {len(classes)} classes; got {root}; missing: {missing[0]}")
@@ -173,11 +169,11 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
 
 
 def _imagefolder(config: DataConfig) -> Dataset:
-    return _folders(config, None, "sort your images into one folder a class")
+    return _folders(config, None, "sort your images into one folder per class")
 
 
 _IMAGENET_HOW = (
-    "download ILSVRC2012 from image-net.org and pack it (python -m cnnjepa.data.pack), or unpack it into one folder a WordNet id"
+    "download ILSVRC2012 from image-net.org and pack it (python -m cnnjepa.data.pack), or unpack it into one folder per WordNet ID"
 )
 
 
@@ -189,7 +185,7 @@ def _imagenet1k(config: DataConfig) -> Dataset:
 
 
 def _imagenet100(config: DataConfig) -> Dataset:
-    return _folders(config, imagenet100_classes(), _IMAGENET_HOW + "; the 100 classes are picked out of it")
+    return _folders(config, imagenet100_classes(), _IMAGENET_HOW + "; the 100 classes are selected from it")
 
 
 _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
@@ -202,11 +198,9 @@ _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
 
 
 def load_splits(config: DataConfig) -> Splits:
-    """Return the images of `config` and their roles.
+    """Return the images of `config` and their roles, which do not depend on the run's seed.
 
-    The roles do not depend on the run's seed, so that runs with different seeds use the same split.
-
-    Raises ValueError if the set is missing, or if a part would be empty or lack classes.
+    Raise ValueError if the set is missing, or if a part would be empty or lack classes.
     """
     dataset = _READERS[config.name](config)
     train = generator(0, Stream.split, 1).permutation(len(dataset.train))
@@ -220,7 +214,7 @@ def load_splits(config: DataConfig) -> Splits:
         if not len(part):
             raise ValueError(f"data.{config.name.name} must have {name} images after the limits and holdout_fraction; got none")
     if len(holdout) < 2:
-        raise ValueError(f"data.holdout_fraction must keep at least 2 images of {len(train)}; got {config.holdout_fraction}")
+        raise ValueError(f"data.holdout_fraction must hold out at least 2 of the {len(train)} images; got {config.holdout_fraction}")
     present = len(np.unique(dataset.train.labels[fit]))
     if present < 2:
         raise ValueError(f"data.{config.name.name} must have at least 2 classes in its training images for the probes; got {present}")

@@ -27,10 +27,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """Describe how images become steps.
+    """Division of the images into steps.
 
-    An epoch is all whole global batches of a fresh permutation. The remaining images are not used
-    in that epoch.
+    An epoch is all whole global batches of a fresh permutation; the remaining images are left out.
     """
 
     images: int
@@ -51,10 +50,7 @@ class Plan:
         return self.steps_per_epoch * self.epochs
 
     def positions(self, rank: int, micro_step: int) -> Indices:
-        """Return the positions of a rank's micro-batch in the global batch.
-
-        Each rank takes consecutive micro-batches.
-        """
+        """Return the positions of a micro-batch in the global batch, consecutive on each rank."""
         first = (rank * self.micro_batches + micro_step) * self.micro_batch
         return np.arange(first, first + self.micro_batch)
 
@@ -72,7 +68,7 @@ def build_plan(config: TrainConfig, images: int, ranks: int) -> Plan:
 
 
 class _MicroBatches(Sampler[list[tuple[int, int]]]):
-    """Yield keys (epoch, index into `pretrain`) of a rank's micro-batches from `first` on."""
+    """Yields keys (epoch, index into `pretrain`) of a rank's micro-batches from `first` on."""
 
     def __init__(self, plan: Plan, rank: int, first: int) -> None:
         self.plan, self.rank, self.first = plan, rank, first
@@ -102,10 +98,9 @@ def _batch(views: list[Tensor]) -> Tensor:
 
 
 class _Views(Dataset[Loaded]):
-    """Load random views of a micro-batch, one per ViewSpec, and its labels.
+    """Random views of a micro-batch, one per ViewSpec and image, and its labels.
 
-    Each image is decoded once, or not at all if no view is requested. The label of an image outside
-    `fit` is -1, so that nothing can be fitted to images on which choices are made.
+    The label of an image outside `fit` is -1, so that nothing can be fitted to held-out images.
     """
 
     def __init__(self, config: TrainConfig, splits: Splits, specs: list[ViewSpec]) -> None:
@@ -126,7 +121,7 @@ class _Views(Dataset[Loaded]):
 
 
 class _ProbeImages(Dataset[Tensor]):
-    """Load the fixed views of a batch of images."""
+    """Fixed views of a batch of images."""
 
     def __init__(self, images: Images, indices: Indices, config: TrainConfig) -> None:
         self.images, self.indices, self.config = images, indices, config
@@ -144,8 +139,8 @@ def _as_it_is(batch: T) -> T:
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Only the rank handles the signals that ask a run to save and stop, and it needs its workers
-    # until it has saved. SIGTERM must still end a worker.
+    # Only the rank handles the signals to save and stop, and it needs its workers until it has
+    # saved. SIGTERM must still end a worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked in a Ray worker
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
@@ -169,10 +164,7 @@ def _started(loader: DataLoader[T]) -> Iterator[T]:
 
 
 def _tells_of_death(error: Exception) -> bool:
-    """Return whether a loader process died.
-
-    An error raised within a process keeps its type and says that it comes from a worker.
-    """
+    """Return whether a loader process died, rather than raised an error."""
     text = str(error)
     if isinstance(error, RuntimeError):
         return text.startswith("DataLoader worker (pid") and ("exited unexpectedly" in text or "is killed by signal" in text)
@@ -183,10 +175,9 @@ def _tells_of_death(error: Exception) -> bool:
 def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], None] = _nothing) -> Iterator[T]:
     """Yield the batches of `build(0)` and restart the loader when one of its processes dies.
 
-    `build(n)` must return a loader that starts after the first n batches. A process may die of the
-    OOM killer, for example. `before_start` is called before every start of loader processes.
-
-    Raises torch's error when processes die twice without a batch in between.
+    `build(n)` must return a loader that starts after the first n batches. `before_start` runs
+    before each start of loader processes. Raise torch's error if they die twice without a batch in
+    between.
     """
     delivered, deaths = 0, 0
     while True:
@@ -201,9 +192,8 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
             deaths += 1
             if not _tells_of_death(error) or deaths > 1:
                 raise
-            # Logged as text: a log record that holds the error would keep the other processes
-            # alive.
-            log.warning("a loader process has died (%s), it is started again after %d batches", str(error), delivered)
+            # Logged as text: a record of the error would keep the other processes alive.
+            log.warning("a loader process died (%s); restarting it after %d batches", str(error), delivered)
         del batches  # ends the other processes
 
 
@@ -226,8 +216,7 @@ def train_loader(
             collate_fn=_as_it_is,
             pin_memory=ranks.device.type == "cuda",
             worker_init_fn=_start_worker,
-            # The workers' base seed is unused, but drawing it from the global generator would
-            # change that generator's state.
+            # Drawing the unused base seed of workers would change the global generator's state.
             generator=torch.Generator().manual_seed(integer(config.seed, Stream.order)),
         )
 

@@ -1,15 +1,8 @@
 """Pack a data set into a few large files: `python -m cnnjepa.data.pack SOURCE TARGET`.
 
-SOURCE is one of: an image tree (train/<class>/<image> and val/); the folder of ImageNet's tar files
-as downloaded (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz);
-torchvision:NAME, with its files in --root.
-
-Each file of TARGET is written under a temporary name and renamed when complete. After a kill, the
-same command continues, and the packed bytes are the same. Every image is decoded while it is
-packed.
-
-Exit status: 0 packed and verified; 1 some images cannot be decoded, or a file differs from what was
-written; 2 wrong usage.
+`--help` lists the sources and the exit statuses. Each file of TARGET is written under a temporary
+name and renamed when complete. After a kill, the same command continues, and the packed bytes are
+the same. Every image is decoded while it is packed.
 """
 
 import argparse
@@ -43,10 +36,10 @@ _IMAGES_A_BATCH = 256  # what a worker holds in memory
 
 @dataclass(frozen=True)
 class Stored:
-    """Choose how images are stored.
+    """Options for storing images, which stay unchanged by default.
 
-    They are stored unchanged by default. With `short_side`, images with a larger short side are
-    shrunk to that many pixels and stored as JPEG of `quality`. With `decoded`, pixels are stored.
+    With `short_side`, images with a larger short side are shrunk to that many pixels and stored as
+    JPEG of `quality`. With `decoded`, pixels are stored.
     """
 
     short_side: int = 0
@@ -56,7 +49,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Part:
-    """Describe one file to write."""
+    """One file to write."""
 
     name: str
     split: str
@@ -64,7 +57,7 @@ class Part:
 
 
 class _Hashed:
-    """Hash a file while it is written, so that it need not be read again."""
+    """A file that is hashed while it is written, so that it need not be read again."""
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "wb")  # noqa: SIM115
@@ -103,9 +96,9 @@ def _stored(data: bytes, picture: EncodedPicture, stored: Stored) -> bytes:
 
 
 def write_part(folder: Path, part: Part, stored: Stored, skip_corrupt: bool) -> tuple[PackedFile | None, list[str]]:
-    """Write one file and return it with the names and errors of its images that cannot be decoded.
+    """Write one file; return it, and names and errors of its images that cannot be decoded.
 
-    Returns no file if there are such images and `skip_corrupt` is False.
+    Return None as the file if there are such images and `skip_corrupt` is False.
     """
     path, note = folder / part.name, folder / f".{part.name}.json"
     if note.exists() and path.exists():
@@ -167,10 +160,7 @@ def plan(source: sources.Source, images_a_file: int) -> list[Part]:
 
 
 def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dict[str, Any]:
-    """Return what two packings must share for one to continue the other.
-
-    These are the options, and the name, label and size of each image.
-    """
+    """Return the options and a digest of the images, which a continued packing must share."""
     digest = hashlib.sha256()
     for split, entries in source.splits.items():
         for e in entries:
@@ -182,17 +172,16 @@ def _identity(source: sources.Source, stored: Stored, images_a_file: int) -> dic
 def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> None:
     """Prepare TARGET for this packing.
 
-    Raises ValueError, one line, if TARGET belongs to another packing, has no room or cannot be
-    written.
+    Raise ValueError if TARGET belongs to another packing, has no room or cannot be written.
     """
     note = target / UNFINISHED
     if note.is_file():
         before = json.loads(note.read_text())
         if different := [k for k in identity if before.get(k) != identity[k]]:
             values = ", ".join(f"{k} {before.get(k)}, now {identity[k]}" for k in different)
-            raise ValueError(f"TARGET must be new or hold the beginning of the same packing; got {target}, which differs in {values}")
+            raise ValueError(f"TARGET must be new or an unfinished packing with the same options; got {target}: {values}")
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"TARGET must be new, empty or hold the beginning of the same packing; got {target}")
+        raise ValueError(f"TARGET must be new, empty or an unfinished packing; got {target}")
     try:
         target.mkdir(parents=True, exist_ok=True)
         there = sum(p.stat().st_size for p in target.iterdir())
@@ -209,10 +198,9 @@ def _begin(target: Path, source: sources.Source, identity: dict[str, Any]) -> No
 def pack(
     source: sources.Source, target: Path, stored: Stored, workers: int, skip_corrupt: bool, images_a_file: int = IMAGES_A_FILE
 ) -> tuple[Manifest | None, list[str]]:
-    """Pack `source` into `target`, or continue packing it.
+    """Pack `source` into `target`, or continue; return the manifest and a line per corrupt image.
 
-    Returns the manifest and one line per corrupt image. The manifest is None if there are corrupt
-    images and `skip_corrupt` is False.
+    The manifest is None if there are corrupt images and `skip_corrupt` is False.
     """
     _begin(target, source, _identity(source, stored, images_a_file))
     parts = plan(source, images_a_file)
@@ -243,19 +231,19 @@ def _run(asked: argparse.Namespace) -> int:
     if not 1 <= asked.quality <= 100 or asked.short_side < 0 or asked.workers < 1 or asked.images_per_file < 1:
         raise ValueError("--quality must lie in [1, 100], --workers and --images-per-file be at least 1, --short-side at least 0")
     if asked.decoded and asked.short_side:
-        raise ValueError("--decoded must be left out where images are shrunk; got both")
+        raise ValueError("--decoded must be left out with --short-side; got both")
     stored = Stored(asked.short_side, asked.quality if asked.short_side else 0, asked.decoded)
     if (asked.target / MANIFEST).is_file():
         manifest: Manifest | None = read_manifest(asked.target, "TARGET")
-        print(f"{asked.target} is packed to its end; it is verified again")
+        print(f"{asked.target} is already complete; verifying it again")
     else:
         source = sources.find(asked.source, asked.root, _classes(asked.classes))
         manifest, corrupt = pack(source, asked.target, stored, asked.workers, asked.skip_corrupt, asked.images_per_file)
         for line in corrupt:
             print(f"corrupt: {line}", file=sys.stderr)
         if manifest is None:
-            rule = "error: every image must be one that Pillow decodes"
-            print(f"{rule}; got {len(corrupt)} that it does not: repair them, or leave them out with --skip-corrupt", file=sys.stderr)
+            rule = "error: every image must be one that Pillow can decode"
+            print(f"{rule}; got {len(corrupt)} that it cannot: repair them, or leave them out with --skip-corrupt", file=sys.stderr)
             return 1
     assert manifest is not None
     wrong = check(asked.target, manifest, asked.workers, asked.verify)
@@ -282,7 +270,7 @@ SOURCE is one of
   a tree of images: train/<class>/<image> and val/<class>/<image>
   the folder of ImageNet's tar files: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
     ILSVRC2012_devkit_t12.tar.gz
-  torchvision:NAME, such as torchvision:FashionMNIST, which lies in --root
+  torchvision:NAME, such as torchvision:FashionMNIST, read from --root
 
 Exit status: 0 packed and verified, 1 an image cannot be decoded or a file differs, 2 wrong usage."""
     example = "example:\n  python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify"
@@ -290,7 +278,7 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
     what = parser.add_argument_group("what to pack")
     what.add_argument("source", metavar="SOURCE", help="images to pack, see above")
     what.add_argument("target", metavar="TARGET", type=Path, help="folder to write")
-    what.add_argument("--classes", help="imagenet100, or a text file of class names: pack these alone (default: all)")
+    what.add_argument("--classes", help="imagenet100, or a text file of class names: pack only these (default: all)")
     what.add_argument("--root", default="", metavar="DIR", help="folder of the set in torchvision's layout, for torchvision:NAME")
     what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded; the manifest names them")
     stored = parser.add_argument_group("how images are stored")
@@ -298,7 +286,7 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
     stored.add_argument("--short-side", type=int, default=0, metavar="N", help=side)
     stored.add_argument("--quality", type=int, default=95, metavar="Q", help="JPEG quality of shrunk images (default: %(default)s)")
     stored.add_argument("--decoded", action="store_true", help="store pixels: 5 times the bytes, several times the reading speed")
-    size = "about 0.9 GB of ImageNet (default: %(default)s)"
+    size = "images in each file (default: %(default)s, about 0.9 GB of ImageNet)"
     stored.add_argument("--images-per-file", type=int, default=IMAGES_A_FILE, metavar="N", help=size)
     how = parser.add_argument_group("how to run")
     how.add_argument("--verify", action="store_true", help="decode every packed image once more at the end")
@@ -310,7 +298,7 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         return 130
 
 

@@ -1,8 +1,7 @@
 """Read packed image sets: Arrow files of encoded images and a manifest in one folder.
 
-The manifest lists each file with its size and checksum. The files are memory-mapped and never
-copied, so all processes of a node share their pages. The index (13 bytes per image) is built once
-and shared with forked loader processes.
+The manifest lists each file with its size and checksum. The files are memory-mapped, so all
+processes of a node share their pages. Forked loader processes share the index, 22 bytes per image.
 """
 
 import json
@@ -23,7 +22,7 @@ UNFINISHED = "packing.json"  # present until the manifest is written
 
 @dataclass(frozen=True)
 class PackedFile:
-    """Describe one Arrow file; its images follow those of the previous file."""
+    """One Arrow file; its images follow those of the previous file."""
 
     name: str
     split: str  # train or val
@@ -34,15 +33,11 @@ class PackedFile:
 
 @dataclass
 class Manifest:
-    """List the contents of a packed folder.
-
-    `skipped` names the images that could not be decoded and were left out on request.
-    """
+    """Contents of a packed folder. `skipped` names images left out because they do not decode."""
 
     classes: list[str]
     files: list[PackedFile]
-    # Short side in pixels to which larger images were shrunk; 0: every image has the source's
-    # bytes.
+    # Short side in pixels to which larger images were shrunk; 0: none was.
     short_side: int = 0
     jpeg_quality: int = 0  # of the images that were shrunk
     skipped: dict[str, list[str]] = field(default_factory=dict)
@@ -59,18 +54,15 @@ def is_packed(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
-    """Return the manifest of a packed folder.
-
-    Raises ValueError, one line with `key`, unless every file exists in its full size.
-    """
+    """Return the manifest; raise ValueError naming `key` unless each file has its full size."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{key} must hold a set packed to its end; got {folder}, begun and not ended: run the same packing command again")
+        raise ValueError(f"{key} must hold a complete packed set; got {folder}, which is unfinished: run the same packing command again")
     try:
         values: dict[str, Any] = json.loads(path.read_text())
         manifest = Manifest(**{**values, "files": [PackedFile(**f) for f in values["files"]]})
     except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{key} must hold a {MANIFEST} that this version reads, {FORMAT}; got {path}: {error!r}") from error
+        raise ValueError(f"{key} must hold a {MANIFEST} that this version can read, {FORMAT}; got {path}: {error!r}") from error
     if manifest.format != FORMAT:
         raise ValueError(f"{key} must hold a {MANIFEST} of the format {FORMAT}; got {manifest.format} in {path}")
     for file in manifest.files:
@@ -81,16 +73,13 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
                 f"{key} must hold every file of its manifest; got {folder} without {file.name}: copy or pack it again"
             ) from None
         if size != file.bytes:
-            rule = f"{key} must hold {file.name} in its whole length of {file.bytes} bytes"
+            rule = f"{key} must hold {file.name} with all of its {file.bytes} bytes"
             raise ValueError(f"{rule}; got {size} bytes in {folder}: copy or pack it again")
     return manifest
 
 
 class PackedImages:
-    """Read the images of one split of a packed folder, restricted to the given classes.
-
-    The order is that of the same images in one folder per class.
-    """
+    """Images of one split, of the given classes, in the order of one folder per class."""
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, classes: list[str]) -> None:
         self.paths = [folder / f.name for f in manifest.files if f.split == split]
@@ -124,8 +113,7 @@ class PackedImages:
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
         """Return the images at `indices`.
 
-        The system is told about all of them before the first is decoded, so that a cold file system
-        can read ahead.
+        The system is told about all of them before the first is decoded, so that it can read ahead.
         """
         for index in indices:
             first = int(self._start[index]) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -144,7 +132,7 @@ def _map(path: Path) -> mmap.mmap:
 def _index(number: int, path: Path, mapped: mmap.mmap) -> tuple[npt.NDArray[Any], ...]:
     """Return file number, first byte, length and label of each image of one file.
 
-    Raises ValueError if the file is not an Arrow file with the columns image and label.
+    Raise ValueError if the file is not an Arrow file with the columns image and label.
     """
     import pyarrow as pa
 

@@ -14,8 +14,7 @@ Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 
 _JPEG = b"\xff\xd8\xff"
 _PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `as_ppm` writes it
-# Frame headers of JPEGs that decode from top to bottom (baseline, extended), and all other frame
-# headers.
+# Frame headers of JPEGs that decode from top to bottom (baseline, extended), and all others.
 _SEQUENTIAL, _OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _SCAN = 0xDA
 
@@ -27,16 +26,16 @@ class Picture(Protocol):
     width: int
 
     def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
-        """Return at least the uppermost `rows` rows, 0 for all.
+        """Return at least the top `rows` rows, 0 for all.
 
-        With a factor of 2, 4 or 8, the decoder may divide both sides by it.
+        With a `factor` of 2, 4 or 8, the decoder may divide both sides by it.
         """
         ...
 
 
 @dataclass
 class Drawn:
-    """Hold a picture that is already decoded."""
+    """A picture that is already decoded."""
 
     whole: Pixels
 
@@ -49,11 +48,11 @@ class Drawn:
 
 
 class EncodedPicture:
-    """Decode a picture from the bytes of its file.
+    """A picture that is decoded from the bytes of its file.
 
     libjpeg-turbo decodes JPEG, and PPM needs no decoding. Pillow decodes all other formats, and
     JPEGs that libjpeg-turbo refuses. `sound` bytes have been decoded before without a fault:
-    nothing below their last crop is decoded. Raises OSError if Pillow cannot read the bytes either.
+    nothing below their last crop is decoded. Raise OSError if Pillow cannot read the bytes either.
     """
 
     def __init__(self, data: bytes | memoryview, sound: bool = False) -> None:
@@ -75,10 +74,7 @@ class EncodedPicture:
         self.width, self.height = self._pillow.size
 
     def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
-        """Return the pixels, as in Picture; raise OSError if the bytes are damaged.
-
-        The pixels of a PPM are a read-only view of the bytes.
-        """
+        """Return the pixels, a read-only view for PPM; raise OSError if the bytes are damaged."""
         if self._raw_from:
             return np.frombuffer(self.data, np.uint8, offset=self._raw_from).reshape(self.height, self.width, 3)
         if self._pillow is None:
@@ -102,9 +98,8 @@ def as_ppm(pixels: Pixels) -> bytes:
 def _of_height(data: bytes | memoryview, rows: int) -> bytearray | None:
     """Return the JPEG with a header that declares fewer rows, so that a decoder stops early.
 
-    At least the first `rows` rows are kept, and their pixels equal those of the full image. One
-    extra row is kept because chroma is interpolated across rows. Returns None if the JPEG cannot be
-    cut.
+    The first `rows` rows keep their pixels; one more is kept because chroma is interpolated across
+    rows. Return None if the JPEG cannot be cut.
     """
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:

@@ -1,8 +1,6 @@
-"""List the images of what can be packed.
+"""List the images of a tree, ImageNet's tar files or a torchvision set.
 
-Sources are a tree with one folder per class, ImageNet's tar files as downloaded, and torchvision
-data sets. Each lists its images in the order in which an image folder is read, so that a packed set
-numbers them alike.
+The order is that of an image folder, so that a packed set numbers its images alike.
 """
 
 import inspect
@@ -20,22 +18,18 @@ _TRAIN_TAR, _VAL_TAR, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.
 
 
 class Entry(NamedTuple):
-    """Locate the bytes of one image of a source.
-
-    In a torchvision set, `offset` is the image's index, and the label is found when the image is
-    read.
-    """
+    """Location of the bytes of one image of a source."""
 
     name: str  # <class>/<file>
-    label: int
+    label: int  # -1 in a torchvision set: found when the image is read
     path: str
-    offset: int
+    offset: int  # in bytes; in a torchvision set the image's index
     size: int  # bytes; 0 if unknown before reading
 
 
 @dataclass
 class Source:
-    """List all images of a data set, by split."""
+    """All images of a data set, by split."""
 
     classes: list[str]
     splits: dict[str, list[Entry]]
@@ -52,18 +46,15 @@ def read(entry: Entry) -> tuple[bytes, int]:
     with open(entry.path, "rb", buffering=0) as file:
         data = os.pread(file.fileno(), entry.size, entry.offset)
     if len(data) != entry.size:
-        raise OSError(f"{entry.path} ends within the image")
+        raise OSError(f"{entry.path} ends in the middle of the image")
     return data, entry.label
 
 
 def find(source: str, root: str, classes: list[str] | None) -> Source:
-    """Return the images of `source`, restricted to `classes` if given.
-
-    Raises ValueError, one line, if they do not exist.
-    """
+    """Return the images of `source`, of `classes` only if given; raise ValueError without any."""
     if source.startswith(TORCHVISION):
         if classes is not None:
-            raise ValueError(f"--classes must be left alone with a torchvision set; got {source}")
+            raise ValueError(f"--classes must be left out with a torchvision set; got {source}")
         return _torchvision(source, root)
     folder = Path(source)
     tars = any((folder / name).exists() for name in (_TRAIN_TAR, _VAL_TAR))
@@ -75,10 +66,7 @@ def find(source: str, root: str, classes: list[str] | None) -> Source:
 
 
 def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str) -> tuple[Path, Path, list[str]]:
-    """Return the training folder, the validation folder and the sorted classes of an image tree.
-
-    Raises ValueError with `key` if a folder is missing.
-    """
+    """Return train folder, val folder and sorted classes; raise ValueError if one is missing."""
     train, val = root / "train", root / "val"
     if not val.is_dir():
         val = root / "test"
@@ -89,21 +77,18 @@ def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str
     missing = [str(f) for f in (split / c for split in (train, val) for c in classes) if not f.is_dir()]
     if missing or not classes:
         first = missing[0] if missing else f"no class folder in {train}"
-        raise ValueError(f"{key} must hold one folder a class, {len(classes)} of them; got {root}; missing: {first}")
+        raise ValueError(f"{key} must hold one folder per class, {len(classes)} of them; got {root}; missing: {first}")
     return train, val, classes
 
 
 def files_of(folder: Path, classes: list[str], key: str) -> list[tuple[str, int]]:
-    """Return (path, label) of the images below `folder`, in the order of torchvision's ImageFolder.
-
-    Images are sorted class by class.
-    """
+    """Return (path, label) of the images below `folder`, in order of torchvision's ImageFolder."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     try:
         samples: list[tuple[str, int]] = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
     except FileNotFoundError as error:  # a class without an image
-        raise ValueError(f"{key} must hold at least one image a class; got {folder}: {error}") from error
+        raise ValueError(f"{key} must hold at least one image per class; got {folder}: {error}") from error
     return samples
 
 
@@ -136,9 +121,9 @@ def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:
         with tarfile.open(folder / _VAL_TAR) as flat:
             members = sorted((Path(m.name).name, m.offset_data, m.size) for m in flat if m.isfile())
     except (tarfile.TarError, KeyError, EOFError, OSError) as error:
-        raise ValueError(f"SOURCE must hold ImageNet's tar files whole, as downloaded; got {folder}: {error!r}") from error
+        raise ValueError(f"SOURCE must hold ImageNet's complete tar files, as downloaded; got {folder}: {error!r}") from error
     if len(members) != len(truth):
-        raise ValueError(f"{_VAL_TAR} must hold the {len(truth)} images whose classes {_DEVKIT} tells; got {len(members)}")
+        raise ValueError(f"{_VAL_TAR} must hold the {len(truth)} images whose classes {_DEVKIT} lists; got {len(members)}")
     val = [(wordnet[number], name, offset, size) for (name, offset, size), number in zip(members, truth, strict=True)]
     names = sorted({t[0] for t in train}) if classes is None else classes
     if missing := sorted(set(names) - {t[0] for t in train}):
@@ -154,10 +139,7 @@ def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:
 
 
 def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
-    """Return the devkit's WordNet IDs by class number, and the validation images' class numbers.
-
-    Validation images are in the order of their names.
-    """
+    """Return WordNet ID by class number, and the class numbers of validation images by name."""
     from scipy.io import loadmat
 
     with tarfile.open(path) as archive:
@@ -199,7 +181,7 @@ def _torchvision_set(name: str, root: str, split: str) -> Any:
             except ValueError:  # no split of that name
                 continue
             except (RuntimeError, OSError, TypeError) as error:
-                raise ValueError(f"--root must hold {name} as torchvision keeps it; got {root}: {' '.join(str(error).split())}") from error
+                raise ValueError(f"--root must hold {name} in torchvision's layout; got {root}: {' '.join(str(error).split())}") from error
         else:
             raise ValueError(f"SOURCE must have a split for {split}; got {TORCHVISION}{name}")
     return _opened[key]

@@ -1,8 +1,7 @@
 """Draw training views and probe views from an image (paper, section IV-A).
 
 Randomness depends on (seed, epoch, sample, view). Views are uint8 [3, S, S], channels last in
-memory; they are normalised on the device, where that is cheap. Pixels are resized by the function
-that torchvision's transforms call for uint8 tensors.
+memory; they are normalised on the device. The resize function is that of torchvision's transforms.
 """
 
 import math
@@ -21,11 +20,7 @@ from cnnjepa.data.pictures import Picture, Pixels
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """Describe one random view.
-
-    A view is a crop of random area and aspect, resized bicubically. It may be mirrored and
-    augmented in colour and sharpness.
-    """
+    """Random crop, resized bicubically. It may be mirrored and changed in colour and sharpness."""
 
     size: int  # pixels per side
     min_scale: float
@@ -41,20 +36,16 @@ def crop_and_flip(config: DataConfig) -> ViewSpec:
 
 
 def augmented(config: DataConfig, augment: AugmentConfig) -> ViewSpec:
-    """Return a view of the joint-embedding methods.
-
-    The crop is that of `augment`, the flip is that of the data, and the rest of `augment` follows.
-    """
+    """Return a view of the joint-embedding methods, with the crop and changes of `augment`."""
     import torchvision.transforms.v2.functional  # noqa: F401, loaded once, before the fork
 
     return ViewSpec(config.image_size, augment.min_crop_scale, config.flip_probability, augment=augment)
 
 
 def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of a random crop.
+    """Return top, left, height and width of a random crop, centred after ten failed tries.
 
-    The area is uniform in [min_scale, 1] and the aspect is log-uniform. After ten failed tries the
-    crop is centred.
+    The area is uniform in [min_scale, 1] and the aspect is log-uniform.
     """
     for _ in range(10):
         area = height * width * random.uniform(spec.min_scale, 1.0)
@@ -71,10 +62,7 @@ def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generat
 
 
 def _tensor(pixels_HW3: Pixels) -> Tensor:
-    """Copy the pixels to [1, 3, H, W], contiguous in channels-last order.
-
-    The strides must be channels-last too: other layouts are resized at half the speed.
-    """
+    """Copy to [1, 3, H, W] with channels-last strides: others are resized at half the speed."""
     return torch.from_numpy(np.array(pixels_HW3, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""What methods share: an encoder, weights that follow the seed alone, and defaults without a target."""
+"""Base of all methods: an encoder, weights that depend only on the seed, and defaults."""
 
 from typing import Any, Generic, TypeVar, cast
 
@@ -15,9 +15,9 @@ Settings = TypeVar("Settings", bound=MethodConfig)
 
 
 class BaseMethod(nn.Module, Generic[Settings]):
-    """Base of the Method class that each file of cnnjepa/methods defines; `settings` is its Config.
+    """Base class of `Method` in each file of cnnjepa/methods. `settings` is the method's Config.
 
-    A method defines `build`, `views` and `forward`, and overrides what differs for it.
+    Subclasses define `build`, `views` and `forward`, and override what differs.
     """
 
     def __init__(self, config: TrainConfig, total_steps: int) -> None:
@@ -31,23 +31,23 @@ class BaseMethod(nn.Module, Generic[Settings]):
             self.build()
 
     def build(self) -> None:
-        """Add what stands beside the encoder; weights drawn here follow the seed alone."""
+        """Add the modules beside the encoder. Their weights depend only on the seed."""
         raise NotImplementedError
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
-        """Return what is drawn of each image."""
+        """Return the views to draw of each image."""
         raise NotImplementedError
 
     @property
     def probe_encoder(self) -> Encoder:
-        """The network that is probed and exported: the encoder that gradients train."""
+        """Return the network that is probed and exported: the encoder that gradients train."""
         return self.encoder
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """Finish optimiser step `step`; return what is worth logging."""
+        """Finish optimiser step `step`; return values to log."""
         return {}
 
     def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Return pictures for the log: the views."""
+        """Return pictures to log: the views."""
         return batch.pictures()

@@ -1,7 +1,7 @@
-"""BYOL: from one view, predict what a slowly moving copy of the network makes of the other (Grill et al. 2020, arXiv 2006.07733).
+"""BYOL: predict a moving average's embedding of the other view (Grill et al., arXiv 2006.07733).
 
 p1, p2   = predictor(projector(encoder(view 1))), the same of view 2
-t1, t2   = target_projector(target_encoder(view 1)), the same of view 2       no gradient; batch statistics
+t1, t2   = target_projector(target_encoder(view 1)), same of view 2   no gradient; batch statistics
 loss     = - (cos(p1, t2) + cos(p2, t1)) / 2, averaged over the batch
 target   = EMA(encoder, projector), after each optimiser step
 """
@@ -39,7 +39,7 @@ def _view2() -> AugmentConfig:
 
 @dataclass
 class Config(MethodConfig):
-    """The method's own settings; the defaults are those of the CNN-JEPA paper on ImageNet-100."""
+    """Settings of the method; the defaults are the CNN-JEPA paper's for ImageNet-100."""
 
     title: ClassVar[str] = "BYOL"
     name: str = "byol"
@@ -50,7 +50,7 @@ class Config(MethodConfig):
     ema: EmaConfig = field(default_factory=EmaConfig)
 
     def validate(self, config: TrainConfig) -> None:
-        """Raise ValueError where a size, a momentum or an augmentation breaks its rule."""
+        """Raise ValueError if a size, a momentum or an augmentation breaks its rule."""
         validate_augment(self.view1, "method.view1")
         validate_augment(self.view2, "method.view2")
         validate_sizes(self, "hidden", "projection")
@@ -58,12 +58,15 @@ class Config(MethodConfig):
 
 
 def cosine_loss(p1_BD: Tensor, t2_BD: Tensor, p2_BD: Tensor, t1_BD: Tensor) -> Tensor:
-    """Symmetric negative cosine: -1 where both predictions point as their targets do; half the paper's squared distance, less 1."""
+    """Return the negative cosine, averaged over both directions.
+
+    This is half the paper's squared distance, less 1.
+    """
     return -(F.cosine_similarity(p1_BD, t2_BD).mean() + F.cosine_similarity(p2_BD, t1_BD).mean()) / 2
 
 
 class Method(BaseMethod[Config]):
-    """The trainable whole: encoder, projector and predictor; and the target's encoder and projector."""
+    """Encoder, projector and predictor, and the target's encoder and projector."""
 
     def build(self) -> None:
         """Add projector, predictor and targets."""
@@ -75,12 +78,12 @@ class Method(BaseMethod[Config]):
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
-        """Two views an image, drawn differently."""
+        """Return two views per image, drawn differently."""
         assert isinstance(config.method, Config)
         return [augmented(config.data, config.method.view1), augmented(config.data, config.method.view2)]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": scalar} of one micro-batch."""
+        """Return {"loss": scalar} of one micro-batch."""
         dtype = batch.views[0].dtype
         p1, p2 = (
             self.predictor(self.projector(batch.showing("context", self.encoder(view).mean((2, 3))))).to(dtype) for view in batch.views
@@ -92,7 +95,7 @@ class Method(BaseMethod[Config]):
         return {"loss": cosine_loss(p1, t2, p2, t1)}
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """Move the target after optimiser step `step`; returns what is worth logging."""
+        """Move the target after optimiser step `step`; return values to log."""
         momentum = ema_momentum(self.settings.ema, step, self.total_steps)
         ema_update(self.target_encoder, self.encoder, momentum)
         ema_update(self.target_projector, self.projector, momentum)

@@ -1,4 +1,4 @@
-"""CNN-JEPA: predict the target encoder's features of hidden cells from the visible ones (arXiv 2408.07514, section III).
+"""CNN-JEPA: predict features of hidden cells from the visible ones (arXiv 2408.07514, section III).
 
 visible, hidden      = masks(seed, step, position)
 context              = encoder(image, visible)           gradient; hidden cells are never seen
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Config(MethodConfig):
-    """The method's own settings; the defaults are the paper's."""
+    """Settings of the method; the defaults are the paper's."""
 
     title: ClassVar[str] = "CNN-JEPA"
     name: str = "cnn_jepa"
@@ -44,7 +44,7 @@ class Config(MethodConfig):
     ema: EmaConfig = field(default_factory=EmaConfig)
 
     def validate(self, config: TrainConfig) -> None:
-        """Raise ValueError where mask, predictor or EMA settings break their rules."""
+        """Raise ValueError if mask, predictor or EMA settings break their rules."""
         require_encoder(config, vit=False)
         validate_mask(self.mask, "method.mask", grid_size(config))
         predictor = self.predictor
@@ -53,16 +53,16 @@ class Config(MethodConfig):
         if predictor.kernel not in (3, 5, 7, 9):
             raise ValueError(f"method.predictor.kernel must be 3, 5, 7 or 9; got {predictor.kernel}")
         if predictor.conv is PredictorConv.pointwise and predictor.kernel != PredictorConfig.kernel:
-            raise ValueError(f"method.predictor.kernel must be left alone with conv=pointwise; got {predictor.kernel}")
+            raise ValueError(f"method.predictor.kernel must keep its default with conv=pointwise; got {predictor.kernel}")
         if not 0 < predictor.width <= 8:
             raise ValueError(f"method.predictor.width must lie in (0, 8]; got {predictor.width}")
         validate_ema(self.ema, "method.ema")
 
 
 def masked_prediction_loss(prediction_BChw: Tensor, target_BChw: Tensor, visibility: Visibility) -> Tensor:
-    """Smooth-L1 between channel-normalised features, summed over channels, averaged over the hidden cells of the batch.
+    """Return smooth L1 of unit features, summed over channels, averaged over the hidden cells.
 
-    Both are unit vectors without negative parts, so no difference exceeds 1 and this equals 1 - cos (paper, equation 1).
+    Unit vectors without negative parts differ by at most 1, so this equals 1 - cos (equation 1).
     """
 
     def unit(features_BChw: Tensor) -> Tensor:
@@ -74,13 +74,13 @@ def masked_prediction_loss(prediction_BChw: Tensor, target_BChw: Tensor, visibil
 
 
 def visible_mean(features_BChw: Tensor, visibility: Visibility) -> Tensor:
-    """The mean over each image's visible cells, [B, C]."""
+    """Return the mean over each image's visible cells, [B, C]."""
     shown = visibility.at(features_BChw)
     return (features_BChw * shown).sum((2, 3)) / shown.sum((2, 3)).clamp_min(1)
 
 
 def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tensor]:
-    """`module`, compiled by torch.compile where that is wanted and can be done; else as it is, after a warning."""
+    """Return `module`, compiled if `wanted`; if that fails, warn and run it uncompiled."""
     if not wanted:
         return module.__call__  # not the module: as an attribute of another it would be registered twice
     chosen: Callable[[Tensor], Tensor] | None = None
@@ -94,8 +94,8 @@ def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tenso
             out = attempt(x_BCHW)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, OSError, TypeError) as error:  # no compiler, an unknown device, an operation it cannot take
-            log.warning("torch.compile is left alone: %s", str(error).partition("\n")[0])
+        except (RuntimeError, OSError, TypeError) as error:  # no compiler, an unknown device, an unsupported operation
+            log.warning("torch.compile is not used: %s", str(error).partition("\n")[0])
             chosen = module.__call__
             return module(x_BCHW)
         chosen = attempt
@@ -105,7 +105,7 @@ def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tenso
 
 
 class Method(BaseMethod[Config]):
-    """The trainable whole: context encoder, target encoder, mask token and predictor."""
+    """Context encoder, target encoder, mask token and predictor."""
 
     def build(self) -> None:
         """Add target encoder, predictor and mask token."""
@@ -120,23 +120,24 @@ class Method(BaseMethod[Config]):
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
-        """One view an image: a random crop and a flip, nothing else (paper, section IV-A)."""
+        """Return one view per image: a random crop and a flip (paper, section IV-A)."""
         return [crop_and_flip(config.data)]
 
     @property
     def probe_encoder(self) -> Encoder:
-        """The network that is probed and exported: the target encoder."""
+        """Return the network that is probed and exported: the target encoder."""
         return self.target_encoder
 
     def visibility(self, batch: Batch) -> Visibility:
-        """The context masks of a batch, on its device."""
+        """Return the context masks of a batch, on its device."""
         mask = draw_visible(self.settings.mask, self.grid, self.config.seed, batch.step, batch.positions)
         return Visibility(torch.from_numpy(mask), batch.views[0].device)
 
     def predict(self, image_BCHW: Tensor, visibility: Visibility) -> dict[str, Tensor]:
-        """Context features, prediction and target features, each [B, C, h, w]."""
-        # No gradient, but batch statistics: the target encoder stays in training mode, and its running statistics move. It goes
-        # first: what it needs for a moment does not come on top of what the context encoder keeps.
+        """Return context features, prediction and target features, each [B, C, h, w]."""
+        # No gradient, but batch statistics: the target encoder stays in training mode, and its
+        # running statistics move. It goes first, so that its temporary memory does not add to what
+        # the context encoder keeps.
         with torch.inference_mode():
             target = self.run_target(image_BCHW)
         context = self.encoder(image_BCHW, visibility)
@@ -144,7 +145,7 @@ class Method(BaseMethod[Config]):
         return {"context": context, "prediction": self.run_predictor(filled), "target": target}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
+        """Return {"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
         visibility = self.visibility(batch)
         out = self.predict(batch.views[0], visibility)
         context, target = out["context"], out["target"]
@@ -154,13 +155,13 @@ class Method(BaseMethod[Config]):
         return {"loss": loss, "visible_fraction": loss.new_full((), visibility.fraction)}
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """Move the target encoder after optimiser step `step`; returns what is worth logging."""
+        """Move the target encoder after optimiser step `step`; return values to log."""
         momentum = ema_momentum(self.settings.ema, step, self.total_steps)
         ema_update(self.target_encoder, self.encoder, momentum)
         return {"ema_momentum": momentum}
 
     @torch.no_grad()
     def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures for the log: the normalised images with their hidden cells black, at most 8."""
+        """Return at most 8 normalised images to log, their hidden cells black."""
         images = batch.views[0]
         return {"masked": (images * self.visibility(batch).at(images))[:8]}

@@ -1,7 +1,7 @@
-"""I-JEPA: predict a transformer's features of four blocks of an image from the rest of it (Assran et al. 2023, arXiv 2301.08243).
+"""I-JEPA: predict features of four blocks of an image from the rest (arXiv 2301.08243).
 
 context, targets = blocks(seed, step, position)                        cells of the patch grid
-c                = encoder(patches of the context)                     gradient; other patches are never computed
+c                = encoder(patches of the context)                     gradient; no other patches
 h                = layer norm(target_encoder(image)), at the targets   no gradient; whole image
 p                = predictor(c, mask tokens with the targets' positions)
 loss             = mean smooth-L1 of p and h
@@ -38,7 +38,7 @@ OPTIMIZERS = {
 
 @dataclass
 class Config(MethodConfig):
-    """The method's own settings; the defaults are the official code's, for a ViT-B."""
+    """Settings of the method; the defaults are the official code's for a ViT-B."""
 
     title: ClassVar[str] = "I-JEPA"
     name: str = "ijepa"
@@ -49,7 +49,7 @@ class Config(MethodConfig):
     ema: EmaConfig = field(default_factory=lambda: EmaConfig(schedule=Schedule.linear))
 
     def validate(self, config: TrainConfig) -> None:
-        """Raise ValueError where the encoder is no ViT, or mask, predictor, crop or EMA settings break their rules."""
+        """Raise ValueError if the encoder is no ViT or a setting breaks its rule."""
         require_encoder(config, vit=True)
         validate_block_mask(self.mask, "method.mask", grid_size(config))
         require_context(self.mask, "method.mask", grid_size(config))
@@ -62,7 +62,7 @@ class Config(MethodConfig):
 
 
 class Method(BaseMethod[Config]):
-    """The trainable whole: context encoder, target encoder and predictor."""
+    """Context encoder, target encoder and predictor."""
 
     encoder: "VisionTransformer"
 
@@ -77,24 +77,24 @@ class Method(BaseMethod[Config]):
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
-        """One view an image: a random crop, nothing else."""
+        """Return one view per image: a random crop."""
         assert isinstance(config.method, Config)
         return [ViewSpec(config.data.image_size, config.method.min_crop_scale, flip_probability=0.0)]
 
     @property
     def probe_encoder(self) -> "VisionTransformer":
-        """The network that is probed and exported: the target encoder."""
+        """Return the network that is probed and exported: the target encoder."""
         return self.target_encoder
 
     def cells(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cells of the context [B, K] and of the targets [B, T, n], on the batch's device."""
+        """Return cells of the context [B, K] and of the targets [B, T, n], on the device."""
         config = self.config
         drawn = draw_blocks(self.settings.mask, self.encoder.grid, config.seed, batch.step, config.global_batch_size, batch.positions)
         context, targets = (to_device(torch.from_numpy(cells), batch.views[0].device) for cells in drawn)
         return context, targets
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
+        """Return {"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
         image, dtype = batch.views[0], batch.views[0].dtype
         context_BK, target_BTn = self.cells(batch)
         context_BKD = self.encoder.tokens(image, context_BK)
@@ -109,14 +109,14 @@ class Method(BaseMethod[Config]):
         return {"loss": loss, "visible_fraction": loss.new_full((), context_BK.shape[1] / self.encoder.grid**2)}
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """Move the target encoder after optimiser step `step`; returns what is worth logging."""
+        """Move the target encoder after optimiser step `step`; return values to log."""
         momentum = ema_momentum(self.settings.ema, step, self.total_steps)
         ema_update(self.target_encoder, self.encoder, momentum)
         return {"ema_momentum": momentum}
 
     @torch.no_grad()
     def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures for the log: the normalised images with all but their context black, at most 8."""
+        """Return at most 8 normalised images to log, black outside their context."""
         images, (context, _) = batch.views[0][:8], self.cells(batch)
         visible = images.new_zeros(len(images), self.encoder.grid**2).scatter_(1, context[:8], 1.0).unflatten(1, (self.encoder.grid, -1))
         patch = self.encoder.patch_size

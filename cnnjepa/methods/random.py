@@ -1,6 +1,6 @@
-"""No training, the lower baseline: the encoder as it starts, with BatchNorm statistics of the training images.
+"""No training, the lower baseline: the initial encoder with calibrated BatchNorm statistics.
 
-No image is loaded but for those statistics, once, after the first step; the steps count, and cost nothing.
+Images are loaded once, after the first step, for these statistics. Steps count, but cost nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -20,14 +20,14 @@ from cnnjepa.run.ranks import Ranks
 
 @dataclass
 class Config(MethodConfig):
-    """There is nothing to set."""
+    """Settings of the method: none."""
 
     title: ClassVar[str] = "random"
     name: str = "random"
 
 
 class Method(BaseMethod[Config]):
-    """A frozen encoder, and a parameter for the optimiser to hold, which stays 0."""
+    """A frozen encoder, and a parameter for the optimiser, which stays 0."""
 
     def __init__(self, config: TrainConfig, total_steps: int) -> None:
         # Every rank sees all images of the calibration: there is nothing to synchronise.
@@ -35,21 +35,21 @@ class Method(BaseMethod[Config]):
         super().__init__(replace(config, encoder=alone), total_steps)
 
     def build(self) -> None:
-        """Freeze the encoder, and add what the optimiser holds."""
+        """Freeze the encoder and add the optimiser's parameter."""
         self.encoder.requires_grad_(False)
         self.unused = nn.Parameter(torch.zeros(1))
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
-        """None: no image is decoded."""
+        """Return no views: no image is decoded."""
         return []
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": 0}."""
+        """Return {"loss": 0}."""
         return {"loss": 0 * self.unused.sum()}
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """After the first step, set the BatchNorm statistics; every rank does so alike."""
+        """Set the BatchNorm statistics after the first step, the same on every rank."""
         if step == 0:
             device = self.unused.device
             calibrate_batchnorm(self.encoder, self.config, load_splits(self.config.data), Ranks(0, 1, device))

@@ -1,8 +1,8 @@
-"""SimCLR: two views of an image are made alike, and unlike all other images of the batch (Chen et al. 2020, arXiv 2002.05709).
+"""SimCLR: find the other view of each image in the batch (Chen et al. 2020, arXiv 2002.05709).
 
 z1, z2   = head(encoder(view 1)), head(encoder(view 2))        one projection per view
 gather   = z1 and z2 of all ranks
-loss     = cross-entropy of finding each projection's partner among the 2N - 1 others, by cosine / temperature
+loss     = cross-entropy of each projection's partner among 2N - 1 others, by cosine / temperature
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ def _strong() -> AugmentConfig:
 
 @dataclass
 class Config(MethodConfig):
-    """The method's own settings; the defaults are those of the CNN-JEPA paper's comparison."""
+    """Settings of the method; the defaults are those of the CNN-JEPA paper's comparison."""
 
     title: ClassVar[str] = "SimCLR"
     name: str = "simclr"
@@ -41,7 +41,7 @@ class Config(MethodConfig):
     global_batch: ClassVar[bool] = True
 
     def validate(self, config: TrainConfig) -> None:
-        """Raise ValueError where a size, the temperature or the augmentation breaks its rule."""
+        """Raise ValueError if a size, the temperature or the augmentation breaks its rule."""
         validate_augment(self.augment, "method.augment")
         validate_sizes(self, "hidden", "projection")
         if not 0 < self.temperature < float("inf"):
@@ -49,7 +49,7 @@ class Config(MethodConfig):
 
 
 def nt_xent_loss(z1_ND: Tensor, z2_ND: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy over the 2N projections, averaged over them (equation 1)."""
+    """Return the mean cross-entropy of finding the partner of each of 2N projections (eq. 1)."""
     z = F.normalize(torch.cat([z1_ND, z2_ND]), dim=1)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     similarity = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
@@ -58,7 +58,7 @@ def nt_xent_loss(z1_ND: Tensor, z2_ND: Tensor, temperature: float) -> Tensor:
 
 
 class Method(BaseMethod[Config]):
-    """The trainable whole: encoder and projection head."""
+    """Encoder and projection head."""
 
     def build(self) -> None:
         """Add the head."""
@@ -67,12 +67,12 @@ class Method(BaseMethod[Config]):
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
-        """Two views an image, drawn alike."""
+        """Return two views per image, drawn alike."""
         assert isinstance(config.method, Config)
         return [augmented(config.data, config.method.augment)] * 2
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": scalar} of the global batch, of which this micro-batch is the rank's share."""
+        """Return {"loss": scalar} of the global batch; this micro-batch is the rank's share."""
         z1, z2 = (self.head(batch.showing("context", self.encoder(view).mean((2, 3)))) for view in batch.views)
         # Similarities over a temperature of 0.1 are too coarse in bf16.
         with torch.autocast(z1.device.type, enabled=False):

@@ -1,6 +1,6 @@
-"""Supervised training, the upper baseline: what the same encoder, views and budget come to when labels are given.
+"""Supervised training, the upper baseline: the same encoder, views and budget, with labels.
 
-It sees the labels of the probes' training images alone: those that choices are made on, and the test images, stay held out.
+It sees only the labels of the probes' training images; held-out and test images stay held out.
 
 loss = cross-entropy(linear(pooled encoder(view)), label)
 """
@@ -23,11 +23,11 @@ _CLASSES = {DatasetName.digits: 10, DatasetName.fashion_mnist: 10, DatasetName.i
 
 @dataclass
 class Config(MethodConfig):
-    """The method's own settings."""
+    """Settings of the method."""
 
     title: ClassVar[str] = "supervised"
     name: str = "supervised"
-    classes: int = 0  # 0 takes the number of the data set, where that has a fixed one
+    classes: int = 0  # 0: the data set's own number, if it is fixed
 
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError unless the number of classes is known, and the data set's own."""
@@ -39,7 +39,7 @@ class Config(MethodConfig):
 
 
 class Method(BaseMethod[Config]):
-    """The trainable whole: encoder and classifier."""
+    """Encoder and classifier."""
 
     def build(self) -> None:
         """Add the classifier."""
@@ -48,11 +48,14 @@ class Method(BaseMethod[Config]):
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
-        """One view an image, CNN-JEPA's."""
+        """Return one view per image, CNN-JEPA's."""
         return [crop_and_flip(config.data)]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": scalar} of one micro-batch: over its labelled images, divided by all, so that any split over ranks adds up alike."""
+        """Return {"loss": scalar} of one micro-batch, summed over its labelled images.
+
+        The sum is divided by the number of all images, so that any split over ranks adds up alike.
+        """
         assert batch.labels is not None
         scores = self.classifier(batch.showing("context", self.encoder(batch.views[0]).mean((2, 3)))).to(batch.views[0].dtype)
         return {"loss": F.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum") / len(scores)}

@@ -1,4 +1,4 @@
-"""VICReg: two views are embedded alike, while each dimension keeps its variance and no two say the same (Bardes et al. 2022, 2105.04906).
+"""VICReg: embed two views alike, with varied, uncorrelated dimensions (arXiv 2105.04906).
 
 z1, z2      = head(encoder(view 1)), head(encoder(view 2))
 invariance  = mean squared difference of z1 and z2
@@ -33,7 +33,7 @@ def _solarised() -> AugmentConfig:
 
 @dataclass
 class Config(MethodConfig):
-    """The method's own settings; the defaults are those of the CNN-JEPA paper's comparison."""
+    """Settings of the method; the defaults are those of the CNN-JEPA paper's comparison."""
 
     title: ClassVar[str] = "VICReg"
     name: str = "vicreg"
@@ -46,7 +46,7 @@ class Config(MethodConfig):
     global_batch: ClassVar[bool] = True
 
     def validate(self, config: TrainConfig) -> None:
-        """Raise ValueError where a size, a weight or the augmentation breaks its rule."""
+        """Raise ValueError if a size, a weight or the augmentation breaks its rule."""
         validate_augment(self.augment, "method.augment")
         validate_sizes(self, "width", "depth")
         for name in ("invariance", "variance", "covariance"):
@@ -56,15 +56,15 @@ class Config(MethodConfig):
 
 
 def variance_loss(z_ND: Tensor) -> Tensor:
-    """How far the standard deviations of the dimensions fall short of 1, on average (equation 1)."""
+    """Return by how much the dimensions' standard deviations fall short of 1 (equation 1)."""
     return F.relu(1 - (z_ND.var(dim=0) + _EPSILON).sqrt()).mean()
 
 
 def covariance_loss(z_ND: Tensor) -> Tensor:
-    """Squared covariances of different dimensions, summed, over D (equation 4).
+    """Return the squared covariances of different dimensions, summed, over D (equation 4).
 
-    All entries of Z'Z squared sum up to those of ZZ', which has N x N of them and not D x D: with 512 images of 8192 dimensions a
-    sixteenth of the work, and 1 MB in place of 268.
+    The squared entries of Z'Z and of ZZ' have the same sum, but ZZ' is N x N, not D x D: for 512
+    images of 8192 dimensions a sixteenth of the work, and 1 MB instead of 268.
     """
     count, dimensions = z_ND.shape
     centred = z_ND - z_ND.mean(dim=0)
@@ -74,7 +74,7 @@ def covariance_loss(z_ND: Tensor) -> Tensor:
 
 
 class Method(BaseMethod[Config]):
-    """The trainable whole: encoder and expander head."""
+    """Encoder and expander head."""
 
     def build(self) -> None:
         """Add the head."""
@@ -83,12 +83,12 @@ class Method(BaseMethod[Config]):
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
-        """Two views an image, drawn alike."""
+        """Return two views per image, drawn alike."""
         assert isinstance(config.method, Config)
         return [augmented(config.data, config.method.augment)] * 2
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": scalar, and its three parts, not weighted} of the global batch, of which this micro-batch is the rank's share."""
+        """Return {"loss": scalar} of the global batch, and its three parts, unweighted."""
         z1, z2 = (self.head(batch.showing("context", self.encoder(view).mean((2, 3)))) for view in batch.views)
         # Sums of squares over thousands of dimensions would not survive bf16.
         with torch.autocast(z1.device.type, enabled=False):

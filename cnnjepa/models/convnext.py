@@ -3,8 +3,8 @@
 Keys (without `head`) and initialisation are timm's. Only the depthwise 7x7 convolutions look beyond
 a cell: stem and downsampling cut the image into squares that tile the cells, and all other layers
 act on each position separately. Hidden positions therefore need to be zeroed once after each of
-these, not after every operation. Tiled execution computes everything except these convolutions,
-stem and downsampling only for visible positions.
+these, not after every operation. Tiled execution computes all other layers only for visible
+positions.
 """
 
 import torch
@@ -23,10 +23,7 @@ SHAPES = {
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Apply LayerNorm over the channels of each position.
-
-    Hidden positions enter no other position's statistics, and no running statistics are needed.
-    """
+    """LayerNorm over the channels of each position; hidden positions enter no statistics."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
@@ -37,10 +34,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """Apply a depthwise 7x7 convolution and a pointwise MLP, with a shortcut.
-
-    The MLP is LayerNorm, two pointwise layers with GELU between them, and a scale per channel.
-    """
+    """Depthwise 7x7 convolution and pointwise MLP, scaled per channel, with a shortcut."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,8 +48,7 @@ class Block(nn.Module):
         y_BHWC = self.conv_dw(x_BCHW).permute(0, 2, 3, 1)
         if visibility is None or execution is Execution.masked:
             return x_BCHW + hide(self._pointwise(y_BHWC).permute(0, 3, 1, 2), visibility)
-        # Everything after the convolution, nearly all of the arithmetic, is computed only for
-        # visible positions.
+        # All that follows, nearly all of the arithmetic, is computed only for visible positions.
         b, h, w, c = y_BHWC.shape
         rows = visibility.positions(h, w)
         y_NC = self._pointwise(y_BHWC.reshape(-1, c).index_select(0, rows))
@@ -67,7 +60,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Halve the resolution, except in the first stage, then apply the blocks."""
+    """Blocks after a downsampling to half the resolution, which the first stage lacks."""
 
     def __init__(self, c_in: int, channels: int, blocks: int) -> None:
         super().__init__()
@@ -85,9 +78,9 @@ class Stage(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Map images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell] of either sign.
+    """Network from images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell].
 
-    A cell has 32 pixels per side with four stages.
+    Features have either sign. A cell has 32 pixels per side with four stages.
     """
 
     def __init__(self, stages: list[int], width: int) -> None:

@@ -17,8 +17,5 @@ def target_of(online: Net) -> Net:
 
 @torch.no_grad()
 def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """Set target <- momentum x target + (1 - momentum) x online.
-
-    Only parameters change, never buffers.
-    """
+    """Set target <- momentum x target + (1 - momentum) x online for parameters, not buffers."""
     torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in online.parameters()], 1 - momentum)

@@ -1,7 +1,6 @@
-"""Build the encoder of a configuration by its name.
+"""Build the encoder of a configuration: images [B, 3, H, W] to features [B, out_channels, h, w].
 
-Encoders map images [B, 3, H, W] to features [B, out_channels, h, w]. The ViTs' file is imported
-only when needed, because importing timm takes seconds.
+The ViTs' file is imported only when needed, because importing timm takes seconds.
 """
 
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,10 +19,7 @@ Encoder: TypeAlias = "ResNet | ConvNeXt | VisionTransformer"
 
 
 def build_encoder(config: EncoderConfig, image_size: int, generator_seed: int) -> Encoder:
-    """Return a freshly initialised encoder.
-
-    Weights depend only on `generator_seed`, not on earlier random draws.
-    """
+    """Return a new encoder. Its weights depend only on `generator_seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         if config.name in VITS:

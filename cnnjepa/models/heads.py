@@ -1,7 +1,4 @@
-"""The fully connected heads of the joint-embedding methods.
-
-Shapes: B images, D features.
-"""
+"""Build the fully connected heads of the joint-embedding methods."""
 
 import itertools
 
@@ -11,7 +8,7 @@ from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 
 
 class HeadNorm(MaskedBatchNorm2d):
-    """Apply BatchNorm to vectors, synchronised over ranks as in the encoder.
+    """BatchNorm of vectors, synchronised over ranks as in the encoder.
 
     On one rank it equals nn.BatchNorm1d.
     """

@@ -1,9 +1,6 @@
-"""Masked execution: hidden positions stay zero throughout a network (paper, section III-A).
+"""Keep hidden positions zero throughout a network (paper, section III-A).
 
-BatchNorm sees only visible positions.
-
-Shapes: B images, C channels, H x W positions; h x w cells of the mask, each cell H/h x W/w
-positions at a given depth.
+Shapes: B images, C channels, H x W positions; h x w cells of the mask, of H/h x W/w positions.
 """
 
 from typing import Any
@@ -21,13 +18,10 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 class Visibility:
-    """Hold the mask of one forward pass, at every resolution that the network requests."""
+    """The mask of one forward pass, at every resolution that the network requests."""
 
     def __init__(self, visible_Bhw: Tensor, device: torch.device | None = None) -> None:
-        """Take a boolean mask [B, h, w], True where visible, and the device to work on.
-
-        A mask on the host saves a CUDA synchronisation.
-        """
+        """Take a mask [B, h, w], True where visible. A host mask saves a CUDA synchronisation."""
         self.shape = visible_Bhw.shape
         self.device = visible_Bhw.device if device is None else device
         host = visible_Bhw.cpu()
@@ -53,7 +47,7 @@ class Visibility:
     def at(self, like_BCHW: Tensor) -> Tensor:
         """Return 1 where visible and 0 where hidden, [B, 1, H, W], in the dtype of `like_BCHW`.
 
-        H and W must be multiples of h and w.
+        Raise ValueError unless H and W are multiples of h and w.
         """
         height, width = like_BCHW.shape[-2:]
         key = height, width, like_BCHW.dtype
@@ -62,10 +56,7 @@ class Visibility:
         return self._masks[key]
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Return the indices of visible positions in a height x width map, cell by cell.
-
-        Indices refer to the flat (image, row, column) order.
-        """
+        """Return the flat indices of visible positions in [B, height, width], cell by cell."""
         key = height, width
         if key not in self._positions:
             _, h, w = self.shape
@@ -79,7 +70,7 @@ class Visibility:
 def needed(visibility: Visibility | None, image_BCHW: Tensor, cell: int) -> Visibility | None:
     """Return `visibility`, or None if it hides nothing.
 
-    Raises ValueError unless it has one cell for each `cell` x `cell` pixels.
+    Raise ValueError unless it has one cell for each `cell` x `cell` pixels.
     """
     if visibility is None:
         return None
@@ -96,11 +87,10 @@ def hide(x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
 
 
 class MaskedBatchNorm2d(nn.BatchNorm2d):
-    """Apply BatchNorm with the statistics of the visible positions.
+    """BatchNorm with the statistics of the visible positions; nn.BatchNorm2d if all are visible.
 
-    It equals nn.BatchNorm2d if all positions are visible. Hidden positions must be zero in the
-    input and are zero in the output. The running variance is unbiased over the visible count. With
-    `sync` set, statistics are those of all ranks' batches together.
+    Hidden positions must be zero in the input and are zero in the output. The running variance is
+    unbiased over the visible count. With `sync` set, statistics are those of all ranks together.
     """
 
     sync = False
@@ -144,7 +134,7 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _NormOverRanks(torch.autograd.Function):
-    """Apply BatchNorm to the rows of all ranks together.
+    """BatchNorm over the rows of all ranks together.
 
     Each layer sends three messages per pass, and keeps no more memory than BatchNorm.
     """
@@ -177,8 +167,5 @@ class _NormOverRanks(torch.autograd.Function):
 
 
 def masked_max_pool(x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
-    """Apply 3x3 max-pooling of stride 2.
-
-    Hidden positions count as the zeros that they hold, which is neutral after a ReLU.
-    """
+    """Apply 3x3 max-pooling of stride 2. The zeros of hidden positions are neutral after a ReLU."""
     return hide(F.max_pool2d(x_BCHW, 3, 2, 1), visibility)

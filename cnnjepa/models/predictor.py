@@ -1,7 +1,6 @@
-"""The predictor and its ablation variants (paper, section III-C and table III).
+"""Build the predictor and its ablation variants (paper, section III-C and table III).
 
-It sees all cells of the grid, with hidden cells filled with the mask token, so its BatchNorm is an
-ordinary one.
+It sees all cells, the hidden ones filled with the mask token, so its BatchNorm is ordinary.
 """
 
 import itertools
@@ -14,10 +13,7 @@ from cnnjepa.models.masked import MaskedBatchNorm2d
 
 
 class Pointwise(nn.Conv2d):
-    """Compute a 1x1 convolution as a matrix product over positions.
-
-    This is faster on maps as small as the grid.
-    """
+    """1x1 convolution as a matrix product, which is faster on maps as small as the grid."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 1)

@@ -1,7 +1,8 @@
-"""ResNets whose forward takes a mask: torchvision's keys without `fc`, timm's initialisation (paper, section IV-A).
+"""ResNets with a masked forward pass (paper, section IV-A).
 
-One readable network serves as context encoder (with a Visibility) and as target encoder (without). What it says for a Visibility is
-masked execution, the reference; models/tiles.py comes to the same result from the visible cells alone.
+Keys (without `fc`) are torchvision's, the initialisation is timm's. One network serves as context
+encoder, with a Visibility, and as target encoder, without. Masked execution is the reference;
+models/tiles.py computes the same result from the visible cells alone.
 """
 
 import torch
@@ -11,7 +12,8 @@ from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool, needed
 from cnnjepa.models.tiles import ConvNorm, encode_tiles
 
-# Cells of a micro-batch, hidden ones too, from which on tiles pay; below, a GPU waits for the host, which has more kernels to launch.
+# Cells of a micro-batch, hidden ones included, from which tiles pay. Below, the GPU waits for the
+# host, which launches more kernels.
 FEWEST_CELLS = {"cuda": 4096}
 
 
@@ -20,15 +22,15 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _sum(y_BCHW: Tensor, shortcut_BCHW: Tensor) -> Tensor:
-    """In place where no gradient is taken; where one is, `y` may be a view, and to write to it would cost more than it saves."""
+    """Add in place, unless gradients flow: `y` may then be a view, which is costly to write to."""
     return y_BCHW + shortcut_BCHW if y_BCHW.requires_grad else y_BCHW.add_(shortcut_BCHW)
 
 
 class Downsample(nn.Sequential):
-    """The 1x1 convolution and BatchNorm of a shortcut whose shape changes; keys `0` and `1`."""
+    """1x1 convolution and BatchNorm of a shortcut whose shape changes; keys `0` and `1`."""
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
-        """[B, C, H, W] to [B, C', H/stride, W/stride]."""
+        """Map [B, C, H, W] to [B, C', H/stride, W/stride]."""
         conv, norm = self
         return norm(hide(conv(x_BCHW), visibility), visibility)
 
@@ -50,11 +52,11 @@ class BasicBlock(nn.Module):
 
     @property
     def branch(self) -> list[ConvNorm]:
-        """The convolutions beside the shortcut and their norms, in order."""
+        """Return the convolutions beside the shortcut and their norms, in order."""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
-        """[B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
+        """Map [B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
         shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
         y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
         y = self.bn2(hide(self.conv2(y), visibility), visibility)
@@ -82,11 +84,11 @@ class Bottleneck(nn.Module):
 
     @property
     def branch(self) -> list[ConvNorm]:
-        """The convolutions beside the shortcut and their norms, in order."""
+        """Return the convolutions beside the shortcut and their norms, in order."""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
-        """[B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
+        """Map [B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
         shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
         y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
         y = self.relu(self.bn2(hide(self.conv2(y), visibility), visibility))
@@ -104,10 +106,11 @@ Block = BasicBlock | Bottleneck
 
 
 class ResNet(nn.Module):
-    """Images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell].
+    """Network from images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell].
 
-    With `small` the stem is one 3x3 convolution of stride 2 without pooling and there are three stages: 8 pixels a cell, so that
-    a 32-pixel image has 4x4 of them. Otherwise the stem and the four stages are the usual ones: 32 pixels a cell.
+    With `small`, the stem is a 3x3 convolution of stride 2 without pooling, and there are three
+    stages: 8 pixels per cell, so that a 32-pixel image has 4x4 cells. Otherwise stem and four
+    stages are the usual ones, with 32 pixels per cell.
     """
 
     def __init__(self, block: type[Block], stages: list[int], width: int = 64, small: bool = False) -> None:
@@ -136,13 +139,13 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.branch[-1][1].weight)  # so that a new block is the identity
 
     def blocks(self) -> list[Block]:
-        """All residual blocks, in order."""
+        """Return all residual blocks, in order."""
         return [block for name in self.stage_names for block in self.get_submodule(name).children()]  # type: ignore[misc]
 
     def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
-        """Features, zero where hidden; raises ValueError where the mask's cells are not the network's."""
+        """Return the features, zero where hidden; raise ValueError if the mask does not fit."""
         visibility = needed(visibility, image_BCHW, self.cell)
-        # Tiles are for training; statistics that other ranks share are left to the masked way.
+        # Tiles are for training. Statistics shared with other ranks take masked execution.
         tiled = self.execution is Execution.tiled and self.training and not self.bn1.is_synced()
         if visibility is not None and tiled and visibility.shape.numel() >= FEWEST_CELLS.get(visibility.device.type, 0):
             stem = self.conv1, self.bn1
@@ -168,7 +171,7 @@ _STAGES: dict[EncoderName, tuple[type[Block], list[int]]] = {
 
 
 def build_encoder(config: EncoderConfig, generator_seed: int | None = None) -> ResNet:
-    """A freshly initialised encoder; equal weights for equal `generator_seed`, whatever was drawn before."""
+    """Return a new encoder. Its weights depend only on `generator_seed`, if that is given."""
     with torch.random.fork_rng(devices=[]):
         if generator_seed is not None:
             torch.manual_seed(generator_seed)

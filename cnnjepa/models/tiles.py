@@ -1,12 +1,13 @@
-"""Tiled execution: the masked encoder computes the visible cells alone, and comes to the same result as masked execution.
+"""Compute only the visible cells, with the result of masked execution: tiled execution.
 
-The visible cells of the whole batch are packed one after the other, each a tile of S x S positions; S halves with every stride, to 1
-at the end. Activations are rows, one a position, channels last: [M, C] with M = N S S. On rows without hidden positions a 1x1
-convolution is a matrix product, BatchNorm, ReLU and sums are the ordinary ones, and there is nothing to hide. Only a kernel that is
-wider than one position looks over the edge of its tile: there it reads the neighbouring tile where that is visible and zeros where it
-is not, which is what masked execution holds there. docs/how-it-works/tiles.md says why this is exact and what it costs.
+The visible cells of a batch are packed one after another, each a tile of S x S positions. Every
+stride halves S, down to 1. Activations are rows [M, C], one per position, channels last; M is N x S
+x S. On rows without hidden positions, a 1x1 convolution is a matrix product, and BatchNorm, ReLU
+and sums are the ordinary ones. Only a wider kernel looks over the edge of its tile: it reads the
+neighbouring tile if that is visible, else zeros, which masked execution holds there.
+docs/how-it-works/tiles.md says why this is exact and what it costs.
 
-Shapes: N tiles, S positions a side, M rows, C and D channels in and out, K x K kernels.
+Shapes: N tiles, S positions per side, M rows, C and D channels in and out, K x K kernels.
 """
 
 from collections.abc import Sequence
@@ -23,29 +24,30 @@ from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 aten = torch.ops.aten
 ConvNorm: TypeAlias = tuple[nn.Conv2d, MaskedBatchNorm2d]
 _ONE, _NONE = [1, 1], [0, 0]
-# Each mask has its own number of tiles, and cuDNN plans again for each shape, in milliseconds: CUDA's convolutions get one of so many.
+# cuDNN plans again, in milliseconds, for each new number of tiles. On CUDA, convolutions see only
+# this many different numbers.
 SHAPES = {"cuda": 32}
 
 
 class TileMap:
-    """Which rows each tile reads, for one mask; indices are computed once and without asking the device for anything."""
+    """Rows that each tile reads, for one mask; computed once, without a CUDA synchronisation."""
 
     def __init__(self, visibility: Visibility) -> None:
         self.shape = visibility.shape
         self.cells = visibility.cells  # [N]
         self.count = len(self.cells)
-        # Tiles that see nothing, added for convolutions alone.
+        # Tiles without content, added for convolutions only.
         self.padding = -self.count % -(-self.shape.numel() // SHAPES.get(self.cells.device.type, self.shape.numel()))
         numbers = torch.full((self.shape.numel(),), self.count, dtype=torch.long, device=self.cells.device)
         numbers[self.cells] = torch.arange(self.count, device=self.cells.device)
-        # The number of each cell's tile, N where it is hidden; one ring of hidden cells around each image.
+        # The number of each cell's tile, N if hidden; a ring of hidden cells surrounds each image.
         ringed = F.pad(numbers.view(self.shape), (1, 1, 1, 1), value=self.count)
-        # [N, 3, 3] numbers of the tiles around each and of itself.
+        # [N, 3, 3] numbers of each tile and of those around it.
         self.around = ringed.unfold(1, 3, 1).unfold(2, 3, 1).flatten(0, 2).index_select(0, self.cells)
         self._known: dict[tuple[int, ...], Any] = {}
 
     def window(self, side: int, before: int, after: int) -> Tensor:
-        """[N + padding, W, W] row behind each position of a tile and its edges; the row after the last where nothing is visible."""
+        """Return the rows behind each tile and its edges, [N + padding, W, W]; M where hidden."""
         key = side, before, after
         if key not in self._known:
             reach = torch.arange(-before, side + after, device=self.cells.device)
@@ -56,7 +58,7 @@ class TileMap:
         return self._known[key]
 
     def patches(self, side: int, kernel: int, stride: int) -> Tensor:
-        """[N s s K K] row behind each tap of each output position, s = side / stride."""
+        """Return the row behind each tap of each output position, [N s s K K], s = side/stride."""
         key = side, kernel, stride, 0
         if key not in self._known:
             window = self.window(side, kernel // 2, kernel // 2 - stride + 1)[: self.count]
@@ -64,7 +66,10 @@ class TileMap:
         return self._known[key]
 
     def taps(self, side: int, kernel: int, stride: int) -> "Taps":
-        """The pairs of output and visible input rows, tap by tap; not for CUDA, where their numbers would have to be waited for."""
+        """Return the pairs of output and visible input rows, tap by tap.
+
+        Not for CUDA: the host would have to wait for their numbers.
+        """
         key = side, kernel, stride, 1
         if key not in self._known:
             self._known[key] = Taps(self.patches(side, kernel, stride).view(-1, kernel**2), self.count * side**2)
@@ -72,7 +77,7 @@ class TileMap:
 
 
 class Taps:
-    """For each tap of a kernel the pairs (output row, input row) whose input is visible, and how to sum over taps."""
+    """Pairs (output row, visible input row) for each tap of a kernel, and how to sum over taps."""
 
     def __init__(self, rows_MT: Tensor, inputs: int) -> None:
         outputs, taps = rows_MT.shape
@@ -90,13 +95,13 @@ class Taps:
 
     @staticmethod
     def total(products: Tensor, order: tuple[Tensor, Tensor]) -> Tensor:
-        """The sum of the products that belong to each row."""
+        """Return the sum of the products that belong to each row."""
         return F.embedding_bag(order[0], products, order[1], mode="sum")
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Up to which side of the output's tiles each kind of arithmetic is taken; the last resort is a convolution of windows."""
+    """Largest side of output tiles for each kind of arithmetic. Larger ones convolve windows."""
 
     product: int  # 1x1: a matrix product, else a convolution
     taps: tuple[int, int] = (0, 0)  # one product a tap over the visible pairs alone, for stride 1 and 2
@@ -104,8 +109,9 @@ class Kernels:
     weight_patches: int = 0  # the same for the weight's gradient alone
 
 
-# Measured on Zen 4 with oneDNN and MKL, and on an H100, where a convolution for each 1x1 takes the encoder 2.6 times as long, and windows
-# alone 1.2 times (tests/benchmarks/encoder.py). Taps would need CUDA's host to know how many pairs each has.
+# Measured on Zen 4 with oneDNN and MKL, and on an H100, where a convolution for each 1x1 takes the
+# encoder 2.6 times as long, and windows alone 1.2 times (tests/benchmarks/encoder.py). For taps,
+# CUDA's host would have to know how many pairs each has.
 CPU = {torch.float32: Kernels(2, (2, 2)), torch.float64: Kernels(2, (2, 2)), torch.bfloat16: Kernels(8, (2, 2), 0, 4)}
 CUDA = Kernels(product=64, patches=2, weight_patches=2)
 
@@ -115,22 +121,22 @@ def _kernels(x_MC: Tensor) -> Kernels:
 
 
 def _as_tiles(x_MC: Tensor, side: int) -> Tensor:
-    """[M, C] as [N, C, S, S] in channels-last memory; nothing is copied."""
+    """View [M, C] as [N, C, S, S] in channels-last memory."""
     return x_MC.view(-1, side, side, x_MC.shape[1]).permute(0, 3, 1, 2)
 
 
 def _as_rows(x_NCSS: Tensor) -> Tensor:
-    """The inverse of `_as_tiles`; copies what is not in channels-last memory."""
+    """Invert `_as_tiles`; copy if the memory is not channels-last."""
     return x_NCSS.permute(0, 2, 3, 1).reshape(-1, x_NCSS.shape[1])
 
 
 def _cast(w: Tensor, x_MC: Tensor) -> Tensor:
-    """The weight in the type to compute in; made again by the backward pass, so that no copy is kept."""
+    """Return the weight in the dtype of `x_MC`. The backward pass casts again: no copy is kept."""
     return w.to(x_MC.dtype, memory_format=torch.channels_last)
 
 
 def _read(x_MC: Tensor, rows: Tensor) -> Tensor:
-    """The chosen rows; zeros for the row after the last."""
+    """Return the chosen rows; zeros for the row after the last."""
     return torch.cat([x_MC, x_MC.new_zeros(1, x_MC.shape[1])]).index_select(0, rows.flatten())
 
 
@@ -139,17 +145,20 @@ def _read_window(x_MC: Tensor, tiles: TileMap, side: int, before: int, after: in
 
 
 def _padded(x: Tensor, tiles: TileMap) -> Tensor:
-    """[N, ...] with `padding` tiles of zeros after it."""
+    """Append `padding` tiles of zeros to [N, ...]."""
     return F.pad(x, [0, 0] * (x.ndim - 1) + [0, tiles.padding]) if tiles.padding else x  # else it would be copied
 
 
 def _thin(x_MC: Tensor, side: int, stride: int) -> Tensor:
-    """Every `stride`-th position of each tile, both ways."""
+    """Return every `stride`-th position of each tile, in both directions."""
     return x_MC if stride == 1 else x_MC.view(-1, side, side, x_MC.shape[1])[:, ::stride, ::stride].reshape(-1, x_MC.shape[1])
 
 
 def _fold(g_NCWW: Tensor, tiles: TileMap) -> Tensor:
-    """What a window of one position before and none after gives back to its tile and to the neighbours that it read."""
+    """Add the gradients of windows to the tiles that they read; return rows.
+
+    A window reaches one position before its tile and none after.
+    """
     g_NCWW = g_NCWW[: tiles.count]
     g_NCSS = g_NCWW[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
 
@@ -205,7 +214,7 @@ def _wide_backward(g_MD: Tensor, x_MC: Tensor, w: Tensor, tiles: TileMap, side: 
     if stride > 1:
         to_x, to_w = _conv_backward(g, _read_window(x_MC, tiles, side, k // 2, k // 2 - stride + 1), w, stride, True)
         return _fold(to_x, tiles), to_w
-    # The gradient of a convolution is the convolution of the gradient with the kernel turned round, and reads the same neighbours.
+    # The gradient is its convolution with the turned kernel, and reads the same neighbours.
     turned = w.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     to_x = _as_rows(F.conv2d(_read_window(g_MD, tiles, side, k // 2, k // 2), turned)[: tiles.count])
     if side <= kernels.weight_patches:
@@ -225,7 +234,7 @@ def _forward(x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: int) ->
 def _backward(
     g_MD: Tensor, x_MC: Tensor, w: Tensor, tiles: TileMap, side: int, stride: int, add_to: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight; that of the input is added to `add_to`, in place, where there is one."""
+    """Return the gradients of input and weight; add the input's to `add_to`, if given, in place."""
     if w.shape[-1] > 1:
         to_x, to_w = _wide_backward(g_MD, x_MC, w, tiles, side, stride)
         return (to_x if add_to is None else add_to.add_(to_x)), to_w
@@ -238,12 +247,12 @@ def _backward(
 
 
 def _flat(x_MC: Tensor) -> Tensor:
-    """[M, C] as the image [1, C, M, 1], strides included: on other views ATen's BatchNorm leaves its vectorised path."""
+    """View [M, C] as [1, C, M, 1]: with other strides ATen's BatchNorm is not vectorised."""
     return x_MC[None, :, None].permute(0, 3, 1, 2)
 
 
 def _norm_forward(z_MC: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm in training: values, and the mean and 1 / std that its backward pass needs."""
+    """Apply BatchNorm in training; return values, and mean and 1 / std for the backward pass."""
     if len(z_MC) == 1:
         raise ValueError(f"BatchNorm needs more than 1 visible position in a micro-batch; got {len(z_MC)}")
     statistics = norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
@@ -258,7 +267,7 @@ def _norm_backward(g_MC: Tensor, z_MC: Tensor, w: Tensor, mean: Tensor, inverse_
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution and its norm, at work on tiles of `side`."""
+    """A convolution and its norm, on tiles of `side`."""
 
     conv: nn.Conv2d
     norm: MaskedBatchNorm2d
@@ -270,10 +279,11 @@ class _Layer:
 
 
 class _Residual(torch.autograd.Function):
-    """A whole residual block, so that ReLU's gradient is taken in place and the shortcut's is added within a product.
+    """A residual block: takes ReLU's gradient in place, adds the shortcut's within a product.
 
-    Takes its input, where the tiles lie, its layers (those of the branch, then the shortcut's where it has one), whether nobody else
-    reads its output's gradient, and then the weights of the convolutions, and the weights and biases of the norms.
+    Inputs: rows, tiles, layers (the branch's, then the shortcut's if it has one), length of the
+    branch, whether nobody else reads the output's gradient, weights of the convolutions, then
+    weights and biases of the norms.
     """
 
     @staticmethod
@@ -321,7 +331,7 @@ class _Residual(torch.autograd.Function):
 
 
 class _PoolFunction(torch.autograd.Function):
-    """3x3 max-pool of stride 2 on non-negative tiles: zeros for what is hidden or outside are neutral."""
+    """3x3 max-pool of stride 2 on non-negative tiles: zeros outside or hidden are neutral."""
 
     @staticmethod
     def forward(ctx: Any, x_MC: Tensor, tiles: TileMap, side: int) -> Tensor:
@@ -343,19 +353,19 @@ class _PoolFunction(torch.autograd.Function):
 
 
 class ResidualBlock(Protocol):
-    """What tiles ask of a block of models/resnet.py."""
+    """A block of models/resnet.py, as tiles need it."""
 
     @property
     def branch(self) -> list[ConvNorm]:
-        """The convolutions beside the shortcut and their norms, in order."""
+        """Return the convolutions beside the shortcut and their norms, in order."""
 
     @property
     def downsample(self) -> nn.Sequential | None:
-        """The convolution and the norm of the shortcut, where it has any."""
+        """Return the convolution and the norm of the shortcut, or None."""
 
 
 def _layers(block: ResidualBlock, side: int) -> tuple[list[_Layer], int, int]:
-    """The layers on tiles of `side`, the shortcut's last; how many form the branch; and the side of what they pass on."""
+    """Return the layers, the shortcut's last, the length of the branch, and the output's side."""
     layers, start = [], side
     for conv, norm in block.branch:
         layers.append(_Layer(conv, norm, side))
@@ -367,7 +377,7 @@ def _layers(block: ResidualBlock, side: int) -> tuple[list[_Layer], int, int]:
 
 
 def _stem(layer: ConvNorm, image_BCHW: Tensor, visibility: Visibility, tiles: TileMap, dtype: torch.dtype) -> Tensor:
-    """The first convolution and BatchNorm, from windows of the masked image; [M, C], non-negative."""
+    """Return the first convolution and BatchNorm of the masked image, [M, C], non-negative."""
     conv, norm = layer
     image_BCHW = image_BCHW * visibility.at(image_BCHW)
     cell = image_BCHW.shape[-1] // visibility.shape[-1]
@@ -383,13 +393,13 @@ def _stem(layer: ConvNorm, image_BCHW: Tensor, visibility: Visibility, tiles: Ti
 
 
 def run_blocks(blocks: Sequence[ResidualBlock], x_MC: Tensor, tiles: TileMap, side: int) -> tuple[Tensor, int]:
-    """Rows [M, C] of tiles of `side`, non-negative, through residual blocks in training mode; and the side of what comes out."""
+    """Apply residual blocks in training mode to non-negative rows; return rows and their side."""
     for block in blocks:
         layers, branch, after = _layers(block, side)
         torch._foreach_add_([count for n in layers if (count := n.norm.num_batches_tracked) is not None], 1)
         weights = [layer.conv.weight for layer in layers]
         norms = [n.norm.weight for n in layers] + [n.norm.bias for n in layers]
-        # The last block's gradient may be somebody else's too; the others' come from the next block and are nobody's.
+        # The last block's gradient may have other readers; the others' come from the next block.
         x_MC = _Residual.apply(x_MC, tiles, layers, branch, block is not blocks[-1], *weights, *norms)
         side = after
     return x_MC, side
@@ -402,9 +412,9 @@ def encode_tiles(
     image_BCHW: Tensor,
     visibility: Visibility,
 ) -> Tensor:
-    """Return what a ResNet makes of [B, 3, H, W] under masked execution, to rounding.
+    """Return masked execution's features [B, C, h, w] of [B, 3, H, W], to rounding.
 
-    Without a pooling after the stem where it is `small`. Features [B, C, h, w], zero where hidden.
+    They are zero where hidden. A `small` stem has no pooling.
     """
     tiles, device = TileMap(visibility), image_BCHW.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype

@@ -1,9 +1,6 @@
-"""Vision transformers of timm's blocks, and I-JEPA's predictor.
+"""Vision transformers of timm's blocks, and I-JEPA's predictor (arXiv 2301.08243, appendix A.1).
 
-Source: Assran et al. 2023, arXiv 2301.08243, appendix A.1.
-
-Shapes: B images, N patches of the image, K of them given, T target blocks of n patches, D features,
-d features in the predictor.
+Shapes: B images, N patches of the image, K of them given, T target blocks of n patches, D features.
 """
 
 import torch
@@ -19,10 +16,7 @@ SHAPES = {EncoderName.vit_tiny: (192, 3), EncoderName.vit_small: (384, 6), Encod
 
 
 def sine_positions(grid: int, width: int) -> Tensor:
-    """Return fixed position embeddings [1, grid x grid, width].
-
-    Half of the features encode the row and half the column, each by sines and cosines.
-    """
+    """Return fixed sine embeddings [1, grid x grid, width], half for columns, half for rows."""
     quarter = width // 4
     frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
@@ -39,10 +33,10 @@ def take_cells(x_BND: Tensor, cells_BK: Tensor) -> Tensor:
 def initialise(module: nn.Module, blocks: nn.Sequential) -> None:
     """Initialise linear layers with truncated normals, biases with 0, and scale down block outputs.
 
-    The std is 0.02 for 768 inputs, as in I-JEPA's ViT-B/16. For other numbers of inputs (narrower
-    networks, smaller patches) it scales with the inverse square root, which keeps the size of the
-    outputs. With 0.02 throughout, a ViT-Ti initially outputs little but its positions. Each block's
-    output weights are divided by the square root of twice the block's number, counted from 1.
+    The std is 0.02 for 768 inputs, as in I-JEPA's ViT-B/16. It scales with the inverse square root
+    of the inputs, which keeps the size of the outputs; with 0.02 throughout, a ViT-Ti initially
+    outputs little but its positions. Output weights of the i-th block, from 1, are divided by
+    sqrt(2 i).
     """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
@@ -60,7 +54,7 @@ def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
 
 
 class VisionTransformer(nn.Module):
-    """Map images [B, 3, S, S] to features [B, out_channels, S/patch, S/patch].
+    """ViT from images [B, 3, S, S] to features [B, out_channels, S/patch, S/patch].
 
     There is no class token, and positions are fixed. Keys are timm's without `head`.
     """
@@ -97,10 +91,9 @@ class VisionTransformer(nn.Module):
 
 
 class BlockPredictor(nn.Module):
-    """Predict the features of target blocks with a narrow transformer.
+    """Narrow transformer that predicts the features of target blocks from their positions.
 
-    The transformer is given the positions of the context and of a target block. Each target block
-    is predicted separately: its cells see the context and each other.
+    Each target block is predicted separately: its cells see the context and each other.
     """
 
     def __init__(self, grid: int, features: int, width: int, depth: int, heads: int) -> None:

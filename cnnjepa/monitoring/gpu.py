@@ -1,4 +1,4 @@
-"""Energy and utilisation of a GPU, from the counters of its driver (NVML)."""
+"""Read the energy and utilisation of a GPU from its driver's counters (NVML)."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,9 +8,9 @@ import torch
 
 
 def _counter(device: torch.device, ask: Callable[[Any, Any], float]) -> Callable[[], float] | None:
-    """Return a function that gives `ask(pynvml, handle of device)`; None where NVML does not answer.
+    """Return a function that reads a counter of `device`, or None if NVML does not answer.
 
-    Once it has answered, a failed reading repeats the last one: no counter may stop a run.
+    Later failures repeat the last reading: no counter may stop a run.
     """
     if device.type != "cuda":
         return None
@@ -35,7 +35,7 @@ def _counter(device: torch.device, ask: Callable[[Any, Any], float]) -> Callable
 
 
 def nvml_utilisation(device: torch.device) -> Callable[[], float] | None:
-    """Return a function that reads how busy `device` was, in [0, 1]; None for a part of a MIG device."""
+    """Return a function that reads the utilisation of `device` in [0, 1]; None for MIG parts."""
     return _counter(device, lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)
 
 
@@ -45,7 +45,7 @@ def nvml_joules(device: torch.device) -> Callable[[], float] | None:
 
 
 class EnergyMeter:
-    """Joules that this rank's device has drawn for the run, over all resumes; None where any part of them is unknown."""
+    """Joules that this rank's device drew over all resumes, or None if any part is unknown."""
 
     def __init__(self, read: Callable[[], float] | None) -> None:
         self._read = read
@@ -53,26 +53,26 @@ class EnergyMeter:
         self._earlier: float | None = 0.0
 
     def resume(self, joules: float | None) -> None:
-        """Go on from what a checkpoint tells."""
+        """Continue from the joules of a checkpoint."""
         self._earlier = joules
 
     @property
     def joules(self) -> float | None:
-        """So far; a device that others share counts their part too."""
+        """Return the joules so far, including those of other processes on the device."""
         if self._read is None or self._earlier is None:
             return None
         return self._earlier + self._read() - self._started
 
 
 class BusyMeter:
-    """How busy this rank's device was at the steps that are logged, on average over all resumes; None where it does not tell."""
+    """Mean utilisation of this rank's device at logged steps, over all resumes."""
 
     def __init__(self, read: Callable[[], float] | None) -> None:
         self._read = read
-        self.recorded = [0.0, 0.0]  # the sum of what it has recorded, and how often: what a checkpoint keeps
+        self.recorded = [0.0, 0.0]  # sum and number of readings, as checkpoints keep them
 
     def look(self) -> dict[str, float]:
-        """{"gpu_utilisation": now}, which counts; {} where the device does not tell."""
+        """Return {"gpu_utilisation": now} and count it, or {} if it is not reported."""
         if self._read is None:
             return {}
         now = self._read()
@@ -81,5 +81,5 @@ class BusyMeter:
 
     @property
     def mean(self) -> float | None:
-        """In [0, 1]."""
+        """Return the mean in [0, 1], or None without readings."""
         return self.recorded[0] / self.recorded[1] if self.recorded[1] else None

@@ -1,4 +1,4 @@
-"""Measure the peak memory of a run, as reported by the system."""
+"""Measure the peak memory of a run."""
 
 import contextlib
 import re

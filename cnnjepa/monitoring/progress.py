@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class TrainingProgress:
-    """Show steps, loss, learning rate, images/s and remaining time on the main rank."""
+    """Display of steps, loss, learning rate, images/s and remaining time on the main rank."""
 
     def __init__(self, total_steps: int, start_step: int, images_per_step: int, shown: bool) -> None:
         self.total_steps, self.images_per_step, self.shown = total_steps, images_per_step, shown

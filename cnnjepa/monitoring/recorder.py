@@ -40,19 +40,15 @@ def hyperparameters(config: Any, path: str = "") -> dict[str, str | int | float]
 
 
 class _Board:
-    """Write to TensorBoard.
-
-    After a disk error, values are lost until a new file can be opened. This is acceptable, because
-    TensorBoard is only a view.
-    """
+    """TensorBoard's file. After a disk error, values are lost until a new file can be opened."""
 
     def __init__(self, folder: Path, step: int, config: TrainConfig) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         self._folder, self._next = folder, 0.0
-        # Omit the experiment summary: TensorBoard would use the first run's for all runs, and show
-        # only the keys of its method. From the runs' own summaries, TensorBoard finds all keys and
-        # which of them differ. All scalars then become metrics.
+        # Omit the experiment summary: TensorBoard would use the first run's for all, with the keys
+        # of its method only. From the runs' own summaries, it finds all keys and which of them
+        # differ.
         _, self._start, self._end = hparams(hyperparameters(config), {})
         self._writer: SummaryWriter | None = None
         self._open(step)
@@ -98,7 +94,7 @@ class _Board:
 
 
 class Recorder:
-    """Record the values of optimiser step `step`; do nothing on all ranks but the main one."""
+    """Records values at optimiser steps, on the main rank only."""
 
     def __init__(self, folder: RunFolder, step: int, is_main: bool, config: TrainConfig) -> None:
         self.folder, self.is_main = folder, is_main

@@ -12,10 +12,7 @@ _SAMPLED = 100_000  # at most this many gradients per part in a histogram
 
 
 def part_of(name: str) -> str:
-    """Return the part of the network that a parameter belongs to.
-
-    A part is a stage of the encoder, or another whole module of the method.
-    """
+    """Return the part of a parameter: a stage of the encoder, or another module of the method."""
     first, _, rest = name.partition(".")
     if first != "encoder":
         return first
@@ -26,20 +23,13 @@ def part_of(name: str) -> str:
 
 
 def feature_statistics(name: str, features_BD: Tensor) -> dict[str, Tensor]:
-    """Return the mean norm of the features, and their std as in the collapse probe.
-
-    The std is that of unit features over the batch: 1 for an even spread, 0 when collapsed.
-    """
+    """Return the mean norm, and the std of unit features: 1 for an even spread, 0 if collapsed."""
     std = F.normalize(features_BD, dim=1).std(0).mean() * features_BD.shape[1] ** 0.5
     return {f"representations/{name}_std": std, f"representations/{name}_norm": features_BD.norm(dim=1).mean()}
 
 
 class Telemetry:
-    """Observe logged steps; never change a step.
-
-    At other steps, and without a reader, nothing is done. Features are those of this rank's last
-    micro-batch, gradients those of all ranks.
-    """
+    """Observes logged steps: features of this rank's last micro-batch, gradients of all ranks."""
 
     def __init__(self, method: nn.Module, wanted: bool) -> None:
         self._wanted = wanted
@@ -62,7 +52,7 @@ class Telemetry:
 
     @torch.no_grad()
     def see_gradients(self) -> None:
-        """Take in the gradients, averaged over ranks, before the optimiser overwrites them.
+        """Take in the averaged gradients before the optimiser overwrites them.
 
         The host waits for the device only if a histogram is due.
         """

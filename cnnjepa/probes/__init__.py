@@ -1,8 +1,4 @@
-"""Probes of frozen features.
-
-Each file except features.py and _logistic.py defines `run(data) -> metrics`. A probe that raises
-counts as a missing value.
-"""
+"""Probe frozen features. Each file but features.py and _logistic.py has `run(data) -> metrics`."""
 
 import importlib
 import logging
@@ -30,10 +26,7 @@ def images_behind(metrics: Iterable[str], splits: Splits) -> dict[str, int]:
 def run_probes(
     encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Return metrics named <probe>.<metric>, and the cause of each probe without a value.
-
-    Both are computed on rank 0 and are the same on every rank.
-    """
+    """Return metrics named <probe>.<metric>, and causes of missing ones, alike on every rank."""
     try:
         data = probe_data(encoder, config, splits, ranks, final)
     except FeatureError as error:
@@ -48,7 +41,7 @@ def run_probes(
                 raise ValueError(f"{broken[0]} is not finite")
             metrics |= {f"{name}.{k}": v for k, v in values.items()}
         except Exception as error:
-            # any fault of a probe is a missing value with its cause; the pretraining remains valid
+            # Any fault of a probe is a missing value with its cause; the pretraining remains valid.
             log.warning("%s", traceback.format_exc())
             missing[name] = f"{type(error).__name__}: {error}"
     return broadcast_object((metrics, missing), ranks)

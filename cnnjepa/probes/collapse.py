@@ -8,21 +8,17 @@ from cnnjepa.probes.features import ProbeData
 
 
 def rankme(features_NC: torch.Tensor) -> float:
-    """Return RankMe, between 1 and min(N, C) (Garrido et al. 2023).
-
-    It is exp of the entropy of the singular value distribution.
-    """
+    """Return RankMe: exp of the singular values' entropy, 1 to min(N, C) (Garrido et al. 2023)."""
     values = torch.linalg.svdvals(features_NC.double())
     p = values / values.sum() + 1e-7
     return float(torch.exp(-(p * p.log()).sum()))
 
 
 def run(data: ProbeData) -> dict[str, float]:
-    """Return feature_std and rankme.
+    """Return feature_std, and rankme of at most 4096 features unless all are zero.
 
     feature_std is the mean over channels of the std of unit features, times sqrt(C): 1 for an even
-    spread and 0 when collapsed. rankme is absent if all features are zero. Raises ValueError if
-    features are not finite.
+    spread and 0 when collapsed. Raise ValueError if features are not finite.
     """
     features = data.holdout.features_NC
     if not features.isfinite().all():

@@ -1,7 +1,4 @@
-"""Compute the features that all probes share in one pass (paper, section IV-A).
-
-The encoder is frozen and in eval mode; features are globally average-pooled.
-"""
+"""Compute the features of all probes: eval mode, average-pooled (paper, section IV-A)."""
 
 from dataclasses import dataclass
 
@@ -21,7 +18,7 @@ class FeatureError(RuntimeError):
 
 @dataclass
 class Features:
-    """Hold pooled features [N, C] in fp32 and their labels [N]."""
+    """Pooled features [N, C] in fp32 and their labels [N]."""
 
     features_NC: Tensor
     labels_N: Tensor
@@ -29,10 +26,7 @@ class Features:
 
 @dataclass
 class ProbeData:
-    """Hold what a probe may read.
-
-    `test` is None until the run has ended, so that no choice can depend on it.
-    """
+    """Data that a probe may read. `test` is None until the end, so that no choice depends on it."""
 
     fit: Features
     holdout: Features
@@ -48,10 +42,7 @@ class ProbeData:
 
 @torch.no_grad()
 def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, images: Images, indices: Indices, ranks: Ranks) -> Tensor:
-    """Return this rank's share of the pooled features of `indices`, fp32 [n, C].
-
-    Ranks hold consecutive shares. The encoder's training mode is restored afterwards.
-    """
+    """Return this rank's consecutive share of the pooled features of `indices`, fp32 [n, C]."""
     mine = [int(b) for b in torch.linspace(0, len(indices), ranks.count + 1).round()][ranks.rank : ranks.rank + 2]
     dtype = next(encoder.parameters()).dtype
     was_training = encoder.training
@@ -67,10 +58,9 @@ def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, ima
 
 
 def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> ProbeData | None:
-    """Return the features of fit and holdout, and of test if `final`.
+    """Return the features of fit and holdout, and of test if `final`; None except on rank 0.
 
-    Rank 0 returns them, other ranks return None. The call is collective over ranks. Raises
-    FeatureError on every rank if any rank could not compute its share.
+    Call this on all ranks. Raise FeatureError on all ranks if any could not compute its share.
     """
     data = splits.dataset
     parts = [(data.train, splits.fit), (data.train, splits.holdout)] + [(data.test, splits.test)] * final

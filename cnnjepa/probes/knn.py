@@ -1,7 +1,4 @@
-"""k-NN probe (paper, section IV-A; k = 200, temperature 0.1).
-
-Similarity is cosine; votes are weighted by exp(similarity / temperature).
-"""
+"""Probe by k-NN, votes weighted by exp(cosine / temperature) (paper, section IV-A)."""
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +14,14 @@ def knn_scores(bank_NC: Tensor, labels_N: Tensor, query_MC: Tensor, classes: int
     votes = []
     for query in F.normalize(query_MC, dim=1).split(1024):
         similarity, nearest = (query @ bank.T).topk(min(k, len(bank)), dim=1)
-        # The shift by the nearest neighbour scales all votes of a query alike. Without it, a small
-        # temperature would leave only zeros.
+        # This scales all votes of a query alike. Else a small temperature would leave only zeros.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes.append(weights.new_zeros(len(query), classes).scatter_add_(1, labels_N[nearest], weights))
     return torch.cat(votes)
 
 
 def run(data: ProbeData) -> dict[str, float]:
-    """Return holdout_top1, test_top1 (percent) and so on.
-
-    Raises ValueError if features are not finite.
-    """
+    """Return holdout_top1 and so on in percent; raise ValueError if features are not finite."""
     probes, fit = data.config.probes, data.fit
     if not fit.features_NC.isfinite().all():
         raise ValueError("features are not finite")

@@ -1,9 +1,9 @@
-"""Linear probe: a linear classifier on frozen features.
+"""Probe by a linear classifier on frozen features.
 
 The headline is multinomial logistic regression on standardised features, solved until it has
 converged (_logistic.py). It is fitted on `fit` alone, where its L2 strength is chosen too.
 
-The paper's own probe (section IV-A) is kept beside it as `paper_protocol_top1`, and decides nothing.
+The paper's own probe (section IV-A) is kept as `paper_protocol_top1` and used for no choice.
 """
 
 import torch
@@ -17,10 +17,10 @@ from cnnjepa.randomness import Stream, integer
 
 
 def run(data: ProbeData) -> dict[str, float]:
-    """Return holdout_top1, test_top1 (percent) and so on, and the strength behind them.
+    """Return holdout_top1 and so on in percent, and the strength behind them.
 
-    Raises ValueError if features are not finite, and NotConvergedError instead of a score of
-    weights that are not the solution.
+    Raise ValueError if features are not finite, and NotConvergedError instead of a score of weights
+    that are not the solution.
     """
     probes, fit = data.config.probes, data.fit
     if not all(part.features_NC.isfinite().all() for part in (fit, *data.judged().values())):

@@ -1,9 +1,7 @@
 """Save and find checkpoints that are complete and verified.
 
-A file is named `step-<step>-<sha256 of its bytes, 16 digits>.pt`. Because the name holds the
-checksum, one atomic rename publishes both, and a plain `torch.load(path, weights_only=True)` can
-read the file. Finding files does not import torch, so that processes that only watch runs start
-quickly.
+A file is named `step-<step>-<sha256 of its bytes, 16 digits>.pt`: one atomic rename publishes bytes
+and checksum, and a plain `torch.load` can read it. Finding files does not import torch.
 """
 
 import errno
@@ -28,7 +26,7 @@ _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Describe a published file: its path, and the step and checksum in its name."""
+    """A published file, with the step and the checksum in its name."""
 
     path: Path
     step: int  # optimiser steps done
@@ -36,10 +34,7 @@ class Checkpoint:
 
 
 def find(folder: Path) -> list[Checkpoint]:
-    """Return the published checkpoints of `folder`, newest first, without opening them.
-
-    Returns [] if there is no folder.
-    """
+    """Return the checkpoints in `folder`, newest first, unopened; [] if there is no folder."""
     found = []
     for path in folder.glob("step-*.pt") if folder.is_dir() else []:
         if match := _NAME.fullmatch(path.name):
@@ -48,7 +43,7 @@ def find(folder: Path) -> list[Checkpoint]:
 
 
 class _Digesting:
-    """Compute the checksum of everything that `torch.save` writes to a file."""
+    """File wrapper that computes the checksum of everything that `torch.save` writes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.whole = file, hashlib.sha256()
@@ -62,10 +57,7 @@ class _Digesting:
 
 
 def _digest_of_file(path: Path) -> str:
-    """Return the checksum of the file as stored on disk.
-
-    The system first drops its cached pages of a synced file.
-    """
+    """Return the checksum of the file on disk; drop its cached pages first, if possible."""
     with open(path, "rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -91,8 +83,7 @@ def require_room(folder: Path, size: int) -> None:
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoint:
     """Publish `state` atomically, read it back, then remove all but the `keep` newest intact files.
 
-    Raises OSError if the disk refuses the write or returns different bytes. Nothing of the new file
-    remains then, and no other file is removed.
+    Raise OSError if the disk refuses the write or returns other bytes; nothing has changed then.
     """
     import torch
 
@@ -107,7 +98,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoin
             os.fsync(file.fileno())
         digest = through.whole.hexdigest()[:16]
         if _digest_of_file(beside) != digest:
-            raise OSError(errno.EIO, "the disk gave back other bytes than it was given", str(beside))
+            raise OSError(errno.EIO, "the disk returned other bytes than were written", str(beside))
         saved = Checkpoint(folder / f"step-{step:09d}-{digest}.pt", step, digest)
         os.replace(beside, saved.path)
     except OSError:
@@ -155,16 +146,13 @@ def read(checkpoint: Checkpoint, device: "torch.device") -> dict[str, Any]:
 
     data = checkpoint.path.read_bytes()
     if hashlib.sha256(data).hexdigest()[:16] != checkpoint.digest:
-        raise ValueError(f"{checkpoint.path.name}: {len(data)} bytes do not have the checksum of the name")
+        raise ValueError(f"{checkpoint.path.name}: {len(data)} bytes do not match the checksum in the name")
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     return state
 
 
 def newest_good(folder: Path, set_aside: bool = False) -> Checkpoint | None:
-    """Return the newest intact checkpoint, or None if there is none.
-
-    Damaged checkpoints are logged and skipped. With `set_aside` they are renamed to `*.damaged`.
-    """
+    """Return the newest intact checkpoint or None; `set_aside` renames damaged ones *.damaged."""
     found = find(folder)
     for checkpoint, before in itertools.zip_longest(found, found[1:]):
         if _is_intact(checkpoint):

@@ -11,17 +11,16 @@ _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")  # a value and no option, as ar
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return "; did you mean X?" where a known word is near `word`, else ""."""
+    """Return "; did you mean X?" if a known word X is near `word`, else ""."""
     near = difflib.get_close_matches(word, list(known), 1, cutoff)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse a command line; raise each mistake as a ValueError of one line.
+    """An ArgumentParser that raises mistakes as one-line ValueErrors and takes no abbreviations.
 
-    Options must be written in full: an abbreviation would change its meaning with the next option.
-    `keys` returns the keys of the `key=value` overrides that the command takes, for hints. `renamed`
-    maps old options to new ones, with or without a value: {"--engine ray": "--backend allocation"}.
+    `keys` returns the keys of `key=value` overrides, for hints. `renamed` maps old options to new,
+    with or without a value: {"--engine ray": "--backend allocation"}.
     """
 
     def __init__(
@@ -33,14 +32,14 @@ class Parser(argparse.ArgumentParser):
         self._renamed = dict(renamed or {})
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print below several lines of usage."""
+        """Raise argparse's message as a ValueError, without its lines of usage."""
         said = " ".join(message.split())
         if wrong := re.fullmatch(r"argument ([^:]+): invalid (\w+) value: '(.*)'", said):
             raise ValueError(f"{wrong[1]} must be of type {wrong[2]}; got {wrong[3]}")
-        raise ValueError(f"the command line must be one that --help shows; got {said}")
+        raise ValueError(f"the command line must match --help; got {said}")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Return the parsed command line; raise ValueError at the first word that is not known."""
+        """Parse the command line; raise ValueError at the first unknown word."""
         words = list(sys.argv[1:] if args is None else args)
         self._refuse_unknown(words)
         return super().parse_args(words, namespace)
@@ -55,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {value}{hint}")
 
     def _refuse_unknown(self, words: Sequence[str]) -> None:
-        """Raise ValueError at an option or a subcommand that does not exist, before argparse can take it for a value."""
+        """Raise ValueError at an unknown option or command, before it is taken for a value."""
         commands = next((a for a in self._actions if isinstance(a, argparse._SubParsersAction)), None)
         for i, word in enumerate(words):
             if word in ("--", "-h", "--help"):
@@ -83,7 +82,7 @@ class Parser(argparse.ArgumentParser):
             instead = self._renamed.get(f"{name} {value}") or f"{new}{separator}{value}"
             raise ValueError(f"{name} must be written {new}; got {got}: write {instead}")
         what = repr(name) if not name.isprintable() else name
-        raise ValueError(f"{what} must be an option that --help shows; got {got}{self._hint(name, value)}")
+        raise ValueError(f"{what} must be an option listed by --help; got {got}{self._hint(name, value)}")
 
     def _hint(self, name: str, value: str) -> str:
         options = [o for o in self._option_string_actions if o.startswith("--")]

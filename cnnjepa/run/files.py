@@ -1,8 +1,4 @@
-"""Write files atomically, or line by line.
-
-Atomic files are written under a temporary name, synced and renamed. In files of lines, only the
-last line can ever be torn.
-"""
+"""Write files atomically, or line by line so that only the last line can be torn."""
 
 import contextlib
 import json
@@ -17,7 +13,7 @@ MANIFEST = "manifest.json"  # of a packed image set: names its files with bytes 
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, where the file system can sync folders."""
+    """Make the names in `folder` durable, if the file system can sync folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,10 +43,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data` atomically.
-
-    Readers see the old or the new content, never a part, even after a power cut.
-    """
+    """Replace `path` by `data`: readers never see a part of it, even after a power cut."""
     beside = _write_beside(path, data.encode() if isinstance(data, str) else data)
     os.replace(beside, path)
     sync_folder(path.parent)
@@ -70,16 +63,13 @@ def create_exclusive(path: Path, data: str) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of this project.
-
-    Raises ValueError, one line with the file, if it holds no object.
-    """
+    """Return the object in a JSON file; raise ValueError, naming the file, if it has none."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: a {type(value).__name__} and no object")
+        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: a {type(value).__name__}, not an object")
     return value
 
 
@@ -90,17 +80,13 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         said = f"{type(error).__name__} {' '.join(str(error).split())}"
-        raise ValueError(f"{path.name} must be one that this project wrote; got {path}: {said}") from error
+        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: {said}") from error
     except OSError as error:
         raise ValueError(f"{path.name} must be a file that can be read; got {path}: {error.strerror}") from error
 
 
 class Lines:
-    """Append lines to a file.
-
-    Lines that the disk refuses wait in memory and are written with the next line. No line is lost,
-    torn or written twice.
-    """
+    """A file of lines, none lost, torn or doubled: what the disk refuses waits in memory."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`, which must exist and have no other writer."""
@@ -118,7 +104,7 @@ class Lines:
             self._write()
         except OSError as error:
             if first:
-                log.warning("%s cannot be written: %s; what is recorded waits in memory", self._path, error.strerror)
+                log.warning("%s cannot be written: %s; records wait in memory", self._path, error.strerror)
 
     def _write(self) -> None:
         if self._torn:

@@ -1,8 +1,7 @@
 """Read and write a run folder, the source of truth about a run.
 
-It contains config.yaml, metrics.jsonl, checkpoints/, tensorboard/, log/ and result.json.
-metrics.jsonl holds one JSON object per line, each with `kind` and `step`. A resumed run drops the
-lines past its checkpoint and writes them again, identical except for TIMING_KEYS.
+It contains config.yaml, metrics.jsonl, checkpoints/, tensorboard/, log/ and result.json. A resumed
+run drops the metrics past its checkpoint and writes them again, identical except for TIMING_KEYS.
 """
 
 import json
@@ -38,10 +37,7 @@ TIMING_KEYS = frozenset(
 
 
 class RunStatus(Enum):
-    """Name how a run ended; a run that has not ended has no result.
-
-    A pruned run was stopped early and can be resumed from its checkpoint.
-    """
+    """How a run ended. A pruned run was stopped early and can be resumed."""
 
     completed = "completed"
     pruned = "pruned"
@@ -50,18 +46,14 @@ class RunStatus(Enum):
 
 @dataclass
 class RunResult:
-    """Hold the outcome of a run.
-
-    Values that could not be computed are absent from `metrics`; `missing` gives the cause.
-    """
+    """Outcome of a run. A value that could not be computed is in `missing`, with its cause."""
 
     status: RunStatus
     cause: str = ""  # of a failure, or of the pruning, one line
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # probe -> cause
     images: dict[str, int] = field(default_factory=dict)  # score -> the images that it rests on
-    # epoch -> metrics, of the probes during training
-    probes: dict[str, dict[str, float]] = field(default_factory=dict)
+    probes: dict[str, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics, of the probes during training
     step: int = 0
     seconds: float = 0.0  # spent training and probing, over all resumes
     device_hours: float = 0.0  # GPU-hours on CUDA, core-hours (threads x ranks) on CPU
@@ -71,13 +63,11 @@ class RunResult:
     resumes: int = 0
     claim: int = 0  # attempt of the claim under which it was written
     energy_kwh: float | None = None  # of all GPUs, over all resumes; None if they do not report it
-    # of the main rank's GPU at the logged steps, in [0, 1]; None if not reported
-    gpu_utilisation: float | None = None
-    # of the time in the training loop; None if no image is loaded
-    data_wait_share: float | None = None
+    gpu_utilisation: float | None = None  # of the main rank's GPU at the logged steps, in [0, 1]; None if not reported
+    data_wait_share: float | None = None  # of the time in the training loop; None if no image is loaded
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON values."""
         return {**asdict(self), "status": self.status.name}
 
     @staticmethod
@@ -91,10 +81,7 @@ class HopelessError(RuntimeError):
 
 
 class RunError(RuntimeError):
-    """Raised when training fails; holds the progress and the time spent.
-
-    The error that ended it is the cause.
-    """
+    """Raised from the error that ended training; holds the progress and the time spent."""
 
     def __init__(self, step: int, seconds: float, device_hours: float) -> None:
         super().__init__(f"training ended by an error at step {step}")
@@ -113,7 +100,7 @@ def no_judge(epoch: int, metrics: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class EarlyWarning:
-    """Describe one sign of trouble: what was seen at which epoch, its threshold, and what to do."""
+    """A sign of trouble: what was seen at which epoch, its threshold, and what to do."""
 
     name: str
     epoch: float
@@ -128,15 +115,12 @@ class EarlyWarning:
         return f"{self.name}: {self.seen}; {self.advice}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values."""
         return {**asdict(self), "line": self.line}
 
 
 def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return epoch -> metrics of the probes during training among `records` of metrics.jsonl.
-
-    Metrics without a value are absent.
-    """
+    """Return epoch -> metrics with a value, from the probes among records of metrics.jsonl."""
     return {
         f"{r['epoch']:g}": {k: v for k, v in r.items() if k not in ("kind", "step", "epoch") and v is not None}
         for r in records
@@ -154,10 +138,7 @@ def record_of(line: bytes) -> dict[str, Any] | None:
 
 
 def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]], int]:
-    """Return `probes_of` a metrics file from byte `start` on, and the byte to continue at.
-
-    Other lines are a thousand times as many and are not parsed.
-    """
+    """Return `probes_of` a file from byte `start`, and where to continue; parse only probes."""
     if not path.exists():
         return {}, 0
     with open(path, "rb") as file:
@@ -168,10 +149,7 @@ def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]]
 
 
 def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """Return the records of a metrics file, or only of its last `last_bytes` bytes.
-
-    A torn last line, as a kill may leave, is skipped.
-    """
+    """Return the records in a metrics file or its last bytes, without a torn last line."""
     if not path.exists():
         return []
     with open(path, "rb") as file:
@@ -182,7 +160,7 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, An
 
 
 class RunFolder:
-    """Represent a run's folder; each method reads or writes one of its files."""
+    """A run's folder; each method reads or writes one of its files."""
 
     def __init__(self, path: Path) -> None:
         """Take the path; nothing is created until `prepare`."""
@@ -196,11 +174,7 @@ class RunFolder:
         self._writer: Lines | None = None
 
     def prepare(self, config: Any) -> None:
-        """Create the folder for `config`.
-
-        Raises ValueError if it holds a run of another configuration, or one of an older version,
-        whose scores do not compare with today's.
-        """
+        """Create the folder; raise ValueError if it holds another configuration or an older version's."""
         self.logs.mkdir(parents=True, exist_ok=True)
         if self._config.exists():
             held = self.config()
@@ -221,7 +195,7 @@ class RunFolder:
             return from_dict(yaml.safe_load(self._config.read_bytes()))
         except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError, RecursionError) as error:
             said = f"{type(error).__name__} {' '.join(str(error).split())}"
-            raise ValueError(f"config.yaml must be one that a run wrote; got {self._config}: {said}") from error
+            raise ValueError(f"config.yaml must be a file that a run wrote; got {self._config}: {said}") from error
 
     def result(self) -> RunResult | None:
         """Return how the run ended, or None if it has not."""
@@ -238,10 +212,7 @@ class RunFolder:
             return 0.0
 
     def write_result(self, result: RunResult) -> bool:
-        """Record how the run ended.
-
-        Returns False, and changes nothing, if a result of the same or a later claim already exists.
-        """
+        """Record how the run ended; return False if this or a later claim has a result."""
         text = to_json(result.to_dict())
         if create_exclusive(self._result, text):
             return True
@@ -252,10 +223,7 @@ class RunFolder:
         return True
 
     def set_aside(self, status: RunStatus) -> None:
-        """Rename a result of `status`, if any, to result.<status>-N.json.
-
-        The run then continues from its checkpoint.
-        """
+        """Rename a result of `status` to result.<status>-N.json; the run can then resume."""
         result = self.result()
         if result is None or result.status is not status:
             return
@@ -271,28 +239,19 @@ class RunFolder:
         return read_metrics(self._metrics)
 
     def open_metrics(self, step: int) -> None:
-        """Start recording after optimiser step `step` and drop later records.
-
-        The kept records go to a new file, which a stale writer does not hold open.
-        """
+        """Drop records after `step`; write to a new file, which no stale writer holds open."""
         kept = [r for r in self.metrics() if r["step"] <= step and r["kind"] != "final"]
         write_atomic(self._metrics, "".join(json.dumps(r) + "\n" for r in kept))
         self._writer = Lines(self._metrics)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one record, now or as soon as the disk accepts it.
-
-        Non-finite values become null.
-        """
+        """Append a record, as soon as the disk accepts it; non-finite values become null."""
         assert self._writer is not None
         finite = {k: v if not isinstance(v, float) or abs(v) < float("inf") else None for k, v in values.items()}
         self._writer.add(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False))
 
     def sync(self) -> None:
-        """Make the records durable, or raise OSError.
-
-        A checkpoint must not outlive the records before it.
-        """
+        """Make the records durable, before a checkpoint that follows them, or raise OSError."""
         if self._writer is not None:
             self._writer.sync()
 

@@ -1,4 +1,4 @@
-"""What makes two runs the same: a configuration as plain values, back again, and as the run ID that names its run."""
+"""Identify runs: configurations as plain values, and the run ID that follows from them."""
 
 import copy
 import dataclasses
@@ -17,19 +17,19 @@ DEFAULT_TASK = "cnnjepa.task"
 
 
 def task_name(config: Any) -> str:
-    """Return the module that trains a configuration, also of one as plain values; the default is not recorded."""
+    """Return the module that trains `config`, an object or plain values."""
     named = config.get("task") if isinstance(config, Mapping) else getattr(config, "task", None)
     return str(named or DEFAULT_TASK)
 
 
 @functools.cache
 def task_module(name: str) -> types.ModuleType:
-    """Return the module of a task; raise ValueError where there is none, or where it lacks what every task has: jobs/task.py."""
+    """Import a task's module; raise ValueError if it fails or lacks what a task needs."""
     try:
         found = importlib.import_module(name)
-    except Exception as error:  # whatever a module does when it is imported
+    except Exception as error:  # an import may raise anything
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"task must be a module that can be imported; got {name}: {said}; PYTHONPATH must hold its folder") from error
+        raise ValueError(f"task must be a module that can be imported; got {name}: {said}: add its folder to PYTHONPATH") from error
     kind = getattr(found, "Config", None)
     keys = {f.name for f in dataclasses.fields(kind)} if isinstance(kind, type) and dataclasses.is_dataclass(kind) else set()
     parts = {
@@ -45,7 +45,7 @@ def task_module(name: str) -> types.ModuleType:
 
 @functools.cache
 def config_class(name: str) -> type:
-    """Return the class of a task's configurations. That of another task than the default has its module under the key `task`."""
+    """Return a task's Config, which records the module under `task` unless it is the default."""
     kind: type = task_module(name).Config
     if name == DEFAULT_TASK:
         return kind
@@ -56,16 +56,15 @@ def config_class(name: str) -> type:
 
 
 def to_dict(config: Any, neutral: bool = True) -> dict[str, Any]:
-    """`config` as nested dicts of JSON values, enums by name.
+    """Return `config` as nested dicts of JSON values, enums by name.
 
-    Where `neutral` is False, without the neutral fields, and without those that came later and hold their default. A field's `neutral` is
-    true, or a function that says of a configuration whether the field is neutral in it.
+    With `neutral=False`, omit neutral fields, and fields marked `added` that hold their default.
     """
     out: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         is_neutral = f.metadata.get("neutral")
-        if callable(is_neutral):
+        if callable(is_neutral):  # it depends on the configuration
             is_neutral = is_neutral(config)
         if not neutral and (is_neutral or (f.metadata.get("added") and value == f.default)):
             continue
@@ -83,14 +82,14 @@ def _build(kind: Callable[..., T], values: dict[str, Any], path: str) -> T:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(f"{path}{unknown[0]} must be a key of {kind.__name__}; the file is of another version of this project")
+        raise ValueError(f"{path}{unknown[0]} must be a key of {kind.__name__}; got a file of another version of this project")
     built: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
         if isinstance(hint, types.GenericAlias):
             built[name] = list(value)
         elif dataclasses.is_dataclass(hint):
-            kind_of = getattr(hint, "kind_of", None)  # where the values tell which class they are of
+            kind_of = getattr(hint, "kind_of", None)  # the values choose the class
             built[name] = _build(typing.cast(Callable[..., Any], kind_of(value) if kind_of else hint), value, f"{path}{name}.")
         else:
             built[name] = hint[value] if issubclass(hint, Enum) else hint(value)
@@ -124,40 +123,38 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Any:
-    """Return the configuration that `to_dict` wrote, of the class of the task that trains it.
+    """Build what `to_dict` wrote, also under old names of keys.
 
-    Renamed keys are read under their new names.
-
-    Raise ValueError at an unknown task and at a key that this version does not know, TypeError for no dictionary.
+    Raise ValueError at unknown keys, TypeError for no dictionary.
     """
     if not isinstance(values, dict):
-        raise TypeError(f"a configuration is a dictionary and not a {type(values).__name__}")
+        raise TypeError(f"a configuration must be a dictionary; got a {type(values).__name__}")
     return _build(config_class(task_name(values)), _renamed(values), "")
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """Return what makes `config` another run than the next: all but the neutral keys."""
+    """Return `config` without its neutral keys: what tells one run from another."""
     return to_dict(config, neutral=False)
 
 
 def lookup(values: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key of nested dicts; raise ValueError where there is none, as there may be in another method's."""
+    """Return the value at a dotted key of nested dicts; raise ValueError if it is missing."""
     value: Any = values
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise ValueError(f"the configuration must have {key}; got one without it: it may belong to another method")
+            raise ValueError(f"the configuration must have {key}; got one without it: the key may belong to another method")
         value = value[part]
     return value
 
 
 def signature(config: Any) -> str:
-    """16 hex digits, the same for two configurations that are the same run."""
+    """Return the run ID: 16 hex digits, the same for configurations of the same run."""
     text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Lines 'key: old -> new' for each leaf in which two `to_dict` results differ."""
+    """Return a line 'key: old -> new' for each leaf in which two `to_dict` results differ."""
     lines: list[str] = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key), new.get(key)

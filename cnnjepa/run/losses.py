@@ -1,7 +1,4 @@
-"""Follow the losses of a run in progress, in a fixed number of parts.
-
-Lines of metrics.jsonl that were read are not read again.
-"""
+"""Follow the losses of a run in progress, in a fixed number of parts; read each line once."""
 
 import os
 from collections.abc import Iterable
@@ -10,13 +7,13 @@ from typing import Any, BinaryIO
 
 from cnnjepa.run.folder import record_of
 
-_PARTS = 400  # parts of a whole run, so that long runs need no more memory than short ones
+_PARTS = 400  # parts of a whole run; long runs need no more memory than short ones
 _LAST_RECORD_BYTES = 4096
 _MARGIN = 1.25  # lines differ in length
 
 
 class LossCurve:
-    """Hold sums of the losses of each part of a run, and the learning rate of its last record."""
+    """Sums of the losses in each part of a run, and the learning rate of its last record."""
 
     def __init__(self, epochs: int) -> None:
         """Start an empty curve for a run of `epochs` epochs in total."""
@@ -52,10 +49,7 @@ class LossCurve:
         return min(int(_PARTS * epoch / self.epochs), _PARTS - 1)
 
     def read(self, path: Path, share: float) -> None:
-        """Read what was added to a metrics file since the last call.
-
-        The first call reads no more than the last `share` of the run needs.
-        """
+        """Read what a metrics file gained; at first, only what the last `share` needs."""
         try:
             file = open(path, "rb")  # noqa: SIM115, the next block closes it
         except FileNotFoundError:
@@ -91,8 +85,8 @@ class LossCurve:
     def halves(self, share: float, not_before: float) -> tuple[float, float, float] | None:
         """Return the mean losses of the two halves of the last `share` of the run.
 
-        The third value is the standard error of their difference. Returns None if the run has not
-        gone far enough beyond epoch `not_before`, or if a half has fewer than two records.
+        The third value is the standard error of their difference. Return None too soon after epoch
+        `not_before`, or if a half has fewer than two records.
         """
         half = max(round(_PARTS * share / 2), 1)
         end = self._part(self.epoch) + 1

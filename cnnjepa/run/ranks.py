@@ -1,8 +1,4 @@
-"""Coordinate ranks started by torchrun's variables, or one rank alone.
-
-The variables are RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. torch is imported only
-when a device or a peer is needed: a trainer without torch is one rank and pays nothing.
-"""
+"""Coordinate the ranks of torchrun's variables, or one alone; import torch only when needed."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +18,7 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
 class Device(Enum):
-    """Name the device; auto takes a CUDA device if there is one."""
+    """Device to train on; auto takes a CUDA device if there is one."""
 
     auto = "auto"
     cpu = "cpu"
@@ -31,7 +27,7 @@ class Device(Enum):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Describe this process among its peers."""
+    """This process among its peers."""
 
     rank: int
     count: int
@@ -39,7 +35,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Return True on the one rank that writes files."""
+        """Return whether this is the one rank that writes files."""
         return self.rank == 0
 
 
@@ -70,10 +66,9 @@ def pick_device(wish: Device) -> "torch.device":
 
 @contextmanager
 def joined(wish: Device) -> Iterator[Ranks]:
-    """Join the process group for the duration of the block.
+    """Join the process group within the block: NCCL on CUDA, gloo on CPU.
 
-    The backend is gloo on CPU and NCCL on CUDA; a single rank joins nothing. A nested block leaves
-    the existing process group open.
+    A single rank joins nothing. A nested block leaves the existing process group open.
     """
     import torch
     import torch.distributed as dist

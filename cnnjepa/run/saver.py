@@ -1,11 +1,7 @@
-"""Save checkpoints in the background.
+"""Save checkpoints in the background; training waits only for a copy to host memory.
 
-The training loop waits only for a copy to host memory. A thread writes the copy, reads it back and
-prunes old checkpoints.
-
-A disk that refuses (full, read-only, unavailable) does not stop training: the save is retried, and
-records wait in memory. A run waits for the disk only at its end or when asked to stop. It then fails
-with the disk's error if the disk does not recover in time.
+A disk that refuses a write does not stop training: the save is retried, and records wait in memory.
+Only a run that ends or is stopped waits for the disk, and fails if it does not recover in time.
 """
 
 import logging
@@ -21,8 +17,7 @@ from cnnjepa.run import checkpoint
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 60.0  # until a refused save is retried, unless the interval is shorter
-# How long to wait for the disk. Slurm ends a preempted run sooner; a run at its end would lose all
-# its hours.
+# Slurm soon ends a preempted run; a run that fails at its end loses all its hours.
 PATIENCE_AT_STOP_SECONDS = 60.0
 PATIENCE_AT_END_SECONDS = 600.0
 _PAUSE_SECONDS = 0.5
@@ -41,7 +36,7 @@ def retry(write: Callable[[], T], what: str, patience_seconds: float) -> T:
                 raise
             if str(error) != reported:
                 reported = str(error)
-                log.warning("%s was refused: %s; trying again for up to %.0f s", what, reported, patience_seconds)
+                log.warning("%s cannot be written: %s; trying again for up to %.0f s", what, reported, patience_seconds)
         time.sleep(_PAUSE_SECONDS)
 
 
@@ -55,7 +50,7 @@ def host_copy(state: Any) -> Any:
 
 
 class Saver:
-    """Save one run, at most one checkpoint at a time; only on the main rank."""
+    """Background saver of one run, on the main rank; at most one save at a time."""
 
     def __init__(self, folder: Path, interval_seconds: float, keep: int) -> None:
         self._folder, self._interval, self._keep = folder, interval_seconds, keep
@@ -71,21 +66,14 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def due(self) -> bool:
-        """Return whether to begin a save now.
-
-        Raises the error of a failed save, unless the disk caused it.
-        """
+        """Return whether to save now; raise a failed save's error unless the disk caused it."""
         if not self.writing:
             self.settle()
-        # Without an interval every step is saved, and the loop waits for the disk. Otherwise a save
-        # that takes longer than the interval skips one.
+        # Without an interval, the loop waits and saves every step; otherwise a slow save skips one.
         return time.monotonic() >= self._next and (not self.writing or not self._interval)
 
     def begin(self, step: int, state: dict[str, Any], first: Callable[[], None]) -> None:
-        """Copy `state` and publish the copy while training continues.
-
-        `first` makes durable what the checkpoint relies on.
-        """
+        """Copy `state` and publish the copy, after `first` has made durable what it relies on."""
         self.settle()
         self._next = time.monotonic() + self._interval
         try:
@@ -110,13 +98,10 @@ class Saver:
         self._next = time.monotonic() + again
         if str(error) != self._reported:
             self._reported = str(error)
-            log.warning("no checkpoint at step %d: %s; training goes on, the next attempt is in %.0f s", step, error, again)
+            log.warning("no checkpoint at step %d: %s; training continues, next attempt in %.0f s", step, error, again)
 
     def settle(self) -> None:
-        """Wait until nothing is being written.
-
-        Raises the error of a failed save, unless the disk caused it.
-        """
+        """Wait for a running save; raise a failed save's error unless the disk caused it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -125,10 +110,7 @@ class Saver:
             raise error
 
     def finish(self, step: int, state: dict[str, Any], first: Callable[[], None], patience_seconds: float, final: bool) -> None:
-        """Publish `state` now; raise OSError when patience ends.
-
-        A final state is kept in addition to the `keep` newest.
-        """
+        """Publish `state` now, a final one on top of `keep`; raise OSError when patience ends."""
         self.settle()
 
         def write() -> None:

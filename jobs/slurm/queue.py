@@ -1,7 +1,4 @@
-"""Query Slurm about our jobs.
-
-A controller that does not answer is asked again. Its silence never counts as the end of a job.
-"""
+"""Query Slurm about our jobs. Silence is never taken for the end of a job."""
 
 import os
 import re
@@ -149,10 +146,7 @@ class Queue:
         return [e for e in self.elements().values() if e.name.startswith(prefix)]
 
     def state(self, job: str) -> str:
-        """Return the state of one job.
-
-        Return GONE if Slurm answers and does not list it, and "" if nothing can be known now.
-        """
+        """Return a job's state, GONE if Slurm no longer lists it, or "" if nothing is known now."""
         if job in self._final:
             return self._final[job]
         try:
@@ -178,10 +172,7 @@ class Queue:
 
 
 def accounted_state(job: str) -> str:
-    """Return the state on record in the accounting.
-
-    Return "" without a record or without accounting, and "?" if it does not answer.
-    """
+    """Return the state on record, "" without record or accounting, "?" without an answer."""
     try:
         out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "State"], patience_seconds=0)
     except SlurmError as error:
@@ -209,11 +200,8 @@ def cancel(jobs: Sequence[str]) -> None:
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:
-    """Return the ID of the job that this process runs in, or "" outside Slurm.
-
-    The last task of an array has the ID of the whole array as SLURM_JOB_ID, and `scontrol requeue`
-    would take it for the array.
-    """
+    """Return the ID of the job that this process runs in, or "" outside Slurm."""
+    # The last task of an array has the array's own ID; a requeue of it would hit the whole array.
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment.get("SLURM_JOB_ID", "")

@@ -1,4 +1,4 @@
-"""Pass ranks that srun started to the trainer in torchrun's variables; it knows no Slurm."""
+"""Pass srun's ranks to the trainer in torchrun's variables; the trainer knows no Slurm."""
 
 import os
 import subprocess
@@ -9,11 +9,7 @@ _FIRST_PORT, _PORTS = 21000, 8000
 
 
 def adopt_srun_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from a Slurm step's variables.
-
-    Do nothing if a launcher has already set RANK, or if the process is not in a step with several
-    tasks.
-    """
+    """Set torchrun's variables in a Slurm step of several tasks, unless RANK is already set."""
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "RANK" in environment or "SLURM_PROCID" not in environment or tasks == "1":
         return

@@ -35,18 +35,12 @@ class JobUse:
 
     @property
     def whole(self) -> bool:
-        """Return whether the record is complete.
-
-        A site may be configured to record no steps; then no record ever is.
-        """
+        """Return whether the record is complete; never true at a site that records no steps."""
         return self.ended and self.steps > 0
 
 
 def seconds_of(text: str) -> float | None:
-    """Return the seconds of Slurm's [days-][hours:]minutes:seconds[.fraction].
-
-    Return None for text that is not a duration, such as UNLIMITED.
-    """
+    """Convert [days-][hours:]minutes:seconds to seconds; return None for text like UNLIMITED."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text.strip())
     if found is None:
         return None
@@ -55,10 +49,7 @@ def seconds_of(text: str) -> float | None:
 
 
 def mebibytes_of(text: str, cores: int = 1, nodes: int = 1) -> float | None:
-    """Return the MiB of Slurm's 206064K, 1500M or 2G, or None for no value.
-
-    4Gc (per core) and 16Gn (per node) are formats of versions before 21.08.
-    """
+    """Convert 206064K, 1500M or 2G, or the older 4Gc (per core) and 16Gn (per node), to MiB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)([cn]?)", text.strip())
     if found is None or float(found[1]) == 0:
         return None
@@ -79,10 +70,7 @@ def _added(known: JobUse | None, start: JobUse) -> JobUse:
 
 
 def parse(lines: Sequence[str]) -> dict[str, JobUse]:
-    """Parse sacct's lines; return job -> its use.
-
-    Each start has one line for the job, followed by those of its steps. Only steps report memory.
-    """
+    """Parse sacct's lines by job: one per start, then its steps, which alone report memory."""
     found: dict[str, JobUse] = {}
     for line in lines:
         values = line.split("|")
@@ -115,10 +103,7 @@ def parse(lines: Sequence[str]) -> dict[str, JobUse]:
 
 
 def used(jobs: Sequence[str], patience_seconds: float = 5.0) -> dict[str, JobUse]:
-    """Return the accounting's records of `jobs`, with one request for many jobs.
-
-    Raise SlurmError if there is no accounting or it does not answer.
-    """
+    """Return the records of `jobs`; raise SlurmError if the accounting is missing or silent."""
     found: dict[str, JobUse] = {}
     for first in range(0, len(jobs), _JOBS_AT_ONCE):
         names = ",".join(jobs[first : first + _JOBS_AT_ONCE])
@@ -133,11 +118,9 @@ def used_at_the_end(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, JobUse]:
-    """Return the records of jobs that have just ended.
+    """Return the records of jobs that just ended; wait up to `wait_seconds` for complete ones.
 
-    Like `used`, but ask again for up to `wait_seconds` until each record is complete; then return
-    them as they are. Raise SlurmError at once if there is no accounting, and SlurmSilentError if it
-    has not answered by then.
+    Raise SlurmError without accounting, and SlurmSilentError if it has not answered by then.
     """
     deadline = clock() + wait_seconds
     found: dict[str, JobUse] = {}

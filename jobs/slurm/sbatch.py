@@ -1,8 +1,7 @@
 """Render workers as a Slurm job array, and submit it through submitit.
 
-submitit writes the batch script and calls sbatch. Its pickles are not used: if the submitter died
-after sbatch and before they were in place, every job of the array would fail. The sweep folder
-holds what a job needs before the job is submitted.
+submitit's pickles are not used: if the submitter died after sbatch but before writing them, every
+job would fail. The sweep folder holds what a job needs before it is submitted.
 """
 
 import json
@@ -27,10 +26,7 @@ _MB_A_GB = 1000
 
 @dataclass(frozen=True)
 class Array:
-    """One job array.
-
-    Each task runs `module` with `argument` on every rank, or `script` once on the first node.
-    """
+    """One job array. Each task runs `module` on every rank, or `script` once on its first node."""
 
     name: str
     size: int
@@ -41,8 +37,7 @@ class Array:
     log_folder: Path
     comment: str = ""
     after: Sequence[str] = ()  # arrays that must end before this one starts
-    # A bash script of the snapshot. Its arguments are `argument` and the words that start Python.
-    # It starts its own steps.
+    # Bash script of the snapshot, which starts its own steps; gets `argument` and Python's words.
     script: str = ""
 
 
@@ -118,10 +113,7 @@ def render(cluster: ClusterProfile, array: Array, python: str = sys.executable) 
 
 
 def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder: Path) -> list[str]:
-    """Return Hydra overrides that pass the profile's values to hydra-submitit-launcher.
-
-    `launcher` is `submitit_slurm`, or `submitit_local` for this machine.
-    """
+    """Return the profile as Hydra overrides for `launcher` (submitit_slurm or submitit_local)."""
     values: dict[str, Any] = {"name": name, "timeout_min": cluster.time_limit_minutes, "cpus_per_task": cluster.threads_per_rank}
     if launcher == "submitit_slurm":
         values |= {
@@ -160,8 +152,7 @@ def _hydra_value(value: object) -> str:
 def submit(cluster: ClusterProfile, array: Array) -> str:
     """Submit `array` and return its job ID; raise SlurmError with sbatch's message.
 
-    A failure does not mean that there is no job: sbatch may have succeeded and its answer been
-    lost. Look for the name before trying again.
+    The job may exist even so, if sbatch's answer was lost. Look for its name before trying again.
     """
     array.log_folder.mkdir(parents=True, exist_ok=True)
     try:

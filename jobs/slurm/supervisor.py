@@ -1,11 +1,11 @@
-"""`python -m jobs.slurm.supervisor --stop-signal-seconds S -- srun ...`: keeps one Slurm job at its work, from inside the job.
+"""`python -m jobs.slurm.supervisor --stop-signal-seconds S -- srun ...`: keep a Slurm job running.
 
-It runs the command, and when that ends:
-  0                          the job is done;
-  200                        the run was asked to stop: unless Slurm has ended or requeued the job itself, the job is requeued;
-  anything else              a rank died: the command is run again in place, on the same nodes, but not for ever.
-A job that was cancelled is no longer RUNNING to Slurm, and stays so. Where the ranks do not stop in time, the job is requeued just before
-its limit: past it, Slurm would end it for good.
+It runs the command, inside the job, and acts on its exit status:
+  0              the job is done
+  200            the run was asked to stop: requeue the job, unless Slurm has done so or ended it
+  anything else  a rank died: run the command again in place, on the same nodes, but not forever
+A cancelled job stays cancelled. If the ranks do not stop in time, the job is requeued just before
+its limit, after which Slurm would end it for good.
 """
 
 import argparse
@@ -20,9 +20,8 @@ from types import FrameType
 from jobs.cli import INTERRUPTED, STOPPED, Parser
 from jobs.slurm.queue import SlurmError, ask, own_job, show_job
 
-# Consecutive deaths, each within QUICK_SECONDS of its start, before the job is given up. A trial's
-# own fault ends sooner: after two deaths without gaining a step, the next start records the trial
-# as failed.
+# Consecutive deaths, each within QUICK_SECONDS of its start, before the job is given up. A faulty
+# trial ends sooner: after two deaths without a new step, the next start records it as failed.
 DEATHS_ALLOWED = 4
 QUICK_SECONDS = 600.0
 PAUSE_SECONDS = 2.0
@@ -48,10 +47,7 @@ def job_state(job: str) -> str:
 
 
 def seconds_left(job: str) -> float:
-    """Return the seconds until the job's time limit.
-
-    Return infinity if there is no limit or Slurm does not say.
-    """
+    """Return the seconds until the job's limit, or infinity without one or without an answer."""
     try:
         end = show_job(job, patience_seconds=10).get("EndTime", "")
         return (datetime.datetime.fromisoformat(end) - datetime.datetime.now()).total_seconds()
@@ -60,11 +56,8 @@ def seconds_left(job: str) -> float:
 
 
 def requeue(job: str) -> None:
-    """Requeue the job and wait for Slurm to end this start of it; return if Slurm refuses.
-
-    Nothing is left to save, so SIGTERM ends the wait and the nodes are free at once, not after
-    KillWait. Slurm may send it before `scontrol` has returned.
-    """
+    """Requeue the job and wait for Slurm to end this start of it; return if Slurm refuses."""
+    # Nothing is left to save: SIGTERM, perhaps sent before scontrol returns, may end the wait.
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     while True:
@@ -82,7 +75,7 @@ def requeue(job: str) -> None:
 
 
 class Supervisor:
-    """Runs one command in one job until it is done, or the job is requeued or given up."""
+    """Runner of one command in one job until it is done, or the job is requeued or given up."""
 
     def __init__(self, command: Sequence[str], job: str, margin_seconds: float) -> None:
         self.command, self.job, self.margin = list(command), job, margin_seconds

@@ -1,4 +1,4 @@
-"""Stops trials for good: marked in their folders first, so that whoever comes upon them leaves them alone, then ended in Slurm."""
+"""Cancel trials: mark their folders, so that no worker takes them, and then end their jobs."""
 
 from jobs.slurm import queue as slurm
 from sweeps.execution.slurm_array import SlurmEngine
@@ -8,10 +8,7 @@ from sweeps.state.folder import TrialState, View
 
 
 def cancel(view: View, trials: list[Trial]) -> str:
-    """Cancel `trials`, or all that have not ended where none are named; returns a line that says what was done.
-
-    What runs saves a checkpoint first, if it can; running the sweep again takes it up.
-    """
+    """Cancel `trials`, or all that are unfinished if empty; return one line with what was done."""
     sweep = view.sweep
     if not trials:
         sweep.cancel()
@@ -21,7 +18,7 @@ def cancel(view: View, trials: list[Trial]) -> str:
         state, past = view.state(trial), view.claims(trial)
         claims.cancel(sweep.trial_dir(trial))
         job = past[-1].slurm if past and state in (TrialState.running, TrialState.requeued) else None
-        if job is not None and not job.shared:  # of a job with many workers one stops by itself, and takes another trial
+        if job is not None and not job.shared:  # a worker of a shared job stops by itself and takes another trial
             jobs.append(job.job)
     ended = len(jobs)
     engine = SlurmEngine.of(sweep, view.watch.queue) if view.watch.queue is not None else None
@@ -33,4 +30,4 @@ def cancel(view: View, trials: list[Trial]) -> str:
             live = [e.id for e in engine.live()]
             slurm.cancel(live)
             ended = len(live)
-    return f"{len(chosen)} trials cancelled, {ended} jobs ended; the sweep's command takes them up again"
+    return f"{len(chosen)} trials cancelled, {ended} jobs ended; run the sweep's command to resume them"

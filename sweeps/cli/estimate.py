@@ -1,4 +1,4 @@
-"""What a sweep will cost: estimated before it starts, compared with the limits that were given, and shown."""
+"""Estimate a sweep's cost before it starts, compare it with the limits, and print it."""
 
 import argparse
 import statistics
@@ -18,7 +18,7 @@ from sweeps.state.folder import Sweep, View
 
 
 def hours_of(view: View, like: dict[str, Any], cluster: ClusterProfile) -> list[float]:
-    """Device-hours an epoch of one sweep's completed Slurm runs of that shape."""
+    """Return device-hours per epoch of a sweep's completed Slurm runs that cost like `like`."""
     hours = []
     for trial in view.sweep.trials:
         result = view.result(trial)
@@ -30,18 +30,18 @@ def hours_of(view: View, like: dict[str, Any], cluster: ClusterProfile) -> list[
 
 
 def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile) -> list[float]:
-    """Device-hours an epoch of the completed Slurm runs of that shape under `runs_dir`."""
+    """Return device-hours per epoch of all such runs under `runs_dir`."""
     hours = []
     for file in sorted(runs_dir.glob("*/sweep.json")):
         try:
             hours += hours_of(View(Sweep.load(file.parent)), like, cluster)
         except ValueError:
-            continue  # another sweep's broken file is that sweep's affair
+            continue  # another sweep's broken file must not stop this one
     return hours
 
 
 def kinds_of(sweep: Sweep) -> list[list[Trial]]:
-    """The trials by what an epoch of them costs; those of a search are taken to be alike."""
+    """Group the trials by the cost of an epoch; those of a search count as one kind."""
     kinds: list[list[Trial]] = [list(sweep.trials)] if sweep.search is not None else []
     for trial in sweep.trials if sweep.search is None else ():
         alike = next((kind for kind in kinds if same_shape(trial.values, kind[0].values)), None)
@@ -53,7 +53,7 @@ def kinds_of(sweep: Sweep) -> list[list[Trial]]:
 
 
 def estimate_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Estimate:
-    """What is left of the sweep, priced, each kind of runs by itself; with what failed, where that is to be tried again."""
+    """Estimate what is left of the sweep, including failed runs if they are retried."""
     search = view.sweep.search
     left = {t.signature: t.epochs * (1 - trial_status(view, t)["done"]) for t in left_to_run(view, retry_failed)}
     estimates = []
@@ -69,12 +69,12 @@ def estimate_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Esti
 
 
 def budget_of(sweep: Sweep) -> float | None:
-    """Device-hours above which a search begins nothing; None without a budget."""
+    """Return the device-hours beyond which a search begins no run, or None without a budget."""
     return sweep.search.budget_hours if sweep.search is not None else None
 
 
 def check_budget(sweep: Sweep, price: Estimate) -> None:
-    """Raise ValueError where a search's budget is not enough for one run."""
+    """Raise ValueError if a search's budget does not cover one run."""
     budget, rate = budget_of(sweep), price.device_hours_per_epoch
     if budget is not None and rate is not None and budget < rate * sweep.trials[0].epochs:
         cost = rate * sweep.trials[0].epochs
@@ -82,35 +82,33 @@ def check_budget(sweep: Sweep, price: Estimate) -> None:
 
 
 def check_cap(cap: float | None, price: Estimate, budget: float | None = None) -> None:
-    """Raise ValueError where the cost estimate, or a search's smaller budget, is above `cap` GPU-hours, or where it cannot be known."""
+    """Raise ValueError if the cost is unknown or above `cap`, unless `budget` is within it."""
     if cap is None or price.unit != "GPU-hours" or not price.trials or (budget is not None and budget <= cap):
         return
     if price.device_hours is None:
-        raise ValueError(f"--max-gpu-hours must be compared with an estimate; got {cap:g}, and the cost is unknown: {price.source}")
+        raise ValueError(f"--max-gpu-hours must be left out while the cost is unknown; got {cap:g}: {price.source}")
     if price.device_hours > cap:
         raise ValueError(f"--max-gpu-hours must be at least the cost estimate of {price.device_hours:,.0f} GPU-hours; got {cap:g}")
 
 
 def show_estimate(sweep: Sweep, price: Estimate, console: Console) -> None:
-    """Print the cost estimate, and the site's balance beside it."""
+    """Print the cost estimate and the site's balance."""
     for line in price.lines():
         console.print(line, highlight=False, soft_wrap=True)
     if sweep.rungs and sweep.search is not None and (rate := price.device_hours_per_epoch) is not None:
         hours = rate * epochs_expected(Outlook(View(sweep)))
-        console.print(f"  about {hours:,.0f} of them if one in {sweep.eta} goes on at each rung", highlight=False)
+        console.print(f"  about {hours:,.0f} of them if one in {sweep.eta} continues at each rung", highlight=False)
     if (budget := budget_of(sweep)) is not None:
-        console.print(f"  the search begins no run that could take it above {budget:g} {price.unit}", highlight=False, soft_wrap=True)
+        console.print(f"  the search starts no run that could take it above {budget:g} {price.unit}", highlight=False, soft_wrap=True)
         if price.device_hours_per_epoch is None:
-            console.print("  one run tells first what a run costs; for more at once, watch, or run the command again then", highlight=False)
+            first = "one run goes first to measure the cost; the others start after it, if you watch or run the command again"
+            console.print(f"  {first}", highlight=False, soft_wrap=True)
     if has := balance():
         console.print(f"sbalance:\n{has}", highlight=False, soft_wrap=True)
 
 
 def priced(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace) -> tuple[Sweep, Estimate]:
-    """Return the sweep with the cost to expect, and the estimate, for workers of that profile.
-
-    Raise ValueError if the cost exceeds --max-gpu-hours, or if one run exceeds --budget-gpu-hours.
-    """
+    """Return the sweep with its expected cost, and the estimate; raise ValueError above a limit."""
     price = estimate_of(View.here(sweep), cluster, asked.retry_failed)
     sweep = sweep.expecting(price.device_hours_per_epoch)
     check_budget(sweep, price)

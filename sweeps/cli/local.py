@@ -1,4 +1,4 @@
-"""Run a sweep on this machine: check, plan, run what is missing with Ray Tune, and write the results."""
+"""Run a sweep on this machine: check, plan, run what is missing with Ray Tune, write results."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ from sweeps.state.history import note_command
 
 
 def check(asked: argparse.Namespace) -> None:
-    """Raise ValueError at an option that only a Slurm cluster has."""
+    """Raise ValueError at an option that needs a Slurm cluster."""
     refuse_without_allocation(asked)
     if asked.backend:
         rule = "be left out on this machine, where Ray Tune places the trials"
@@ -32,10 +32,7 @@ def check(asked: argparse.Namespace) -> None:
 
 
 def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, console: Console) -> int:
-    """Run what is missing until the table can be printed; return the exit status.
-
-    Raise ValueError before anything starts if the machine lacks room, data or a device.
-    """
+    """Run what is missing; raise ValueError first if the machine lacks room, data or a device."""
     if left_to_run(View(sweep), asked.retry_failed) or to_take_up(View(sweep)):
         workers_here(cluster)
     check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in sweep.trials])
@@ -52,7 +49,7 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
 
 
 def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool:
-    """Run until every trial has ended; False where a signal asked to stop, which saves running trials first."""
+    """Run until every trial has ended; return False if a signal stopped it, after a save."""
     view = View.here(sweep)
     if is_over(view):
         return True
@@ -67,7 +64,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
             return
         engine.abandon()
         console.show_cursor()
-        os._exit(INTERRUPTED)  # a thread waits in Ray, and an ordinary exit would wait for it
+        os._exit(INTERRUPTED)  # an ordinary exit would wait for a thread in Ray
 
     def stopped() -> bool:
         return bool(signals)
@@ -85,7 +82,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
                         reported = hosts
                         minutes = claims.SILENCE_SECONDS / 60
                         if hosts:
-                            console.print(f"waiting for trials of {', '.join(hosts)}; taken over once silent for {minutes:.0f} min")
+                            console.print(f"waiting for trials of {', '.join(hosts)}; taken over after {minutes:.0f} min of silence")
                     watcher.show()
                     time.sleep(REFRESH_SECONDS)
     finally:

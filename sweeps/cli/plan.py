@@ -1,4 +1,4 @@
-"""From a command line to a planned sweep: its trials or its search, its rungs and its cluster, checked before anything starts."""
+"""Turn a command line into a planned and checked sweep: trials or a search, rungs, cluster."""
 
 import argparse
 import re
@@ -19,8 +19,8 @@ from sweeps.spec.space import applied, baseline
 from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
 from sweeps.state.folder import Sweep
 
-BACKENDS = ("array", "allocation")  # of a sweep on Slurm
-_MOST = 100_000  # seeds or configurations: catches a typo before it is planned for hours
+BACKENDS = ("array", "allocation")  # on Slurm
+_MOST = 100_000  # seeds or configurations; catches a typo before hours of planning
 
 
 def _and_at_most(value: int) -> str:
@@ -37,7 +37,7 @@ _RENAMED = {  # options of version 0.1
 
 
 def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed command line of a sweep; raise ValueError at what --help does not show."""
+    """Parse a sweep's command line; raise ValueError at what --help does not show."""
     file = sys.argv[0] if sys.argv[0].endswith(".py") else f"sweeps/{spec.name}.py"
     command = f"python {file}"
     more = "--max-trials 8" if spec.space else "--seeds 3"
@@ -61,7 +61,7 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
     scales = ", ".join(f"{spec.scale(s).seeds} at {s.name} scale" for s in ScaleName)
     group.add_argument("--seeds", type=int, metavar="N", help=f"{seeds} (default: {scales})")
     group.add_argument("--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint")
-    group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing, need no Slurm")
+    group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing (needs no Slurm)")
 
 
 def _add_where(parser: Parser) -> None:
@@ -73,7 +73,7 @@ def _add_where(parser: Parser) -> None:
     group.add_argument("--nodes", type=int, metavar="N", help="nodes of the job, with --backend allocation")
     share = "trials at once on each node, with --backend allocation (default: one per GPU, or per core without GPUs)"
     group.add_argument("--trials-per-node", type=int, metavar="N", help=share)
-    group.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs go on alone")
+    group.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs run on their own")
     group.add_argument("--yes", action="store_true", help="submit without asking")
 
 
@@ -83,13 +83,13 @@ def _add_search(parser: Parser, spec: SweepSpec) -> None:
         group.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="how configurations are chosen (default: %(default)s)")
         scales = ", ".join(f"{spec.scale(s).max_trials} at {s.name} scale" for s in ScaleName)
         group.add_argument("--max-trials", type=int, metavar="N", help=f"configurations to try (default: {scales})")
-        objectives = "search for accuracy and for few GPU-hours; stop nothing early"
+        objectives = "search for high accuracy and few GPU-hours; stop no run early"
         group.add_argument("--two-objectives", action="store_true", help=objectives)
     default = "asha, or none with --two-objectives and with the samplers grid and gp" if spec.space else "none"
     early = f"compare runs at rungs and stop all but the best (default: {default})"
     group.add_argument("--early-stopping", choices=["asha", "none"], help=early)
     group.add_argument(
-        "--eta", type=int, default=DEFAULT_ETA, metavar="N", help="let one run in N go on at each rung (default: %(default)s)"
+        "--eta", type=int, default=DEFAULT_ETA, metavar="N", help="let one run in N continue at each rung (default: %(default)s)"
     )
     names = ", ".join(task_named(spec.task).WARNINGS)
     ends = "end a run as pruned when this warning holds at a probe; may be repeated"
@@ -101,24 +101,24 @@ def _add_costs(parser: Parser, spec: SweepSpec) -> None:
     most = "refuse to submit if the cost estimate is above H GPU-hours (default: no limit)"
     group.add_argument("--max-gpu-hours", type=float, metavar="H", help=most)
     if spec.space:
-        budget = "begin no run that could take the search above H GPU-hours, or core-hours without GPUs (default: no limit)"
+        budget = "start no run that could take the search above H GPU-hours, or core-hours without GPUs (default: no limit)"
         group.add_argument("--budget-gpu-hours", type=float, metavar="H", help=budget)
 
 
 def refuse_without_allocation(asked: argparse.Namespace) -> None:
-    """Raise ValueError at an option of an allocation where none is asked for."""
+    """Raise ValueError at an option that only --backend allocation takes."""
     for key, value in {"--nodes": asked.nodes, "--trials-per-node": asked.trials_per_node}.items():
         if value is not None:
             raise ValueError(f"{key} must come with --backend allocation on a Slurm cluster; got {value}: add it, or leave {key} out")
 
 
 def profile_keys(spec: SweepSpec, overrides: Sequence[str]) -> list[str]:
-    """Those of `overrides` that are the cluster profile's."""
+    """Return those of `overrides` that belong to the cluster profile, in full."""
     return [o for o in qualified(overrides, spec.task) if o.startswith("cluster.")]
 
 
 def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProfile]:
-    """The sweep that was asked for, checked through and through; nothing has started. Raises ValueError at the first broken rule."""
+    """Plan and check the sweep, starting nothing; raise ValueError at the first broken rule."""
     if asked.seeds is not None and not 1 <= asked.seeds <= _MOST:
         raise ValueError(f"--seeds must be at least 1{_and_at_most(asked.seeds)}; got {asked.seeds}")
     local = spec.job(asked.cluster, profile_keys(spec, asked.overrides)).cluster.scheduler is Scheduler.local
@@ -154,8 +154,8 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
 
 
 def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:
-    """Epochs at which runs are compared: none where nothing is stopped early, and none within any run's warm-up."""
-    # A grid chooses nothing, a Gaussian process learns from completed runs alone, and what was stopped has no accuracy beside its cost.
+    """Return the epochs at which runs are compared, after any warm-up; [] if nothing is stopped."""
+    # A grid chooses nothing; gp and two objectives learn from completed runs only.
     default = "asha" if spec.space and asked.sampler in ("tpe", "random") and not asked.two_objectives else "none"
     if spec.space and asked.two_objectives and asked.early_stopping == "asha":
         raise ValueError("--early-stopping must be none with --two-objectives: a run that was stopped has no accuracy; got asha")
@@ -172,12 +172,12 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
     found = rung_epochs(train.epochs, longest, asked.eta)
     if not found:
         rule = f"leave an epoch between the warm-up of {longest:g} and {train.epochs} / {asked.eta}"
-        raise ValueError(f"--early-stopping=asha must {rule}; got none: give more epochs, or --early-stopping none")
+        raise ValueError(f"--early-stopping=asha must {rule}; got none: use more epochs, or --early-stopping none")
     return found
 
 
 def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int) -> Search:
-    """The search that was asked for; raises ValueError where the borders of its space cannot be trained."""
+    """Plan the search; raise ValueError if a border of its space cannot be trained."""
     max_trials, budget = scale.max_trials if asked.max_trials is None else asked.max_trials, asked.budget_gpu_hours
     if not 1 <= max_trials <= _MOST:
         raise ValueError(f"--max-trials must be at least 1{_and_at_most(max_trials)}; got {max_trials}")

@@ -1,4 +1,4 @@
-"""The command of every sweep: `python sweeps/<name>.py --cluster local ...` plans, checks, runs what is missing, and writes the results."""
+"""Command of every sweep, `python sweeps/<name>.py`: plan, check, run and write results."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from sweeps.state.folder import Sweep, View
 
 
 def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
-    """Do what the command line asks; return the exit status. Raise ValueError before anything starts."""
+    """Run the command line and return the exit status; raise ValueError at wrong usage."""
     asked = parse(spec, arguments)
     console = wide_console()
     sweep, cluster = plan(spec, asked)
@@ -40,7 +40,7 @@ def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
 
 
 def show_plan(sweep: Sweep, console: Console) -> None:
-    """Print the trials and where they stand; writes nothing."""
+    """Print the trials and their states; write nothing."""
     view = View.here(sweep)
     announce_changes(sweep, console)
     for trial in sweep.trials:
@@ -48,15 +48,15 @@ def show_plan(sweep: Sweep, console: Console) -> None:
     epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
     console.print(f"{len(sweep.trials)} trials, {epochs} epochs each, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:
-        console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs go on", highlight=False)
+        console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs continue", highlight=False)
     if (search := sweep.search) is not None:
         more = Outlook(view).runs_left_at_most
-        what = f"{search.sampler} chooses up to {search.max_trials} configurations, the best of them get up to {search.seeds} seeds"
+        what = f"{search.sampler} chooses up to {search.max_trials} configurations; the best of them get up to {search.seeds} seeds"
         console.print(f"{what}: at most {more} further runs", highlight=False, soft_wrap=True)
 
 
 def main(spec: SweepSpec) -> None:
-    """Run `spec` by the process's command line and exit: 0 all completed, 1 some failed, 2 wrong usage, 130 stopped."""
+    """Run the command line and exit: 0 all completed, 1 some failed, 2 usage, 130 stopped."""
     try:
         sys.exit(run(spec, sys.argv[1:]))
     except (ValueError, SlurmError) as error:

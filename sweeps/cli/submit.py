@@ -1,4 +1,4 @@
-"""Submit a planned sweep to Slurm: show the script, check that Slurm would take it, and submit the workers that are missing."""
+"""Submit a planned sweep to Slurm: show the script, run preflight, submit missing workers."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ from sweeps.state.submission import Submission
 
 
 def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocation | None:
-    """The allocation that the command line asks for, None for an array; raises ValueError where its parts do not fit."""
+    """Return the requested allocation, or None for an array; raise ValueError if invalid."""
     if asked.backend != "allocation":
         refuse_without_allocation(asked)
         return None
@@ -37,14 +37,14 @@ def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocat
 
 
 def planned(engine: SlurmEngine, workers: int) -> list[Submission]:
-    """The submissions of that many workers that would come next, were nothing queued; all but their sizes is the same."""
+    """Return the next submissions of `workers` workers, as if nothing were queued."""
     if engine.allocation is not None:
         return [engine.planned(1, 1, [])]
     return [engine.planned(size, throttle, []) for size, throttle in shares(workers, array_limit(), engine.cluster.max_parallel or workers)]
 
 
 def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Estimate, console: Console) -> None:
-    """Print the cost estimate and the very script that would be submitted were nothing queued; needs no Slurm."""
+    """Print the cost estimate and the exact batch script, as if nothing were queued."""
     engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), Queue(), allocation)
     view = View(sweep)
     workers = engine.wanted(len(left_to_run(view, False)) + to_take_up(view) if sweep.search is not None else price.trials)
@@ -59,7 +59,7 @@ def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | 
 
 
 def refuse_problems(engine: SlurmEngine, workers: int, runs: int, console: Console) -> None:
-    """Preflight, with room for so many runs; raises ValueError where anything would stop the submission, warnings are printed."""
+    """Run preflight for `runs` runs; print warnings and raise ValueError at problems."""
     sweep = engine.sweep
     by_data = {str(sweep.task.value(t.values, "data", "")): t.values for t in sweep.trials}
     room = sweep.task.bytes_of_a_run(sweep.trials[0].config)
@@ -70,11 +70,11 @@ def refuse_problems(engine: SlurmEngine, workers: int, runs: int, console: Conso
             console.print(f"preflight: {finding.what}: {finding.said}", highlight=False, soft_wrap=True)
     problems = [f"{f.what}: {f.said}" for f in found if f.level == "problem"]
     if problems:
-        raise ValueError("preflight found what would stop the jobs, nothing was submitted: " + "; ".join(problems))
+        raise ValueError("preflight found problems, nothing was submitted: " + "; ".join(problems))
 
 
 def confirmed(asked: argparse.Namespace) -> bool:
-    """Whether a person at a terminal agrees; a script is not asked."""
+    """Return whether a person at a terminal agrees; a script is not asked."""
     if asked.yes or not sys.stdin.isatty():
         return True
     return input("submit? [y/N] ").strip().lower() in ("y", "yes")
@@ -83,12 +83,9 @@ def confirmed(asked: argparse.Namespace) -> bool:
 def run(
     sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Estimate, asked: argparse.Namespace, console: Console
 ) -> int:
-    """Submit what is missing and become the process that watches; returns the exit status where there is nothing to watch.
-
-    Raises ValueError before anything was submitted.
-    """
+    """Submit what is missing; then become the watching process, or return the exit status."""
     if not has_slurm():
-        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run to look at it")
+        raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run for a preview")
     queue = Queue()
     view = View(sweep, queue=queue)
 
@@ -99,27 +96,27 @@ def run(
     if left_to_run(view, asked.retry_failed) or to_take_up(view):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
         engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue, allocation)
-        if asked.backend is None and engine.allocated:  # who only looks again shall not get an array beside it
+        if asked.backend is None and engine.allocated:  # a repeated command must not add an array
             engine.allocation = engine.allocated
-            say("an allocation of this sweep is queued or runs; --backend array adds an array beside it")
+            say("an allocation of this sweep is queued or running; --backend array adds an array beside it")
         try:
             if not submit_missing(engine, price, asked, console, say):
                 return INTERRUPTED
         except SlurmError as error:
-            raise ValueError(f"Slurm must take the jobs; got {error}") from error
+            raise ValueError(f"Slurm must accept the jobs; got {error}") from error
     else:
         sweep.write()
     if is_over(View(sweep)) and all(s.ended for s in View(sweep).states().values()):
         return conclude(View(sweep), console)
     if asked.detach:
-        say(f"the jobs need nobody; python -m sweeps status|logs|cancel {sweep.path}")
+        say(f"the jobs run on their own; python -m sweeps status|logs|cancel {sweep.path}")
         return 0
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.execution.monitor", str(sweep.path)])  # noqa: S606, no shell is wanted
 
 
 def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespace, console: Console, say: Callable[[str], None]) -> bool:
-    """Check, estimate, ask, and submit the workers that the sweep lacks; withdraw spare waiting ones. Return False if a person said no."""
+    """Submit missing workers or withdraw spare ones; return False if a person declines."""
     sweep, queue = engine.sweep, engine.queue
     engine.settle(say)
     view = View(sweep, queue=queue)
@@ -133,17 +130,17 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
     note_command(sweep.path)
     for trial in sweep.trials:
         sweep.run(trial).prepare(trial.config)
-    engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # as it is now: a question may have stood for an hour
+    engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # the question may have waited for an hour
     take_up(View(sweep, queue=queue), asked.retry_failed)
     while True:
-        engine.queue = Queue()  # asked again: what it said before is older than what other commands have submitted
+        engine.queue = Queue()  # ask again: other commands may have submitted meanwhile
         missing = engine.missing(View(sweep, queue=engine.queue))
         if missing < 0 and (gone := engine.withdraw(-missing)):
-            say(f"{gone} waiting workers withdrawn, no trial is left for them")
+            say(f"{gone} waiting workers withdrawn: no trial is left for them")
         try:
             for made in engine.submit(missing) if missing > 0 else []:
                 after = f", after {', '.join(made.after)}" if made.after else ""
                 say(f"submitted job {made.job}: {made.what}{after}")
             return True
-        except RacedError:  # another command has submitted meanwhile: look again
+        except RacedError:  # another command was first: look again
             engine.settle(say)

@@ -1,7 +1,4 @@
-"""Run a drill: one reference run, then equal runs with faults injected at random steps.
-
-The drill ends when all faults have been injected.
-"""
+"""Run a drill: one reference run, then equal runs with faults injected at random steps."""
 
 import random
 import subprocess
@@ -78,10 +75,7 @@ class Drill:
 
     @property
     def different_bits(self) -> int:
-        """Return the number of differing bits in tensors.
-
-        Each record, score or row that differs counts as one more.
-        """
+        """Return the number of differing bits in tensors, plus one per difference of any kind."""
         values = sum(len(w) for p in self.proofs for aspect, w in p.different.items())
         return sum(p.different_bits for p in self.proofs) + values
 
@@ -99,10 +93,7 @@ def order(kinds: Sequence[str], seed: int) -> Iterator[str]:
 
 
 def write_table(run: WatchedRun) -> None:
-    """Write results.csv with the sweep's own command.
-
-    Raise RuntimeError with the command's message if it fails.
-    """
+    """Write results.csv with the sweep's own command; raise RuntimeError if it fails."""
     line = [sys.executable, "-m", "sweeps", "results", str(run.path.parent.parent), "--format", "csv"]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parent.parent.parent)
     if done.returncode:
@@ -110,7 +101,7 @@ def write_table(run: WatchedRun) -> None:
 
 
 def run_undisturbed(scene: Scene) -> None:
-    """Let a run finish undisturbed."""
+    """Let a run finish undisturbed, and write its table."""
     try:
         wait_for("the undisturbed run", scene.run.ended, _RUN_SECONDS)
     finally:
@@ -119,10 +110,7 @@ def run_undisturbed(scene: Scene) -> None:
 
 
 def inject(scene: Scene, name: str, draw: random.Random, step_seconds: float) -> Injected:
-    """Inject one fault and wait until the run has passed every step it had reached.
-
-    Raise NoTargetError if the fault finds no target.
-    """
+    """Inject one fault and wait until the run has passed every step it had reached."""
     run = scene.run
     first, log_start, began = run.step(), run.log_size(), time.monotonic()
     attempt, reached = run.attempt(), first
@@ -138,7 +126,7 @@ def inject(scene: Scene, name: str, draw: random.Random, step_seconds: float) ->
             return False
         return run.step() > reached + (0 if starts_again else _STEPS_TO_FEEL)
 
-    wait_for(f"{name} at step {first}: the run to go on", passed, _RUN_SECONDS)
+    wait_for(f"the run to continue after {name} at step {first}", passed, _RUN_SECONDS)
     seconds = time.monotonic() - began
     resumed = run.resumed_at(log_start)
     repeated = 0 if resumed is None else max(reached - resumed, 0)
@@ -174,10 +162,9 @@ def disturb(scene: Scene, found: Drill, faults: int, names: Iterator[str], draw:
 
 
 def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Drill:
-    """Run the reference, then one run after the other under faults; `make` starts each by its name.
+    """Run the reference, then run after run under faults, and compare each with the reference.
 
-    Stop after `faults` faults, or earlier after a lost run or one without faults. Compare each run
-    with the reference.
+    `make` starts a run by its name. Stop after `faults` faults, or a run that is lost or had none.
     """
     say("reference run without faults")
     scene = make("undisturbed")
@@ -186,7 +173,7 @@ def drill(make: Callable[[str], Scene], faults: int, seed: int, say: Say) -> Dri
     seconds = time.monotonic() - scene.started
     step_seconds = reference.seconds_a_step()
     result = Drill(step_seconds, left_out=dict(scene.left_out))
-    say(f"it took {seconds:.1f} s, {1000 * step_seconds:.0f} ms a step")
+    say(f"it took {seconds:.1f} s, {1000 * step_seconds:.0f} ms per step")
     draw, names = random.Random(seed), order(sorted(scene.faults), seed)
     while len(result.injected) < faults:
         number, before = len(result.proofs) + 1, len(result.injected)
@@ -210,4 +197,4 @@ def verdict(proof: Proof) -> str:
     if proof.lost:
         return f"LOST: {proof.lost}"
     found = [f"{aspect}: {what[0]}" + (f" and {len(what) - 1} more" if len(what) > 1 else "") for aspect, what in proof.different.items()]
-    return "DIFFERS: " + "; ".join([*found, *(f"{d} is there twice" for d in proof.duplicated)])
+    return "DIFFERS: " + "; ".join([*found, *(f"{d} is duplicated" for d in proof.duplicated)])

@@ -1,7 +1,4 @@
-"""Compare a drilled run with the reference run.
-
-The comparison covers every bit of the last checkpoint, every record, every score and every row.
-"""
+"""Compare a drilled run with the reference run: last checkpoint, records, scores and rows."""
 
 import csv
 import itertools
@@ -24,10 +21,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass
 class Proof:
-    """Result of comparing a run with the reference run.
-
-    The run holds if nothing is lost, duplicated or different.
-    """
+    """Result of comparing a run with the reference run."""
 
     lost: str = ""  # why the run has not completed
     duplicated: list[str] = field(default_factory=list)
@@ -121,10 +115,7 @@ def compare_rows(proof: Proof, table: Path, reference: Path) -> None:
 
 
 def prove(run: Path, reference: Path) -> Proof:
-    """Compare the run in `run` with the reference run in `reference`.
-
-    Both are trials of sweeps whose tables have been written.
-    """
+    """Compare two runs of sweeps whose tables have been written."""
     proof = Proof()
     result, expected = RunFolder(run).result(), RunFolder(reference).result()
     assert expected is not None

@@ -28,10 +28,7 @@ def flip_a_bit(checkpoints: Path, draw: random.Random) -> None:
 
 
 def hide_newest(checkpoints: Path, aside: Path) -> Path:
-    """Move the newest checkpoint away and return its new path.
-
-    A node sees such a folder if NFS shows it the state before the last rename.
-    """
+    """Move the newest checkpoint away, as if NFS hid its rename; return the new path."""
     newest = checkpoint.find(checkpoints)[0].path
     aside.mkdir(parents=True, exist_ok=True)
     return newest.rename(aside / newest.name)
@@ -44,10 +41,7 @@ def show_again(hidden: Path, checkpoints: Path) -> None:
 
 @contextlib.contextmanager
 def read_only(run: Path) -> Iterator[None]:
-    """Make the run's folders read-only inside the `with` block.
-
-    No file in them can be made, renamed or removed.
-    """
+    """Make the run's folders read-only: no file in them can be made, renamed or removed."""
     folders = [run, *(p for p in run.rglob("*") if p.is_dir())]
     modes = {folder: folder.stat().st_mode & 0o7777 for folder in folders}
     for folder in reversed(folders):

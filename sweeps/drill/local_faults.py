@@ -1,7 +1,4 @@
-"""Drill on this machine: run on the stage of sweeps/drill/stage.py, inject faults from here.
-
-The targets are the run's processes and files.
-"""
+"""Drill on this machine: run on the stage of stage.py, inject faults into processes and files."""
 
 import os
 import random
@@ -22,8 +19,8 @@ RANKS = 2
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _START_SECONDS, _END_SECONDS = 300.0, 30.0
 _GRACE_SECONDS = 10.0
-# A checkpoint takes more bytes than this, and so do the metrics and the log in time. A batch in
-# shared memory, which is not on the disk, takes fewer.
+# Checkpoints and, in time, metrics and log are larger than this. A batch in shared memory, which is
+# not on the disk, is smaller.
 _FULL_AT_BYTES = 30_000
 
 
@@ -119,7 +116,7 @@ class RunHere:
         try:
             wait_for("the driver to stop", lambda: self._driver.status() == psutil.STATUS_STOPPED, _END_SECONDS)
             _signal(ranks, signal.SIGKILL)
-            wait_for("death of ranks", lambda: all(map(_is_dead, ranks)), _END_SECONDS)
+            wait_for("the ranks to die", lambda: all(map(_is_dead, ranks)), _END_SECONDS)
             meanwhile()
         finally:
             self._driver.resume()
@@ -183,10 +180,7 @@ class RunHere:
         return True
 
     def show_checkpoint_late(self, draw: random.Random) -> bool:
-        """Kill all ranks and hide the newest checkpoint for a while.
-
-        The next ranks see the folder as it was before the last rename.
-        """
+        """Kill all ranks and hide the newest checkpoint for a while, as NFS may."""
         checkpoints, hidden = self.run.path / "checkpoints", []
         self._with_ranks_dead(lambda: hidden.append(file_faults.hide_newest(checkpoints, self._runs_dir / "not-yet-seen")))
         time.sleep(draw.uniform(0.2, 2.5))
@@ -194,10 +188,7 @@ class RunHere:
         return True
 
     def fill_the_disk(self, draw: random.Random) -> bool:
-        """Let the kernel refuse the main rank all bytes beyond a file size for a while.
-
-        The limit is RLIMIT_FSIZE, the error EFBIG. The refusal comes in the middle of a write.
-        """
+        """Let the main rank's writes beyond a file size fail for a while, by RLIMIT_FSIZE."""
         rank = self._main_rank()
         before = rank.rlimit(resource.RLIMIT_FSIZE)
         rank.rlimit(resource.RLIMIT_FSIZE, (_FULL_AT_BYTES, before[1]))
@@ -214,10 +205,7 @@ class RunHere:
             return self._hold_up(draw)
 
     def _hold_up(self, draw: random.Random) -> bool:
-        """Wait a while; return whether the run was asked to stop meanwhile.
-
-        With a probability of 0.3 it is asked to stop and has to wait for the disk.
-        """
+        """Wait a while; with probability 0.3 ask the run to stop meanwhile. Return if asked."""
         time.sleep(draw.uniform(0.3, 1.0))
         asked = draw.random() < 0.3
         if asked:
@@ -231,7 +219,7 @@ class RunHere:
     def move_the_clock_back(self, draw: random.Random) -> bool:
         """Kill everything and move the clock back by minutes to hours for what follows.
 
-        Only Python's clock in these processes moves. The times of the claims are then in the
+        Only Python's clock in these processes moves. The times of the claims then lie in the
         future.
         """
         self._ranks()
@@ -245,8 +233,8 @@ class RunHere:
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
         """Return the faults possible here, by name."""
         found = {
-            "SIGTERM with a grace": self.terminate_with_grace,
-            "SIGTERM without grace": self.terminate_without_grace,
+            "SIGTERM with a grace period": self.terminate_with_grace,
+            "SIGTERM without a grace period": self.terminate_without_grace,
             "SIGKILL of a rank": self.kill_a_rank,
             "SIGKILL of all ranks": self.kill_all_ranks,
             "SIGKILL of the driver": self.kill_the_driver,
@@ -264,4 +252,4 @@ class RunHere:
     @property
     def left_out(self) -> dict[str, str]:
         """Return the faults left out here, each with the reason."""
-        return {"node loss and requeue by Slurm": "they take a Slurm cluster: --cluster NAME"}
+        return {"node loss and requeue by Slurm": "they need a Slurm cluster: --cluster NAME"}

@@ -89,5 +89,5 @@ def wait_for(what: str, holds: Any, seconds: float, pause: float = 0.05) -> None
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+            raise TimeoutError(f"waited {seconds:.0f} s in vain for {what}")
         time.sleep(pause)

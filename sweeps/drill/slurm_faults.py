@@ -1,7 +1,4 @@
-"""Drill on a Slurm cluster, from a login node, with the rights of its user.
-
-The sweep's own command submits the run; Slurm's commands inject the faults.
-"""
+"""Drill on a Slurm cluster, from a login node, with the rights of its user."""
 
 import getpass
 import os
@@ -58,7 +55,7 @@ class RunOnSlurm:
 
     def _last_word(self) -> str:
         """Return the last line that the command printed."""
-        return next(iter((self._runs_dir / "command.log").read_text().strip().splitlines()[::-1]), "the command said nothing")
+        return next(iter((self._runs_dir / "command.log").read_text().strip().splitlines()[::-1]), "the command printed nothing")
 
     def _trial(self) -> Path | None:
         return next(self._runs_dir.glob("*/trials/*"), None)
@@ -169,10 +166,7 @@ class RunOnSlurm:
         return True
 
     def show_checkpoint_late(self, draw: random.Random) -> bool:
-        """Kill all ranks and hide the newest checkpoint for a while.
-
-        The next ranks see the folder as it was before the last rename.
-        """
+        """Kill all ranks and hide the newest checkpoint for a while, as NFS may."""
         self._signal_ranks("KILL")
         time.sleep(_PAUSE_SECONDS)
         hidden = file_faults.hide_newest(self.run.path / "checkpoints", self._runs_dir / "not-yet-seen")
@@ -181,10 +175,7 @@ class RunOnSlurm:
         return True
 
     def fill_the_disk(self, draw: random.Random) -> bool:
-        """Let the kernel refuse rank 0 all bytes beyond a file size for a while.
-
-        The limit is RLIMIT_FSIZE, the error EFBIG.
-        """
+        """Let rank 0's writes beyond a file size fail for a while, by RLIMIT_FSIZE."""
         self._on_main_node(f"prlimit --pid $PID --fsize={_FULL_AT_BYTES}:; sleep 2; prlimit --pid $PID --fsize=unlimited:")
         return False
 
@@ -198,7 +189,7 @@ class RunOnSlurm:
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
         """Return the faults possible here, by name."""
         found: dict[str, Callable[[random.Random], bool]] = {
-            "SIGTERM with a grace": self.terminate_with_grace,
+            "SIGTERM with a grace period": self.terminate_with_grace,
             "SIGKILL of a rank": self.kill_a_rank,
             "SIGKILL of all ranks": self.kill_all_ranks,
             "SIGKILL of the command": self.kill_the_command,
@@ -216,9 +207,9 @@ class RunOnSlurm:
     @cached_property
     def left_out(self) -> dict[str, str]:
         """Return the faults left out here, each with the reason."""
-        out = {"clock moved back": "a node's clock is its administrator's; the drill on this machine does it"}
+        out = {"clock moved back": "only an administrator can set a node's clock; the drill on this machine covers it"}
         if os.geteuid() == 0:
-            out["folder read-only for a while"] = "root heeds no modes"
+            out["folder read-only for a while"] = "root ignores file modes"
         if not _may_down_nodes():
             out["node loss"] = "taking a node down needs an operator's rights"
         return out

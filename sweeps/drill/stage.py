@@ -3,11 +3,10 @@
     python -m sweeps.drill.stage RUNS_DIR RANKS [key=value ...]
 
 A driver starts ranks and restarts them when they die, as jobs/slurm/supervisor.py does in a Slurm
-job. The ranks claim and train as a job's do. All are forked from this process, which has imported
-torch, so a death costs 1 s instead of 10 s.
+job. All are forked from this process, which has imported torch, so a death costs 1 s, not 10 s.
 
-Each line on standard input is a number of seconds. It starts a driver whose processes see a clock
-that is off by so much; the answer is the driver's PID. At the end of the input everything ends.
+Each line on standard input, a number of seconds, starts a driver whose processes see a clock off by
+so much; the answer is the driver's PID. At the end of the input everything ends.
 """
 
 import contextlib
@@ -41,10 +40,7 @@ _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 
 
 def heed_modes() -> None:
-    """Give up root's exemption from file modes, for this process and its children.
-
-    A read-only folder is then read-only for root too.
-    """
+    """Give up root's exemption from file modes, for this process and its children."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION_3, 0)
     # Effective, permitted, inheritable; then the same for capabilities above 31.
@@ -92,10 +88,7 @@ def forked(work: Callable[[], int]) -> int:
 
 
 def drive(sweep: Sweep, cluster: ClusterProfile, ranks: int) -> int:
-    """Start ranks until every trial has ended.
-
-    The first rank to exit with an error ends the others, as under srun.
-    """
+    """Start ranks until every trial has ended. As under srun, a failed rank ends the others."""
     me = Process.me()
     while not all(s.ended for s in View(sweep).states().values()):
         port = _free_port()

@@ -52,9 +52,7 @@ def report(drill: Drill, asked: int) -> str:
         f"{total['faults']} of {asked} faults injected into {total['runs']} runs, compared with an undisturbed reference run:",
         *equalities(drill),
     ]
-    lines += [
-        f"  runs lost: {total['lost']}; records or rows there twice: {total['duplicated']}; differing bits: {total['different_bits']}"
-    ]
+    lines += [f"  runs lost: {total['lost']}; duplicated records or rows: {total['duplicated']}; differing bits: {total['different_bits']}"]
     lines += [f"  {cause}" for p in drill.proofs if (cause := p.lost)]
     lines += [f"left out: {what}: {why}" for what, why in drill.left_out.items()]
     return "\n".join([*lines, "NOTHING IS LOST" if drill.holds and total["faults"] == asked else "THE DRILL HAS FAILED"])

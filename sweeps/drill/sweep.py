@@ -3,8 +3,7 @@
     python -m jobs.drill                    on this machine: two ranks, each with a loader process
     python -m jobs.drill --cluster komondor account=abc
 
-It takes 200 steps of a ResNet with 8 channels, with probes on the way. It says nothing about
-CNN-JEPA.
+It trains a ResNet of 8 channels for 200 steps, with probes, and says nothing about CNN-JEPA.
 """
 
 from sweeps.cli.run import main
@@ -22,8 +21,7 @@ _OVERRIDES = [
     "micro_batch_size=8",
     "probes.every_epochs=8",
     "probes.paper_epochs=5",
-    # The micro-batch. Its shared memory must stay below the full disk of
-    # sweeps/drill/local_faults.py.
+    # The micro-batch. Its shared memory must stay below local_faults._FULL_AT_BYTES.
     "probes.feature_batch_size=8",
     "checkpoint.every_minutes=0.005",
     "log.every_steps=1",
@@ -33,7 +31,7 @@ _OVERRIDES = [
 _SCALE = Scale(_OVERRIDES, seeds=1)
 SWEEP = SweepSpec(
     name="drill",
-    question="Does a run come through whatever happens to it?",
+    question="Does a run survive whatever happens to it?",
     configurations=[Configuration({})],
     smoke=_SCALE,
     paper=_SCALE,

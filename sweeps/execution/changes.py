@@ -12,18 +12,15 @@ from sweeps.state.folder import Sweep, TrialState, View
 
 
 def left_to_run(view: View, retry_failed: bool) -> list[Trial]:
-    """Return the trials that a command would run.
-
-    These have no result, or one that `take_up` will set aside.
-    """
+    """Return the unfinished trials, and those that `take_up` will set aside to run again."""
     return [t for t in view.sweep.trials if not view.state(t).ended or is_set_aside(view, t, retry_failed)]
 
 
 def is_set_aside(view: View, trial: Trial, retry_failed: bool) -> bool:
     """Return whether an ended trial shall run again.
 
-    A failed trial does if `retry_failed` is set. A pruned one does if the sweep no longer prunes
-    for the same reason.
+    A failed trial does if `retry_failed` is set, a pruned one if the sweep no longer prunes for
+    that reason.
     """
     state, result, sweep = view.state(trial), view.result(trial), view.sweep
     if result is None or state is not TrialState.pruned:
@@ -40,14 +37,14 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
     if before.keys() == now.keys():
         return False
     added, gone = len(now.keys() - before.keys()), before.keys() - now.keys()
-    kept = f"{len(gone)} withdrawn (their folders stay, they leave the tables)"
+    kept = f"{len(gone)} withdrawn (no longer in the tables; their folders stay)"
     console.print(f"the sweep has changed since it was last run: {added} trials added, {kept}", soft_wrap=True)
     old = View.here(Sweep.load(sweep.path))
     for signature in sorted(gone):
         last = next(iter(old.claims(before[signature])[-1:]), None)
         if last is not None and last.slurm is not None and not old.state(before[signature]).settled:
-            stop = f"scancel {last.slurm.job}, which ends the trials beside it too" if last.slurm.shared else f"scancel {last.slurm.job}"
-            what = f"withdrawn, but its job goes on to its end; to stop it: {stop}"
+            stop = f"scancel {last.slurm.job}{', which also ends the other trials of that job' * last.slurm.shared}"
+            what = f"withdrawn, but its job runs to its end; to stop it: {stop}"
             console.print(f"  {before[signature].label}, seed {before[signature].seed}: {what}", highlight=False, soft_wrap=True)
     return True
 

@@ -1,9 +1,8 @@
 """Show the state of a sweep and write its results.
 
-`python -m sweeps.execution.monitor SWEEP_FOLDER` does so while Slurm runs the sweep. The command
-that submits a sweep becomes this process. It needs neither torch nor the sweep's own file, is light
-enough for a login node, and may be ended at any moment. While it lives, it resubmits workers whose
-jobs ended in Slurm before their trials did.
+`python -m sweeps.execution.monitor SWEEP_FOLDER` does so while Slurm runs the sweep; the command
+that submits a sweep becomes this process. It needs no torch, is light enough for a login node, and
+may be ended at any moment. It resubmits workers whose jobs ended before their trials did.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ _PLAIN_LINE_SECONDS = 30.0
 
 
 def wide_console() -> Console:
-    """Return a console for a terminal, or one wide enough for the tables for a file or pipe.
+    """Return a console that is wide enough for the tables, in a file or pipe too.
 
     Brackets in a cause or a path are text, not markup.
     """
@@ -44,7 +43,7 @@ def wide_console() -> Console:
 
 
 class Watcher:
-    """Show the sweep's state: as a live table on a terminal, else as a line now and then."""
+    """Display of a sweep's state: a live table on a terminal, else a line now and then."""
 
     def __init__(self, view: View, console: Console) -> None:
         self.view, self.console = view, console
@@ -94,9 +93,9 @@ class Watcher:
 
 
 def progress_made(view: View) -> tuple[int, int, int]:
-    """Return how many trials were chosen, claimed (counting each attempt) and ended.
+    """Return the numbers of trials chosen, of claims (one per attempt) and of trials ended.
 
-    A round that changes none of these numbers never will.
+    If a round changes none of them, further rounds would not either.
     """
     states = view.states()
     begun = sum(len(view.claims(t)) for t in view.sweep.trials)
@@ -104,16 +103,12 @@ def progress_made(view: View) -> tuple[int, int, int]:
 
 
 def conclude(view: View, console: Console) -> int:
-    """Write and show the results; return the exit status.
-
-    The status is 0 if every trial completed with a value, else 1. Each failure is printed with its
-    cause.
-    """
+    """Write and show the results; return 1 if a run failed or lacks a probe's value, else 0."""
     await_records(view)  # before the page, which holds the same lines
     paths, page = tables.write_all(view), view.sweep.path / "report.html"
     cause = rebuild(view.sweep.path)
     again = f"python -m sweeps report {shlex.quote(str(view.sweep.path))}"
-    not_made = f": not made: {cause}; the results are whole without it, to make it: {again}" if cause else ""
+    not_made = f": not written: {cause}; the results are complete without it; to write it: {again}" if cause else ""
     console.print(tables.terminal_table(view))
     bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
@@ -159,11 +154,10 @@ class SlurmWatch:
         self.engine = engine
 
     def repair(self) -> bool:
-        """Resubmit what two looks in a row have missed.
+        """Resubmit workers missing at two looks in a row; return False if nothing is under way.
 
-        Return False if nothing more will happen by itself. An array task that a person cancelled
-        before it claimed a trial is not replaced. Raise SlurmError if workers end before they claim
-        one.
+        An array task that a person cancelled before it claimed a trial is not replaced. Raise
+        SlurmError if jobs end before they claim one.
         """
         missing = self.engine.missing(self.view) - len(self.engine.cancelled_unclaimed(self.view) - self.cancelled_before)
         workers, self.missing_before = min(missing, self.missing_before), missing
@@ -177,8 +171,8 @@ class SlurmWatch:
         begun = bool(jobs) and self.engine.sweep.search is not None
         if last.job and not begun and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
-            said = log_tail(logs[-1]) if logs else "they leave no log"
-            raise SlurmError(f"jobs end before they begin a trial: {said}; see {self.folder / 'log'}")
+            said = log_tail(logs[-1]) if logs else "they left no log"
+            raise SlurmError(f"jobs end before they start a trial: {said}; see {self.folder / 'log'}")
         with contextlib.suppress(RacedError):  # another command resubmits too
             for made in self.engine.submit(workers):
                 what = made.what if made.allocation else f"{made.size} workers whose jobs had ended"
@@ -198,15 +192,16 @@ class SlurmWatch:
                 time.sleep(_LOOK_SECONDS)
         if is_over(self.view) and all(s.ended for s in self.view.states().values()):
             return conclude(self.view, self.console)
-        self.console.print(f"{counts_line(sweep_status(self.view))}; the same command takes up what was cancelled", soft_wrap=True)
+        self.console.print(f"{counts_line(sweep_status(self.view))}; run the same command to resume what was cancelled", soft_wrap=True)
         return INTERRUPTED
 
     def warn_of_held(self) -> None:
-        """Print once for each job that Slurm holds it: it waits for a person."""
+        """Print, once per job, that Slurm holds it until a person releases it."""
         for element in self.engine.live():
             if "held" in element.reason.lower() and element.id not in self.held:
                 self.held.add(element.id)
-                self.console.print(f"job {element.id} is held ({element.reason}): scontrol release {element.id}", highlight=False)
+                line = f"job {element.id} is held ({element.reason}); to release it: scontrol release {element.id}"
+                self.console.print(line, highlight=False)
 
 
 def main() -> int:
@@ -217,7 +212,7 @@ def main() -> int:
         return SlurmWatch(folder, console).run()
     except KeyboardInterrupt:
         console.show_cursor()
-        console.print("the jobs go on without this command; the same command shows them again", soft_wrap=True)
+        console.print("the jobs continue without this command; run it again to watch them", soft_wrap=True)
         console.print(f"python -m sweeps status|logs|cancel {folder}", soft_wrap=True, highlight=False)
         return INTERRUPTED
     except SlurmError as error:

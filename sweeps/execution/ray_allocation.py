@@ -2,9 +2,9 @@
 
     python -m sweeps.execution.ray_allocation SUBMISSION FOLDER
 
-The exit status is 0 if nothing is left to begin, and 200 if the driver was asked to stop and all
-workers have saved. Any other status is a death. FOLDER is private and visible to all nodes. It
-holds Ray's address and token, and the file `stop`, at which all workers save and return.
+The exit status is 0 if nothing is left to begin, 200 if asked to stop and all workers have saved;
+any other is a death. FOLDER is private and visible to all nodes. It holds Ray's address and token,
+and the file `stop`, at which all workers save and return.
 """
 
 import logging
@@ -37,8 +37,8 @@ class AllocationEngine:
         assert submission.allocation is not None
         self.submission, self.sweep, self.folder, self.workers = submission, sweep, folder, submission.allocation.workers
         start = self.start_of(submission)
-        # A worker that dies while this Ray cluster lives is the trial's own death; one that dies
-        # with it is not.
+        # A worker's death while this Ray cluster lives is the trial's fault; a death with it is
+        # not.
         self.driver = f"{start.driver} ray {folder.name}"
 
     @staticmethod
@@ -73,17 +73,14 @@ class AllocationEngine:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def mark_dead(self, view: View) -> None:
-        """Mark dead every owner in this job, on any node.
-
-        Call this between rounds: no worker of this job runs then.
-        """
+        """Mark dead every owner in this job. Call this between rounds, when none of them runs."""
         for trial in self.sweep.trials:
             last = next(iter(view.claims(trial)[-1:]), None)
             if last is not None and last.slurm is not None and last.slurm.job == own_job():
                 view.watch.mark_dead(self.sweep.trial_dir(trial), last)
 
     def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
-        """Run that many workers, no more at once than the allocation has; return their errors."""
+        """Run `workers` workers, at most the allocation's number at once; return their errors."""
         submission, sweep, folder, driver = self.submission, self.sweep, self.folder, self.driver
 
         def worker() -> None:
@@ -114,7 +111,7 @@ class HandOn:
 
 
 def drive(submission: Submission, folder: Path, stop: Stop) -> int:
-    """Place workers until they could begin nothing more; return the exit status."""
+    """Place workers until nothing is left to begin; return the exit status."""
     sweep = Sweep.load(submission.sweep_path)
     engine = AllocationEngine(submission, sweep, folder)
     view = View(sweep, queue=slurm_queue(sweep))
@@ -145,8 +142,7 @@ def main() -> None:
     with stop_on_signals() as stop:
         status = drive(Submission.load(Path(sys.argv[1])), Path(sys.argv[2]), stop)
         sys.stdout.flush()
-        # Exit inside the block: a signal during Python's own shutdown would make a completed run
-        # look stopped.
+        # Exit here: a signal during Python's shutdown would make a completed run look stopped.
         os._exit(status)
 
 

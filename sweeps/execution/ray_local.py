@@ -1,7 +1,4 @@
-"""Place workers with Ray Tune on this machine, within its cores, devices and memory.
-
-Ray's state is disposable: the run folders are the truth.
-"""
+"""Place workers with Ray Tune on this machine, within its cores, devices and memory."""
 
 import logging
 import os
@@ -20,14 +17,13 @@ from sweeps.state.folder import Sweep
 
 # Memory of Ray's own processes, beside the workers.
 RAY_MEMORY_GB = 1.0
-# Given only 127.0.0.1, Ray looks for an address that others can reach and listens on all. Without
-# clusters it stays on loopback.
+# Even if given 127.0.0.1, Ray otherwise looks for a reachable address and listens on all.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def _cgroup(name: str) -> list[str]:
-    """Return the words of one of the container's limits, or ["max"] without a limit."""
+    """Return the words of one of the container's cgroup files, or ["max"] without it."""
     path = _CGROUP / name
     return path.read_text().split() if path.exists() else ["max"]
 
@@ -49,18 +45,12 @@ def usable_memory_gb() -> float:
 
 
 def workers_here(cluster: ClusterProfile) -> int:
-    """Return how many workers fit this machine now.
-
-    Raise ValueError with the short resource if not even one fits.
-    """
+    """Return how many workers fit this machine now. See `parallel_workers`."""
     return parallel_workers(cluster, usable_cores(), torch.cuda.device_count(), usable_memory_gb())
 
 
 def parallel_workers(cluster: ClusterProfile, cores: int, devices: int, memory_gb: float) -> int:
-    """Return how many workers fit at once.
-
-    Raise ValueError with the short resource if not even one fits.
-    """
+    """Return how many workers fit at once; raise ValueError with the short resource if none."""
     fits = {
         "cores_per_trial": (cores // cluster.cores_per_trial, f"{cores} cores, {cluster.cores_per_trial} per trial"),
         "memory_gb_per_trial": (
@@ -80,8 +70,8 @@ def parallel_workers(cluster: ClusterProfile, cores: int, devices: int, memory_g
 class LocalEngine:
     """Places workers with Ray Tune until all have returned.
 
-    `place` blocks; another thread may call `stop`. The private folder holds Ray's sockets and logs
-    and the stop file. If the folder or this process is gone, workers stop at their next step.
+    `place` blocks; another thread may call `stop`. Workers also stop, at their next step, if this
+    process or its private folder is gone.
     """
 
     def __init__(self, sweep: Sweep, cluster: ClusterProfile) -> None:
@@ -117,10 +107,7 @@ class LocalEngine:
             )
 
     def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
-        """Run that many workers, at most `parallel` at once; return their errors.
-
-        A worker whose process dies takes no other one along.
-        """
+        """Run `workers` workers, at most `parallel` at once; return their errors."""
         driver, stop, private = Process.me(), self._stop, self._private
         sweep, cluster = self.sweep, self.cluster
 

@@ -3,8 +3,8 @@
     python -m sweeps.execution.ray_node head|worker SUBMISSION FOLDER
 
 FOLDER is private and visible to all nodes. The head writes Ray's address into it. A node whose Ray
-ends by itself writes `stop`, at which all workers save. Slurm's signals are blocked for everything
-that Ray starts here, because they are for the driver: Ray would end workers that still save.
+ends by itself writes `stop`, at which all workers save. Slurm's signals are for the driver; Ray's
+processes start with them blocked, since Ray would end workers that still save.
 """
 
 import ctypes
@@ -43,10 +43,7 @@ def environment(submission: Submission) -> dict[str, str]:
 
 
 def command(submission: Submission, role: str, temporary: Path, address: str) -> list[str]:
-    """Return the `ray start` command of this node.
-
-    The kernel picks all ports among the free ones, so that two users of a node do not collide.
-    """
+    """Return the `ray start` command. The kernel picks free ports, so that users do not collide."""
     allocation, worker = submission.allocation, submission.worker_profile
     assert allocation is not None
     own_address = socket.gethostbyname(os.environ.get("SLURMD_NODENAME", socket.gethostname()))
@@ -65,7 +62,7 @@ def command(submission: Submission, role: str, temporary: Path, address: str) ->
 
 
 def run_node(role: str, submission: Submission, folder: Path, temporary: Path) -> int:
-    """Run Ray here until the folder says that it is over; return the exit status."""
+    """Run Ray until `folder` holds `end`; return the exit status, 1 if Ray ended by itself."""
     # Orphans of Ray's processes become our children, so that we can end them.
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     address = "" if role == "head" else (folder / "address").read_text()

@@ -21,21 +21,19 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ray's monitor would end workers for memory that anything on the machine holds. The kernel and
-    # Slurm's limits end the process at fault.
+    # Ray would kill workers for memory that others use. The kernel and Slurm kill the culprit.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray starts its workers at nice 15: a trial would stand still beside any busy process.
+    "RAY_worker_niceness": "0",
 }
-# Per trial that one worker may take, deaths of its process. The process after the second one finds
+# Deaths of its process per trial that a worker may take. The process after the second one finds
 # that the trial has failed.
 _DEATHS = 2
 _TEMPORARY, _PREFIX = Path("/tmp"), "cnnjepa-"  # noqa: S108, mkdtemp makes a folder of mode 0700 there
 
 
 def private_folder() -> Path:
-    """Return a new folder on this machine that only this user can open.
-
-    The path is short, since Ray puts sockets into it (at most 107 characters).
-    """
+    """Return a new private folder on this machine. Its path leaves room for sockets (107 bytes)."""
     remove_abandoned()
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
 
@@ -51,10 +49,7 @@ def remove_abandoned() -> None:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Restore the signal handlers after the `with` block.
-
-    `ray.init` installs one for SIGTERM that ends the process.
-    """
+    """Restore the signal handlers at the end: `ray.init` installs one that ends the process."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
     try:
         yield
@@ -78,7 +73,7 @@ def write_token(folder: Path) -> Path:
 
 
 def is_noted(folder: Path, name: str) -> bool:
-    """Return whether another node has put file `name` into `folder`, or removed the folder.
+    """Return whether `folder` holds the file `name`, or is gone.
 
     NFS may hide a file for up to a minute after it was found missing, but it rereads the listing.
     """
@@ -97,10 +92,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def without_client_server(parameters: Any, _head: bool) -> None:
-    """Disable the server for `ray://` clients: two users of a node would want its fixed port.
-
-    Ray calls this hook itself.
-    """
+    """Disable the `ray://` server, whose fixed port two users would want. Ray calls this hook."""
     parameters.ray_client_server_port = None
 
 
@@ -109,9 +101,8 @@ def place(
 ) -> list[str]:
     """Call `worker` `workers` times with Ray Tune, at most `parallel` at once; return the errors.
 
-    A call whose process dies takes no other one along. A new process replaces it at once and finds
-    the trial on the same node; after the round, another node can take it. Tune's own files go into
-    `folder`, which all nodes see. They are never read back.
+    A call whose process dies takes no other one along. A new process replaces it at once on the
+    same node. Tune's own files go into `folder`, which all nodes see. They are never read back.
     """
     from ray import tune
 

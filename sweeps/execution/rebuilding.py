@@ -1,7 +1,4 @@
-"""Build report.html in a separate process, also now and then while a sweep runs.
-
-The process that watches a sweep thus stays light and survives the build.
-"""
+"""Build report.html in a separate process; the one that watches the sweep stays light."""
 
 import contextlib
 import os
@@ -23,10 +20,7 @@ def _command(folder: Path) -> list[str]:
 
 
 def rebuild(folder: Path) -> str:
-    """Build the page now; return "" or, on failure, the reason in one line.
-
-    Failures are returned, never raised.
-    """
+    """Build the page now; return "", or on failure the reason in one line. Never raise."""
     try:
         done = subprocess.run(_command(folder), cwd=_ROOT, capture_output=True, text=True, timeout=_MADE_WITHIN_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -36,13 +30,9 @@ def rebuild(folder: Path) -> str:
 
 
 class Rebuilding:
-    """Runs `python -m sweeps report` now and then, if something has changed.
-
-    One process runs at a time, with a lower priority than all other work.
-    """
+    """Runs one low-priority `python -m sweeps report` at a time, if something has changed."""
 
     def __init__(self, folder: Path, first_seconds: float = FIRST_SECONDS, every_seconds: float = EVERY_SECONDS) -> None:
-        """Set the interval. The first page comes after `first_seconds`."""
         self._folder = folder
         self._every, self._next = every_seconds, time.monotonic() + first_seconds
         self._process: subprocess.Popen[bytes] | None = None

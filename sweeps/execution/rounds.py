@@ -1,7 +1,4 @@
-"""Run workers in rounds, for backends that place them themselves.
-
-A round starts one worker for each trial that may begin, and ends when all have returned.
-"""
+"""Run workers in rounds: one worker per trial that may begin, until all have returned."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -26,10 +23,9 @@ class Shows(Protocol):
 def run_round(
     view: View, place: Callable[[int, frozenset[Path]], list[str]], parallel: int, watcher: Shows, stopped: Callable[[], bool]
 ) -> bool:
-    """Place workers for all trials that may begin now, and wait until they have returned.
+    """Run workers for all trials that may begin now; return False if there are none.
 
-    Return False if there are none. Raise RuntimeError if workers end before they claim a trial,
-    unless they were `stopped`.
+    Raise RuntimeError if workers end before they claim a trial, unless they were `stopped`.
     """
     # Read this first: from now on another command may take all trials from our workers.
     before = progress_made(view)
@@ -37,7 +33,7 @@ def run_round(
     ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in states) + trials_to_begin(view)
     if not ours:
         return False
-    # In a search a worker waits for what another one's end brings.
+    # In a search a worker waits for the trials that the end of another brings.
     workers = ours if view.sweep.search is None else parallel
     errors = _watch_while(partial(place, workers, view.watch.silent), watcher)
     if not stopped() and progress_made(view) == before:

@@ -1,4 +1,4 @@
-"""Choose the trial that a worker takes, and say why it leaves one alone. Needs no torch."""
+"""Choose a worker's next trial, and decide at each probe if it goes on. Needs no torch."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +15,7 @@ from sweeps.state.logs import log_tail
 
 # Deaths in place before the fault is the trial's own. The machine gets a second chance.
 CRASHES_ALLOWED = 2
-# Slurm may end jobs (preemption, node loss, time limit) without any fault of theirs. A trial that
-# gains no step in so many jobs never will.
+# Jobs that may gain no step. Preemption, node loss and time limits are not the trial's fault.
 STARTS_ALLOWED = 10
 
 
@@ -27,15 +26,12 @@ def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver:
     if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
         return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {log_tail(log)}; see {log}"
     if claims.starts_in_vain(past, step, folder) >= STARTS_ALLOWED:
-        return f"{STARTS_ALLOWED} jobs gained no step over step {step}, is the time limit too short? {log_tail(log)}; see {log}"
+        return f"{STARTS_ALLOWED} jobs made no progress after step {step}; is the time limit too short? {log_tail(log)}; see {log}"
     return ""
 
 
 def runnable(trial: Trial) -> bool:
-    """Return whether this code trains the trial as its run ID says.
-
-    A trial of a later version is left to later code.
-    """
+    """Return whether this code gives the trial its run ID. If not, other code must run it."""
     try:
         return signature(trial.config) == trial.signature
     except (ValueError, TypeError, KeyError):
@@ -46,9 +42,7 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
     """Claim a trial; return None if nothing can begin here now.
 
     Half-done trials without an owner come before new ones, and a requeued job finds its own trial
-    first. A trial with a `fault` is recorded as failed instead.
-
-    Everything that has changed is read again, once: the view may keep states until the next call.
+    first. A trial with a `fault` is recorded as failed. States cached in `view` are read again.
     """
     sweep = view.sweep
     view.look_again()

@@ -1,8 +1,4 @@
-"""Place workers in Slurm's queue, where nobody needs to watch them.
-
-They are tasks of one throttled job array, or share one allocation of nodes in which Ray places
-them. The queue and the sweep folder say what is missing.
-"""
+"""Place workers in Slurm's queue: as tasks of throttled arrays, or by Ray in one allocation."""
 
 import contextlib
 import time
@@ -30,19 +26,15 @@ _SUBMIT_ATTEMPTS, _ATTEMPT_SECONDS = 8, 5.0
 
 
 def _sbatch_lives(submission: Submission) -> bool:
-    """Return whether a process of this machine submits from the sweep's log folder.
-
-    submitit puts its scripts there.
-    """
+    """Return whether an sbatch on this machine runs a script of submitit in the log folder."""
     lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
     return any("sbatch" in line and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
 
 
 def shares(workers: int, limit: int, free: int) -> list[tuple[int, int]]:
-    """Return (workers, maximum at once) of each array.
+    """Return (workers, maximum at once) of each array of at most `limit` tasks.
 
-    An array has at most `limit` tasks, and all arrays together run `free` at once. Arrays past the
-    first `free` wait for an earlier one and may take its share.
+    All arrays together run `free` at once. Those past the first `free` wait for an earlier one.
     """
     count = -(-workers // limit)
     sizes = [workers // count + (i < workers % count) for i in range(count)]
@@ -66,11 +58,7 @@ class SlurmEngine:
     """Submits the workers that a sweep lacks, and finds those that it has."""
 
     def __init__(self, sweep: Sweep, cluster: ClusterProfile, code: Path, queue: Queue, allocation: Allocation | None = None) -> None:
-        """Set up the engine.
-
-        With `allocation`, its workers share the nodes of one job; otherwise each is a task of an
-        array.
-        """
+        """With `allocation`, workers share the nodes of one job; else each is an array task."""
         self.sweep, self.cluster, self.code, self.queue, self.allocation = sweep, cluster, code, queue, allocation
         self.prefix = job_prefix(sweep)
         # The last submission that `missing` saw, and whether all up to it were settled.
@@ -78,22 +66,16 @@ class SlurmEngine:
 
     @staticmethod
     def of(sweep: Sweep, queue: Queue) -> "SlurmEngine | None":
-        """Return the engine of the sweep's last submission, or None without one.
-
-        It has the submission's profile, code and allocation.
-        """
+        """Return an engine with the last submission's profile, code and allocation, or None."""
         made = Submission.all_of(sweep)[-1:]
         return next((SlurmEngine(sweep, m.cluster, Path(m.code), queue, m.allocation) for m in made), None)
 
     def live(self) -> list[Element]:
-        """Return the array tasks that are queued or run.
-
-        Tasks of submissions without a recorded job ID are included.
-        """
+        """Return the array tasks that are queued or run, also those without a recorded job ID."""
         return [e for e in self.queue.named(self.prefix) if not e.ended]
 
     def _allocations(self) -> dict[str, Allocation]:
-        """Return job name -> allocation, of all allocations ever requested."""
+        """Return job name -> allocation for all allocations ever requested."""
         return {s.name: s.allocation for s in Submission.all_of(self.sweep) if s.allocation}
 
     @property
@@ -103,10 +85,7 @@ class SlurmEngine:
         return next((shared[e.name] for e in self.live() if e.name in shared), None)
 
     def settle(self, say: Callable[[str], None]) -> None:
-        """Find out what became of submissions without a recorded job ID.
-
-        Wait for one that may still be under way.
-        """
+        """Resolve submissions without a recorded job ID; wait for one that may be under way."""
         reported = False
         while True:
             undecided = [s for s in self._open_ones() if not self._decide(s, say)]
@@ -121,8 +100,7 @@ class SlurmEngine:
         return [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void]
 
     def _decide(self, submission: Submission, say: Callable[[str], None]) -> bool:
-        # Check the submitter first: if it is gone before the queue is asked, the queue shows any
-        # job it has.
+        # Check the submitter first: once it is gone, the queue shows any job it has.
         writer = submission.writer
         if writer.is_local:
             over = not writer.lives() and not _sbatch_lives(submission) and submission.age_seconds > _DEAD_WRITER_SECONDS
@@ -131,7 +109,7 @@ class SlurmEngine:
         found = next((e for e in Queue(0).named(submission.name)), None)
         if found is not None:
             if not submission.job:
-                say(f"adopted job {found.array}: its submitter did not live to write it down")
+                say(f"adopted job {found.array}: its submitter died before recording it")
                 submission.write_job(found.array)
             return True
         if over and not submission.job:
@@ -141,7 +119,7 @@ class SlurmEngine:
     def serving(self, view: View, started_only: bool = False) -> int:
         """Return how many workers run, or will run, an unfinished trial of this sweep.
 
-        An allocation keeps all of its workers.
+        All workers of an allocation count.
         """
         current, shared = self.trial_of_job(view), self._allocations()
         count, withdrawn = 0, None
@@ -194,8 +172,7 @@ class SlurmEngine:
     def lacking(self, view: View, runs: int) -> int:
         """Return how many array tasks to submit for `runs` runs, beside those that exist.
 
-        One allocation serves any number of runs and is requested once. Array tasks that only wait
-        do not prevent it, since whoever requests an allocation wants the trials to run there.
+        One allocation serves any number of runs and is requested once, even if array tasks wait.
         """
         if self.allocation is None:
             return self.wanted(runs) - self.serving(view)
@@ -210,7 +187,7 @@ class SlurmEngine:
     def cancelled_unclaimed(self, view: View) -> set[str]:
         """Return the IDs of array tasks that were cancelled before they claimed a trial.
 
-        A cancelled allocation counts always: it never has all trials that it would have claimed.
+        A cancelled allocation always counts: it never has all trials that it would have claimed.
         """
         current, shared = self.trial_of_job(view), self._allocations()
         cancelled = [e for e in self.queue.named(self.prefix) if e.state == "CANCELLED"]
@@ -227,11 +204,11 @@ class SlurmEngine:
         return len(idle)
 
     def submit(self, workers: int) -> list[Submission]:
-        """Submit that many workers, or the allocation.
+        """Submit `workers` workers, or the allocation.
 
-        Together with the workers already queued, at most the profile's max_parallel run at once.
-        Call `missing` just before, with a queue not yet asked. Raise RacedError if another command
-        has submitted since, or was about to, and SlurmError with Slurm's message if Slurm refuses.
+        Together with those already queued, at most the profile's max_parallel run at once. Call
+        `missing` just before, with a queue not yet asked. Raise RacedError if another command has
+        submitted since, or was about to, and SlurmError with Slurm's message if Slurm refuses.
         """
         if not self._settled:
             raise RacedError("another command is about to submit")

@@ -1,7 +1,4 @@
-"""Run a worker: claim a trial, run it, write its result, return.
-
-Workers share nothing but the sweep folder.
-"""
+"""Run a worker: claim a trial, run it, write its result. Workers share only the sweep folder."""
 
 import contextlib
 import logging
@@ -39,10 +36,7 @@ def output_to(path: Path) -> Iterator[None]:
 
 
 def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """Return a function that says whether the run must stop, checked now and then.
-
-    It must if it was asked to, or if its trial is no longer ours.
-    """
+    """Return a function that says whether to stop: if asked to, or if the trial is not ours."""
     checked, wanted = 0.0, False
 
     def should_stop() -> bool:
@@ -58,10 +52,7 @@ def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Calla
 def run_one_trial(
     view: View, cluster: ClusterProfile, driver: str, asked_to_stop: Callable[[], bool], start: claims.SlurmStart | None = None
 ) -> str | None:
-    """Run one trial to its end, or to a checkpoint when asked to stop.
-
-    Return its run ID, or None if there was nothing to run.
-    """
+    """Run one trial until it ends or is asked to stop; return its run ID, or None without one."""
     if asked_to_stop():
         return None
     claimed = next_claim(view, driver, start)
@@ -83,12 +74,11 @@ def run_worker(
     silent: frozenset[Path] = frozenset(),
     start: claims.SlurmStart | None = None,
 ) -> None:
-    """Run one trial; in a search, run one after another.
+    """Run one trial; in a search, one after another until none runs or can begin.
 
-    The end of a trial brings about the next one, also if another worker ran it. `silent` are claims
-    of other hosts that the driver has watched long enough to know that they are dead.
+    `silent` are claims on other hosts that the driver has watched long enough to know dead.
     """
-    # Each choice reads changes itself, and ended trials are read once.
+    # `next_claim` and `look_again` drop cached states themselves.
     view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf)
     while not asked_to_stop() and view.follow():
         done = run_one_trial(view, cluster, driver, asked_to_stop, start)

@@ -2,8 +2,8 @@
 
     python -m sweeps.execution.worker_main SUBMISSION
 
-The exit status is 0 if the trial has ended or none was left, and 200 if the run was asked to stop
-and has saved. Any other status is a death.
+The exit status is 0 if the trial has ended or none was left, 200 if the run was asked to stop and
+has saved. Any other status is a death.
 """
 
 import math
@@ -15,8 +15,8 @@ from jobs.cli import Stop, stop_on_signals
 
 
 def run_rank(submission_file: Path, stop: Stop) -> int:
-    """Run this rank's part of one worker; returns the exit status, the same on every rank."""
-    # Imported when signals are caught already: one that came during the seconds that torch takes would end the process.
+    """Run this rank's part of one worker; return the exit status, the same on every rank."""
+    # Importing torch takes seconds: a signal meanwhile must not end the process.
     from cnnjepa.run.ranks import Device, joined
     from jobs.slurm.queue import Queue, has_slurm
     from jobs.slurm.ranks import adopt_srun_ranks
@@ -44,8 +44,7 @@ def main() -> None:
     with stop_on_signals() as stop:
         status = run_rank(Path(sys.argv[1]), stop)
         sys.stdout.flush()
-        # Exit inside the block: a signal during Python's own shutdown would make a completed run
-        # look stopped.
+        # Exit here: a signal during Python's shutdown would make a completed run look stopped.
         os._exit(status)
 
 

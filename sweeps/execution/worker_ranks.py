@@ -1,7 +1,4 @@
-"""Coordinate the ranks of one worker: rank 0 claims a trial, and all train it.
-
-All ranks learn the same outcome.
-"""
+"""Coordinate the ranks of one worker: rank 0 claims a trial, and all train it."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,11 +26,7 @@ class WorkerOnRanks:
         self._owned: Ownership | None = None
 
     def run(self) -> int:
-        """Run one trial; in a search, one after another. Return the exit status.
-
-        The status is the same on every rank: 0 if nothing is left to begin, STOPPED if asked to
-        stop.
-        """
+        """Run one trial, in a search one after another; return 0, or STOPPED if asked to stop."""
         while True:
             self._owned = None
             chosen = broadcast_object(self._choose() if self.ranks.is_main else None, self.ranks)
@@ -62,10 +55,7 @@ class WorkerOnRanks:
         return trial, claim.attempt
 
     def _run_one(self, trial: Trial, epoch: int) -> bool:
-        """Return whether the trial has ended or is no longer ours; False if asked to stop.
-
-        The value is the same on every rank.
-        """
+        """Run the trial; return False if asked to stop, else True, the same on every rank."""
         fit_to(self.cluster, trial.config)
         folder, owned = self.view.sweep.trial_dir(trial), self._owned
         with ExitStack() as ours:
@@ -79,7 +69,6 @@ class WorkerOnRanks:
                 if not isinstance(error.__cause__, HopelessError):
                     raise
                 ended = True  # every rank saw the error, and it is recorded
-        # The first rank to exit with an error ends the others, so none may before rank 0 has saved
-        # and released its claim.
+        # The first rank to exit with an error ends the others: rank 0 must have saved before.
         moved = broadcast_object(owned is not None and owned.lost() and not self.stop(), self.ranks)
         return bool(ended or moved)

@@ -1,7 +1,4 @@
-"""Aggregate the runs of a sweep: one row per run, one summary per configuration.
-
-All tables and plots are made of these. The module also decides which runs count.
-"""
+"""Decide which runs count, and aggregate them: a row per run, a summary per configuration."""
 
 import statistics
 from collections.abc import Sequence
@@ -25,7 +22,7 @@ _COST_TITLES = {
 class Spread:
     """Mean and sample standard deviation of n numbers.
 
-    `std` is None for fewer than two numbers, `mean` for none.
+    `mean` is None without a number, `std` with fewer than two.
     """
 
     mean: float | None
@@ -89,12 +86,13 @@ class Summary:
 
 
 def costs_of(result: RunResult, batch: int | None) -> dict[str, float]:
-    """What a run cost, by the names in COSTS, less what is not known of it. Pretraining is device_hours without the probes' share.
+    """Return the known costs of a run, by the names in COSTS.
 
-    `batch` is images a step, None where the task has no such thing.
+    `batch` is in images per step, None if the task has none. pretraining_hours is device_hours
+    without the probes' share.
     """
     costs = {name: getattr(result, name) for name in COSTS if name != "pretraining_hours"}
-    if result.status is RunStatus.completed and batch is not None:  # at no images a second nothing was trained
+    if result.status is RunStatus.completed and batch is not None:  # images_per_second is 0 without training
         training_seconds = result.step * batch / result.images_per_second if result.images_per_second else 0.0
         costs["pretraining_hours"] = result.device_hours * training_seconds / max(result.seconds, 1e-9)
     return {name: value for name, value in costs.items() if value is not None}
@@ -165,13 +163,12 @@ def images_behind(view: View) -> str:
 def shown_configurations(view: View) -> tuple[list[Summary], str]:
     """Return the configurations to show people, and a line about those left out.
 
-    A configuration is left out if all its runs were pruned. If that holds for every configuration,
-    all are shown.
+    Those whose runs were all pruned are left out, unless that holds for every configuration.
     """
     table = summaries(view)
     shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())] or table
     left_out = len(table) - len(shown)
-    return shown, f"{left_out} configurations were pruned on their way, see summary.csv" if left_out else ""
+    return shown, f"{left_out} configurations were pruned and are not shown; see summary.csv" if left_out else ""
 
 
 def columns(view: View) -> list[str]:
@@ -180,12 +177,12 @@ def columns(view: View) -> list[str]:
 
 
 def title(view: View, metric: str) -> str:
-    """What people call a metric, as its task says; a cost's name and unit."""
+    """Return a metric's title, as its task gives it, or a cost's name and unit."""
     return _COST_TITLES.get(metric, metric) if metric in COSTS else view.sweep.task.title(metric)
 
 
 def in_units(view: View, text: object, form: str = "{} {}") -> str:
-    """A score, or what stands for one, with the unit that the task gives scores."""
+    """Return a score, or other text in its place, with the task's unit of scores."""
     return form.format(text, view.sweep.task.UNIT) if view.sweep.task.UNIT else str(text)
 
 
@@ -205,10 +202,7 @@ class Leader:
 
 
 def leader(table: Sequence[Summary], metric: str) -> Leader | None:
-    """Return the configuration with the best mean of `metric`; on equal means, the first.
-
-    Return None if no configuration has a value. significance.py has the test.
-    """
+    """Return the configuration with the best mean of `metric`, the first of equals, or None."""
     ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -statistics.fmean(s.values[metric].values()))
     if not ranked:
         return None
@@ -221,21 +215,15 @@ def leader(table: Sequence[Summary], metric: str) -> Leader | None:
 
 
 def judged(lead: Leader) -> str:
-    """Return the test of a leader, which must have a runner-up.
-
-    Example: 'apart by 1.3 (95 % interval 0.4 to 2.2): paired t over 3 seeds, p = 0.01'.
-    """
+    """Return 'apart by 1.3 (95 % interval 0.4 to 2.2): paired t over 3 seeds, p = 0.01'."""
     assert lead.comparison is not None
     tested = lead.comparison
     interval = "" if tested.low is None or tested.high is None else f" (95 % interval {tested.low:.1f} to {tested.high:.1f})"
-    return f"apart by {tested.difference:.1f}{interval}: {tested}"
+    return f"difference {tested.difference:.1f}{interval}: {tested}"
 
 
 def run_set(view: View) -> str:
-    """Return which runs the means cover, and how many were left out for which reason.
-
-    All numbers of a table are of this one set.
-    """
+    """Return which runs a table's means cover, and how many were left out for which reason."""
     table = rows(view)
     seeds = sorted({r.seed for r in table})
     done = [r for r in table if r.state is TrialState.completed]

@@ -1,7 +1,4 @@
-"""Write report.html: one page with the whole sweep, which needs no network.
-
-It can be rebuilt from the run folders at any time.
-"""
+"""Write report.html: one page with the whole sweep, which needs no network."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,7 +97,7 @@ def _search(view: View) -> Figures:
 
 
 def _offered(curves: Iterable[Mapping[str, Curve]], first: Sequence[str]) -> list[str]:
-    """Names of the curves that some trial has, those of `first` in that order before others."""
+    """Return the names of the curves that some trial has, those in `first` first."""
     found = dict.fromkeys(name for of_trial in curves for name in of_trial)
     return [*(n for n in first if n in found), *(n for n in found if n not in first)]
 

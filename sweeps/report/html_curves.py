@@ -43,11 +43,7 @@ def thinned(epochs: Sequence[float], values: Sequence[float], most: int) -> Curv
 
 
 def curves(records: Sequence[Mapping[str, Any]], most: int) -> dict[str, Curve]:
-    """Return name -> curve. Null values get no point.
-
-    Step records are named by their keys, probe records by their metrics. The final probes are
-    included.
-    """
+    """Return name -> curve, of step and probe records. Null values get no point."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
         for key, value in record.items():

@@ -54,8 +54,7 @@ def short(label: str) -> str:
 def numeric_axis(view: View) -> str | None:
     """Return the only key in which the configurations differ, if its values are numbers.
 
-    The configurations are then points of a line. A key that only some of them have, such as one of
-    a method, counts as a difference. A bool is not a number.
+    A key that only some have, such as one of a method, counts as a difference. A bool is no number.
     """
     values = {t.label: _leaves(t.values) for t in view.sweep.trials}
     if len(values) < 3:
@@ -77,10 +76,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mapping[str, str]) -> go.Figure:
-    """Return a figure of each configuration's mean ± standard deviation.
-
-    Dots are seeds; a hollow diamond is the paper's value.
-    """
+    """Plot each mean ± standard deviation. Dots are seeds; a diamond is the paper's value."""
     key = numeric_axis(view)
     if key is not None:
         return _line(view, table, metric, key)
@@ -147,7 +143,7 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def costs_figure(view: View, table: Sequence[Summary], hours: Mapping[str, Spread], unit: str, hues: Mapping[str, str]) -> go.Figure:
-    """Score against hours of a run, means with standard deviations, and the line of those that no other configuration beats in both."""
+    """Plot score against hours of a run, means ± standard deviation, with the Pareto front."""
     figure, points, metric = go.Figure(), {}, view.sweep.objective
     for s in table:
         x, y = hours[s.label], s.spreads[metric]

@@ -48,10 +48,7 @@ def to_end(view: View) -> int:
 
 
 def called(label: str) -> str:
-    """Return the short name of a configuration for a sentence.
-
-    Names in a search are long; its configurations are called by their numbers.
-    """
+    """Return the short name of a configuration; in a search, its number."""
     if label.startswith("#"):
         return label.partition(" ")[0]
     return "baseline" if label.startswith("baseline: ") else label
@@ -72,7 +69,7 @@ def answer(view: View) -> tuple[str, bool]:
     follows = f"{called(lead.other.label)} with {other} (n = {other.n}), {judged(lead)}"
     if lead.significant:
         return f"{so_far}the best is {best}, significantly better than the next, {follows}.", True
-    return f"{so_far}no configuration is significantly better than the next: {best} leads, before {follows}.", False
+    return f"{so_far}no configuration is significantly better than the next: {best} leads, followed by {follows}.", False
 
 
 def beside_the_answer(view: View) -> list[str]:
@@ -94,10 +91,10 @@ def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
     """Return 'Of the 10 other configurations 6 are tied with it.'"""
     others = [s for s in table if s.label != lead.best.label and s.values.get(lead.metric)]
     near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).significant]
-    alone = "the only other configuration is" if len(others) == 1 else f"of the {len(others)} other configurations"
+    alone = "the only other configuration is" if len(others) == 1 else f"of the {len(others)} other configurations,"
     if len(others) == 1:
         return f"{alone.capitalize()} {'tied with it' if near else 'significantly worse'}, by the same test."
-    return f"{alone.capitalize()} {len(near)} {'is' if len(near) == 1 else 'are'} tied with it, each by the same test alone."
+    return f"{alone.capitalize()} {len(near)} {'is' if len(near) == 1 else 'are'} tied with it, each compared by the same test."
 
 
 def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
@@ -146,7 +143,7 @@ def costs(view: View) -> list[str]:
     if of_a_run:
         lines.append(f"a completed run took {format_hours(statistics.median(of_a_run))} {unit}, median over configurations of their means")
     again = [len(view.claims(t)) - 1 for t in view.sweep.trials if len(view.claims(t)) > 1]
-    lines.append(f"{len(again)} runs were started more than once, {sum(again)} further starts in all, and went on from their checkpoints")
+    lines.append(f"{len(again)} runs were started more than once ({sum(again)} further starts in all) and resumed from their checkpoints")
     kwh = [r.energy_kwh for t in view.sweep.trials if (r := view.result(t)) is not None and r.energy_kwh is not None]
     return [*lines, f"{sum(kwh):,.1f} kWh drawn by the GPUs of {len(kwh)} runs"] if kwh else lines
 
@@ -234,7 +231,7 @@ def what_was_run(view: View) -> list[str]:
         several = len(counted) > 1
         lines += [f"{what}: {n} runs" if several else what for what, n in counted.most_common(8)]
     if len(commits) > 1:
-        lines.append("the runs are of several commits: what differs between them may differ for that reason")
+        lines.append("the runs come from several commits, which may explain differences between them")
     shapes = collections.Counter(sweep.task.summary(t.values) for t in sweep.trials)
     lines += [f"{shape}: {n} runs" if len(shapes) > 1 else shape for shape, n in shapes.most_common(_SHAPES)]
     return lines + ([f"and {len(shapes) - _SHAPES} more, each in the config.yaml of its runs"] if len(shapes) > _SHAPES else [])

@@ -16,11 +16,7 @@ from sweeps.state.folder import TrialState, View
 
 
 def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
-    """Return the sweep as a study with one trial per run, in `storage` or in memory.
-
-    The study is for display and chooses nothing. A run without a value is a failed trial with its
-    cause, never a number.
-    """
+    """Return the sweep as a study with one trial per run, in `storage` or in memory."""
     sweep, search = view.sweep, view.sweep.search
     if search is not None:
         space = {d.key: distribution(d) for d in search.space}
@@ -48,13 +44,9 @@ def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
 
 
 def mirror(view: View) -> Path:
-    """Write the study for optuna-dashboard into the sweep folder as optuna.journal.
-
-    The file is replaced whole and never read back.
-    """
+    """Write the study as optuna.journal into the sweep folder, for optuna-dashboard."""
     path = view.sweep.path / "optuna.journal"
-    # A private folder has no other writers, and its locks work. A killed mirror leaves nothing here
-    # but a file of another name.
+    # In a private folder the journal's locks work. A killed mirror leaves no half-written journal.
     with tempfile.TemporaryDirectory() as private:
         made = Path(private) / path.name
         study_of(view, JournalStorage(JournalFileBackend(str(made))))
@@ -63,10 +55,7 @@ def mirror(view: View) -> Path:
 
 
 def outcome_of_a_run(params: Params, state: TrialState, value: float | None) -> Outcome:
-    """Return one run as a study records it.
-
-    A completed run whose probe failed has no value. For Optuna that is a failure, never a number.
-    """
+    """Return one run as a study records it. A completed run without a value is a failure."""
     if state is TrialState.waiting:
         return Outcome(params, WAITING)
     if not state.ended:

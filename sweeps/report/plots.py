@@ -1,7 +1,4 @@
-"""Plot the numbers of the table as ablation.png and accuracy_against_cost.png.
-
-The plots are for slides or a README.
-"""
+"""Plot the table as ablation.png and accuracy_against_cost.png, for slides or a README."""
 
 import io
 import itertools
@@ -15,10 +12,7 @@ from sweeps.state.folder import View
 
 
 def draw(view: View, path: Path) -> None:
-    """Write the plot of each configuration's mean ± standard deviation.
-
-    Dots are seeds; a diamond is the paper's value.
-    """
+    """Plot each mean ± standard deviation. Dots are seeds; a diamond is the paper's value."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,10 +60,7 @@ def _write_figure(figure: Any, path: Path) -> None:
 
 
 def draw_costs(view: View, path: Path) -> None:
-    """Write the plot of accuracy against cost: means with standard deviations.
-
-    Hollow diamonds are the paper's values.
-    """
+    """Plot metrics against the first cost: mean ± std. Hollow diamonds are the paper's values."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -19,7 +19,7 @@ _SLICES_OF, _CONTOURS_OF = 4, 3
 def search_figures(view: View) -> list[tuple[str, go.Figure]]:
     """Return headings and figures of a search, [] for other sweeps.
 
-    Figures that need more completed runs than there are are left out.
+    Figures that need more completed runs are left out.
     """
     if view.sweep.search is None:
         return []
@@ -35,9 +35,9 @@ def search_figures(view: View) -> list[tuple[str, go.Figure]]:
 
     target: Callable[[optuna.trial.FrozenTrial], float] | None = score if costs else None
     shown: dict[str, Any] = {"target": target, "target_name": names[0]}
-    found = [("Optimisation history", visualization.plot_optimization_history(study, **shown), 380)] if done else []
+    found = [("Optimization history", visualization.plot_optimization_history(study, **shown), 380)] if done else []
     if any(t.intermediate_values for t in trials) and not costs:
-        found.append(("Probes on the way, of pruned runs too", visualization.plot_intermediate_values(study), 380))
+        found.append(("Probes during training, including pruned runs", visualization.plot_intermediate_values(study), 380))
     weights = importances(study, varied, target)
     if weights:
         params = list(weights)

@@ -1,9 +1,9 @@
 """Test whether the best configuration is significantly better than the next.
 
 One t-test is declared: two-sided, at 5 %, paired for shared seeds, Welch's otherwise. It is
-two-sided because the runs themselves choose which of the two is called best. Runs of one seed see
-the same images in the same order with the same masks. Where the networks are alike, they also start
-from the same weights. Part of their noise is common, and pairing removes it.
+two-sided because the runs themselves choose which of the two is called best. Runs of one seed share
+images, their order, masks and, if the networks are alike, initial weights; pairing removes that
+common noise. Without variance, a sign or rank test takes its place.
 """
 
 import math
@@ -17,19 +17,14 @@ PAIRED, WELCH, SIGN, RANKS, UNTESTED = "paired t", "Welch's t", "sign test", "ra
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of the best with the next.
-
-    `difference` is between their means over the tested runs, `low` and `high` bound its 95 %
-    interval, and `p` is the chance of a difference as large. These three are None without a test:
-    with fewer than two runs of either.
-    """
+    """Comparison of the best with the next. Without two runs of each there is no test."""
 
     test: str
     n: tuple[int, int]  # runs of each, or the number of pairs for a paired test
-    difference: float
-    low: float | None = None
+    difference: float  # between the means of the tested runs
+    low: float | None = None  # bounds of its 95 % interval, of a t-test only
     high: float | None = None
-    p: float | None = None
+    p: float | None = None  # chance of a difference as large; None without a test
 
     @property
     def significant(self) -> bool:
@@ -46,10 +41,7 @@ class Comparison:
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float]) -> Comparison:
-    """Compare two configurations, each a mapping from seed to score.
-
-    The test is over shared seeds if there are at least two, else over all runs.
-    """
+    """Compare seed -> score of two configurations, over shared seeds if there are two or more."""
     shared = sorted(best.keys() & other.keys())
     if len(shared) > 1:
         return _paired([best[seed] - other[seed] for seed in shared])
@@ -62,8 +54,7 @@ def _paired(differences: Sequence[float]) -> Comparison:
     n, mean, std = len(differences), statistics.fmean(differences), statistics.stdev(differences)
     if std > 1e-9 * max(abs(mean), 1.0):
         return _t_test(PAIRED, (n, n), mean, std / math.sqrt(n), n - 1)
-    # Scores are counts of whole images. An equal difference on each seed has no variance for a
-    # t-test, but it has a sign.
+    # Scores count whole images. An equal difference on each seed has no variance, but a sign.
     p = 2.0 ** (1 - n) if abs(mean) > 1e-9 else 1.0
     return Comparison(SIGN, (n, n), mean, p=p)
 
@@ -78,10 +69,7 @@ def _welch(a: Sequence[float], b: Sequence[float]) -> Comparison:
 
 
 def _t_test(test: str, n: tuple[int, int], mean: float, error: float, freedom: float) -> Comparison:
-    """Test with Student's t from scipy.special.
-
-    Importing scipy.stats would cost a process that only watches a sweep 1 s and 60 MB.
-    """
+    """Test with Student's t. Importing scipy.stats for it would take 1 s and 60 MB."""
     from scipy.special import stdtr, stdtrit
 
     half = float(stdtrit(freedom, 1 - ALPHA / 2)) * error

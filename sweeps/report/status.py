@@ -1,7 +1,4 @@
-"""Report a sweep's state from its run folders and Slurm.
-
-The live table, `python -m sweeps status` and scripts use it.
-"""
+"""Report a sweep's state from its run folders and Slurm."""
 
 from dataclasses import asdict
 from typing import Any
@@ -38,10 +35,7 @@ def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
 
 
 def best_so_far(view: View) -> dict[str, Any] | None:
-    """Return the configuration with the best mean objective over its completed seeds, or None.
-
-    The spread and n say how far to trust it.
-    """
+    """Return the best configuration by mean objective, the next and their test, or None."""
     objective = view.sweep.objective
     lead = leader(summaries(view), objective)
     if lead is None:
@@ -58,10 +52,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
 
 
 def best_line(view: View) -> str:
-    """Return the best configuration, the next one and the test; "" before any run completed.
-
-    Example: 'best so far: lr 0.003: 71.2 ± 0.4 (n = 3); next ...'.
-    """
+    """Return 'best so far by knn: lr 0.003: 71.2 ± 0.4 (n = 3); next: ...', or ""."""
     objective = view.sweep.objective
     lead = leader(summaries(view), objective)
     if lead is None:
@@ -77,16 +68,13 @@ def best_line(view: View) -> str:
 
 
 def rungs_line(view: View) -> str:
-    """Return 'rungs: epoch 2: 9 runs, epoch 6: 3 runs; at each the best 1/3 go on'.
-
-    Return "" if the sweep has no rungs.
-    """
+    """Return 'rungs: epoch 2: 9 runs, epoch 6: 3 runs; at each the best 1/3 go on', or ""."""
     sweep = view.sweep
     if not sweep.rungs:
         return ""
     reached = [sum(str(e) in rungs_reached(view, t) for t in sweep.trials) for e in sweep.rungs]
     shown = ", ".join(f"epoch {epoch}: {n} runs" for epoch, n in zip(sweep.rungs, reached, strict=True))
-    return f"rungs: {shown}; at each the best 1/{sweep.eta} go on"
+    return f"rungs: {shown}; at each the best 1/{sweep.eta} continue"
 
 
 def trial_status(view: View, trial: Trial) -> dict[str, Any]:
@@ -145,11 +133,11 @@ def counts_line(status: dict[str, Any]) -> str:
         line += f" (of up to {search['points']} configurations)"
     if status["gpu_hours"]:
         line += f", {status['gpu_hours']:.1f} GPU-hours used"
-    return line + (" (Slurm does not answer; this is what it said last)" if status["slurm_silent"] else "")
+    return line + (" (Slurm does not answer; this is its last answer)" if status["slurm_silent"] else "")
 
 
 def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
-    """Return a table of counts, with one line per trial that has begun and not completed."""
+    """Return a table of counts, with a line per trial that is not waiting, completed or pruned."""
     left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
     table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
     columns = {"configuration": "left", "seed": "right", "state": "left", "done": "right", "epoch": "right", "loss": "right"}

@@ -1,8 +1,4 @@
-"""Write results.csv, summary.csv and the table for people.
-
-The table comes for a terminal, in Markdown and in LaTeX. The best value is bold only if a test says
-so.
-"""
+"""Write results.csv, summary.csv and the table for people: terminal, Markdown, LaTeX."""
 
 import csv
 import io
@@ -79,10 +75,7 @@ def summary_csv(view: View) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One field of the table.
-
-    `bold` marks a best value that is significantly better than the next, `marked` a tied one.
-    """
+    """One field of the table: `bold` if significantly better than the next, `marked` if tied."""
 
     text: str
     bold: bool = False
@@ -103,10 +96,7 @@ class PeoplesTable:
 
 
 def peoples_table(view: View) -> PeoplesTable:
-    """Return mean ± std over seeds (n) of every configuration, ranked by the objective.
-
-    In each metric the best configuration is tested against the next.
-    """
+    """Return mean ± std over seeds (n) of every configuration, ranked by the objective."""
     metrics, costs = columns(view), view.sweep.costs
     table, pruned = shown_configurations(view)
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
@@ -214,7 +204,7 @@ FORMATS: dict[str, Callable[[View], str]] = {"csv": summary_csv, "markdown": mar
 
 
 def write_all(view: View) -> list[Path]:
-    """Write every table and plot of the sweep into its folder again; return their paths."""
+    """Write every table and plot of the sweep into its folder; return their paths."""
     folder = view.sweep.path
     write_atomic(folder / "results.csv", results_csv(view))
     write_atomic(folder / "summary.csv", summary_csv(view))

@@ -1,7 +1,6 @@
 """Compare what ended trials used with what they requested, and advise on the next request.
 
-The numbers come from sacct and the trainer's own counters. What was not measured is absent, and no
-advice rests on it. `python -m sweeps advice SWEEP_FOLDER` prints the advice.
+The numbers come from sacct and the trainer's own counters. Advice rests only on measurements.
 """
 
 import math
@@ -36,10 +35,7 @@ _MB_A_GB = 1000  # as jobs/slurm/sbatch.py counts a profile's memory_gb_per_tria
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Resources that one ended trial used. None means not reported.
-
-    Shares are of the request, in [0, 1]. Memory is that of all ranks.
-    """
+    """Resources that an ended trial used, with shares of its request. None means not reported."""
 
     source: str  # sacct or counters
     seconds: float  # for which it held its worker, over all starts
@@ -47,7 +43,7 @@ class Efficiency:
     time_share: float | None  # of one start's limit: above 1 the run took several starts
     cores: int
     cpu_share: float | None
-    # Peak from sacct; without it, the main rank's peak times the number of ranks.
+    # Of all ranks: the peak from sacct, else the main rank's peak times the number of ranks.
     memory_mb: float | None
     memory_asked_mb: float | None
     memory_share: float | None
@@ -61,7 +57,7 @@ class Efficiency:
     best_images_per_second: float | None  # of the sweep's completed runs of the same shape
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -70,19 +66,13 @@ def _share(part: float | None, whole: float | None) -> float | None:
 
 
 def own_jobs(view: View, trial: Trial) -> list[str]:
-    """Return the Slurm jobs that ran this trial and no other.
-
-    Return [] if any part of it ran outside Slurm or shared a job.
-    """
+    """Return the Slurm jobs of this trial, [] if any part ran outside Slurm or shared a job."""
     past = [c.slurm for c in view.claims(trial)]
     return list(dict.fromkeys(s.job for s in past if s)) if all(s is not None and not s.shared for s in past) else []
 
 
 def account(view: View, trials: Iterable[Trial]) -> None:
-    """Ask sacct once for those jobs of `trials` that it was not asked for yet.
-
-    If it does not answer, the counters stand alone.
-    """
+    """Ask sacct about new jobs of `trials`. If it does not answer, the counters stand alone."""
     new = [job for trial in trials for job in own_jobs(view, trial) if job not in view.accounted]
     if new and has_slurm():
         _take_up(view, new, lambda: sacct.used(new))
@@ -111,10 +101,7 @@ def await_records(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait up to `wait_seconds` until sacct has the end of the jobs that have just ended.
-
-    The end of a job reaches sacct after the job itself has ended. Without accounting, do not wait.
-    """
+    """Wait up to `wait_seconds` until sacct has the end of jobs that have just ended."""
     ended = [t for t in view.sweep.trials if view.result(t) is not None and just_ended(view, t)]
     jobs = list(dict.fromkeys(job for t in ended for job in own_jobs(view, t)))
     if jobs and has_slurm():
@@ -122,35 +109,29 @@ def await_records(
 
 
 def missing_line(view: View) -> str:
-    """Return how many jobs are missing from the accounting, and the command to try later.
-
-    Return "" if none is missing or there is no accounting.
-    """
+    """Return how many jobs the accounting lacks, and the command to try later, or ""."""
     known = {job: just_ended(view, t) for t in view.sweep.trials if view.result(t) is not None for job in own_jobs(view, t)}
     again = f"python -m sweeps advice {shlex.quote(str(view.sweep.path))}"
     if known and view.accounting == "silent":
         return f"sacct does not answer, so these are the trainer's own counters; later: {again}"
     if view.accounting != "answers":
         return ""
+    instead = "the trainer's own counters are used instead"
     uses = {job: view.accounted.get(job) for job in known}
     coming = [job for job, use in uses.items() if (known[job] if use is None else not use.ended)]
     lost = [job for job, use in uses.items() if use is None and not known[job]]
     if coming:
-        return f"not yet in the accounting: the end of {len(coming)} of {len(known)} jobs, for which counters stand; later: {again}"
-    return f"sacct knows nothing of {len(lost)} of {len(known)} jobs, for which counters stand" if lost else ""
+        return f"not yet in the accounting: the end of {len(coming)} of {len(known)} jobs; {instead}; later: {again}"
+    return f"sacct has no record of {len(lost)} of {len(known)} jobs; {instead}" if lost else ""
 
 
 class Sight:
-    """Values looked up once for all trials of a sweep.
-
-    These are the profiles of its submissions and the best rate of each kind of run.
-    """
+    """Lookups shared by all trials of a sweep: profiles, and the best rate of each kind of run."""
 
     def __init__(self, view: View) -> None:
-        """Read results and submissions."""
         self.view = view
         self._profiles = {s.job: s.worker_profile for s in Submission.all_of(view.sweep)}
-        # A configuration and the best rate of those like it.
+        # (configuration, best images/s of the runs like it)
         self._kinds: list[tuple[dict[str, Any], float]] = []
         for trial in view.sweep.trials:
             result = view.result(trial)
@@ -180,7 +161,7 @@ def _threads(values: Mapping[str, Any]) -> int:
 
 
 def _on_gpu(trial: Trial, profile: ClusterProfile | None) -> bool | None:
-    """Whether the trial trained on a GPU; None where that cannot be known from here."""
+    """Return whether the trial trained on a GPU, or None if unknown here."""
     device = task_of(trial.values).value(trial.values, "device", "cpu")
     if device == "auto":
         return None if profile is None or profile.device.name == "auto" else profile.device.name == "cuda"
@@ -188,10 +169,7 @@ def _on_gpu(trial: Trial, profile: ClusterProfile | None) -> bool | None:
 
 
 def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficiency | None:
-    """Return what an ended trial used of its request, or None if it has not ended.
-
-    For many trials `all_of` asks sacct less often.
-    """
+    """Return what an ended trial used of its request, or None if it has not ended."""
     result = view.result(trial)
     if result is None:
         return None
@@ -240,7 +218,7 @@ def efficiency(view: View, trial: Trial, sight: Sight | None = None) -> Efficien
 
 
 def all_of(view: View) -> dict[str, Efficiency]:
-    """Return run ID -> efficiency of every ended trial, with one question to sacct."""
+    """Return run ID -> efficiency of every ended trial, with one call of sacct."""
     ended, sight = [t for t in view.sweep.trials if view.result(t) is not None], Sight(view)
     account(view, ended)
     return {t.signature: found for t in ended if (found := efficiency(view, t, sight)) is not None}
@@ -276,17 +254,14 @@ def used_line(found: Sequence[Efficiency]) -> str:
         parts.append(f"cores {found[0].cores}, their use not known")
     if on_gpu := _given(e.peak_mb for e in found if e.on_gpu):
         busy = _given(e.gpu_utilisation for e in found)
-        share = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilisation not reported"
+        share = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilization not reported"
         parts.append(f"GPU {share}, its tensors {max(on_gpu) / 1024:.1f} GiB")
     sources = " and ".join(sorted({e.source for e in found}))
     return f"used at most, by {len(found)} completed runs ({sources}): {', '.join(parts)}"
 
 
 def speed_line(found: Sequence[Efficiency]) -> str:
-    """Return images/s against the best of the kind, and the cost of waiting for data.
-
-    Return "" if no images were loaded.
-    """
+    """Return a line about images/s and waits for data, or "" if no images were loaded."""
     timed = [e for e in found if e.images_per_second and e.best_images_per_second]
     if not timed:
         return ""
@@ -304,9 +279,9 @@ def speed_line(found: Sequence[Efficiency]) -> str:
 
 
 def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequence[JobUse], workers_key: str | None) -> list[str]:
-    """What to give on the command line next time, only where the numbers say that it should be another.
+    """Return what to request next time as 'key=value (reason)', where it should change.
 
-    A run has so many loader processes, `workers`, where its task has a key for them.
+    `workers` are a run's loader processes, `workers_key` is the task's key for them, or None.
     """
     asked: list[str] = []
     longest = max(found, key=lambda e: e.seconds)
@@ -344,8 +319,7 @@ def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequen
 def advice_lines(view: View) -> list[str]:
     """Return at most four lines of advice, [] before any run completed.
 
-    The lines say what completed runs used, which jobs are not in the accounting yet, how fast the
-    runs were, and what to request next time. Runs that broke off say little about what a run needs.
+    Only completed runs count: those that broke off say little about what a run needs.
     """
     known = all_of(view)
     trials = [t for t in view.sweep.trials if (r := view.result(t)) is not None and r.status is RunStatus.completed]

@@ -1,4 +1,4 @@
-"""The configurations that a search has tried: their trials, one per seed, and how these stand."""
+"""Configurations that a search has tried, with their trials and scores."""
 
 import statistics
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ class Tried:
 
     @property
     def number(self) -> int:
-        """Of its first trial."""
+        """Return the number of its first trial."""
         return self.trials[0].number
 
     @property
     def pending(self) -> bool:
-        """Whether a trial of it has not ended."""
+        """Return whether any of its trials has not ended."""
         return not all(s.ended for s in self.states)
 
     @property
     def scores(self) -> list[float]:
-        """Of the completed trials that have a value."""
+        """Return the objective of each completed trial that has a value."""
         return [v for s, v in zip(self.states, self.values, strict=True) if s is TrialState.completed and v is not None]
 
     @property
     def mean(self) -> float:
-        """Of the scores, of which there is one at least."""
+        """Return the mean of `scores`, which must not be empty."""
         return statistics.fmean(self.scores)
 
 
 def tried(view: View) -> list[Tried]:
-    """The configurations tried so far, in the order of their numbers."""
+    """Return the configurations tried so far, by number."""
     found: dict[int, Tried] = {}
     for trial in view.sweep.trials:
         one = found.setdefault(trial.configuration_number, Tried([], [], []))

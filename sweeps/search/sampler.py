@@ -1,4 +1,4 @@
-"""What Optuna is asked and shown: studies built in memory from the run folders; none is kept."""
+"""Ask Optuna for configurations, through studies built in memory from the run folders."""
 
 import statistics
 import warnings
@@ -19,29 +19,29 @@ from sweeps.spec.sweep import Search, Trial
 from sweeps.state.folder import TrialState, View
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of TPE's multivariate mode, since 2021
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # about TPE's multivariate mode
 
 COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL
 RUNNING, WAITING = OptunaState.RUNNING, OptunaState.WAITING
-# Configurations that are drawn at random before a model is asked.
+# Configurations drawn at random before a model is used.
 STARTUP_TRIALS = 10
 
 
-_STREAM = 8  # keeps these numbers apart from a trainer's: cnnjepa/randomness.py has the others
+_STREAM = 8  # separates these random numbers from a trainer's (cnnjepa/randomness.py)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study records of one configuration."""
+    """A configuration's record in a study."""
 
     params: Params
     state: OptunaState
     values: Sequence[float] = ()
-    reports: Mapping[int, float] = field(default_factory=dict)  # epoch -> objective, of one that was pruned
+    reports: Mapping[int, float] = field(default_factory=dict)  # epoch -> objective, if pruned
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """The dimension as Optuna has it."""
+    """Return Optuna's distribution for a dimension."""
     if dimension.options:
         return CategoricalDistribution(list(dimension.options))
     if dimension.whole:
@@ -50,10 +50,10 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def sampler_of(search: Search, number: int, draw: int) -> BaseSampler:
-    """The sampler for trial `number`; its seed follows from the number, so that a replayed study does not draw the first samples again."""
+    """Return the sampler for trial `number`, seeded by it: a rebuilt study repeats no draw."""
     key = np.random.SeedSequence((int(search.digest, 16), _STREAM, number, draw))
     seed = int(np.random.Generator(np.random.Philox(key)).integers(2**63)) % 2**32
-    if draw or search.sampler == "random":  # a model that proposes what was tried already would go on doing so
+    if draw or search.sampler == "random":  # a model that repeated a configuration would repeat it again
         return RandomSampler(seed=seed)
     if search.sampler == "gp":
         return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
@@ -62,7 +62,7 @@ def sampler_of(search: Search, number: int, draw: int) -> BaseSampler:
 
 
 def frozen(outcome: Outcome, space: Mapping[str, BaseDistribution], attributes: Mapping[str, str] | None = None) -> FrozenTrial:
-    """One configuration as a trial of a study."""
+    """Return a configuration as a trial of a study."""
     return create_trial(
         state=outcome.state,
         params=dict(outcome.params),
@@ -74,12 +74,12 @@ def frozen(outcome: Outcome, space: Mapping[str, BaseDistribution], attributes: 
 
 
 def reports(view: View, trial: Trial) -> dict[int, float]:
-    """Epoch -> objective of the probes on the way that have a value."""
+    """Return epoch -> objective of the trial's probes that have a value."""
     return {int(float(e)): m[view.sweep.objective] for e, m in view.probes(trial).items() if view.sweep.objective in m}
 
 
 def outcome(view: View, tried: Tried) -> Outcome:
-    """A configuration as the sampler sees it: its mean over seeds, or how far it came; a run or a probe that failed has no value."""
+    """Return what the sampler learns: the mean over seeds, or how far a pruned run came."""
     assert view.sweep.search is not None
     first, params = tried.trials[0], tried.trials[0].params
     if tried.scores:
@@ -94,12 +94,12 @@ def outcome(view: View, tried: Tried) -> Outcome:
 
 
 def directions(costs: bool) -> list[StudyDirection]:
-    """More of the objective is better, and fewer device-hours where they count."""
+    """Return the directions: maximise the objective, minimise device-hours if `costs`."""
     return [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costs]
 
 
 def suggest(past: Sequence[Outcome], search: Search, number: int, draw: int) -> Params:
-    """What the sampler proposes for trial `number` after `past`; the same for the same arguments."""
+    """Return the sampler's proposal for trial `number` after `past`; it is deterministic."""
     sampler = sampler_of(search, number, draw)
     study = optuna.create_study(directions=directions(search.costs), sampler=sampler)
     space = {d.key: distribution(d) for d in search.space}
@@ -114,7 +114,7 @@ def suggest(past: Sequence[Outcome], search: Search, number: int, draw: int) -> 
 
 
 def draw_from(asked: optuna.Trial, dimension: Dimension) -> Value:
-    """A value of one dimension."""
+    """Draw a value of one dimension."""
     key = dimension.key
     if dimension.options:
         chosen = asked.suggest_categorical(key, list(dimension.options))

@@ -1,4 +1,4 @@
-"""Early warnings of the runs of a sweep: which runs there is something to say about, what is printed, and which it ends."""
+"""Early warnings of a sweep's runs: find them, print them, and prune runs for them."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,11 +8,11 @@ from jobs.task import Probes, task_of
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep, View
 
-PRUNED = "warning "  # how the cause of a run begins that was pruned for one
+PRUNED = "warning "  # prefix of the cause of a run that a warning pruned
 
 
 def warnings_of(view: View, trial: Trial, probed: Probes | None = None) -> list[EarlyWarning]:
-    """What there is to be said of a trial now, an ended one by its probes; `probed` are probes of which the folder may not tell yet."""
+    """Return the warnings of a trial; `probed` adds probes that its folder may not hold yet."""
     result = view.result(trial)
     probes = {**view.probes(trial), **(probed or {})}
     if result is not None and result.status is RunStatus.completed:
@@ -22,27 +22,28 @@ def warnings_of(view: View, trial: Trial, probed: Probes | None = None) -> list[
 
 
 def as_lines(sweep: Sweep, lines: Mapping[str, Sequence[str]], most: int = 8) -> list[str]:
-    """'warning: depth 2, seed 42: ...' for each line of each trial by run ID, no more than `most`, and how many there are beyond."""
+    """Return at most `most` lines 'warning: depth 2, seed 42: ...', and how many more there are."""
     every = [f"warning: {t.label}, seed {t.seed}: {line}" for t in sweep.trials for line in lines.get(t.signature, ())]
-    more = [f"and {len(every) - most} warnings more, see --json"] if len(every) > most else []
+    more = [f"and {len(every) - most} more warnings, see --json"] if len(every) > most else []
     return every[:most] + more
 
 
 def cause_of(warning: EarlyWarning) -> str:
-    """Why a run that is ended for `warning` was pruned."""
+    """Return the cause to record for a run that is pruned for `warning`."""
     return f"{PRUNED}{warning.name}: {warning.seen}"
 
 
 def pruned_for(cause: str) -> str:
-    """The name of the warning for which a run with that cause was pruned; "" where it was another reason."""
+    """Return the name of the warning that pruned a run with this cause, or ""."""
     return cause.removeprefix(PRUNED).partition(":")[0] if cause.startswith(PRUNED) else ""
 
 
 def check_pruning(sweep: Sweep) -> None:
-    """Raise ValueError where a trial could not be pruned by what the sweep prunes on: an unknown name, or no probe on its way."""
+    """Raise ValueError if the sweep prunes on a warning that is unknown or that no probe raises."""
     known = sweep.task.WARNINGS
     for name in sweep.prune_on:
         if name not in known:
-            raise ValueError(f"--prune-on must hold names out of {', '.join(known) or 'none, as the task has no warnings'}; got {name}")
+            rule = f"one of {', '.join(known)}" if known else "left out, as the task has no warnings"
+            raise ValueError(f"--prune-on must be {rule}; got {name}")
         for trial in sweep.trials:
             sweep.task.check_warning(name, trial.values)

@@ -1,4 +1,4 @@
-"""What the sweeps share at each scale: a small ResNet on digits for minutes, and what the paper ran."""
+"""Overrides that the sweeps share: a small ResNet on digits, and the paper's experiment."""
 
 SMOKE = [
     "data=digits",

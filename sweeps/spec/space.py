@@ -1,4 +1,4 @@
-"""What a search may choose: dimensions over keys of the configuration, and the configurations in them; no torch, no Optuna."""
+"""Search spaces: dimensions over configuration keys, and their combinations."""
 
 import copy
 import itertools
@@ -17,10 +17,7 @@ Params = dict[str, Value]
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key and what it may be: `options`, or the range [low, high] of which `grid` are the values that a grid takes.
-
-    `when` names another key, earlier in the space, and the values of it with which this one matters; with others it is left alone.
-    """
+    """One key and what it may be: `options`, or [low, high], of which a grid takes `grid`."""
 
     key: str
     options: Sequence[Value] = ()
@@ -29,57 +26,57 @@ class Dimension:
     log: bool = False
     whole: bool = False
     grid: Sequence[Value] = ()
-    when: tuple[str, Sequence[Value]] | None = None
+    when: tuple[str, Sequence[Value]] | None = None  # an earlier key, and its values for which this one matters
 
     def matters(self, chosen: Mapping[str, Value], base: Mapping[str, Any]) -> bool:
-        """Whether the dimension has a say where the earlier ones are `chosen`."""
+        """Return whether the dimension applies, given the earlier choices."""
         if self.when is None:
             return True
         key, values = self.when
         return chosen.get(key, lookup(dict(base), key)) in values
 
     def check(self) -> None:
-        """Raise ValueError unless there is something to choose."""
+        """Raise ValueError if the range is empty or the grid leaves it."""
         if self.options:
             return
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"dimension {self.key} must have low < high, above 0 where it is log; got [{self.low}, {self.high}]")
+            raise ValueError(f"dimension {self.key} must have low < high, and low > 0 with log=True; got [{self.low}, {self.high}]")
         outside = [v for v in self.grid if not (isinstance(v, (int, float)) and self.low <= v <= self.high)]
         if outside:
             raise ValueError(f"grid of {self.key} must lie in [{self.low}, {self.high}]; got {outside[0]}")
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Dimension":
-        """What a JSON file made of one."""
+        """Build a dimension from its JSON values."""
         when = None if values["when"] is None else (values["when"][0], tuple(values["when"][1]))
         return Dimension(**{**values, "options": tuple(values["options"]), "grid": tuple(values["grid"]), "when": when})
 
 
 def choice(key: str, *options: Value, when: tuple[str, Sequence[Value]] | None = None) -> Dimension:
-    """One of `options`."""
+    """Return a dimension with the given options."""
     return Dimension(key, options=options, when=when)
 
 
 def real(key: str, low: float, high: float, *grid: float, log: bool = False, when: tuple[str, Sequence[Value]] | None = None) -> Dimension:
-    """A number between `low` and `high`; a grid takes those of `grid`."""
+    """Return a dimension of numbers in [low, high]; a grid takes those in `grid`."""
     return Dimension(key, low=low, high=high, log=log, grid=grid, when=when)
 
 
 def whole(key: str, low: int, high: int, *grid: int, when: tuple[str, Sequence[Value]] | None = None) -> Dimension:
-    """A whole number from `low` to `high`; a grid takes those of `grid`, or all."""
+    """Return a dimension of integers in [low, high]; a grid takes those in `grid`, or all."""
     return Dimension(key, low=low, high=high, whole=True, grid=grid or tuple(range(low, high + 1)), when=when)
 
 
 def grid_configurations(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Params]:
-    """All combinations of options and grid values, each configuration once; raises ValueError at a range without a grid."""
+    """Return all combinations on the grid; raise ValueError at a range without one."""
     for dimension in space:
         if not (dimension.options or dimension.grid):
-            raise ValueError(f"sampler=grid must have values to take of {dimension.key}; got a range without a grid")
+            raise ValueError(f"--sampler grid must have values for {dimension.key}; got a range without any: list them after its bounds")
     return combinations(space, [d.options or d.grid for d in space], base)
 
 
 def all_configurations(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[Params] | None:
-    """Every configuration of the space, each once; None where they cannot be counted, or are more than anybody would train."""
+    """Return all configurations, or None if the space is continuous or too large to list."""
     if any(not d.options and not d.whole for d in space):
         return None
     values = [d.options or range(int(d.low), int(d.high) + 1) for d in space]
@@ -87,7 +84,7 @@ def all_configurations(space: Sequence[Dimension], base: Mapping[str, Any]) -> l
 
 
 def combinations(space: Sequence[Dimension], values: Sequence[Sequence[Value]], base: Mapping[str, Any]) -> list[Params]:
-    """All combinations of `values`, less those of dimensions that do not matter in them, each once."""
+    """Return the distinct combinations of `values`, without dimensions that do not matter."""
     found: dict[tuple[tuple[str, Value], ...], Params] = {}
     for combination in itertools.product(*values):
         chosen: Params = {}
@@ -99,7 +96,7 @@ def combinations(space: Sequence[Dimension], values: Sequence[Sequence[Value]], 
 
 
 def baseline(space: Sequence[Dimension], base: Mapping[str, Any]) -> Params:
-    """The choices that `base` itself makes; raises ValueError where the space does not hold it."""
+    """Return the choices that `base` itself makes; raise ValueError if outside the space."""
     chosen: Params = {}
     for d in space:
         value = lookup(dict(base), d.key)
@@ -115,7 +112,7 @@ def baseline(space: Sequence[Dimension], base: Mapping[str, Any]) -> Params:
 
 
 def applied(base: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> dict[str, Any]:
-    """The configuration `base` with `params` and `seed`, as plain values."""
+    """Return a copy of the plain values `base` with `params` and `seed`."""
     values = copy.deepcopy(dict(base))
     for key, value in params.items():
         *path, last = key.split(".")
@@ -127,12 +124,12 @@ def applied(base: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> 
 
 
 def label(params: Mapping[str, Value], task: Task) -> str:
-    """What people call a configuration, by its values alone: 'lr 0.0031, multi_block, depth 3'; 'unchanged' where nothing is set."""
+    """Return a display name such as 'lr 0.0031, multi_block, depth 3', or 'unchanged'."""
     return ", ".join(_said(key, value, task) for key, value in params.items()) or "unchanged"
 
 
 def _said(key: str, value: Value, task: Task) -> str:
-    """A word is called by its task, a number needs its key's last part."""
+    """Return the task's name for a word, or a number after the last part of its key."""
     if isinstance(value, str):
         return task.word(key, value)
     return f"{key.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"

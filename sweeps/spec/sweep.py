@@ -1,4 +1,4 @@
-"""A sweep as a question, at two scales, over seeds: configurations to compare, or a space to search; and the trials that follow from it."""
+"""A sweep: a question, the configurations or the space that answer it, and its trials."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ from sweeps.spec.space import Dimension, Params, Value, all_configurations, appl
 
 FIRST_SEED = 42  # the paper's one seed
 SAMPLERS = ("tpe", "random", "gp", "grid")
-# Keys of sweep.json and of a choice's file, which are those of version 0.1, and their names here.
+# Keys of version 0.1, which sweep.json and points/ keep -> their names here.
 _KEYS = {"setting": "label", "point": "configuration_number", "points": "max_trials"}
 _OLD_KEYS = {new: old for old, new in _KEYS.items()}
 
 
 class ScaleName(Enum):
-    """smoke runs in minutes on two cores; paper is what the paper ran."""
+    """Size of a sweep: smoke takes minutes on two cores; paper is the paper's experiment."""
 
     smoke = "smoke"
     paper = "paper"
@@ -30,40 +30,27 @@ class ScaleName(Enum):
 
 @dataclass(frozen=True)
 class Scale:
-    """Overrides that all trials share at one scale, and how many seeds a configuration gets by default, in a search at most.
-
-    Of a search also how many configurations it tries (`max_trials`), and the dimensions that are others at this scale, by their keys.
-    `configurations` stand in place of the sweep's where they are others at this scale.
-    """
+    """Overrides of all trials at one scale, and what else is special to it."""
 
     overrides: Sequence[str]
-    seeds: int
-    max_trials: int = 0
-    space: Sequence[Dimension] = ()
-    configurations: Sequence["Configuration"] = ()
+    seeds: int  # default per configuration; in a search, at most
+    max_trials: int = 0  # configurations that a search tries
+    space: Sequence[Dimension] = ()  # replace the sweep's dimensions of the same keys
+    configurations: Sequence["Configuration"] = ()  # replace the sweep's, if there are any
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One configuration of the sweep: what it sets, and what the paper printed for it, by metric (percent) or cost (hours).
-
-    `best_of_many` where the paper's scores are each the best of several runs. What a configuration is called follows from what it sets.
-    """
+    """One configuration of a sweep; what it sets also names it."""
 
     overrides: Mapping[str, Value]
-    paper: Mapping[str, float] = field(default_factory=dict)
-    best_of_many: bool = False
+    paper: Mapping[str, float] = field(default_factory=dict)  # the paper's figures by metric (percent) or cost (hours)
+    best_of_many: bool = False  # each of the paper's scores is the best of several runs
 
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """A question, the configurations or the space that answer it, and the metric by which they are ranked (on held-out training labels).
-
-    `costs` are what a run cost, by the names of results.csv, that belong to the answer: they get columns of their own, and a picture in
-    which the headline stands against the first. `prune_on` are names of early warnings (search/warnings.py) that end a run at a probe.
-    A configuration is called by the values that it sets of the keys `named_by`, or of all keys where there are none. `task` is the
-    module that trains: jobs/task.py. It also gives the `objective` and the `headline` where they are left out.
-    """
+    """A question, and the configurations or the space that answer it."""
 
     name: str
     question: str
@@ -71,96 +58,96 @@ class SweepSpec:
     paper: Scale
     configurations: Sequence[Configuration] = ()
     space: Sequence[Dimension] = ()
-    objective: str = ""
-    headline: Sequence[str] | None = None
-    costs: Sequence[str] = ()
-    prune_on: Sequence[str] = ()
-    named_by: Sequence[str] = ()
-    task: str = DEFAULT_TASK
+    objective: str = ""  # metric that ranks configurations, on held-out labels; "": the task's
+    headline: Sequence[str] | None = None  # metrics of the table; None: the task's
+    costs: Sequence[str] = ()  # costs in results.csv that get a column; the headline is plotted against the first
+    prune_on: Sequence[str] = ()  # early warnings that end a run at a probe
+    named_by: Sequence[str] = ()  # keys that name a configuration; all if empty
+    task: str = DEFAULT_TASK  # module that trains: jobs/task.py
 
     def job(self, cluster: str, overrides: Sequence[str]) -> JobSpec:
-        """Return a run of the sweep's task with these overrides."""
+        """Compose a job of the sweep's task."""
         return compose_job([f"cluster={cluster}", *overrides], self.task)
 
     def label(self, configuration: Configuration) -> str:
-        """What `configuration` is called in tables and pictures."""
+        """Return the display name of `configuration`."""
         return label(
             {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by},
             task_named(self.task),
         )
 
     def scale(self, name: ScaleName) -> Scale:
-        """The scale of that name."""
+        """Return the smoke or the paper scale."""
         return self.smoke if name is ScaleName.smoke else self.paper
 
     def configurations_at(self, scale: Scale) -> Sequence[Configuration]:
-        """The configurations of a scale."""
+        """Return the configurations at `scale`."""
         return scale.configurations or self.configurations
 
     def space_at(self, scale: Scale) -> list[Dimension]:
-        """The space of a scale."""
+        """Return the space, with the dimensions that `scale` replaces."""
         own = {d.key: d for d in scale.space}
         return [own.get(d.key, d) for d in self.space]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration and seed; `signature` of its TrainConfig is its identity and its folder's name."""
+    """One configuration with one seed. `signature` is its run ID and names its folder."""
 
     number: int
     label: str
     seed: int
-    values: dict[str, Any]  # the TrainConfig as plain values: who only watches a sweep builds none
+    values: dict[str, Any]  # the configuration as plain values; watching a sweep builds no object
     signature: str
-    params: Params = field(default_factory=dict)  # of a search: what was chosen
-    configuration_number: int = -1  # of a search: the number of its first trial; -1 for what was given and not chosen
+    params: Params = field(default_factory=dict)  # what a search chose
+    configuration_number: int = -1  # in a search, the number of its first trial; else -1
 
     @cached_property
     def config(self) -> Any:
-        """What the trial trains."""
+        """Return the configuration to train."""
         return from_dict(self.values)
 
     @property
     def epochs(self) -> int:
-        """Of the run."""
+        """Return how many epochs it trains."""
         return int(self.values["epochs"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values, under the keys of version 0.1."""
         return {_OLD_KEYS.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Trial":
-        """What `to_dict` gave."""
+        """Build a trial from the values of `to_dict`."""
         return Trial(**{_KEYS.get(k, k): v for k, v in values.items()})
 
 
 @dataclass(frozen=True)
 class Search:
-    """How configurations are chosen while the sweep runs; all that a worker needs to choose the next one."""
+    """How a search chooses configurations: all that a worker needs to choose the next."""
 
     space: list[Dimension]
-    base: dict[str, Any]  # the configuration whose keys are changed
+    base: dict[str, Any]  # configuration that the search varies
     sampler: str
     max_trials: int  # configurations to try
-    seeds: int  # of a configuration, at most: more only for those that are still among the best
+    seeds: int  # per configuration at most; only the leaders get more than one
     costs: bool  # whether device-hours are a second objective
-    budget_hours: float | None  # device-hours: no run is begun that could take the search above it, at the most expensive epoch known
-    digest: str  # names the space and the base: with others it is another search
-    hours_per_epoch: float | None = None  # device-hours that an epoch is expected to cost; None where that is not known beforehand
+    budget_hours: float | None  # device-hours; no run begins that could exceed them at the most expensive epoch known
+    digest: str  # identifies space and base; with others it is another search
+    hours_per_epoch: float | None = None  # expected device-hours per epoch; None if unknown
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values, under the keys of version 0.1."""
         return {_OLD_KEYS.get(k, k): v for k, v in asdict(self).items()}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Search":
-        """What `to_dict` gave."""
+        """Build a search from the values of `to_dict`."""
         known = {_KEYS.get(k, k): v for k, v in values.items()}
         return Search(**{**known, "space": [Dimension.from_dict(d) for d in values["space"]]})
 
     def trial(self, number: int, configuration_number: int, params: Params, seed: int) -> Trial:
-        """Return the trial of a configuration and a seed."""
+        """Build the trial of `params` and `seed`, numbered and labelled."""
         params = {d.key: params[d.key] for d in self.space if d.key in params}
         values = applied(self.base, params, seed)
         name = (f"#{configuration_number} " if configuration_number else "baseline: ") + label(params, task_of(values))
@@ -168,16 +155,16 @@ class Search:
 
 
 def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -> None:
-    """Raise ValueError at an override of what the sweep itself sets."""
+    """Raise ValueError at an override of a key that the sweep itself sets."""
     swept = keys | {"seed", "cluster", "run_dir", "task"}
     for override in overrides:
         key = override.partition("=")[0]
         if key in swept:
-            raise ValueError(f"{key} must not be overridden, it is what {spec.name} sets itself; got {override}")
+            raise ValueError(f"{key} must not be overridden, because {spec.name} sets it; got {override}")
 
 
 def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str]) -> SweepSpec:
-    """The sweep that tries every combination of the space's grid; the unchanged configuration first where it is one of them."""
+    """Return a sweep over the whole grid; the unchanged configuration, if in it, comes first."""
     space = spec.space_at(scale)
     base = to_dict(spec.job(cluster, [*scale.overrides, *overrides]).train)
     found = grid_configurations(space, base)
@@ -199,7 +186,7 @@ def build_search(
     costs: bool = False,
     budget_hours: float | None = None,
 ) -> Search:
-    """The search of `spec`; its trial 0 is the configuration without changes. Raises ValueError where that is not in the space."""
+    """Build the search; raise ValueError if the unchanged configuration is not in its space."""
     space = spec.space_at(scale)
     for dimension in space:
         dimension.check()
@@ -216,20 +203,19 @@ def build_search(
 def build_trials(
     spec: SweepSpec, scale: Scale, seeds: int, cluster: str, overrides: Sequence[str], rungs: Sequence[int] = ()
 ) -> list[Trial]:
-    """All trials, one seed of every configuration before the next seed, so that a half-done sweep compares like with like.
+    """Build all trials, seed by seed: a half-done sweep then compares like with like.
 
-    `overrides` come from the command line and hold for every trial. Raises ValueError at an override of a swept key, at a broken rule, and
-    where two configurations are the same.
+    Raise ValueError at an override of a swept key, a broken rule, or two equal configurations.
     """
     configurations = spec.configurations_at(scale)
     check_overrides(spec, {key for configuration in configurations for key in configuration.overrides}, overrides)
     labels = [spec.label(configuration) for configuration in configurations]
     if twice := [called for called in labels if labels.count(called) > 1]:
-        rule = "differ in what they set of the keys that name them (named_by)"
+        rule = "differ in the keys that name them (named_by)"
         raise ValueError(f"configurations of {spec.name} must {rule}; got {twice[0]} {labels.count(twice[0])} times")
     trials: list[Trial] = []
     known: dict[str, str] = {}
-    # Composed once per configuration: its seeds differ in nothing else.
+    # Compose once per configuration: its seeds differ in nothing else.
     composed = []
     for configuration in configurations:
         own = [f"{key}={value}" for key, value in configuration.overrides.items()]

@@ -1,12 +1,11 @@
 """Decide who owns a trial. Exactly one process wins a claim, on a local disk, NFS or Lustre.
 
 A claim is the file `trials/<run ID>/claim/<attempt>.json`, created whole and exclusively. The
-highest attempt owns the trial. The owner touches its file every HEARTBEAT_SECONDS. A process that
-finds the owner dead creates the next attempt; if two try, one fails.
+highest attempt owns the trial, and its owner touches the file every HEARTBEAT_SECONDS. A process
+that finds the owner dead creates the next attempt.
 
-Slurm says whether an owner in a Slurm job lives. Without Slurm, the process table decides on this
-machine and the heartbeat elsewhere. These two also decide for one worker of a running job that has
-many.
+Slurm says whether an owner in a Slurm job lives. Without Slurm, and for one worker of a running job
+that has many, the process table decides on this machine and the heartbeat elsewhere.
 """
 
 import contextlib
@@ -27,9 +26,9 @@ from cnnjepa.run.files import create_exclusive, read_json, reading, to_json
 from jobs.slurm.queue import ENDED, GONE, Queue, own_job, own_restart
 
 HEARTBEAT_SECONDS = 20.0
-# An owner on another host counts as dead after so long without a heartbeat, timed on our own clock.
+# An owner on another host is dead after so long without a heartbeat, timed by our own clock.
 SILENCE_SECONDS = 600.0
-# So does an owner in a job unknown to Slurm. The limit allows for clocks that differ between nodes.
+# So is an owner in a job unknown to Slurm. The limit allows for clocks that differ between nodes.
 STALE_SECONDS = 180.0
 
 
@@ -93,8 +92,7 @@ class SlurmStart:
     gpus: float  # held by the owner
     log: str  # output file of the job
     code: str  # snapshot that the job runs
-    # The job also has other trials: an allocation with many workers, or a search's worker, which
-    # takes one trial after another.
+    # The job also runs other trials: those of an allocation, or of a search's worker.
     shared: bool = False
 
     @staticmethod
@@ -126,10 +124,7 @@ class Claim:
 
 
 def listing(trial_dir: Path) -> frozenset[str]:
-    """Return the names of all files in the trial's claim folder.
-
-    One request to the file system lists them. No file ever changes its content.
-    """
+    """Return the names of all files in the trial's claim folder. Their contents never change."""
     try:
         return frozenset(os.listdir(trial_dir / "claim"))
     except (FileNotFoundError, NotADirectoryError):
@@ -137,10 +132,7 @@ def listing(trial_dir: Path) -> frozenset[str]:
 
 
 def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequence[Claim] = ()) -> list[Claim]:
-    """Return all claims of a trial, oldest first.
-
-    `names` is the folder's listing. Claims in `known` are not read again.
-    """
+    """Return all claims of a trial, oldest first. Claims in `known` are not read again."""
     names = listing(trial_dir) if names is None else names
     read = {c.attempt for c in known}
     claims = list(known)
@@ -164,7 +156,7 @@ def held_seconds(trial_dir: Path, claim: Claim) -> float:
 
 
 def _ended(names: frozenset[str], attempt: int) -> str:
-    """Return 'released' or 'crashed' if the owner has said so, else ''."""
+    """Return "released" or "crashed" as the owner recorded it, else ""."""
     return next((way for way in ("released", "crashed") if _name(attempt, way) in names), "")
 
 
@@ -196,13 +188,13 @@ def uncancel(trial_dir: Path) -> None:
 
 
 def is_cancelled(trial_dir: Path, names: frozenset[str] | None = None) -> bool:
-    """Return whether the trial was cancelled and not resumed since, by whatever owner."""
+    """Return whether the trial was cancelled and not resumed since."""
     names = listing(trial_dir) if names is None else names
     return _last_attempt(names, "cancelled") > _last_attempt(names, "resumed")
 
 
 class Standing(Enum):
-    """What became of an owner."""
+    """State of a claim's owner."""
 
     alive = "alive"
     requeued = "requeued"  # its Slurm job waits in the queue and will go on with the trial
@@ -213,19 +205,18 @@ class Standing(Enum):
 class Watch:
     """Judges whether owners live.
 
-    Keep one instance to judge owners on other hosts: it times their silence on our own clock.
-    `silent` holds the claims found dead this way. Pass it to processes that have not watched for so
-    long.
+    Keep one instance: it times the silence of owners on other hosts. `silent` holds the claims
+    found dead this way; pass it to processes that have not watched for so long.
     """
 
     def __init__(self, silent: frozenset[Path] = frozenset(), silence_seconds: float = SILENCE_SECONDS, queue: Queue | None = None) -> None:
-        """Ask `queue` about owners in Slurm jobs; without it, go by heartbeats alone."""
+        """Without `queue`, judge owners in Slurm jobs by the process table and heartbeats."""
         self.silent, self.queue = silent, queue
         self._silence = silence_seconds
         self._seen: dict[Path, tuple[float, float]] = {}
 
     def standing(self, trial_dir: Path, claim: Claim, names: frozenset[str] | None = None) -> Standing:
-        """Return what became of the owner of `claim`. `names` is the folder's listing."""
+        """Return the state of the owner of `claim`."""
         names = listing(trial_dir) if names is None else names
         if is_cancelled(trial_dir, names):
             return Standing.cancelled
@@ -240,11 +231,7 @@ class Watch:
         self.silent |= {_path(trial_dir, claim.attempt)}
 
     def _lives_in_this_job(self, trial_dir: Path, claim: Claim, start: SlurmStart, names: frozenset[str]) -> bool:
-        """Return whether the owner, in a start of this process's own job, still runs.
-
-        Earlier starts are over. In this start, a job with many workers may have live ones, here or
-        on another node.
-        """
+        """Return whether the owner, in this process's own job, runs. Earlier starts are over."""
         if start.shared:
             return start.restart == own_restart() and self._lives(trial_dir, claim, names)
         return claim.owner == Process.me() and not _ended(names, claim.attempt)
@@ -259,8 +246,8 @@ class Watch:
         if state in ENDED:
             return Standing.dead
         if state == GONE:
-            # The job is missing from one answer, is another user's, or ended long ago. A recent
-            # heartbeat means that the owner lives.
+            # The job is missing from an answer, another user's, or long over: the heartbeat
+            # decides.
             beat = _path(trial_dir, claim.attempt).stat().st_mtime
             return Standing.dead if ended or abs(time.time() - beat) > STALE_SECONDS else Standing.alive
         if not state:  # Slurm has not answered
@@ -321,10 +308,7 @@ class Ownership:
 
 
 def claim(trial_dir: Path, attempt: int, driver: str, step: int, slurm: SlurmStart | None = None) -> Ownership | None:
-    """Claim a trial and return its ownership, or None if another process won that attempt.
-
-    `attempt` is one more than the trial's last.
-    """
+    """Claim `attempt`, one more than the trial's last; return None if another process won it."""
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
     won = Claim(attempt, Process.me(), driver, step, time.time(), slurm)
     values = asdict(won)
@@ -335,8 +319,7 @@ def claim(trial_dir: Path, attempt: int, driver: str, step: int, slurm: SlurmSta
 def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Path) -> int:
     """Count the last claims that died under this driver without getting past `step`.
 
-    A claim whose driver died too ended with it, which is no fault of the trial. A released claim is
-    none either.
+    A claim that was released, or whose driver died too, is no fault of the trial.
     """
     crashes, names = 0, listing(trial_dir)
     for past in reversed(claims):
@@ -350,7 +333,7 @@ def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Pat
 def starts_in_vain(claims: list[Claim], step: int, trial_dir: Path) -> int:
     """Count the last claims that were Slurm jobs and never got past `step`, whatever ended them.
 
-    Claims from before a person last asked for the trial do not count.
+    Claims from before the last `uncancel` do not count.
     """
     vain, names = 0, listing(trial_dir)
     for past in reversed(claims):

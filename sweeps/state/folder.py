@@ -1,8 +1,7 @@
-"""The sweep folder: sweep.json and the run folders trials/<run ID>/.
+"""Read and write the sweep folder: sweep.json and the run folders trials/<run ID>/.
 
-sweep.json lists the trials and how they are ranked. The run folders are the truth about them. A
-search does not know all its trials beforehand: the process that chooses a trial writes
-points/<number>.json. Only the first trial has no such file.
+sweep.json lists the trials and how they are ranked; the run folders are the truth about them. In a
+search, the process that chooses a trial writes points/<number>.json, except for the first trial.
 """
 
 import os
@@ -25,17 +24,13 @@ from sweeps.state import claims
 
 
 class TrialState(Enum):
-    """State of a trial.
-
-    `interrupted`: it has begun, and any worker may resume it. `requeued`: it waits for its own
-    Slurm job to start again. `cancelled`: it waits until a person runs the sweep again.
-    """
+    """State of a trial."""
 
     waiting = "waiting"
     running = "running"
-    requeued = "requeued"
-    interrupted = "interrupted"
-    cancelled = "cancelled"
+    requeued = "requeued"  # waits for its own Slurm job to start again
+    interrupted = "interrupted"  # has begun; any worker may resume it
+    cancelled = "cancelled"  # until a person runs the sweep again
     completed = "completed"
     pruned = "pruned"
     failed = "failed"
@@ -47,7 +42,7 @@ class TrialState(Enum):
 
     @property
     def settled(self) -> bool:
-        """Return whether nothing more happens by itself."""
+        """Return whether nothing more happens unless a person acts."""
         return self.ended or self is TrialState.cancelled
 
 
@@ -100,7 +95,7 @@ class Sweep:
         task = task_named(spec.task)
         objective, shown = spec.objective or task.OBJECTIVE, task.HEADLINE if spec.headline is None else spec.headline
         if not objective:
-            raise ValueError(f"objective must be given by the sweep, or by its task as OBJECTIVE; got none of {spec.name} and {spec.task}")
+            raise ValueError(f"objective must be given by the sweep, or by its task as OBJECTIVE; got none in {spec.name} and {spec.task}")
         headline = list(dict.fromkeys([*shown, *metrics]))
         sweep = Sweep(path, spec.name, spec.question, scale, objective, headline, paper, trials, search, list(rungs), eta)
         sweep.costs.extend(spec.costs)
@@ -111,7 +106,7 @@ class Sweep:
 
     @property
     def task(self) -> Task:
-        """Return what trains its runs."""
+        """Return the task that trains the runs."""
         return task_of(self.trials[0].values if self.trials else {})
 
     @staticmethod
@@ -130,7 +125,7 @@ class Sweep:
             return sweep
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             said = f"{type(error).__name__} {' '.join(str(error).split())}"
-            raise ValueError(f"sweep.json must be one that a sweep wrote; got {file}: {said}") from error
+            raise ValueError(f"sweep.json must be a file that a sweep wrote; got {file}: {said}") from error
 
     def write(self) -> None:
         """Write sweep.json atomically. The same sweep writes the same bytes."""
@@ -142,15 +137,12 @@ class Sweep:
         write_atomic(self.path / "sweep.json", text)
 
     def grow(self) -> None:
-        """Add the trials chosen since the last call.
-
-        Trials of another space or base do not belong to this search and are skipped.
-        """
+        """Add the trials chosen since the last call, except those of another space or base."""
         if self.search is None:
             return
         choices = self.path / "points"  # the folder's name since 0.1
         if choices.exists() and not choices.is_dir():
-            raise ValueError(f"points must be a folder; got {choices}, which is none")
+            raise ValueError(f"points must be a folder; got {choices}, which is not one")
         while (file := self.choice_file(self.next_number)).exists():
             with reading(file):
                 values = read_json(file)
@@ -167,7 +159,7 @@ class Sweep:
 
     @property
     def cancelled(self) -> bool:
-        """Return whether a person stopped the search. Only its command makes it choose again."""
+        """Return whether a person stopped the search. It goes on when the sweep is run again."""
         return self.search is not None and self._cancelled.exists()
 
     @property
@@ -202,7 +194,7 @@ class Sweep:
         return create_exclusive(file, to_json({**values, "search": self.search.digest}))
 
     def trial_dir(self, trial: Trial) -> Path:
-        """Return the run folder's path of `trial`."""
+        """Return the path of the run folder of `trial`."""
         return self.path / "trials" / trial.signature
 
     def run(self, trial: Trial) -> RunFolder:
@@ -216,10 +208,7 @@ def slurm_queue(sweep: Sweep, refresh_seconds: float = 5.0) -> Queue | None:
 
 
 class View:
-    """Cached reading of the run folders. What cannot change is not read again.
-
-    An ended trial is read once.
-    """
+    """Cached reading of the run folders. An ended trial is read once."""
 
     @staticmethod
     def here(sweep: Sweep) -> "View":
@@ -231,9 +220,8 @@ class View:
     ) -> None:
         """Set up the caches.
 
-        `silent`: claims of other hosts that a `claims.Watch` found dead. `queue`: answers for
-        owners in Slurm jobs. `remember_seconds`: how long a state stays cached, since one pass asks
-        for it many times; `look_again` drops it earlier.
+        `silent` are claims on other hosts that a `claims.Watch` found dead. `queue` answers for
+        owners in Slurm jobs. A state stays cached for `remember_seconds`, or until `look_again`.
         """
         self._remember = remember_seconds
         self._states: dict[str, tuple[float, TrialState]] = {}
@@ -246,17 +234,14 @@ class View:
         self._claims: dict[str, list[claims.Claim]] = {}
         self._settled: set[str] = set()  # trials whose claims were read after their results
         self._losses: dict[str, LossCurve] = {}
-        # What sacct said of each job; None if it had no record.
+        # sacct's record of each job, or None if it had none
         self.accounted: dict[str, JobUse | None] = {}
         self.accounting = ""  # "answers", "silent" or "none"; "" until sacct is asked
-        # Of runs that have not ended, with the file offset read so far.
+        # Of unfinished runs, with the file offset read so far.
         self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}
 
     def follow(self) -> bool:
-        """Read what a command changed in a search since the last call.
-
-        Return False if sweep.json now holds another search.
-        """
+        """Read what a command changed in a search; return False if it is another search now."""
         if self.sweep.search is None:
             return True
         written = (self.sweep.path / "sweep.json").stat().st_mtime_ns
@@ -370,7 +355,10 @@ class View:
         return self._probes[trial.signature][0]
 
     def losses(self, trial: Trial, share: float) -> LossCurve:
-        """The losses that a trial which has not ended has recorded, of its last `share` at least; what was read is not read again."""
+        """Return the losses of an unfinished trial, at least of its last `share`.
+
+        `share` is in [0, 1]. Only new lines are read.
+        """
         curve = self._losses.setdefault(trial.signature, LossCurve(trial.epochs))
         curve.read(self._run(trial).path / "metrics.jsonl", share)
         return curve

@@ -12,9 +12,9 @@ _NAME = "commands.jsonl"
 
 
 def note_command(folder: Path) -> None:
-    """Append this process's command, with likely secrets removed, unless it repeats the last one.
+    """Append this process's command unless it repeats the last one.
 
-    Disk errors are ignored.
+    Likely secrets are removed. Disk errors are ignored.
     """
     words = ["python", *(scrubbed(word) for word in sys.argv)]
     known = commands(folder)

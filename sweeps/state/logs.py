@@ -19,10 +19,7 @@ _AFTERMATH = re.compile(
 
 
 def log_tail(path: Path) -> str:
-    """Return the end of a log in one line, or "" if there is no log.
-
-    A killed process comes first, then the last errors without the messages that they set off.
-    """
+    """Return the end of a log in one line, kills and errors first, or "" if there is no log."""
     if not path.exists():
         return ""
     with open(path, "rb") as file:
@@ -35,9 +32,9 @@ def log_tail(path: Path) -> str:
 
 
 def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
-    """Print the log of `trial` until it is settled; return the exit status.
+    """Print the log of `trial`, by default a running one; return 1 if no trial has begun, else 0.
 
-    By default follow a running trial. The status is 1 if no trial has begun.
+    With `keep_on`, follow the log until the trial is settled.
     """
     sweep = view.sweep
     states = view.states()
@@ -45,7 +42,7 @@ def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
         order = [TrialState.running, TrialState.requeued, TrialState.interrupted, TrialState.failed, TrialState.completed]
         begun = [t for state in order for t in sweep.trials if states[t.signature] is state]
         if not begun:
-            print("no trial has begun", file=sys.stderr)
+            print("no trial has started", file=sys.stderr)
             return 1
         trial = begun[0]
     path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)

@@ -1,8 +1,8 @@
 """Record submissions to Slurm. `submissions/<number>.json` holds all that a job needs.
 
 The file is written before sbatch is called. `.job` beside it holds the array's job ID; `.void` says
-that nothing was submitted. A command killed between sbatch and writing the ID leaves neither. The
-array is then found by its name, which follows from the file.
+that nothing was submitted. If a command is killed before it writes either, the array is found by
+its name, which follows from the file.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from sweeps.state.folder import Sweep
 
 RANK_MODULE = "sweeps.execution.worker_main"
 RAY_SCRIPT = "slurm/ray_cluster.sbatch"
-# Keys of the file, which are those of version 0.1, and their names here.
+# Keys of the file, as in version 0.1 -> names here.
 _KEYS = {**RENAMED, "slots": "size", "slots_per_node": "workers_per_node"}
 
 

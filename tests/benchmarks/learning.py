@@ -10,8 +10,10 @@ the pixels themselves stands beside it: it is hard to beat on such images, and n
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import io
+import signal
 import statistics
 import sys
 import tempfile
@@ -49,6 +51,11 @@ class Budget:
 
 
 BUDGETS = {"short": Budget(32, 16, 36, 0.97), "long": Budget(64, 32, 30, 0.95)}
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, which would leave hours of training behind."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def settings(seed: int, budget: Budget) -> TrainConfig:
@@ -191,7 +198,7 @@ def main() -> int:
             print(f"learning: {error}", file=sys.stderr)
             return 2
         # spawn: a forked child would inherit torch's thread pool in an unknown state.
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(args.jobs, get_context("spawn"), end_with_parent) as pool:
             random, trained = zip(*pool.map(measure, seeds, [budget] * len(seeds), folders), strict=True)
     figures = figures_of(seeds, list(random), list(trained))
     figures["raw_pixel_knn"] = raw_pixel_knn(settings(seeds[0], budget), splits)

@@ -41,7 +41,7 @@ TABLE = [
         ["method=ijepa", "encoder.name=vit_tiny", "data.image_size=28"],
         "data.image_size must give a grid of at least 3x3 cells for the mask",
     ),
-    (["encoder.patch_size=16"], "encoder.patch_size must be left alone, it shapes ViTs only; got 16"),
+    (["encoder.patch_size=16"], "encoder.patch_size must keep its default, since it applies only to ViTs; got 16"),
     (["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=0"], "encoder.patch_size must be at least 1; got 0"),
     (
         ["method=ijepa", "encoder.name=vit_tiny", "encoder.patch_size=8", "method.mask.context_scale_min=0.1"],
@@ -70,7 +70,7 @@ TABLE = [
     ),
     (
         ["optimizer=simclr", "optimizer.weight_decay=0"],
-        "optimizer.weight_decay must be positive with optimizer.name=lars, which scales decayed weights alone; got 0.0",
+        "optimizer.weight_decay must be positive with optimizer.name=lars, which scales only decayed weights; got 0.0",
     ),
     (["method=byol", "encoder.compile=true"], "encoder.compile must be false with any method but cnn_jepa; got True"),
     (["optimizer.trust_coefficient=0"], "optimizer.trust_coefficient must be positive and finite; got 0.0"),
@@ -86,11 +86,11 @@ TABLE = [
     (["method.predictor.depth=7"], "method.predictor.depth must lie in [1, 6]; got 7"),
     (["method.predictor.kernel=4"], "method.predictor.kernel must be 3, 5, 7 or 9; got 4"),
     (["method.ema.momentum_start=1.1"], "method.ema.momentum_start must lie in [0, 1]; got 1.1"),
-    (["optimizer.warmup_epochs=200"], "optimizer.warmup_epochs must lie in [0, epochs), epochs being 200; got 200.0"),
-    (["probes.names=[linear,guess]"], "probes.names must hold names out of collapse, knn, linear; got guess"),
+    (["optimizer.warmup_epochs=200"], "optimizer.warmup_epochs must lie in [0, epochs) with epochs=200; got 200.0"),
+    (["probes.names=[linear,guess]"], "probes.names must hold only names from collapse, knn, linear; got guess"),
     (["data=imagefolder", "encoder.name=resnet18"], "data.root must hold imagefolder as train/<class>/<image>"),
     (["method.mask.block_aspect_max=inf"], "block_aspect_max must satisfy 0 < min <= max < infinity; got 0.75 and inf"),
-    (["data.holdout_fraction=0.0005"], "data.holdout_fraction must keep at least 2 images of 1437; got 0.0005"),
+    (["data.holdout_fraction=0.0005"], "data.holdout_fraction must hold out at least 2 of the 1437 images; got 0.0005"),
     (["data.eval_crop_fraction=0.01"], "data.eval_crop_fraction must lie in [0.1, 1]; got 0.01"),
     (["warnings.rankme=-1"], "warnings.rankme must be at least 0 and finite; got -1.0"),
     (["warnings.rankme_share=1.5"], "warnings.rankme_share must lie in [0, 1]; got 1.5"),
@@ -109,11 +109,11 @@ TABLE = [
     (["threads=4"], "threads must be left to cluster.cores_per_trial; got threads=4"),
     (
         ["encoder.name=resnet50", "encoder.width=64", "data.image_size=96"],
-        "encoder.width must be left alone, it shapes resnet_small only; got 64",
+        "encoder.width must keep its default, since it applies only to resnet_small; got 64",
     ),
     (
         ["method.predictor.conv=pointwise", "method.predictor.kernel=5"],
-        "method.predictor.kernel must be left alone with conv=pointwise; got 5",
+        "method.predictor.kernel must keep its default with conv=pointwise; got 5",
     ),
     (["cluster.max_parallel=-1"], "cluster.max_parallel must be at least 0; got -1"),
     (["cluster.gpus_per_trial=2"], "cluster.gpus_per_trial must lie in [0, 1]; got 2.0"),
@@ -165,7 +165,7 @@ def test_a_config_that_no_run_wrote_is_refused(
 ) -> None:
     (tmp_path / "config.yaml").write_text(text)
     assert call_pretrain([*OK, f"run_dir={tmp_path}"], monkeypatch) == 2
-    assert "config.yaml must be one that a run wrote" in capsys.readouterr().err
+    assert "config.yaml must be a file that a run wrote" in capsys.readouterr().err
 
 
 def test_classes_that_no_probe_can_serve_are_refused(
@@ -192,13 +192,13 @@ SWEEP_TABLE = [
     (["--seeds", "0"], "--seeds must be at least 1; got 0"),
     (
         ["--prune-on", "rankme"],
-        "probes.every_epochs or probes.at_epochs must give a probe before epoch 8 to prune on rankme, which is asked at probes; "
+        "probes.every_epochs or probes.at_epochs must give a probe before epoch 8 to prune on rankme, which is checked at probes; "
         "got none: add 'probes.at_epochs=[4]'",
     ),
     (["--prune-on", "loss", "probes.at_epochs=[8]"], "must give a probe before epoch 8 to prune on loss"),
-    (["--prune-on", "luck"], "--prune-on must hold names out of feature_std, rankme, knn, loss; got luck"),
+    (["--prune-on", "luck"], "--prune-on must be one of feature_std, rankme, knn, loss; got luck"),
     (["--runs-dir", "/proc/none"], "--runs-dir must be a folder that can be written; got /proc/none"),
-    (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what predictor_ablation sets itself"),
+    (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, because predictor_ablation sets it"),
     (["run_dir=x"], "run_dir must not be overridden"),
     (["cluster.memory_gb_per_trial=100000"], "memory_gb_per_trial must fit this machine at least once"),
     (["seed=3"], "seed must not be overridden"),
@@ -217,7 +217,7 @@ SWEEP_TABLE = [
     ([*ALLOCATION, "--nodes", "1", "--trials-per-node", "8"], "--trials-per-node must lie in [1, 4], the cores of a node; got 8"),
     (
         [*ALLOCATION, "--nodes", "1", "--trials-per-node", "2"],
-        "--trials-per-node must be a multiple of the 4 GPUs of a node, each of which serves whole trials; got 2: a trial is one rank;",
+        "--trials-per-node must be a multiple of the 4 GPUs of a node, since a trial uses at most one GPU; got 2: for several GPUs",
     ),
     (
         ["cores_per_trial=8", *ALLOCATION, "--nodes", "1", "--trials-per-node", "6"],
@@ -235,9 +235,9 @@ SEARCH_TABLE = [
     (["--two-objectives", "--early-stopping", "asha"], "--early-stopping must be none with --two-objectives"),
     (["--budget-gpu-hours", "0"], "--budget-gpu-hours must be positive and finite; got 0"),
     (["--budget-gpu-hours", "nan"], "--budget-gpu-hours must be positive and finite; got nan"),
-    (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, it is what joint_search sets itself"),
-    (["optimizer.lr=2"], "optimizer.lr must not be overridden, it is what joint_search sets itself"),
-    (["epochs=2"], "--early-stopping=asha must leave an epoch between the warm-up of 1 and 2 / 4; got none: give more epochs"),
+    (["method.predictor.depth=2"], "method.predictor.depth must not be overridden, because joint_search sets it"),
+    (["optimizer.lr=2"], "optimizer.lr must not be overridden, because joint_search sets it"),
+    (["epochs=2"], "--early-stopping=asha must leave an epoch between the warm-up of 1 and 2 / 4; got none: use more epochs"),
     (["epochs=200", "optimizer.warmup_epochs=90"], "--early-stopping=asha must leave an epoch between the warm-up of 90 and 200 / 4"),
 ]
 
@@ -270,7 +270,7 @@ def test_a_sweep_says_what_is_wrong(arguments: list[str], message: str, tmp_path
 def test_a_search_over_keys_that_the_method_lacks_says_so(tmp_path: Path) -> None:
     line = ["--runs-dir", str(tmp_path), "method=simclr", "--dry-run"]
     with pytest.raises(
-        ValueError, match=r"^the configuration must have method\.mask\.strategy; got one without it: it may belong to another"
+        ValueError, match=r"^the configuration must have method\.mask\.strategy; got one without it: the key may belong to another"
     ):
         run.run(MASK_RATIO, line)
 
@@ -281,7 +281,7 @@ def test_a_sweep_takes_a_batch_that_fits_its_own_scale(tmp_path: Path) -> None:
 
 def test_a_sweep_file_that_no_sweep_wrote_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"trials": []}')
-    with pytest.raises(ValueError, match=r"sweep\.json must be one that a sweep wrote"):
+    with pytest.raises(ValueError, match=r"sweep\.json must be a file that a sweep wrote"):
         Sweep.load(tmp_path)
 
 

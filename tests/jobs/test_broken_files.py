@@ -217,7 +217,7 @@ def test_a_broken_configuration_of_a_run(text: bytes | None, tmp_path: Path, mon
     else:
         path.write_bytes(text)
     said = refused(pretrain.main, [f"run_dir={path.parent}", "optimizer.warmup_epochs=0"], monkeypatch, capsys)
-    assert "config.yaml must be one that a run wrote" in said
+    assert "config.yaml must be a file that a run wrote" in said
 
 
 @pytest.mark.parametrize("key", ["method", "data", "encoder", "optimizer", "seed", "epochs", "probes"])
@@ -231,7 +231,7 @@ def test_nonsense_in_a_configuration_of_a_run(
     said = refused(pretrain.main, [f"run_dir={tmp_path}", "optimizer.warmup_epochs=0"], monkeypatch, capsys)
     # An empty part is one of defaults, and so another configuration.
     other = value == {} and key in ("data", "encoder", "optimizer", "probes")
-    rule = "run folder must be empty or hold the same configuration" if other else "config.yaml must be one that a run wrote"
+    rule = "run folder must be empty or hold the same configuration" if other else "config.yaml must be a file that a run wrote"
     assert said.startswith(f"error: {rule}; got {tmp_path}")
 
 

@@ -43,14 +43,14 @@ def test_the_status_of_a_stop_is_above_that_of_any_death() -> None:
 
 def test_what_ends_a_line_is_refused_in_one_line(tmp_path: Path) -> None:
     for text in ("a\nb", "a\x1bb", "a\u2028b"):
-        with pytest.raises(ValueError, match="key must hold printable characters alone; got 'a") as refused:
+        with pytest.raises(ValueError, match="key must hold only printable characters; got 'a") as refused:
             require_printable(text, "key")
         assert str(refused.value).isprintable()
         for check in (require_writable, resolved):
-            with pytest.raises(ValueError, match="key must hold printable characters alone"):
+            with pytest.raises(ValueError, match="key must hold only printable characters"):
                 check(tmp_path / text, "key")
     require_printable("a b ü", "key")
-    with pytest.raises(ValueError, match=r"^the command line must be one that --help shows; got unrecognized arguments: c$"):
+    with pytest.raises(ValueError, match=r"^the command line must match --help; got unrecognized arguments: c$"):
         Parser(prog="x").parse_args(["c"])
 
 

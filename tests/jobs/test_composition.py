@@ -1,6 +1,8 @@
 """Hydra composes once for all configurations of a command that choose the same groups; the result is what it would compose for each."""
 
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -83,3 +85,13 @@ def test_a_sweep_is_planned_with_one_composition_a_choice_of_groups(sweep: Sweep
     with patch.object(config, "compose", wraps=compose) as by_hydra:
         plan(sweep, parse(sweep, ["--dry-run", "--runs-dir", str(tmp_path)]))
     assert 0 < by_hydra.call_count <= most
+
+
+def test_a_profile_that_changes_while_the_process_lives_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(config.CONFIG_DIR, tmp_path / "slurm")
+    monkeypatch.setattr(config, "CONFIG_DIR", tmp_path / "slurm")
+    profile = tmp_path / "slurm" / "cluster" / "mine.yaml"
+    for minutes in (10, 20):
+        profile.write_text(f"name: mine\nscheduler: slurm\ntime_limit_minutes: {minutes}\n")
+        os.utime(profile, ns=(minutes, minutes))  # two writes within one tick of the clock would look alike
+        assert config.compose_job(["cluster=mine"]).cluster.time_limit_minutes == minutes

@@ -61,7 +61,7 @@ def test_kinds_of_runs_are_priced_each_by_itself_and_added_up() -> None:
     assert both.wall_hours == pytest.approx(79.3 / 4, rel=1e-3)  # all six at once: the longest run
     everything = combined(estimates, JOB.cluster)
     assert everything.device_hours is None
-    assert "3 of the runs: no run of this shape" in everything.source
+    assert "3 of the runs: no run of this kind" in everything.source
     assert "the others come to 392 GPU-hours" in everything.source
     nothing_left = estimate(JOB.cluster, configs[2], [], 200.0, [])
     assert combined([estimates[0], nothing_left], JOB.cluster) == estimates[0]
@@ -71,7 +71,7 @@ def test_a_short_limit_chains_jobs() -> None:
     hour = compose_job([*PAPER, "cluster=komondor_test"]).cluster
     price = estimate(hour, CONFIG, [200.0], 200.0, [])
     assert price.chunks == math.ceil(200 * 0.0644 / (57 / 60))
-    assert f"each in {price.chunks} jobs one after the other" in price.lines()[2]
+    assert f"each in {price.chunks} consecutive jobs" in price.lines()[2]
 
 
 def test_the_papers_gpu_hours_are_the_same_on_a_worker_of_any_size() -> None:
@@ -116,7 +116,7 @@ def test_the_cap_refuses_what_is_above_it_or_unknown() -> None:
     with pytest.raises(ValueError, match="--max-gpu-hours must be at least the cost estimate of 1,700 GPU-hours; got 1000"):
         check_cap(1000, of_33())
     other = to_dict(compose_job([*PAPER, "data.image_size=160"]).train)
-    with pytest.raises(ValueError, match="--max-gpu-hours must be compared with an estimate; got 1000, and the cost is unknown"):
+    with pytest.raises(ValueError, match="--max-gpu-hours must be left out while the cost is unknown; got 1000"):
         check_cap(1000, of_33(other))
 
 

@@ -1,6 +1,7 @@
 """What would stop a submission, without Slurm; on a real one test_slurm_faults.py submits nothing that preflight refuses."""
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_limits_are_those_of_the_default_partition_where_none_is_named(slurm_say
     for minutes, level in ((30, "ok"), (31, "problem")):
         assert levels(preflight.check_limits(replace(CLUSTER, partition="", time_limit_minutes=minutes))) == {"time limit": level}
     limit, state = preflight.check_limits(replace(CLUSTER, partition="gpu", time_limit_minutes=10**6))
-    assert (limit.level, limit.said) == ("ok", "1000000 min of the partition's UNLIMITED")
+    assert (limit.level, limit.said) == ("ok", "1000000 min; the partition allows UNLIMITED")
     assert (state.level, state.said) == ("warning", "gpu is DOWN: jobs wait until it is UP")
     slurm_says(SlurmError("scontrol: Invalid partition name specified"))
     (found,) = preflight.check_limits(replace(CLUSTER, partition="gpu"))
@@ -167,9 +168,9 @@ def test_a_runs_folder_on_a_nodes_own_disk_is_warned_of(monkeypatch: pytest.Monk
     for folder, level, kind in (("/home/me", "warning", "ext4"), ("/scratch/me", "ok", "lustre"), ("/scratch/own/me", "warning", "xfs")):
         found = preflight.check_shared(Path(folder))
         assert (found.what, found.level) == ("shared", level)
-        assert found.said.startswith(f"{folder} lies on {kind}")
+        assert found.said.startswith(f"{folder} is on {kind}")
     mounts.clear()
-    assert preflight.check_shared(Path("/home")).said == "/home lies on unknown"
+    assert preflight.check_shared(Path("/home")).said == "/home is on unknown"
 
 
 def test_the_images_must_be_there_and_be_as_many_as_the_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +180,32 @@ def test_the_images_must_be_there_and_be_as_many_as_the_set_has(monkeypatch: pyt
     monkeypatch.setitem(task.EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
     (found,) = preflight.check_data(digits)
     assert found.said.startswith("data.digits must have 1437 training and 361 test images; got digits: 1437 training and 360 test images")
-    assert levels(preflight.checked_data(to_dict(digits))) == {"data": "ok"}  # in a process of its own
+
+
+def test_the_data_are_checked_in_a_process_of_its_own_whose_death_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = to_dict(tiny_config(data=DATA_PRESETS["digits"]))
+    assert levels(preflight.checked_data(digits)) == {"data": "ok"}
+    monkeypatch.setattr(preflight, "check_data", _whose_process)
+    (found,) = preflight.checked_data(digits)
+    assert int(found.said) != os.getpid()
+    for broken, said in ((_killed, "BrokenProcessPool: A process in the process pool"), (_torn, "OSError: no such disk")):
+        monkeypatch.setattr(preflight, "check_data", broken)
+        (found,) = preflight.checked_data(digits)
+        assert found.level == "problem"
+        assert found.said.startswith(f"the images must be readable; got {said}")
+
+
+def _whose_process(_config: object) -> list[preflight.Finding]:
+    return [preflight.ok("data", str(os.getpid()))]
+
+
+def _killed(_config: object) -> list[preflight.Finding]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def _torn(_config: object) -> list[preflight.Finding]:
+    raise OSError("no such\ndisk")
 
 
 def test_the_room_of_a_run_is_that_of_its_checkpoints(tmp_path: Path) -> None:
@@ -212,7 +238,7 @@ def test_what_is_staged_and_whether_it_fits_is_said(tmp_path: Path) -> None:
     (found,) = preflight.check_staging(cluster, data)
     assert (found.level, found.said) == (
         "ok",
-        f"each node copies 0.00 GB of {source} to {scratch} once; whether it fits there --on-node tells",
+        f"each node copies 0.00 GB of {source} to {scratch} once; --on-node checks that it fits",
     )
     assert preflight.check_staging(cluster, data, staging.obstacle(set_of(source), str(scratch)))[0].said.endswith("once; it fits")
     (found,) = preflight.check_staging(cluster, data, staging.obstacle(set_of(source), "/sys"))

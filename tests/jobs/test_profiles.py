@@ -56,7 +56,7 @@ def test_a_key_of_version_0_1_names_the_new_one(key: str, tmp_path: Path, monkey
     shutil.copytree(config.CONFIG_DIR, tmp_path / "slurm")
     (tmp_path / "slurm" / "cluster" / "mine.yaml").write_text(f"name: mine\nscheduler: slurm\n{key}: 1\n")
     monkeypatch.setattr(config, "CONFIG_DIR", tmp_path / "slurm")
-    with pytest.raises(ValueError, match=rf"mine\.yaml must hold keys .*; got {key}: write {new}, and so for every key .*_per_slot$"):
+    with pytest.raises(ValueError, match=rf"mine\.yaml must hold keys .*; got {key}: write {new}, and likewise for every key .*_per_slot$"):
         compose_job(["cluster=mine"])
 
 

@@ -93,7 +93,7 @@ def test_a_damaged_copy_that_a_run_reads_is_left_alone(source: Path, scratch: Pa
             pass
         os.truncate(reader.root / "file-2", 10)
         other = settle(source, scratch)
-        assert (other.root, other.cause) == (source, f"{reader.root} is damaged, and another run reads it")
+        assert (other.root, other.cause) == (source, f"{reader.root} is damaged, and another run is reading it")
     assert settle(source, scratch).root == reader.root
 
 
@@ -111,7 +111,7 @@ def test_damage_is_waited_out_for_a_while_since_a_lock_may_only_change_hands(
         assert not other.advance(0)
         clock[0] += 0.1
         assert other.advance(0)
-        assert (other.root, other.cause) == (source, f"{reader.root} is damaged, and another run reads it")
+        assert (other.root, other.cause) == (source, f"{reader.root} is damaged, and another run is reading it")
 
 
 def test_sets_are_distinguished_by_their_manifests(source: Path, scratch: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_does_not_fit_stays_where_it_is(source: Path, scratch: Path) -> Non
     result = settle(source, scratch)
     assert result.root == source
     assert result.cause.startswith("8796.1 GB do not fit into the ")
-    assert f"`python -m jobs.stage --list {scratch}` says what is there" in result.cause
+    assert f"`python -m jobs.stage --list {scratch}` shows what is there" in result.cause
     assert [p.suffix for p in own_folder(str(scratch)).iterdir()] == [".lock"]
 
 
@@ -225,13 +225,13 @@ def test_what_is_staged_is_listed_and_freed_unless_it_is_read(source: Path, scra
             pass
         status, said = stage("--list", scratch)
         assert status == 0
-        assert sorted(line.split("GB  ")[1] for line in said.splitlines()) == ["whole, in use", "whole, not in use"]
-        assert stage("--free", scratch, key) == (1, f"{key} is in use: left alone\n")
+        assert sorted(line.split("GB  ")[1] for line in said.splitlines()) == ["complete, in use", "complete, not in use"]
+        assert stage("--free", scratch, key) == (1, f"{key} is in use: not removed\n")
         assert_same_files(source, reader.root)
     assert stage("--free", scratch, "0")[0] == 2
-    assert stage("--free", scratch, key) == (0, f"{key} freed\n")
+    assert stage("--free", scratch, key) == (0, f"{key} removed\n")
     assert not reader.root.exists()
-    assert stage("--free", scratch) == (0, f"{set_of(other).key} freed\n")
+    assert stage("--free", scratch) == (0, f"{set_of(other).key} removed\n")
     assert stage("--list", scratch) == (0, "")
     assert stage("--list", tmp_path / "none")[0] == 2
 

@@ -95,7 +95,7 @@ _CLASS = "import dataclasses\n@dataclasses.dataclass\nclass Config:\n    seed: i
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, r"task must be a module that can be imported; got some_task: ModuleNotFoundError: .*; PYTHONPATH must hold its folder$"),
+        (None, r"task must be a module that can be imported; got some_task: ModuleNotFoundError: .*: add its folder to PYTHONPATH$"),
         ("1 / 0", r"task must be a module that can be imported; got some_task: ZeroDivisionError: "),
         ("Config = 3", r"task must be a module with .*; got some_task .* without a dataclass Config$"),
         (_CLASS, r" without Config\.epochs$"),

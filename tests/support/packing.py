@@ -42,7 +42,7 @@ def damage(folder: Path, how: str) -> str:
     file = folder / "train-00001.arrow"
     if how == "truncated":
         os.truncate(file, 5000)
-        return f"data.root must hold train-00001.arrow in its whole length of {read_size(folder)} bytes; got 5000 bytes in {folder}"
+        return f"data.root must hold train-00001.arrow with all of its {read_size(folder)} bytes; got 5000 bytes in {folder}"
     if how == "missing":
         file.unlink()
         return f"data.root must hold every file of its manifest; got {folder} without train-00001.arrow"
@@ -50,7 +50,7 @@ def damage(folder: Path, how: str) -> str:
         file.write_bytes(bytes(read_size(folder)))
         return f"data.root must hold a packed set that can be read; got {file} must be an Arrow file with the columns image and label"
     (folder / "manifest.json").write_text('{"files": 3}' if how == "manifest" else "{")
-    return f"data.root must hold a manifest.json that this version reads, cnnjepa-packed-1; got {folder / 'manifest.json'}"
+    return f"data.root must hold a manifest.json that this version can read, cnnjepa-packed-1; got {folder / 'manifest.json'}"
 
 
 def read_size(folder: Path) -> int:

@@ -32,7 +32,7 @@ from tests.support.slurm_cluster import PACKAGES, Options, SlurmCluster, missing
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "support" / "slurm_sweep.py"
 HELD_RANK = ROOT / "tests" / "support" / "held_rank.py"
-STEPS = 60
+STEPS = 30
 # Each fault as a line of the table in docs/how-it-works/fault-injection.md; see tests/faults_table.py.
 FAULTS_FILE = "FAULTS_JSON"
 

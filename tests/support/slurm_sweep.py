@@ -17,9 +17,9 @@ from tests.support import tiny
 OVERRIDES = [
     *tiny.OVERRIDES,
     "data.train_limit=100",
-    "epochs=10",
+    "epochs=5",
     "global_batch_size=16",
-    "micro_batch_size=4",
+    "micro_batch_size=8",
     "checkpoint.every_minutes=0.001",
 ]
 DEPTHS = [Configuration({"method.predictor.depth": depth}) for depth in (1, 2, 3)]

@@ -107,7 +107,7 @@ def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, 
     assert read(monkeypatch, "logs", "--no-follow", str(folder), "0") == (0, f"{head}training\n")
     assert read(monkeypatch, "logs", "--no-follow", str(folder))[0] == 0
     status, text = read(monkeypatch, "cancel", str(folder))
-    assert (status, text) == (0, "0 trials cancelled, 0 jobs ended; the sweep's command takes them up again\n")
+    assert (status, text) == (0, "0 trials cancelled, 0 jobs ended; run the sweep's command to resume them\n")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -122,7 +122,7 @@ def test_a_shipped_sweep_is_planned_at_paper_scale(name: str, tmp_path: Path) ->
     assert [line for line in said.splitlines() if line.startswith("cost estimate: ")]
     assert not list(tmp_path.iterdir())
     if spec.space:
-        assert f"chooses up to {spec.paper.max_trials} configurations, the best of them get up to {seeds} seeds" in said
+        assert f"chooses up to {spec.paper.max_trials} configurations; the best of them get up to {seeds} seeds" in said
 
 
 def tiny_comparison() -> SweepSpec:

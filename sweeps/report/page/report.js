@@ -70,7 +70,7 @@
     }
     const known = [...chosen].join(",");
     history.replaceState(null, "", known ? "#trials=" + known : location.pathname + location.search);
-    document.getElementById("chosen").textContent = chosen.size ? chosen.size + " selected" : "select trials by a click on a line or a row";
+    document.getElementById("chosen").textContent = chosen.size ? chosen.size + " selected" : "click a line or a row to select trials";
     draw();
     details();
   }

@@ -134,7 +134,7 @@ def test_missing_data_says_what_is_expected_where_and_how_to_get_it(tmp_path: Pa
     with pytest.raises(ValueError, match=r"data\.root is empty"):
         load_splits(DataConfig(DatasetName.imagenet1k))
     image_tree(tmp_path / "few", imagenet100_classes()[:3])
-    with pytest.raises(ValueError, match="one folder a class, 100 of them"):
+    with pytest.raises(ValueError, match="one folder per class, 100 of them"):
         load_splits(DataConfig(DatasetName.imagenet100, root=str(tmp_path / "few")))
     with pytest.raises(ValueError, match="imagenet1k's 1000 classes; got 3"):
         load_splits(DataConfig(DatasetName.imagenet1k, root=str(tmp_path / "few")))
@@ -143,7 +143,7 @@ def test_missing_data_says_what_is_expected_where_and_how_to_get_it(tmp_path: Pa
 def test_gaps_in_a_data_set_are_said(tmp_path: Path) -> None:
     (image_tree(tmp_path / "tree", ["cat", "dog"]) / "train" / "eel").mkdir()
     (tmp_path / "tree" / "val" / "eel").mkdir()
-    with pytest.raises(ValueError, match=r"data\.root must hold at least one image a class; got .*eel"):
+    with pytest.raises(ValueError, match=r"data\.root must hold at least one image per class; got .*eel"):
         load_splits(DataConfig(DatasetName.imagefolder, root=str(tmp_path / "tree")))
     write_idx(tmp_path / "fashion" / "train-images-idx3-ubyte", np.zeros((3, 28, 28)), packed=False)
     with pytest.raises(ValueError, match="must hold fashion_mnist's train-labels-idx1-ubyte"):

@@ -131,7 +131,7 @@ def test_a_loader_whose_process_dies_goes_on_behind_what_it_delivered(caplog: py
         assert found == list(range(10))
         assert asked == [0, 3, 4, 8]
         assert len(starts) == 4, "whatever must not be forked is settled before each start"
-    assert "it is started again after 3 batches" in caplog.text
+    assert "restarting it after 3 batches" in caplog.text
 
 
 def test_a_loader_that_dies_twice_at_one_place_or_fails_by_itself_ends_the_run() -> None:

@@ -122,7 +122,7 @@ def test_killed_and_run_again_leaves_the_same_bytes(tree: Path, packed: Path, tm
     assert not (target / "manifest.json").exists()
     kept = {p: p.stat().st_ino for p in target.glob("*.arrow") if p.with_name(f".{p.name}.json").exists()}
     (target / ".train-00002.arrow.1.tmp").write_bytes(b"what a killed worker leaves")
-    with pytest.raises(ValueError, match=r"must hold a set packed to its end; got .*, begun and not ended"):
+    with pytest.raises(ValueError, match=r"must hold a complete packed set; got .*, which is unfinished"):
         load_splits(DataConfig(DatasetName.imagefolder, root=str(target)))
     assert run(tree, target, "--images-per-file", 25).returncode == 0
     assert contents(target) == contents(packed)
@@ -164,7 +164,7 @@ def test_a_half_done_packing_is_not_continued_with_other_options_or_images(tree:
         assert len(done.stderr.strip().splitlines()) == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    assert "TARGET must be new, empty or hold" in run(tree, tmp_path / "other").stderr
+    assert "TARGET must be new, empty or an unfinished packing" in run(tree, tmp_path / "other").stderr
 
 
 def test_corrupt_images_are_named_and_stop_the_packing_or_are_skipped_by_request(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_corrupt_images_are_named_and_stop_the_packing_or_are_skipped_by_request
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert [line.split(": ")[1] for line in lines[:2]] == ["train/cat/3.jpg", "val/dog/7.jpg"]
-    assert "got 2 that it does not" in lines[2]
+    assert "got 2 that it cannot" in lines[2]
     assert not (tmp_path / "out" / "manifest.json").exists()
     done = run(tree, tmp_path / "out", "--skip-corrupt")
     assert done.returncode == 0, done.stderr
@@ -188,7 +188,7 @@ def test_shrunk_images_are_another_experiment_and_say_so(tree: Path, tmp_path: P
     config = tiny_config()
     config.data = DataConfig(DatasetName.imagefolder, root=str(tmp_path / "small"))
     plain = signature(config)
-    with pytest.raises(ValueError, match=r"data\.short_side must be 30, as .* was packed, since it changes pixels; got 0"):
+    with pytest.raises(ValueError, match=r"data\.short_side must be 30, as when .* was packed, because it changes pixels; got 0"):
         load_splits(config.data)
     config.data.short_side = 30
     with pytest.raises(ValueError, match=r"data\.jpeg_quality must be 80"):
@@ -256,7 +256,7 @@ def test_a_wrong_count_or_class_in_a_file_is_found_by_the_check(packed: Path) ->
     [
         (["{tmp}/none", "{tmp}/out"], "SOURCE must hold images as train/<class>/<image> and val/<class>/<image>"),
         (["torchvision:Nothing", "{tmp}/out"], "SOURCE must name a class of torchvision.datasets; got torchvision:Nothing"),
-        (["torchvision:MNIST", "{tmp}/out", "--root", "{tmp}"], "--root must hold MNIST as torchvision keeps it"),
+        (["torchvision:MNIST", "{tmp}/out", "--root", "{tmp}"], "--root must hold MNIST in torchvision's layout"),
         (["{tree}", "{tmp}/out", "--quality", "101"], "--quality must lie in [1, 100]"),
         (["{tree}", "{tmp}/out", "--classes", "{tmp}/no.txt"], "--classes must be imagenet100 or a text file of class names"),
         (["{tree}", "/proc/none"], "TARGET must be a folder that can be written"),
@@ -346,5 +346,5 @@ def test_every_image_is_decoded_once_more_where_that_is_asked_for(tmp_path: Path
 def test_an_image_that_ends_before_its_size_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(bytes(100))
     assert sources.read(sources.Entry("a", 3, str(tmp_path / "a.tar"), 90, 10)) == (bytes(10), 3)
-    with pytest.raises(OSError, match="ends within the image"):
+    with pytest.raises(OSError, match="ends in the middle of the image"):
         sources.read(sources.Entry("a", 3, str(tmp_path / "a.tar"), 90, 11))

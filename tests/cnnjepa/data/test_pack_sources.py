@@ -108,7 +108,7 @@ def test_imagenets_tar_files_give_what_their_unpacked_tree_gives(tmp_path: Path)
 def test_tar_files_that_are_cut_short_are_one_line(tmp_path: Path) -> None:
     imagenet_as_downloaded(tmp_path / "down", ["n01440764", "n01443537"], images=12)
     os.truncate(tmp_path / "down" / "ILSVRC2012_img_train.tar", 20_000)
-    with pytest.raises(ValueError, match=r"SOURCE must hold ImageNet's tar files whole, as downloaded; got .*down"):
+    with pytest.raises(ValueError, match=r"SOURCE must hold ImageNet's complete tar files, as downloaded; got .*down"):
         sources.find(str(tmp_path / "down"), "", None)
 
 

@@ -34,7 +34,7 @@ def test_a_damaged_newest_file_is_passed_over_loudly(tmp_path: Path, damage: str
     data = bytearray(newest.path.read_bytes())
     data[len(data) // 2] ^= 1
     newest.path.write_bytes({"truncated": bytes(data[:-100]), "bit": bytes(data), "empty": b""}[damage])
-    with pytest.raises(ValueError, match="do not have the checksum"):
+    with pytest.raises(ValueError, match="do not match the checksum"):
         checkpoint.read(newest, CPU)
     with caplog.at_level(logging.WARNING):
         found = checkpoint.newest_good(tmp_path, set_aside=True)

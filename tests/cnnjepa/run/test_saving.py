@@ -64,7 +64,7 @@ def test_old_ones_go_only_when_the_new_one_has_been_read_back(tmp_path: Path, mo
         checkpoint.save(tmp_path, step, LARGE, keep=2)
     honest = checkpoint._digest_of_file
     monkeypatch.setattr(checkpoint, "_digest_of_file", lambda path: "0" * 16 if path.suffix == ".tmp" else honest(path))
-    with pytest.raises(OSError, match="gave back other bytes"):
+    with pytest.raises(OSError, match="returned other bytes"):
         checkpoint.save(tmp_path, 3, LARGE, keep=2)
     assert steps(tmp_path) == [2, 1]
     assert not list(tmp_path.glob(".*"))
@@ -130,7 +130,7 @@ def test_a_refused_save_is_said_once_and_tried_again_within_a_minute(
             saver.begin(1, LARGE, nothing)
             saver.settle()
     assert caplog.text.count("no checkpoint at step 1: ") == 1
-    assert f"training goes on, the next attempt is in {retry:.0f} s" in caplog.text
+    assert f"training continues, next attempt in {retry:.0f} s" in caplog.text
     clock.now += retry - 0.5
     assert not saver.due()
     clock.now += 0.5
@@ -209,7 +209,7 @@ def test_retry_waits_for_the_disk_and_gives_up_with_its_cause(caplog: pytest.Log
         return "written"
 
     assert retry(write, "the result", 30) == "written"
-    assert caplog.text.count("the result was refused: [Errno 28] No space left on device; trying again for up to 30 s") == 1
+    assert caplog.text.count("the result cannot be written: [Errno 28] No space left on device; trying again for up to 30 s") == 1
     with pytest.raises(OSError, match="No space left"):
         retry(lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")), "the result", 0)
 
@@ -320,7 +320,7 @@ def test_a_loader_process_that_is_killed_costs_no_run_and_changes_nothing(tmp_pa
 
     assert run(config, tmp_path / "disturbed", should_stop=kill_one) is not None
     assert len(killed) == 2
-    assert caplog.text.count("a loader process has died (") == 2
+    assert caplog.text.count("a loader process died (") == 2
     assert comparable(tmp_path / "disturbed") == comparable(tmp_path / "undisturbed")
 
 

@@ -88,7 +88,7 @@ def rendered(cluster: ClusterProfile, array: Array) -> str:
 def test_a_path_arrives_as_it_is_or_is_refused(name: str, tmp_path: Path) -> None:
     runs = tmp_path / name.replace("/", "_")
     if said := refusal(lambda: require_sbatch_path(runs, "--runs-dir")):
-        assert said.startswith("--runs-dir must hold no ")
+        assert said.startswith("--runs-dir must not contain ")
         return
     code = runs / "code"
     code.mkdir(parents=True)
@@ -120,7 +120,7 @@ def test_ordinary_names_are_taken() -> None:
 
 @pytest.mark.parametrize("value", HOSTILE, ids=ascii)
 def test_further_sbatch_options_stay_in_their_line(value: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^cluster\.sbatch must hold long options"):
+    with pytest.raises(ValueError, match=r"^cluster\.sbatch must have long options"):
         validate_cluster(replace(SLURM, sbatch={value: "x"}))
     cluster = replace(SLURM, sbatch={"constraint": value})
     if not value.isprintable():

@@ -65,7 +65,7 @@ def test_a_grid_on_slurm_takes_the_profile_and_survives_a_requeue(cluster: Slurm
         line(tmp_path, *grid), cwd=ROOT, env=cluster.environment, text=True, capture_output=True, timeout=60, check=False
     )
     assert again.returncode == 2
-    assert "a grid must be queued once; got this one again, it is job" in again.stderr
+    assert "a grid must be queued only once; got the grid of job" in again.stderr
     cluster.run("scontrol", "requeue", job)
     for process in standing.values():
         with contextlib.suppress(psutil.NoSuchProcess):

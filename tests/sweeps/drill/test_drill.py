@@ -50,7 +50,7 @@ def nothing_is_lost(faults: int, *options: str) -> None:
     assert done.stdout.endswith("NOTHING IS LOST\n")
     assert re.search(rf"^ +\d+\.\d s  {faults}/{faults} run \d: .* steps repeated, \d+\.\d s lost$", done.stdout, re.M)
     assert done.stdout.count("equal bit for bit") == 6
-    assert "runs lost: 0; records or rows there twice: 0; differing bits: 0" in done.stdout
+    assert "runs lost: 0; duplicated records or rows: 0; differing bits: 0" in done.stdout
 
 
 @pytest.mark.nightly

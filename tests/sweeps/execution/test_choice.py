@@ -56,7 +56,7 @@ def test_ten_jobs_that_gain_no_step_are_enough(sweep: Sweep, starts: int) -> Non
     assert got[0].number == 1
     assert result is not None
     assert (result.status, result.claim, result.step) == (RunStatus.failed, 10, 0)
-    assert result.cause.startswith("10 jobs gained no step over step 0, is the time limit too short? ")
+    assert result.cause.startswith("10 jobs made no progress after step 0; is the time limit too short? ")
     assert result.cause.endswith("see /none/job.log")
 
 

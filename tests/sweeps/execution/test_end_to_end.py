@@ -58,7 +58,9 @@ def kill_a_worker(runs: Path) -> None:
     claimed = [p for p in claimed if psutil.pid_exists(json.loads(p.read_text())["owner"]["pid"])]
     metrics = {p: p.parents[1] / "metrics.jsonl" for p in claimed}
     chosen = min(claimed, key=lambda p: metrics[p].read_bytes().count(b"\n") if metrics[p].exists() else 0)
-    os.kill(json.loads(chosen.read_text())["owner"]["pid"], signal.SIGKILL)
+    worker = psutil.Process(json.loads(chosen.read_text())["owner"]["pid"])
+    assert worker.nice() == psutil.Process().nice()
+    worker.kill()
     wait_until("another worker", lambda: max(chosen.parent.glob("*.json")) != chosen)
 
 

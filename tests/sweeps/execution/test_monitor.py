@@ -133,11 +133,11 @@ def test_jobs_that_end_before_they_begin_a_trial_are_an_error_with_their_last_wo
     submitted(sweep)
     found = watching()
     assert found.repair()
-    with pytest.raises(SlurmError, match=r"jobs end before they begin a trial: they leave no log; see .*log"):
+    with pytest.raises(SlurmError, match=r"jobs end before they start a trial: they left no log; see .*log"):
         found.repair()
     (sweep.path / "log").mkdir()
     (sweep.path / "log" / "7_0.log").write_text("python: No such file\n")
-    with pytest.raises(SlurmError, match=r"jobs end before they begin a trial: python: No such file; see .*log"):
+    with pytest.raises(SlurmError, match=r"jobs end before they start a trial: python: No such file; see .*log"):
         found.repair()
 
 
@@ -160,7 +160,7 @@ def test_a_held_job_is_said_once(sweep: Sweep, console: Console, watching: Calla
     found.queue.listed[1] = replace(found.queue.listed[1], reason="JobHeldUser")  # type: ignore[attr-defined]
     for _ in range(3):
         found.warn_of_held()
-    assert said(console) == ["job 7_1 is held (JobHeldUser): scontrol release 7_1"]
+    assert said(console) == ["job 7_1 is held (JobHeldUser); to release it: scontrol release 7_1"]
 
 
 @pytest.mark.parametrize(("status", "missing", "exit_status"), [("completed", {}, 0), ("completed", {"knn": "why"}, 1), ("failed", {}, 1)])

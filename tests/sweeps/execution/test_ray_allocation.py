@@ -281,7 +281,7 @@ def test_workers_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepO
     assert "submitted job" in sweep.submit(*again, *ray(1, workers_per_node=2))
     assert "submitted" not in sweep.submit(*again, *ray(1, workers_per_node=2))
     assert "submitted" not in (out := sweep.submit(*again))
-    assert "an allocation of this sweep is queued or runs" in out
+    assert "an allocation of this sweep is queued or running" in out
     first, second = sweep.trial_dirs()
     sweep.wait("both", lambda: min(sweep.step_of(first), sweep.step_of(second)) >= 10)
     temporary = check_privacy(sweep, tmp_path)

@@ -37,7 +37,7 @@ def test_a_run_that_dies_twice_without_gaining_a_step_is_failed_with_its_log(swe
 
 def test_jobs_that_cannot_start_end_the_command_with_their_log(sweep: SweepOnSlurm) -> None:
     out = sweep.run("one", "python=/bin/false", code=1)
-    assert "jobs end before they begin a trial:" in out
+    assert "jobs end before they start a trial:" in out
     assert "died 4 times in a row, giving up" in out
     assert len(sweep.jobs()) == 1
 

@@ -83,7 +83,7 @@ def test_configurations_that_are_called_the_same_are_refused() -> None:
     twice = dataclasses.replace(
         spec, configurations=[*spec.configurations, Configuration({"method.predictor.depth": 1, "method.predictor.kernel": 5})]
     )
-    with pytest.raises(ValueError, match=r"differ in what they set of the keys that name them \(named_by\); got depth 1 2 times"):
+    with pytest.raises(ValueError, match=r"differ in the keys that name them \(named_by\); got depth 1 2 times"):
         build_trials(twice, spec.smoke, 1, "local", [])
 
 

@@ -193,7 +193,7 @@ def test_a_record_that_does_not_come_is_said_with_what_to_type_later(
     used, missing, *_ = late.lines(ended)
     again = f"python -m sweeps advice {ended.path}"
     assert used.startswith("used at most, by 1 completed runs (counters): time ")
-    assert missing == f"not yet in the accounting: the end of 1 of 1 jobs, for which counters stand; later: {again}"
+    assert missing == f"not yet in the accounting: the end of 1 of 1 jobs; the trainer's own counters are used instead; later: {again}"
     assert (late.asked, late.now) == (6, 5.0)
     assert advice_lines(View(ended))[1] == missing  # who asks for it later hears it as well, and waits for nothing
     assert (late.asked, late.now) == (7, 5.0)
@@ -215,7 +215,7 @@ def test_nobody_waits_for_the_record_of_a_job_that_ended_long_ago(ended: Sweep, 
     before = time.time() - 7200
     os.utime(ended.trial_dir(ended.trials[0]) / "result.json", (before, before))
     late = Late(tmp_path / "late", monkeypatch, "", whole=99)
-    assert late.lines(ended)[1] == "sacct knows nothing of 1 of 1 jobs, for which counters stand"
+    assert late.lines(ended)[1] == "sacct has no record of 1 of 1 jobs; the trainer's own counters are used instead"
     assert (late.asked, late.now) == (1, 0.0)
 
 
@@ -303,7 +303,7 @@ def test_jobs_that_ran_out_of_memory_are_said() -> None:
 def test_a_gpus_utilisation_is_said_or_said_to_be_absent(tmp_path: Path) -> None:
     made = planned(tmp_path, "device=cuda")
     end(made, made.trials[0], seconds=60.0, peak_memory_mb=2048.0)
-    assert advice_lines(View(made))[0].endswith("GPU utilisation not reported, its tensors 2.0 GiB")
+    assert advice_lines(View(made))[0].endswith("GPU utilization not reported, its tensors 2.0 GiB")
     end(made, made.trials[1], seconds=60.0, peak_memory_mb=2048.0, gpu_utilisation=0.83)
     assert advice_lines(View(made))[0].endswith("GPU busy 83 % of the time, its tensors 2.0 GiB")
 

@@ -32,7 +32,7 @@ def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
     assert "95 % interval" in sentence
     assert "paired t over 3 seeds, p" in sentence
     assert html_text.view_of_others(summaries(view), html_text.leader(summaries(view), OBJECTIVE)) == (  # type: ignore[arg-type]
-        "Of the 2 other configurations 0 are tied with it, each by the same test alone."
+        "Of the 2 other configurations, 0 are tied with it, each compared by the same test."
     )
     assert html_text.tiles(view)[0] == ("depth 2", "best, statistically significant")
     assert ("4.5 core-hours", "cost of all runs") in html_text.tiles(view)
@@ -139,7 +139,7 @@ def test_hours_are_shown_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Pa
     assert html_text.costs(view) == [
         "1.75 core-hours in all: 1.5 completed, 0.25 failed",
         "a completed run took 0.5 core-hours, median over configurations of their means",
-        "0 runs were started more than once, 0 further starts in all, and went on from their checkpoints",
+        "0 runs were started more than once (0 further starts in all) and resumed from their checkpoints",
     ]
     assert html_text.hours_of_a_run(view)["pointwise"].n == 0  # it failed
     for epoch in (1, 2, 3):
@@ -147,7 +147,7 @@ def test_hours_are_shown_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Pa
     claimed(view, 1, 1, gpus=0)
     claimed(view, 1, 2, gpus=0)
     again = View(view.sweep)
-    assert html_text.costs(again)[2].startswith("2 runs were started more than once, 3 further starts in all")
+    assert html_text.costs(again)[2].startswith("2 runs were started more than once (3 further starts in all)")
     assert html_text.hours_unit(again) == "core-hours"
     claimed(view, 5, 1, gpus=0.5)
     assert html_text.hours_unit(View(view.sweep)) == "GPU-hours"
@@ -170,7 +170,7 @@ def test_the_others_are_judged_each_by_the_same_test(tmp_path: Path) -> None:
     }
     assert shown == {
         "one": "The only other configuration is tied with it, by the same test.",
-        "near": "Of the 2 other configurations 1 is tied with it, each by the same test alone.",
+        "near": "Of the 2 other configurations, 1 is tied with it, each compared by the same test.",
     }
 
 
@@ -272,7 +272,7 @@ def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_sta
     assert html_text.costs(view) == [
         "2.25 core-hours in all: 2 completed, 0.25 failed",
         "a completed run took 0.5 core-hours, median over configurations of their means",
-        "2 runs were started more than once, 3 further starts in all, and went on from their checkpoints",
+        "2 runs were started more than once (3 further starts in all) and resumed from their checkpoints",
     ]
     completed = {configuration: spread.n for configuration, spread in html_text.hours_of_a_run(view).items()}
     assert completed == {"depth 1": 2, "depth 2": 2, "pointwise": 0}
@@ -302,10 +302,10 @@ def test_the_others_are_compared_with_the_best_one_by_one(tmp_path: Path) -> Non
         assert lead is not None
         return html_text.view_of_others(table, lead)
 
-    one_near = "Of the 2 other configurations 1 is tied with it, each by the same test alone."
+    one_near = "Of the 2 other configurations, 1 is tied with it, each compared by the same test."
     assert said(tmp_path / "alike", ALIKE) == one_near
     near = {**ALIKE, "pointwise": [69.0, 72.5, 71.0]}
-    assert said(tmp_path / "near", near) == "Of the 2 other configurations 2 are tied with it, each by the same test alone."
+    assert said(tmp_path / "near", near) == "Of the 2 other configurations, 2 are tied with it, each compared by the same test."
     two = {k: ALIKE[k] for k in ("depth 1", "depth 2")}
     assert said(tmp_path / "two", two) == "The only other configuration is tied with it, by the same test."
     assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other configuration is significantly worse, by the same test."
@@ -322,7 +322,7 @@ def test_runs_of_several_commits_are_counted_and_uncommitted_changes_shown(tmp_p
         f"commit {'b' * 12} with uncommitted changes: 1 runs",
         "Python 3.11, torch 2.6",
         "host n1",
-        "the runs are of several commits: what differs between them may differ for that reason",
+        "the runs come from several commits, which may explain differences between them",
         "data digits, encoder resnet_small, epochs 4, global_batch_size 32, precision fp32",
     ]
 

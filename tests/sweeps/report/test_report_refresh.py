@@ -31,7 +31,7 @@ def test_a_fault_of_the_page_is_one_line_that_tells_where_it_lies(
     assert readers.main() == 1
     said = capsys.readouterr().err
     assert re.fullmatch(
-        r"error: KeyError: 'classes' \(test_report_refresh\.py, line \d+\), a fault of the page and not of the sweep\n", said
+        r"error: KeyError: 'classes' \(test_report_refresh\.py, line \d+\), a bug in the report and not in the sweep\n", said
     )
 
 
@@ -86,8 +86,8 @@ def test_a_page_that_cannot_be_made_is_said_in_a_line_and_ends_no_sweep(tmp_path
     console = Console(file=io.StringIO(), width=200)
     assert conclude(view, console) == 0
     last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
-    assert last.startswith(f"{tmp_path}/report.html: not made: SWEEP_FOLDER must be a folder that can be read; got ")
-    assert last.endswith(f"; the results are whole without it, to make it: python -m sweeps report {tmp_path}")
+    assert last.startswith(f"{tmp_path}/report.html: not written: SWEEP_FOLDER must be a folder that can be read; got ")
+    assert last.endswith(f"; the results are complete without it; to write it: python -m sweeps report {tmp_path}")
     (tmp_path / "report.html").rmdir()
     assert rebuild(tmp_path) == ""
     assert (tmp_path / "report.html").is_file()

@@ -77,7 +77,7 @@ def test_rankme_is_compared_with_a_floor_and_a_share_of_its_own_best() -> None:
     assert names({"1": features(0.5, 2.9)}, **limits) == ["rankme"]
     found = early_warnings({"1": features(0.5, 8.0), "9": features(0.5, 20.0), "10": features(0.5, 9.0)}, None, values(**limits))
     assert [(w.name, w.epoch, w.value, w.threshold) for w in found] == [("rankme", 10.0, 9.0, 10.0)]
-    assert found[0].line.startswith("rankme: collapse.rankme is 9 at epoch 10, below 10, 0.5 of the 20 at epoch 9; ")
+    assert found[0].line.startswith("rankme: collapse.rankme is 9 at epoch 10, below 10 (0.5 of the 20 at epoch 9); ")
     assert names({"1": features(0.5, 8.0), "9": features(0.5, 20.0), "10": features(0.5, 10.0)}, **limits) == []
 
 
@@ -127,7 +127,7 @@ def test_a_line_says_what_was_seen_the_threshold_and_what_to_do() -> None:
     found = early_warnings({}, LossCurve.of(steps(noisy(0.01), 50), epochs=100), values(plateau_change=0.005))
     assert found[0].line == (
         "loss: the mean loss fell by 0.20 ± 0.20 % over the last 20 % of the run, until epoch 50, a change of less than 0.5 %; "
-        "more epochs at this optimizer.lr gain nothing: another rate, or fewer epochs"
+        "more epochs at this optimizer.lr gain nothing: try another rate, or fewer epochs"
     ), found[0].line
 
 
@@ -192,7 +192,7 @@ def test_the_judge_prunes_for_what_the_sweep_names_and_for_nothing_else(tmp_path
         assert made.prune_on == list(prune_on)
         record(made, 1, collapse__rankme=3.0)
         cause = judge(View(made), made.trials[0])(1, {"collapse.rankme": 3.0})
-        assert cause == ("warning rankme: collapse.rankme is 3 at epoch 1, below 5, the floor" if pruned else "")
+        assert cause == ("warning rankme: collapse.rankme is 3 at epoch 1, below 5 (the floor)" if pruned else "")
         assert judge(View(made), made.trials[1])(1, {"collapse.rankme": 5.1}) == ""
 
 
@@ -200,7 +200,7 @@ def test_a_pruned_run_stays_so_while_the_sweep_prunes_for_its_warning(tmp_path: 
     made = planned(tmp_path, prune_on=("rankme",))
     folder = made.run(made.trials[0])
     folder.prepare(made.trials[0].config)
-    folder.write_result(RunResult(RunStatus.pruned, "warning rankme: collapse.rankme is 3 at epoch 1, below 5, the floor"))
+    folder.write_result(RunResult(RunStatus.pruned, "warning rankme: collapse.rankme is 3 at epoch 1, below 5 (the floor)"))
     assert made.trials[0] not in left_to_run(View(made), retry_failed=False)
     made.prune_on[:] = ["knn"]
     assert made.trials[0] in left_to_run(View(made), retry_failed=False)
@@ -220,12 +220,12 @@ def test_status_shows_warnings_of_running_and_of_ended_trials(tmp_path: Path) ->
     assert json.loads(json.dumps(found)) == found
     lines = warning_lines(view, found)
     assert len(lines) == 1
-    assert lines[0].startswith("warning: depth 1, seed 42: rankme: collapse.rankme is 4 at epoch 4, below 5, the floor; ")
+    assert lines[0].startswith("warning: depth 1, seed 42: rankme: collapse.rankme is 4 at epoch 4, below 5 (the floor); ")
 
 
 def test_pruning_needs_probes_on_the_way_and_known_names(tmp_path: Path) -> None:
     check_pruning(planned(tmp_path, prune_on=("rankme", "loss")))
-    with pytest.raises(ValueError, match=r"--prune-on must hold names out of feature_std, rankme, knn, loss; got luck"):
+    with pytest.raises(ValueError, match=r"--prune-on must be one of feature_std, rankme, knn, loss; got luck"):
         check_pruning(planned(tmp_path, prune_on=("luck",)))
     with pytest.raises(ValueError, match=r"must give a probe before epoch 4 to prune on rankme.*add 'probes\.at_epochs=\[2\]'"):
         check_pruning(planned(tmp_path, "probes.at_epochs=[4]", prune_on=("rankme",)))
@@ -239,8 +239,8 @@ def test_no_more_warnings_are_shown_than_fit_and_how_many_are_left(tmp_path: Pat
     in_order = [f"warning: {made.trials[i].label}, seed 42: {line}" for i, line in ((0, "a0"), (0, "a1"), (0, "a2"), (0, "a3"), (0, "a4"))]
     in_order += [f"warning: {made.trials[i].label}, seed 42: {line}" for i, line in ((1, "b0"), (1, "b1"), (2, "c"))]
     assert as_lines(made, lines) == in_order  # eight
-    assert as_lines(made, {**lines, third: ["c", "d"]}) == [*in_order, "and 1 warnings more, see --json"]
-    assert as_lines(made, lines, most=6) == [*in_order[:6], "and 2 warnings more, see --json"]
+    assert as_lines(made, {**lines, third: ["c", "d"]}) == [*in_order, "and 1 more warnings, see --json"]
+    assert as_lines(made, lines, most=6) == [*in_order[:6], "and 2 more warnings, see --json"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_threshold_that_must_fire_prunes_where_that_is_asked_and_only_there(tm
         assert (trial / "log" / "train.log").read_text().count("step 1/20 ") == 1  # it went on from its checkpoint
     said = forked.run(["-m", "sweeps", "status", str(tmp_path / "tiny_sweep-smoke")]).stdout
     assert said.count("warning: ") == 3
-    assert "below 1e+03, the floor; " in said
+    assert "below 1e+03 (the floor); " in said
 
 
 def test_halves_are_compared_by_the_standard_error_of_their_means() -> None:
@@ -342,8 +342,8 @@ def test_a_change_of_the_sweep_counts_what_came_and_what_went(tmp_path: Path) ->
     fewer.write()
     assert announce_changes(made, console)
     assert console.export_text().splitlines() == [
-        "the sweep has changed since it was last run: 0 trials added, 2 withdrawn (their folders stay, they leave the tables)",
-        "the sweep has changed since it was last run: 2 trials added, 0 withdrawn (their folders stay, they leave the tables)",
+        "the sweep has changed since it was last run: 0 trials added, 2 withdrawn (no longer in the tables; their folders stay)",
+        "the sweep has changed since it was last run: 2 trials added, 0 withdrawn (no longer in the tables; their folders stay)",
     ]
 
 
@@ -371,6 +371,6 @@ def test_jobs_of_withdrawn_trials_that_still_run_are_named_and_those_that_have_e
     with owners[0], owners[1]:
         assert announce_changes(dataclasses.replace(made, trials=[]), console)
     assert sorted(console.export_text().splitlines()[1:]) == [
-        "  depth 1, seed 42: withdrawn, but its job goes on to its end; to stop it: scancel 17",
-        "  depth 2, seed 42: withdrawn, but its job goes on to its end; to stop it: scancel 18, which ends the trials beside it too",
+        "  depth 1, seed 42: withdrawn, but its job runs to its end; to stop it: scancel 17",
+        "  depth 2, seed 42: withdrawn, but its job runs to its end; to stop it: scancel 18, which also ends the other trials of that job",
     ]

@@ -294,9 +294,9 @@ def test_pruned_configurations_are_counted_and_left_out_of_the_table_for_people(
         end(made, got[0], score, status, e2=60.0 - 10 * number)
     view = View(made)
     assert len(peoples_table(view).lines) == 1
-    assert shown_configurations(view)[1] == "2 configurations were pruned on their way, see summary.csv"
+    assert shown_configurations(view)[1] == "2 configurations were pruned and are not shown; see summary.csv"
     assert summary_csv(view).count("\n") == 4
-    assert rungs_line(view) == "rungs: epoch 2: 3 runs; at each the best 1/3 go on"
+    assert rungs_line(view) == "rungs: epoch 2: 3 runs; at each the best 1/3 continue"
     assert sweep_status(view)["counts"]["pruned"] == 2
     assert best_line(view).startswith(f"best so far by {OBJECTIVE}: baseline: lr 0.01")
 
@@ -305,7 +305,7 @@ def test_the_best_so_far_says_whether_it_may_be_believed(tmp_path: Path) -> None
     made = searched(tmp_path, max_trials=3, seeds=2)
     noise = {42: 0.0, 43: 1.0}
     run_to_the_end(made, lambda t: 50 + 0.1 * t.configuration_number + noise[t.seed])
-    assert "; tied, apart by 0.1: sign test over 2 seeds, p = 0.5" in best_line(View(made))
+    assert "; tied, difference 0.1: sign test over 2 seeds, p = 0.5" in best_line(View(made))
 
 
 def test_a_sweep_of_a_search_survives_its_file(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_search_ends_with_pruned_and_completed_trials_and_says_so(undisturbed:
     assert set(states) == {"pruned", "completed"}
     assert len(choices(runs)) == len(states) - 1
     assert rows(runs)[0]["setting"].startswith("baseline: lr ")
-    assert "configurations were pruned on their way, see summary.csv" in " ".join(said.split())
+    assert "configurations were pruned and are not shown; see summary.csv" in " ".join(said.split())
     pruned = next(r for r in rows(runs) if r["state"] == "pruned")
     assert "is not among the best 1/2 of" in pruned["cause"]
     status = forked.run(["-m", "sweeps", "status", str(folder(runs))]).stdout
@@ -119,6 +119,6 @@ def test_the_page_of_a_search_holds_optunas_figures(taken_up: Path) -> None:
         assert page.complaints() == []
         assert page.empty_figures() == []
         headings = page.text("h3").splitlines()
-        wanted = ["Optimisation history", "Probes on the way, of pruned runs too", "Parameter importances", "Slices", "Contours"]
+        wanted = ["Optimization history", "Probes during training, including pruned runs", "Parameter importances", "Slices", "Contours"]
         assert [h for h in headings if h in wanted] == wanted
         assert "he configuration without changes" in page.text("#answer")

@@ -32,15 +32,15 @@ def test_a_dimension_that_cannot_matter_is_not_chosen() -> None:
 
 def test_a_grid_needs_values_and_whole_numbers_have_them() -> None:
     assert [p["a.b"] for p in grid_configurations([whole("a.b", 1, 3)], {})] == [1, 2, 3]
-    with pytest.raises(ValueError, match=r"sampler=grid must have values to take of a\.b; got a range without a grid"):
+    with pytest.raises(ValueError, match=r"--sampler grid must have values for a\.b; got a range without any: list them"):
         grid_configurations([real("a.b", 0.1, 1)], {})
 
 
 @pytest.mark.parametrize(
     ("dimension", "message"),
     [
-        (real("a", 2, 1), r"dimension a must have low < high, above 0 where it is log; got \[2, 1\]"),
-        (real("a", 0, 1, log=True), r"above 0 where it is log; got \[0, 1\]"),
+        (real("a", 2, 1), r"dimension a must have low < high, and low > 0 with log=True; got \[2, 1\]"),
+        (real("a", 0, 1, log=True), r"and low > 0 with log=True; got \[0, 1\]"),
         (real("a", 1, 2, 3), r"grid of a must lie in \[1, 2\]; got 3"),
     ],
 )
@@ -77,7 +77,7 @@ def test_borders_belong_to_a_space() -> None:
         assert baseline([rate], {"lr": value}) == {"lr": value}
     with pytest.raises(ValueError, match=r"lr must lie in \[0.01, 0.1\]; got 0.11"):
         baseline([rate], {"lr": 0.11})
-    with pytest.raises(ValueError, match=r"above 0 where it is log; got \[0.0, 0.1\]"):
+    with pytest.raises(ValueError, match=r"and low > 0 with log=True; got \[0.0, 0.1\]"):
         real("lr", 0.0, 0.1, log=True).check()
     with pytest.raises(ValueError, match=r"grid of lr must lie in \[0.01, 0.1\]; got 0.2"):
         real("lr", 0.01, 0.1, 0.01, 0.2).check()
@@ -103,9 +103,7 @@ def test_every_trial_is_probed_at_its_rungs_beside_its_own_probes() -> None:
     for trial in build_trials(sweep(), sweep().smoke, 1, "local", ["probes.at_epochs=[3]"], [1, 2]):
         assert trial.config.probes.at_epochs == [1, 2, 3]
     for key in ("seed=3", "method.predictor.depth=2", "cluster=komondor"):
-        with pytest.raises(
-            ValueError, match=f"{key.partition('=')[0]} must not be overridden, it is what tiny_sweep sets itself; got {key}"
-        ):
+        with pytest.raises(ValueError, match=f"{key.partition('=')[0]} must not be overridden, because tiny_sweep sets it; got {key}"):
             build_trials(sweep(), sweep().smoke, 1, "local", [key])
 
 

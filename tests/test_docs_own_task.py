@@ -1,0 +1,55 @@
+"""The example of docs/guides/own-task.md is swept as it stands on the page, and the page names every part of a task."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.task import Task
+from tests.support.documented import ROOT, code_spans, example, page, typed
+
+PAGE = "own-task.md"
+
+
+def in_bash(folder: Path, *commands: list[str]) -> str:
+    """What the commands print, typed one after the other in `folder`; double quotes, since one names $PWD."""
+    lines = ["set -e", *(" ".join(f'"{word}"' for word in words) for words in commands)]
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for number, name in enumerate(("softmax_task.py", "softmax_rate.py")):
+        (tmp_path / "mine" / name).write_text(example(PAGE, "python", number))
+    python = {"python": sys.executable}
+    path = typed("export PYTHONPATH=$PWD/mine", {"PYTHONPATH=$PWD/mine": f"PYTHONPATH=$PWD/mine:{ROOT}"})
+    in_bash(tmp_path, path, typed("python mine/softmax_rate.py --cluster local", python))
+    folder = tmp_path / "runs" / "softmax_rate-smoke"
+    table = list(csv.DictReader((folder / "results.csv").open()))
+    assert [row["state"] for row in table] == ["completed"] * 6
+    assert all(float(row["holdout_accuracy"]) > 80 for row in table if row["setting"] == "lr 1")
+    shown = in_bash(tmp_path, path, typed("python -m sweeps results runs/softmax_rate-smoke", python))
+    assert "lr 0.1" in shown
+    assert "holdout accuracy" in " ".join(shown.split())
+    assert "completed: " in in_bash(tmp_path, path, typed("python -m jobs.pretrain task=softmax_task epochs=5", python))
+    # A run that is continued from its first checkpoints ends with the same scores.
+    [single] = (tmp_path / "runs" / "single").iterdir()
+    whole = json.loads((single / "result.json").read_text())
+    (single / "result.json").unlink()
+    for later in sorted((single / "checkpoints").glob("step-*.pt"))[1:]:
+        later.unlink()
+    assert "completed: " in in_bash(tmp_path, path, [sys.executable, "-m", "jobs.pretrain", "task=softmax_task", "epochs=5"])
+    again = json.loads((single / "result.json").read_text())
+    assert (again["metrics"], again["probes"], again["step"]) == (whole["metrics"], whole["probes"], 5)
+
+
+def test_the_page_names_every_part_that_a_task_may_define() -> None:
+    helpers = {"name", "Config", "train", "value", "get", "put"}
+    parts = {part for part in (*Task.__annotations__, *vars(Task)) if not part.startswith("_")} - helpers
+    assert parts - set(code_spans(page(PAGE))) == set()
