@@ -22,7 +22,7 @@ def projected(splits: Splits, count: int, channels: int) -> tuple[Features, Feat
     parts, weight = [], None
     for images in (splits.dataset.train, splits.dataset.test):
         assert isinstance(images, GreyImages)
-        pixels = torch.from_numpy(images.pixels[:count]).flatten(1).float() / 255
+        pixels = torch.from_numpy(images.pixels[:count].copy()).flatten(1).float() / 255
         weight = torch.randn(pixels.shape[1], channels, generator=random) / pixels.shape[1] ** 0.5 if weight is None else weight
         parts.append(Features((pixels @ weight).relu(), torch.from_numpy(images.labels[:count])))
     return parts[0], parts[1]
