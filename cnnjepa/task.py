@@ -1,6 +1,7 @@
 """CNN-JEPA and its baselines as a task (jobs/task.py). torch is imported only when it is needed."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,12 @@ KEYS = {
 }
 # Each method brings its own optimiser, unless another is given.
 DEFAULTS = ("_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data": "digits"})
+# Keys of version 0.1, whose linear probe was the paper's alone.
+RENAMED = {
+    "probes.batch_size": "probes.feature_batch_size",
+    "probes.linear_epochs": "probes.paper_epochs",
+    "probes.linear_lr": "probes.paper_lr",
+}
 OBJECTIVE = "linear.holdout_top1"
 HEADLINE = ("linear.test_top1", "knn.test_top1")
 UNIT = "%"
@@ -153,6 +160,11 @@ def check_warning(name: str, values: Mapping[str, Any]) -> None:
     if not 0 < probes["every_epochs"] < epochs and not any(epoch < epochs for epoch in probes["at_epochs"]):
         rule = f"give a probe before epoch {epochs} to prune on {name}, which is checked at probes"
         raise ValueError(f"probes.every_epochs or probes.at_epochs must {rule}; got none: add 'probes.at_epochs=[{epochs // 2}]'")
+
+
+def sampling_error(score: float, images: int) -> float:
+    """Return the standard error of a score in percent that the choice of its images gives it."""
+    return math.sqrt(score * (100 - score) / images)
 
 
 def title(name: str) -> str:

@@ -21,7 +21,7 @@ from cnnjepa.monitoring.progress import TrainingProgress
 from cnnjepa.monitoring.recorder import Recorder
 from cnnjepa.monitoring.telemetry import Telemetry
 from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
-from cnnjepa.probes import run_probes
+from cnnjepa.probes import images_behind, run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.rules import validate
@@ -372,6 +372,7 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         cause=pruned,
         metrics=metrics,
         missing=missing,
+        images=images_behind(metrics, run.splits),
         probes=run.folder.probes() if run.ranks.is_main else {},
         step=run.step,
         seconds=run.seconds,

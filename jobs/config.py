@@ -100,6 +100,8 @@ def _check_choices(overrides: Sequence[str], task: Task) -> None:
         if new := RENAMED.get(key.removeprefix("cluster.")):
             old = key.removeprefix("cluster.")
             raise ValueError(f"{old} must be written {new}; got {override}: write {override.replace(old, new, 1)}")
+        if new := task.RENAMED.get(key):
+            raise ValueError(f"{key} must be written {new}; got {override}: write {new}={value}")
         options = choices.get(key)
         if options is not None and value not in options:
             raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}")

@@ -26,6 +26,7 @@ class Task:
     # data_root (a folder), workers (loader processes), batch (images per step), warmup_epochs.
     KEYS: Mapping[str, str] = {}
     DEFAULTS: Sequence[Any] = ("_self_",)  # Hydra's defaults list; the cluster is appended
+    RENAMED: Mapping[str, str] = {}  # old key: new key; files with the old one still open
     OBJECTIVE: str = ""  # metric that ranks configurations, unless a sweep names one
     HEADLINE: Sequence[str] = ()  # metrics of the results table, unless a sweep names them
     UNIT: str = ""  # of the scores, such as %
@@ -77,6 +78,10 @@ class Task:
 
     def check_warning(self, name: str, values: Mapping[str, Any]) -> None:
         """Raise ValueError if a run of `values` could not get warning `name` before its end."""
+
+    def sampling_error(self, score: float, images: int) -> float | None:
+        """Return the standard error that a score has by the choice of its images; None if unknown."""
+        return None
 
     def title(self, name: str) -> str:
         """Return the display name of a metric or a recorded number."""

@@ -118,6 +118,21 @@ def not_finite(scene: Scene) -> str:
     return f"{type(raised.value).__name__}: {raised.value}"
 
 
+def not_converged(scene: Scene) -> str:
+    """A probe that may take one step."""
+    from cnnjepa.probes import linear
+    from cnnjepa.probes._logistic import NotConvergedError
+    from cnnjepa.probes.features import Features, ProbeData
+
+    config = tiny_config()
+    config.probes.max_iterations = 1
+    random = torch.Generator().manual_seed(0)
+    some = Features(torch.randn(40, 8, generator=random), torch.arange(40) % 4)
+    with pytest.raises(NotConvergedError) as raised:
+        linear.run(ProbeData(some, some, None, 4, config))
+    return f"{type(raised.value).__name__}: {raised.value}"
+
+
 DRY = ["--cluster", "komondor", "--dry-run"]
 # The beginning of a message, and how it is come by.
 PROVOKED: dict[str, Callable[[Scene], str]] = {
@@ -150,6 +165,7 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "its process died": lambda s: s.abandoned(2),
     "10 jobs made no progress": lambda s: s.abandoned(STARTS_ALLOWED, in_slurm=True),
     "ValueError: features": not_finite,
+    "NotConvergedError: the fit": not_converged,
 }
 
 

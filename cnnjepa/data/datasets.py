@@ -81,8 +81,8 @@ class Splits:
     """A dataset and the roles of its images.
 
     Pretraining sees `pretrain` without labels; as in the paper, these are all training images.
-    Probes are fitted on `fit`. Choices are made on `holdout`, whose labels nothing is fitted on.
-    `test` is read once, at the end.
+    Probes are fitted on `fit`. Choices are made on `holdout`, whose labels nothing is fitted on but
+    the paper's probe, which decides nothing. `test` is read once, at the end.
     """
 
     dataset: Dataset

@@ -225,7 +225,7 @@ def train_loader(
 
 def probe_loader(config: TrainConfig, images: Images, indices: Indices, device: torch.device) -> Iterator[Tensor]:
     """Yield the fixed views of `indices` in order, uint8 [B, 3, S, S]; see `surviving`."""
-    size = config.probes.batch_size
+    size = config.probes.feature_batch_size
 
     def build(delivered: int) -> DataLoader[Tensor]:
         return DataLoader(

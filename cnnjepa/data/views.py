@@ -146,6 +146,6 @@ def probe_view(config: DataConfig, picture: Picture) -> Tensor:
     pixels, short = _tensor(picture.pixels()), round(config.image_size / config.eval_crop_fraction)
     height, width = (short * n // min(pixels.shape[2:]) for n in pixels.shape[2:])
     if (height, width) != pixels.shape[2:]:
-        pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+        pixels = F.interpolate(pixels, (height, width), mode=config.probe_resize.value, antialias=True)
     top, left = (round((n - config.image_size) / 2) for n in (height, width))
     return pixels[0, :, top : top + config.image_size, left : left + config.image_size]

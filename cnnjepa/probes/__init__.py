@@ -1,9 +1,10 @@
-"""Probe frozen features. Each file but features.py defines `run(data) -> metrics`."""
+"""Probe frozen features. Each file but features.py and _logistic.py has `run(data) -> metrics`."""
 
 import importlib
 import logging
 import math
 import traceback
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -13,6 +14,13 @@ from cnnjepa.probes.features import FeatureError, probe_data
 from cnnjepa.run.ranks import Ranks, broadcast_object
 
 log = logging.getLogger(__name__)
+
+
+def images_behind(metrics: Iterable[str], splits: Splits) -> dict[str, int]:
+    """Return how many images each score rests on, by metric."""
+    counts = {"holdout": len(splits.holdout), "test": len(splits.test), "paper_protocol": len(splits.test)}
+    parts = {metric: metric.partition(".")[2].rpartition("_top") for metric in metrics}
+    return {metric: counts[part] for metric, (part, score, _) in parts.items() if score}
 
 
 def run_probes(

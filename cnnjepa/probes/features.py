@@ -99,7 +99,11 @@ def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits,
 
 
 def topk_accuracy(scores_NK: Tensor, labels_N: Tensor, classes: int) -> dict[str, float]:
-    """Return {"top1": percent, "top5": percent}; top5 only if there are more than 5 classes."""
+    """Return {"top1": percent, "top5": percent}; top5 only if there are more than 5 classes.
+
+    A class with a score of minus infinity is never a guess.
+    """
     ks = [1, 5] if classes > 5 else [1]
-    best = scores_NK.topk(max(ks), dim=1).indices == labels_N[:, None]
+    found = scores_NK.topk(max(ks), dim=1)
+    best = (found.indices == labels_N[:, None]) & (found.values > -torch.inf)
     return {f"top{k}": 100 * best[:, :k].any(1).double().mean().item() for k in ks}

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from cnnjepa.run.files import Lines, create_exclusive, read_json, reading, to_json, write_atomic
-from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict
+from cnnjepa.run.identity import differences, from_dict, identity, old_keys, signature, to_dict
 
 # These depend on the machine and the moment, and are ignored when two runs are compared.
 TIMING_KEYS = frozenset(
@@ -52,6 +52,7 @@ class RunResult:
     cause: str = ""  # of a failure, or of the pruning, one line
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # probe -> cause
+    images: dict[str, int] = field(default_factory=dict)  # score -> the images that it rests on
     probes: dict[str, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics, of the probes during training
     step: int = 0
     seconds: float = 0.0  # spent training and probing, over all resumes
@@ -173,10 +174,13 @@ class RunFolder:
         self._writer: Lines | None = None
 
     def prepare(self, config: Any) -> None:
-        """Create the folder; raise ValueError if it holds another configuration."""
+        """Create the folder; raise ValueError if it holds another configuration or an older version's."""
         self.logs.mkdir(parents=True, exist_ok=True)
         if self._config.exists():
             held = self.config()
+            if old := old_keys(yaml.safe_load(self._config.read_bytes())):
+                key, new = next(iter(old.items()))
+                raise ValueError(f"run folder must be empty or of this version; got {self.path}, where {key} is not yet called {new}")
             if signature(held) != signature(config):
                 first = differences(identity(held), identity(config))[0]
                 raise ValueError(f"run folder must be empty or hold the same configuration; got {self.path}, where {first}")

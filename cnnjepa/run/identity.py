@@ -1,10 +1,12 @@
 """Identify runs: configurations as plain values, and the run ID that follows from them."""
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import importlib
 import json
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -94,11 +96,40 @@ def _build(kind: Callable[..., T], values: dict[str, Any], path: str) -> T:
     return typing.cast(T, kind(**built))
 
 
+def old_keys(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys of `values` that the task has renamed since, with their new names."""
+
+    def has(key: str) -> bool:
+        try:
+            lookup(values, key)
+        except ValueError:
+            return False
+        return True
+
+    renamed: Mapping[str, str] = getattr(task_module(task_name(values)), "RENAMED", {})
+    return {old: new for old, new in renamed.items() if has(old)}
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    if not (found := old_keys(values)):
+        return values
+    values = copy.deepcopy(values)
+    for old, new in found.items():
+        *path, last = old.split(".")
+        value = functools.reduce(operator.getitem, path, values).pop(last)
+        *path, last = new.split(".")
+        functools.reduce(operator.getitem, path, values)[last] = value
+    return values
+
+
 def from_dict(values: dict[str, Any]) -> Any:
-    """Build what `to_dict` wrote; raise ValueError at unknown keys, TypeError for no dictionary."""
+    """Build what `to_dict` wrote, also under old names of keys.
+
+    Raise ValueError at unknown keys, TypeError for no dictionary.
+    """
     if not isinstance(values, dict):
         raise TypeError(f"a configuration must be a dictionary; got a {type(values).__name__}")
-    return _build(config_class(task_name(values)), values, "")
+    return _build(config_class(task_name(values)), _renamed(values), "")
 
 
 def identity(config: Any) -> dict[str, Any]:

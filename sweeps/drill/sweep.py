@@ -20,9 +20,9 @@ _OVERRIDES = [
     "global_batch_size=32",
     "micro_batch_size=8",
     "probes.every_epochs=8",
-    "probes.linear_epochs=5",
+    "probes.paper_epochs=5",
     # The micro-batch. Its shared memory must stay below local_faults._FULL_AT_BYTES.
-    "probes.batch_size=8",
+    "probes.feature_batch_size=8",
     "checkpoint.every_minutes=0.005",
     "log.every_steps=1",
     # On CPU a resume is bit for bit; on GPU only as far as its libraries are deterministic.

@@ -145,6 +145,21 @@ def summaries(view: View) -> list[Summary]:
     return sorted(found, key=lambda s: -(last if s.spreads[sweep.objective].mean is None else s.spreads[sweep.objective].mean or 0.0))
 
 
+def images_behind(view: View) -> str:
+    """Return on how many images each score rests, and the error that this gives the best; "" if unknown."""
+    table, said = summaries(view), []
+    results = [found for t in view.sweep.trials if (found := view.result(t)) is not None and found.status is RunStatus.completed]
+    for metric in columns(view):
+        counts = sorted({r.images[metric] for r in results if metric in r.images})
+        lead = leader(table, metric)
+        if not counts or lead is None:
+            continue
+        error = view.sweep.task.sampling_error(lead.best.spreads[metric].mean or 0.0, counts[0])
+        many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        said.append(f"{title(view, metric)} {many}" + ("" if error is None else f" (± {error:.1f})"))
+    return f"images behind a score, and the standard error of the best by their choice alone: {', '.join(said)}" if said else ""
+
+
 def shown_configurations(view: View) -> tuple[list[Summary], str]:
     """Return the configurations to show people, and a line about those left out.
 

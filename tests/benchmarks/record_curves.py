@@ -35,7 +35,6 @@ BASE = [
     "micro_batch_size=64",
     "method.mask.strategy=random",
     "probes.names=[linear]",
-    "probes.linear_lr=0.01",
     "checkpoint.every_minutes=1000",
     "log.tensorboard=false",
     "log.images_every_epochs=0",

@@ -9,7 +9,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from torchvision.transforms import InterpolationMode, v2
 
-from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, DatasetName
+from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, DatasetName, Resize
 from cnnjepa.data.datasets import DEBIAN_FASHION, Dataset, Splits, load_splits
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.loader import build_plan, normalise, train_loader
@@ -220,11 +220,12 @@ def test_the_probe_sees_224_of_256() -> None:
     assert (view.int() - v2.functional.pil_to_tensor(transform(picture(500, 375))).int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("resize", Resize)
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (257, 256), (8, 8), (31, 77), (256, 256)])
-def test_the_probe_sees_torchvisions_pixels(width: int, height: int) -> None:
+def test_the_probe_sees_torchvisions_pixels(width: int, height: int, resize: Resize) -> None:
     pixels = torch.from_numpy(np.array(picture(width, height))).permute(2, 0, 1)
-    expected = v2.functional.center_crop(v2.functional.resize(pixels, [256], InterpolationMode.BICUBIC, antialias=True), [224, 224])
-    assert torch.equal(probe_view(DataConfig(image_size=224), Drawn(np.array(picture(width, height)))), expected)
+    expected = v2.functional.center_crop(v2.functional.resize(pixels, [256], InterpolationMode(resize.value), antialias=True), [224, 224])
+    assert torch.equal(probe_view(DataConfig(image_size=224, probe_resize=resize), Drawn(np.array(picture(width, height)))), expected)
 
 
 def test_the_parts_of_a_set_are_those_of_the_runs_made_so_far() -> None:

@@ -151,7 +151,7 @@ def test_a_loader_that_dies_twice_at_one_place_or_fails_by_itself_ends_the_run()
 
 def test_a_probes_loader_that_is_started_again_shows_the_images_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
-    config.probes.batch_size = 8
+    config.probes.feature_batch_size = 8
     splits = load_splits(config.data)
     monkeypatch.setattr("cnnjepa.data.loader.surviving", lambda build: (list(build(0)), list(build(2))))
     whole, rest = probe_loader(config, splits.dataset.test, splits.test, CPU)  # type: ignore[misc]

@@ -102,6 +102,21 @@ def test_every_format_says_which_runs_its_numbers_are_of(view: View) -> None:
     assert said in console.export_text()
 
 
+def test_a_table_says_on_how_many_images_its_scores_rest(view: View) -> None:
+    assert "images behind a score" not in tables.markdown_table(view), "runs of 0.1 do not say"
+    for trial in view.sweep.trials:
+        result = view.result(trial)
+        if result is not None and result.metrics:
+            test = 5000 if trial.seed == 42 else 4000
+            images = {metric: 287 if metric == OBJECTIVE else test for metric in result.metrics}
+            view.sweep.run(trial).write_result(dataclasses.replace(result, images=images, claim=1))
+    found = View(view.sweep)
+    # Of the best: sqrt(70 x 30 / 287), sqrt(71 x 29 / 4000), sqrt(52 x 48 / 4000).
+    said = "linear top-1, held-out 287 (± 2.7), linear top-1, test 4,000 to 5,000 (± 0.7), k-NN top-1, test 4,000 to 5,000 (± 0.8)"
+    for text in (tables.markdown_table(found), tables.latex_table(found).replace(r"$\pm$", "±")):
+        assert f"images behind a score, and the standard error of the best by their choice alone: {said}" in text
+
+
 def test_a_best_that_is_tied_is_marked_and_never_bold(view: View) -> None:
     markdown = tables.markdown_table(view)
     assert "**" not in markdown

@@ -1,4 +1,7 @@
-"""Sweep folders that version 0.1 wrote open in every reader command, and half-done ones resume where they stopped.
+"""Sweep folders that version 0.1 wrote open in every reader command, and their runs are never mixed with later ones.
+
+The linear probe of 0.1 was another, so that its scores do not compare with today's and its runs have other run IDs: a command that is
+typed again runs everything again, beside what was there. The training is the same, loss for loss.
 
 tests/support/v0_1 was written by commit 956edee on CPU: `python sweeps/mask_ratio.py --points 4 --seeds 2` and
 `python sweeps/predictor_ablation.py --seeds 1`, small (their commands.jsonl has every override), once to the end and once ended by
@@ -6,6 +9,7 @@ tests/support/v0_1 was written by commit 956edee on CPU: `python sweeps/mask_rat
 """
 
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -14,9 +18,12 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.identity import identity, signature
 from tests.support import forked
 
 ROOT = Path(__file__).parents[3]
@@ -41,13 +48,19 @@ def reader(command: str, folder: Path, *more: str) -> str:
     return done.stdout
 
 
-def resumed(folder: Path) -> dict[str, dict[str, str]]:
-    """Type the folder's own last command again; return its results.csv by run ID."""
+def typed_again(folder: Path, *, renamed: bool = True) -> subprocess.CompletedProcess[str]:
+    """Type the folder's own last command again, with today's names or as it was."""
     words = json.loads((folder / "commands.jsonl").read_text().splitlines()[-1])["command"]
     words[words.index("--runs-dir") + 1] = str(folder.parent)
     words = ["--max-trials" if word == "--points" else word for word in words]  # 0.1 called the option --points
+    words = [word.replace("linear_epochs", "paper_epochs") if renamed else word for word in words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def run_again(folder: Path) -> dict[str, dict[str, str]]:
+    """Type the folder's last command again; return its results.csv by run ID."""
+    done = typed_again(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return {row["signature"]: row for row in csv.DictReader((folder / "results.csv").open())}
 
@@ -77,29 +90,55 @@ def test_a_finished_sweep_opens_in_every_reader(tmp_path: Path) -> None:
         assert reader(command, folder)
 
 
+def name_in_0_1(config: Any) -> str:
+    """The run ID that 0.1 gave to the run of `config`."""
+    values = identity(config)
+    probes = values["probes"]
+    probes["linear_epochs"], probes["linear_lr"], probes["batch_size"] = (
+        probes.pop(key) for key in ("paper_epochs", "paper_lr", "feature_batch_size")
+    )
+    for key in ("tolerance", "max_iterations", "paper_batch_size"):
+        del probes[key]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def test_a_run_of_0_1_is_read_and_not_continued(tmp_path: Path) -> None:
+    folder = unpacked("half_done_ablation", tmp_path)
+    trial = next(folder.glob("trials/*"))
+    config = RunFolder(trial).config()
+    assert config.probes.paper_epochs == 5
+    assert name_in_0_1(config) == trial.name != signature(config)
+    with pytest.raises(ValueError, match=r"of this version; got .*, where probes\.batch_size is not yet called probes\.feature_batch_size"):
+        RunFolder(trial).prepare(config)
+    done = typed_again(folder, renamed=False)
+    assert done.returncode == 2
+    said = "probes.linear_epochs must be written probes.paper_epochs; got probes.linear_epochs=5: write probes.paper_epochs=5"
+    assert done.stderr.strip() == f"error: {said}"
+
+
 @pytest.mark.slow
-def test_a_half_done_ablation_resumes(tmp_path: Path) -> None:
+def test_a_half_done_ablation_runs_again_with_the_same_losses(tmp_path: Path) -> None:
     folder, undisturbed = unpacked("half_done_ablation", tmp_path / "half"), unpacked("undisturbed_ablation", tmp_path / "whole")
     counts = json.loads(reader("status", folder, "--json"))["counts"]
     assert {state: n for state, n in counts.items() if n} == {"completed": 4, "interrupted": 1, "waiting": 6}
     before = ended(folder)
-    table = resumed(folder)
-    assert table.keys() == {trial.name for trial in undisturbed.iterdir()}  # the names of runs are those of 0.1
+    table = run_again(folder)
+    old = {name: name_in_0_1(RunFolder(folder / "trials" / name).config()) for name in table}
+    assert set(old.values()) == {trial.name for trial in undisturbed.iterdir()}
+    assert not set(table) & set(old.values())
     assert {row["state"] for row in table.values()} == {"completed"}
     assert {name: text for name, text in ended(folder).items() if name in before} == before
-    (half,) = [name for name in table if json.loads((folder / "trials" / name / "result.json").read_text())["resumes"]]
-    assert f"resuming {half} at step 13 of 40" in (folder / "trials" / half / "log" / "train.log").read_text()
     for name in table:
         # Another processor may round in another way; another algorithm differs by far more.
-        assert losses(folder / "trials" / name) == pytest.approx(losses(undisturbed / name), rel=1e-4)
+        assert losses(folder / "trials" / name) == pytest.approx(losses(undisturbed / old[name]), rel=1e-4)
 
 
 @pytest.mark.slow
-def test_a_half_done_search_resumes(tmp_path: Path) -> None:
+def test_a_half_done_search_starts_again_beside_what_it_chose(tmp_path: Path) -> None:
     folder = unpacked("half_done_search", tmp_path)
     before, chosen = ended(folder), {path.name: path.read_bytes() for path in (folder / "points").iterdir()}
-    table = resumed(folder)
-    assert before.keys() < table.keys()
+    table = run_again(folder)
+    assert not before.keys() & table.keys()
     assert {name: text for name, text in ended(folder).items() if name in before} == before
     assert {name: (folder / "points" / name).read_bytes() for name in chosen} == chosen
     assert [row["state"] for row in table.values()] == ["completed"] * 6
