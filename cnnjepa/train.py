@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig, method_module
-from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.data.datasets import Splits, load_other, load_splits
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, RunningStatistics
 from cnnjepa.monitoring.gpu import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
@@ -28,7 +28,7 @@ from cnnjepa.rules import validate
 from cnnjepa.run import checkpoint
 from cnnjepa.run.files import remove_partial
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
-from cnnjepa.run.ranks import Ranks, broadcast_object, joined
+from cnnjepa.run.ranks import Ranks, broadcast_object, first_of, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, retry
 from cnnjepa.schedules import learning_rate, weight_decay
 
@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 
 class CollapsedError(HopelessError):
     """Raised when the features have collapsed; training on would be wasted."""
+
+
+class DamagedImagesError(HopelessError):
+    """Raised before training when an image that probes will read cannot be decoded."""
 
 
 class NonFiniteError(HopelessError):
@@ -157,6 +161,27 @@ def resume(run: Run) -> None:
             log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
 
 
+def require_probe_images(run: Run) -> None:
+    """Raise DamagedImagesError on every rank if any probe image cannot be decoded.
+
+    Each rank decodes its share. Nothing is checked of a run that has begun, or without probes.
+    """
+    from cnnjepa.data.opened import require_decodable
+
+    config, ranks, cause = run.config, run.ranks, ""
+    if run.step or not config.probes.names:
+        return
+    try:
+        threads = max(config.threads, config.data.workers)
+        require_decodable(run.splits, "data.root", threads, ranks.rank, ranks.count)
+        for entry in config.probes.data:
+            require_decodable(load_other(entry, config.data), f"probes.data {entry}", threads, ranks.rank, ranks.count)
+    except (ValueError, OSError) as error:
+        cause = str(error)
+    if first := first_of(cause, ranks):
+        raise DamagedImagesError(first)
+
+
 def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tensor] | None = None) -> Batch:
     """Build the method's batch from loaded pixels; the method stores its features in `shown`."""
     views, labels = loaded
@@ -232,6 +257,7 @@ def train(
         resume(run)
         recorder = Recorder(folder, run.step, ranks.is_main, config)
         try:
+            require_probe_images(run)
             ended = train_steps(run, recorder, should_stop, judge)
             if ended is None:
                 return None
