@@ -541,7 +541,8 @@ def test_a_sweep_on_slurm_is_scored_by_jobs_once_its_image_is_repaired(cluster: 
     sweeps = {name: SweepOnSlurm(cluster, tmp_path / f"{name}-runs") for name in trees}
     sweeps["broken"].hold(5)
     for name, one in sweeps.items():
-        one.submit("two", "epochs=2", "data=imagefolder", "data.image_size=32", f"data.root={trees[name]}", "data.holdout_fraction=0.25")
+        data = ["data=imagefolder", f"data.root={trees[name]}", "data.image_size=32", "data.holdout_fraction=0.25", "data.test_limit=0"]
+        one.submit("two", "epochs=2", *data)
     sweeps["broken"].wait("two held trials", lambda: all(sweeps["broken"].step_of(d) >= 5 for d in sweeps["broken"].trial_dirs()))
     whole = (trees["broken"] / BAD).read_bytes()
     damage(trees["broken"] / BAD, "truncated")
