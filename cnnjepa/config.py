@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -242,6 +242,8 @@ class ProbeConfig:
     paper_lr: float = 0.001
     knn_k: int = 200
     knn_temperature: float = 0.1
+    # At the end also probe on these labelled sets, each a data preset as NAME or NAME:ROOT.
+    data: list[str] = field(default_factory=list, metadata=ADDED)
 
 
 @dataclass
@@ -333,6 +335,19 @@ DATA_PRESETS: dict[str, DataConfig] = {
     "imagenet100": DataConfig(DatasetName.imagenet100, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8),
     "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.02, workers=8),
 }
+
+
+def other_set(entry: str, data: DataConfig) -> DataConfig:
+    """Return the set that an entry of `probes.data` names, at the size of the run's own `data`.
+
+    Raises ValueError unless the entry is NAME or NAME:ROOT of a data preset.
+    """
+    name, colon, root = entry.partition(":")
+    if name not in DATA_PRESETS or (colon and not root.startswith("/")):
+        rule = f"hold NAME or NAME:ROOT, NAME out of {', '.join(DATA_PRESETS)} and ROOT an absolute path"
+        raise ValueError(f"probes.data must {rule}; got {entry}")
+    return replace(DATA_PRESETS[name], root=root, image_size=data.image_size, workers=data.workers)
+
 
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)
 

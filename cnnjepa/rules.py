@@ -21,6 +21,7 @@ from cnnjepa.config import (
     accumulation_steps,
     grid_size,
     method_module,
+    other_set,
     probe_names,
 )
 
@@ -223,6 +224,10 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         _require(alone, "encoder.compile", "be false with encoder.sync_bn on several ranks", config.encoder.compile)
     for name in probes.names:
         _require(name in probe_names(), "probes.names", f"hold only names from {', '.join(probe_names())}", name)
+    for entry in probes.data:
+        other_set(entry, data)
+    others = [entry.partition(":")[0] for entry in probes.data]
+    _require(len(set(others)) == len(others), "probes.data", "name no set twice, since scores are named by it", ", ".join(probes.data))
     for key in ("feature_batch_size", "max_iterations", "paper_epochs", "paper_batch_size", "knn_k"):
         _require(getattr(probes, key) >= 1, f"probes.{key}", "be at least 1", getattr(probes, key))
     # Weights in float32 allow no less; a guess at zero weights has the error 1.

@@ -6,12 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cnnjepa.config import DATA_PRESETS, DatasetName, TrainConfig, method_module, method_names, optimizer_presets, probe_names
+from cnnjepa.config import (
+    DATA_PRESETS,
+    DatasetName,
+    ProbeConfig,
+    TrainConfig,
+    method_module,
+    method_names,
+    optimizer_presets,
+    other_set,
+    probe_names,
+)
 from cnnjepa.rules import validate
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
-from cnnjepa.run.identity import lookup
+from cnnjepa.run.identity import identity, lookup
 from cnnjepa.run.losses import LossCurve
 from cnnjepa.run.ranks import pick_device
+from cnnjepa.run.scores import Probed, Scores
 from cnnjepa.warnings import NEEDS, Probes, early_warnings
 
 __all__ = ["validate"]
@@ -25,6 +36,7 @@ KEYS = {
     "workers": "data.workers",
     "batch": "global_batch_size",
     "warmup_epochs": "optimizer.warmup_epochs",
+    "probes": "probes",
 }
 # Each method brings its own optimiser, unless another is given.
 DEFAULTS = ("_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data": "digits"})
@@ -78,8 +90,10 @@ def groups() -> dict[str, dict[str, Any]]:
 def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
     """Raise ValueError without a device, or without images for a step; load each image set once."""
     import cnnjepa.train  # noqa: F401
-    from cnnjepa.data.datasets import load_splits
+    from cnnjepa.data.check import cores
+    from cnnjepa.data.datasets import load_other, load_splits
     from cnnjepa.data.loader import build_plan
+    from cnnjepa.data.opened import require_decodable
 
     # Import all that a run needs: runs forked from this process then start faster.
     for name in probe_names():
@@ -87,10 +101,13 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
     images: dict[str, int] = {}
     for config in configs:
         pick_device(config.device)
-        data = repr(config.data)
-        if data not in images:
-            images[data] = len(load_splits(config.data).pretrain)
-        build_plan(config, images[data], ranks)
+        for entry in ("", *config.probes.data):
+            if (data := f"{config.data} {entry}") not in images:
+                splits = load_other(entry, config.data) if entry else load_splits(config.data)
+                images[data] = len(splits.pretrain)
+                if ranks == 1 and config.probes.names:  # several ranks share that work once they run
+                    require_decodable(splits, f"probes.data {entry}" if entry else "data.root", cores())
+        build_plan(config, images[f"{config.data} "], ranks)
 
 
 def check_data(config: TrainConfig) -> str:
@@ -172,8 +189,9 @@ def title(name: str) -> str:
     probe, _, rest = name.partition(".")
     if "_top" not in rest:
         return name.replace("_", " ").replace("collapse.", "")
+    data, _, rest = rest.rpartition(".")
     part, _, score = rest.rpartition("_")
-    where = {"holdout": "held-out", "paper_protocol": "test, best epoch"}.get(part, part)
+    where = {"holdout": "held-out", "paper_protocol": "test, best epoch"}.get(part, part) + (f" of {data}" if data else "")
     return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {where}"
 
 
@@ -191,6 +209,36 @@ def summary(values: Mapping[str, Any]) -> str:
     """Return a line such as 'data digits, encoder resnet_small, epochs 12, ...'."""
     shown = [f"{key} {values[key]}" for key in ("epochs", "global_batch_size", "precision")]
     return ", ".join([f"data {values['data']['name']}", f"encoder {values['encoder']['name']}", *shown])
+
+
+def _settings(probes: ProbeConfig, name: str) -> dict[str, Any]:
+    """Return what a probe's scores depend on; a key that begins with a probe's name is that probe's."""
+    others = tuple(f"{other}_" for other in probe_names() if other != name)
+    which = ("names", "every_epochs", "data")
+    return {k: v for k, v in identity(probes).items() if k not in which and not k.startswith(others)}
+
+
+def _sources(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Return the sets that are probed by name; the run's own is ""."""
+    return {"": {}, **{entry.partition(":")[0]: identity(other_set(entry, config.data)) for entry in config.probes.data}}
+
+
+def probed(config: TrainConfig, own: TrainConfig) -> list[Probed]:
+    """Return each probe on the run's own set and on those of `probes.data`."""
+    found, asked = [], _sources(own)
+    for data, source in _sources(config).items():
+        for name in config.probes.names:
+            settings = _settings(config.probes, name)
+            is_own = settings == _settings(own.probes, name)
+            found.append(Probed(name, data, settings, source, is_own, is_own and asked.get(data) == source))
+    return found
+
+
+def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[str]]) -> Scores:
+    """Run the probes of `wanted`, by data set, on the final checkpoint: cnnjepa/scoring.py."""
+    from cnnjepa import scoring
+
+    return scoring.probe(config, folder, wanted)
 
 
 def export(config: TrainConfig, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

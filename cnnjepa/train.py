@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig, method_module
-from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.data.datasets import Splits, load_other, load_splits
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, RunningStatistics
 from cnnjepa.monitoring.gpu import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
@@ -21,14 +21,14 @@ from cnnjepa.monitoring.progress import TrainingProgress
 from cnnjepa.monitoring.recorder import Recorder
 from cnnjepa.monitoring.telemetry import Telemetry
 from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
-from cnnjepa.probes import images_behind, run_probes
+from cnnjepa.probes import Outcome, run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.rules import validate
 from cnnjepa.run import checkpoint
 from cnnjepa.run.files import remove_partial
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
-from cnnjepa.run.ranks import Ranks, broadcast_object, joined
+from cnnjepa.run.ranks import Ranks, broadcast_object, first_of, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, retry
 from cnnjepa.schedules import learning_rate, weight_decay
 
@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 
 class CollapsedError(HopelessError):
     """Raised when the features have collapsed; training on would be wasted."""
+
+
+class DamagedImagesError(HopelessError):
+    """Raised before training when an image that probes will read cannot be decoded."""
 
 
 class NonFiniteError(HopelessError):
@@ -157,6 +161,27 @@ def resume(run: Run) -> None:
             log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
 
 
+def require_probe_images(run: Run) -> None:
+    """Raise DamagedImagesError on every rank if any probe image cannot be decoded.
+
+    Each rank decodes its share. Nothing is checked of a run that has begun, or without probes.
+    """
+    from cnnjepa.data.opened import require_decodable
+
+    config, ranks, cause = run.config, run.ranks, ""
+    if run.step or not config.probes.names:
+        return
+    try:
+        threads = max(config.threads, config.data.workers)
+        require_decodable(run.splits, "data.root", threads, ranks.rank, ranks.count)
+        for entry in config.probes.data:
+            require_decodable(load_other(entry, config.data), f"probes.data {entry}", threads, ranks.rank, ranks.count)
+    except (ValueError, OSError) as error:
+        cause = str(error)
+    if first := first_of(cause, ranks):
+        raise DamagedImagesError(first)
+
+
 def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tensor] | None = None) -> Batch:
     """Build the method's batch from loaded pixels; the method stores its features in `shown`."""
     views, labels = loaded
@@ -232,6 +257,7 @@ def train(
         resume(run)
         recorder = Recorder(folder, run.step, ranks.is_main, config)
         try:
+            require_probe_images(run)
             ended = train_steps(run, recorder, should_stop, judge)
             if ended is None:
                 return None
@@ -302,7 +328,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             pruned = ""
             if probe_due(run):
                 run.saver.settle()
-                metrics, _ = probe(run, recorder, final=False)
+                metrics = probe(run, recorder, final=False).metrics
                 pruned = asked(metrics)
             # All ranks hold the same state, so only the main rank writes.
             ended = run.step == plan.total_steps
@@ -344,18 +370,18 @@ def probe_due(run: Run) -> bool:
     return wanted and run.step < run.plan.total_steps
 
 
-def probe(run: Run, recorder: Recorder, final: bool) -> tuple[dict[str, float], dict[str, str]]:
-    """Probe the run on all ranks; record and return the metrics and the causes of missing ones.
+def probe(run: Run, recorder: Recorder, final: bool) -> Outcome:
+    """Probe the run on all ranks; record and return the outcome.
 
     Test images are read only if `final`. Raise CollapsedError on every rank if features collapsed.
     """
-    metrics, missing = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
-    recorder.record("final" if final else "probe", run.step, {"epoch": run.epoch, **metrics})
-    for name, cause in missing.items() if run.ranks.is_main else ():
+    found = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
+    recorder.record("final" if final else "probe", run.step, {"epoch": run.epoch, **found.metrics})
+    for name, cause in found.missing.items() if run.ranks.is_main else ():
         log.warning("probe %s has no value: %s", name, cause)
-    if cause := collapsed(metrics, run.config.probes):
+    if cause := collapsed(found.metrics, run.config.probes):
         raise CollapsedError(f"collapsed: {cause}, at epoch {run.epoch:g}")
-    return metrics, missing
+    return found
 
 
 def write_down(folder: RunFolder, result: RunResult) -> bool:
@@ -366,13 +392,13 @@ def write_down(folder: RunFolder, result: RunResult) -> bool:
 
 def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
     """Write the run's result and return it: the last probe, or the cause if it was pruned."""
-    metrics, missing = ({}, {}) if pruned else probe(run, recorder, final=True)
+    found = Outcome() if pruned else probe(run, recorder, final=True)
     result = RunResult(
         RunStatus.pruned if pruned else RunStatus.completed,
         cause=pruned,
-        metrics=metrics,
-        missing=missing,
-        images=images_behind(metrics, run.splits),
+        metrics=found.metrics,
+        missing=found.missing,
+        images=found.images,
         probes=run.folder.probes() if run.ranks.is_main else {},
         step=run.step,
         seconds=run.seconds,

@@ -201,8 +201,11 @@ def split_multirun(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
-def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK) -> JobSpec:
-    """Compose and validate one job; raise ValueError, one line with key, rule and value."""
+def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool = True) -> JobSpec:
+    """Compose and validate one job; raise ValueError, one line with key, rule and value.
+
+    Without `trains`, its batch need not be one that the profile's ranks can share.
+    """
     name = _last(overrides, "task") or name
     task = task_named(name)
     overrides = qualified([o for o in overrides if not o.startswith("task=")], name)
@@ -224,5 +227,5 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK) -> JobSpec:
         raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
     if job.cluster.name != profile:
         raise ValueError(f"slurm/cluster/{profile}.yaml must hold name: {profile}; got {job.cluster.name!r}")
-    task.validate(job.train, job.cluster.ranks_per_trial)
+    task.validate(job.train, job.cluster.ranks_per_trial if trains else 1)
     return job

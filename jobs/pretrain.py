@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -45,6 +46,8 @@ def run(job: JobSpec) -> int:
         print(describe(job, result), flush=True)
         if result is not None and result.status is RunStatus.failed:
             print("retry_failed=true retries it from its last checkpoint", flush=True)
+        elif result is not None and result.missing:
+            print(f"python -m jobs.probe {shlex.quote(str(job.run_dir))} computes what has no value, without training", flush=True)
     return exit_status(result)
 
 

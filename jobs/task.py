@@ -11,6 +11,7 @@ from typing import Any
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
 from cnnjepa.run.identity import config_class, lookup, task_module, task_name
 from cnnjepa.run.losses import LossCurve
+from cnnjepa.run.scores import Probed, Scores
 
 Judge = Callable[[int, dict[str, float]], str]
 Probes = Mapping[str, Mapping[str, float]]
@@ -23,7 +24,8 @@ class Task:
     # Trains to the end and returns the result, or None after a stop and a save: cnnjepa/train.py.
     train: Callable[[Any, RunFolder, Callable[[], bool], int, Judge], RunResult | None]
     # Optional dotted keys of what the launcher sets or reads: threads, device (a Device), data,
-    # data_root (a folder), workers (loader processes), batch (images per step), warmup_epochs.
+    # data_root (a folder), workers (loader processes), batch (images per step), warmup_epochs,
+    # probes (how a run is scored).
     KEYS: Mapping[str, str] = {}
     DEFAULTS: Sequence[Any] = ("_self_",)  # Hydra's defaults list; the cluster is appended
     RENAMED: Mapping[str, str] = {}  # old key: new key; files with the old one still open
@@ -102,6 +104,17 @@ class Task:
     def export(self, config: Any, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the tensors to export from a checkpoint's state, and metadata for the file."""
         raise ValueError(f"task must define export for weights to be exported; got {self.name}")
+
+    def probed(self, config: Any, own: Any) -> Sequence[Probed]:
+        """Return each probe that `config` asks for, of a run whose configuration is `own`."""
+        raise ValueError(f"task must define probed and probe to have its runs scored later; got {self.name}")
+
+    def probe(self, config: Any, folder: RunFolder, wanted: Mapping[str, Sequence[str]]) -> Scores:
+        """Run the probes of `wanted`, by data set, on the final checkpoint of a run. The call is collective over ranks.
+
+        Raises ValueError where there is no such checkpoint.
+        """
+        raise ValueError(f"task must define probed and probe to have its runs scored later; got {self.name}")
 
     def value(self, values: Mapping[str, Any], what: str, default: Any) -> Any:
         """Return what plain `values` hold for the key of `what`; `default` if KEYS lacks it."""

@@ -65,6 +65,14 @@ TYPED = {
     "python sweeps/predictor_ablation.py --cluster local --retry-failed": Run(
         "linear top-1, test", "--seeds 1", _SHORT, after=(_RUN_ABLATION,)
     ),
+    f"python -m jobs.probe {_ABLATION}": Run("nothing to do, all scores are there", after=(_RUN_ABLATION,)),
+    f"python -m jobs.probe {_ABLATION} 'probes.names=[linear,knn,collapse]'": Run(
+        "nothing to do, all scores are there", after=(_RUN_ABLATION,)
+    ),
+    f"python -m jobs.probe {_ABLATION} probes.knn_k=20": Run("(configured otherwise than in the run: scores/knn-", after=(_RUN_ABLATION,)),
+    f"python -m jobs.probe {_ABLATION} 'probes.data=[fashion_mnist]'": Run(
+        "to score: linear.fashion_mnist", "--dry-run", after=(_RUN_ABLATION,)
+    ),
     _RUN_SINGLE: Run("completed: ", "", _SHORT),
     f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64 retry_failed=true": Run(
         "completed: ", "", _SHORT, after=(_RUN_SINGLE,)

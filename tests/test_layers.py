@@ -26,6 +26,7 @@ NAMED = {
     "jobs.export",
     "jobs.preflight",
     "jobs.pretrain",
+    "jobs.probe",
     "jobs.slurm.supervisor",
     "jobs.stage",
     "jobs.staging",

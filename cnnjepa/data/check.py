@@ -16,11 +16,9 @@ from typing import TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from cnnjepa.data.packed import Manifest, PackedFile, PackedImages, read_manifest
-from cnnjepa.data.pictures import EncodedPicture
+from cnnjepa.data.pictures import UNREADABLE, EncodedPicture
 from cnnjepa.run.command_line import Parser
 
-# Raised by decoders at damaged bytes; SyntaxError comes from Pillow's PNG reader.
-UNREADABLE = (OSError, ValueError, SyntaxError)
 _CHUNK = 2**20
 # called with the number of images that this process has finished
 _tell: Callable[[int], None] | None = None

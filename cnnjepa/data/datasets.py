@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cnnjepa.config import DataConfig, DatasetName
+from cnnjepa.config import DataConfig, DatasetName, other_set
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.packed import PackedImages, is_packed, read_manifest
 from cnnjepa.data.pictures import Drawn, EncodedPicture, Picture
@@ -60,9 +60,17 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def place(self, index: int) -> str:
+        """Return the path of the image at `index`."""
+        return str(self.paths[index].decode())
+
+    def encoded(self, index: int) -> bytes:
+        """Read the bytes of the image file at `index`."""
+        return Path(self.place(index)).read_bytes()
+
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
         """Read the images at `indices`."""
-        return [EncodedPicture(Path(self.paths[index].decode()).read_bytes()) for index in indices]
+        return [EncodedPicture(self.encoded(index)) for index in indices]
 
 
 @dataclass
@@ -219,3 +227,11 @@ def load_splits(config: DataConfig) -> Splits:
     if present < 2:
         raise ValueError(f"data.{config.name.name} must have at least 2 classes in its training images for the probes; got {present}")
     return splits
+
+
+def load_other(entry: str, data: DataConfig) -> Splits:
+    """Return the images of an entry of `probes.data`; raise ValueError, naming it, if they are missing."""
+    try:
+        return load_splits(other_set(entry, data))
+    except ValueError as error:
+        raise ValueError(f"probes.data must name a set that is there; got {entry}: {error}") from error

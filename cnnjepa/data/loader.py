@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cnnjepa.config import TrainConfig, accumulation_steps
 from cnnjepa.data.datasets import Images, Indices, Splits
+from cnnjepa.data.opened import damaged
+from cnnjepa.data.pictures import UNREADABLE
 from cnnjepa.data.views import ViewSpec, probe_view, random_views
 from cnnjepa.randomness import Stream, generator, integer
 from cnnjepa.run.ranks import Ranks
@@ -127,7 +129,13 @@ class _ProbeImages(Dataset[Tensor]):
         self.images, self.indices, self.config = images, indices, config
 
     def __getitems__(self, positions: list[int]) -> Tensor:
-        return _batch([probe_view(self.config.data, p) for p in self.images.pictures([int(self.indices[i]) for i in positions])])
+        chosen = [int(self.indices[i]) for i in positions]
+        try:
+            return _batch([probe_view(self.config.data, p) for p in self.images.pictures(chosen)])
+        except UNREADABLE as error:
+            if not (found := damaged(self.images, chosen)):
+                raise
+            raise OSError(found[0]) from error
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -21,10 +21,10 @@ import pyarrow as pa
 from PIL import Image
 
 from cnnjepa.data import sources
-from cnnjepa.data.check import UNREADABLE, check, cores, done, in_processes
+from cnnjepa.data.check import check, cores, done, in_processes
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.packed import UNFINISHED, Manifest, PackedFile, read_manifest
-from cnnjepa.data.pictures import EncodedPicture, as_ppm
+from cnnjepa.data.pictures import UNREADABLE, EncodedPicture, as_ppm
 from cnnjepa.data.sources import Entry
 from cnnjepa.run.command_line import Parser
 from cnnjepa.run.files import MANIFEST, sync_folder, to_json, write_atomic

@@ -105,6 +105,12 @@ class PackedImages:
         self.__dict__.update(state)
         self._maps = [_map(path) for path in self.paths]
 
+    def place(self, index: int) -> str:
+        """Return the packed file that holds the image at `index`, and the image's number there."""
+        file = int(self._file[index])
+        before = _index(file, self.paths[file], self._maps[file])[1] < self._start[index]
+        return f"{self.paths[file]}, image {int(before.sum())}"
+
     def encoded(self, index: int) -> memoryview:
         """Return the bytes of the image file at `index` without copying them."""
         start = int(self._start[index])

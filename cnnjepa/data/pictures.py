@@ -12,6 +12,9 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 
+# Raised by decoders at damaged bytes; SyntaxError comes from Pillow's PNG reader.
+UNREADABLE = (OSError, ValueError, SyntaxError)
+
 _JPEG = b"\xff\xd8\xff"
 _PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `as_ppm` writes it
 # Frame headers of JPEGs that decode from top to bottom (baseline, extended), and all others.

@@ -4,36 +4,56 @@ import importlib
 import logging
 import math
 import traceback
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from torch import nn
 
-from cnnjepa.config import TrainConfig
-from cnnjepa.data.datasets import Splits
+from cnnjepa.config import TrainConfig, other_set
+from cnnjepa.data.datasets import Splits, load_other
 from cnnjepa.probes.features import FeatureError, probe_data
-from cnnjepa.run.ranks import Ranks, broadcast_object
+from cnnjepa.run.ranks import Ranks, broadcast_object, first_of
 
 log = logging.getLogger(__name__)
+V = TypeVar("V")
 
 
-def images_behind(metrics: Iterable[str], splits: Splits) -> dict[str, int]:
-    """Return how many images each score rests on, by metric."""
-    counts = {"holdout": len(splits.holdout), "test": len(splits.test), "paper_protocol": len(splits.test)}
-    parts = {metric: metric.partition(".")[2].rpartition("_top") for metric in metrics}
-    return {metric: counts[part] for metric, (part, score, _) in parts.items() if score}
+@dataclass(frozen=True)
+class Outcome:
+    """Hold metrics named <probe>.<metric>, causes of missing ones by probe, and the images behind each score."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+
+    def __or__(self, other: "Outcome") -> "Outcome":
+        """Return both together."""
+        return Outcome(self.metrics | other.metrics, self.missing | other.missing, self.images | other.images)
 
 
-def run_probes(
-    encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return metrics named <probe>.<metric>, and causes of missing ones, alike on every rank."""
+def run_probes(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> Outcome:
+    """Run the probes on rank 0 and return their outcome, alike on every rank.
+
+    If `final`, they also run on the sets of `probes.data`, as <probe>.<set>.<metric>.
+    """
+    found = probes_on(encoder, config, splits, ranks, final, config.probes.names)
+    for entry in config.probes.data if final else ():
+        found |= probes_on_other(encoder, config, entry, ranks, config.probes.names)
+    return found
+
+
+def probes_on(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool, names: Sequence[str]) -> Outcome:
+    """Return the outcome of the probes `names` on the run's own set."""
+    if not names:
+        return Outcome()
     try:
         data = probe_data(encoder, config, splits, ranks, final)
     except FeatureError as error:
-        return {}, {name: str(error) for name in config.probes.names}
+        return Outcome(missing={name: str(error) for name in names})
     metrics: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name in config.probes.names if data is not None else ():
+    for name in names if data is not None else ():
         try:
             values = importlib.import_module(f"cnnjepa.probes.{name}").run(data)
             broken = [k for k, v in values.items() if not math.isfinite(v)]
@@ -44,4 +64,29 @@ def run_probes(
             # Any fault of a probe is a missing value with its cause; the pretraining remains valid.
             log.warning("%s", traceback.format_exc())
             missing[name] = f"{type(error).__name__}: {error}"
-    return broadcast_object((metrics, missing), ranks)
+    counts = {"holdout": len(splits.holdout), "test": len(splits.test), "paper_protocol": len(splits.test)}
+    parts = {metric: metric.partition(".")[2].rpartition("_top") for metric in metrics}
+    images = {metric: counts[part] for metric, (part, score, _) in parts.items() if score}
+    return broadcast_object(Outcome(metrics, missing, images), ranks)
+
+
+def probes_on_other(encoder: nn.Module, config: TrainConfig, entry: str, ranks: Ranks, names: Sequence[str]) -> Outcome:
+    """Return the outcome of the probes `names` on another labelled set, an entry of `probes.data`.
+
+    Its images are resized to the run's size, and normalised by that set's own mean and deviation.
+    """
+    called, cause = entry.partition(":")[0], ""
+    splits: Splits | None = None
+    try:
+        splits = load_other(entry, config.data)
+    except Exception as error:  # missing on this rank's node, for example: all ranks are told
+        cause = f"{type(error).__name__}: {error}"
+    if (first := first_of(cause, ranks)) or splits is None:
+        return Outcome(missing={f"{name}.{called}": first for name in names})
+    config = replace(config, data=other_set(entry, config.data))
+    found = probes_on(encoder, config, splits, ranks, True, names)
+
+    def named(values: dict[str, V]) -> dict[str, V]:
+        return {".".join([name, called, *rest]): value for (name, *rest), value in ((key.split("."), v) for key, v in values.items())}
+
+    return Outcome(named(found.metrics), named(found.missing), named(found.images))

@@ -57,6 +57,12 @@ def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, ima
     return torch.cat(pooled) if pooled else torch.empty(0, channels, device=ranks.device)
 
 
+def _one_line(error: Exception) -> str:
+    """Return type and message; of an error in a loader process, those that it had there."""
+    lines = f"{type(error).__name__}: {error}".strip().splitlines()
+    return lines[-1] if "in DataLoader worker process" in lines[0] else " ".join(lines)
+
+
 def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> ProbeData | None:
     """Return the features of fit and holdout, and of test if `final`; None except on rank 0.
 
@@ -69,7 +75,7 @@ def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: R
         shares = [pooled_features(encoder, config, splits, images, indices, ranks) for images, indices in parts]
     except Exception as error:
         # An undecodable image, or no room on the device. All ranks are told, so that none waits.
-        cause = f"{type(error).__name__}: {error}"
+        cause = _one_line(error)
     if first := first_of(cause, ranks):
         raise FeatureError(first)
     features = [

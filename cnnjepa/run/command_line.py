@@ -21,14 +21,20 @@ class Parser(argparse.ArgumentParser):
 
     `keys` returns the keys of `key=value` overrides, for hints. `renamed` maps old options to new,
     with or without a value: {"--engine ray": "--backend allocation"}.
+    With `intermixed`, options may stand between positional words.
     """
 
     def __init__(
-        self, *args: Any, keys: Callable[[], Iterable[str]] | None = None, renamed: Mapping[str, str] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        keys: Callable[[], Iterable[str]] | None = None,
+        renamed: Mapping[str, str] | None = None,
+        intermixed: bool = False,
+        **kwargs: Any,
     ) -> None:
         kwargs = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs}
         super().__init__(*args, **kwargs)
-        self._keys = keys
+        self._keys, self._intermixed = keys, intermixed
         self._renamed = dict(renamed or {})
 
     def error(self, message: str) -> NoReturn:
@@ -42,6 +48,8 @@ class Parser(argparse.ArgumentParser):
         """Parse the command line; raise ValueError at the first unknown word."""
         words = list(sys.argv[1:] if args is None else args)
         self._refuse_unknown(words)
+        if self._intermixed:
+            return super().parse_intermixed_args(words, namespace)
         return super().parse_args(words, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

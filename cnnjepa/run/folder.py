@@ -222,13 +222,27 @@ class RunFolder:
         write_atomic(self._result, text)
         return True
 
+    def amend_result(self, result: RunResult) -> None:
+        """Replace the result of a run that has ended by one with more scores.
+
+        It keeps the time of the run's end. A result of another status is kept beside it.
+        """
+        ended, standing = self._result.stat(), self.result()
+        if standing is not None and standing.status is not result.status:
+            os.link(self._result, self._aside(standing.status))
+        write_atomic(self._result, to_json(result.to_dict()))
+        os.utime(self._result, ns=(ended.st_atime_ns, ended.st_mtime_ns))
+
     def set_aside(self, status: RunStatus) -> None:
         """Rename a result of `status` to result.<status>-N.json; the run can then resume."""
         result = self.result()
         if result is None or result.status is not status:
             return
+        os.rename(self._result, self._aside(status))
+
+    def _aside(self, status: RunStatus) -> Path:
         number = len(list(self.path.glob(f"result.{status.name}-*.json"))) + 1
-        os.rename(self._result, self.path / f"result.{status.name}-{number}.json")
+        return self.path / f"result.{status.name}-{number}.json"
 
     def probes(self) -> dict[str, dict[str, float]]:
         """Return epoch -> metrics of the probes so far."""

@@ -55,6 +55,10 @@ def config_class(name: str) -> type:
     return dataclasses.make_dataclass(kind.__name__, recorded, bases=(kind,), namespace=namespace)
 
 
+def _default(f: "dataclasses.Field[Any]") -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
 def to_dict(config: Any, neutral: bool = True) -> dict[str, Any]:
     """Return `config` as nested dicts of JSON values, enums by name.
 
@@ -66,7 +70,7 @@ def to_dict(config: Any, neutral: bool = True) -> dict[str, Any]:
         is_neutral = f.metadata.get("neutral")
         if callable(is_neutral):  # it depends on the configuration
             is_neutral = is_neutral(config)
-        if not neutral and (is_neutral or (f.metadata.get("added") and value == f.default)):
+        if not neutral and (is_neutral or (f.metadata.get("added") and value == _default(f))):
             continue
         if dataclasses.is_dataclass(value):
             value = to_dict(value, neutral)

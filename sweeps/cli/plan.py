@@ -60,7 +60,8 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
     seeds = "seeds per configuration" + (", at most" if spec.space else "")
     scales = ", ".join(f"{spec.scale(s).seeds} at {s.name} scale" for s in ScaleName)
     group.add_argument("--seeds", type=int, metavar="N", help=f"{seeds} (default: {scales})")
-    group.add_argument("--retry-failed", action="store_true", help="run failed trials again, from their last checkpoint")
+    retried = "run failed trials again, from their last checkpoint, and probes without a value"
+    group.add_argument("--retry-failed", action="store_true", help=retried)
     group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing (needs no Slurm)")
 
 

@@ -4,6 +4,7 @@ import os
 
 from rich.console import Console
 
+from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunStatus
 from sweeps.search.warnings import pruned_for
 from sweeps.spec.sweep import Trial
@@ -19,14 +20,22 @@ def left_to_run(view: View, retry_failed: bool) -> list[Trial]:
 def is_set_aside(view: View, trial: Trial, retry_failed: bool) -> bool:
     """Return whether an ended trial shall run again.
 
-    A failed trial does if `retry_failed` is set, a pruned one if the sweep no longer prunes for
-    that reason.
+    A failed trial does if `retry_failed` is set, and a completed one of which a probe has no value:
+    with its final checkpoint there, only the probes run. A pruned one does if the sweep no longer
+    prunes for that reason.
     """
     state, result, sweep = view.state(trial), view.result(trial), view.sweep
+    if result is not None and state is TrialState.completed:
+        return retry_failed and bool(result.missing) and is_final_there(view, trial, result.step)
     if result is None or state is not TrialState.pruned:
         return retry_failed and state is TrialState.failed
     warning = pruned_for(result.cause)
     return warning not in sweep.prune_on if warning else not sweep.rungs
+
+
+def is_final_there(view: View, trial: Trial, step: int) -> bool:
+    """Return whether the trial has a checkpoint of its last step; without, it would train again."""
+    return any(found.step == step for found in checkpoint.find(view.sweep.run(trial).checkpoints))
 
 
 def announce_changes(sweep: Sweep, console: Console) -> bool:
@@ -50,13 +59,13 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
 
 
 def take_up(view: View, retry_failed: bool) -> None:
-    """Let cancelled trials run again, and failed ones if `retry_failed` is set."""
+    """Let cancelled trials run again, and if `retry_failed` is set what failed or lacks a score."""
     view.sweep.uncancel()
     for trial in view.sweep.trials:
-        state = view.state(trial)
-        if is_set_aside(view, trial, retry_failed):
+        state, again = view.state(trial), is_set_aside(view, trial, retry_failed)
+        if again:
             view.sweep.run(trial).set_aside(RunStatus[state.name])
-        if state is TrialState.cancelled or (state is TrialState.failed and retry_failed):
+        if state is TrialState.cancelled or (again and state is not TrialState.pruned):
             claims.uncancel(view.sweep.trial_dir(trial))
     if view.sweep.search is not None:
         os.utime(view.sweep.path / "sweep.json")  # running workers then reread the results

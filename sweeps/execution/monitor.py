@@ -113,6 +113,9 @@ def conclude(view: View, console: Console) -> int:
     bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     for row in bad:
         console.print(f"{row.label}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
+    if any(row.state is TrialState.completed for row in bad):
+        line = f"python -m jobs.probe {shlex.quote(str(view.sweep.path))} computes what has no value, without training"
+        console.print(line, highlight=False, soft_wrap=True)
     for line in [*advice_lines(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad else 0

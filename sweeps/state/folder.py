@@ -251,8 +251,8 @@ class View:
         if now.search is None or now.search.digest != self.sweep.search.digest:
             return False
         self.sweep, self._followed = now, written
-        # A command may have set a failed or pruned trial aside to run it again.
-        self._results = {s: r for s, r in self._results.items() if r.status is RunStatus.completed}
+        # A command may have set a trial aside to run it, or its probes, again.
+        self._results = {s: r for s, r in self._results.items() if r.status is RunStatus.completed and not r.missing}
         self._states.clear()
         self._hours.clear()
         return True

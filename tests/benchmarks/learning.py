@@ -97,10 +97,10 @@ def random_metrics(config: TrainConfig) -> dict[str, float]:
     with joined(config.device) as ranks:
         encoder = method_module(config.method.name).Method(config, 1).probe_encoder.to(memory_format=torch.channels_last)
         calibrate_batchnorm(encoder, config, splits, ranks)
-        metrics, missing = run_probes(encoder, config, splits, ranks, final=True)
-    if missing:
-        raise RuntimeError(f"a probe of the random encoder has no value: {missing}")
-    return metrics
+        found = run_probes(encoder, config, splits, ranks, final=True)
+    if found.missing:
+        raise RuntimeError(f"a probe of the random encoder has no value: {found.missing}")
+    return found.metrics
 
 
 def measure(seed: int, budget: Budget, folder: Path) -> tuple[dict[str, float], dict[str, float]]:

@@ -290,6 +290,7 @@ AS_PROCESSES = [
     [str(ROOT / "sweeps" / "predictor_ablation.py"), "epoch=3"],
     ["-m", "sweeps", "status", "nowhere"],
     ["-m", "jobs.export", "nowhere"],
+    ["-m", "jobs.probe", "nowhere"],
 ]
 FORKED = [
     ["-m", "jobs.pretrain", "-m", "optimizer.lr=0.1,fast"],

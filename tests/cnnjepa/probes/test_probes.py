@@ -313,7 +313,7 @@ def test_features_are_those_of_the_frozen_encoder_and_leave_it_unchanged() -> No
     assert features.shape == (60, 32)
     assert encoder.training
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
-    assert run_probes(encoder, config, splits, ALONE, final=True)[1] == {}
+    assert run_probes(encoder, config, splits, ALONE, final=True).missing == {}
 
 
 def test_calibration_makes_features_of_a_random_encoder_normal() -> None:

@@ -1,0 +1,67 @@
+"""Run the probes of a completed run later, on its final checkpoint, without training."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from cnnjepa.config import Precision, TrainConfig, method_module
+from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.probes import probes_on, probes_on_other
+from cnnjepa.probes.collapse import collapsed
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.ranks import broadcast_object, first_of, joined
+from cnnjepa.run.scores import Scores
+
+
+def final_checkpoint(folder: RunFolder) -> checkpoint.Checkpoint:
+    """Return the intact checkpoint of the run's last step; raise ValueError if there is none."""
+    result, found = folder.result(), checkpoint.newest_good(folder.checkpoints)
+    wanted = result.step if result is not None else 0
+    if found is None or found.step != wanted:
+        got = "none" if found is None else f"one of step {found.step}"
+        raise ValueError(f"a run to score must hold an intact checkpoint of its last step, {wanted}; got {got} in {folder.checkpoints}")
+    return found
+
+
+def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[str]]) -> Scores:
+    """Return the scores of the probes in `wanted`, by data set; "" is the run's own.
+
+    The call is collective over ranks. As many ranks as trained the run give it the same bits. All
+    ranks return the same. Raises ValueError if the final checkpoint or the run's images are gone.
+    """
+    torch.set_num_threads(config.threads)
+    started = time.perf_counter()
+    with joined(config.device) as ranks:
+        found: checkpoint.Checkpoint | None = None
+        splits: Splits | None = None
+        cause = ""
+        try:
+            found, splits = final_checkpoint(folder) if ranks.is_main else None, load_splits(config.data)
+        except ValueError as error:
+            cause = str(error)
+        if first := first_of(cause, ranks):
+            raise ValueError(first)
+        found = broadcast_object(found, ranks)
+        assert found is not None
+        assert splits is not None
+        method = method_module(config.method.name).Method(config, total_steps=1)
+        dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
+        method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
+        method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
+        scores = Scores()
+        for data, names in wanted.items():
+            if data:
+                entry = next(e for e in config.probes.data if e.partition(":")[0] == data)
+                outcome = probes_on_other(method.probe_encoder, config, entry, ranks, names)
+            else:
+                outcome = probes_on(method.probe_encoder, config, splits, ranks, True, names)
+                if cause := collapsed(outcome.metrics, config.probes):
+                    scores.failure = f"CollapsedError: collapsed: {cause}, at epoch {config.epochs}"
+            scores.metrics |= outcome.metrics
+            scores.missing |= outcome.missing
+            scores.images |= outcome.images
+        scores.about = {"step": found.step, "checkpoint": found.digest, "ranks": ranks.count, "device": ranks.device.type}
+        scores.about["seconds"] = time.perf_counter() - started
+        return scores
