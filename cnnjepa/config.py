@@ -222,7 +222,7 @@ class OptimizerConfig:
 class ProbeConfig:
     """How frozen features are evaluated (paper, section IV).
 
-    What begins with `paper` is the paper's own linear probe, which decides nothing.
+    What begins with `linear_paper` is the paper's own linear probe, which decides nothing.
     """
 
     names: list[str] = field(default_factory=lambda: ["linear", "knn", "collapse"])
@@ -235,11 +235,11 @@ class ProbeConfig:
     feature_batch_size: int = 256  # images per forward pass
     # Linear probe: largest relative error of the weights, and the iterations within which it must be
     # reached (cnnjepa/probes/_logistic.py).
-    tolerance: float = 0.001
-    max_iterations: int = 1000
-    paper_epochs: int = 90
-    paper_batch_size: int = 512
-    paper_lr: float = 0.001
+    linear_tolerance: float = 0.001
+    linear_max_iterations: int = 1000
+    linear_paper_epochs: int = 90
+    linear_paper_batch_size: int = 512
+    linear_paper_lr: float = 0.001
     knn_k: int = 200
     knn_temperature: float = 0.1
     # At the end also probe on these labelled sets, each a data preset as NAME or NAME:ROOT.

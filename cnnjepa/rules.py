@@ -48,9 +48,9 @@ _LARGEST = {
     "method.depth": 64,
     "method.classes": 1_000_000,
     "probes.feature_batch_size": 1_000_000,
-    "probes.max_iterations": 1_000_000,
-    "probes.paper_epochs": 100_000,
-    "probes.paper_batch_size": 1_000_000,
+    "probes.linear_max_iterations": 1_000_000,
+    "probes.linear_paper_epochs": 100_000,
+    "probes.linear_paper_batch_size": 1_000_000,
     "micro_batch_size": 1_000_000,
     "checkpoint.keep": 1_000_000,
     "epochs": 1_000_000,
@@ -228,16 +228,16 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         other_set(entry, data)
     others = [entry.partition(":")[0] for entry in probes.data]
     _require(len(set(others)) == len(others), "probes.data", "name no set twice, since scores are named by it", ", ".join(probes.data))
-    for key in ("feature_batch_size", "max_iterations", "paper_epochs", "paper_batch_size", "knn_k"):
+    for key in ("feature_batch_size", "linear_max_iterations", "linear_paper_epochs", "linear_paper_batch_size", "knn_k"):
         _require(getattr(probes, key) >= 1, f"probes.{key}", "be at least 1", getattr(probes, key))
     # Weights in float32 allow no less; a guess at zero weights has the error 1.
-    _require(1e-5 <= probes.tolerance <= 0.05, "probes.tolerance", "lie in [1e-5, 0.05]", probes.tolerance)
+    _require(1e-5 <= probes.linear_tolerance <= 0.05, "probes.linear_tolerance", "lie in [1e-5, 0.05]", probes.linear_tolerance)
     _require(probes.every_epochs >= 0, "probes.every_epochs", "be at least 0", probes.every_epochs)
     for epoch in probes.at_epochs:
         _require(epoch >= 1, "probes.at_epochs", "hold epochs of at least 1", epoch)
     for key, value in (("collapsed_std", probes.collapsed_std), ("collapsed_rankme", probes.collapsed_rankme)):
         _require(0 <= value < math.inf, f"probes.{key}", "be at least 0 and finite", value)
-    for key, value in (("paper_lr", probes.paper_lr), ("knn_temperature", probes.knn_temperature)):
+    for key, value in (("linear_paper_lr", probes.linear_paper_lr), ("knn_temperature", probes.knn_temperature)):
         _require(0 < value < math.inf, f"probes.{key}", "be positive and finite", value)
     _require(config.checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "be at least 0", config.checkpoint.every_minutes)
     _require(config.checkpoint.keep >= 2, "checkpoint.keep", "be at least 2: one may be damaged", config.checkpoint.keep)

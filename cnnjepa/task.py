@@ -43,8 +43,8 @@ DEFAULTS = ("_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data
 # Keys of version 0.1, whose linear probe was the paper's alone.
 RENAMED = {
     "probes.batch_size": "probes.feature_batch_size",
-    "probes.linear_epochs": "probes.paper_epochs",
-    "probes.linear_lr": "probes.paper_lr",
+    "probes.linear_epochs": "probes.linear_paper_epochs",
+    "probes.linear_lr": "probes.linear_paper_lr",
 }
 OBJECTIVE = "linear.holdout_top1"
 HEADLINE = ("linear.test_top1", "knn.test_top1")

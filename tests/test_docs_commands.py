@@ -58,7 +58,7 @@ TYPED = {
         "completed: ",
         "",
         "encoder.name=resnet18 data.image_size=96 data.workers=0 data.holdout_fraction=0.2 epochs=1 optimizer.warmup_epochs=0 "
-        "global_batch_size=32 micro_batch_size=32 probes.paper_epochs=1",
+        "global_batch_size=32 micro_batch_size=32 probes.linear_paper_epochs=1",
         after=(_PACK,),
     ),
     "python -m jobs.drill --cluster komondor account=abc --dry-run": Run("#SBATCH --partition=gpu"),

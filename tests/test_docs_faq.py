@@ -125,7 +125,7 @@ def not_converged(scene: Scene) -> str:
     from cnnjepa.probes.features import Features, ProbeData
 
     config = tiny_config()
-    config.probes.max_iterations = 1
+    config.probes.linear_max_iterations = 1
     random = torch.Generator().manual_seed(0)
     some = Features(torch.randn(40, 8, generator=random), torch.arange(40) % 4)
     with pytest.raises(NotConvergedError) as raised:

@@ -275,5 +275,5 @@ def fit(features_NC: Tensor, labels_N: Tensor, tolerance: float, max_iterations:
 def _cause(found: Fit, tolerance: float) -> str:
     return (
         f"the fit at strength {found.strength:.3g} has not converged: its relative gradient is {found.gradient:.3g} "
-        f"after {found.iterations} iterations and must be at most {tolerance:g} (probes.tolerance, probes.max_iterations)"
+        f"after {found.iterations} iterations and must be at most {tolerance:g} (probes.linear_tolerance, probes.linear_max_iterations)"
     )

@@ -26,7 +26,7 @@ def run(data: ProbeData) -> dict[str, float]:
     if not all(part.features_NC.isfinite().all() for part in (fit, *data.judged().values())):
         raise ValueError("features are not finite")
     present, labels = fit.labels_N.unique(return_inverse=True)
-    found, rows = _logistic.fit(fit.features_NC, labels, probes.tolerance, probes.max_iterations)
+    found, rows = _logistic.fit(fit.features_NC, labels, probes.linear_tolerance, probes.linear_max_iterations)
     metrics = {"strength": found.strength, "iterations": float(found.iterations), "relative_gradient": found.gradient}
     for name, part in data.judged().items():
         scores = class_scores(found, rows, part, present, data.classes)
@@ -60,10 +60,10 @@ def paper_protocol(data: ProbeData, test: Features) -> dict[str, float]:
         layer.bias.zero_()
     layer.to(device)
     # without decay it is Adam
-    optimizer = AdamW(layer.parameters(), lr=probes.paper_lr, weight_decay=0.0, fused=True)
-    batches = torch.randperm(len(labels), generator=random).to(device).split(probes.paper_batch_size)
+    optimizer = AdamW(layer.parameters(), lr=probes.linear_paper_lr, weight_decay=0.0, fused=True)
+    batches = torch.randperm(len(labels), generator=random).to(device).split(probes.linear_paper_batch_size)
     best = 0.0
-    for _ in range(probes.paper_epochs):
+    for _ in range(probes.linear_paper_epochs):
         for chosen in batches:
             loss = F.cross_entropy(layer(features[chosen]), labels[chosen])
             optimizer.zero_grad()

@@ -20,7 +20,7 @@ _OVERRIDES = [
     "global_batch_size=32",
     "micro_batch_size=8",
     "probes.every_epochs=8",
-    "probes.paper_epochs=5",
+    "probes.linear_paper_epochs=5",
     # The micro-batch. Its shared memory must stay below local_faults._FULL_AT_BYTES.
     "probes.feature_batch_size=8",
     "checkpoint.every_minutes=0.005",

@@ -216,7 +216,9 @@ def digits(folder: Path, setup: Setup) -> Answer:
     """A run on digits from its start to its probes."""
     batch, epochs = (32, 1) if setup.rehearsal else (128, 5)
     images = 160 if setup.rehearsal else 1437
-    small = [f"data.train_limit={images}", "data.test_limit=60", "encoder.width=8", "probes.paper_epochs=2"] if setup.rehearsal else []
+    small = (
+        [f"data.train_limit={images}", "data.test_limit=60", "encoder.width=8", "probes.linear_paper_epochs=2"] if setup.rehearsal else []
+    )
     overrides = ["data=digits", f"device={setup.device}", f"epochs={epochs}", f"global_batch_size={batch}", f"micro_batch_size={batch}"]
     overrides += ["precision=bf16", "optimizer.warmup_epochs=0.5", "optimizer.lr=0.002", "log.every_steps=1", *small]
     answer, run_dir = Answer(), folder / "digits"
@@ -288,7 +290,7 @@ def packed_overrides(folder: Path, setup: Setup) -> list[str]:
     overrides += ["optimizer.lr=0.001", "optimizer.warmup_epochs=1", "log.every_steps=1", f"device={setup.device}"]
     # Statistics for TensorBoard at every step would be measured too. A few steps make no features worth a judgement.
     overrides += ["log.tensorboard=false", "probes.collapsed_std=0", "probes.collapsed_rankme=0"]
-    small = ["encoder.width=8", "probes.paper_epochs=2", "probes.knn_k=5"] if setup.rehearsal else []
+    small = ["encoder.width=8", "probes.linear_paper_epochs=2", "probes.knn_k=5"] if setup.rehearsal else []
     return ["data=imagefolder", *overrides, *small]
 
 
@@ -419,7 +421,7 @@ def ranks(folder: Path, setup: Setup) -> Answer:
         "optimizer.warmup_epochs=0.5",
         "optimizer.lr=0.002",
         "log.tensorboard=false",
-        "probes.paper_epochs=2",
+        "probes.linear_paper_epochs=2",
         "probes.names=[linear]",
     ]
     runs = [folder / "ranks_many", folder / "ranks_one"]

@@ -114,7 +114,7 @@ def test_the_papers_setting_is_the_default() -> None:
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.warmup_epochs) == (0.01, 0.01, 10)
     assert (config.method.ema.momentum_start, config.method.ema.momentum_end) == (0.996, 1.0)  # type: ignore[attr-defined]
     probes = config.probes
-    assert (probes.paper_epochs, probes.paper_batch_size, probes.paper_lr, probes.knn_k, probes.knn_temperature) == (
+    assert (probes.linear_paper_epochs, probes.linear_paper_batch_size, probes.linear_paper_lr, probes.knn_k, probes.knn_temperature) == (
         90,
         512,
         1e-3,
@@ -132,14 +132,14 @@ def test_four_ranks_of_the_papers_batch_fit_and_three_do_not() -> None:
 
 
 GOLDEN_NAMES = {
-    "cnn_jepa": "7f543f6a3c88378b",
-    "byol": "429dd03c6574cd7a",
-    "simclr": "51f9df6adf7e28cf",
-    "vicreg": "1fbed3436c63b6e6",
-    "ijepa": "017e72befd8c76a4",
-    "supervised": "d4076562b47d8dbd",
-    "random": "11453f231f1a7367",
-    "digits": "5b549310b208a9f7",
+    "cnn_jepa": "0456c79aed4d3eff",
+    "byol": "9186e644ad923f4a",
+    "simclr": "b47179c8f2f0b863",
+    "vicreg": "0bc319a3c4b4eebd",
+    "ijepa": "f8445aa2ac38c5fd",
+    "supervised": "a8e28910b624885c",
+    "random": "a0747aff097f9722",
+    "digits": "3ae53768dabc361c",
 }
 
 

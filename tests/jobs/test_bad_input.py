@@ -96,11 +96,11 @@ TABLE = [
     (["warnings.rankme_share=1.5"], "warnings.rankme_share must lie in [0, 1]; got 1.5"),
     (["warnings.plateau_share=0"], "warnings.plateau_share must lie in (0, 1]; got 0.0"),
     (["warnings.knn_probes=0"], "warnings.knn_probes must be at least 1; got 0"),
-    (["probes.paper_lr=inf"], "probes.paper_lr must be positive and finite; got inf"),
-    (["probes.tolerance=0"], "probes.tolerance must lie in [1e-5, 0.05]; got 0.0"),
+    (["probes.linear_paper_lr=inf"], "probes.linear_paper_lr must be positive and finite; got inf"),
+    (["probes.linear_tolerance=0"], "probes.linear_tolerance must lie in [1e-5, 0.05]; got 0.0"),
     (
         ["probes.linear_epochs=5"],
-        "probes.linear_epochs must be written probes.paper_epochs; got probes.linear_epochs=5: write probes.paper_epochs=5",
+        "probes.linear_epochs must be written probes.linear_paper_epochs; got probes.linear_epochs=5: write probes.linear_paper_epochs=5",
     ),
     (
         ["probes.batch_size=8"],

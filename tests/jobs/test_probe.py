@@ -42,7 +42,7 @@ SMALL = [
     "optimizer.warmup_epochs=1",
     "global_batch_size=16",
     "micro_batch_size=16",
-    "probes.paper_epochs=3",
+    "probes.linear_paper_epochs=3",
     "log.tensorboard=false",
 ]
 BAD = "val/bee/3.jpg"

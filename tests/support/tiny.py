@@ -15,7 +15,7 @@ TINY: dict[str, Any] = {
     "optimizer.warmup_epochs": 0.5,
     "global_batch_size": 32,
     "micro_batch_size": 16,
-    "probes.paper_epochs": 5,
+    "probes.linear_paper_epochs": 5,
     "checkpoint.every_minutes": 0.0,
     "log.every_steps": 1,
     "log.tensorboard": False,

@@ -21,7 +21,7 @@ SPACE = [
     whole("method.predictor.depth", 1, 3),
 ]
 # So many held-out images that few configurations score the same at a rung.
-SCALE = Scale([*OVERRIDES, "data.train_limit=400", "data.holdout_fraction=0.4", "probes.paper_epochs=30"], seeds=2, max_trials=8)
+SCALE = Scale([*OVERRIDES, "data.train_limit=400", "data.holdout_fraction=0.4", "probes.linear_paper_epochs=30"], seeds=2, max_trials=8)
 SWEEP = SweepSpec("tiny_search", "Which learning rate and depth?", space=SPACE, smoke=SCALE, paper=SCALE)
 
 if __name__ == "__main__":

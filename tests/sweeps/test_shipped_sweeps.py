@@ -127,7 +127,7 @@ def test_a_shipped_sweep_is_planned_at_paper_scale(name: str, tmp_path: Path) ->
 
 def tiny_comparison() -> SweepSpec:
     """The method comparison with as few images and epochs as each method can do with."""
-    few = ["data.train_limit=96", "data.test_limit=48", "epochs=2", "probes.paper_epochs=2", "log.tensorboard=false"]
+    few = ["data.train_limit=96", "data.test_limit=48", "epochs=2", "probes.linear_paper_epochs=2", "log.tensorboard=false"]
     smoke = SHIPPED["method_comparison"].smoke
     configurations = [
         replace(s, overrides={k: 1 if k == "optimizer.warmup_epochs" else v for k, v in s.overrides.items()}) for s in smoke.configurations

@@ -89,18 +89,18 @@ def test_a_badly_scaled_separable_set_converges_or_says_that_it_did_not() -> Non
     stopped = problem.solve(1e-3, 1e-3, 2)
     assert (stopped.converged, stopped.iterations) == (False, 2)
     assert stopped.gradient > 1e-3
-    with pytest.raises(NotConvergedError, match=r"at strength 100 has not converged: .* after 1 iterations .* \(probes.tolerance"):
+    with pytest.raises(NotConvergedError, match=r"at strength 100 has not converged: .* after 1 iterations .* \(probes.linear_tolerance"):
         _logistic.fit(found.features_NC[:, :100], found.labels_N, 1e-3, 1)
 
 
 def probe_data(fit: Features, holdout: Features, test: Features | None = None, classes: int = 10, **probes: object) -> ProbeData:
-    return ProbeData(fit, holdout, test, classes, tiny_config(probes=ProbeConfig(**{"paper_epochs": 1, **probes})))  # type: ignore[arg-type]
+    return ProbeData(fit, holdout, test, classes, tiny_config(probes=ProbeConfig(**{"linear_paper_epochs": 1, **probes})))  # type: ignore[arg-type]
 
 
 def test_a_probe_that_has_not_converged_has_no_score() -> None:
     fit, test = projected(load_splits(DATA_PRESETS["digits"]), 200, 16)
     with pytest.raises(NotConvergedError, match="not converged"):
-        linear.run(probe_data(fit, test, max_iterations=1))
+        linear.run(probe_data(fit, test, linear_max_iterations=1))
 
 
 def test_a_refit_that_has_not_converged_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:

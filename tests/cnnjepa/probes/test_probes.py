@@ -30,7 +30,7 @@ def blobs(n: int, seed: int, classes: int = 3, spread: float = 0.3) -> Features:
 
 
 def probe_data(final: bool = True, **probes: object) -> ProbeData:
-    config = tiny_config(probes=ProbeConfig(**{"feature_batch_size": 32, "paper_lr": 0.05, "paper_epochs": 30, **probes}))  # type: ignore[arg-type]
+    config = tiny_config(probes=ProbeConfig(**{"feature_batch_size": 32, "linear_paper_lr": 0.05, "linear_paper_epochs": 30, **probes}))  # type: ignore[arg-type]
     return ProbeData(blobs(200, 0), blobs(100, 1), blobs(100, 2) if final else None, 3, config)
 
 
@@ -77,7 +77,7 @@ def test_linear_learns_what_is_separable_and_chance_what_is_not() -> None:
 
 def test_the_paper_protocol_is_adam_on_all_training_labels_in_fixed_batches_and_its_best_epoch() -> None:
     """Its weights once more, by Adam's formula."""
-    data = probe_data(paper_epochs=6, paper_lr=0.5, paper_batch_size=32)
+    data = probe_data(linear_paper_epochs=6, linear_paper_lr=0.5, linear_paper_batch_size=32)
     data.fit, data.holdout, data.test = (blobs(n, seed, spread=1.0) for n, seed in ((200, 0), (100, 1), (100, 2)))
     random = torch.Generator().manual_seed(integer(data.config.seed, Stream.probe))
     weight = ((torch.rand(3, 8, generator=random) * 2 - 1) / 8**0.5).requires_grad_()
@@ -102,7 +102,10 @@ def test_the_paper_protocol_is_adam_on_all_training_labels_in_fixed_batches_and_
 
 
 def test_the_paper_protocol_decides_nothing() -> None:
-    first, second = (linear.run(probe_data(paper_epochs=n, paper_lr=r, paper_batch_size=b)) for n, r, b in ((1, 1e-3, 512), (5, 1.0, 7)))
+    first, second = (
+        linear.run(probe_data(linear_paper_epochs=n, linear_paper_lr=r, linear_paper_batch_size=b))
+        for n, r, b in ((1, 1e-3, 512), (5, 1.0, 7))
+    )
     assert first.pop("paper_protocol_top1") != second.pop("paper_protocol_top1")
     assert first == second
 

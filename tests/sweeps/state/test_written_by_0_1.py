@@ -53,7 +53,7 @@ def typed_again(folder: Path, *, renamed: bool = True) -> subprocess.CompletedPr
     words = json.loads((folder / "commands.jsonl").read_text().splitlines()[-1])["command"]
     words[words.index("--runs-dir") + 1] = str(folder.parent)
     words = ["--max-trials" if word == "--points" else word for word in words]  # 0.1 called the option --points
-    words = [word.replace("linear_epochs", "paper_epochs") if renamed else word for word in words]
+    words = [word.replace("linear_epochs", "linear_paper_epochs") if renamed else word for word in words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
@@ -95,9 +95,9 @@ def name_in_0_1(config: Any) -> str:
     values = identity(config)
     probes = values["probes"]
     probes["linear_epochs"], probes["linear_lr"], probes["batch_size"] = (
-        probes.pop(key) for key in ("paper_epochs", "paper_lr", "feature_batch_size")
+        probes.pop(key) for key in ("linear_paper_epochs", "linear_paper_lr", "feature_batch_size")
     )
-    for key in ("tolerance", "max_iterations", "paper_batch_size"):
+    for key in ("linear_tolerance", "linear_max_iterations", "linear_paper_batch_size"):
         del probes[key]
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
@@ -106,13 +106,13 @@ def test_a_run_of_0_1_is_read_and_not_continued(tmp_path: Path) -> None:
     folder = unpacked("half_done_ablation", tmp_path)
     trial = next(folder.glob("trials/*"))
     config = RunFolder(trial).config()
-    assert config.probes.paper_epochs == 5
+    assert config.probes.linear_paper_epochs == 5
     assert name_in_0_1(config) == trial.name != signature(config)
     with pytest.raises(ValueError, match=r"of this version; got .*, where probes\.batch_size is not yet called probes\.feature_batch_size"):
         RunFolder(trial).prepare(config)
     done = typed_again(folder, renamed=False)
     assert done.returncode == 2
-    said = "probes.linear_epochs must be written probes.paper_epochs; got probes.linear_epochs=5: write probes.paper_epochs=5"
+    said = "probes.linear_epochs must be written probes.linear_paper_epochs; got probes.linear_epochs=5: write probes.linear_paper_epochs=5"
     assert done.stderr.strip() == f"error: {said}"
 
 
