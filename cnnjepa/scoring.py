@@ -4,11 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from cnnjepa.config import Precision, TrainConfig, method_module
 from cnnjepa.data.datasets import Splits, load_splits
-from cnnjepa.probes import probes_on, probes_on_other
+from cnnjepa.probes import Outcome, run_probes
 from cnnjepa.probes.collapse import collapsed
+from cnnjepa.references import references
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.ranks import broadcast_object, first_of, joined
@@ -50,18 +52,19 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
         dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
         method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
         method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
-        scores = Scores()
-        for data, names in wanted.items():
-            if data:
-                entry = next(e for e in config.probes.data if e.partition(":")[0] == data)
-                outcome = probes_on_other(method.probe_encoder, config, entry, ranks, names)
-            else:
-                outcome = probes_on(method.probe_encoder, config, splits, ranks, True, names)
-                if cause := collapsed(outcome.metrics, config.probes):
-                    scores.failure = f"CollapsedError: collapsed: {cause}, at epoch {config.epochs}"
-            scores.metrics |= outcome.metrics
-            scores.missing |= outcome.missing
-            scores.images |= outcome.images
+
+        def probed(encoder: nn.Module) -> Outcome:
+            return run_probes(encoder, config, splits, ranks, True, wanted)
+
+        outcome = probed(method.probe_encoder)
+        cause = collapsed(outcome.metrics, config.probes)
+        scores = Scores(
+            outcome.metrics,
+            outcome.missing,
+            outcome.images,
+            references(config, folder, splits, ranks, outcome, probed),
+            f"CollapsedError: collapsed: {cause}, at epoch {config.epochs}" if cause else "",
+        )
         scores.about = {"step": found.step, "checkpoint": found.digest, "ranks": ranks.count, "device": ranks.device.type}
         scores.about["seconds"] = time.perf_counter() - started
         return scores

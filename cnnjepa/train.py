@@ -24,6 +24,7 @@ from cnnjepa.optim import build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.probes import Outcome, run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.randomness import Stream, integer
+from cnnjepa.references import references
 from cnnjepa.rules import validate
 from cnnjepa.run import checkpoint
 from cnnjepa.run.files import remove_partial
@@ -393,12 +394,18 @@ def write_down(folder: RunFolder, result: RunResult) -> bool:
 def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
     """Write the run's result and return it: the last probe, or the cause if it was pruned."""
     found = Outcome() if pruned else probe(run, recorder, final=True)
+
+    def probed(encoder: nn.Module) -> Outcome:
+        return run_probes(encoder, run.config, run.splits, run.ranks, final=True)
+
+    compared = references(run.config, run.folder, run.splits, run.ranks, found, probed)
     result = RunResult(
         RunStatus.pruned if pruned else RunStatus.completed,
         cause=pruned,
         metrics=found.metrics,
         missing=found.missing,
         images=found.images,
+        references=compared,
         probes=run.folder.probes() if run.ranks.is_main else {},
         step=run.step,
         seconds=run.seconds,

@@ -4,7 +4,7 @@ import importlib
 import logging
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -26,20 +26,26 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)  # score -> its expected value if the classes are guessed
 
     def __or__(self, other: "Outcome") -> "Outcome":
         """Return both together."""
-        return Outcome(self.metrics | other.metrics, self.missing | other.missing, self.images | other.images)
+        return Outcome(*(mine | its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-def run_probes(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> Outcome:
+def run_probes(
+    encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool, wanted: Mapping[str, Sequence[str]] | None = None
+) -> Outcome:
     """Run the probes on rank 0 and return their outcome, alike on every rank.
 
-    If `final`, they also run on the sets of `probes.data`, as <probe>.<set>.<metric>.
+    If `final`, they also run on the sets of `probes.data`, as <probe>.<set>.<metric>. `wanted`
+    chooses probes by the name of the set, where "" is the run's own.
     """
-    found = probes_on(encoder, config, splits, ranks, final, config.probes.names)
+    names = config.probes.names
+    found = probes_on(encoder, config, splits, ranks, final, names if wanted is None else wanted.get("", ()))
     for entry in config.probes.data if final else ():
-        found |= probes_on_other(encoder, config, entry, ranks, config.probes.names)
+        chosen = names if wanted is None else wanted.get(entry.partition(":")[0], ())
+        found |= probes_on_other(encoder, config, entry, ranks, chosen)
     return found
 
 
@@ -67,7 +73,8 @@ def probes_on(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ra
     counts = {"holdout": len(splits.holdout), "test": len(splits.test), "paper_protocol": len(splits.test)}
     parts = {metric: metric.partition(".")[2].rpartition("_top") for metric in metrics}
     images = {metric: counts[part] for metric, (part, score, _) in parts.items() if score}
-    return broadcast_object(Outcome(metrics, missing, images), ranks)
+    chance = {metric: min(100 * int(k) / splits.dataset.classes, 100.0) for metric, (_, score, k) in parts.items() if score}
+    return broadcast_object(Outcome(metrics, missing, images, chance), ranks)
 
 
 def probes_on_other(encoder: nn.Module, config: TrainConfig, entry: str, ranks: Ranks, names: Sequence[str]) -> Outcome:
@@ -75,6 +82,8 @@ def probes_on_other(encoder: nn.Module, config: TrainConfig, entry: str, ranks: 
 
     Its images are resized to the run's size, and normalised by that set's own mean and deviation.
     """
+    if not names:
+        return Outcome()
     called, cause = entry.partition(":")[0], ""
     splits: Splits | None = None
     try:
@@ -89,4 +98,4 @@ def probes_on_other(encoder: nn.Module, config: TrainConfig, entry: str, ranks: 
     def named(values: dict[str, V]) -> dict[str, V]:
         return {".".join([name, called, *rest]): value for (name, *rest), value in ((key.split("."), v) for key, v in values.items())}
 
-    return Outcome(named(found.metrics), named(found.missing), named(found.images))
+    return Outcome(named(found.metrics), named(found.missing), named(found.images), named(found.chance))

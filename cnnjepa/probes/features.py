@@ -92,6 +92,8 @@ def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits,
     A random encoder needs this for a fair probe.
     """
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return  # no image is decoded for nothing
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -53,6 +53,8 @@ class RunResult:
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # probe -> cause
     images: dict[str, int] = field(default_factory=dict)  # score -> the images that it rests on
+    # name of a reference, such as chance level -> score -> its value
+    references: dict[str, dict[str, float]] = field(default_factory=dict)
     probes: dict[str, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics, of the probes during training
     step: int = 0
     seconds: float = 0.0  # spent training and probing, over all resumes
@@ -171,6 +173,8 @@ class RunFolder:
         self._config = path / "config.yaml"
         self._metrics = path / "metrics.jsonl"
         self._result = path / "result.json"
+        # What the runs of a sweep share: its folder.
+        self.shared = path.parent.parent if path.parent.name == "trials" else None
         self._writer: Lines | None = None
 
     def prepare(self, config: Any) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +62,7 @@ class Scores:
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)  # score -> the images that it rests on
+    references: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> score -> its value
     failure: str = ""  # why the run has failed after all, such as collapsed features
     about: dict[str, Any] = field(default_factory=dict)  # JSON values
 
@@ -70,15 +71,20 @@ def _later(folder: RunFolder, part: Probed) -> dict[str, Any]:
     """Return the values of the file of scores that were recorded after the run's end."""
     path = folder.path / "scores" / part.file
     if not path.exists():
-        return {"metrics": {}, "images": {}, "computed": []}
+        return {"metrics": {}, "images": {}, "references": {}, "computed": []}
     with reading(path):
         values: dict[str, Any] = read_json(path)
-        return {key: values[key] for key in ("metrics", "images", "computed")}
+        return {key: values[key] for key in ("metrics", "images", "references", "computed")}
 
 
 def is_lacking(folder: RunFolder, result: RunResult, part: Probed) -> bool:
     """Return whether the probe has no value."""
     return not (part.is_asked and part.mine(result.metrics)) and not _later(folder, part)["metrics"]
+
+
+def merged(new: Mapping[str, dict[str, float]], old: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return both scores by name of the reference; what is old is not replaced."""
+    return {name: {**new.get(name, {}), **old.get(name, {})} for name in {**old, **new}}
 
 
 def record(folder: RunFolder, part: Probed, found: Scores) -> Path:
@@ -88,18 +94,21 @@ def record(folder: RunFolder, part: Probed, found: Scores) -> Path:
     """
     path, known = folder.path / "scores" / part.file, _later(folder, part)
     cause = found.missing.get(part.label, "")
+    about = {"probe": part.name, "data": part.data, "settings": part.settings, "source": part.source}
     metrics, images = part.mine(found.metrics) | known["metrics"], part.mine(found.images) | known["images"]
-    values = {"probe": part.name, "data": part.data, "settings": part.settings, "source": part.source, "metrics": metrics, "images": images}
+    compared = merged({name: part.mine(scores) for name, scores in found.references.items()}, known["references"])
+    values = {**about, "metrics": metrics, "images": images, "references": compared}
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, to_json({**values, "computed": [*known["computed"], {**found.about, "missing": cause}]}))
     result = folder.result()
     if result is None or result.status is not RunStatus.completed or not part.is_own:
         return path
     if found.failure:
-        folder.amend_result(replace(result, status=RunStatus.failed, cause=found.failure, metrics={}, missing={}, images={}))
+        folder.amend_result(replace(result, status=RunStatus.failed, cause=found.failure, metrics={}, missing={}, images={}, references={}))
         return path
     missing = {k: cause if cause and k == part.label else v for k, v in result.missing.items() if k != part.label or not metrics}
-    amended = replace(result, metrics=metrics | result.metrics, missing=missing, images=images | result.images)
+    there = {"metrics": metrics | result.metrics, "missing": missing, "images": images | result.images}
+    amended = replace(result, **there, references=merged(compared, result.references))
     if amended != result:
         folder.amend_result(amended)
     return path

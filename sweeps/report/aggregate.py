@@ -157,7 +157,40 @@ def images_behind(view: View) -> str:
         error = view.sweep.task.sampling_error(lead.best.spreads[metric].mean or 0.0, counts[0])
         many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
         said.append(f"{title(view, metric)} {many}" + ("" if error is None else f" (± {error:.1f})"))
-    return f"images behind a score, and the standard error of the best by their choice alone: {', '.join(said)}" if said else ""
+    lead_in = "images behind a score, and the standard error that their choice gives the best, which no test over seeds covers"
+    return f"{lead_in}: {', '.join(said)}" if said else ""
+
+
+def references(view: View) -> dict[str, dict[str, Spread]]:
+    """Return name -> metric -> spread over seeds, of what scores are compared with, best first; chance level for example.
+
+    Where configurations differ in a reference, as they do with other encoders, each name says whose
+    it is.
+    """
+    found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}  # name -> configuration -> seed -> scores
+    for trial in view.sweep.trials:
+        result = view.result(trial)
+        for name, scores in result.references.items() if result is not None and result.status is RunStatus.completed else ():
+            found.setdefault(name, {}).setdefault(trial.label, {})[trial.seed] = scores
+    table: dict[str, dict[str, Spread]] = {}
+    for name, by_label in found.items():
+        apart: list[tuple[str, dict[int, dict[str, float]]]] = []
+        for label, seeds in by_label.items():
+            for _, others in apart:
+                if all(others.get(seed, {}).get(m, value) == value for seed, scores in seeds.items() for m, value in scores.items()):
+                    for seed, scores in seeds.items():
+                        others[seed] = {**others.get(seed, {}), **scores}
+                    break
+            else:
+                apart.append((label, dict(seeds)))
+        for label, seeds in apart:
+            metrics = dict.fromkeys(metric for scores in seeds.values() for metric in scores)
+            values = {m: [scores[m] for scores in seeds.values() if m in scores] for m in metrics}
+            # What is the same with every seed, as chance level is, has no spread.
+            table[name if len(apart) == 1 else f"{name} ({label})"] = {
+                m: Spread.of(v if len(set(v)) > 1 else v[:1]) for m, v in values.items()
+            }
+    return dict(sorted(table.items(), key=lambda found: -(found[1].get(view.sweep.objective, Spread.of([])).mean or 0.0)))
 
 
 def shown_configurations(view: View) -> tuple[list[Summary], str]:

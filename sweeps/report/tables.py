@@ -17,11 +17,13 @@ from sweeps.report.aggregate import (
     COSTS,
     LABEL_WIDTH,
     Leader,
+    Spread,
     Summary,
     columns,
     images_behind,
     judged,
     leader,
+    references,
     rows,
     run_set,
     shown_configurations,
@@ -70,6 +72,9 @@ def summary_csv(view: View) -> str:
     for s in table:
         spread = [v for m in shown for v in vars({**s.spreads, **s.costs}[m]).values()]
         lines.append([s.label, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours])
+    for name, scores in references(view).items():
+        spread = [v for m in shown for v in vars(scores.get(m, Spread.of([]))).values()]
+        lines.append([name, *spread, *[None] * (len(papers) + 5)])
     return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours"], lines)
 
 
@@ -113,6 +118,9 @@ def peoples_table(view: View) -> PeoplesTable:
         rest = [*paper, *[mark or "-"] * any(marks), *(s.costs[c].in_digits() for c in costs), f"{s.parameters:,}"]
         rest += [] if costs else [f"{s.device_hours:.3g}"]
         lines.append([Cell(s.label), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
+    for name, scores in references(view).items() if lines else ():
+        cells = [f"{scores[m]}" + (f" ({scores[m].n})" if scores[m].std is not None else "") if m in scores else "-" for m in metrics]
+        lines.append([Cell(text) for text in [name, *cells, *["-"] * (len(header) - 1 - len(cells))]])
     return PeoplesTable(header, lines, _notes(view, leaders, pruned))
 
 

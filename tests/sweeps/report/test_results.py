@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.execution.monitor import wide_console
-from sweeps.report import plots, tables
+from sweeps.report import html, plots, tables
 from sweeps.report.aggregate import Spread, Summary, leader
 from sweeps.report.significance import compare
 from sweeps.report.status import counts_line, sweep_status
@@ -114,7 +114,30 @@ def test_a_table_says_on_how_many_images_its_scores_rest(view: View) -> None:
     # Of the best: sqrt(70 x 30 / 287), sqrt(71 x 29 / 4000), sqrt(52 x 48 / 4000).
     said = "linear top-1, held-out 287 (± 2.7), linear top-1, test 4,000 to 5,000 (± 0.7), k-NN top-1, test 4,000 to 5,000 (± 0.8)"
     for text in (tables.markdown_table(found), tables.latex_table(found).replace(r"$\pm$", "±")):
-        assert f"images behind a score, and the standard error of the best by their choice alone: {said}" in text
+        lead = "images behind a score, and the standard error that their choice gives the best, which no test over seeds covers"
+        assert f"{lead}: {said}" in text
+
+
+def test_a_table_ends_with_chance_level_and_the_random_encoders(view: View) -> None:
+    for trial in view.sweep.trials:
+        result = view.result(trial)
+        if result is not None and result.metrics:
+            # 'pointwise' has another encoder of the same name.
+            random = 30.0 + trial.seed - 42 + 5 * (trial.label == "pointwise")
+            compared = {"random resnet18": {LINEAR: random, OBJECTIVE: 20.0}, "chance level": dict.fromkeys(result.metrics, 10.0)}
+            view.sweep.run(trial).write_result(dataclasses.replace(result, references=compared, claim=1))
+    found = View(view.sweep)
+    *_, one, other, chance = [line for line in tables.markdown_table(found).splitlines() if line.startswith("|")]
+    assert one.startswith("| random resnet18 (depth 1) | 20.0 | 30.5 ± 0.7 (2) | - | ")
+    assert other.startswith("| random resnet18 (pointwise) | 20.0 | 35.0 | - | ")
+    assert chance.startswith("| chance level | 10.0 | 10.0 | 10.0 | ")
+    assert {line.count("|") for line in (one, other, chance)} == {tables.markdown_table(found).splitlines()[0].count("|")}
+    last = table(tables.summary_csv(found))[-1]
+    assert (last["setting"], last[f"{KNN}_mean"], last["parameters"]) == ("chance level", "10.0", "")
+    assert "chance level" in tables.latex_table(found)
+    page = html.build(found)
+    assert "random resnet18 (pointwise)" in page
+    assert "35.0" in page
 
 
 def test_a_best_that_is_tied_is_marked_and_never_bold(view: View) -> None:
