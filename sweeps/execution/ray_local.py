@@ -49,6 +49,9 @@ def workers_here(cluster: ClusterProfile) -> int:
     return parallel_workers(cluster, usable_cores(), torch.cuda.device_count(), usable_memory_gb())
 
 
+_STARTS, _TOO_SLOW = 3, "timed out during startup"  # Ray waits 30 s for its own processes
+
+
 def parallel_workers(cluster: ClusterProfile, cores: int, devices: int, memory_gb: float) -> int:
     """Return how many workers fit at once; raise ValueError with the short resource if none."""
     fits = {
@@ -90,21 +93,35 @@ class LocalEngine:
             write_atomic(self._stop, "")
 
     def start(self) -> None:
-        """Start Ray. Call this in the main thread: Ray's processes end with their thread."""
+        """Start Ray; raise ValueError if it does not start on a crowded machine.
+
+        Call this in the main thread: Ray's processes end with their thread.
+        """
         os.environ |= {**ENVIRONMENT, **_LOOPBACK, "RAY_AUTH_TOKEN_PATH": str(write_token(self._private))}
         import ray
 
-        with signals_kept():
-            ray.init(
-                address="local",
-                num_cpus=self.cores,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(self._private / "ray"),
-                _node_ip_address="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        before = set(psutil.Process().children(recursive=True))
+        for left in reversed(range(_STARTS)):
+            try:
+                with signals_kept():
+                    ray.init(
+                        address="local",
+                        num_cpus=self.cores,
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _temp_dir=str(self._private / "ray"),
+                        _node_ip_address="127.0.0.1",
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
+                return
+            except Exception as error:  # Ray has no class of its own for it
+                if _TOO_SLOW not in str(error):
+                    raise
+                kill([p for p in psutil.Process().children(recursive=True) if p not in before])
+                if not left:
+                    rule = f"give Ray the time to start; it did not start {_STARTS} times in half a minute each"
+                    raise ValueError(f"this machine must {rule}: type the command again when the machine is less busy") from error
 
     def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
         """Run `workers` workers, at most `parallel` at once; return their errors."""

@@ -1,7 +1,9 @@
 """What this machine has room for, as the kernel and a container's limits tell it, and what Ray may be given."""
 
 import os
+import signal
 import stat
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,9 @@ import pytest
 from jobs.cluster import ClusterProfile
 from sweeps.execution import ray_local, ray_tune
 from sweeps.execution.ray_local import parallel_workers, usable_cores, usable_memory_gb
+from sweeps.spec.sweep import ScaleName
+from sweeps.state.folder import Sweep
+from tests.support.tiny_sweep import sweep
 
 
 @pytest.fixture
@@ -67,3 +72,51 @@ def test_a_folder_that_is_gone_has_noted_everything(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
     assert ray_tune.is_noted(tmp_path, "stop")
     assert ray_tune.is_noted(tmp_path / "gone", "stop")
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ray_local.LocalEngine:
+    for key in ("RAY_AUTH_TOKEN_PATH", *ray_tune.ENVIRONMENT, *ray_local._LOOPBACK):
+        monkeypatch.setenv(key, "as before after the test")
+    monkeypatch.setattr(ray_local, "private_folder", lambda: tmp_path)
+    return ray_local.LocalEngine(Sweep.of(sweep(), ScaleName.smoke, [], tmp_path / "sweep"), ClusterProfile("x"))
+
+
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_ray_gets_three_chances_to_start_on_a_crowded_machine(
+    engine: ray_local.LocalEngine, monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    """Ray's own wait of 30 s is played by an error; the process that it leaves behind is real."""
+    import ray
+
+    left: list[subprocess.Popen[bytes]] = []
+
+    def slow(**_: object) -> None:
+        if len(left) < late:
+            left.append(subprocess.Popen(["sleep", "600"]))
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", slow)
+    if late == 3:
+        with pytest.raises(
+            ValueError, match="this machine must give Ray the time to start; it did not start 3 times in half a minute each"
+        ):
+            engine.start()
+    else:
+        engine.start()
+    assert [process.wait(10) for process in left] == [-signal.SIGKILL] * late
+
+
+def test_any_other_fault_of_ray_is_not_tried_again(engine: ray_local.LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    tries: list[int] = []
+
+    def broken(**_: object) -> None:
+        tries.append(1)
+        raise ConnectionError("no such address")
+
+    monkeypatch.setattr(ray, "init", broken)
+    with pytest.raises(ConnectionError):
+        engine.start()
+    assert tries == [1]
