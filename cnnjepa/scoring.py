@@ -27,6 +27,16 @@ def final_checkpoint(folder: RunFolder) -> checkpoint.Checkpoint:
     return found
 
 
+def trained_encoder(config: TrainConfig, found: checkpoint.Checkpoint, device: torch.device) -> nn.Module:
+    """Return the network that the probes of a run of `config` judge, with the weights of a checkpoint."""
+    method = method_module(config.method.name).Method(config, total_steps=1)
+    dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
+    method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
+    method.to(device=device, dtype=dtype, memory_format=torch.channels_last).train()
+    encoder: nn.Module = method.probe_encoder
+    return encoder
+
+
 def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[str]]) -> Scores:
     """Return the scores of the probes in `wanted`, by data set; "" is the run's own.
 
@@ -48,15 +58,12 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
         found = broadcast_object(found, ranks)
         assert found is not None
         assert splits is not None
-        method = method_module(config.method.name).Method(config, total_steps=1)
-        dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
-        method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
-        method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
+        encoder = trained_encoder(config, found, ranks.device)
 
         def probed(encoder: nn.Module) -> Outcome:
             return run_probes(encoder, config, splits, ranks, True, wanted)
 
-        outcome = probed(method.probe_encoder)
+        outcome = probed(encoder)
         cause = collapsed(outcome.metrics, config.probes)
         scores = Scores(
             outcome.metrics,
