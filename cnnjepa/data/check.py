@@ -21,7 +21,6 @@ from cnnjepa.run.command_line import Parser
 
 # Raised by decoders at damaged bytes; SyntaxError comes from Pillow's PNG reader.
 UNREADABLE = (OSError, ValueError, SyntaxError)
-_CHUNK = 2**20
 # called with the number of images that this process has finished
 _tell: Callable[[int], None] | None = None
 
@@ -33,11 +32,8 @@ def cores() -> int:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of the file in hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _start(counter: "Synchronized[int]", parent: int) -> None:
