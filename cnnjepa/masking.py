@@ -51,17 +51,12 @@ def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions:
         np.put_along_axis(visible, np.argpartition(noise, count - 1, axis=1)[:, :count], True, axis=1)
         return visible.reshape(-1, grid, grid)
     height, width = block_shape(
-        config.block_scale_min + (config.block_scale_max - config.block_scale_min) * scale,
-        config.block_aspect_min + (config.block_aspect_max - config.block_aspect_min) * aspect,
+        _between(config.block_scale_min, config.block_scale_max, scale),
+        _between(config.block_aspect_min, config.block_aspect_max, aspect),
         grid,
     )
-    corners = random.random((rows, config.blocks, 2))[positions]
-    top = (corners[:, :, 0] * (grid - height + 1)).astype(np.int64)[:, :, None]
-    left = (corners[:, :, 1] * (grid - width + 1)).astype(np.int64)[:, :, None]
-    line = np.arange(grid)
-    in_rows = (line >= top) & (line < top + height)
-    in_columns = (line >= left) & (line < left + width)
-    hidden_by_block = in_rows[:, :, :, None] & in_columns[:, :, None, :]
+    corners = random.random((rows, config.blocks, 2))[positions] * [grid - height + 1, grid - width + 1]
+    hidden_by_block = _covered(corners.astype(np.int64), height, width, grid)
     # Add blocks in order, but none that would hide the last visible cell (small grids only).
     hidden = np.logical_or.accumulate(hidden_by_block, axis=1)
     keeps_some = ~hidden.all(axis=(2, 3))
@@ -71,6 +66,14 @@ def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions:
 
 def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
+
+
+def _covered(corners: npt.NDArray[np.int64], height: int, width: int, grid: int) -> npt.NDArray[np.bool_]:
+    """Return [..., grid, grid], True within the block at top left `corners` [..., 2]."""
+    top, left = corners[..., :1], corners[..., 1:]
+    line = np.arange(grid)
+    in_rows, in_columns = (line >= top) & (line < top + height), (line >= left) & (line < left + width)
+    return in_rows[..., :, None] & in_columns[..., None, :]
 
 
 def require_context(config: BlockMaskConfig, key: str, grid: int) -> None:
@@ -110,18 +113,10 @@ def _batch_blocks(values: tuple[Any, ...], grid: int, seed: int, step: int, glob
     side, _ = block_shape(_between(config.context_scale_min, config.context_scale_max, context_scale), 1.0, grid)
     places = random.random((global_batch, config.blocks + 1, 2))
     noise = random.random((global_batch, grid * grid))
-    line = np.arange(grid)
-
-    def covered(corner: npt.NDArray[np.int64], rows: int, columns: int) -> npt.NDArray[np.bool_]:
-        """Return [samples, grid, grid], True within the block at top left `corner` [samples, 2]."""
-        top, left = corner[:, :1], corner[:, 1:]
-        in_rows, in_columns = (line >= top) & (line < top + rows), (line >= left) & (line < left + columns)
-        return in_rows[:, :, None] & in_columns[:, None, :]
-
-    context = covered((places[:, -1] * (grid - side + 1)).astype(np.int64), side, side)
+    context = _covered((places[:, -1] * (grid - side + 1)).astype(np.int64), side, side, grid)
     corners = (places[:, :-1] * [grid - height + 1, grid - width + 1]).astype(np.int64)
     for block in range(config.blocks):
-        left_over = context & ~covered(corners[:, block], height, width)
+        left_over = context & ~_covered(corners[:, block], height, width, grid)
         crowded = left_over.sum(axis=(1, 2)) < max(grid * grid // 8, 1)
         if block:
             corners[crowded, block] = corners[crowded, 0]

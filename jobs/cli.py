@@ -2,17 +2,20 @@
 
 import os
 import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cnnjepa.run.command_line import Parser as Parser
 
 INTERRUPTED = 130  # exit status of a command that was stopped and has saved
 # The same for a rank. srun passes on the highest status; a signal gives at most 128 + 64.
 STOPPED = 200
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stop:
@@ -32,6 +35,17 @@ class Stop:
 
 
 @contextmanager
+def handling(handler: Callable[[int, FrameType | None], Any], *numbers: int) -> Iterator[None]:
+    """Call `handler` at signals `numbers` inside the `with` block."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
 def stop_on_signals() -> Iterator[Stop]:
     """Yield a Stop that SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 set; a second SIGINT interrupts."""
     stop = Stop()
@@ -43,13 +57,14 @@ def stop_on_signals() -> Iterator[Stop]:
         # print is not reentrant, and the signal may have interrupted one.
         os.write(2, f"{signal.Signals(number).name}: saving a checkpoint, then stopping\n".encode())
 
-    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
+    with handling(note, *STOP_SIGNALS):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def refused(error: Exception) -> int:
+    """Print a mistake in one line; return the exit status of wrong usage."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def require_writable(folder: Path, key: str) -> None:

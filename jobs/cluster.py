@@ -78,19 +78,13 @@ class Allocation:
         """
         cores, gpus = cluster.cores_per_trial // cluster.nodes_per_trial, cluster.gpus_per_node
         workers = (gpus or cores) if workers_per_node is None else workers_per_node
-        rules = [
-            (nodes >= 1, "--nodes", "be at least 1", str(nodes)),
-            (1 <= workers <= cores, "--trials-per-node", f"lie in [1, {cores}], the cores of a node", str(workers)),
-            (
-                not gpus or workers % gpus == 0,
-                "--trials-per-node",
-                f"be a multiple of the {gpus} GPUs of a node, since a trial uses at most one GPU",
-                f"{workers}: for several GPUs per trial use --backend array",
-            ),
-        ]
-        for holds, key, rule, value in rules:
-            if not holds:
-                raise ValueError(f"{key} must {rule}; got {value}")
+        if nodes < 1:
+            raise ValueError(f"--nodes must be at least 1; got {nodes}")
+        if not 1 <= workers <= cores:
+            raise ValueError(f"--trials-per-node must lie in [1, {cores}], the cores of a node; got {workers}")
+        if gpus and workers % gpus:
+            rule = f"be a multiple of the {gpus} GPUs of a node, since a trial uses at most one GPU"
+            raise ValueError(f"--trials-per-node must {rule}; got {workers}: for several GPUs per trial use --backend array")
         return Allocation(nodes, workers)
 
     @property
@@ -188,42 +182,28 @@ def validate_cluster(cluster: ClusterProfile) -> None:
         if getattr(c, key) < 1:
             raise ValueError(f"cluster.{key} must be at least 1; got {getattr(c, key)}")
     rules = [
-        (0 <= c.gpus_per_trial < float("inf"), "gpus_per_trial", "be at least 0 and finite", c.gpus_per_trial),
-        (0.01 <= c.memory_gb_per_trial < float("inf"), "memory_gb_per_trial", "be at least 0.01 and finite", c.memory_gb_per_trial),
-        (c.max_parallel >= 0, "max_parallel", "be at least 0", c.max_parallel),
-        (c.local_scratch[:1] in ("", "/", "$"), "local_scratch", "be an absolute path, or begin with $ as in $TMPDIR", c.local_scratch),
+        (0 <= c.gpus_per_trial < float("inf"), "gpus_per_trial", "be at least 0 and finite"),
+        (0.01 <= c.memory_gb_per_trial < float("inf"), "memory_gb_per_trial", "be at least 0.01 and finite"),
+        (c.max_parallel >= 0, "max_parallel", "be at least 0"),
+        (c.local_scratch[:1] in ("", "/", "$"), "local_scratch", "be an absolute path, or begin with $ as in $TMPDIR"),
     ]
     if slurm:
         whole = c.gpus_per_trial % c.nodes_per_trial == 0  # False if not finite
+        limit = 60 * c.time_limit_minutes
         rules += [
-            (whole, "gpus_per_trial", f"be whole GPUs, the same for each of {c.nodes_per_trial} nodes", c.gpus_per_trial),
-            (
-                not c.ranks_per_trial % c.nodes_per_trial,
-                "ranks_per_trial",
-                f"be a multiple of {c.nodes_per_trial} nodes",
-                c.ranks_per_trial,
-            ),
-            (
-                not c.cores_per_trial % c.ranks_per_trial,
-                "cores_per_trial",
-                f"be a multiple of {c.ranks_per_trial} ranks",
-                c.cores_per_trial,
-            ),
-            (c.time_limit_minutes >= 1, "time_limit_minutes", "be at least 1", c.time_limit_minutes),
-            (
-                1 <= c.stop_signal_seconds < 60 * c.time_limit_minutes,
-                "stop_signal_seconds",
-                f"lie in [1, {60 * c.time_limit_minutes}), within time_limit_minutes",
-                c.stop_signal_seconds,
-            ),
+            (whole, "gpus_per_trial", f"be whole GPUs, the same for each of {c.nodes_per_trial} nodes"),
+            (not c.ranks_per_trial % c.nodes_per_trial, "ranks_per_trial", f"be a multiple of {c.nodes_per_trial} nodes"),
+            (not c.cores_per_trial % c.ranks_per_trial, "cores_per_trial", f"be a multiple of {c.ranks_per_trial} ranks"),
+            (c.time_limit_minutes >= 1, "time_limit_minutes", "be at least 1"),
+            (1 <= c.stop_signal_seconds < limit, "stop_signal_seconds", f"lie in [1, {limit}), within time_limit_minutes"),
         ]
     else:
         # A worker on this machine trains one rank.
         rules += [
-            (c.gpus_per_trial <= 1, "gpus_per_trial", "lie in [0, 1]", c.gpus_per_trial),
-            (c.ranks_per_trial == 1, "ranks_per_trial", "be 1 on this machine; torchrun starts more", c.ranks_per_trial),
+            (c.gpus_per_trial <= 1, "gpus_per_trial", "lie in [0, 1]"),
+            (c.ranks_per_trial == 1, "ranks_per_trial", "be 1 on this machine; torchrun starts more"),
         ]
-    rules += [(getattr(c, key) <= most, key, f"be at most {most}", getattr(c, key)) for key, most in _MOST.items()]
-    for holds, key, rule, value in rules:
+    rules += [(getattr(c, key) <= most, key, f"be at most {most}") for key, most in _MOST.items()]
+    for holds, key, rule in rules:
         if not holds:
-            raise ValueError(f"cluster.{key} must {rule}; got {value}")
+            raise ValueError(f"cluster.{key} must {rule}; got {getattr(c, key)}")

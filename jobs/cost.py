@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.cluster import ClusterProfile
-from jobs.slurm.queue import site_tool
 from jobs.task import task_of
 
 
@@ -97,8 +96,3 @@ def combined(estimates: Sequence[Estimate], cluster: ClusterProfile) -> Estimate
     longest = max((e.device_hours or 0.0) / e.trials / devices for e in estimates)  # a run of the most expensive kind
     source = f"mean of {len(estimates)} kinds of runs: " + "; ".join(dict.fromkeys(e.source for e in estimates))
     return Estimate(trials, epochs, hours / epochs, source, unit, max(hours / devices / parallel, longest), parallel, chunks, at_most)
-
-
-def balance() -> str:
-    """Return the output of the site's `sbalance`, or "" if it is missing or fails."""
-    return site_tool("sbalance")

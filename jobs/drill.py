@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import INTERRUPTED, Parser, require_writable
+from jobs.cli import INTERRUPTED, Parser, refused, require_writable
 from jobs.cluster import ClusterProfile, Scheduler
 from jobs.config import cluster_names, compose_job, override_keys, qualified
 from jobs.slurm.queue import has_slurm
@@ -97,8 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     except (TimeoutError, ChildProcessError) as error:
         print(f"THE DRILL HAS FAILED: {error}", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import signature
-from jobs.cli import Parser, require_writable
+from jobs.cli import Parser, refused, require_writable
 from jobs.task import task_of
 
 
@@ -39,8 +39,7 @@ def main() -> int:
         target = arguments.file or arguments.run_dir / "backbone.safetensors"
         step = export(arguments.run_dir, target)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     print(f"{target}: target backbone after {step} steps")
     return 0
 

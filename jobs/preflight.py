@@ -1,6 +1,7 @@
 """`python -m jobs.preflight`: find what would stop a submission before it is made."""
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ import psutil
 
 from cnnjepa.run.files import write_atomic
 from cnnjepa.run.identity import from_dict, to_dict
-from jobs.cli import Parser, require_writable, resolved
+from jobs.cli import Parser, refused, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import compose_job, override_keys
 from jobs.slurm import queue as slurm
@@ -38,24 +39,12 @@ _ON_NODE_MINUTES = 10
 class Finding:
     """Result of one check. A problem stops a submission; a warning is only printed."""
 
+    level: str  # ok, warning (something may go wrong, or could not be checked), problem
     what: str
-    level: str  # ok, warning, problem
     said: str
 
 
-def ok(what: str, said: str) -> Finding:
-    """Return a finding that nothing is wrong."""
-    return Finding(what, "ok", said)
-
-
-def warning(what: str, said: str) -> Finding:
-    """Return a finding that something may go wrong or could not be checked."""
-    return Finding(what, "warning", said)
-
-
-def problem(what: str, said: str) -> Finding:
-    """Return a finding that stops a submission."""
-    return Finding(what, "problem", said)
+ok, warning, problem = (functools.partial(Finding, level) for level in ("ok", "warning", "problem"))
 
 
 def minutes_of(limit: str) -> float:
@@ -273,8 +262,7 @@ Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
         if job.cluster.scheduler is Scheduler.slurm:
             require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     cluster = job.cluster
     code = Path(__file__).resolve().parent.parent
     array = Array("cnnjepa-preflight", asked.workers, 1, "sweeps.execution.worker_main", "", code, runs_dir)

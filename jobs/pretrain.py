@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import DEFAULT_TASK
 from cnnjepa.run.ranks import is_main_rank, rank_count
-from jobs.cli import INTERRUPTED, Parser, require_writable, stop_on_signals
+from jobs.cli import INTERRUPTED, Parser, refused, require_writable, stop_on_signals
 from jobs.cluster import JobSpec, Scheduler
 from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
 from jobs.private import make_private
@@ -161,8 +161,7 @@ def main() -> int:
         _hydra_run()
         return max(_statuses, default=0)
     except (ValueError, SlurmError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,17 @@ import shutil
 import sys
 from pathlib import Path
 
-from jobs.cli import Parser
+from jobs.cli import Parser, refused
 from jobs.staging import StagingError, own_folder, try_lock
 
 
-def keys_in(folder: Path) -> list[str]:
-    """Return the keys of the complete and unfinished sets in `folder`."""
-    return sorted({p.name.removesuffix(".partial") for p in folder.iterdir() if p.is_dir()})
-
-
-def _bytes_of(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
 def _line(folder: Path, key: str) -> str:
-    parts = [p for p in (folder / key, folder / f"{key}.partial") if p.exists()]
+    size = sum(p.stat().st_size for part in (key, f"{key}.partial") for p in (folder / part).rglob("*") if p.is_file())
     lock = try_lock(folder / f"{key}.lock", fcntl.LOCK_EX)
     if lock is not None:
         os.close(lock)
     what = "complete" if (folder / key).exists() else "partial"
-    return f"{key}  {sum(map(_bytes_of, parts)) / 1e9:8.2f} GB  {what}, {'in use' if lock is None else 'not in use'}"
+    return f"{key}  {size / 1e9:8.2f} GB  {what}, {'in use' if lock is None else 'not in use'}"
 
 
 def free(folder: Path, key: str) -> bool:
@@ -56,12 +47,11 @@ FOLDER is the profile's local_scratch. It belongs to one node: on a cluster, run
     try:
         asked = parser.parse_args()
         folder = own_folder(asked.list or asked.free)
-        there = keys_in(folder)
+        there = sorted({p.name.removesuffix(".partial") for p in folder.iterdir() if p.is_dir()})  # complete and unfinished sets
         if unknown := sorted(set(asked.keys) - set(there)):
             raise StagingError(f"KEY must be a set in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
     except (ValueError, StagingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     used = 0
     for key in asked.keys or there:
         if asked.list:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 
 from cnnjepa.run.files import MANIFEST, sync_folder, write_atomic
 
@@ -166,7 +165,7 @@ class Staging:
     def __enter__(self) -> "Staging":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._release()
 
     def _release(self) -> None:
@@ -188,9 +187,7 @@ class Staging:
         while not self.done:
             try:
                 busy = self._step()
-            except StagingError as error:
-                self.give_up(str(error))
-            except OSError as error:
+            except (StagingError, OSError) as error:
                 self.give_up(" ".join(str(error).split()))
             if time.monotonic() >= until:
                 break
@@ -202,7 +199,6 @@ class Staging:
         """Look once or copy one chunk; return False if there is nothing to do but wait."""
         if self._copying is not None:
             if next(self._copying, self) is self:
-                self._copying = None
                 self._release()
             return True
         here = own_folder(self._scratch)
@@ -298,7 +294,7 @@ class _Pace:
     """Progress of a copy, printed to the job's log."""
 
     def __init__(self, packed: PackedSet, need: int) -> None:
-        self._packed, self._need, self._copied = packed, need, 0
+        self._need, self._copied = need, 0
         self._started = self._said = time.monotonic()
         print(f"staging: copying {need / 1e9:.2f} of {packed.bytes / 1e9:.2f} GB of {packed.folder} to this node", flush=True)
 

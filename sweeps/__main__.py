@@ -5,9 +5,10 @@ import json
 import shlex
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
-from jobs.cli import INTERRUPTED, Parser, resolved
+from jobs.cli import INTERRUPTED, Parser, refused, resolved
 from jobs.slurm.queue import SlurmError
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
@@ -38,8 +39,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
         from sweeps.report.optuna_study import mirror  # the other commands need no Optuna
 
         print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
-        return 0
-    if asked.command == "status":
+    elif asked.command == "status":
         found = sweep_status(view)
         if asked.json:
             print(json.dumps({**found, "best": best_so_far(view)}))
@@ -49,21 +49,20 @@ def show(view: View, asked: argparse.Namespace) -> int:
             for line in (*warning_lines(view, found), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
-        return 0
-    if asked.command == "report":
+    elif asked.command == "report":
         return make_page(view)
-    if asked.command == "advice":
+    elif asked.command == "advice":
         lines = usage.advice_lines(view)
         if asked.json:
-            print(json.dumps({"lines": lines, "trials": {s: e.to_dict() for s, e in usage.all_of(view).items()}}))
+            print(json.dumps({"lines": lines, "trials": {s: asdict(e) for s, e in usage.all_of(view).items()}}))
         else:
             print("\n".join(lines or ["no run has completed"]))
-        return 0
-    tables.write_all(view)
-    if asked.format == "table":
-        console.print(tables.terminal_table(view))
     else:
-        print(tables.FORMATS[asked.format](view), end="")
+        tables.write_all(view)
+        if asked.format == "table":
+            console.print(tables.terminal_table(view))
+        else:
+            print(tables.FORMATS[asked.format](view), end="")
     return 0
 
 
@@ -137,8 +136,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ValueError, SlurmError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     except OSError as error:
         print(f"error: SWEEP_FOLDER must be a folder that can be read; got {error}", file=sys.stderr)
         return 2

@@ -19,7 +19,6 @@ from cnnjepa.data.packed import Manifest, PackedFile, PackedImages, read_manifes
 from cnnjepa.data.pictures import UNREADABLE, EncodedPicture
 from cnnjepa.run.command_line import Parser
 
-_CHUNK = 2**20
 # called with the number of images that this process has finished
 _tell: Callable[[int], None] | None = None
 
@@ -31,11 +30,8 @@ def cores() -> int:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of the file in hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _start(counter: "Synchronized[int]", parent: int) -> None:

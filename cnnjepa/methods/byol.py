@@ -29,22 +29,14 @@ OPTIMIZERS = {
 }
 
 
-def _view1() -> AugmentConfig:
-    return AugmentConfig(blur_probability=1.0)
-
-
-def _view2() -> AugmentConfig:
-    return AugmentConfig(blur_probability=0.1, solarise_probability=0.2)
-
-
 @dataclass
 class Config(MethodConfig):
     """Settings of the method; the defaults are the CNN-JEPA paper's for ImageNet-100."""
 
     title: ClassVar[str] = "BYOL"
     name: str = "byol"
-    view1: AugmentConfig = field(default_factory=_view1)
-    view2: AugmentConfig = field(default_factory=_view2)
+    view1: AugmentConfig = field(default_factory=lambda: AugmentConfig(blur_probability=1.0))
+    view2: AugmentConfig = field(default_factory=lambda: AugmentConfig(blur_probability=0.1, solarise_probability=0.2))
     hidden: int = 1024  # of projector and predictor
     projection: int = 256
     ema: EmaConfig = field(default_factory=EmaConfig)

@@ -24,17 +24,14 @@ from cnnjepa.rules import validate_augment, validate_sizes
 OPTIMIZERS = {"simclr": OptimizerConfig(name=OptimizerName.lars, lr=1.7, weight_decay=1e-6, decay_norms_and_biases=False)}
 
 
-def _strong() -> AugmentConfig:
-    return AugmentConfig(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
-
-
 @dataclass
 class Config(MethodConfig):
     """Settings of the method; the defaults are those of the CNN-JEPA paper's comparison."""
 
     title: ClassVar[str] = "SimCLR"
     name: str = "simclr"
-    augment: AugmentConfig = field(default_factory=_strong)  # of both views
+    # Of both views.
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2))
     hidden: int = 2048
     projection: int = 128
     temperature: float = 0.1

@@ -27,17 +27,13 @@ OPTIMIZERS = {"vicreg": OptimizerConfig(name=OptimizerName.lars, lr=0.5, weight_
 _EPSILON = 1e-4  # under the root of the variance
 
 
-def _solarised() -> AugmentConfig:
-    return AugmentConfig(solarise_probability=0.1)
-
-
 @dataclass
 class Config(MethodConfig):
     """Settings of the method; the defaults are those of the CNN-JEPA paper's comparison."""
 
     title: ClassVar[str] = "VICReg"
     name: str = "vicreg"
-    augment: AugmentConfig = field(default_factory=_solarised)  # of both views
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(solarise_probability=0.1))  # of both views
     width: int = 8192  # of each of the head's layers
     depth: int = 3
     invariance: float = 25.0

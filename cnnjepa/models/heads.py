@@ -4,7 +4,7 @@ import itertools
 
 from torch import Tensor, nn
 
-from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
+from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, synchronised
 
 
 class HeadNorm(MaskedBatchNorm2d):
@@ -30,7 +30,4 @@ def build_head(sizes: list[int], sync_bn: bool, last_norm: bool = False) -> nn.S
         normed = i < last or last_norm
         layers.append(nn.Linear(d_in, d_out, bias=not normed))
         layers += [HeadNorm(d_out)] * normed + [nn.ReLU(inplace=True)] * (i < last)
-    for layer in layers:
-        if isinstance(layer, HeadNorm):
-            layer.sync = sync_bn
-    return nn.Sequential(*layers)
+    return synchronised(nn.Sequential(*layers), sync_bn)

@@ -3,13 +3,15 @@
 Shapes: B images, C channels, H x W positions; h x w cells of the mask, of H/h x W/w positions.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -38,12 +40,6 @@ class Visibility:
         _, h, w = self.shape
         return self.cells.div(h * w, rounding_mode="floor"), self.cells.div(w, rounding_mode="floor") % h, self.cells % w
 
-    def _upsampled(self, height: int, width: int) -> Tensor:
-        _, h, w = self.visible_Bhw.shape
-        if height % h or width % w:
-            raise ValueError(f"a feature map must be a multiple of the mask's {h}x{w} cells; got {height}x{width}")
-        return self.visible_Bhw.repeat_interleave(height // h, 1).repeat_interleave(width // w, 2)
-
     def at(self, like_BCHW: Tensor) -> Tensor:
         """Return 1 where visible and 0 where hidden, [B, 1, H, W], in the dtype of `like_BCHW`.
 
@@ -52,7 +48,11 @@ class Visibility:
         height, width = like_BCHW.shape[-2:]
         key = height, width, like_BCHW.dtype
         if key not in self._masks:
-            self._masks[key] = self._upsampled(height, width).unsqueeze(1).to(like_BCHW.dtype)
+            _, h, w = self.shape
+            if height % h or width % w:
+                raise ValueError(f"a feature map must be a multiple of the mask's {h}x{w} cells; got {height}x{width}")
+            visible_BHW = self.visible_Bhw.repeat_interleave(height // h, 1).repeat_interleave(width // w, 2)
+            self._masks[key] = visible_BHW.unsqueeze(1).to(like_BCHW.dtype)
         return self._masks[key]
 
     def positions(self, height: int, width: int) -> Tensor:
@@ -131,6 +131,14 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(unbiased, self.momentum)
         return y_NC
+
+
+def synchronised(net: Net, sync_bn: bool) -> Net:
+    """Set whether each BatchNorm of `net` has the statistics of all ranks; return `net`."""
+    for module in net.modules():
+        if isinstance(module, MaskedBatchNorm2d):
+            module.sync = sync_bn
+    return net
 
 
 class _NormOverRanks(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.config import PredictorConfig, PredictorConv
-from cnnjepa.models.masked import MaskedBatchNorm2d
+from cnnjepa.models.masked import MaskedBatchNorm2d, synchronised
 
 
 class Pointwise(nn.Conv2d):
@@ -44,7 +44,4 @@ def build_predictor(config: PredictorConfig, channels: int, sync_bn: bool = Fals
     layers: list[nn.Module] = []
     for c_in, c_out in itertools.pairwise(sizes):
         layers += _layer(config.conv, c_in, c_out, config.kernel)
-    for layer in layers:
-        if isinstance(layer, MaskedBatchNorm2d):
-            layer.sync = sync_bn
-    return nn.Sequential(*layers)
+    return synchronised(nn.Sequential(*layers), sync_bn)

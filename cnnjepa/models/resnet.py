@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
-from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool, needed
+from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool, needed, synchronised
 from cnnjepa.models.tiles import ConvNorm, encode_tiles
 
 # Cells of a micro-batch, hidden ones included, from which tiles pay. Below, the GPU waits for the
@@ -35,74 +35,58 @@ class Downsample(nn.Sequential):
         return norm(hide(conv(x_BCHW), visibility), visibility)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+class Block(nn.Module):
+    """Convolutions `conv1`, `conv2` ... with norms `bn1`, `bn2` ..., and a shortcut."""
 
-    expansion = 1
+    expansion = 1  # of the channels, from the first convolution to the output
 
-    def __init__(self, c_in: int, width: int, stride: int) -> None:
+    def __init__(self, convs: list[nn.Conv2d], stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv(c_in, width, 3, stride)
-        self.bn1 = MaskedBatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3)
-        self.bn2 = MaskedBatchNorm2d(width)
+        for i, conv in enumerate(convs, start=1):
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"bn{i}", MaskedBatchNorm2d(conv.out_channels))
         self.relu = nn.ReLU(inplace=True)
-        same = stride == 1 and c_in == width
-        self.downsample = None if same else Downsample(_conv(c_in, width, 1, stride), MaskedBatchNorm2d(width))
-
-    @property
-    def branch(self) -> list[ConvNorm]:
-        """Return the convolutions beside the shortcut and their norms, in order."""
-        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
-
-    def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
-        """Map [B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
-        shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
-        y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
-        y = self.bn2(hide(self.conv2(y), visibility), visibility)
-        return self.relu(_sum(y, shortcut))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (which carries the stride) and 1x1 convolutions and a shortcut."""
-
-    expansion = 4
-    widening = 1  # of the inner channels
-
-    def __init__(self, c_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        c_out, width = width * self.expansion, width * self.widening
-        self.conv1 = _conv(c_in, width, 1)
-        self.bn1 = MaskedBatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = MaskedBatchNorm2d(width)
-        self.conv3 = _conv(width, c_out, 1)
-        self.bn3 = MaskedBatchNorm2d(c_out)
-        self.relu = nn.ReLU(inplace=True)
+        self.count, c_in, c_out = len(convs), convs[0].in_channels, convs[-1].out_channels
         same = stride == 1 and c_in == c_out
         self.downsample = None if same else Downsample(_conv(c_in, c_out, 1, stride), MaskedBatchNorm2d(c_out))
 
     @property
     def branch(self) -> list[ConvNorm]:
         """Return the convolutions beside the shortcut and their norms, in order."""
-        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in range(1, self.count + 1)]
 
     def forward(self, x_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
         """Map [B, C, H, W] to [B, C', H/stride, W/stride], non-negative."""
-        shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW, visibility)
-        y = self.relu(self.bn1(hide(self.conv1(x_BCHW), visibility), visibility))
-        y = self.relu(self.bn2(hide(self.conv2(y), visibility), visibility))
-        y = self.bn3(hide(self.conv3(y), visibility), visibility)
+        shortcut = y = x_BCHW
+        if self.downsample is not None:
+            shortcut = self.downsample(x_BCHW, visibility)
+        for i, (conv, norm) in enumerate(self.branch):
+            y = norm(hide(conv(self.relu(y) if i else y), visibility), visibility)
         return self.relu(_sum(y, shortcut))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, c_in: int, width: int, stride: int) -> None:
+        super().__init__([_conv(c_in, width, 3, stride), _conv(width, width, 3)], stride)
+
+
+class Bottleneck(Block):
+    """1x1, 3x3 (which carries the stride) and 1x1 convolutions and a shortcut."""
+
+    expansion = 4
+    widening = 1  # of the inner channels
+
+    def __init__(self, c_in: int, width: int, stride: int) -> None:
+        c_out, width = width * self.expansion, width * self.widening
+        super().__init__([_conv(c_in, width, 1), _conv(width, width, 3, stride), _conv(width, c_out, 1)], stride)
 
 
 class WideBottleneck(Bottleneck):
     """A Bottleneck with twice the inner channels (Zagoruyko and Komodakis 2016)."""
 
     widening = 2
-
-
-Block = BasicBlock | Bottleneck
 
 
 class ResNet(nn.Module):
@@ -113,7 +97,7 @@ class ResNet(nn.Module):
     stages are the usual ones, with 32 pixels per cell.
     """
 
-    def __init__(self, block: type[Block], stages: list[int], width: int = 64, small: bool = False) -> None:
+    def __init__(self, block: type[BasicBlock | Bottleneck], stages: list[int], width: int = 64, small: bool = False) -> None:
         super().__init__()
         self.small, self.cell = small, 8 if small else 32
         self.execution = Execution.tiled
@@ -135,7 +119,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, BasicBlock | Bottleneck):
+            elif isinstance(module, Block):
                 nn.init.zeros_(module.branch[-1][1].weight)  # so that a new block is the identity
 
     def blocks(self) -> list[Block]:
@@ -159,7 +143,7 @@ class ResNet(nn.Module):
         return x
 
 
-_STAGES: dict[EncoderName, tuple[type[Block], list[int]]] = {
+_STAGES: dict[EncoderName, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     EncoderName.resnet18: (BasicBlock, [2, 2, 2, 2]),
     EncoderName.resnet34: (BasicBlock, [3, 4, 6, 3]),
     EncoderName.resnet50: (Bottleneck, [3, 4, 6, 3]),
@@ -180,7 +164,4 @@ def build_encoder(config: EncoderConfig, generator_seed: int | None = None) -> R
         else:
             net = ResNet(*_STAGES[config.name])
     net.execution = config.execution
-    for module in net.modules():
-        if isinstance(module, MaskedBatchNorm2d):
-            module.sync = config.sync_bn
-    return net
+    return synchronised(net, config.sync_bn)

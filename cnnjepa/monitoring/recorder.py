@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,25 +71,20 @@ class _Board:
         """Call `SummaryWriter.<call>(*values, step)`."""
         if self._writer is None and time.monotonic() >= self._next:
             self._open(step)
-        try:
-            if self._writer is not None:
-                getattr(self._writer, call)(*values, step)
-        except OSError as error:
-            self._lost(error)
+        self._attempt(lambda writer: getattr(writer, call)(*values, step))
 
     def complete(self) -> None:
         """Mark the run as complete."""
-        try:
-            if self._writer is not None:
-                self._writer._get_file_writer().add_summary(self._end)
-        except OSError as error:
-            self._lost(error)
+        self._attempt(lambda writer: writer._get_file_writer().add_summary(self._end))
 
     def close(self) -> None:
         """Flush and close the file."""
+        self._attempt(lambda writer: writer.close())
+
+    def _attempt(self, write: Callable[["SummaryWriter"], None]) -> None:
         try:
             if self._writer is not None:
-                self._writer.close()
+                write(self._writer)
         except OSError as error:
             self._lost(error)
 
@@ -114,28 +110,26 @@ class Recorder:
         if not self.is_main:
             return
         self.folder.record(kind, step, values)
-        for key, value in values.items() if self._board else ():
-            assert self._board
-            self._board.tell("add_scalar", step, f"{kind}/{key}", value)
+        self.scalars(step, {f"{kind}/{key}": value for key, value in values.items()})
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write numbers to TensorBoard only, by their full tags."""
-        for tag, value in values.items() if self._board else ():
-            assert self._board
-            self._board.tell("add_scalar", step, tag, value)
+        self._tell("add_scalar", step, values)
 
     def histograms(self, step: int, samples: dict[str, Tensor]) -> None:
         """Write histograms of values on the host, by their full tags."""
-        for tag, values in samples.items() if self._board else ():
-            assert self._board
-            self._board.tell("add_histogram", step, tag, values)
+        self._tell("add_histogram", step, samples)
 
     def pictures(self, step: int, images: dict[str, Tensor]) -> None:
         """Write samples of what the method sees, [B, 3, H, W] in any range."""
         for key, pixels in images.items() if self._board else ():
             low, high = pixels.amin(), pixels.amax()
-            assert self._board
-            self._board.tell("add_images", step, key, ((pixels - low) / (high - low).clamp_min(1e-6)).float().cpu())
+            self._tell("add_images", step, {key: ((pixels - low) / (high - low).clamp_min(1e-6)).float().cpu()})
+
+    def _tell(self, call: str, step: int, values: Mapping[str, Any]) -> None:
+        for tag, value in values.items():
+            if self._board:
+                self._board.tell(call, step, tag, value)
 
     def complete(self) -> None:
         """Mark the run as complete; everything must be recorded before."""

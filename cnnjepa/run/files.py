@@ -73,6 +73,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def tail(path: Path, most: int) -> bytes:
+    """Return the last `most` bytes of a file, or all of a shorter one."""
+    with open(path, "rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - most, 0))
+        return file.read()
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn errors in the block about the file or its content into a ValueError that names it."""

@@ -177,8 +177,7 @@ def accounted_state(job: str) -> str:
         out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "State"], patience_seconds=0)
     except SlurmError as error:
         return "" if "disabled" in str(error) else "?"
-    words = out.split()
-    return words[0] if words else ""
+    return next(iter(out.split()), "")
 
 
 def show_job(job: str, patience_seconds: float = 120.0) -> dict[str, str]:

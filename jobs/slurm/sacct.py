@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jobs.slurm.queue import ENDED, SlurmSilentError, ask
@@ -18,7 +18,6 @@ class JobUse:
     """One job over all its starts. None means that the accounting has no value."""
 
     state: str  # of the last start
-    starts: int
     seconds: float  # of all starts together
     limit_seconds: float | None  # of one start; None without a limit
     cores: int
@@ -64,9 +63,7 @@ def _added(known: JobUse | None, start: JobUse) -> JobUse:
     used = [m for m in (known.memory_used_mb, start.memory_used_mb) if m is not None]
     # A partial sum would make all cores look idle.
     whole = sum(cpu) if len(cpu) == 2 else None
-    return replace(
-        start, starts=known.starts + 1, seconds=known.seconds + start.seconds, cpu_seconds=whole, memory_used_mb=max(used, default=None)
-    )
+    return replace(start, seconds=known.seconds + start.seconds, cpu_seconds=whole, memory_used_mb=max(used, default=None))
 
 
 def parse(lines: Sequence[str]) -> dict[str, JobUse]:
@@ -90,7 +87,6 @@ def parse(lines: Sequence[str]) -> dict[str, JobUse]:
             continue
         start = JobUse(
             (row["State"].split() or [""])[0],
-            1,
             seconds_of(row["Elapsed"]) or 0.0,
             seconds_of(row["Timelimit"]),
             cores,
@@ -112,17 +108,12 @@ def used(jobs: Sequence[str], patience_seconds: float = 5.0) -> dict[str, JobUse
     return found
 
 
-def used_at_the_end(
-    jobs: Sequence[str],
-    wait_seconds: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> dict[str, JobUse]:
+def used_at_the_end(jobs: Sequence[str], wait_seconds: float) -> dict[str, JobUse]:
     """Return the records of jobs that just ended; wait up to `wait_seconds` for complete ones.
 
     Raise SlurmError without accounting, and SlurmSilentError if it has not answered by then.
     """
-    deadline = clock() + wait_seconds
+    deadline = time.monotonic() + wait_seconds
     found: dict[str, JobUse] = {}
     missing = list(jobs)
     while missing:
@@ -132,10 +123,10 @@ def used_at_the_end(
         except SlurmSilentError as error:
             silent = error
         missing = [job for job in missing if job not in found or not found[job].whole]
-        if missing and clock() + _PAUSE_SECONDS > deadline:
+        if missing and time.monotonic() + _PAUSE_SECONDS > deadline:
             if silent is not None and not found:
                 raise silent
             break
         if missing:
-            sleep(_PAUSE_SECONDS)
+            time.sleep(_PAUSE_SECONDS)
     return found

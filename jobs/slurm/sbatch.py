@@ -62,8 +62,10 @@ def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
 
 
-def _gres(cluster: ClusterProfile) -> str:
-    return cluster.gres or (f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else "")
+def _site_options(cluster: ClusterProfile) -> dict[str, str]:
+    """Return the options that a site may require; "" stands for the site's default."""
+    gres = cluster.gres or (f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else "")
+    return {"account": cluster.account, "partition": cluster.partition, "qos": cluster.qos, "gres": gres}
 
 
 def _memory_mb(cluster: ClusterProfile) -> int:
@@ -80,8 +82,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
         **cluster.sbatch,
     }
-    sites = {"account": cluster.account, "partition": cluster.partition, "qos": cluster.qos}
-    optional = {**sites, "gres": _gres(cluster), "comment": array.comment}
+    optional = {**_site_options(cluster), "comment": array.comment}
     executor.update_parameters(
         job_name=array.name,
         time=cluster.time_limit_minutes,
@@ -120,10 +121,7 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
             "nodes": cluster.nodes_per_trial,
             "tasks_per_node": cluster.ranks_per_trial // cluster.nodes_per_trial,
             "mem_gb": int(_memory_mb(cluster) // 1024),
-            "account": cluster.account or None,
-            "partition": cluster.partition or None,
-            "qos": cluster.qos or None,
-            "gres": _gres(cluster) or None,
+            **{key: value or None for key, value in _site_options(cluster).items()},
             "signal_delay_s": cluster.stop_signal_seconds,
             "array_parallelism": cluster.max_parallel or 256,
             "max_num_timeout": 1000,  # a run that exceeds the limit goes on in the next job

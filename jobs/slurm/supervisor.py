@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from jobs.cli import INTERRUPTED, STOPPED, Parser
+from jobs.cli import INTERRUPTED, STOP_SIGNALS, STOPPED, Parser, refused
 from jobs.slurm.queue import SlurmError, ask, own_job, show_job
 
 # Consecutive deaths, each within QUICK_SECONDS of its start, before the job is given up. A faulty
@@ -141,11 +141,10 @@ def main() -> int:
     try:
         asked = parser.parse_args()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
     command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
     supervisor = Supervisor(command, own_job(), max(_SHORTEST_MARGIN_SECONDS, min(60.0, asked.stop_signal_seconds / 4)))
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in STOP_SIGNALS:
         signal.signal(number, supervisor.note)
     return supervisor.run()
 

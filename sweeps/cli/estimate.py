@@ -9,7 +9,8 @@ from rich.console import Console
 
 from cnnjepa.run.folder import RunStatus
 from jobs.cluster import ClusterProfile
-from jobs.cost import Estimate, balance, combined, estimate, same_shape
+from jobs.cost import Estimate, combined, estimate, same_shape
+from jobs.slurm.queue import site_tool
 from sweeps.execution.changes import left_to_run
 from sweeps.report.status import trial_status
 from sweeps.search.search import Outlook, epochs_expected
@@ -42,13 +43,12 @@ def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile
 
 def kinds_of(sweep: Sweep) -> list[list[Trial]]:
     """Group the trials by the cost of an epoch; those of a search count as one kind."""
-    kinds: list[list[Trial]] = [list(sweep.trials)] if sweep.search is not None else []
-    for trial in sweep.trials if sweep.search is None else ():
-        alike = next((kind for kind in kinds if same_shape(trial.values, kind[0].values)), None)
-        if alike is None:
-            kinds.append([trial])
-        else:
-            alike.append(trial)
+    kinds: list[list[Trial]] = []
+    for trial in sweep.trials:
+        alike = next((kind for kind in kinds if sweep.search is not None or same_shape(trial.values, kind[0].values)), [])
+        if not alike:
+            kinds.append(alike)
+        alike.append(trial)
     return kinds
 
 
@@ -103,7 +103,7 @@ def show_estimate(sweep: Sweep, price: Estimate, console: Console) -> None:
         if price.device_hours_per_epoch is None:
             first = "one run goes first to measure the cost; the others start after it, if you watch or run the command again"
             console.print(f"  {first}", highlight=False, soft_wrap=True)
-    if has := balance():
+    if has := site_tool("sbalance"):
         console.print(f"sbalance:\n{has}", highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 """Run a sweep on this machine: check, plan, run what is missing with Ray Tune, write results."""
 
 import argparse
+import contextlib
 import os
 import signal
 import time
@@ -8,7 +9,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from jobs.cli import INTERRUPTED
+from jobs.cli import INTERRUPTED, Stop, handling
 from jobs.cluster import ClusterProfile, JobSpec
 from jobs.run import check_jobs
 from sweeps.cli.plan import refuse_without_allocation
@@ -54,30 +55,26 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
     if is_over(view):
         return True
     engine = LocalEngine(sweep, cluster)
-    signals: list[int] = []
+    stopped = Stop()
     reported: list[str] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-        if len(signals) == 1:
+        stopped.received.append(number)
+        if len(stopped.received) == 1:
             engine.stop()
             return
         engine.abandon()
         console.show_cursor()
         os._exit(INTERRUPTED)  # an ordinary exit would wait for a thread in Ray
 
-    def stopped() -> bool:
-        return bool(signals)
-
-    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-    if engine.unused_devices:
-        console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_trial=1 gives each trial one")
-    console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
-    try:
+    with handling(on_signal, signal.SIGINT, signal.SIGTERM), contextlib.closing(engine):
+        if engine.unused_devices:
+            console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_trial=1 gives each trial one")
+        console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
         engine.start()
         with Watcher(view, console) as watcher:
             while not stopped() and not is_over(view):
-                if not run_round(view, engine.place, engine.parallel, watcher, stopped):  # the rest runs in another command's workers
+                if not run_round(view, engine.place, engine.parallel, watcher.show, stopped):  # the rest runs in another command's workers
                     if (hosts := view.hosts_elsewhere()) != reported:
                         reported = hosts
                         minutes = claims.SILENCE_SECONDS / 60
@@ -85,8 +82,4 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
                             console.print(f"waiting for trials of {', '.join(hosts)}; taken over after {minutes:.0f} min of silence")
                     watcher.show()
                     time.sleep(REFRESH_SECONDS)
-    finally:
-        engine.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return not signals
+    return not stopped()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from jobs.cli import refused
 from jobs.cluster import Scheduler
 from jobs.slurm.queue import SlurmError
 from sweeps.cli import local, submit
@@ -60,5 +61,4 @@ def main(spec: SweepSpec) -> None:
     try:
         sys.exit(run(spec, sys.argv[1:]))
     except (ValueError, SlurmError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(refused(error))

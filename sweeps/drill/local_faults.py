@@ -1,5 +1,6 @@
 """Drill on this machine: run on the stage of stage.py, inject faults into processes and files."""
 
+import contextlib
 import os
 import random
 import resource
@@ -24,12 +25,12 @@ _GRACE_SECONDS = 10.0
 _FULL_AT_BYTES = 30_000
 
 
-def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+def _signal(processes: Sequence[psutil.Process], number: int) -> bool:
+    """Send a signal to `processes`; return True: the run has to start again."""
     for process in processes:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
+    return True
 
 
 def _is_dead(process: psutil.Process) -> bool:
@@ -103,23 +104,21 @@ class RunHere:
             raise NoTargetError("ranks")
         return found
 
-    def _main_rank(self) -> psutil.Process:
-        return self._ranks()[0]
-
     def _everything(self) -> list[psutil.Process]:
         return [self._driver, *self._driver.children(recursive=True)]
 
-    def _with_ranks_dead(self, meanwhile: Callable[[], None]) -> None:
-        """Kill all ranks and call `meanwhile` before the driver notices."""
+    def _with_ranks_dead(self, meanwhile: Callable[[Path], None]) -> bool:
+        """Kill all ranks and call `meanwhile` with the checkpoints before the driver notices."""
         ranks = self._ranks()
         self._driver.suspend()
         try:
             wait_for("the driver to stop", lambda: self._driver.status() == psutil.STATUS_STOPPED, _END_SECONDS)
             _signal(ranks, signal.SIGKILL)
             wait_for("the ranks to die", lambda: all(map(_is_dead, ranks)), _END_SECONDS)
-            meanwhile()
+            meanwhile(self.run.path / "checkpoints")
         finally:
             self._driver.resume()
+        return True
 
     # Faults. Each returns whether the run has to start again.
 
@@ -136,18 +135,7 @@ class RunHere:
         ranks = self._ranks()
         _signal(ranks, signal.SIGTERM)
         time.sleep(draw.uniform(0, 0.1))
-        _signal(ranks, signal.SIGKILL)
-        return True
-
-    def kill_a_rank(self, draw: random.Random) -> bool:
-        """Kill one rank, as the OOM killer does."""
-        _signal([draw.choice(self._ranks())], signal.SIGKILL)
-        return True
-
-    def kill_all_ranks(self, draw: random.Random) -> bool:
-        """Kill all ranks at once. The driver lives."""
-        _signal(self._ranks(), signal.SIGKILL)
-        return True
+        return _signal(ranks, signal.SIGKILL)
 
     def kill_the_driver(self, draw: random.Random) -> bool:
         """Kill the driver. The ranks live, and another driver starts at once."""
@@ -158,8 +146,7 @@ class RunHere:
     def kill_everything(self, draw: random.Random) -> bool:
         """Kill the driver, ranks and loader processes, as a power cut of the node does."""
         self._ranks()
-        _signal(self._everything(), signal.SIGKILL)
-        return True
+        return _signal(self._everything(), signal.SIGKILL)
 
     def kill_a_loader(self, draw: random.Random) -> bool:
         """Kill a process that loads images."""
@@ -169,27 +156,17 @@ class RunHere:
         _signal([draw.choice(loaders)], signal.SIGKILL)
         return False
 
-    def truncate_checkpoint(self, draw: random.Random) -> bool:
-        """Truncate the newest checkpoint and kill all ranks."""
-        self._with_ranks_dead(lambda: file_faults.truncate(self.run.path / "checkpoints", draw))
-        return True
-
-    def flip_a_bit(self, draw: random.Random) -> bool:
-        """Flip a bit of the newest checkpoint and kill all ranks."""
-        self._with_ranks_dead(lambda: file_faults.flip_a_bit(self.run.path / "checkpoints", draw))
-        return True
-
     def show_checkpoint_late(self, draw: random.Random) -> bool:
         """Kill all ranks and hide the newest checkpoint for a while, as NFS may."""
-        checkpoints, hidden = self.run.path / "checkpoints", []
-        self._with_ranks_dead(lambda: hidden.append(file_faults.hide_newest(checkpoints, self._runs_dir / "not-yet-seen")))
+        hidden: list[Path] = []
+        self._with_ranks_dead(lambda folder: hidden.append(file_faults.hide_newest(folder, self._runs_dir / "not-yet-seen")))
         time.sleep(draw.uniform(0.2, 2.5))
-        file_faults.show_again(hidden[0], checkpoints)
+        file_faults.show_again(hidden[0], self.run.path / "checkpoints")
         return True
 
     def fill_the_disk(self, draw: random.Random) -> bool:
         """Let the main rank's writes beyond a file size fail for a while, by RLIMIT_FSIZE."""
-        rank = self._main_rank()
+        rank = self._ranks()[0]
         before = rank.rlimit(resource.RLIMIT_FSIZE)
         rank.rlimit(resource.RLIMIT_FSIZE, (_FULL_AT_BYTES, before[1]))
         try:
@@ -232,16 +209,16 @@ class RunHere:
     @property
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
         """Return the faults possible here, by name."""
-        found = {
+        found: dict[str, Callable[[random.Random], bool]] = {
             "SIGTERM with a grace period": self.terminate_with_grace,
             "SIGTERM without a grace period": self.terminate_without_grace,
-            "SIGKILL of a rank": self.kill_a_rank,
-            "SIGKILL of all ranks": self.kill_all_ranks,
+            "SIGKILL of a rank": lambda draw: _signal([draw.choice(self._ranks())], signal.SIGKILL),
+            "SIGKILL of all ranks": lambda _: _signal(self._ranks(), signal.SIGKILL),
             "SIGKILL of the driver": self.kill_the_driver,
             "SIGKILL of everything": self.kill_everything,
             "SIGKILL of a loader process": self.kill_a_loader,
-            "checkpoint truncated": self.truncate_checkpoint,
-            "bit of a checkpoint flipped": self.flip_a_bit,
+            "checkpoint truncated": lambda draw: self._with_ranks_dead(lambda folder: file_faults.truncate(folder, draw)),
+            "bit of a checkpoint flipped": lambda draw: self._with_ranks_dead(lambda folder: file_faults.flip_a_bit(folder, draw)),
             "checkpoint seen late": self.show_checkpoint_late,
             "disk full for a while": self.fill_the_disk,
             "folder read-only for a while": self.make_read_only,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run import checkpoint
-from cnnjepa.run.folder import RunFolder, RunResult
+from cnnjepa.run.files import tail
+from cnnjepa.run.folder import RunFolder
 
 _TAIL_BYTES = 4096
 
@@ -26,11 +27,8 @@ class WatchedRun:
 
     def step(self) -> int:
         """Return the last optimiser step on record."""
-        metrics = self.path / "metrics.jsonl"
         try:
-            with open(metrics, "rb") as file:
-                file.seek(max(metrics.stat().st_size - _TAIL_BYTES, 0))
-                found = re.findall(rb'"kind": "step", "step": (\d+)[^\n]*\n', file.read())
+            found = re.findall(rb'"kind": "step", "step": (\d+)[^\n]*\n', tail(self.path / "metrics.jsonl", _TAIL_BYTES))
         except FileNotFoundError:
             return 0
         return int(found[-1]) if found else 0
@@ -56,10 +54,6 @@ class WatchedRun:
         A run that dies twice without doing so is rightly marked failed.
         """
         return bool(self.claim()) and self.saved_step() > int(self.claim()["step"])
-
-    def result(self) -> RunResult | None:
-        """Return the result, or None if the run has not ended."""
-        return RunFolder(self.path).result()
 
     def ended(self) -> bool:
         """Return whether the run has a result."""

@@ -90,14 +90,22 @@ class RunOnSlurm:
             raise NoTargetError("a step of ranks")
         return max(numbered, key=lambda s: int(s.rpartition(".")[2]))
 
-    def _signal_ranks(self, name: str) -> None:
+    def _signal_ranks(self, name: str) -> bool:
+        """Send a signal to all ranks; return True: they have to start again."""
         try:
             slurm.ask(["scancel", "-s", name, self._ranks()], _ASK_SECONDS)
         except SlurmError as error:
             raise NoTargetError(str(error)) from error
+        return True
 
-    def _on_main_node(self, script: str) -> None:
-        """Run a line of shell on the node of rank 0, with its PID in $PID."""
+    def _with_ranks_dead(self, meanwhile: Callable[[Path], None]) -> bool:
+        """Kill all ranks and call `meanwhile` with the checkpoints; return True."""
+        self._signal_ranks("KILL")
+        meanwhile(self.run.path / "checkpoints")
+        return True
+
+    def _on_main_node(self, script: str, starts_again: bool = False) -> bool:
+        """Run a line of shell on the node of rank 0, with its PID in $PID; return `starts_again`."""
         claim = self.run.claim()
         pid = int(claim["owner"]["pid"])
         # srun rejects the ID of an array task
@@ -107,28 +115,9 @@ class RunOnSlurm:
             slurm.ask([*line, "sh", "-c", f"PID={pid}; {script}"], _ASK_SECONDS)
         except SlurmError as error:
             raise NoTargetError(str(error)) from error
+        return starts_again
 
     # Faults. Each returns whether the run has to start again.
-
-    def terminate_with_grace(self, draw: random.Random) -> bool:
-        """Send SIGTERM to all ranks, as a preemption does. They save, and the job is requeued."""
-        self._signal_ranks("TERM")
-        return True
-
-    def kill_a_rank(self, draw: random.Random) -> bool:
-        """Kill rank 0 on its node."""
-        self._on_main_node("kill -9 $PID")
-        return True
-
-    def kill_all_ranks(self, draw: random.Random) -> bool:
-        """Kill the step. The job stays, and its supervisor starts another step."""
-        self._signal_ranks("KILL")
-        return True
-
-    def kill_a_loader(self, draw: random.Random) -> bool:
-        """Kill a loader process of rank 0."""
-        self._on_main_node("set -- $(cat /proc/$PID/task/$PID/children); kill -9 $1")
-        return False
 
     def kill_the_command(self, draw: random.Random) -> bool:
         """Kill the command that submitted the run and watches it; `keep_alive` runs it again."""
@@ -153,18 +142,6 @@ class RunOnSlurm:
             slurm.ask(["scontrol", "update", f"nodename={node}", "state=resume"], _ASK_SECONDS)
         return True
 
-    def truncate_checkpoint(self, draw: random.Random) -> bool:
-        """Truncate the newest checkpoint and kill all ranks."""
-        self._signal_ranks("KILL")
-        file_faults.truncate(self.run.path / "checkpoints", draw)
-        return True
-
-    def flip_a_bit(self, draw: random.Random) -> bool:
-        """Flip a bit of the newest checkpoint and kill all ranks."""
-        self._signal_ranks("KILL")
-        file_faults.flip_a_bit(self.run.path / "checkpoints", draw)
-        return True
-
     def show_checkpoint_late(self, draw: random.Random) -> bool:
         """Kill all ranks and hide the newest checkpoint for a while, as NFS may."""
         self._signal_ranks("KILL")
@@ -173,11 +150,6 @@ class RunOnSlurm:
         time.sleep(draw.uniform(2, 20))
         file_faults.show_again(hidden, self.run.path / "checkpoints")
         return True
-
-    def fill_the_disk(self, draw: random.Random) -> bool:
-        """Let rank 0's writes beyond a file size fail for a while, by RLIMIT_FSIZE."""
-        self._on_main_node(f"prlimit --pid $PID --fsize={_FULL_AT_BYTES}:; sleep 2; prlimit --pid $PID --fsize=unlimited:")
-        return False
 
     def make_read_only(self, draw: random.Random) -> bool:
         """Set the modes of the run's folders to 0555."""
@@ -188,17 +160,22 @@ class RunOnSlurm:
     @property
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
         """Return the faults possible here, by name."""
+        a_loader = "set -- $(cat /proc/$PID/task/$PID/children); kill -9 $1"
+        # Writes of rank 0 beyond a file size then fail.
+        full = f"prlimit --pid $PID --fsize={_FULL_AT_BYTES}:; sleep 2; prlimit --pid $PID --fsize=unlimited:"
         found: dict[str, Callable[[random.Random], bool]] = {
-            "SIGTERM with a grace period": self.terminate_with_grace,
-            "SIGKILL of a rank": self.kill_a_rank,
-            "SIGKILL of all ranks": self.kill_all_ranks,
+            # As a preemption does: the ranks save, and the job is requeued.
+            "SIGTERM with a grace period": lambda _: self._signal_ranks("TERM"),
+            "SIGKILL of a rank": lambda _: self._on_main_node("kill -9 $PID", starts_again=True),
+            # The job stays, and its supervisor starts another step.
+            "SIGKILL of all ranks": lambda _: self._signal_ranks("KILL"),
             "SIGKILL of the command": self.kill_the_command,
-            "SIGKILL of a loader process": self.kill_a_loader,
+            "SIGKILL of a loader process": lambda _: self._on_main_node(a_loader),
             "requeue": self.requeue,
-            "checkpoint truncated": self.truncate_checkpoint,
-            "bit of a checkpoint flipped": self.flip_a_bit,
+            "checkpoint truncated": lambda draw: self._with_ranks_dead(lambda folder: file_faults.truncate(folder, draw)),
+            "bit of a checkpoint flipped": lambda draw: self._with_ranks_dead(lambda folder: file_faults.flip_a_bit(folder, draw)),
             "checkpoint seen late": self.show_checkpoint_late,
-            "disk full for a while": self.fill_the_disk,
+            "disk full for a while": lambda _: self._on_main_node(full),
             "node loss": self.lose_the_node,
             "folder read-only for a while": self.make_read_only,
         }

@@ -10,14 +10,13 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from jobs.cli import INTERRUPTED
+from jobs.cli import INTERRUPTED, handling
 from jobs.slurm.queue import Queue, SlurmError
 from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
@@ -121,16 +120,6 @@ def conclude(view: View, console: Console) -> int:
     return 1 if bad else 0
 
 
-@contextlib.contextmanager
-def leaving_quietly() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C inside the `with` block."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 class SlurmWatch:
     """Watches a sweep whose workers are in Slurm's queue."""
 
@@ -184,7 +173,7 @@ class SlurmWatch:
 
     def run(self) -> int:
         """Watch until all trials are settled or nothing more happens; return the exit status."""
-        with leaving_quietly(), Watcher(self.view, self.console) as watcher:
+        with handling(signal.default_int_handler, signal.SIGTERM), Watcher(self.view, self.console) as watcher:
             while True:
                 self.reload()
                 watcher.view = self.view

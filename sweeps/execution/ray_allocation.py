@@ -128,7 +128,7 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
                 if engine.stopping() or is_over(view):
                     break
                 engine.mark_dead(view)
-                if not run_round(view, engine.place, engine.workers, look, engine.stopping):
+                if not run_round(view, engine.place, engine.workers, look.show, engine.stopping):
                     break  # the rest runs elsewhere: free these nodes for others
         finally:
             ray.shutdown()

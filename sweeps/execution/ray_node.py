@@ -20,12 +20,12 @@ from pathlib import Path
 import psutil
 
 from cnnjepa.run.files import write_atomic
+from jobs.cli import STOP_SIGNALS
 from sweeps.execution.ray_tune import ENVIRONMENT, OBJECT_STORE_BYTES, is_noted, kill, private_folder
 from sweeps.state.submission import Submission
 
 _LOOK_SECONDS = 0.3
 _TAIL_CHARACTERS = 3000
-_BLOCKED = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LIBC = ctypes.CDLL(None)
 
@@ -93,7 +93,7 @@ def run_node(role: str, submission: Submission, folder: Path, temporary: Path) -
 
 def main() -> int:
     """Run the command line."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     temporary = private_folder()
     try:
         return run_node(sys.argv[1], Submission.load(Path(sys.argv[2])), Path(sys.argv[3]), temporary)

@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from jobs.cli import STOP_SIGNALS
+
 OBJECT_STORE_BYTES = 80 * 2**20  # no worker puts anything there; Ray wants at least 75 MiB
 ENVIRONMENT = {
     # Whoever can reach Ray's ports runs code as us, and every user of the machine can reach them.
@@ -50,7 +52,7 @@ def remove_abandoned() -> None:
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
     """Restore the signal handlers at the end: `ray.init` installs one that ends the process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:

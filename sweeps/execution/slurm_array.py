@@ -142,14 +142,8 @@ class SlurmEngine:
 
     def trial_of_job(self, view: View) -> dict[str, TrialState]:
         """Return job -> state of the trial that it claimed last."""
-        latest: dict[str, tuple[float, TrialState]] = {}
-        for trial in self.sweep.trials:
-            last = next(iter(view.claims(trial)[-1:]), None)
-            if last is not None and last.slurm is not None:
-                known = latest.get(last.slurm.job)
-                if known is None or known[0] < last.time:
-                    latest[last.slurm.job] = last.time, view.state(trial)
-        return {job: state for job, (_, state) in latest.items()}
+        ends = [(past[-1], view.state(t)) for t in self.sweep.trials if (past := view.claims(t))]
+        return {last.slurm.job: state for last, state in sorted(ends, key=lambda end: end[0].time) if last.slurm is not None}
 
     def _withdrawn_jobs(self) -> set[str]:
         ours = {t.signature for t in self.sweep.trials}

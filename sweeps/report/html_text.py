@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cnnjepa.run.files import tail
 from sweeps.report.aggregate import Leader, Spread, Summary, in_units, judged, leader, rows, summaries, title
 from sweeps.report.significance import compare
 from sweeps.search.search import trials_to_begin
@@ -91,10 +92,10 @@ def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
     """Return 'Of the 10 other configurations 6 are tied with it.'"""
     others = [s for s in table if s.label != lead.best.label and s.values.get(lead.metric)]
     near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).significant]
-    alone = "the only other configuration is" if len(others) == 1 else f"of the {len(others)} other configurations,"
     if len(others) == 1:
-        return f"{alone.capitalize()} {'tied with it' if near else 'significantly worse'}, by the same test."
-    return f"{alone.capitalize()} {len(near)} {'is' if len(near) == 1 else 'are'} tied with it, each compared by the same test."
+        return f"The only other configuration is {'tied with it' if near else 'significantly worse'}, by the same test."
+    tied = f"{len(near)} {'is' if len(near) == 1 else 'are'} tied with it, each compared by the same test."
+    return f"Of the {len(others)} other configurations, {tied}"
 
 
 def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
@@ -181,9 +182,7 @@ def last_lines(view: View, trial: Trial) -> str:
     of_job = [Path(c.slurm.log) for c in past[-1:] if c.slurm and not c.slurm.shared]
     for path in [own, *of_job]:
         try:
-            with open(path, "rb") as file:
-                file.seek(max(path.stat().st_size - _LOG_BYTES, 0))
-                lines = file.read().decode(errors="replace").splitlines()
+            lines = tail(path, _LOG_BYTES).decode(errors="replace").splitlines()
         except OSError:
             continue
         if any(line.strip() for line in lines):

@@ -13,20 +13,13 @@ from sweeps.state.folder import View
 
 def draw(view: View, path: Path) -> None:
     """Plot each mean ± standard deviation. Dots are seeds; a diamond is the paper's value."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     sweep, table, runs = view.sweep, shown_configurations(view)[0], rows(view)
     shown = sweep.headline or [sweep.objective]
-    figure, axes = pyplot.subplots(
-        1,
-        len(shown),
-        figsize=(5.2 * len(shown), 1.4 + 0.36 * sum(-(-len(s.label) // LABEL_WIDTH) for s in table)),
-        sharey=True,
-        squeeze=False,
-    )
+    height = 1.4 + 0.36 * sum(-(-len(s.label) // LABEL_WIDTH) for s in table)
+    figure = Figure(figsize=(5.2 * len(shown), height))
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)
     for axis, metric, color in zip(axes[0], shown, itertools.cycle(("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93")), strict=False):
         for y, summary in enumerate(table):
             spread = summary.spreads[metric]
@@ -50,26 +43,21 @@ def draw(view: View, path: Path) -> None:
 
 
 def _write_figure(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
     figure.tight_layout()
     data = io.BytesIO()
     figure.savefig(data, dpi=130, metadata={"Software": None})
-    pyplot.close(figure)
     write_atomic(path, data.getvalue())
 
 
 def draw_costs(view: View, path: Path) -> None:
     """Plot metrics against the first cost: mean ± std. Hollow diamonds are the paper's values."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     sweep, table = view.sweep, shown_configurations(view)[0]
     cost = sweep.costs[0]
     shown = [m for m in sweep.headline if sweep.task.is_pictured(m)] or [sweep.objective]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(5.6 * len(shown), 4.4), squeeze=False)
+    figure = Figure(figsize=(5.6 * len(shown), 4.4))
+    axes = figure.subplots(1, len(shown), squeeze=False)
     for axis, metric in zip(axes[0], shown, strict=True):
         for i, summary in enumerate(table):
             color, x, y = f"C{i}", summary.costs[cost], summary.spreads[metric]

@@ -29,11 +29,7 @@ def search_figures(view: View) -> list[tuple[str, go.Figure]]:
     varied = [p for p in sorted({p for t in done for p in t.params}) if len({t.params[p] for t in done if p in t.params}) > 1]
     costs = view.sweep.search.costs
     names = [view.sweep.objective, "device-hours"]
-
-    def score(trial: optuna.trial.FrozenTrial) -> float:
-        return float(trial.values[0])
-
-    target: Callable[[optuna.trial.FrozenTrial], float] | None = score if costs else None
+    target: Callable[[optuna.trial.FrozenTrial], float] | None = (lambda trial: float(trial.values[0])) if costs else None
     shown: dict[str, Any] = {"target": target, "target_name": names[0]}
     found = [("Optimization history", visualization.plot_optimization_history(study, **shown), 380)] if done else []
     if any(t.intermediate_values for t in trials) and not costs:

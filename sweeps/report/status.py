@@ -140,13 +140,10 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
     """Return a table of counts, with a line per trial that is not waiting, completed or pruned."""
     left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
     table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
-    columns = {"configuration": "left", "seed": "right", "state": "left", "done": "right", "epoch": "right", "loss": "right"}
-    columns |= {"images/s": "right", "probe": "right", "restarts": "right"}
     in_slurm = any(t["job"] for t in status["trials"])
-    if in_slurm:
-        columns |= {"job": "left", "node": "left", "GPU-h": "right"}
-    for name, side in columns.items():
-        table.add_column(name, justify="left" if side == "left" else "right")
+    columns = ["configuration", "seed", "state", "done", "epoch", "loss", "images/s", "probe", "restarts"]
+    for name in [*columns, *(["job", "node", "GPU-h"] if in_slurm else [])]:
+        table.add_column(name, justify="left" if name in ("configuration", "state", "job", "node") else "right")
     for t in status["trials"]:
         if t["state"] in ("waiting", "completed", "pruned"):
             continue

@@ -8,7 +8,7 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cnnjepa.run.folder import RunStatus
@@ -56,10 +56,6 @@ class Efficiency:
     images_per_second_without_wait: float | None
     best_images_per_second: float | None  # of the sweep's completed runs of the same shape
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
-
 
 def _share(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
@@ -95,17 +91,12 @@ def just_ended(view: View, trial: Trial) -> bool:
     return time.time() - view.sweep.run(trial).ended_at() < _JUST_ENDED_SECONDS
 
 
-def await_records(
-    view: View,
-    wait_seconds: float = _RECORD_WITHIN_SECONDS,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Wait up to `wait_seconds` until sacct has the end of jobs that have just ended."""
+def await_records(view: View) -> None:
+    """Wait, but not for long, until sacct has the end of jobs that have just ended."""
     ended = [t for t in view.sweep.trials if view.result(t) is not None and just_ended(view, t)]
     jobs = list(dict.fromkeys(job for t in ended for job in own_jobs(view, t)))
     if jobs and has_slurm():
-        _take_up(view, jobs, lambda: sacct.used_at_the_end(jobs, wait_seconds, clock, sleep))
+        _take_up(view, jobs, lambda: sacct.used_at_the_end(jobs, _RECORD_WITHIN_SECONDS))
 
 
 def missing_line(view: View) -> str:

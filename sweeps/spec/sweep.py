@@ -71,10 +71,8 @@ class SweepSpec:
 
     def label(self, configuration: Configuration) -> str:
         """Return the display name of `configuration`."""
-        return label(
-            {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by},
-            task_named(self.task),
-        )
+        naming = {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by}
+        return label(naming, task_named(self.task))
 
     def scale(self, name: ScaleName) -> Scale:
         """Return the smoke or the paper scale."""

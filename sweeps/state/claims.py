@@ -9,6 +9,7 @@ that has many, the process table decides on this machine and the heartbeat elsew
 """
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -134,12 +135,9 @@ def listing(trial_dir: Path) -> frozenset[str]:
 def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequence[Claim] = ()) -> list[Claim]:
     """Return all claims of a trial, oldest first. Claims in `known` are not read again."""
     names = listing(trial_dir) if names is None else names
-    read = {c.attempt for c in known}
     claims = list(known)
-    for name in sorted(n for n in names if n.endswith(".json") and n.removesuffix(".json").isdecimal()):
-        if int(name.removesuffix(".json")) in read:
-            continue
-        path = trial_dir / "claim" / name
+    for attempt in sorted(_attempts(names, "json") - {c.attempt for c in known}):
+        path = _path(trial_dir, attempt)
         with reading(path):
             values = read_json(path)
             held = values["slurm"]
@@ -168,9 +166,14 @@ def _path(trial_dir: Path, attempt: int, what: str = "json") -> Path:
     return trial_dir / "claim" / _name(attempt, what)
 
 
+def _attempts(names: frozenset[str], what: str) -> set[int]:
+    """Return the attempts that have a file of that kind."""
+    return {int(n.removesuffix(f".{what}")) for n in names if n.endswith(f".{what}") and n.removesuffix(f".{what}").isdecimal()}
+
+
 def _last_attempt(names: frozenset[str], what: str) -> int:
     """Return the last attempt that has a file of that kind, or -1."""
-    return max((int(n.partition(".")[0]) for n in names if n.endswith("." + what) and n.partition(".")[0].isdecimal()), default=-1)
+    return max(_attempts(names, what), default=-1)
 
 
 def cancel(trial_dir: Path) -> None:
@@ -194,12 +197,12 @@ def is_cancelled(trial_dir: Path, names: frozenset[str] | None = None) -> bool:
 
 
 class Standing(Enum):
-    """State of a claim's owner."""
+    """State of a claim's owner; the value is that of the trial's TrialState."""
 
-    alive = "alive"
+    alive = "running"
     requeued = "requeued"  # its Slurm job waits in the queue and will go on with the trial
     cancelled = "cancelled"  # a person cancelled its Slurm job
-    dead = "dead"
+    dead = "interrupted"
 
 
 class Watch:
@@ -321,13 +324,13 @@ def crashes_in_place(claims: list[Claim], step: int, driver: str, trial_dir: Pat
 
     A claim that was released, or whose driver died too, is no fault of the trial.
     """
-    crashes, names = 0, listing(trial_dir)
-    for past in reversed(claims):
+    names = listing(trial_dir)
+
+    def died(past: Claim) -> bool:
         forgiven = _ended(names, past.attempt) == "released" or _name(past.attempt, "resumed") in names
-        if past.step != step or past.driver != driver or forgiven:
-            break
-        crashes += 1
-    return crashes
+        return past.step == step and past.driver == driver and not forgiven
+
+    return len(list(itertools.takewhile(died, reversed(claims))))
 
 
 def starts_in_vain(claims: list[Claim], step: int, trial_dir: Path) -> int:
@@ -335,9 +338,9 @@ def starts_in_vain(claims: list[Claim], step: int, trial_dir: Path) -> int:
 
     Claims from before the last `uncancel` do not count.
     """
-    vain, names = 0, listing(trial_dir)
-    for past in reversed(claims):
-        if past.step != step or past.slurm is None or _name(past.attempt, "resumed") in names:
-            break
-        vain += 1
-    return vain
+    names = listing(trial_dir)
+
+    def in_vain(past: Claim) -> bool:
+        return past.step == step and past.slurm is not None and _name(past.attempt, "resumed") not in names
+
+    return len(list(itertools.takewhile(in_vain, reversed(claims))))

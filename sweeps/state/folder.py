@@ -46,14 +46,6 @@ class TrialState(Enum):
         return self.ended or self is TrialState.cancelled
 
 
-_STATES = {
-    claims.Standing.alive: TrialState.running,
-    claims.Standing.requeued: TrialState.requeued,
-    claims.Standing.cancelled: TrialState.cancelled,
-    claims.Standing.dead: TrialState.interrupted,
-}
-
-
 @dataclass(frozen=True)
 class Sweep:
     """Content of sweep.json: enough to run workers and write results without the sweep's file."""
@@ -160,20 +152,16 @@ class Sweep:
     @property
     def cancelled(self) -> bool:
         """Return whether a person stopped the search. It goes on when the sweep is run again."""
-        return self.search is not None and self._cancelled.exists()
-
-    @property
-    def _cancelled(self) -> Path:
-        return self.path / "cancelled"
+        return self.search is not None and (self.path / "cancelled").exists()
 
     def cancel(self) -> None:
         """Choose no further trial until `uncancel`."""
         if self.search is not None:
-            self._cancelled.touch()
+            (self.path / "cancelled").touch()
 
     def uncancel(self) -> None:
         """Choose trials again."""
-        self._cancelled.unlink(missing_ok=True)
+        (self.path / "cancelled").unlink(missing_ok=True)
 
     def expecting(self, hours_per_epoch: float | None) -> "Sweep":
         """Return this sweep with `hours_per_epoch` as the expected cost of an epoch."""
@@ -263,19 +251,16 @@ class View:
 
     def _run(self, trial: Trial) -> RunFolder:
         """Return the run folder of the trial, cached because one choice looks at thousands."""
-        known = self._runs.get(trial.signature)
-        if known is None:
-            known = self._runs[trial.signature] = self.sweep.run(trial)
-        return known
+        if trial.signature not in self._runs:
+            self._runs[trial.signature] = self.sweep.run(trial)
+        return self._runs[trial.signature]
 
     def result(self, trial: Trial) -> RunResult | None:
         """Return the trial's result, or None if it has none yet."""
-        if trial.signature not in self._results:
-            found = self._run(trial).result()
-            if found is None:
-                return None
+        found = self._results.get(trial.signature) or self._run(trial).result()
+        if found is not None:
             self._results[trial.signature] = found
-        return self._results[trial.signature]
+        return found
 
     def state(self, trial: Trial) -> TrialState:
         """Return the trial's current state."""
@@ -294,7 +279,7 @@ class View:
         past = self._claims_among(trial, names)
         if not past:
             return TrialState.cancelled if claims.is_cancelled(folder, names) else TrialState.waiting
-        return _STATES[self.watch.standing(folder, past[-1], names)]
+        return TrialState(self.watch.standing(folder, past[-1], names).value)
 
     def _claims_among(self, trial: Trial, names: frozenset[str]) -> list[claims.Claim]:
         """Return the claims named in a listing. No claim is read twice."""
@@ -323,8 +308,7 @@ class View:
 
     def hosts_elsewhere(self) -> list[str]:
         """Return the other hosts (or containers) whose processes own running trials."""
-        unfinished = [t for t in self.sweep.trials if self.state(t) is TrialState.running]
-        owners = [self.claims(t)[-1].owner for t in unfinished]
+        owners = [self.claims(t)[-1].owner for t in self.sweep.trials if self.state(t) is TrialState.running]
         return sorted({o.host for o in owners if not o.is_local})
 
     def device_hours(self, trial: Trial) -> float:
@@ -365,12 +349,9 @@ class View:
 
     def rung_values(self, epoch: int, seed: int) -> dict[str, float]:
         """Return run ID -> objective at a rung, for trials of `seed` with a value there."""
-        found = {}
-        for trial in self.sweep.trials:
-            value = self.probes(trial).get(str(epoch), {}).get(self.sweep.objective) if trial.seed == seed else None
-            if value is not None:
-                found[trial.signature] = value
-        return found
+        ours = [t for t in self.sweep.trials if t.seed == seed]
+        values = {t.signature: self.probes(t).get(str(epoch), {}).get(self.sweep.objective) for t in ours}
+        return {signature: value for signature, value in values.items() if value is not None}
 
     def objective(self, trial: Trial) -> float | None:
         """Return the value by which the trial is ranked, or None."""

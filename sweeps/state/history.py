@@ -1,8 +1,8 @@
 """Record in commands.jsonl which commands ran a sweep, and from which commit, for the report."""
 
+import contextlib
 import datetime
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -23,15 +23,10 @@ def note_command(folder: Path) -> None:
     if known and {**known[-1], "time": None} == {**line, "time": None}:
         return
     line["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    try:
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / _NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.write(descriptor, json.dumps(line).encode() + b"\n")
-        finally:
-            os.close(descriptor)
-    except OSError:
-        return
+        with open(folder / _NAME, "ab", buffering=0) as file:
+            file.write(json.dumps(line).encode() + b"\n")
 
 
 def commands(folder: Path) -> list[dict[str, object]]:

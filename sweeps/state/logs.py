@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from cnnjepa.run.files import tail
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import TrialState, View
 
@@ -22,9 +23,8 @@ def log_tail(path: Path) -> str:
     """Return the end of a log in one line, kills and errors first, or "" if there is no log."""
     if not path.exists():
         return ""
-    with open(path, "rb") as file:
-        file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
-        lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    text = tail(path, _TAIL_BYTES).decode(errors="replace")
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     killed = [line for line in lines if _KILLED.search(line)][-1:]
     shown = [line for line in lines if not _AFTERMATH.search(line) and not _KILLED.search(line)]
     shown = [line for line in shown if _ERROR.search(line)] or shown or lines

@@ -11,7 +11,6 @@ import time
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from cnnjepa.run.files import create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.run.ranks import Device
@@ -74,17 +73,13 @@ class Submission:
     def load(path: Path) -> "Submission":
         """Load a file that `create` wrote."""
         with reading(path):
-            return Submission._of(read_json(path))
-
-    @staticmethod
-    def _of(values: dict[str, Any]) -> "Submission":
-        values, cluster, shared = (
-            {_KEYS.get(k, k): v for k, v in (d or {}).items()} for d in (values, values["cluster"], values["allocation"])
-        )
-        profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
-        known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}
-        known["allocation"] = Allocation(**shared) if shared else None
-        return Submission(**{**known, "cluster": ClusterProfile(**profile)})
+            found = read_json(path)
+            parts = found, found["cluster"], found["allocation"]
+            values, cluster, shared = ({_KEYS.get(k, k): v for k, v in (part or {}).items()} for part in parts)
+            profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
+            known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}
+            known["allocation"] = Allocation(**shared) if shared else None
+            return Submission(**{**known, "cluster": ClusterProfile(**profile)})
 
     @staticmethod
     def all_of(sweep: Sweep) -> list["Submission"]:

@@ -8,7 +8,8 @@ import pytest
 
 from cnnjepa.run.identity import to_dict
 from jobs.config import compose_job
-from jobs.cost import Estimate, balance, combined, estimate
+from jobs.cost import Estimate, combined, estimate
+from jobs.slurm.queue import site_tool
 from sweeps.cli.estimate import check_cap
 
 PAPER = ["cluster=komondor", "account=abc", "data=imagenet100", "encoder.name=resnet50", "precision=bf16"]
@@ -123,7 +124,7 @@ def test_the_cap_refuses_what_is_above_it_or_unknown() -> None:
 def test_the_sites_balance_is_shown_where_it_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake sbalance: the site's own cannot be had here."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert balance() == ""
+    assert site_tool("sbalance") == ""
     (tmp_path / "sbalance").write_text("#!/bin/sh\necho 'abc  GPU 3200/5000 h'\n")
     (tmp_path / "sbalance").chmod(0o755)
-    assert balance() == "abc  GPU 3200/5000 h"
+    assert site_tool("sbalance") == "abc  GPU 3200/5000 h"

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from matplotlib import pyplot
 
 from cnnjepa.config import method_module, method_names
 from jobs.task import task_of
@@ -205,6 +204,5 @@ def test_each_metric_of_a_headline_has_its_panel(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pictures, "_write_figure", lambda figure, path: drawn.append(figure))
     in_process(monkeypatch, Trainer(without_value=False))
     run(depths(*THREE, headline=SIX), "--runs-dir", str(tmp_path), "--seeds", "1")
-    pyplot.close(drawn[0])
     assert [len(axis.lines) for axis in drawn[0].axes] == [6] * 6  # of each configuration the one run's dot, and the mean
     assert [axis.get_xlabel() for axis in drawn[0].axes] == [f"{task_of({}).title(metric)} (%)" for metric in SIX]

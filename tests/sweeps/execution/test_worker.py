@@ -242,8 +242,7 @@ def test_a_result_is_written_once_for_a_claim_and_a_later_claim_stands(tiny: Swe
     assert not [p for p in os.listdir(folder.path) if p.endswith(".tmp")]
 
 
-class Shown:
-    def show(self) -> None: ...
+def shown() -> None: ...
 
 
 def test_workers_that_find_nothing_since_another_command_was_faster_are_no_error(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,14 +254,14 @@ def test_workers_that_find_nothing_since_another_command_was_faster_are_no_error
 
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "trials_to_begin", overtaken)
-        assert rounds.run_round(View(tiny), lambda *_: [], 2, Shown(), never)
-    assert not rounds.run_round(View(tiny), lambda *_: [], 2, Shown(), never)
+        assert rounds.run_round(View(tiny), lambda *_: [], 2, shown, never)
+    assert not rounds.run_round(View(tiny), lambda *_: [], 2, shown, never)
 
 
 def test_workers_that_end_before_they_claim_anything_are_an_error(tiny: Sweep) -> None:
     with pytest.raises(RuntimeError, match="workers end before they claim a trial: no memory"):
-        rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, Shown(), never)
-    assert rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, Shown(), lambda: True)  # they were stopped
+        rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, shown, never)
+    assert rounds.run_round(View(tiny), lambda *_: ["no memory"], 2, shown, lambda: True)  # they were stopped
 
 
 @pytest.mark.parametrize("search", [False, True])
@@ -284,5 +283,5 @@ def test_a_round_has_a_worker_for_each_trial_that_may_begin_or_go_on_and_in_a_se
     with monkeypatch.context() as patch:
         if search:
             patch.setattr(rounds, "trials_to_begin", lambda _: 7)
-        assert rounds.run_round(view, place, 3, Shown(), lambda: True)
+        assert rounds.run_round(view, place, 3, shown, lambda: True)
     assert places == [3 if search else 5]

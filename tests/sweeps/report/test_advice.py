@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from rich.console import Console
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.config import compose_job
+from jobs.slurm import sacct as records
 from jobs.slurm.sacct import JobUse
 from sweeps.execution import monitor
+from sweeps.report import usage
 from sweeps.report.usage import Efficiency, advice_lines, all_of, await_records, clock, efficiency, requests, speed_line
 from sweeps.spec.sweep import ScaleName, Trial, build_trials
 from sweeps.state import claims
@@ -144,12 +147,14 @@ class Late:
             (folder / name).write_text(f"#!/bin/sh\n{script}")
             (folder / name).chmod(0o755)
         patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        patch.setattr(usage, "_RECORD_WITHIN_SECONDS", 5.0)
+        patch.setattr(records, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
     def wait(self, view: View) -> None:
-        await_records(view, 5.0, lambda: self.now, self.sleep)
+        await_records(view)
 
     def lines(self, made: Sweep) -> list[str]:
         """The closing lines of a sweep that has just ended."""
@@ -295,7 +300,7 @@ def test_a_request_follows_from_the_numbers_or_is_not_made(changes: dict[str, An
 
 
 def test_jobs_that_ran_out_of_memory_are_said() -> None:
-    killed = JobUse("OUT_OF_MEMORY", 1, 10.0, 60.0, 4, None, 16000.0, None)
+    killed = JobUse("OUT_OF_MEMORY", 10.0, 60.0, 4, None, 16000.0, None)
     found = replace(BASE, limit_seconds=None, memory_mb=None)
     assert requests([found], 4, 2, [killed], "data.workers") == ["memory_gb_per_trial above 16 (1 jobs ran out of memory)"]
 

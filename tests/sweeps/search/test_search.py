@@ -24,7 +24,7 @@ from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
 from tests.support.searched import OBJECTIVE, State, end, run_to_the_end, searched
 from tests.support.tiny_search import SWEEP
-from tests.sweeps.execution.test_worker import Shown, never
+from tests.sweeps.execution.test_worker import never, shown
 
 # What is chosen next.
 
@@ -38,9 +38,9 @@ def test_a_trial_that_another_command_has_chosen_and_not_yet_begun_is_progress(t
         assert search.begin(View(Sweep.load(made.path))) is not None
         return []
 
-    assert rounds.run_round(View(made), overtaken, 1, Shown(), never)
+    assert rounds.run_round(View(made), overtaken, 1, shown, never)
     with pytest.raises(RuntimeError, match="workers end before they claim a trial"):  # it waits now, and nobody takes it
-        rounds.run_round(View(made), lambda *_: [], 1, Shown(), never)
+        rounds.run_round(View(made), lambda *_: [], 1, shown, never)
 
 
 def test_trial_0_is_the_configuration_without_changes_and_all_others_are_new(tmp_path: Path) -> None:
