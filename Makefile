@@ -27,6 +27,8 @@ nightly: $(READY)
 	$(PYTEST) -m nightly
 	$(BIN)/python tests/benchmarks/learning.py --jobs 3
 	$(MAKE) ablation
+	$(BIN)/python tests/benchmarks/probe_agreement.py runs/predictor_ablation-smoke
+	$(BIN)/python tests/benchmarks/probe.py
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants.py --jobs 2
