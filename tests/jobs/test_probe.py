@@ -274,7 +274,12 @@ def test_another_labelled_set_is_scored_by_its_name(tree: Path, tmp_path: Path) 
     scored = result_of(run).metrics
     assert {k for k in scored if k not in plain.metrics} == {
         f"{name}.fashion_mnist.{part}_{top}" for name in ("linear", "knn") for part in ("holdout", "test") for top in ("top1", "top5")
-    } | {"linear.fashion_mnist.paper_protocol_top1", "collapse.fashion_mnist.feature_std", "collapse.fashion_mnist.rankme"}
+    } | {f"collapse.fashion_mnist.{k}" for k in ("feature_std", "rankme")} | {
+        f"linear.fashion_mnist.{k}" for k in ("paper_protocol_top1", "strength", "iterations", "relative_gradient")
+    }
+    counts = result_of(run).images
+    assert counts.keys() == {k for k in scored if "_top" in k}, "each score says on how many images it rests"
+    assert counts["linear.fashion_mnist.test_top1"] != counts["linear.test_top1"]
     asked = trained(tmp_path / "asked", tree, data)
     assert asked.metrics == scored, "a run that asks for it from the start has the same scores"
     assert score(run, data)[1] == score(run)[1] == f"{run}: nothing to do, all scores are there\n"
@@ -397,7 +402,7 @@ def test_a_damaged_trial_does_not_keep_the_others_from_their_scores(tree: Path, 
     shutil.copy(tmp_path / "whole.jpg", tree / BAD)
     status, out, _ = score(sweep.path)
     assert status == 1
-    assert f"{first}: not scored: result.json must be one that this project wrote; got {first / 'result.json'}" in out
+    assert f"{first}: not scored: result.json must be a file that this project wrote; got {first / 'result.json'}" in out
     assert result_of(second).missing == {}
 
 
