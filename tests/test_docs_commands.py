@@ -33,7 +33,7 @@ TYPED = {
     f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
     "python sweeps/joint_search.py --cluster local": Run("tpe chooses up to 16 configurations", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
-        "33 runs, 6600 epochs to train"
+        "33 runs, 6633 epochs to train"
     ),
     "python sweeps/method_comparison.py --cluster local": Run("21 trials", "--dry-run"),
     "python sweeps/method_comparison.py --cluster komondor --dry-run account=abc": Run("24 trials"),

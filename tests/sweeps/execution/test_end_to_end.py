@@ -95,7 +95,8 @@ def test_a_sweep_ends_with_its_table_its_files_and_no_process_left(undisturbed: 
         (configuration, seed, "completed") for seed in ("42", "43") for configuration in ("depth 1", "depth 2", "pointwise")
     ]
     summary = list(csv.DictReader((folder(undisturbed) / "summary.csv").open()))
-    assert [s["linear.test_top1_n"] for s in summary] == ["2", "2", "2"]
+    assert [(s["setting"], s["linear.test_top1_n"]) for s in summary[3:]] == [("random resnet_small", "2"), ("chance level", "1")]
+    assert [s["linear.test_top1_n"] for s in summary[:3]] == ["2", "2", "2"]
     assert (folder(undisturbed) / "ablation.png").stat().st_size > 5000
     for trial in (folder(undisturbed) / "trials").iterdir():
         assert {"claim", "config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "log", "result.json"} <= set(os.listdir(trial))
