@@ -61,11 +61,11 @@ def compare(name: str, data: ProbeData) -> Found:
     x, count = rows.of(fit.features_NC).double().numpy(), len(labels)
     inputs = {part: rows.of(features.features_NC).double().numpy() for part, features in judged.items()}
     ours = {part: class_scores(found, rows, features, present, data.classes).argmax(1).numpy() for part, features in judged.items()}
-    theirs = LogisticRegression(C=1 / found.strength, tol=1e-6, max_iter=20_000).fit(x, fit.labels_N.numpy())
+    theirs = LogisticRegression(C=1 / found.strength, solver="newton-cholesky", tol=1e-8, max_iter=1000).fit(x, fit.labels_N.numpy())
     loss = -theirs.predict_log_proba(x)[np.arange(count), labels.numpy()].mean()
     objective = loss + found.strength / (2 * count) * (theirs.coef_**2).sum()
     same = np.concatenate([ours[part] == theirs.predict(inputs[part]) for part in judged])
-    default = LogisticRegression(C=1.0, tol=1e-4, max_iter=20_000).fit(x, fit.labels_N.numpy())
+    default = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-8, max_iter=1000).fit(x, fit.labels_N.numpy())
     truth = data.holdout.labels_N.numpy()
     return Found(
         name,
