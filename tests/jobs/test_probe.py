@@ -509,7 +509,7 @@ def on_two_ranks(*words: str) -> None:
     finish(Launched(2, ["-m", *words], SLURM_ARRAY_TASK_ID="1"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_job_scores_its_share_on_its_ranks_as_they_would_have_at_the_end(tree: Path, tmp_path: Path) -> None:
     small = [*SMALL, f"data.root={tree}", "micro_batch_size=8"]
     for name, names in {"whole": "[linear,knn,collapse]", "scored": "[knn]"}.items():
