@@ -3,17 +3,19 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from cnnjepa.config import Precision, TrainConfig
+from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits
+from cnnjepa.methods._base import weights_dtype
 from cnnjepa.models.encoders import build_encoder
-from cnnjepa.probes import Outcome
+from cnnjepa.probes import Outcome, run_probes
 from cnnjepa.probes.features import calibrate_batchnorm
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.run.files import read_json, to_json, write_atomic
@@ -26,12 +28,17 @@ CHANCE = "chance level"
 
 
 def references(
-    config: TrainConfig, folder: RunFolder, splits: Splits, ranks: Ranks, found: Outcome, run: Callable[[nn.Module], Outcome]
+    config: TrainConfig,
+    folder: RunFolder,
+    splits: Splits,
+    ranks: Ranks,
+    found: Outcome,
+    wanted: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return name -> the scores of `found` as guessing and, in a sweep, a random encoder have them.
 
-    `run` probes an encoder as `found` was probed. Runs of a sweep that start from the same encoder
-    share its scores; the first of them to end computes them. Call this on all ranks.
+    `wanted` are the probes behind `found`, as in `run_probes`. Runs of a sweep that start from the
+    same encoder share its scores; the first of them to end computes them. Call this on all ranks.
     """
     guessed = {CHANCE: found.chance} if found.chance else {}
     if folder.shared is None or not found.images:
@@ -39,18 +46,17 @@ def references(
     if config.method.name == "random":
         scores = {metric: found.metrics[metric] for metric in found.images}
     else:
-        scores = _shared_scores(config, folder, splits, ranks, sorted(found.images), run)
+        scores = _shared_scores(config, folder.shared, splits, ranks, sorted(found.images), wanted)
     return {f"random {config.encoder.name.name}": scores, **guessed} if scores else guessed
 
 
 def _shared_scores(
-    config: TrainConfig, folder: RunFolder, splits: Splits, ranks: Ranks, wanted: list[str], run: Callable[[nn.Module], Outcome]
+    config: TrainConfig, shared: Path, splits: Splits, ranks: Ranks, metrics: list[str], wanted: Mapping[str, Sequence[str]] | None
 ) -> dict[str, float]:
     """Return the random encoder's scores from the sweep's folder; compute them if they are not there."""
     values = identity(config)
-    given = json.dumps([wanted, *(values[key] for key in ("encoder", "data", "probes", "precision", "seed"))], sort_keys=True)
-    assert folder.shared is not None
-    path = folder.shared / "references" / f"{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
+    given = json.dumps([metrics, *(values[key] for key in ("encoder", "data", "probes", "precision", "seed"))], sort_keys=True)
+    path = shared / "references" / f"{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
     known: dict[str, float] | None = None
     with suppress(OSError, ValueError):
         known = read_json(path) if ranks.is_main else None
@@ -62,11 +68,11 @@ def _shared_scores(
     except Exception as error:  # an image that a loader cannot open; the run's own scores remain valid
         cause = f"{type(error).__name__}: {error}"
     if not (cause := first_of(cause, ranks)):
-        outcome = run(encoder)
+        outcome = run_probes(encoder, config, splits, ranks, True, wanted)
     for line in [cause] if cause else [f"{probe}: {why}" for probe, why in outcome.missing.items()]:
         log.warning("the random encoder has no score: %s", line)
-    scores = {metric: outcome.metrics[metric] for metric in wanted if metric in outcome.metrics}
-    if ranks.is_main and len(scores) == len(wanted):
+    scores = {metric: outcome.metrics[metric] for metric in metrics if metric in outcome.metrics}
+    if ranks.is_main and len(scores) == len(metrics):
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, to_json(scores))
     return scores
@@ -76,7 +82,6 @@ def random_encoder(config: TrainConfig, splits: Splits, ranks: Ranks) -> nn.Modu
     """Return the encoder that a run of `config` starts from, with BatchNorm statistics over the training images."""
     alone = replace(config.encoder, sync_bn=False)  # every rank sees all images: there is nothing to synchronise
     encoder: nn.Module = build_encoder(alone, config.data.image_size, integer(config.seed, Stream.weights, 0))
-    dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
-    encoder.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder.to(device=ranks.device, dtype=weights_dtype(config), memory_format=torch.channels_last)  # type: ignore[call-overload]
     calibrate_batchnorm(encoder, config, splits, ranks)
     return encoder

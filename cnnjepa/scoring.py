@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from cnnjepa.config import Precision, TrainConfig, method_module
+from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits, load_splits
-from cnnjepa.probes import Outcome, run_probes
+from cnnjepa.methods._base import build_method
+from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.references import references
 from cnnjepa.run import checkpoint
@@ -29,10 +30,8 @@ def final_checkpoint(folder: RunFolder) -> checkpoint.Checkpoint:
 
 def trained_encoder(config: TrainConfig, found: checkpoint.Checkpoint, device: torch.device) -> nn.Module:
     """Return the network that the probes of a run of `config` judge, with the weights of a checkpoint."""
-    method = method_module(config.method.name).Method(config, total_steps=1)
-    dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
-    method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
-    method.to(device=device, dtype=dtype, memory_format=torch.channels_last).train()
+    method = build_method(config, 1, device)
+    method.load_state_dict(checkpoint.read(found, device)["method"])
     encoder: nn.Module = method.probe_encoder
     return encoder
 
@@ -59,17 +58,13 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
         assert found is not None
         assert splits is not None
         encoder = trained_encoder(config, found, ranks.device)
-
-        def probed(encoder: nn.Module) -> Outcome:
-            return run_probes(encoder, config, splits, ranks, True, wanted)
-
-        outcome = probed(encoder)
+        outcome = run_probes(encoder, config, splits, ranks, True, wanted)
         cause = collapsed(outcome.metrics, config.probes)
         scores = Scores(
             outcome.metrics,
             outcome.missing,
             outcome.images,
-            references(config, folder, splits, ranks, outcome, probed),
+            references(config, folder, splits, ranks, outcome, wanted),
             f"CollapsedError: collapsed: {cause}, at epoch {config.epochs}" if cause else "",
         )
         scores.about = {"step": found.step, "checkpoint": found.digest, "ranks": ranks.count, "device": ranks.device.type}

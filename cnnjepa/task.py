@@ -91,7 +91,7 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
     """Raise ValueError without a device, or without images for a step; load each image set once."""
     import cnnjepa.train  # noqa: F401
     from cnnjepa.data.check import cores
-    from cnnjepa.data.datasets import load_other, load_splits
+    from cnnjepa.data.datasets import load_splits, probed_sets
     from cnnjepa.data.loader import build_plan
     from cnnjepa.data.opened import require_decodable
 
@@ -101,13 +101,13 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
     images: dict[str, int] = {}
     for config in configs:
         pick_device(config.device)
-        for entry in ("", *config.probes.data):
-            if (data := f"{config.data} {entry}") not in images:
-                splits = load_other(entry, config.data) if entry else load_splits(config.data)
-                images[data] = len(splits.pretrain)
+        if (data := f"{config.data} {config.probes.data}") not in images:
+            own = load_splits(config.data)
+            images[data] = len(own.pretrain)
+            for key, splits in probed_sets(config, own):
                 if ranks == 1 and config.probes.names:  # several ranks share that work once they run
-                    require_decodable(splits, f"probes.data {entry}" if entry else "data.root", cores())
-        build_plan(config, images[f"{config.data} "], ranks)
+                    require_decodable(splits, key, cores())
+        build_plan(config, images[data], ranks)
 
 
 def check_data(config: TrainConfig) -> str:

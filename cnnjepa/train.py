@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import Precision, TrainConfig, method_module
-from cnnjepa.data.datasets import Splits, load_other, load_splits
+from cnnjepa.config import Precision, TrainConfig
+from cnnjepa.data.datasets import Splits, load_splits, probed_sets
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, RunningStatistics
+from cnnjepa.methods._base import build_method, weights_dtype
 from cnnjepa.monitoring.gpu import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
 from cnnjepa.monitoring.memory import peak_memory_mb, reset_peak_memory
 from cnnjepa.monitoring.progress import TrainingProgress
@@ -74,8 +75,8 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of the weights; bf16 is autocast around fp32 weights."""
-        return torch.float64 if self.config.precision is Precision.fp64 else torch.float32
+        """Return the dtype of the weights."""
+        return weights_dtype(self.config)
 
     @property
     def epoch(self) -> float:
@@ -139,9 +140,7 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     """Return a run at step 0, with the same weights on every rank."""
     splits = load_splits(config.data)
     plan = build_plan(config, len(splits.pretrain), ranks.count)
-    dtype = torch.float64 if config.precision is Precision.fp64 else torch.float32
-    method = method_module(config.method.name).Method(config, plan.total_steps)
-    method = method.to(device=ranks.device, dtype=dtype, memory_format=torch.channels_last).train()
+    method = build_method(config, plan.total_steps, ranks.device)
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
     saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep)
@@ -174,9 +173,8 @@ def require_probe_images(run: Run) -> None:
         return
     try:
         threads = max(config.threads, config.data.workers)
-        require_decodable(run.splits, "data.root", threads, ranks.rank, ranks.count)
-        for entry in config.probes.data:
-            require_decodable(load_other(entry, config.data), f"probes.data {entry}", threads, ranks.rank, ranks.count)
+        for key, splits in probed_sets(config, run.splits):
+            require_decodable(splits, key, threads, ranks.rank, ranks.count)
     except (ValueError, OSError) as error:
         cause = str(error)
     if first := first_of(cause, ranks):
@@ -394,11 +392,7 @@ def write_down(folder: RunFolder, result: RunResult) -> bool:
 def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
     """Write the run's result and return it: the last probe, or the cause if it was pruned."""
     found = Outcome() if pruned else probe(run, recorder, final=True)
-
-    def probed(encoder: nn.Module) -> Outcome:
-        return run_probes(encoder, run.config, run.splits, run.ranks, final=True)
-
-    compared = references(run.config, run.folder, run.splits, run.ranks, found, probed)
+    compared = references(run.config, run.folder, run.splits, run.ranks, found)
     result = RunResult(
         RunStatus.pruned if pruned else RunStatus.completed,
         cause=pruned,

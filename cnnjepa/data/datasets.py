@@ -1,7 +1,7 @@
 """Load image sets by name, each as labelled train and test images."""
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cnnjepa.config import DataConfig, DatasetName, other_set
+from cnnjepa.config import DataConfig, DatasetName, TrainConfig, other_set
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.packed import PackedImages, is_packed, read_manifest
 from cnnjepa.data.pictures import Drawn, EncodedPicture, Picture
@@ -227,6 +227,13 @@ def load_splits(config: DataConfig) -> Splits:
     if present < 2:
         raise ValueError(f"data.{config.name.name} must have at least 2 classes in its training images for the probes; got {present}")
     return splits
+
+
+def probed_sets(config: TrainConfig, own: Splits) -> Iterator[tuple[str, Splits]]:
+    """Yield the key and the images of each set that a run's probes read: its own, then `probes.data`."""
+    yield "data.root", own
+    for entry in config.probes.data:
+        yield f"probes.data {entry}", load_other(entry, config.data)
 
 
 def load_other(entry: str, data: DataConfig) -> Splits:

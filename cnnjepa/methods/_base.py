@@ -6,12 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import MethodConfig, TrainConfig
+from cnnjepa.config import MethodConfig, Precision, TrainConfig, method_module
 from cnnjepa.data.views import ViewSpec
 from cnnjepa.models.encoders import Encoder, build_encoder
 from cnnjepa.randomness import Stream, integer
 
 Settings = TypeVar("Settings", bound=MethodConfig)
+
+
+def weights_dtype(config: TrainConfig) -> torch.dtype:
+    """Return the dtype of the weights; bf16 is autocast around fp32 weights."""
+    return torch.float64 if config.precision is Precision.fp64 else torch.float32
+
+
+def build_method(config: TrainConfig, total_steps: int, device: torch.device) -> Any:
+    """Return the method of `config` with its initial weights, in training mode on `device`."""
+    method = method_module(config.method.name).Method(config, total_steps)
+    return method.to(device=device, dtype=weights_dtype(config), memory_format=torch.channels_last).train()
 
 
 class BaseMethod(nn.Module, Generic[Settings]):

@@ -27,11 +27,12 @@ import torch
 from _report import publish
 from rich.table import Table
 
-from cnnjepa.config import DATA_PRESETS, CheckpointConfig, EncoderConfig, LogConfig, OptimizerConfig, Precision, TrainConfig, method_module
+from cnnjepa.config import DATA_PRESETS, CheckpointConfig, EncoderConfig, LogConfig, OptimizerConfig, Precision, TrainConfig
 from cnnjepa.data.datasets import GreyImages, Images, Indices, Splits, load_splits
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.probes import knn, run_probes
-from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm
+from cnnjepa.probes.features import Features, ProbeData
+from cnnjepa.references import random_encoder
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import to_dict
 from cnnjepa.run.ranks import Device, joined
@@ -95,9 +96,7 @@ def random_metrics(config: TrainConfig) -> dict[str, float]:
     """Probes of the very encoder that `train` starts from, BatchNorm calibrated; raises RuntimeError where a probe has no value."""
     splits = load_splits(config.data)
     with joined(config.device) as ranks:
-        encoder = method_module(config.method.name).Method(config, 1).probe_encoder.to(memory_format=torch.channels_last)
-        calibrate_batchnorm(encoder, config, splits, ranks)
-        found = run_probes(encoder, config, splits, ranks, final=True)
+        found = run_probes(random_encoder(config, splits, ranks), config, splits, ranks, final=True)
     if found.missing:
         raise RuntimeError(f"a probe of the random encoder has no value: {found.missing}")
     return found.metrics
