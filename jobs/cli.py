@@ -1,6 +1,7 @@
 """Exit statuses, stop signals and path checks that every command shares. Imports no torch."""
 
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -65,6 +66,11 @@ def refused(error: Exception) -> int:
     """Print a mistake in one line; return the exit status of wrong usage."""
     print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def scores_later(folder: Path) -> str:
+    """Return the line that names the command for the scores that a run or a sweep lacks."""
+    return f"python -m jobs.probe {shlex.quote(str(folder))} computes what has no value, without training"
 
 
 def require_writable(folder: Path, key: str) -> None:

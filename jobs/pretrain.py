@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import DEFAULT_TASK
 from cnnjepa.run.ranks import is_main_rank, rank_count
-from jobs.cli import INTERRUPTED, Parser, refused, require_writable, stop_on_signals
+from jobs.cli import INTERRUPTED, Parser, refused, require_writable, scores_later, stop_on_signals
 from jobs.cluster import JobSpec, Scheduler
 from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
 from jobs.private import make_private
@@ -47,7 +46,7 @@ def run(job: JobSpec) -> int:
         if result is not None and result.status is RunStatus.failed:
             print("retry_failed=true retries it from its last checkpoint", flush=True)
         elif result is not None and result.missing:
-            print(f"python -m jobs.probe {shlex.quote(str(job.run_dir))} computes what has no value, without training", flush=True)
+            print(scores_later(Path(job.run_dir)), flush=True)
     return exit_status(result)
 
 

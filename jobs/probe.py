@@ -17,11 +17,11 @@ from typing import Any
 
 from cnnjepa.run.files import read_json, reading, to_json, write_atomic
 from cnnjepa.run.folder import RunFolder, RunStatus, never
-from cnnjepa.run.identity import differences, from_dict, identity, lookup, to_dict
+from cnnjepa.run.identity import differences, from_dict, identity, lookup, put, to_dict
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from cnnjepa.run.scores import Probed, Scores, is_lacking, locked, record
 from jobs import preflight, provenance, snapshot
-from jobs.cli import INTERRUPTED, STOPPED, Parser, require_writable, resolved, stop_on_signals
+from jobs.cli import INTERRUPTED, STOPPED, Parser, refused, require_writable, resolved, stop_on_signals
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.slurm.queue import Queue, SlurmError, has_slurm, own_restart
 from jobs.slurm.ranks import adopt_srun_ranks
@@ -60,9 +60,8 @@ class Request:
         own = folder.config()
         values, task = to_dict(own), task_of(own)
         for key, value in self.values.items():
-            *path, last = key.split(".")
-            lookup(values, key)
-            (lookup(values, ".".join(path)) if path else values)[last] = value
+            lookup(values, key)  # refused where the run has no such key
+            put(values, key, value)
         config = from_dict(values)
         changed = [line for line in differences(identity(own), identity(config)) if not line.startswith(f"{_probes(task)}.")]
         if changed:
@@ -353,8 +352,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ValueError, OSError, SlurmError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refused(error)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _mark(parts: list[tuple[Files, Indices]]) -> Path | None:
         folder = Path(tempfile.gettempdir()) / f"cnnjepa-decoded-{os.geteuid()}"
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        own = folder.lstat()  # not stat: a link is another's trick
+        own = folder.lstat()  # not stat: another user could have made a link of this name
     except OSError:
         return None
     is_ours = stat.S_ISDIR(own.st_mode) and own.st_uid == os.geteuid() and not own.st_mode & 0o077

@@ -121,8 +121,7 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     for old, new in found.items():
         *path, last = old.split(".")
         value = functools.reduce(operator.getitem, path, values).pop(last)
-        *path, last = new.split(".")
-        functools.reduce(operator.getitem, path, values)[last] = value
+        put(values, new, value)
     return values
 
 
@@ -149,6 +148,12 @@ def lookup(values: Mapping[str, Any], key: str) -> Any:
             raise ValueError(f"the configuration must have {key}; got one without it: the key may belong to another method")
         value = value[part]
     return value
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key of nested dicts; the dicts on its way must be there."""
+    *path, last = key.split(".")
+    functools.reduce(operator.getitem, path, values)[last] = value
 
 
 def signature(config: Any) -> str:

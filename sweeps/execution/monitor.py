@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from jobs.cli import INTERRUPTED, handling
+from jobs.cli import INTERRUPTED, handling, scores_later
 from jobs.slurm.queue import Queue, SlurmError
 from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
@@ -113,8 +113,7 @@ def conclude(view: View, console: Console) -> int:
     for row in bad:
         console.print(f"{row.label}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
     if any(row.state is TrialState.completed for row in bad):
-        line = f"python -m jobs.probe {shlex.quote(str(view.sweep.path))} computes what has no value, without training"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
     for line in [*advice_lines(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad else 0

@@ -98,23 +98,10 @@ class LocalEngine:
         Call this in the main thread: Ray's processes end with their thread.
         """
         os.environ |= {**ENVIRONMENT, **_LOOPBACK, "RAY_AUTH_TOKEN_PATH": str(write_token(self._private))}
-        import ray
-
         before = set(psutil.Process().children(recursive=True))
         for left in reversed(range(_STARTS)):
             try:
-                with signals_kept():
-                    ray.init(
-                        address="local",
-                        num_cpus=self.cores,
-                        include_dashboard=False,
-                        object_store_memory=OBJECT_STORE_BYTES,
-                        _temp_dir=str(self._private / "ray"),
-                        _node_ip_address="127.0.0.1",
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                    )
-                return
+                return self._init()
             except Exception as error:  # Ray has no class of its own for it
                 if _TOO_SLOW not in str(error):
                     raise
@@ -122,6 +109,21 @@ class LocalEngine:
                 if not left:
                     rule = f"give Ray the time to start; it did not start {_STARTS} times in half a minute each"
                     raise ValueError(f"this machine must {rule}: type the command again when the machine is less busy") from error
+
+    def _init(self) -> None:
+        import ray
+
+        with signals_kept():
+            ray.init(
+                address="local",
+                num_cpus=self.cores,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(self._private / "ray"),
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
 
     def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
         """Run `workers` workers, at most `parallel` at once; return their errors."""

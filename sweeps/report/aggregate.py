@@ -1,7 +1,7 @@
 """Decide which runs count, and aggregate them: a row per run, a summary per configuration."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cnnjepa.run.folder import RunResult, RunStatus
@@ -145,13 +145,12 @@ def summaries(view: View) -> list[Summary]:
     return sorted(found, key=lambda s: -(last if s.spreads[sweep.objective].mean is None else s.spreads[sweep.objective].mean or 0.0))
 
 
-def images_behind(view: View) -> str:
+def images_behind(view: View, leaders: Mapping[str, "Leader | None"]) -> str:
     """Return on how many images each score rests, and the error that this gives the best; "" if unknown."""
-    table, said = summaries(view), []
+    said = []
     results = [found for t in view.sweep.trials if (found := view.result(t)) is not None and found.status is RunStatus.completed]
-    for metric in columns(view):
+    for metric, lead in leaders.items():
         counts = sorted({r.images[metric] for r in results if metric in r.images})
-        lead = leader(table, metric)
         if not counts or lead is None:
             continue
         error = view.sweep.task.sampling_error(lead.best.spreads[metric].mean or 0.0, counts[0])

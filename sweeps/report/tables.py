@@ -146,7 +146,7 @@ def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[s
         rule = "bold: the best of its column, significantly better than the next by a two-sided test at 5 %"
         notes.append(f"{rule}; {_TIED}: the best, but tied with the next")
         notes += [f"{title(view, d.metric)}: {d.best.label} against {d.other.label if d.other else ''}, {judged(d)}" for d in tested]
-    notes += [line for line in (images_behind(view), pruned) if line]
+    notes += [line for line in (images_behind(view, leaders), pruned) if line]
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 
 

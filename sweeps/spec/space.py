@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnjepa.run.identity import lookup
+from cnnjepa.run.identity import lookup, put
 from jobs.task import Task
 
 _COUNTABLE = 10_000
@@ -115,11 +115,7 @@ def applied(base: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> 
     """Return a copy of the plain values `base` with `params` and `seed`."""
     values = copy.deepcopy(dict(base))
     for key, value in params.items():
-        *path, last = key.split(".")
-        node = values
-        for part in path:
-            node = node[part]
-        node[last] = value
+        put(values, key, value)
     return {**values, "seed": seed}
 
 

@@ -58,7 +58,11 @@ def test_it_equals_scikit_learn_on_fashion_mnist() -> None:
 
 
 def hard(count: int = 300, channels: int = 2048, classes: int = 10) -> Features:
-    """Linearly separable, columns scaled from 1e-6 to 1e6, some far from zero, 40 constant, one class of one image."""
+    """Return features that a linear classifier fits without an error, with badly scaled columns.
+
+    Scales range from 1e-6 to 1e6, some columns have means far from zero, 40 are constant, and one
+    class has a single image.
+    """
     random = np.random.default_rng(0)
     labels = random.integers(0, classes - 1, count)
     labels[17] = classes - 1
