@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -101,8 +101,9 @@ def leaves(config: Any) -> Iterator[tuple[Any, dataclasses.Field[Any]]]:
             yield config, f
 
 
-def value_for(value: Any) -> st.SearchStrategy[Any]:
-    """Values of the type of one, at its edges and beyond."""
+def value_for(owner: Any, name: str) -> st.SearchStrategy[Any]:
+    """Values of the type of a field, at its edges and beyond."""
+    value = getattr(owner, name)
     if isinstance(value, bool):
         return st.booleans()
     if isinstance(value, Enum):
@@ -112,7 +113,8 @@ def value_for(value: Any) -> st.SearchStrategy[Any]:
     if isinstance(value, float):
         return st.floats() | st.sampled_from([0.0, -0.0, 1.0, 1e-320, 1e308])
     if isinstance(value, list):
-        return st.lists(st.sampled_from(["linear", "knn", "", "x"]) if value else st.integers(-3, 3), max_size=3)
+        (element,) = get_args(get_type_hints(type(owner))[name])
+        return st.lists(st.integers(-3, 3) if element is int else st.sampled_from(["linear", "knn", "", "x"]), max_size=3)
     return st.text(max_size=5)
 
 
@@ -124,7 +126,7 @@ def configurations(draw: st.DrawFn) -> tuple[TrainConfig, int]:
     for _ in range(draw(st.integers(1, 4))):
         owner, f = draw(st.sampled_from(found))
         if f.name != "name" or isinstance(getattr(owner, f.name), Enum):
-            setattr(owner, f.name, draw(value_for(getattr(owner, f.name))))
+            setattr(owner, f.name, draw(value_for(owner, f.name)))
     return config, draw(st.sampled_from([1, 1, 1, 2, 4, 7]))
 
 
@@ -156,7 +158,7 @@ def profiles(draw: st.DrawFn) -> ClusterProfile:
         elif f.name == "setup":
             setattr(profile, f.name, draw(st.lists(texts, max_size=2)))
         else:
-            setattr(profile, f.name, draw(texts if isinstance(value, str) else value_for(value)))
+            setattr(profile, f.name, draw(texts if isinstance(value, str) else value_for(profile, f.name)))
     return profile
 
 

@@ -148,7 +148,7 @@ def test_every_method_is_trained_and_stands_on_a_page_that_a_browser_draws(tmp_p
     titles = {method_module(name).Config.title for name in method_names()}
     with opened(folder / "report.html") as page:
         names = {cell.text.partition(",")[0] for cell in page.all("#results tbody td:first-child")}
-        assert names == titles
+        assert names == titles | {"random resnet_small", "random vit_tiny", "chance level"}
         assert {cell.text.partition(",")[0] for cell in page.all("#trials tbody td:first-child")} == titles
         assert {cell.text for cell in page.all("#trials tbody td:nth-child(3)")} == {"completed"}
         assert page.complaints() == []
