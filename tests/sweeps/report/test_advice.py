@@ -18,6 +18,7 @@ from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.config import compose_job
 from jobs.slurm.sacct import JobUse
 from sweeps.execution import monitor
+from sweeps.report import usage
 from sweeps.report.usage import Efficiency, advice_lines, all_of, await_records, clock, efficiency, requests, speed_line
 from sweeps.spec.sweep import ScaleName, Trial, build_trials
 from sweeps.state import claims
@@ -346,6 +347,20 @@ def test_of_a_trial_in_several_jobs_time_is_added_up_and_what_was_asked_for_is_t
     assert found.memory_mb == 1000.0  # of the larger of the two
     assert found.cpu_share == pytest.approx((2 + 3) / (1 * 4 + 0.5 * 8))
     assert found.time_share == pytest.approx(0.75)
+
+
+def test_a_trial_that_ends_while_advice_looks_waits_for_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(tmp_path)
+    end(made, made.trials[0], seconds=60.0)
+    looked = usage.all_of
+
+    def then_another_ends(view: View) -> dict[str, Efficiency]:
+        found = looked(view)
+        end(made, made.trials[1], seconds=60.0)
+        return found
+
+    monkeypatch.setattr(usage, "all_of", then_another_ends)
+    assert advice_lines(View(made))[0].startswith("used at most, by 1 completed runs")
 
 
 def test_times_are_read_off_a_clock() -> None:
