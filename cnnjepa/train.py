@@ -28,7 +28,8 @@ from cnnjepa.randomness import Stream, integer
 from cnnjepa.references import references
 from cnnjepa.rules import validate
 from cnnjepa.run import checkpoint
-from cnnjepa.run.files import remove_partial
+from cnnjepa.run.checkpoint import Checkpoint
+from cnnjepa.run.consistency import PastTheEndError, disagreement, starting_point
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, retry
@@ -121,6 +122,7 @@ class Run:
             "resumes": self.resumes,
             "joules": self.meter.joules,
             "gpu_utilisation": self.busy.recorded,
+            "records": self.folder.mark(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -143,22 +145,38 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     method = build_method(config, plan.total_steps, ranks.device)
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
-    saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep)
+    saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep, folder.attempt)
     meter, busy = EnergyMeter(nvml_joules(ranks.device)), BusyMeter(nvml_utilisation(ranks.device))
     return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver, busy=busy)
 
 
-def resume(run: Run) -> None:
-    """Resume from the newest intact checkpoint of the run folder, if any, on every rank."""
-    found = None
+def resume(run: Run) -> Checkpoint | None:
+    """Resume from the newest intact checkpoint whose records are whole, if any, on every rank.
+
+    Return it. Raise PastTheEndError on every rank if the run has become shorter.
+    """
+    found, cause = None, ""
     if run.ranks.is_main:
-        remove_partial(run.folder.checkpoints)
-        found = checkpoint.newest_good(run.folder.checkpoints, set_aside=True)
+        try:
+            found = starting_point(run.folder, run.plan.total_steps, run.config.log.every_steps)
+        except PastTheEndError as error:
+            cause = str(error)
+    if cause := first_of(cause, run.ranks):
+        raise PastTheEndError(cause)
     found = broadcast_object(found, run.ranks)
     if found is not None:
         run.restore(checkpoint.read(found, run.ranks.device))
         if run.ranks.is_main:
             log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
+    return found
+
+
+def own(run: Run, begun: Checkpoint | None) -> Recorder:
+    """Return the recorder, with all that the run continues from copied to files of this attempt."""
+    recorder = Recorder(run.folder, run.step, run.ranks.is_main, run.config, None if begun is None else begun.attempt)
+    if begun is not None and run.ranks.is_main:
+        checkpoint.adopt(begun, run.folder.attempt)
+    return recorder
 
 
 def require_probe_images(run: Run) -> None:
@@ -243,7 +261,7 @@ def train(
     from which it can be resumed.
 
     Raise ValueError if the configuration cannot run, and RunError if training fails. The cause of
-    the RunError is a HopelessError if the run diverged or collapsed.
+    the RunError is a HopelessError if the run diverged, collapsed or has become shorter.
     """
     torch.set_num_threads(config.threads)
     reset_peak_memory()
@@ -253,9 +271,9 @@ def train(
         if done is not None:
             return done
         run = build_run(config, folder, ranks)
-        resume(run)
-        recorder = Recorder(folder, run.step, ranks.is_main, config)
+        recorder: Recorder | None = None
         try:
+            recorder = own(run, resume(run))
             require_probe_images(run)
             ended = train_steps(run, recorder, should_stop, judge)
             if ended is None:
@@ -268,7 +286,8 @@ def train(
             raise RunError(run.step, run.seconds, run.device_hours) from error
         finally:
             run.saver.settle()
-            recorder.close()
+            if recorder is not None:
+                recorder.close()
 
 
 def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], judge: Callable[[int, dict[str, float]], str]) -> str | None:
@@ -386,6 +405,8 @@ def probe(run: Run, recorder: Recorder, final: bool) -> Outcome:
 def write_down(folder: RunFolder, result: RunResult) -> bool:
     """Sync the records and write the result; return False if another claim's result stands."""
     folder.sync()
+    if wrong := disagreement(folder, result):
+        log.warning("%s", wrong)
     return folder.write_result(result)
 
 

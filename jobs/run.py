@@ -85,7 +85,7 @@ def run_job(
     Raise ValueError if the folder holds another configuration. With one rank, any other error
     becomes a `failed` result with its cause; with several, it is raised.
     """
-    folder = RunFolder(job.run_dir)
+    folder = RunFolder(job.run_dir, claim)
     if is_main_rank():
         folder.prepare(job.train)
         if job.retry_failed:

@@ -5,12 +5,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from cnnjepa.config import TrainConfig
+from cnnjepa.run.attempts import lost
 from cnnjepa.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def hyperparameters(config: Any, path: str = "") -> dict[str, str | int | float]
 class _Board:
     """TensorBoard's file. After a disk error, values are lost until a new file can be opened."""
 
-    def __init__(self, folder: Path, step: int, config: TrainConfig) -> None:
+    def __init__(self, run: RunFolder, step: int, config: TrainConfig) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        self._folder, self._next = folder, 0.0
+        self._run, self._next = run, 0.0
         # Omit the experiment summary: TensorBoard would use the first run's for all, with the keys
         # of its method only. From the runs' own summaries, it finds all keys and which of them
         # differ.
@@ -57,8 +57,14 @@ class _Board:
     def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # the other ranks do not need it
 
+        run = self._run
+        # A file that is opened later would hide the points of the attempt that has taken over.
+        if lost(run.path, run.attempt):
+            self._next = float("inf")
+            return
+        by = f".{run.attempt:06d}" if run.attempt else ""
         try:
-            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+            self._writer = SummaryWriter(str(run.tensorboard), purge_step=step, filename_suffix=by)
             self._writer._get_file_writer().add_summary(self._start)
         except OSError as error:
             self._lost(error)
@@ -92,13 +98,14 @@ class _Board:
 class Recorder:
     """Records values at optimiser steps, on the main rank only."""
 
-    def __init__(self, folder: RunFolder, step: int, is_main: bool, config: TrainConfig) -> None:
+    def __init__(self, folder: RunFolder, step: int, is_main: bool, config: TrainConfig, source: int | None = None) -> None:
+        """Continue the records that attempt `source` has up to `step`."""
         self.folder, self.is_main = folder, is_main
         self._board: _Board | None = None
         if is_main:
-            folder.open_metrics(step)
+            folder.open_metrics(step, source)
             if config.log.tensorboard:
-                self._board = _Board(folder.tensorboard, step + 1, config)
+                self._board = _Board(folder, step + 1, config)
 
     @property
     def has_board(self) -> bool:

@@ -1,45 +1,69 @@
 """Save and find checkpoints that are complete and verified.
 
-A file is named `step-<step>-<sha256 of its bytes, 16 digits>.pt`: one atomic rename publishes bytes
-and checksum, and a plain `torch.load` can read it. Finding files does not import torch.
+A file is named `step-<step>-<attempt>-<sha256 of its bytes, 16 digits>.pt`, without an attempt if the
+run has no claims: one atomic rename publishes bytes and checksum, and a plain `torch.load` can read
+it. An attempt that has lost its trial deletes nothing. Finding files does not import torch.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
-import itertools
 import logging
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from cnnjepa.run.attempts import last_step, lost
 from cnnjepa.run.files import sync_folder
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"step-(\d{9})-(?:(\d{6})-)?([0-9a-f]{16})\.pt")
+_PARTIAL = re.compile(r"\.step-\d{9}-(\d{6})\..*\.tmp")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published file, with the step and the checksum in its name."""
+    """A published file, with the step, the attempt and the checksum in its name."""
 
     path: Path
     step: int  # optimiser steps done
     digest: str
+    attempt: int = 0  # 0 if the run has no claims
 
 
-def find(folder: Path) -> list[Checkpoint]:
-    """Return the checkpoints in `folder`, newest first, unopened; [] if there is no folder."""
+def _named(folder: Path, step: int, attempt: int, digest: str) -> Checkpoint:
+    by = f"-{attempt:06d}" if attempt else ""
+    return Checkpoint(folder / f"step-{step:09d}{by}-{digest}.pt", step, digest, attempt)
+
+
+def find(folder: Path, attempt: int = 0) -> list[Checkpoint]:
+    """Return the checkpoints in `folder`, best first, unopened; [] if there is no folder.
+
+    The newest attempt's come first, and each attempt's by step. What an attempt saved after it had
+    lost the trial comes last: it is read only if nothing else is left. With `attempt`, those of
+    later attempts are left out.
+    """
     found = []
     for path in folder.glob("step-*.pt") if folder.is_dir() else []:
-        if match := _NAME.fullmatch(path.name):
-            found.append(Checkpoint(path, int(match[1]), match[2]))
-    return sorted(found, key=lambda c: c.step, reverse=True)
+        if (match := _NAME.fullmatch(path.name)) and (not attempt or int(match[2] or 0) <= attempt):
+            found.append(Checkpoint(path, int(match[1]), match[3], int(match[2] or 0)))
+    limits = {number: last_step(folder.parent, number) for number in {c.attempt for c in found}}
+    return sorted(found, key=lambda c: (c.step <= limits[c.attempt], c.attempt, c.step), reverse=True)
+
+
+def remove_partial(folder: Path, attempt: int) -> None:
+    """Remove temporary files of killed writers, but none of a later attempt."""
+    for path in folder.glob(".*.tmp"):
+        of = _PARTIAL.fullmatch(path.name)
+        if of is None or int(of[1]) <= attempt:
+            path.unlink(missing_ok=True)
 
 
 class _Digesting:
@@ -80,16 +104,17 @@ def require_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, said, str(folder))
 
 
-def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoint:
+def save(folder: Path, step: int, state: dict[str, Any], keep: int, attempt: int = 0) -> Checkpoint:
     """Publish `state` atomically, read it back, then remove all but the `keep` newest intact files.
 
-    Raise OSError if the disk refuses the write or returns other bytes; nothing has changed then.
+    Nothing is removed if a later attempt has been claimed. Raise OSError if the disk refuses the
+    write or returns other bytes; nothing has changed then.
     """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     require_room(folder, nbytes(state))
-    beside = folder / f".step-{step:09d}.{os.uname().nodename}.{os.getpid()}.tmp"
+    beside = folder / f".step-{step:09d}-{attempt:06d}.{os.uname().nodename}.{os.getpid()}.tmp"
     try:
         with open(beside, "wb") as file:
             through = _Digesting(file)
@@ -99,7 +124,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Checkpoin
         digest = through.whole.hexdigest()[:16]
         if _digest_of_file(beside) != digest:
             raise OSError(errno.EIO, "the disk returned other bytes than were written", str(beside))
-        saved = Checkpoint(folder / f"step-{step:09d}-{digest}.pt", step, digest)
+        saved = _named(folder, step, attempt, digest)
         os.replace(beside, saved.path)
     except OSError:
         beside.unlink(missing_ok=True)  # free the space on a full disk
@@ -119,8 +144,14 @@ _read_back: set[Checkpoint] = set()
 
 
 def _prune(folder: Path, saved: Checkpoint, keep: int) -> None:
-    """Remove all older than the `keep` newest intact checkpoints, which include `saved`."""
-    found = find(folder)
+    """Remove all older than the `keep` newest intact checkpoints, which include `saved`.
+
+    Those of earlier attempts are older. An attempt that has lost the trial removes none, not even
+    its own: the next owner may be about to continue from them.
+    """
+    if lost(folder.parent, saved.attempt):
+        return
+    found = find(folder, saved.attempt) if saved.attempt else [c for c in find(folder) if not c.attempt]
     intact = 0
     for position, checkpoint in enumerate(found):
         if len(found) - position <= keep - intact:
@@ -151,14 +182,30 @@ def read(checkpoint: Checkpoint, device: "torch.device") -> dict[str, Any]:
     return state
 
 
-def newest_good(folder: Path, set_aside: bool = False) -> Checkpoint | None:
-    """Return the newest intact checkpoint or None; `set_aside` renames damaged ones *.damaged."""
-    found = find(folder)
-    for checkpoint, before in itertools.zip_longest(found, found[1:]):
+def intact(folder: Path, attempt: int = 0, set_aside: bool = False) -> Iterator[Checkpoint]:
+    """Yield the intact checkpoints as `find` orders them; `set_aside` renames damaged ones *.damaged."""
+    found = find(folder, attempt)
+    for position, checkpoint in enumerate(found, start=1):
         if _is_intact(checkpoint):
-            return checkpoint
-        instead = "there is none before it: starting from the beginning" if before is None else "using the one before it"
+            yield checkpoint
+            continue
+        instead = "there is none before it: starting from the beginning" if position == len(found) else "using the one before it"
         log.warning("checkpoint %s is damaged (checksum differs): %s", checkpoint.path, instead)
         if set_aside:
             checkpoint.path.rename(checkpoint.path.with_suffix(".damaged"))
-    return None
+
+
+def newest_good(folder: Path, set_aside: bool = False) -> Checkpoint | None:
+    """Return the newest intact checkpoint or None; `set_aside` renames damaged ones *.damaged."""
+    return next(intact(folder, set_aside=set_aside), None)
+
+
+def adopt(checkpoint: Checkpoint, attempt: int) -> Checkpoint:
+    """Return the checkpoint under the name of `attempt`: a link, which no other attempt removes."""
+    if checkpoint.attempt == attempt:
+        return checkpoint
+    ours = _named(checkpoint.path.parent, checkpoint.step, attempt, checkpoint.digest)
+    with contextlib.suppress(FileExistsError):
+        os.link(checkpoint.path, ours.path)
+    sync_folder(ours.path.parent)
+    return ours

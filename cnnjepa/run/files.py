@@ -24,7 +24,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write_beside(path: Path, data: bytes) -> Path:
-    beside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    # Two containers may have the same host name and PID, so these alone do not tell writers apart.
+    beside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         with open(beside, "wb") as file:
             file.write(data)

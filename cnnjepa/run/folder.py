@@ -2,8 +2,11 @@
 
 It contains config.yaml, metrics.jsonl, checkpoints/, tensorboard/, log/ and result.json. A resumed
 run drops the metrics past its checkpoint and writes them again, identical except for TIMING_KEYS.
+In a sweep each attempt writes files of its own: see cnnjepa/run/attempts.py.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -13,8 +16,12 @@ from typing import Any
 
 import yaml
 
+from cnnjepa.run import checkpoint
+from cnnjepa.run.attempts import attempts_with, lost, numbered, publish
 from cnnjepa.run.files import Lines, create_exclusive, read_json, reading, to_json, write_atomic
 from cnnjepa.run.identity import differences, from_dict, identity, old_keys, signature, to_dict
+
+_TAIL_BYTES = 4096  # more than the last record of a metrics file takes
 
 # These depend on the machine and the moment, and are ignored when two runs are compared.
 TIMING_KEYS = frozenset(
@@ -32,6 +39,7 @@ TIMING_KEYS = frozenset(
         "gpu_utilisation",
         "data_wait_seconds",
         "data_wait_share",
+        "records",  # in a checkpoint: a digest of the above
     }
 )
 
@@ -161,12 +169,18 @@ def read_metrics(path: Path, last_bytes: int | None = None) -> list[dict[str, An
     return [record for line in lines[bool(skipped) :] if (record := record_of(line))]
 
 
+def missing_steps(records: list[dict[str, Any]], step: int, every: int) -> list[int]:
+    """Return the steps up to `step` without a record, where one was due at each `every`-th."""
+    recorded = {r["step"] for r in records if r["kind"] == "step"}
+    return [due for due in range(every, step + 1, every) if due not in recorded]
+
+
 class RunFolder:
     """A run's folder; each method reads or writes one of its files."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the path; nothing is created until `prepare`."""
-        self.path = path
+    def __init__(self, path: Path, attempt: int = 0) -> None:
+        """Take the path, and the attempt that writes; nothing is created until `prepare`."""
+        self.path, self.attempt = path, attempt
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.logs = path / "log"
@@ -176,6 +190,7 @@ class RunFolder:
         # What the runs of a sweep share: its folder.
         self.shared = path.parent.parent if path.parent.name == "trials" else None
         self._writer: Lines | None = None
+        self._recorded, self._recorded_bytes = hashlib.sha256(), 0  # of the records that were handed to the writer
 
     def prepare(self, config: Any) -> None:
         """Create the folder; raise ValueError if it holds another configuration or an older version's."""
@@ -202,7 +217,15 @@ class RunFolder:
             raise ValueError(f"config.yaml must be a file that a run wrote; got {self._config}: {said}") from error
 
     def result(self) -> RunResult | None:
-        """Return how the run ended, or None if it has not."""
+        """Return how the run ended, or None if it has not.
+
+        A result written under a claim that another one has followed is not the run's.
+        """
+        result = self._standing()
+        return None if result is not None and lost(self.path, result.claim) else result
+
+    def _standing(self) -> RunResult | None:
+        """Return what result.json says, whichever claim it is of."""
         if not self._result.exists():
             return None
         with reading(self._result):
@@ -216,11 +239,17 @@ class RunFolder:
             return 0.0
 
     def write_result(self, result: RunResult) -> bool:
-        """Record how the run ended; return False if this or a later claim has a result."""
+        """Record how the run ended; return False if this or a later claim has a result.
+
+        If a later claim exists, the result becomes result.attempt-N.json, which is not the run's.
+        """
         text = to_json(result.to_dict())
+        if lost(self.path, result.claim):
+            write_atomic(self.path / f"result.attempt-{result.claim}.json", text)
+            return False
         if create_exclusive(self._result, text):
             return True
-        standing = self.result()
+        standing = self._standing()
         if standing is not None and standing.claim >= result.claim:
             return False
         write_atomic(self._result, text)
@@ -242,36 +271,88 @@ class RunFolder:
         result = self.result()
         if result is None or result.status is not status:
             return
-        os.rename(self._result, self._aside(status))
+        with contextlib.suppress(FileNotFoundError):  # another command was faster
+            os.rename(self._result, self._aside(status))
 
     def _aside(self, status: RunStatus) -> Path:
         number = len(list(self.path.glob(f"result.{status.name}-*.json"))) + 1
         return self.path / f"result.{status.name}-{number}.json"
 
+    @property
+    def records(self) -> Path:
+        """Return the file of this attempt's records; for a reader, the newest attempt's."""
+        own = numbered(self._metrics, self.attempt)
+        return own if own.exists() else self._metrics
+
     def probes(self) -> dict[str, dict[str, float]]:
         """Return epoch -> metrics of the probes so far."""
-        return read_probes(self._metrics)[0]
+        return read_probes(self.records)[0]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return all records so far."""
-        return read_metrics(self._metrics)
+        return read_metrics(self.records)
 
-    def open_metrics(self, step: int) -> None:
-        """Drop records after `step`; write to a new file, which no stale writer holds open."""
-        kept = [r for r in self.metrics() if r["step"] <= step and r["kind"] != "final"]
-        write_atomic(self._metrics, "".join(json.dumps(r) + "\n" for r in kept))
-        self._writer = Lines(self._metrics)
+    def open_metrics(self, step: int, source: int | None = None) -> None:
+        """Continue the records of attempt `source` up to `step`, in a new file of this attempt.
+
+        Without `source`, continue those of the newest attempt so far that reach `step`.
+        """
+        own, source = numbered(self._metrics, self.attempt), self._reaching(step) if source is None else source
+        kept = b""
+        for line in self._lines(source):
+            if (record := record_of(line)) and record["step"] <= step and record["kind"] != "final":
+                kept += line + b"\n"
+        write_atomic(own, kept)
+        self._recorded, self._recorded_bytes = hashlib.sha256(kept), len(kept)
+        self._writer = Lines(own)
+        publish(self._metrics, self.attempt, self.path)
+        self._drop_earlier()
+
+    def _lines(self, attempt: int) -> list[bytes]:
+        """Return the whole lines that an attempt has recorded."""
+        path = numbered(self._metrics, attempt)
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+    def _reaching(self, step: int) -> int:
+        """Return the newest attempt, not after this one, with a record of `step` or later."""
+        known = [number for number in attempts_with(self._metrics) if number <= self.attempt]
+        for number in known:
+            last = read_metrics(numbered(self._metrics, number), _TAIL_BYTES)
+            if max((r["step"] for r in last), default=0) >= step:
+                return number
+        return known[0] if known and not self._metrics.exists() else 0
+
+    def _drop_earlier(self) -> None:
+        """Remove the records of attempts before the last one that no checkpoint needs any more."""
+        needed = {found.attempt for found in checkpoint.find(self.checkpoints)}
+        for number in attempts_with(self._metrics):
+            if number < self.attempt - 1 and number not in needed and not lost(self.path, self.attempt):
+                numbered(self._metrics, number).unlink(missing_ok=True)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append a record, as soon as the disk accepts it; non-finite values become null."""
         assert self._writer is not None
         finite = {k: v if not isinstance(v, float) or abs(v) < float("inf") else None for k, v in values.items()}
-        self._writer.add(json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False))
+        line = json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False)
+        self._writer.add(line)
+        self._recorded.update(line.encode() + b"\n")
+        self._recorded_bytes += len(line.encode()) + 1
+
+    def mark(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps about the records that lead to it: see `holds`."""
+        return {"bytes": self._recorded_bytes, "sha256": self._recorded.hexdigest()}
+
+    def holds(self, mark: dict[str, Any], attempt: int) -> bool:
+        """Return whether the records of `attempt` begin with those that `mark` was made of."""
+        path = numbered(self._metrics, attempt)
+        data = path.read_bytes()[: mark["bytes"]] if path.exists() else b""
+        return len(data) == mark["bytes"] and hashlib.sha256(data).hexdigest() == mark["sha256"]
 
     def sync(self) -> None:
         """Make the records durable, before a checkpoint that follows them, or raise OSError."""
         if self._writer is not None:
             self._writer.sync()
+            publish(self._metrics, self.attempt, self.path)  # an attempt that woke up may have renamed its own
 
     def close(self) -> None:
         """Close the file; a power cut may lose what was recorded after the last `sync`."""

@@ -52,8 +52,8 @@ def host_copy(state: Any) -> Any:
 class Saver:
     """Background saver of one run, on the main rank; at most one save at a time."""
 
-    def __init__(self, folder: Path, interval_seconds: float, keep: int) -> None:
-        self._folder, self._interval, self._keep = folder, interval_seconds, keep
+    def __init__(self, folder: Path, interval_seconds: float, keep: int, attempt: int = 0) -> None:
+        self._folder, self._interval, self._keep, self._attempt = folder, interval_seconds, keep, attempt
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._reported = ""
@@ -86,7 +86,7 @@ class Saver:
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         try:
-            checkpoint.save(self._folder, step, state, self._keep)
+            checkpoint.save(self._folder, step, state, self._keep, self._attempt)
             self._saved, self._reported = step, ""
         except OSError as error:
             self._refused(step, error)
@@ -116,7 +116,7 @@ class Saver:
         def write() -> None:
             first()
             if self._saved != step:
-                checkpoint.save(self._folder, step, state, self._keep + final)
+                checkpoint.save(self._folder, step, state, self._keep + final, self._attempt)
 
         retry(write, f"the checkpoint at step {step}", patience_seconds)
         self._saved, self._next = step, time.monotonic() + self._interval

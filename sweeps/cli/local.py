@@ -40,11 +40,15 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
     announce_changes(sweep, console)
     sweep.write()
     note_command(sweep.path)
-    take_up(View.here(sweep), asked.retry_failed)
-    finished = run_missing(sweep, cluster, console)
+    take_up(View.here(sweep), asked.retry_failed, asked.typed)
+    while run_missing(sweep, cluster, console):
+        view = View.here(sweep)
+        if all(s.ended for s in view.states().values()):
+            return conclude(view, console)
+        if is_over(view):  # some trial was cancelled
+            break
+        # Another command runs a failed trial again: wait for that, or run it here.
     view = View.here(sweep)
-    if finished and all(s.ended for s in view.states().values()):  # nothing was cancelled
-        return conclude(view, console)
     console.print(f"stopped: {counts_line(sweep_status(view))}; the same command resumes", soft_wrap=True, highlight=False)
     return INTERRUPTED
 

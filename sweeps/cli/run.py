@@ -1,8 +1,10 @@
 """Command of every sweep, `python sweeps/<name>.py`: plan, check, run and write results."""
 
 import sys
+import time
 from collections.abc import Sequence
 
+import psutil
 from rich.console import Console
 
 from jobs.cli import refused
@@ -18,9 +20,13 @@ from sweeps.spec.sweep import SweepSpec
 from sweeps.state.folder import Sweep, View
 
 
-def run(spec: SweepSpec, arguments: Sequence[str]) -> int:
-    """Run the command line and return the exit status; raise ValueError at wrong usage."""
+def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -> int:
+    """Run the command line and return the exit status; raise ValueError at wrong usage.
+
+    `typed` is when it was typed, in seconds since the Unix epoch; by default now.
+    """
     asked = parse(spec, arguments)
+    asked.typed = time.time() if typed is None else typed
     console = wide_console()
     sweep, cluster = plan(spec, asked)
     if cluster.scheduler is Scheduler.slurm:
@@ -59,6 +65,6 @@ def show_plan(sweep: Sweep, console: Console) -> None:
 def main(spec: SweepSpec) -> None:
     """Run the command line and exit: 0 all completed, 1 some failed, 2 usage, 130 stopped."""
     try:
-        sys.exit(run(spec, sys.argv[1:]))
+        sys.exit(run(spec, sys.argv[1:], psutil.Process().create_time()))
     except (ValueError, SlurmError) as error:
         sys.exit(refused(error))

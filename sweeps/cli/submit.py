@@ -131,7 +131,7 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
     for trial in sweep.trials:
         sweep.run(trial).prepare(trial.config)
     engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # the question may have waited for an hour
-    take_up(View(sweep, queue=queue), asked.retry_failed)
+    take_up(View(sweep, queue=queue), asked.retry_failed, asked.typed)
     while True:
         engine.queue = Queue()  # ask again: other commands may have submitted meanwhile
         missing = engine.missing(View(sweep, queue=engine.queue))

@@ -1,6 +1,7 @@
 """Drill on this machine: run on the stage of stage.py, inject faults into processes and files."""
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -65,6 +66,7 @@ class RunHere:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._stage = subprocess.Popen(line, env=environment, cwd=_ROOT, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
         self.run = WatchedRun(Path(self._answer()))
+        self._container = 0
         self._driver = self._new_driver()
         self.started = time.monotonic()
 
@@ -74,8 +76,9 @@ class RunHere:
             raise ChildProcessError(f"the stage of the drill ended with status {self._stage.wait()}; see {self._runs_dir}")
         return str(line)
 
-    def _new_driver(self, clock_seconds: float = 0.0) -> psutil.Process:
-        self._stage.stdin.write(f"{clock_seconds}\n")
+    def _new_driver(self, clock_seconds: float = 0.0, silent: str = "") -> psutil.Process:
+        container = f"drill-{self._container}" if self._container else ""
+        self._stage.stdin.write(json.dumps({"clock_seconds": clock_seconds, "container": container, "silent": silent}) + "\n")
         self._stage.stdin.flush()
         return psutil.Process(int(self._answer()))
 
@@ -206,6 +209,29 @@ class RunHere:
         self._driver = self._new_driver(-seconds)
         return True
 
+    def suspend_the_owner(self, draw: random.Random) -> bool:
+        """Suspend the driver and its ranks, let another driver take over, then wake or kill the first.
+
+        The other driver is in another container, as far as it can see: it knows the first only by
+        its heartbeat, which has stopped. What the first still writes must change nothing.
+        """
+        main, first, attempt = self._main_rank(), self._driver, self.run.attempt()
+        suspended = self._everything()
+        _signal(suspended, signal.SIGSTOP)
+        self._container += 1
+        self._driver = self._new_driver(silent=str(self.run.claim_file(attempt)))
+        try:
+            wait_for("another owner", lambda: self.run.attempt() > attempt or self.run.ended(), _START_SECONDS)
+            time.sleep(draw.uniform(0, 3))  # before it has begun, or amid its steps
+            if draw.random() < 0.7:
+                _signal(suspended, signal.SIGCONT)
+                wait_for("the first owner to notice", lambda: self.run.has_let_go(attempt) or _is_dead(main), _START_SECONDS)
+        finally:
+            # The first driver would start ranks again until the run has ended.
+            _signal([first], signal.SIGSTOP)
+            _signal([first, *([] if _is_dead(first) else first.children(recursive=True)), *suspended], signal.SIGKILL)
+        return True
+
     @property
     def faults(self) -> dict[str, Callable[[random.Random], bool]]:
         """Return the faults possible here, by name."""
@@ -223,6 +249,7 @@ class RunHere:
             "disk full for a while": self.fill_the_disk,
             "folder read-only for a while": self.make_read_only,
             "clock moved back": self.move_the_clock_back,
+            "suspended owner": self.suspend_the_owner,
         }
         return {name: _if_there(fault) for name, fault in found.items()}
 

@@ -48,6 +48,14 @@ class WatchedRun:
         """Return the attempt of the newest claim, or 0 if the run has not begun."""
         return int(self.claim().get("epoch", 0))
 
+    def claim_file(self, attempt: int) -> Path:
+        """Return the file that records the claim of an attempt."""
+        return self.path / "claim" / f"{attempt:06d}.json"
+
+    def has_let_go(self, attempt: int) -> bool:
+        """Return whether the owner of an attempt has stopped, by its own word."""
+        return any(self.claim_file(attempt).with_suffix(f".{way}").exists() for way in ("released", "crashed"))
+
     def gained(self) -> bool:
         """Return whether the present owner has saved a step.
 
@@ -57,7 +65,7 @@ class WatchedRun:
 
     def ended(self) -> bool:
         """Return whether the run has a result."""
-        return (self.path / "result.json").exists()
+        return self.result() is not None
 
     def seconds_a_step(self) -> float:
         """Return the median seconds per step."""

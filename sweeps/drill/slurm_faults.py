@@ -185,6 +185,7 @@ class RunOnSlurm:
     def left_out(self) -> dict[str, str]:
         """Return the faults left out here, each with the reason."""
         out = {"clock moved back": "only an administrator can set a node's clock; the drill on this machine covers it"}
+        out["suspended owner"] = "Slurm vouches for the processes of a running job; the drill on this machine covers it"
         if os.geteuid() == 0:
             out["folder read-only for a while"] = "root ignores file modes"
         if not _may_down_nodes():

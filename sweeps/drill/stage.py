@@ -5,12 +5,13 @@
 A driver starts ranks and restarts them when they die, as jobs/slurm/supervisor.py does in a Slurm
 job. All are forked from this process, which has imported torch, so a death costs 1 s, not 10 s.
 
-Each line on standard input, a number of seconds, starts a driver whose processes see a clock off by
-so much; the answer is the driver's PID. At the end of the input everything ends.
+Each line on standard input, a `Start` as JSON, starts a driver; the answer is its PID. At the end of
+the input everything ends.
 """
 
 import contextlib
 import ctypes
+import json
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from sweeps.cli.plan import parse, plan
 from sweeps.drill.sweep import SWEEP
 from sweeps.execution.ray_tune import kill
 from sweeps.execution.worker_ranks import WorkerOnRanks
+from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, View
 
@@ -37,6 +40,15 @@ _PAUSE_SECONDS = 0.2
 _PR_SET_CHILD_SUBREAPER = 36
 _CAPABILITIES_VERSION_3 = 0x20080522
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a driver and its ranks see."""
+
+    clock_seconds: float = 0.0  # their clock is off by so much
+    container: str = ""  # by its name they tell their processes from those of another container
+    silent: str = ""  # a claim whose heartbeat has been silent for long enough
 
 
 def heed_modes() -> None:
@@ -59,18 +71,23 @@ def set_clock(seconds: float) -> None:
     time.time = lambda: real() + seconds
 
 
+def set_container(name: str) -> None:
+    """Let this process and its children live in a PID namespace of that name, as far as claims see."""
+    claims._namespace = lambda: name
+
+
 def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
-def rank_main(sweep: Sweep, cluster: ClusterProfile, driver: Process, rank: int, ranks: int, port: int) -> int:
+def rank_main(sweep: Sweep, cluster: ClusterProfile, driver: Process, silent: frozenset[Path], rank: int, ranks: int, port: int) -> int:
     """Run one rank of a worker; return its exit status."""
     variables = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in variables.items()}
     with stop_on_signals() as stop, joined(Device.cpu) as joined_ranks:
-        view = View(sweep, remember_seconds=math.inf)
+        view = View(sweep, silent, remember_seconds=math.inf)
         return WorkerOnRanks(view, cluster, joined_ranks, lambda: stop() or not driver.lives(), driver.driver).run()
 
 
@@ -87,12 +104,12 @@ def forked(work: Callable[[], int]) -> int:
         os._exit(status)
 
 
-def drive(sweep: Sweep, cluster: ClusterProfile, ranks: int) -> int:
+def drive(sweep: Sweep, cluster: ClusterProfile, ranks: int, silent: frozenset[Path]) -> int:
     """Start ranks until every trial has ended. As under srun, a failed rank ends the others."""
     me = Process.me()
     while not all(s.ended for s in View(sweep).states().values()):
         port = _free_port()
-        left = {forked(partial(rank_main, sweep, cluster, me, rank, ranks, port)) for rank in range(ranks)}
+        left = {forked(partial(rank_main, sweep, cluster, me, silent, rank, ranks, port)) for rank in range(ranks)}
         while left:
             pid, status = os.wait()
             left.discard(pid)
@@ -120,13 +137,15 @@ def main() -> None:
     os.dup2(log, 2)
     os.set_inheritable(answers, False)
 
-    def drive_by(seconds: float) -> int:
+    def drive_as(start: Start) -> int:
         os.close(0)
         os.close(answers)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if seconds:
-            set_clock(seconds)
-        return drive(sweep, cluster, ranks)
+        if start.clock_seconds:
+            set_clock(start.clock_seconds)
+        if start.container:
+            set_container(start.container)
+        return drive(sweep, cluster, ranks, frozenset(map(Path, filter(None, [start.silent]))))
 
     def reap(_number: int, _frame: object) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -136,7 +155,7 @@ def main() -> None:
     os.write(answers, f"{sweep.trial_dir(sweep.trials[0])}\n".encode())
     signal.signal(signal.SIGCHLD, reap)
     for line in sys.stdin:
-        pid = forked(partial(drive_by, float(line)))
+        pid = forked(partial(drive_as, Start(**json.loads(line))))
         os.write(answers, f"{pid}\n".encode())
     kill(psutil.Process().children(recursive=True))
 

@@ -1,5 +1,6 @@
 """Apply a command to an existing sweep: trials that came or went, and what runs again."""
 
+import math
 import os
 
 from rich.console import Console
@@ -58,11 +59,16 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
     return True
 
 
-def take_up(view: View, retry_failed: bool) -> None:
-    """Let cancelled trials run again, and if `retry_failed` is set what failed or lacks a score."""
+def take_up(view: View, retry_failed: bool, typed: float = math.inf) -> None:
+    """Let cancelled trials run again, and if `retry_failed` is set what failed or lacks a score.
+
+    What ended after the command was typed, in seconds since the Unix epoch, is another command's
+    retry, and does not run once more.
+    """
     view.sweep.uncancel()
     for trial in view.sweep.trials:
         state, again = view.state(trial), is_set_aside(view, trial, retry_failed)
+        again = again and (state is TrialState.pruned or view.sweep.run(trial).ended_at() < typed)
         if again:
             view.sweep.run(trial).set_aside(RunStatus[state.name])
         if state is TrialState.cancelled or (again and state is not TrialState.pruned):

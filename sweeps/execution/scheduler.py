@@ -59,6 +59,9 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
             if mine and past[-1].slurm and past[-1].slurm.job == mine and not past[-1].slurm.shared:
                 return None  # should the fault be this node's, do not try the next trial on it
             continue
+        # Its owner may have ended it between the look at the result and that at the claims.
+        if sweep.run(trial).result() is not None:
+            continue
         owned = claims.claim(folder, past[-1].attempt + 1, driver, step, start)
         if owned:
             return trial, owned

@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cnnjepa.run.attempts import attempts_with, lost, numbered, publish
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job
 from sweeps.execution.scheduler import judge, next_claim
@@ -18,11 +20,29 @@ _WAIT_SECONDS = 2.0
 _ASK_SLURM_SECONDS = 60.0  # long, since many workers ask
 
 
+def _own_log(run: Path, attempt: int) -> Path:
+    """Return the attempt's own log, which begins with what the earlier attempts printed."""
+    path = run / "log" / "train.log"
+    own = numbered(path, attempt)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a full disk may lose log lines
+        if path.exists() and not own.exists():
+            shutil.copyfile(path, own)
+        for number in attempts_with(path):
+            if number < attempt - 1 and not lost(run, attempt):
+                numbered(path, number).unlink(missing_ok=True)
+    return own
+
+
 @contextlib.contextmanager
-def output_to(path: Path) -> Iterator[None]:
-    """Append what the run prints and logs to `path` inside the `with` block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a", buffering=1)  # noqa: SIM115, closed below
+def output_to(run: Path, attempt: int) -> Iterator[None]:
+    """Append what the run prints and logs to log/train.log of `run` inside the `with` block.
+
+    That name is a link to this attempt's own file. If another attempt takes over, the name moves to
+    its file, and what this one still prints stays in its own.
+    """
+    file = open(_own_log(run, attempt), "a", buffering=1)  # noqa: SIM115, closed below
+    publish(run / "log" / "train.log", attempt, run)
     with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -33,6 +53,7 @@ def output_to(path: Path) -> Iterator[None]:
             logging.getLogger().removeHandler(handler)
             with contextlib.suppress(OSError):  # a full disk may lose log lines
                 file.close()
+            publish(run / "log" / "train.log", attempt, run)
 
 
 def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Callable[[], bool]:
@@ -61,7 +82,7 @@ def run_one_trial(
     trial, owned = claimed
     folder = view.sweep.trial_dir(trial)
     fit_to(cluster, trial.config, beside_others=True)
-    with owned, output_to(folder / "log" / "train.log"):
+    with owned, output_to(folder, owned.claim.attempt):
         run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.attempt, judge(view, trial))
     return trial.signature
 

@@ -61,7 +61,7 @@ class WorkerOnRanks:
         with ExitStack() as ours:
             if owned is not None:
                 ours.enter_context(owned)
-                ours.enter_context(output_to(folder / "log" / "train.log"))
+                ours.enter_context(output_to(folder, epoch))
             try:
                 should_stop = self.stop if owned is None else stopper(owned, self.stop)
                 ended = run_job(JobSpec(trial.config, self.cluster, folder), should_stop, epoch, judge(self.view, trial)) is not None

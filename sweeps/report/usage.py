@@ -313,7 +313,10 @@ def advice_lines(view: View) -> list[str]:
     Only completed runs count: those that broke off say little about what a run needs.
     """
     known = all_of(view)
-    trials = [t for t in view.sweep.trials if (r := view.result(t)) is not None and r.status is RunStatus.completed]
+    # A trial that has ended since then has to wait for the next time.
+    trials = [
+        t for t in view.sweep.trials if t.signature in known and (r := view.result(t)) is not None and r.status is RunStatus.completed
+    ]
     if not trials:
         return []
     found, profile = [known[t.signature] for t in trials], Sight(view).profile(trials[0])

@@ -225,8 +225,8 @@ class View:
         # sacct's record of each job, or None if it had none
         self.accounted: dict[str, JobUse | None] = {}
         self.accounting = ""  # "answers", "silent" or "none"; "" until sacct is asked
-        # Of unfinished runs, with the file offset read so far.
-        self._probes: dict[str, tuple[dict[str, dict[str, float]], int]] = {}
+        # Of unfinished runs, with the file offset read so far and the inode of the file.
+        self._probes: dict[str, tuple[dict[str, dict[str, float]], int, int]] = {}
 
     def follow(self) -> bool:
         """Read what a command changed in a search; return False if it is another search now."""
@@ -330,12 +330,13 @@ class View:
         if result is not None:
             return result.probes
         # A resumed run rewrites the same records after its checkpoint, so cached ones stay valid.
-        known, start = self._probes.get(trial.signature, ({}, 0))
+        known, start, inode = self._probes.get(trial.signature, ({}, 0, 0))
         path = self._run(trial).path / "metrics.jsonl"
-        if path.exists() and path.stat().st_size < start:
-            start = 0
+        found = path.stat() if path.exists() else None
+        if found is not None and (found.st_size < start or found.st_ino != inode):
+            start, inode = 0, found.st_ino
         more, end = read_probes(path, start)
-        self._probes[trial.signature] = {**known, **more}, end
+        self._probes[trial.signature] = {**known, **more}, end, inode
         return self._probes[trial.signature][0]
 
     def losses(self, trial: Trial, share: float) -> LossCurve:

@@ -16,7 +16,7 @@ from sweeps.execution import rounds, worker
 from sweeps.execution.scheduler import next_claim, not_begun
 from sweeps.execution.worker import run_one_trial
 from sweeps.report import optuna_study
-from sweeps.spec.sweep import Configuration, ScaleName, Search, build_trials
+from sweeps.spec.sweep import Configuration, ScaleName, Search, Trial, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
@@ -285,3 +285,39 @@ def test_a_round_has_a_worker_for_each_trial_that_may_begin_or_go_on_and_in_a_se
             patch.setattr(rounds, "trials_to_begin", lambda _: 7)
         assert rounds.run_round(view, place, 3, shown, lambda: True)
     assert places == [3 if search else 5]
+
+
+def test_each_attempt_prints_into_its_own_log_after_what_was_printed_before(tmp_path: Path) -> None:
+    logs, claimed = tmp_path / "log", tmp_path / "claim"
+    claimed.mkdir()
+    (claimed / "000001.json").touch()
+    with worker.output_to(tmp_path, 1):
+        print("first begins")
+        (claimed / "000002.json").touch()
+        with worker.output_to(tmp_path, 2):
+            print("second begins")
+        print("first wakes up", flush=True)
+    assert (logs / "train.log").read_text() == "first begins\nsecond begins\n"
+    assert (logs / "train.1.log").read_text() == "first begins\nfirst wakes up\n"
+    for attempt in (3, 4):
+        (claimed / f"00000{attempt}.json").touch()
+        with worker.output_to(tmp_path, attempt):
+            print(attempt)
+    assert (logs / "train.log").read_text() == "first begins\nsecond begins\n3\n4\n"
+    assert sorted(p.name for p in logs.iterdir()) == ["train.3.log", "train.4.log", "train.log"]
+
+
+def test_a_trial_that_ends_between_two_looks_is_not_claimed_again(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    abandon(tiny, 0, 1, dead().driver, monkeypatch)
+    view, state = View(tiny), View.state
+
+    def then_it_ends(self: View, trial: Trial) -> TrialState:
+        found = state(self, trial)
+        tiny.run(tiny.trials[0]).write_result(RunResult(RunStatus.completed, claim=1))
+        return found
+
+    monkeypatch.setattr(View, "state", then_it_ends)
+    got = next_claim(view, Process.me().driver)
+    assert got is not None
+    assert got[0].number == 1
+    assert len(claims.history(tiny.trial_dir(tiny.trials[0]))) == 1

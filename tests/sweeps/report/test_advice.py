@@ -353,6 +353,20 @@ def test_of_a_trial_in_several_jobs_time_is_added_up_and_what_was_asked_for_is_t
     assert found.time_share == pytest.approx(0.75)
 
 
+def test_a_trial_that_ends_while_advice_looks_waits_for_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(tmp_path)
+    end(made, made.trials[0], seconds=60.0)
+    looked = usage.all_of
+
+    def then_another_ends(view: View) -> dict[str, Efficiency]:
+        found = looked(view)
+        end(made, made.trials[1], seconds=60.0)
+        return found
+
+    monkeypatch.setattr(usage, "all_of", then_another_ends)
+    assert advice_lines(View(made))[0].startswith("used at most, by 1 completed runs")
+
+
 def test_times_are_read_off_a_clock() -> None:
     assert [clock(s) for s in (45.4, 119, 125, 43325)] == ["45 s", "119 s", "0:02:05", "12:02:05"]
 

@@ -102,6 +102,18 @@ def test_values_at_a_rung_are_of_every_trial_that_came_there(sweep: Sweep) -> No
     assert [view.rung_values(epoch, 42).get("trial1") for epoch in (2, 3, 4)] == [7.0, 9.0, 8.0]
 
 
+def test_the_records_of_another_owner_are_read_from_their_start(sweep: Sweep) -> None:
+    at = sweep.trial_dir(sweep.trials[1])
+    at.mkdir(parents=True)
+    (at / "metrics.jsonl").write_text('{"kind": "probe", "step": 2, "epoch": 2.0, "o": 7.0}\n{"kind": "step", "step": 3, "epoch": 3.0}\n')
+    view = View(sweep)
+    assert view.rung_values(2, 42) == {"trial1": 7.0}
+    line = '{"kind": "probe", "step": %d, "epoch": %d.0, "o": %d.0}\n'
+    (at / "new").write_text("".join(line % (step, step, step) for step in (2, 4, 6)))
+    os.replace(at / "new", at / "metrics.jsonl")
+    assert [view.rung_values(epoch, 42)["trial1"] for epoch in (4, 6)] == [4.0, 6.0]
+
+
 def test_states_that_end_and_those_that_only_rest() -> None:
     ended = {TrialState.completed, TrialState.pruned, TrialState.failed}
     assert {s for s in TrialState if s.ended} == ended
