@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from jobs.cli import exit_status
 from jobs.cluster import Scheduler
-from jobs.slurm.queue import SlurmError
 from sweeps.cli import local, submit
 from sweeps.cli.estimate import priced
 from sweeps.cli.plan import parse, plan
@@ -57,8 +57,4 @@ def show_plan(sweep: Sweep, console: Console) -> None:
 
 def main(spec: SweepSpec) -> None:
     """Run the command line and exit: 0 all completed, 1 some failed, 2 usage, 130 stopped."""
-    try:
-        sys.exit(run(spec, sys.argv[1:]))
-    except (ValueError, SlurmError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(lambda: run(spec, sys.argv[1:])))

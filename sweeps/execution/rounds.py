@@ -36,6 +36,7 @@ def run_round(
     # In a search a worker waits for the trials that the end of another brings.
     workers = ours if view.sweep.search is None else parallel
     errors = _watch_while(partial(place, workers, view.watch.silent), watcher)
+    view.look_again()  # a worker passes over a trial that was damaged meanwhile, which counts as an end
     if not stopped() and progress_made(view) == before:
         raise RuntimeError(f"workers end before they claim a trial: {(errors or ['without an error'])[0]}")
     return True

@@ -103,7 +103,9 @@ def test_values_at_a_rung_are_of_every_trial_that_came_there(sweep: Sweep) -> No
 
 
 def test_states_that_end_and_those_that_only_rest() -> None:
-    ended = {TrialState.completed, TrialState.pruned, TrialState.failed}
+    final = {TrialState.completed, TrialState.pruned, TrialState.failed}
+    assert {s for s in TrialState if s.final} == final
+    ended = {*final, TrialState.damaged}
     assert {s for s in TrialState if s.ended} == ended
     assert {s for s in TrialState if s.settled} == {*ended, TrialState.cancelled}
 
