@@ -18,10 +18,11 @@ from cnnjepa.models.encoders import build_encoder
 from cnnjepa.probes import Outcome, run_probes
 from cnnjepa.probes.features import calibrate_batchnorm
 from cnnjepa.randomness import Stream, integer
-from cnnjepa.run.files import read_json, to_json, write_atomic
+from cnnjepa.run.files import read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import identity
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of
+from cnnjepa.run.typed import checked
 
 log = logging.getLogger(__name__)
 CHANCE = "chance level"
@@ -59,7 +60,9 @@ def _shared_scores(
     path = shared / "references" / f"{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
     known: dict[str, float] | None = None
     with suppress(OSError, ValueError):
-        known = read_json(path) if ranks.is_main else None
+        if ranks.is_main:
+            with reading(path):
+                known = checked(dict[str, float], read_json(path), path.name)
     if (known := broadcast_object(known, ranks)) is not None:
         return known
     cause, outcome = "", Outcome()
@@ -74,7 +77,7 @@ def _shared_scores(
     scores = {metric: outcome.metrics[metric] for metric in metrics if metric in outcome.metrics}
     if ranks.is_main and len(scores) == len(metrics):
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, to_json(scores))
+        write_atomic(path, sealed_json(scores))
     return scores
 
 

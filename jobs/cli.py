@@ -1,10 +1,13 @@
 """Exit statuses, stop signals and path checks that every command shares. Imports no torch."""
 
+import contextlib
+import errno
 import os
 import shlex
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +15,93 @@ from types import FrameType
 from typing import Any
 
 from cnnjepa.run.command_line import Parser as Parser
+from cnnjepa.run.command_line import printable as printable
 
 INTERRUPTED = 130  # exit status of a command that was stopped and has saved
 # The same for a rank. srun passes on the highest status; a signal gives at most 128 + 64.
 STOPPED = 200
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What to do about an error of the operating system.
+_REMEDIES = dict.fromkeys(_FULL, "free space there and type the command again")
+_REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it accessible to you, or choose another folder")
+_REMEDIES |= dict.fromkeys((errno.ENOENT, errno.ESTALE), "it was removed meanwhile: type the command again")
+_REMEDIES |= dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move what is in its place away")
+_REMEDIES |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit of open files (ulimit -n)")
+
+
+def line_of(error: BaseException) -> str:
+    """Return one line about an error: for one of the operating system, its file and what to do."""
+    if isinstance(error, OSError) and error.strerror:
+        remedy = _REMEDIES.get(error.errno or 0, "type the command again")
+        said = f"{error.filename or 'a file'} must be accessible; got {error.strerror}: {remedy}"
+    elif isinstance(error, (ValueError, OSError, RuntimeError)) and str(error):
+        said = str(error)
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in last)
+        said = f"{type(error).__name__}: {error}{where}, a bug, or a file that something else has changed"
+    return printable(" ".join(said.splitlines()))
+
+
+class _Begun:
+    """Whether the command has started what it is for."""
+
+    yes = False
+
+
+def begun() -> None:
+    """Note that from now on an error is one of what was started, and no wrong usage: status 1."""
+    _Begun.yes = True
+
+
+class _Output:
+    """Standard output that goes on without its reader: to `head`, a closed pipe is no error."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, to nowhere if nobody reads it any more."""
+        with self._forgiving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, to nowhere if nobody reads it any more."""
+        with self._forgiving():
+            self._stream.flush()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def exit_status(command: Callable[[], int]) -> int:
+    """Run a command; return its exit status. An error becomes one line: status 2 before `begun`, then 1."""
+    _Begun.yes, out = False, sys.stdout
+    sys.stdout = _Output(out)
+    try:
+        return command()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, OSError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"error: {line_of(error)}", file=sys.stderr)
+        return 1 if _Begun.yes else 2
+    finally:
+        sys.stdout.flush()
+        sys.stdout = out
 
 
 class Stop:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import INTERRUPTED, Parser, refused, require_writable
+from jobs.cli import Parser, begun, exit_status, require_writable
 from jobs.cluster import ClusterProfile, Scheduler
 from jobs.config import cluster_names, compose_job, override_keys, qualified
 from jobs.slurm.queue import has_slurm
@@ -81,6 +81,11 @@ def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status that --help explains."""
+    return exit_status(lambda: run(arguments))
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run the drill; return the exit status. Raise ValueError at wrong usage."""
     try:
         asked = parse(arguments)
         cluster = check(asked)
@@ -90,14 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         # SIGTERM, too, must end all processes and remove the folder.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        begun()
         with tempfile.TemporaryDirectory(prefix="cnnjepa-drill-") as passing:
             kept = asked.runs_dir or (Path(cluster.runs_dir) if cluster.scheduler is Scheduler.slurm else None)
             folder = kept / f"drill-{datetime.datetime.now():%Y%m%d-%H%M%S}" if kept else Path(passing)
             found = run_drill(asked, cluster, folder.resolve())
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except ValueError as error:
-        return refused(error)
     except (TimeoutError, ChildProcessError) as error:
         print(f"THE DRILL HAS FAILED: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """`python -m jobs.export RUN_DIR [FILE]`: write the target backbone of a run as safetensors."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import signature
-from jobs.cli import Parser, refused, require_writable
+from jobs.cli import Parser, exit_status, printable, require_writable
 from jobs.task import task_of
 
 
@@ -17,6 +18,7 @@ def export(run_dir: Path, target: Path) -> int:
     """Export the newest intact checkpoint; return its step, or raise ValueError without one."""
     folder = RunFolder(run_dir)
     config = folder.config()
+    folder.check(None)
     require_writable(target.parent, "FILE's folder")
     found = checkpoint.newest_good(folder.checkpoints)
     if found is None:
@@ -34,13 +36,14 @@ def main() -> int:
     what = parser.add_argument_group("what to export")
     what.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run folder with a checkpoint")
     what.add_argument("file", type=Path, metavar="FILE", nargs="?", help="file to write (default: RUN_DIR/backbone.safetensors)")
-    try:
-        arguments = parser.parse_args()
-        target = arguments.file or arguments.run_dir / "backbone.safetensors"
-        step = export(arguments.run_dir, target)
-    except ValueError as error:
-        return refused(error)
-    print(f"{target}: target backbone after {step} steps")
+    return exit_status(lambda: run(parser.parse_args()))
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Do what the command line asks; return 0. Raise ValueError if there is nothing to export."""
+    target = asked.file or asked.run_dir / "backbone.safetensors"
+    step = export(asked.run_dir, target)
+    print(printable(f"{target}: target backbone after {step} steps"))
     return 0
 
 

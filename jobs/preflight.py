@@ -1,5 +1,6 @@
 """`python -m jobs.preflight`: find what would stop a submission before it is made."""
 
+import argparse
 import contextlib
 import functools
 import os
@@ -20,7 +21,7 @@ import psutil
 
 from cnnjepa.run.files import write_atomic
 from cnnjepa.run.identity import from_dict, to_dict
-from jobs.cli import Parser, refused, require_writable, resolved
+from jobs.cli import Parser, begun, exit_status, printable, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import compose_job, override_keys
 from jobs.slurm import queue as slurm
@@ -255,14 +256,16 @@ Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
     where = parser.add_argument_group("where")
     where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
-    try:
-        asked = parser.parse_args()
-        job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
-        runs_dir = resolved(asked.runs_dir or Path(job.cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
-        if job.cluster.scheduler is Scheduler.slurm:
-            require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
-    except ValueError as error:
-        return refused(error)
+    return exit_status(lambda: run(parser.parse_args()))
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Check what the command line asks for; return the exit status. Raise ValueError at wrong usage."""
+    job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
+    runs_dir = resolved(asked.runs_dir or Path(job.cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
+    if job.cluster.scheduler is Scheduler.slurm:
+        require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
+    begun()
     cluster = job.cluster
     code = Path(__file__).resolve().parent.parent
     array = Array("cnnjepa-preflight", asked.workers, 1, "sweeps.execution.worker_main", "", code, runs_dir)
@@ -276,7 +279,7 @@ Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
         sets = to_stage(cluster, [values])
         found += check_staging(cluster, [values], obstacle(sets[0], cluster.local_scratch) if sets else None)
     for finding in found:
-        print(f"{finding.level:8} {finding.what}: {finding.said}")
+        print(printable(f"{finding.level:8} {finding.what}: {finding.said}"))
     return 1 if any(f.level == "problem" for f in found) else 0
 
 

@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import DEFAULT_TASK
 from cnnjepa.run.ranks import is_main_rank, rank_count
-from jobs.cli import INTERRUPTED, Parser, refused, require_writable, scores_later, stop_on_signals
+from jobs.cli import INTERRUPTED, Parser, begun, printable, require_writable, scores_later, stop_on_signals
+from jobs.cli import exit_status as status_after
 from jobs.cluster import JobSpec, Scheduler
 from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
 from jobs.private import make_private
 from jobs.run import check_jobs, run_job
-from jobs.slurm.queue import Queue, SlurmError, own_job
+from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import launcher_overrides
 from jobs.slurm.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
@@ -32,7 +33,7 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
     lines += [f"  cause: {result.cause}"] if result.cause else []
     lines += [f"  {name} = {value:.2f}" for name, value in result.metrics.items()]
     lines += [f"  {name} has no value: {cause}" for name, cause in result.missing.items()]
-    return "\n".join(lines)
+    return printable("\n".join(lines), keep="\n")
 
 
 def run(job: JobSpec) -> int:
@@ -40,6 +41,7 @@ def run(job: JobSpec) -> int:
     check_jobs([job], rank_count())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     with stop_on_signals() as should_stop:
+        begun()
         result = run_job(job, should_stop)
     if is_main_rank():
         print(describe(job, result), flush=True)
@@ -143,24 +145,26 @@ def command_line() -> Parser:
 
 def main() -> int:
     """Return the exit status: 0 all completed, 1 not all, 2 wrong usage, 130 stopped and saved."""
+    return status_after(run_command)
+
+
+def run_command() -> int:
+    """Run the command line; return the exit status. Raise ValueError at wrong usage."""
     adopt_srun_ranks()
     register_schemas(task_named(DEFAULT_TASK))
     arguments = qualified(sys.argv[1:])
     flags = [a for a in arguments if a.startswith("-")]
     launcher = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), "basic")
-    try:
-        if not flags:
-            return run(compose_job(arguments))
-        command_line().parse_args(arguments)
-        if {"-m", "--multirun"} & set(flags):
-            jobs = checked_multirun([a for a in arguments if a not in flags])
-            if launcher in ("submitit_slurm", "submitit_local"):
-                return launch(arguments, jobs, launcher)
-        sys.argv[1:] = [*arguments, *_QUIET_HYDRA]
-        _hydra_run()
-        return max(_statuses, default=0)
-    except (ValueError, SlurmError) as error:
-        return refused(error)
+    if not flags:
+        return run(compose_job(arguments))
+    command_line().parse_args(arguments)
+    if {"-m", "--multirun"} & set(flags):
+        jobs = checked_multirun([a for a in arguments if a not in flags])
+        if launcher in ("submitit_slurm", "submitit_local"):
+            return launch(arguments, jobs, launcher)
+    sys.argv[1:] = [*arguments, *_QUIET_HYDRA]
+    _hydra_run()
+    return max(_statuses, default=0)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.run.files import read_json, reading, to_json, write_atomic
+from cnnjepa.run.files import read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.folder import RunFolder, RunStatus, never
 from cnnjepa.run.identity import differences, from_dict, identity, lookup, put, to_dict
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from cnnjepa.run.scores import Probed, Scores, is_lacking, locked, record
+from cnnjepa.run.typed import build, checked
 from jobs import preflight, provenance, snapshot
-from jobs.cli import INTERRUPTED, STOPPED, Parser, refused, require_writable, resolved, stop_on_signals
+from jobs.cli import STOPPED, Parser, begun, exit_status, printable, require_writable, resolved, stop_on_signals
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
-from jobs.slurm.queue import Queue, SlurmError, has_slurm, own_restart
+from jobs.slurm.queue import Queue, has_slurm, own_restart
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import Array, render, submit
 from jobs.task import Task, task_of
@@ -46,14 +47,17 @@ class Request:
 
     def write(self, path: Path) -> None:
         """Write the file that a job reads."""
-        write_atomic(path, to_json({**vars(self), "runs": [str(run) for run in self.runs]}))
+        write_atomic(path, sealed_json({**vars(self), "runs": [str(run) for run in self.runs]}))
 
     @staticmethod
     def load(path: Path) -> "Request":
         """Read it; raise ValueError where `write` has not written it."""
         with reading(path):
-            values = read_json(path)
-            return Request(**{**values, "runs": [Path(run) for run in values["runs"]]})
+            found, root = build(Request, read_json(path)), path.resolve().parent.parent
+            for run in found.runs:
+                if not run.resolve().is_relative_to(root):
+                    raise TypeError(f"runs must be within {root}; got {run}")
+            return found
 
     def configs(self, folder: RunFolder) -> tuple[Any, Any]:
         """Return a run's own configuration, and the one to score it by."""
@@ -100,10 +104,12 @@ def runs_of(path: Path) -> list[Path]:
         raise ValueError(f"RUN_OR_SWEEP must be a run folder, with config.yaml, or a sweep folder, with sweep.json; got {path}")
     with reading(path / "sweep.json"):
         values = read_json(path / "sweep.json")
-        listed = [str(trial["signature"]) for trial in values["trials"]]
+        listed = [checked(str, trial["signature"], "signature") for trial in values["trials"]]
         there = sorted(p.parent for p in (path / "trials").glob("*/config.yaml"))
         # A search lists its first trial alone.
         chosen = there if values["search"] else [p for p in there if p.name in listed]
+    for run in chosen:
+        RunFolder(run).check(None)  # no link may lead out of the sweep
     return sorted(chosen, key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
 
 
@@ -161,7 +167,7 @@ def work_of(request: Request, path: Path) -> Work | str:
 def say(path: Path, text: str) -> None:
     """Print one line about a run, on one rank."""
     if is_main_rank():
-        print(f"{path}: {text}", flush=True)
+        print(printable(f"{path}: {text}", keep="\n"), flush=True)
 
 
 def written(work: Work, found: Scores) -> list[str]:
@@ -227,6 +233,7 @@ def score_all(request: Request, runs: Sequence[Path], stop: Callable[[], bool] =
                 todo.remove(path)
     if not todo:
         return 0
+    begun()
     status, busy = 0, list[Path]()
     with joined(Device[request.device or "cpu"]) as ranks:
         for wait, paths in ((False, broadcast_object(todo, ranks)), (True, busy)):
@@ -347,12 +354,7 @@ def run(asked: argparse.Namespace) -> int:
 def main() -> int:
     """Run the command line and return the exit status, which --help explains."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        return run(command_line().parse_args())
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (ValueError, OSError, SlurmError) as error:
-        return refused(error)
+    return exit_status(lambda: run(command_line().parse_args()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.run.files import to_json, write_atomic
+from cnnjepa.run.files import sealed_json, write_atomic
 from jobs.snapshot import recorded_commit
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "ray", "optuna", "hydra-core", "submitit", "scikit-learn")
@@ -64,4 +64,4 @@ def record(run_dir: Path) -> None:
     path = run_dir / "provenance.json"
     if not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, to_json(provenance()))
+        write_atomic(path, sealed_json(provenance()))

@@ -1,12 +1,13 @@
 """`python -m jobs.stage`: list or remove the packed sets that are staged on this node."""
 
+import argparse
 import fcntl
 import os
 import shutil
 import sys
 from pathlib import Path
 
-from jobs.cli import Parser, refused
+from jobs.cli import Parser, begun, exit_status
 from jobs.staging import StagingError, own_folder, try_lock
 
 
@@ -44,14 +45,16 @@ FOLDER is the profile's local_scratch. It belongs to one node: on a cluster, run
     action.add_argument("--list", metavar="FOLDER", help="print key, size and state of each set")
     action.add_argument("--free", metavar="FOLDER", help="remove sets that no run reads")
     parser.add_argument_group("which sets").add_argument("keys", nargs="*", metavar="KEY", help="keys that --list prints (default: all)")
-    try:
-        asked = parser.parse_args()
-        folder = own_folder(asked.list or asked.free)
-        there = sorted({p.name.removesuffix(".partial") for p in folder.iterdir() if p.is_dir()})  # complete and unfinished sets
-        if unknown := sorted(set(asked.keys) - set(there)):
-            raise StagingError(f"KEY must be a set in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
-    except (ValueError, StagingError, OSError) as error:
-        return refused(error)
+    return exit_status(lambda: run(parser.parse_args()))
+
+
+def run(asked: argparse.Namespace) -> int:
+    """List or remove sets; return the exit status. Raise ValueError or StagingError at wrong usage."""
+    folder = own_folder(asked.list or asked.free)
+    there = sorted({p.name.removesuffix(".partial") for p in folder.iterdir() if p.is_dir()})  # complete and unfinished sets
+    if unknown := sorted(set(asked.keys) - set(there)):
+        raise StagingError(f"KEY must be a set in {folder} ({', '.join(there) or 'which is empty'}); got {unknown[0]}")
+    begun()
     used = 0
     for key in asked.keys or there:
         if asked.list:

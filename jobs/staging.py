@@ -30,7 +30,7 @@ _DAMAGED_SECONDS = 10.0  # a damaged copy in use cannot be repaired; for this lo
 _KEEP_FREE_SHARE, _KEEP_FREE_BYTES = 0.05, 10 * 10**9  # left free on the disk: the smaller of the two
 
 
-class StagingError(Exception):
+class StagingError(RuntimeError):
     """Raised when a set cannot be copied to this node; it can still be read in place."""
 
 

@@ -8,12 +8,12 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 
-from jobs.cli import INTERRUPTED, Parser, refused, resolved
+from jobs.cli import Parser, exit_status, printable, resolved
 from jobs.slurm.queue import SlurmError
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
 from sweeps.report import tables, usage
-from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, sweep_status, warning_lines
+from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, sweep_status, unlisted_line, warning_lines
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep, View
 from sweeps.state.logs import follow
@@ -46,7 +46,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            for line in (*warning_lines(view, found), rungs_line(view), best_line(view)):
+            for line in (*found["damaged"], *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":
@@ -56,13 +56,13 @@ def show(view: View, asked: argparse.Namespace) -> int:
         if asked.json:
             print(json.dumps({"lines": lines, "trials": {s: asdict(e) for s, e in usage.all_of(view).items()}}))
         else:
-            print("\n".join(lines or ["no run has completed"]))
+            print("\n".join(map(printable, lines or ["no run has completed"])))
     else:
         tables.write_all(view)
         if asked.format == "table":
             console.print(tables.terminal_table(view))
         else:
-            print(tables.FORMATS[asked.format](view), end="")
+            print(printable(tables.FORMATS[asked.format](view), keep="\n"), end="")
     return 0
 
 
@@ -124,22 +124,19 @@ def main() -> int:
     if len(sys.argv) == 1:
         parser.print_help()
         return 0
-    try:
-        asked = parser.parse_args()
-        view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))
-        if asked.command == "logs":
-            return follow(view, next(iter(find_trials(view, [asked.trial] if asked.trial else [])), None), asked.follow)
-        if asked.command == "cancel":
-            print(cancel(view, find_trials(view, asked.trial)))
-            return 0
-        return show(view, asked)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (ValueError, SlurmError) as error:
-        return refused(error)
-    except OSError as error:
-        print(f"error: SWEEP_FOLDER must be a folder that can be read; got {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(parser))
+
+
+def run(parser: Parser) -> int:
+    """Do what the command line asks; return the exit status. Raise ValueError at wrong usage."""
+    asked = parser.parse_args()
+    view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))
+    if asked.command == "logs":
+        return follow(view, next(iter(find_trials(view, [asked.trial] if asked.trial else [])), None), asked.follow)
+    if asked.command == "cancel":
+        print(printable(cancel(view, find_trials(view, asked.trial))))
+        return 0
+    return show(view, asked)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ from sweeps import __main__ as looking
 from sweeps import joint_search, predictor_ablation
 from sweeps.cli import run
 from sweeps.execution.scheduler import STARTS_ALLOWED, next_claim
+from sweeps.report.aggregate import rows
 from sweeps.spec.sweep import ScaleName, SweepSpec, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep, TrialState, View
+from tests.support.damaged import finished
 from tests.support.documented import matches, messages
 from tests.support.tiny import OVERRIDES, tiny_config
 from tests.support.tiny_sweep import sweep
@@ -59,6 +61,17 @@ class Scene:
         result = run_job(compose_job([*OVERRIDES, *overrides, f"run_dir={self.path / 'run'}"]))
         assert result is not None
         return result.cause
+
+    def damaged(self, file: str) -> tuple[str, str]:
+        """The cause of a trial of which a digit has changed, or what `status` says if that was in the sweep's own file."""
+        view = finished(self.path / "s")
+        trial = view.sweep.trials[0]
+        path = (view.sweep.path if file == "sweep.json" else view.sweep.trial_dir(trial)) / file
+        path.write_text(path.read_text().replace("42" if file == "sweep.json" else "0.5", "7"))
+        if file == "sweep.json":
+            return "", self.door(looking.main, "status", str(view.sweep.path))
+        assert View(view.sweep).state(trial) is TrialState.damaged
+        return next(row.cause for row in rows(View(view.sweep)) if row.signature == trial.signature), ""
 
     def abandoned(self, times: int, in_slurm: bool = False) -> str:
         """Why a trial is given up whose owners died so many times."""
@@ -164,6 +177,8 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "CollapsedError:": lambda s: s.cause("probes.at_epochs=[1]", "probes.collapsed_std=50"),
     "its process died": lambda s: s.abandoned(2),
     "10 jobs made no progress": lambda s: s.abandoned(STARTS_ALLOWED, in_slurm=True),
+    "damaged: result.json": lambda s: s.damaged("result.json")[0],
+    "error: sweep.json must be": lambda s: s.damaged("sweep.json")[1],
     "ValueError: features": not_finite,
     "NotConvergedError: the fit": not_converged,
 }

@@ -9,11 +9,26 @@ from typing import Any, NoReturn
 
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")  # a value and no option, as argparse sees it
 
+_NOT_ASCII = re.compile("[^ -~]")
+
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean X?" if a known word X is near `word`, else ""."""
     near = difflib.get_close_matches(word, list(known), 1, cutoff)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def printable(text: object, keep: str = "") -> str:
+    """Return text that a terminal shows and does not obey: control characters but those in `keep` are escaped.
+
+    Use it for all text that was read from files: a cause, a name, a line of a log.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        c = found[0]
+        return c if c.isprintable() or c in keep else c.encode("unicode_escape").decode()
+
+    return _NOT_ASCII.sub(escaped, str(text))
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,15 +1,29 @@
 """Write files atomically, or line by line so that only the last line can be torn."""
 
 import contextlib
+import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"  # of a packed image set: names its files with bytes and sha256
+# Key of the checksum over the other keys. Files of version 0.1 have none.
+SEAL = "sha256"
+_RESTORE = "restore it from a copy, or delete it and type the command again"
+
+
+class DamagedError(ValueError):
+    """A file of a run or a sweep that is not as it was written; one line says which and what to do."""
+
+    def __init__(self, path: Path, said: str, rule: str = "be a file that this project wrote", remedy: str = _RESTORE) -> None:
+        """Take the file, what is wrong with it, the rule that it breaks, and what to do."""
+        self.path, self.said, self.remedy = path, " ".join(said.split()), remedy
+        super().__init__(f"{path.name} must {rule}; got {path}: {self.said}: {remedy}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -31,8 +45,10 @@ def _write_beside(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        beside.unlink(missing_ok=True)  # free the space on a full disk
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)  # free the space on a full disk
+        error.filename = error.filename or str(path)  # write and fsync do not name the file
         raise
     return beside
 
@@ -64,13 +80,16 @@ def create_exclusive(path: Path, data: str) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raise ValueError, naming the file, if it has none."""
+    """Return the object in a JSON file, without its seal; raise DamagedError if it has none."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), parse_constant=_refuse_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: {' '.join(str(error).split())}") from error
+        raise DamagedError(path, str(error)) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: a {type(value).__name__}, not an object")
+        raise DamagedError(path, f"a {type(value).__name__}, not an object")
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != _seal(value):
+        raise DamagedError(path, f"its content does not match its checksum {str(seal)[:16]}")
     return value
 
 
@@ -81,16 +100,38 @@ def tail(path: Path, most: int) -> bytes:
         return file.read()
 
 
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:20]} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _refuse_number(text)
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that change with any value or key."""
+    as_read = json.loads(json.dumps(values))  # its keys are text, and sorted as text
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def sealed_json(values: Mapping[str, Any]) -> str:
+    """Return `to_json` of an object with a checksum, which `read_json` verifies and removes."""
+    return to_json({**values, SEAL: _seal(values)})
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn errors in the block about the file or its content into a ValueError that names it."""
+    """Turn errors in the block about the file or its content into a DamagedError that names it."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        said = f"{type(error).__name__} {' '.join(str(error).split())}"
-        raise ValueError(f"{path.name} must be a file that this project wrote; got {path}: {said}") from error
+    except DamagedError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        said = str(error) if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__} {error}"
+        raise DamagedError(path, said) from error
     except OSError as error:
-        raise ValueError(f"{path.name} must be a file that can be read; got {path}: {error.strerror}") from error
+        rule, remedy = "be a file that can be read", "make it a file that you can read"
+        raise DamagedError(path, str(error.strerror), rule, remedy) from error
 
 
 class Lines:

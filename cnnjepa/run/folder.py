@@ -18,8 +18,9 @@ import yaml
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.attempts import attempts_with, lost, numbered, publish
-from cnnjepa.run.files import Lines, create_exclusive, read_json, reading, to_json, write_atomic
+from cnnjepa.run.files import SEAL, DamagedError, Lines, create_exclusive, read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.identity import differences, from_dict, identity, old_keys, signature, to_dict
+from cnnjepa.run.typed import build
 
 _TAIL_BYTES = 4096  # more than the last record of a metrics file takes
 
@@ -40,8 +41,13 @@ TIMING_KEYS = frozenset(
         "data_wait_seconds",
         "data_wait_share",
         "records",  # in a checkpoint: a digest of the above
+        SEAL,
     }
 )
+
+
+_LARGE_YAML = 16_384  # bytes
+_FILES, _FOLDERS = ("config.yaml", "metrics.jsonl", "result.json"), ("checkpoints", "claim", "log", "scores")
 
 
 class RunStatus(Enum):
@@ -82,8 +88,8 @@ class RunResult:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "RunResult":
-        """Build the result from the values of `to_dict`."""
-        return RunResult(**{**values, "status": RunStatus[values["status"]]})
+        """Build the result from the values of `to_dict`; raise TypeError if a type is wrong."""
+        return build(RunResult, values)
 
 
 class HopelessError(RuntimeError):
@@ -96,6 +102,16 @@ class RunError(RuntimeError):
     def __init__(self, step: int, seconds: float, device_hours: float) -> None:
         super().__init__(f"training ended by an error at step {step}")
         self.step, self.seconds, self.device_hours = step, seconds, device_hours
+
+
+def _yaml(path: Path) -> Any:
+    """Return the content of a YAML file, by libyaml's parser where it is sure not to crash.
+
+    It takes a seventh of the time, and a sweep has thousands of these files.
+    """
+    data = path.read_bytes()
+    fast = len(data) < _LARGE_YAML  # a hundred thousand brackets would overflow its stack
+    return yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader) if fast else yaml.SafeLoader)  # noqa: S506
 
 
 def never() -> bool:
@@ -139,12 +155,25 @@ def probes_of(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
-    """Return the record of a complete line, or None for a line torn by a kill or a power cut."""
+    """Return the record of a complete line, or None for a line that was torn or damaged."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and {"kind", "step", "epoch"} <= record.keys() else None
+    return record if isinstance(record, dict) and _is_record(record) else None
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Return whether a record has its keys, and numbers where it is read as numbers."""
+    kind, step, epoch = (record.get(key) for key in ("kind", "step", "epoch"))
+    if not isinstance(kind, str) or type(step) is not int or type(epoch) not in (int, float):
+        return False
+    read_as_numbers = record.values() if kind in ("step", "probe") else (step, epoch)
+    return all(value is kind or value is None or _is_number(value) for value in read_as_numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e300
 
 
 def read_probes(path: Path, start: int = 0) -> tuple[dict[str, dict[str, float]], int]:
@@ -197,7 +226,7 @@ class RunFolder:
         self.logs.mkdir(parents=True, exist_ok=True)
         if self._config.exists():
             held = self.config()
-            if old := old_keys(yaml.safe_load(self._config.read_bytes())):
+            if old := old_keys(_yaml(self._config)):
                 key, new = next(iter(old.items()))
                 raise ValueError(f"run folder must be empty or of this version; got {self.path}, where {key} is not yet called {new}")
             if signature(held) != signature(config):
@@ -211,10 +240,32 @@ class RunFolder:
         if not self._config.exists():
             raise ValueError(f"a run folder must hold config.yaml; got {self.path}")
         try:
-            return from_dict(yaml.safe_load(self._config.read_bytes()))
+            return from_dict(_yaml(self._config))
         except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError, RecursionError) as error:
-            said = f"{type(error).__name__} {' '.join(str(error).split())}"
-            raise ValueError(f"config.yaml must be a file that a run wrote; got {self._config}: {said}") from error
+            raise DamagedError(self._config, f"{type(error).__name__} {error}", "be a file that a run wrote") from error
+
+    def check(self, config: Any | None) -> None:
+        """Raise DamagedError if the folder cannot be that of a run of `config`, or None for any.
+
+        In a sweep, no link in it may lead out of the sweep's folder: what is written, renamed or
+        deleted here would be elsewhere.
+        """
+        if self.shared is not None:
+            root = self.shared.resolve()
+            for path in [self.path, *(Path(entry) for entry in self._entries() if entry.is_symlink())]:
+                if not path.resolve().is_relative_to(root):
+                    raise DamagedError(path, f"it leads to {path.resolve()}", f"stay within {root}", "replace the link by what it leads to")
+        for entry in self._entries():
+            if entry.name in _FILES + _FOLDERS and not (entry.is_file() if entry.name in _FILES else entry.is_dir()):
+                kind = "file" if entry.name in _FILES else "folder"
+                raise DamagedError(Path(entry.path), f"it is no {kind}", f"be a {kind}", "move it away and type the command again")
+        if config is not None and self._config.exists() and signature(self.config()) != signature(config):
+            raise DamagedError(self._config, "it holds another configuration")
+
+    def _entries(self) -> list["os.DirEntry[str]"]:
+        with reading(self.path), contextlib.suppress(FileNotFoundError), os.scandir(self.path) as found:
+            return list(found)
+        return []
 
     def result(self) -> RunResult | None:
         """Return how the run ended, or None if it has not.
@@ -229,7 +280,10 @@ class RunFolder:
         if not self._result.exists():
             return None
         with reading(self._result):
-            return RunResult.from_dict(read_json(self._result))
+            try:
+                return RunResult.from_dict(read_json(self._result))
+            except FileNotFoundError:  # a command has set it aside meanwhile
+                return None
 
     def ended_at(self) -> float:
         """Return when the result was written, in seconds since the Unix epoch; 0.0 without one."""
@@ -243,7 +297,7 @@ class RunFolder:
 
         If a later claim exists, the result becomes result.attempt-N.json, which is not the run's.
         """
-        text = to_json(result.to_dict())
+        text = sealed_json(result.to_dict())
         if lost(self.path, result.claim):
             write_atomic(self.path / f"result.attempt-{result.claim}.json", text)
             return False
@@ -263,7 +317,7 @@ class RunFolder:
         ended, standing = self._result.stat(), self.result()
         if standing is not None and standing.status is not result.status:
             os.link(self._result, self._aside(standing.status))
-        write_atomic(self._result, to_json(result.to_dict()))
+        write_atomic(self._result, sealed_json(result.to_dict()))
         os.utime(self._result, ns=(ended.st_atime_ns, ended.st_mtime_ns))
 
     def set_aside(self, status: RunStatus) -> None:

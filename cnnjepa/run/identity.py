@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
+from cnnjepa.run.typed import checked
+
 DEFAULT_TASK = "cnnjepa.task"
 
 
@@ -90,13 +92,11 @@ def _build(kind: Callable[..., T], values: dict[str, Any], path: str) -> T:
     built: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
-        if isinstance(hint, types.GenericAlias):
-            built[name] = list(value)
-        elif dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(hint):
             kind_of = getattr(hint, "kind_of", None)  # the values choose the class
             built[name] = _build(typing.cast(Callable[..., Any], kind_of(value) if kind_of else hint), value, f"{path}{name}.")
         else:
-            built[name] = hint[value] if issubclass(hint, Enum) else hint(value)
+            built[name] = checked(hint, value, f"{path}{name}")
     return typing.cast(T, kind(**built))
 
 

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cnnjepa.run.files import read_json, reading, to_json, write_atomic
+from cnnjepa.run.files import read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from cnnjepa.run.typed import checked
 
 log = logging.getLogger(__name__)
 V = TypeVar("V")
+_LATER = {"metrics": dict[str, float], "images": dict[str, int], "references": dict[str, dict[str, float]], "computed": list[Any]}
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def _later(folder: RunFolder, part: Probed) -> dict[str, Any]:
     if not path.exists():
         return {"metrics": {}, "images": {}, "references": {}, "computed": []}
     with reading(path):
-        values: dict[str, Any] = read_json(path)
-        return {key: values[key] for key in ("metrics", "images", "references", "computed")}
+        values = read_json(path)
+        return {key: checked(kind, values[key], key) for key, kind in _LATER.items()}
 
 
 def is_lacking(folder: RunFolder, result: RunResult, part: Probed) -> bool:
@@ -99,7 +101,7 @@ def record(folder: RunFolder, part: Probed, found: Scores) -> Path:
     compared = merged({name: part.mine(scores) for name, scores in found.references.items()}, known["references"])
     values = {**about, "metrics": metrics, "images": images, "references": compared}
     path.parent.mkdir(exist_ok=True)
-    write_atomic(path, to_json({**values, "computed": [*known["computed"], {**found.about, "missing": cause}]}))
+    write_atomic(path, sealed_json({**values, "computed": [*known["computed"], {**found.about, "missing": cause}]}))
     result = folder.result()
     if result is None or result.status is not RunStatus.completed or not part.is_own:
         return path

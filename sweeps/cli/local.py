@@ -9,7 +9,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from jobs.cli import INTERRUPTED, Stop, handling
+from jobs.cli import INTERRUPTED, Stop, begun, handling
 from jobs.cluster import ClusterProfile, JobSpec
 from jobs.run import check_jobs
 from sweeps.cli.plan import refuse_without_allocation
@@ -34,9 +34,13 @@ def check(asked: argparse.Namespace) -> None:
 
 def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, console: Console) -> int:
     """Run what is missing; raise ValueError first if the machine lacks room, data or a device."""
-    if left_to_run(View(sweep), asked.retry_failed) or to_take_up(View(sweep)):
+    left = left_to_run(View(sweep), asked.retry_failed)
+    more = to_take_up(View(sweep))
+    if left or more:
         workers_here(cluster)
-    check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in sweep.trials])
+    # What a search chooses later needs the same data and device as the trials that it has.
+    checked = left or (sweep.trials[:1] if more else [])
+    check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in checked])
     announce_changes(sweep, console)
     sweep.write()
     note_command(sweep.path)
@@ -76,6 +80,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
             console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_trial=1 gives each trial one")
         console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
         engine.start()
+        begun()
         with Watcher(view, console) as watcher:
             while not stopped() and not is_over(view):
                 if not run_round(view, engine.place, engine.parallel, watcher.show, stopped):  # the rest runs in another command's workers

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import psutil
 from rich.console import Console
 
-from jobs.cli import refused
+from jobs.cli import exit_status
 from jobs.cluster import Scheduler
-from jobs.slurm.queue import SlurmError
 from sweeps.cli import local, submit
 from sweeps.cli.estimate import priced
 from sweeps.cli.plan import parse, plan
@@ -64,7 +63,4 @@ def show_plan(sweep: Sweep, console: Console) -> None:
 
 def main(spec: SweepSpec) -> None:
     """Run the command line and exit: 0 all completed, 1 some failed, 2 usage, 130 stopped."""
-    try:
-        sys.exit(run(spec, sys.argv[1:], psutil.Process().create_time()))
-    except (ValueError, SlurmError) as error:
-        sys.exit(refused(error))
+    sys.exit(exit_status(lambda: run(spec, sys.argv[1:], psutil.Process().create_time())))

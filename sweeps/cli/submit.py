@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from jobs import preflight, snapshot
-from jobs.cli import INTERRUPTED
+from jobs.cli import INTERRUPTED, begun
 from jobs.cluster import Allocation, ClusterProfile
 from jobs.cost import Estimate
 from jobs.provenance import commit_and_diff
@@ -128,7 +128,7 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
             return False
     sweep.write()
     note_command(sweep.path)
-    for trial in sweep.trials:
+    for trial in left_to_run(view, asked.retry_failed):
         sweep.run(trial).prepare(trial.config)
     engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # the question may have waited for an hour
     take_up(View(sweep, queue=queue), asked.retry_failed, asked.typed)
@@ -139,6 +139,7 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
             say(f"{gone} waiting workers withdrawn: no trial is left for them")
         try:
             for made in engine.submit(missing) if missing > 0 else []:
+                begun()
                 after = f", after {', '.join(made.after)}" if made.after else ""
                 say(f"submitted job {made.job}: {made.what}{after}")
             return True

@@ -11,17 +11,18 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from jobs.cli import INTERRUPTED, handling, scores_later
+from jobs.cli import INTERRUPTED, begun, exit_status, handling, printable, scores_later
 from jobs.slurm.queue import Queue, SlurmError
 from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.report import aggregate, tables
-from sweeps.report.status import counts_line, live_table, sweep_status, warning_lines
+from sweeps.report.status import counts_line, damaged_lines, live_table, sweep_status, unlisted_line, warning_lines
 from sweeps.report.usage import advice_lines, await_records
 from sweeps.search.search import is_over
 from sweeps.state.folder import Sweep, TrialState, View
@@ -32,13 +33,18 @@ _LOOK_SECONDS = 10.0
 _PLAIN_LINE_SECONDS = 30.0
 
 
-def wide_console() -> Console:
-    """Return a console that is wide enough for the tables, in a file or pipe too.
+class SafeConsole(Console):
+    """A console on which brackets are text, no markup, and control characters are escaped."""
 
-    Brackets in a cause or a path are text, not markup.
-    """
-    console = Console(file=sys.stdout, markup=False)
-    return console if console.is_terminal else Console(file=sys.stdout, width=150, markup=False)
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return text to show; rich passes every string through here."""
+        return super().render_str(printable(text, keep="\n"), **options)
+
+
+def wide_console() -> Console:
+    """Return a console that is wide enough for the tables, in a file or pipe too."""
+    console = SafeConsole(file=sys.stdout, markup=False)
+    return console if console.is_terminal else SafeConsole(file=sys.stdout, width=150, markup=False)
 
 
 class Watcher:
@@ -73,9 +79,9 @@ class Watcher:
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
         known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
         left = minutes * (known - done) / gained if gained > 0.5 else None
-        warned = warning_lines(self.view, status)
+        warned = [*damaged_lines(self.view), *warning_lines(self.view, status)]
         if self._live:
-            self._live.update(Group(live_table(status, left), *map(Text, warned)), refresh=True)
+            self._live.update(Group(live_table(status, left), *(Text(printable(line)) for line in warned)), refresh=True)
             return
         for warning in warned:
             if warning not in self._warned:
@@ -102,7 +108,7 @@ def progress_made(view: View) -> tuple[int, int, int]:
 
 
 def conclude(view: View, console: Console) -> int:
-    """Write and show the results; return 1 if a run failed or lacks a probe's value, else 0."""
+    """Write and show the results; return 1 if a run failed, is damaged or lacks a probe's value, else 0."""
     await_records(view)  # before the page, which holds the same lines
     paths, page = tables.write_all(view), view.sweep.path / "report.html"
     cause = rebuild(view.sweep.path)
@@ -110,13 +116,22 @@ def conclude(view: View, console: Console) -> int:
     not_made = f": not written: {cause}; the results are complete without it; to write it: {again}" if cause else ""
     console.print(tables.terminal_table(view))
     bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
-    for row in bad:
-        console.print(f"{row.label}, seed {row.seed}: {row.state.name}: {row.cause}", highlight=False, soft_wrap=True)
+    damaged = damaged_lines(view)
+    for line in [*(f"{row.label}, seed {row.seed}: {row.state.name}: {row.cause}" for row in bad), *damaged]:
+        console.print(line, highlight=False, soft_wrap=True)
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
-    for line in [*advice_lines(view), *map(str, paths), f"{page}{not_made}"]:
+    for line in [*filter(None, [unlisted_line(view)]), *_advice(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
-    return 1 if bad else 0
+    return 1 if bad or damaged else 0
+
+
+def _advice(view: View) -> list[str]:
+    """Return advice, or why there is none: the results are complete without it."""
+    try:
+        return advice_lines(view)
+    except ValueError as error:
+        return [f"no advice: {error}"]
 
 
 class SlurmWatch:
@@ -197,8 +212,13 @@ class SlurmWatch:
 
 def main() -> int:
     """Run the command line; return the exit status of a sweep."""
+    return exit_status(lambda: watch(Path(sys.argv[1])))
+
+
+def watch(folder: Path) -> int:
+    """Watch the sweep of `folder` until it ends; its jobs have begun."""
+    begun()
     console = wide_console()
-    folder = Path(sys.argv[1])
     try:
         return SlurmWatch(folder, console).run()
     except KeyboardInterrupt:
@@ -206,9 +226,6 @@ def main() -> int:
         console.print("the jobs continue without this command; run it again to watch them", soft_wrap=True)
         console.print(f"python -m sweeps status|logs|cancel {folder}", soft_wrap=True, highlight=False)
         return INTERRUPTED
-    except SlurmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
 
 
 if __name__ == "__main__":

@@ -126,7 +126,10 @@ class LocalEngine:
             )
 
     def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
-        """Run `workers` workers, at most `parallel` at once; return their errors."""
+        """Run `workers` workers, at most `parallel` at once; return their errors.
+
+        Raise RuntimeError if Ray ends.
+        """
         driver, stop, private = Process.me(), self._stop, self._private
         sweep, cluster = self.sweep, self.cluster
 
@@ -137,7 +140,11 @@ class LocalEngine:
             run_worker(sweep, cluster, driver.driver, asked_to_stop, silent)
 
         trials = sweep.search.max_trials * sweep.search.seeds if sweep.search else 1
-        return place(worker, workers, self.parallel, {"cpu": cluster.cores_per_trial, "gpu": cluster.gpus_per_trial}, private, trials)
+        try:
+            return place(worker, workers, self.parallel, {"cpu": cluster.cores_per_trial, "gpu": cluster.gpus_per_trial}, private, trials)
+        except Exception as error:  # Ray and Tune have no class of their own for all of them
+            what = f"got {type(error).__name__}: {error}" if private.exists() else f"its folder {private} was removed"
+            raise RuntimeError(f"Ray must keep running while trials run; {what}: type the command again, which resumes them") from error
 
     def close(self) -> None:
         """Shut Ray down and remove the private folder."""

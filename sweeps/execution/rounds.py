@@ -32,6 +32,7 @@ def run_round(
             show()
         show()
         errors = future.result()
+    view.look_again()  # a worker passes over a trial that was damaged meanwhile, which counts as an end
     if not stopped() and progress_made(view) == before:
         raise RuntimeError(f"workers end before they claim a trial: {(errors or ['without an error'])[0]}")
     return True

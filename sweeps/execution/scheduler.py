@@ -32,17 +32,15 @@ def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver:
 
 def runnable(trial: Trial) -> bool:
     """Return whether this code gives the trial its run ID. If not, other code must run it."""
-    try:
-        return signature(trial.config) == trial.signature
-    except (ValueError, TypeError, KeyError):
-        return False
+    return trial.known_config is not None and signature(trial.known_config) == trial.signature
 
 
 def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) -> tuple[Trial, claims.Ownership] | None:
     """Claim a trial; return None if nothing can begin here now.
 
     Half-done trials without an owner come before new ones, and a requeued job finds its own trial
-    first. A trial with a `fault` is recorded as failed. States cached in `view` are read again.
+    first. A trial with a `fault` is recorded as failed, a damaged one is left to a person. States
+    cached in `view` are read again.
     """
     sweep = view.sweep
     view.look_again()
@@ -51,11 +49,13 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
     half_done = [(view.judged_claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
     mine = start.job if start else ""
     for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
+        if not view.check(trial):
+            continue
         folder, step = sweep.trial_dir(trial), view.reached_step(trial)
         cause = fault(view, trial, past, step, driver)
         if cause:
             run = sweep.run(trial)
-            run.write_result(RunResult(RunStatus.failed, cause, probes=run.probes(), step=step, claim=past[-1].attempt))
+            run.write_result(RunResult(RunStatus.failed, cause, probes=view.probes(trial), step=step, claim=past[-1].attempt))
             if mine and past[-1].slurm and past[-1].slurm.job == mine and not past[-1].slurm.shared:
                 return None  # should the fault be this node's, do not try the next trial on it
             continue
@@ -66,7 +66,7 @@ def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) 
         if owned:
             return trial, owned
     for fresh in not_begun(view):
-        owned = claims.claim(sweep.trial_dir(fresh), 1, driver, 0, start) if runnable(fresh) else None
+        owned = claims.claim(sweep.trial_dir(fresh), 1, driver, 0, start) if runnable(fresh) and view.check(fresh) else None
         if owned and claims.is_cancelled(sweep.trial_dir(fresh)):  # cancelled while it was chosen
             with owned:
                 continue

@@ -149,8 +149,9 @@ class SlurmEngine:
         ours = {t.signature for t in self.sweep.trials}
         jobs = set()
         for folder in (self.sweep.path / "trials").glob("*"):
-            if folder.name not in ours and (past := claims.history(folder)) and past[-1].slurm:
-                jobs.add(past[-1].slurm.job)
+            if folder.name not in ours:
+                with contextlib.suppress(ValueError):  # a claim that cannot be read
+                    jobs |= {c.slurm.job for c in claims.history(folder)[-1:] if c.slurm}
         return jobs
 
     def missing(self, view: View) -> int:

@@ -100,7 +100,7 @@ def run_worker(
     `silent` are claims on other hosts that the driver has watched long enough to know dead.
     """
     # `next_claim` and `look_again` drop cached states themselves.
-    view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf)
+    view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf, thorough=False)
     while not asked_to_stop() and view.follow():
         done = run_one_trial(view, cluster, driver, asked_to_stop, start)
         if sweep.search is None:

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.cli import Stop, stop_on_signals
+from jobs.cli import Stop, line_of, stop_on_signals
 
 
 def run_rank(submission_file: Path, stop: Stop) -> int:
@@ -30,7 +30,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     sweep, cluster = Sweep.load(submission.sweep_path), submission.cluster
     # A container may lack Slurm's commands.
     queue = Queue(refresh_seconds=60, patience_seconds=600) if has_slurm() else None
-    view = View(sweep, queue=queue, remember_seconds=math.inf)
+    view = View(sweep, queue=queue, remember_seconds=math.inf, thorough=False)
     # A search's worker takes one trial after another, so its job's fate is not that of each trial.
     many = sweep.search is not None
     start = SlurmStart.me(int(cluster.gpus_per_trial), submission.log_of_this_job(), submission.code, shared=many)
@@ -42,7 +42,11 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
 def main() -> None:
     """Run the command line. srun starts one process per rank."""
     with stop_on_signals() as stop:
-        status = run_rank(Path(sys.argv[1]), stop)
+        try:
+            status = run_rank(Path(sys.argv[1]), stop)
+        except ValueError as error:  # about a file of the sweep: a retry would end the same way
+            print(f"error: {line_of(error)}", file=sys.stderr, flush=True)
+            status = 1
         sys.stdout.flush()
         # Exit here: a signal during Python's shutdown would make a completed run look stopped.
         os._exit(status)

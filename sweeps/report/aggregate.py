@@ -83,6 +83,7 @@ class Summary:
     costs: dict[str, Spread]  # of the completed runs
     # metric -> seed -> value, of the completed runs that have one
     values: dict[str, dict[int, float]]
+    damaged: int = 0
 
 
 def costs_of(result: RunResult, batch: int | None) -> dict[str, float]:
@@ -102,14 +103,14 @@ def rows(view: View) -> list[Row]:
     """Return one row per trial, in the sweep's order."""
     table = []
     for trial in view.sweep.trials:
-        result = view.result(trial)
-        causes = [] if result is None else [result.cause, *(f"{p}: {c}" for p, c in result.missing.items())]
+        state, result = view.state(trial), view.result(trial)
+        causes = [view.damage(trial)] if result is None else [result.cause, *(f"{p}: {c}" for p, c in result.missing.items())]
         table.append(
             Row(
                 trial.signature,
                 trial.label,
                 trial.seed,
-                view.state(trial),
+                state,
                 "; ".join(c for c in causes if c),
                 {} if result is None else result.metrics,
                 {} if result is None else costs_of(result, view.sweep.task.value(trial.values, "batch", None)),
@@ -139,6 +140,7 @@ def summaries(view: View) -> list[Summary]:
                 sweep.paper.get(label, {}),
                 {c: Spread.of([row.costs[c] for row in done if c in row.costs]) for c in COSTS},
                 values,
+                sum(row.state is TrialState.damaged for row in mine),
             )
         )
     last = float("-inf")
@@ -198,7 +200,9 @@ def shown_configurations(view: View) -> tuple[list[Summary], str]:
     Those whose runs were all pruned are left out, unless that holds for every configuration.
     """
     table = summaries(view)
-    shown = [s for s in table if not s.pruned or s.failed or s.unfinished or any(spread.n for spread in s.spreads.values())] or table
+    shown = [
+        s for s in table if not s.pruned or s.failed or s.unfinished or s.damaged or any(spread.n for spread in s.spreads.values())
+    ] or table
     left_out = len(table) - len(shown)
     return shown, f"{left_out} configurations were pruned and are not shown; see summary.csv" if left_out else ""
 
@@ -262,7 +266,7 @@ def run_set(view: View) -> str:
     configurations = len({r.label for r in done})
     named = ", ".join(map(str, seeds)) if len(seeds) < 7 else f"{seeds[0]} to {seeds[-1]}"
     line = f"run set: all {len(done)} completed runs, of {configurations} configurations and seeds {named}"
-    left = [(sum(r.state is s for r in table), s.name) for s in (TrialState.failed, TrialState.pruned)]
+    left = [(sum(r.state is s for r in table), s.name) for s in (TrialState.failed, TrialState.pruned, TrialState.damaged)]
     left.append((sum(not r.state.ended for r in table), "not ended"))
     line += "; left out: " + (", ".join(f"{n} {what}" for n, what in left if n) or "none")
     missing = {m: sum(m not in r.metrics for r in done) for m in columns(view)}

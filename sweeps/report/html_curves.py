@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnjepa.run.folder import read_metrics
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import View
 
@@ -57,5 +56,4 @@ def curves(records: Sequence[Mapping[str, Any]], most: int) -> dict[str, Curve]:
 
 def curves_of(view: View, trial: Trial) -> dict[str, Curve]:
     """Return the curves of one trial, {} if it has not begun."""
-    records = read_metrics(view.sweep.trial_dir(trial) / "metrics.jsonl")
-    return curves(records, points_of_a_curve(len(view.sweep.trials)))
+    return curves(view.records(trial), points_of_a_curve(len(view.sweep.trials)))

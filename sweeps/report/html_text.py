@@ -1,20 +1,20 @@
 """Write the text of a report: the answer and its uncertainty, costs, failures, provenance."""
 
 import collections
-import json
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from cnnjepa.run.files import tail
+from cnnjepa.run.files import read_json, reading, tail
+from cnnjepa.run.typed import build
 from sweeps.report.aggregate import Leader, Spread, Summary, in_units, judged, leader, rows, summaries, title
 from sweeps.report.significance import compare
 from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
 from sweeps.spec.sweep import Trial
+from sweeps.state.damage import cause_of
 from sweeps.state.folder import TrialState, View
 from sweeps.state.history import commands
 
@@ -153,6 +153,7 @@ def about(view: View, trial: Trial, unit: str) -> list[str]:
     """Return the details of a selected trial, with its cost in `unit`."""
     result, folder = view.result(trial), view.sweep.trial_dir(trial)
     lines = [f"{view.state(trial).name}; trials/{trial.signature}"]
+    lines += [damage] if (damage := view.damage(trial)) else []
     if result is not None:
         lines += [f"cause: {result.cause}"] if result.cause else []
         lines += [f"{probe} has no value: {cause}" for probe, cause in result.missing.items()]
@@ -163,17 +164,44 @@ def about(view: View, trial: Trial, unit: str) -> list[str]:
     past = view.claims(trial)
     where = [f"job {c.slurm.job} on {c.slurm.node}" if c.slurm else c.owner.host for c in past]
     lines += [f"started {len(past)} times: " + ", ".join(dict.fromkeys(where))] if past else []
-    found = provenance_of(folder)
-    return lines + ([f"commit {found['commit'][:12] or 'unknown'}{', with changes' if found['diff'] else ''}"] if found else [])
-
-
-def provenance_of(folder: Path) -> dict[str, Any] | None:
-    """Return the content of provenance.json, or None if it cannot be read."""
     try:
-        found = json.loads((folder / "provenance.json").read_bytes())
-    except (OSError, ValueError):
+        found = provenance_of(folder)
+    except ValueError as error:
+        return [*lines, cause_of(error, folder)]
+    return lines + ([f"commit {found.commit[:12] or 'unknown'}{', with changes' if found.diff else ''}"] if found else [])
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the report shows of a run's provenance.json."""
+
+    commit: str
+    diff: str
+    packages: dict[str, str]
+    python: str
+    host: str
+
+
+def provenance_of(folder: Path) -> Provenance | None:
+    """Return the content of provenance.json, or None without one; raise DamagedError."""
+    path = folder / "provenance.json"
+    if not path.exists():
         return None
-    return found if isinstance(found, dict) and {"commit", "diff", "packages", "python", "host"} <= found.keys() else None
+    with reading(path):
+        values = read_json(path)
+        return build(Provenance, {f.name: values[f.name] for f in fields(Provenance)})
+
+
+def provenances(view: View) -> tuple[list[Provenance], list[str]]:
+    """Return the provenance of all runs that have one, and a line for each that cannot be read."""
+    found, damaged = [], []
+    for trial in view.sweep.trials:
+        folder = view.sweep.trial_dir(trial)
+        try:
+            found += [known for known in [provenance_of(folder)] if known is not None]
+        except ValueError as error:
+            damaged.append(f"{trial.label}, seed {trial.seed}: {cause_of(error, folder)}")
+    return found, damaged
 
 
 def last_lines(view: View, trial: Trial) -> str:
@@ -200,7 +228,7 @@ class Failure:
 
 
 def failures(view: View) -> list[Failure]:
-    """Group failed runs, and completed ones with a missing probe value, by cause.
+    """Group failed and damaged runs, and completed ones with a missing probe value, by cause.
 
     Causes that differ only in numbers are one group. The largest group comes first.
     """
@@ -208,7 +236,7 @@ def failures(view: View) -> list[Failure]:
     by = {row.signature: row for row in rows(view)}
     for trial in view.sweep.trials:
         row = by[trial.signature]
-        if row.cause and row.state in (TrialState.failed, TrialState.completed):
+        if row.cause and row.state in (TrialState.failed, TrialState.completed, TrialState.damaged):
             groups.setdefault(re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "#", row.cause), []).append((trial, row.cause))
     ranked = sorted(groups.values(), key=lambda found: -len(found))
     return [Failure(found[0][1], [t for t, _ in found], last_lines(view, found[0][0])) for found in ranked]
@@ -222,10 +250,11 @@ def what_was_run(view: View) -> list[str]:
         words = found["command"]
         command = " ".join(map(str, words)) if isinstance(words, list) else str(words)
         lines.append(f"{found['time']}: {command}")
-    known = [p for t in sweep.trials if (p := provenance_of(sweep.trial_dir(t))) is not None]
-    commits = collections.Counter(f"commit {p['commit'][:12] or 'unknown'}{' with uncommitted changes' * bool(p['diff'])}" for p in known)
-    packages = collections.Counter(f"Python {p['python']}, " + ", ".join(f"{n} {v}" for n, v in p["packages"].items()) for p in known)
-    hosts = collections.Counter(f"host {p['host']}" for p in known)
+    known, damaged = provenances(view)
+    lines += damaged
+    commits = collections.Counter(f"commit {p.commit[:12] or 'unknown'}{' with uncommitted changes' * bool(p.diff)}" for p in known)
+    packages = collections.Counter(f"Python {p.python}, " + ", ".join(f"{n} {v}" for n, v in p.packages.items()) for p in known)
+    hosts = collections.Counter(f"host {p.host}" for p in known)
     for counted in (commits, packages, hosts):
         several = len(counted) > 1
         lines += [f"{what}: {n} runs" if several else what for what, n in counted.most_common(8)]

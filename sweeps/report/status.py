@@ -5,7 +5,6 @@ from typing import Any
 
 from rich.table import Table
 
-from cnnjepa.run.folder import read_metrics
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
@@ -81,7 +80,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
     """Return one trial's state, progress, latest numbers and job as plain JSON values."""
     state, result = view.state(trial), view.result(trial)
     folder = view.sweep.trial_dir(trial)
-    records = [] if state.ended or state is TrialState.waiting else read_metrics(folder / "metrics.jsonl", _TAIL_BYTES)
+    records = [] if state.ended or state is TrialState.waiting else view.records(trial, _TAIL_BYTES)
     step, past = latest(records, "step"), view.claims(trial)
     job = past[-1].slurm if past else None
     gpu_seconds = sum(claims.held_seconds(folder, c) * c.slurm.gpus for c in past if c.slurm)
@@ -101,7 +100,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "node": job.node if job else None,
         "restarts": max(len(past) - 1, 0),
         "gpu_hours": gpu_seconds / 3600,
-        "cause": result.cause if result else "",
+        "cause": view.damage(trial) or (result.cause if result else ""),
         "missing": result.missing if result else {},
         "warnings": [] if state is TrialState.waiting else [w.to_dict() for w in warnings_of(view, trial)],
     }
@@ -111,13 +110,27 @@ def sweep_status(view: View) -> dict[str, Any]:
     """Return all trials and their counts by state."""
     trials = [trial_status(view, t) for t in view.sweep.trials]
     counts = {state.name: sum(t["state"] == state.name for t in trials) for state in TrialState}
+    counts[TrialState.damaged.name] += len(view.sweep.damaged)
     hours = sum(t["gpu_hours"] for t in trials)
     silent = view.watch.queue is not None and view.watch.queue.silent
     name, scale = view.sweep.name, view.sweep.scale.name
     chosen = view.sweep.search
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
-    return {**looked, "rungs": view.sweep.rungs, "search": search}
+    return {**looked, "rungs": view.sweep.rungs, "search": search, "damaged": damaged_lines(view)}
+
+
+def damaged_lines(view: View) -> list[str]:
+    """Return a line for each damaged trial, and for each choice of a search that cannot be read."""
+    trials = [f"{t.label}, seed {t.seed}: {cause}" for t in view.sweep.trials if (cause := view.damage(t))]
+    return [*trials, *(f"choice {number}: {cause}" for number, cause in view.sweep.damaged.items())]
+
+
+def unlisted_line(view: View) -> str:
+    """Return how many run folders belong to no trial, or ""."""
+    names = view.unlisted()
+    shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    return f"run folders of no trial, withdrawn from the sweep or without the file of their choice: {len(names)} ({shown})" if names else ""
 
 
 def warning_lines(view: View, status: dict[str, Any]) -> list[str]:
@@ -137,7 +150,7 @@ def counts_line(status: dict[str, Any]) -> str:
 
 
 def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
-    """Return a table of counts, with a line per trial that is not waiting, completed or pruned."""
+    """Return a table of counts, with a line per trial that runs, waits for its job or has failed."""
     left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
     table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
     in_slurm = any(t["job"] for t in status["trials"])
@@ -145,7 +158,7 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
     for name in [*columns, *(["job", "node", "GPU-h"] if in_slurm else [])]:
         table.add_column(name, justify="left" if name in ("configuration", "state", "job", "node") else "right")
     for t in status["trials"]:
-        if t["state"] in ("waiting", "completed", "pruned"):
+        if t["state"] in ("waiting", "completed", "pruned", "damaged"):
             continue
         numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]

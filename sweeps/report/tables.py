@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cnnjepa.run.files import write_atomic
+from jobs.cli import printable
 from sweeps.report import plots
 from sweeps.report.aggregate import (
     COSTS,
@@ -33,13 +34,26 @@ from sweeps.report.aggregate import (
 from sweeps.state.folder import View
 
 _TIED = "†"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a cell of a CSV file: text that a spreadsheet would run as a formula begins with a quote.
+
+    The quote is OWASP's remedy for CSV injection. Numbers stay as they are.
+    """
+    if not isinstance(value, str):
+        return "" if value is None else value
+    return f"'{printable(value)}" if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value) else printable(value)
 
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if v is None else v for v in line] for line in lines])
+    writer.writerows([list(map(csv_cell, line)) for line in [header, *lines]])
     return out.getvalue()
 
 
@@ -65,17 +79,19 @@ def summary_csv(view: View) -> str:
     """
     table = summaries(view)
     metrics = list(table[0].spreads) if table else []
+    damaged = any(s.damaged for s in table)
     papers = sorted({m for s in table for m in s.paper})
     shown = [*metrics, *view.sweep.costs]
     header = ["setting", *(f"{m}_{part}" for m in shown for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
     lines = []
     for s in table:
         spread = [v for m in shown for v in vars({**s.spreads, **s.costs}[m]).values()]
-        lines.append([s.label, *spread, *(s.paper.get(m) for m in papers), s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours])
+        counts = [s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours, *[s.damaged] * damaged]
+        lines.append([s.label, *spread, *(s.paper.get(m) for m in papers), *counts])
     for name, scores in references(view).items():
         spread = [v for m in shown for v in vars(scores.get(m, Spread.of([]))).values()]
-        lines.append([name, *spread, *[None] * (len(papers) + 5)])
-    return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours"], lines)
+        lines.append([name, *spread, *[None] * (len(papers) + 5 + damaged)])
+    return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours", *["damaged"] * damaged], lines)
 
 
 @dataclass(frozen=True)
@@ -126,7 +142,7 @@ def peoples_table(view: View) -> PeoplesTable:
 
 def _left_out(s: Summary) -> str:
     """Return '1 failed, 2 pending': the runs that are not in the means."""
-    counts = {"failed": s.failed, "pruned": s.pruned, "pending": s.unfinished}
+    counts = {"failed": s.failed, "pruned": s.pruned, "damaged": s.damaged, "pending": s.unfinished}
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
@@ -158,7 +174,7 @@ def terminal_table(view: View) -> Table:
     for i, name in enumerate(found.header):
         table.add_column(name, justify="right" if i else "left", max_width=None if i else LABEL_WIDTH)
     for cells in found.lines:
-        table.add_row(*(Text(str(cell), style="bold" if cell.bold else "") for cell in cells))
+        table.add_row(*(Text(printable(str(cell)), style="bold" if cell.bold else "") for cell in cells))
     return table
 
 

@@ -121,7 +121,8 @@ class Sight:
 
     def __init__(self, view: View) -> None:
         self.view = view
-        self._profiles = {s.job: s.worker_profile for s in Submission.all_of(view.sweep)}
+        known, self.damaged = Submission.readable_of(view.sweep)
+        self._profiles = {s.job: s.worker_profile for s in known}
         # (configuration, best images/s of the runs like it)
         self._kinds: list[tuple[dict[str, Any], float]] = []
         for trial in view.sweep.trials:
@@ -308,7 +309,7 @@ def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequen
 
 
 def advice_lines(view: View) -> list[str]:
-    """Return at most four lines of advice, [] before any run completed.
+    """Return at most four lines of advice, and what cannot be read; [] before any run completed.
 
     Only completed runs count: those that broke off say little about what a run needs.
     """
@@ -319,8 +320,9 @@ def advice_lines(view: View) -> list[str]:
     ]
     if not trials:
         return []
-    found, profile = [known[t.signature] for t in trials], Sight(view).profile(trials[0])
-    lines = [used_line(found), missing_line(view), speed_line(found)]
+    sight = Sight(view)
+    found, profile = [known[t.signature] for t in trials], sight.profile(trials[0])
+    lines = [*sight.damaged, used_line(found), missing_line(view), speed_line(found)]
     uses = [use for use in view.accounted.values() if use is not None]
     # Trials with different requests are no measure for one request.
     alike = {(e.cores, e.limit_seconds, e.memory_asked_mb) for e in found}

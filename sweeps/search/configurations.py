@@ -17,8 +17,8 @@ class Tried:
 
     @property
     def number(self) -> int:
-        """Return the number of its first trial."""
-        return self.trials[0].number
+        """Return its number, which is that of its first trial."""
+        return self.trials[0].configuration_number
 
     @property
     def pending(self) -> bool:

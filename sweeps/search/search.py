@@ -67,7 +67,7 @@ class Outlook:
             return []
         # A leader by few seeds is included: among many configurations, one seed may be lucky.
         ranked = sorted((p for p in self.tried if p.scores), key=lambda p: (-p.mean, p.number))
-        return [(p, FIRST_SEED + len(p.trials)) for p in ranked[:FINALISTS] if not p.pending and len(p.trials) < self.search.seeds]
+        return [(p, 1 + max(t.seed for t in p.trials)) for p in ranked[:FINALISTS] if not p.pending and len(p.trials) < self.search.seeds]
 
     @property
     def to_begin(self) -> int:

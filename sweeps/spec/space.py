@@ -11,7 +11,7 @@ from cnnjepa.run.identity import lookup, put
 from jobs.task import Task
 
 _COUNTABLE = 10_000
-Value = str | int | float
+Value = str | int | float | bool
 Params = dict[str, Value]
 
 
@@ -44,12 +44,6 @@ class Dimension:
         outside = [v for v in self.grid if not (isinstance(v, (int, float)) and self.low <= v <= self.high)]
         if outside:
             raise ValueError(f"grid of {self.key} must lie in [{self.low}, {self.high}]; got {outside[0]}")
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> "Dimension":
-        """Build a dimension from its JSON values."""
-        when = None if values["when"] is None else (values["when"][0], tuple(values["when"][1]))
-        return Dimension(**{**values, "options": tuple(values["options"]), "grid": tuple(values["grid"]), "when": when})
 
 
 def choice(key: str, *options: Value, when: tuple[str, Sequence[Value]] | None = None) -> Dimension:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
@@ -9,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from cnnjepa.run.identity import DEFAULT_TASK, from_dict, identity, signature, to_dict
+from cnnjepa.run.typed import build, checked
 from jobs.cluster import JobSpec
 from jobs.config import compose_job
 from jobs.task import task_named, task_of
@@ -18,6 +20,7 @@ FIRST_SEED = 42  # the paper's one seed
 SAMPLERS = ("tpe", "random", "gp", "grid")
 # Keys of version 0.1, which sweep.json and points/ keep -> their names here.
 _KEYS = {"setting": "label", "point": "configuration_number", "points": "max_trials"}
+_RUN_ID = re.compile(r"\w[\w.-]*")
 _OLD_KEYS = {new: old for old, new in _KEYS.items()}
 
 
@@ -106,6 +109,14 @@ class Trial:
         return from_dict(self.values)
 
     @property
+    def known_config(self) -> Any | None:
+        """Return the configuration, or None if only other code can build it and must run it."""
+        try:
+            return self.config
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    @property
     def epochs(self) -> int:
         """Return how many epochs it trains."""
         return int(self.values["epochs"])
@@ -116,8 +127,13 @@ class Trial:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Trial":
-        """Build a trial from the values of `to_dict`."""
-        return Trial(**{_KEYS.get(k, k): v for k, v in values.items()})
+        """Build a trial from the values of `to_dict`; raise TypeError if one is of another type."""
+        found = build(Trial, {_KEYS.get(k, k): v for k, v in values.items()})
+        if not _RUN_ID.fullmatch(found.signature):  # it names a folder
+            raise TypeError(f"signature must be letters, digits, _, . and -; got {found.signature[:60]!r}")
+        if checked(int, found.values.get("epochs"), "values.epochs") < 1:
+            raise TypeError(f"values.epochs must be at least 1; got {found.epochs}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -140,9 +156,8 @@ class Search:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "Search":
-        """Build a search from the values of `to_dict`."""
-        known = {_KEYS.get(k, k): v for k, v in values.items()}
-        return Search(**{**known, "space": [Dimension.from_dict(d) for d in values["space"]]})
+        """Build a search from the values of `to_dict`; raise TypeError if one is of another type."""
+        return build(Search, {_KEYS.get(k, k): v for k, v in values.items()})
 
     def trial(self, number: int, configuration_number: int, params: Params, seed: int) -> Trial:
         """Build the trial of `params` and `seed`, numbered and labelled."""

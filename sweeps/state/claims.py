@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,12 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 
-from cnnjepa.run.files import create_exclusive, read_json, reading, to_json
+from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json
+from cnnjepa.run.typed import build, checked
 from jobs.slurm.queue import ENDED, GONE, Queue, own_job, own_restart
 
 HEARTBEAT_SECONDS = 20.0
@@ -31,6 +34,7 @@ HEARTBEAT_SECONDS = 20.0
 SILENCE_SECONDS = 600.0
 # So is an owner in a job unknown to Slurm. The limit allows for clocks that differ between nodes.
 STALE_SECONDS = 180.0
+_NUMBER = re.compile(r"[0-9]{6,9}")
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,16 @@ class Claim:
     time: float  # on the owner's clock, seconds since 1970
     slurm: SlurmStart | None = None
 
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], attempt: int) -> "Claim":
+        """Build the claim from the JSON values of file `attempt`; raise TypeError if they are not of it."""
+        if checked(int, values["epoch"], "epoch") != attempt:  # the key's name since 0.1
+            raise TypeError(f"epoch must be the number in the file's name; got {values['epoch']}")
+        known = {**{k: v for k, v in values.items() if k != "epoch"}, "attempt": attempt}
+        if isinstance(known["slurm"], dict):
+            known["slurm"] = {f.name: known["slurm"][f.name] for f in fields(SlurmStart)}
+        return build(Claim, known)
+
 
 def listing(trial_dir: Path) -> frozenset[str]:
     """Return the names of all files in the trial's claim folder. Their contents never change."""
@@ -139,17 +153,14 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
     for attempt in sorted(_attempts(names, "json") - {c.attempt for c in known}):
         path = _path(trial_dir, attempt)
         with reading(path):
-            values = read_json(path)
-            held = values["slurm"]
-            start = SlurmStart(**{f.name: held[f.name] for f in fields(SlurmStart)}) if held else None
-            claims.append(Claim(values["epoch"], Process(**values["owner"]), values["driver"], values["step"], values["time"], start))
+            claims.append(Claim.from_dict(read_json(path), attempt))
     return claims
 
 
 def held_seconds(trial_dir: Path, claim: Claim) -> float:
     """Return the seconds from the claim to the owner's last sign of life."""
     signs = [_path(trial_dir, claim.attempt, what) for what in ("json", "released", "crashed")]
-    last = max(p.stat().st_mtime for p in signs if p.exists())
+    last = max((p.stat().st_mtime for p in signs if p.exists()), default=claim.time)
     return max(last - claim.time, 0.0)
 
 
@@ -167,8 +178,9 @@ def _path(trial_dir: Path, attempt: int, what: str = "json") -> Path:
 
 
 def _attempts(names: frozenset[str], what: str) -> set[int]:
-    """Return the attempts that have a file of that kind."""
-    return {int(n.removesuffix(f".{what}")) for n in names if n.endswith(f".{what}") and n.removesuffix(f".{what}").isdecimal()}
+    """Return the attempts that have a file of that kind; files of any other name are passed over."""
+    numbers = {n.removesuffix(f".{what}") for n in names if n.endswith(f".{what}")}
+    return {int(n) for n in numbers if _NUMBER.fullmatch(n) and n == f"{int(n):06d}"}
 
 
 def _last_attempt(names: frozenset[str], what: str) -> int:
@@ -315,7 +327,7 @@ def claim(trial_dir: Path, attempt: int, driver: str, step: int, slurm: SlurmSta
     (trial_dir / "claim").mkdir(parents=True, exist_ok=True)
     won = Claim(attempt, Process.me(), driver, step, time.time(), slurm)
     values = asdict(won)
-    text = to_json({"epoch": values.pop("attempt"), **values})  # the key's name since 0.1
+    text = sealed_json({"epoch": values.pop("attempt"), **values})
     return Ownership(trial_dir, won) if create_exclusive(_path(trial_dir, attempt), text) else None
 
 

@@ -8,42 +8,22 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from cnnjepa.run import checkpoint
-from cnnjepa.run.files import create_exclusive, read_json, reading, to_json, write_atomic
-from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, read_probes
+from cnnjepa.run.files import DamagedError, create_exclusive, read_json, reading, sealed_json, write_atomic
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, read_metrics, read_probes
 from cnnjepa.run.losses import LossCurve
+from cnnjepa.run.typed import build, checked
 from jobs.slurm.queue import Queue, has_slurm
 from jobs.slurm.sacct import JobUse
 from jobs.task import Task, task_named, task_of
-from sweeps.spec.space import applied
 from sweeps.spec.sweep import ScaleName, Search, SweepSpec, Trial
-from sweeps.state import claims
-
-
-class TrialState(Enum):
-    """State of a trial."""
-
-    waiting = "waiting"
-    running = "running"
-    requeued = "requeued"  # waits for its own Slurm job to start again
-    interrupted = "interrupted"  # has begun; any worker may resume it
-    cancelled = "cancelled"  # until a person runs the sweep again
-    completed = "completed"
-    pruned = "pruned"
-    failed = "failed"
-
-    @property
-    def ended(self) -> bool:
-        """Return whether nothing is left to run."""
-        return self in (TrialState.completed, TrialState.pruned, TrialState.failed)
-
-    @property
-    def settled(self) -> bool:
-        """Return whether nothing more happens unless a person acts."""
-        return self.ended or self is TrialState.cancelled
+from sweeps.state import choices, claims
+from sweeps.state.damage import Damage, cause_of
+from sweeps.state.trial_state import OF_STANDING
+from sweeps.state.trial_state import TrialState as TrialState
 
 
 @dataclass(frozen=True)
@@ -68,6 +48,8 @@ class Sweep:
     best_of_many: list[str] = field(default_factory=list)
     # Early warnings that end a run: sweeps/search/warnings.py.
     prune_on: list[str] = field(default_factory=list)
+    # Choices of a search that cannot be read: number -> cause.
+    damaged: dict[int, str] = field(default_factory=dict, init=False, compare=False)
     _next: list[int] = field(default_factory=lambda: [1])
 
     @staticmethod
@@ -107,41 +89,41 @@ class Sweep:
         file = path / "sweep.json"
         if not os.path.exists(file):
             raise ValueError(f"a sweep folder must hold sweep.json; got {path}")
-        try:
+        with reading(file):
             values = read_json(file)
-            trials = [Trial.from_dict(t) for t in values.pop("trials")]
-            search = values.pop("search")
-            known = {**values, "scale": ScaleName[values["scale"]], "search": Search.from_dict(search) if search else None}
-            sweep = Sweep(path=path, trials=trials, **known)
-            sweep.grow()
-            return sweep
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            said = f"{type(error).__name__} {' '.join(str(error).split())}"
-            raise ValueError(f"sweep.json must be a file that a sweep wrote; got {file}: {said}") from error
+            trials = [Trial.from_dict(t) for t in checked(list[dict[str, Any]], values.pop("trials"), "trials")]
+            search = checked(dict[str, Any] | None, values.pop("search"), "search")
+            sweep = build(Sweep, values, path=path, trials=trials, search=Search.from_dict(search) if search else None)
+            if len({t.signature for t in trials}) < len(trials) or not trials:
+                raise TypeError("trials must be different ones, at least one; got others")
+        sweep.grow()
+        if sweep.search is not None:
+            choices.require_no_gap(path, sweep.next_number)
+        return sweep
 
     def write(self) -> None:
         """Write sweep.json atomically. The same sweep writes the same bytes."""
         self.path.mkdir(parents=True, exist_ok=True)
-        values = {k: v for k, v in vars(self).items() if k not in ("path", "_next")}
+        values = {k: v for k, v in vars(self).items() if k not in ("path", "damaged", "_next")}
         given = [t.to_dict() for t in self.trials[: 1 if self.search else None]]
         search = self.search.to_dict() if self.search else None
-        text = to_json({**values, "scale": self.scale.name, "trials": given, "search": search})
+        text = sealed_json({**values, "scale": self.scale.name, "trials": given, "search": search})
         write_atomic(self.path / "sweep.json", text)
 
     def grow(self) -> None:
-        """Add the trials chosen since the last call, except those of another space or base."""
+        """Add the trials chosen since the last call, except those of another space or base.
+
+        A choice that cannot be read costs its own trial, and is noted in `damaged`.
+        """
         if self.search is None:
             return
-        choices = self.path / "points"  # the folder's name since 0.1
-        if choices.exists() and not choices.is_dir():
-            raise ValueError(f"points must be a folder; got {choices}, which is not one")
+        choices.folder_of(self.path)
         while (file := self.choice_file(self.next_number)).exists():
-            with reading(file):
-                values = read_json(file)
-                if not isinstance(values["search"], str):
-                    raise TypeError("search is no digest")
-                if values.pop("search") == self.search.digest:
-                    self.trials.append(Trial.from_dict({**values, "values": applied(self.search.base, values["params"], values["seed"])}))
+            try:
+                if (trial := choices.read(file, self.search)) is not None:
+                    self.trials.append(trial)
+            except DamagedError as error:
+                self.damaged[self.next_number] = cause_of(error, self.path)
             self._next[0] += 1
 
     @property
@@ -167,11 +149,13 @@ class Sweep:
         """Return this sweep with `hours_per_epoch` as the expected cost of an epoch."""
         if self.search is None or hours_per_epoch is None:
             return self
-        return replace(self, search=replace(self.search, hours_per_epoch=hours_per_epoch))
+        made = replace(self, search=replace(self.search, hours_per_epoch=hours_per_epoch))
+        made.damaged.update(self.damaged)
+        return made
 
     def choice_file(self, number: int) -> Path:
         """Return the file that records the choice of trial `number` of a search."""
-        return self.path / "points" / f"{number:06d}.json"
+        return choices.file_of(self.path, number)
 
     def register(self, trial: Trial) -> bool:
         """Record `trial` as the next one; return False if another worker took its number."""
@@ -179,7 +163,7 @@ class Sweep:
         file = self.choice_file(trial.number)
         file.parent.mkdir(parents=True, exist_ok=True)
         values = {k: v for k, v in trial.to_dict().items() if k != "values"}
-        return create_exclusive(file, to_json({**values, "search": self.search.digest}))
+        return create_exclusive(file, sealed_json({**values, "search": self.search.digest}))
 
     def trial_dir(self, trial: Trial) -> Path:
         """Return the path of the run folder of `trial`."""
@@ -196,7 +180,11 @@ def slurm_queue(sweep: Sweep, refresh_seconds: float = 5.0) -> Queue | None:
 
 
 class View:
-    """Cached reading of the run folders. An ended trial is read once."""
+    """Cached reading of the run folders. An ended trial is read once.
+
+    A trial whose folder cannot be read is damaged. It has no result, claims or probes, and the rest
+    of the sweep goes on.
+    """
 
     @staticmethod
     def here(sweep: Sweep) -> "View":
@@ -204,15 +192,26 @@ class View:
         return View(sweep, queue=slurm_queue(sweep))
 
     def __init__(
-        self, sweep: Sweep, silent: frozenset[Path] = frozenset(), queue: Queue | None = None, remember_seconds: float = 0.0
+        self,
+        sweep: Sweep,
+        silent: frozenset[Path] = frozenset(),
+        queue: Queue | None = None,
+        remember_seconds: float = 0.0,
+        thorough: bool = True,
     ) -> None:
         """Set up the caches.
+
+        Without `thorough`, only what a choice needs is read: no claims of ended trials, and no
+        configuration before `check`.
 
         `silent` are claims on other hosts that a `claims.Watch` found dead. `queue` answers for
         owners in Slurm jobs. A state stays cached for `remember_seconds`, or until `look_again`.
         """
         self._remember = remember_seconds
         self._states: dict[str, tuple[float, TrialState]] = {}
+        self._damage = Damage()
+        self._thorough = thorough
+        self._checked: set[tuple[str, bool]] = set()
         self.sweep = sweep
         self.watch = claims.Watch(silent, queue=queue)
         self._runs: dict[str, RunFolder] = {}
@@ -243,11 +242,13 @@ class View:
         self._results = {s: r for s, r in self._results.items() if r.status is RunStatus.completed and not r.missing}
         self._states.clear()
         self._hours.clear()
+        self._checked.clear()
         return True
 
     def look_again(self) -> None:
-        """Forget the states of unfinished trials: the next decision needs fresh ones."""
-        self._states = {s: known for s, known in self._states.items() if known[1].ended}
+        """Forget the states of unfinished and damaged trials: the next decision needs fresh ones."""
+        self._states = {s: known for s, known in self._states.items() if known[1].final}
+        self._checked.clear()
 
     def _run(self, trial: Trial) -> RunFolder:
         """Return the run folder of the trial, cached because one choice looks at thousands."""
@@ -256,21 +257,57 @@ class View:
         return self._runs[trial.signature]
 
     def result(self, trial: Trial) -> RunResult | None:
-        """Return the trial's result, or None if it has none yet."""
-        found = self._results.get(trial.signature) or self._run(trial).result()
-        if found is not None:
+        """Return the trial's result, or None if it has none yet or is damaged."""
+        if self._damage.of(trial.signature):
+            return None
+        if trial.signature not in self._results:
+            run = self._run(trial)
+            found = self._damage.guard(run.path, run.result, None)
+            if found is None:
+                return None
             self._results[trial.signature] = found
         return found
 
     def state(self, trial: Trial) -> TrialState:
         """Return the trial's current state."""
         known = self._states.get(trial.signature)
-        if known is None or (not known[1].ended and time.monotonic() - known[0] >= self._remember):
+        if known is None or (not known[1].final and time.monotonic() - known[0] >= self._remember):
             known = time.monotonic(), self._look(trial)
             self._states[trial.signature] = known
         return known[1]
 
+    def damage(self, trial: Trial) -> str:
+        """Return 'damaged: <file>: <what to do>' if the trial is damaged, else ""."""
+        return self._damage.of(trial.signature)
+
+    def unlisted(self) -> list[str]:
+        """Return the run folders that belong to no trial of the sweep."""
+        known = {t.signature for t in self.sweep.trials}
+        return sorted(p.name for p in (self.sweep.path / "trials").glob("[!.]*") if p.name not in known)
+
+    def check(self, trial: Trial, begins: bool = True) -> bool:
+        """Return whether a command may write into the trial's folder; if not, it is damaged.
+
+        If a run `begins` there, a configuration that it holds must be the trial's.
+        """
+        if (trial.signature, begins) not in self._checked:
+            run = self._run(trial)
+            self._damage.guard(run.path, lambda: run.check(trial.known_config if begins else None), None)
+            if self.damage(trial):
+                return False
+            self._checked.add((trial.signature, begins))
+        return True
+
     def _look(self, trial: Trial) -> TrialState:
+        self._damage.forget(trial.signature)
+        state = self._damage.guard(self._run(trial).path, lambda: self._read_state(trial), TrialState.damaged)
+        if self._thorough and not self.damage(trial):
+            self.check(trial, begins=state in (TrialState.waiting, TrialState.interrupted))
+            if state.ended:
+                self.claims(trial)
+        return TrialState.damaged if self.damage(trial) else state
+
+    def _read_state(self, trial: Trial) -> TrialState:
         result = self.result(trial)
         if result is not None:
             return TrialState[result.status.name]
@@ -279,7 +316,7 @@ class View:
         past = self._claims_among(trial, names)
         if not past:
             return TrialState.cancelled if claims.is_cancelled(folder, names) else TrialState.waiting
-        return TrialState(self.watch.standing(folder, past[-1], names).value)
+        return OF_STANDING[self.watch.standing(folder, past[-1], names)]
 
     def _claims_among(self, trial: Trial, names: frozenset[str]) -> list[claims.Claim]:
         """Return the claims named in a listing. No claim is read twice."""
@@ -294,12 +331,12 @@ class View:
     def claims(self, trial: Trial) -> list[claims.Claim]:
         """Return all claims of the trial, oldest first. An ended trial is not read again."""
         # If a trial began and ended between two looks, it has a result but no cached claims.
-        if trial.signature not in self._settled:
-            ended = trial.signature in self._results
-            self._claims_among(trial, claims.listing(self._run(trial).path))
-            if ended:
+        if trial.signature not in self._settled and not self.damage(trial):
+            ended, folder = trial.signature in self._results, self._run(trial).path
+            self._damage.guard(folder, lambda: self._claims_among(trial, claims.listing(folder)), None)
+            if ended and not self.damage(trial):
                 self._settled.add(trial.signature)
-        return self._claims[trial.signature]
+        return [] if self.damage(trial) else self._claims[trial.signature]
 
     def states(self) -> dict[str, TrialState]:
         """Return the state of each trial by run ID, including trials chosen meanwhile."""
@@ -308,7 +345,8 @@ class View:
 
     def hosts_elsewhere(self) -> list[str]:
         """Return the other hosts (or containers) whose processes own running trials."""
-        owners = [self.claims(t)[-1].owner for t in self.sweep.trials if self.state(t) is TrialState.running]
+        unfinished = [t for t in self.sweep.trials if self.state(t) is TrialState.running]
+        owners = [c.owner for t in unfinished for c in self.claims(t)[-1:]]
         return sorted({o.host for o in owners if not o.is_local})
 
     def device_hours(self, trial: Trial) -> float:
@@ -318,9 +356,10 @@ class View:
         time.
         """
         if trial.signature not in self._hours:
-            folder, past = self._run(trial).path, self.claims(trial)
+            folder, past, result = self._run(trial).path, self.claims(trial), self.result(trial)
+            if self.damage(trial):
+                return 0.0
             held = sum(claims.held_seconds(folder, c) * c.slurm.gpus / 3600 for c in past if c.slurm)
-            result = self.result(trial)
             self._hours[trial.signature] = held or (result.device_hours if result is not None else 0.0)
         return self._hours[trial.signature]
 
@@ -335,9 +374,14 @@ class View:
         found = path.stat() if path.exists() else None
         if found is not None and (found.st_size < start or found.st_ino != inode):
             start, inode = 0, found.st_ino
-        more, end = read_probes(path, start)
+        more, end = self._damage.guard(path.parent, lambda: read_probes(path, start), None) or ({}, start)
         self._probes[trial.signature] = {**known, **more}, end, inode
         return self._probes[trial.signature][0]
+
+    def records(self, trial: Trial, last_bytes: int | None = None) -> list[dict[str, Any]]:
+        """Return the records of a trial so far, or those in the last bytes of its file."""
+        run = self._run(trial)
+        return self._damage.guard(run.path, lambda: read_metrics(run.path / "metrics.jsonl", last_bytes), None) or []
 
     def losses(self, trial: Trial, share: float) -> LossCurve:
         """Return the losses of an unfinished trial, at least of its last `share`.
@@ -345,7 +389,8 @@ class View:
         `share` is in [0, 1]. Only new lines are read.
         """
         curve = self._losses.setdefault(trial.signature, LossCurve(trial.epochs))
-        curve.read(self._run(trial).path / "metrics.jsonl", share)
+        path = self._run(trial).path / "metrics.jsonl"
+        self._damage.guard(path.parent, lambda: curve.read(path, share), None)
         return curve
 
     def rung_values(self, epoch: int, seed: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from cnnjepa.run.files import tail
+from jobs.cli import printable
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import TrialState, View
 
@@ -21,9 +22,10 @@ _AFTERMATH = re.compile(
 
 def log_tail(path: Path) -> str:
     """Return the end of a log in one line, kills and errors first, or "" if there is no log."""
-    if not path.exists():
+    try:
+        text = tail(path, _TAIL_BYTES).decode(errors="replace")
+    except OSError:  # no file, or no access to it
         return ""
-    text = tail(path, _TAIL_BYTES).decode(errors="replace")
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     killed = [line for line in lines if _KILLED.search(line)][-1:]
     shown = [line for line in lines if not _AFTERMATH.search(line) and not _KILLED.search(line)]
@@ -40,22 +42,23 @@ def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
     states = view.states()
     if trial is None:
         order = [TrialState.running, TrialState.requeued, TrialState.interrupted, TrialState.failed, TrialState.completed]
+        order.append(TrialState.damaged)
         begun = [t for state in order for t in sweep.trials if states[t.signature] is state]
         if not begun:
             print("no trial has started", file=sys.stderr)
             return 1
         trial = begun[0]
     path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)
-    print(f"{trial.label}, seed {trial.seed}: {view.state(trial).name}: {path}")
+    print(printable(f"{trial.label}, seed {trial.seed}: {view.damage(trial) or view.state(trial).name}: {path}"))
     if past and past[-1].slurm:
-        print(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.log}")
+        print(printable(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.log}"))
     position = 0
     while True:
         settled = view.state(trial).settled
         if path.exists():
             with open(path, errors="replace") as file:
                 file.seek(position)
-                print(file.read(), end="", flush=True)
+                print(printable(file.read(), keep="\n\t"), end="", flush=True)
                 position = file.tell()
         if settled or not keep_on:
             return 0

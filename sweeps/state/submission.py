@@ -11,18 +11,24 @@ import time
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from cnnjepa.run.files import create_exclusive, read_json, reading, to_json, write_atomic
-from cnnjepa.run.ranks import Device
-from jobs.cluster import RENAMED, Allocation, ClusterProfile, Scheduler
+from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json, write_atomic
+from cnnjepa.run.typed import build
+from jobs.cluster import RENAMED, Allocation, ClusterProfile
 from jobs.slurm.sbatch import Array
 from sweeps.state.claims import Process
+from sweeps.state.damage import cause_of
 from sweeps.state.folder import Sweep
 
 RANK_MODULE = "sweeps.execution.worker_main"
 RAY_SCRIPT = "slurm/ray_cluster.sbatch"
 # Keys of the file, as in version 0.1 -> names here.
 _KEYS = {**RENAMED, "slots": "size", "slots_per_node": "workers_per_node"}
+
+
+def _renamed(values: Any) -> Any:
+    return {_KEYS.get(k, k): v for k, v in values.items()} if values is not None else None
 
 
 def job_prefix(sweep: Sweep) -> str:
@@ -67,24 +73,33 @@ class Submission:
         old = {new: old for old, new in _KEYS.items()}
         values = asdict(self, dict_factory=lambda items: {old.get(k, k): v for k, v in items})
         cluster = {k: v.name if isinstance(v, Enum) else v for k, v in values["cluster"].items()}
-        return create_exclusive(self.path, to_json({**values, "sweep_path": str(self.sweep_path), "cluster": cluster}))
+        return create_exclusive(self.path, sealed_json({**values, "sweep_path": str(self.sweep_path), "cluster": cluster}))
 
     @staticmethod
     def load(path: Path) -> "Submission":
         """Load a file that `create` wrote."""
         with reading(path):
-            found = read_json(path)
-            parts = found, found["cluster"], found["allocation"]
-            values, cluster, shared = ({_KEYS.get(k, k): v for k, v in (part or {}).items()} for part in parts)
-            profile = {**cluster, "scheduler": Scheduler[cluster["scheduler"]], "device": Device[cluster["device"]]}
-            known = {**values, "sweep_path": Path(values["sweep_path"]), "writer": Process(**values["writer"])}
-            known["allocation"] = Allocation(**shared) if shared else None
-            return Submission(**{**known, "cluster": ClusterProfile(**profile)})
+            values = read_json(path)
+            if f"{values['number']:06d}" != path.stem:
+                raise TypeError(f"number must be that of the file; got {values['number']}")
+            parts = {key: _renamed(values[key]) for key in ("cluster", "allocation")}
+            return build(Submission, {**_renamed(values), **parts})
 
     @staticmethod
     def all_of(sweep: Sweep) -> list["Submission"]:
         """Return all submissions of a sweep folder, oldest first."""
         return [Submission.load(p) for p in sorted((sweep.path / "submissions").glob("[0-9]*.json"))]
+
+    @staticmethod
+    def readable_of(sweep: Sweep) -> tuple[list["Submission"], list[str]]:
+        """Return the submissions that can be read, and a line for each that cannot."""
+        found, damaged = [], []
+        for path in sorted((sweep.path / "submissions").glob("[0-9]*.json")):
+            try:
+                found.append(Submission.load(path))
+            except ValueError as error:
+                damaged.append(cause_of(error, sweep.path))
+        return found, damaged
 
     @property
     def job(self) -> str:

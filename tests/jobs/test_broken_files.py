@@ -187,7 +187,7 @@ def file_of(sweep: Sweep, name: str) -> Path:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_broken_file_of_a_sweep(name: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """Each of the texts in its place, and a folder, for those who look and for the sweep's own command."""
+    """Each of the texts in its place, and a folder: sweep.json ends every command, any other file costs its trial."""
     path = file_of(sweep, name)
 
     def own() -> None:
@@ -199,8 +199,19 @@ def test_a_broken_file_of_a_sweep(name: str, sweep: Sweep, monkeypatch: pytest.M
             path.mkdir()
         else:
             path.write_bytes(text)
-        command_line = COMMANDS[number % len(COMMANDS)]
-        said = refused(looking.main, [command_line[0], str(sweep.path), *command_line[1:]], monkeypatch, capsys)
+        words = COMMANDS[number % len(COMMANDS)]
+        line = [words[0], str(sweep.path), *words[1:]]
+        if name != "sweep.json":
+            monkeypatch.setattr(sys, "argv", ["command", *line])
+            assert looking.main() == 0, (what, capsys.readouterr())
+            assert capsys.readouterr().err == ""
+            monkeypatch.setattr(sys, "argv", ["command", "status", str(sweep.path)])
+            assert looking.main() == 0
+            said = capsys.readouterr().out
+            assert "1 damaged" in said, (what, said)
+            assert f"{path.name}: " in said, (what, said)
+            continue
+        said = refused(looking.main, line, monkeypatch, capsys)
         assert path.name in said, (what, said)
         if number % 4 == 0 or text is None:
             said = refused(own, ["--runs-dir", str(sweep.path.parent), *ARGUMENTS["search"]], monkeypatch, capsys)
@@ -248,7 +259,7 @@ def test_what_is_no_sweep_folder(what: str, line: list[str], tmp_path: Path, mon
     refused(looking.main, [line[0], str(path), *line[1:]], monkeypatch, capsys)
 
 
-@pytest.mark.parametrize("where", ["trials", "trials/{signature}", "points", "sweep.json"])
+@pytest.mark.parametrize("where", ["trials", "points", "sweep.json"])
 def test_a_file_where_a_folder_should_be(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """And the other way round: said before anything has started."""
     spec, line = SPECS["search"], ["--runs-dir", str(tmp_path), *ARGUMENTS["search"]]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cnnjepa.data.datasets import load_splits
+from cnnjepa.run.files import SEAL
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import signature
 from jobs import provenance
@@ -85,7 +86,7 @@ def what_it_came_to(name: str, runs: Path) -> dict[str, str]:
     found = {view: (path / view).read_text() for view in ("results.csv", "summary.csv", "ablation.png", "sweep.json")}
     for trial in sorted((path / "trials").iterdir()):
         result = json.loads((trial / "result.json").read_text())
-        del result["claim"]
+        del result["claim"], result[SEAL]
         found[trial.name] = (trial / "metrics.jsonl").read_text() + json.dumps(result) + signature(RunFolder(trial).config())
         found[f"{trial.name} files"] = " ".join(sorted(p.name for p in (trial / "checkpoints").iterdir()))
     return found

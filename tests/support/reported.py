@@ -55,3 +55,10 @@ ALIKE = {"depth 1": [70.0, 72.0, 71.0], "depth 2": [71.0, 70.5, 72.0], "pointwis
 def claimed(view: View, number: int, epoch: int, gpus: float) -> None:
     start = claims.SlurmStart("mini", "7_0", 0, f"gpu0{epoch}", gpus, "/none/job.log", "/code")
     assert claims.claim(view.sweep.trial_dir(view.sweep.trials[number]), epoch, "d", 0, start)
+
+
+def provenance(folder: Path) -> None:
+    """Write provenance.json as a run does."""
+    from jobs.provenance import record
+
+    record(folder)

@@ -217,6 +217,7 @@ def test_status_counts_by_state(view: View) -> None:
         "completed": 4,
         "pruned": 0,
         "failed": 1,
+        "damaged": 0,
     }
     assert counts_line(status) == "1 failed, 4 completed, 1 waiting of 6 trials"
 

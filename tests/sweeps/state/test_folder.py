@@ -115,7 +115,9 @@ def test_the_records_of_another_owner_are_read_from_their_start(sweep: Sweep) ->
 
 
 def test_states_that_end_and_those_that_only_rest() -> None:
-    ended = {TrialState.completed, TrialState.pruned, TrialState.failed}
+    final = {TrialState.completed, TrialState.pruned, TrialState.failed}
+    assert {s for s in TrialState if s.final} == final
+    ended = {*final, TrialState.damaged}
     assert {s for s in TrialState if s.ended} == ended
     assert {s for s in TrialState if s.settled} == {*ended, TrialState.cancelled}
 
