@@ -215,7 +215,7 @@ class RunHere:
         The other driver is in another container, as far as it can see: it knows the first only by
         its heartbeat, which has stopped. What the first still writes must change nothing.
         """
-        main, first, attempt = self._main_rank(), self._driver, self.run.attempt()
+        main, first, attempt = self._ranks()[0], self._driver, self.run.attempt()
         suspended = self._everything()
         _signal(suspended, signal.SIGSTOP)
         self._container += 1

@@ -65,7 +65,7 @@ class WatchedRun:
 
     def ended(self) -> bool:
         """Return whether the run has a result."""
-        return self.result() is not None
+        return RunFolder(self.path).result() is not None
 
     def seconds_a_step(self) -> float:
         """Return the median seconds per step."""

@@ -260,11 +260,11 @@ class View:
         """Return the trial's result, or None if it has none yet or is damaged."""
         if self._damage.of(trial.signature):
             return None
-        if trial.signature not in self._results:
+        found = self._results.get(trial.signature)
+        if found is None:
             run = self._run(trial)
             found = self._damage.guard(run.path, run.result, None)
-            if found is None:
-                return None
+        if found is not None:
             self._results[trial.signature] = found
         return found
 

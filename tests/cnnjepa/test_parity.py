@@ -31,6 +31,7 @@ def draw_tensors(module: nn.Module, seed: int) -> None:
     module.load_state_dict(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", list(Execution), ids=lambda e: e.name)
 @pytest.mark.parametrize("case", CASES, ids=[f"{c['arch']}-{c['size']}" for c in CASES])
 def test_every_figure_is_reproduced(case: dict, execution: Execution) -> None:

@@ -41,6 +41,7 @@ def test_a_random_encoder_has_the_scores_of_the_method_random(tmp_path: Path) ->
     assert trained(tmp_path / "sweep" / "trials" / "two", small("random")).references[name] == scores(alone)
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_compute_a_random_encoder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[int] = []
     honest = references.random_encoder

@@ -62,6 +62,7 @@ def test_a_stop_saves_and_the_next_call_goes_on(tmp_path: Path) -> None:
     assert_bitwise_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_a_pruned_run_is_kept_and_goes_on_from_its_checkpoint_when_taken_up(tmp_path: Path) -> None:
     config = tiny_config(epochs=4)
     config.probes.at_epochs = [1, 3]
@@ -328,6 +329,7 @@ def test_time_spent_adds_up_over_resumes(tmp_path: Path, monkeypatch: pytest.Mon
     assert seconds == [3, 10]
 
 
+@pytest.mark.slow
 def test_bf16_and_fp32_train_alike(tmp_path: Path) -> None:
     losses = {}
     for name in ("fp32", "bf16"):

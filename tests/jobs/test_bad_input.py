@@ -299,6 +299,7 @@ FORKED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command_line", AS_PROCESSES + FORKED, ids=lambda line: " ".join(line).replace(f"{ROOT}/", ""))
 def test_as_a_process_it_exits_2_with_one_line(command_line: list[str], tmp_path: Path) -> None:
     if command_line in FORKED:

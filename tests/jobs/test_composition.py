@@ -66,6 +66,7 @@ def composed_or_error(by: Callable[[list[str]], object], overrides: list[str]) -
         return type(error), str(error.__cause__)
 
 
+@pytest.mark.slow
 def test_keys_set_after_the_groups_give_what_hydra_composes() -> None:
     draw = random.Random(SEED)
     refused = 0

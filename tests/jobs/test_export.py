@@ -22,6 +22,7 @@ from tests.cnnjepa.methods.test_methods import METHODS, small
 BASE = ["epochs=1", "optimizer.warmup_epochs=0", "global_batch_size=4", "micro_batch_size=4", "data.train_limit=8", "data.test_limit=8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_target_backbone_loads_elsewhere(tmp_path: Path, name: str) -> None:
     job = compose_job(

@@ -191,6 +191,7 @@ NUMBERS = ["-1", "0", "1", "2", "3", "nan", "inf", "-inf", "1.5", "x", "", "ü",
 NUMBERS += ["grid", "gp", "allocation", "ray", "komondor"]
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(FLAGS), st.sampled_from(NUMBERS)), min_size=1, max_size=3))
 def test_options_of_a_sweep_make_a_plan_or_are_refused(pairs: list[tuple[str, str]]) -> None:

@@ -117,6 +117,7 @@ def test_another_labelled_set_is_scored_by_its_name(tree: Path, tmp_path: Path) 
     assert score(tmp_path / "asked", data)[1].endswith("nothing to do, all scores are there\n")
 
 
+@pytest.mark.slow
 def test_a_set_of_the_same_name_elsewhere_is_another_one(tree: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     trained(run, tree, "probes.names=[knn]")
@@ -163,6 +164,7 @@ def test_without_its_final_checkpoint_a_run_is_not_scored(tree: Path, tmp_path: 
     assert "not scored: a run to score must hold an intact checkpoint of its last step, 6; got " in out
 
 
+@pytest.mark.slow
 def test_two_commands_do_not_score_a_run_at_once(tree: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     trained(run, tree, "probes.names=[knn]")

@@ -94,6 +94,7 @@ def test_the_table_says_which_published_values_are_the_best_of_several_runs(tmp_
     assert "peak memory, MiB" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", list(ScaleName), ids=lambda s: s.name)
 def test_the_picture_of_costs_is_drawn_and_the_same_bytes_when_rebuilt(scale: ScaleName, tmp_path: Path) -> None:
     view = finished(scale, tmp_path)

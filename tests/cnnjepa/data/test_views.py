@@ -117,6 +117,7 @@ def assert_share(events: list[bool], wanted: float) -> None:
     assert sum(events) / len(events) == pytest.approx(wanted, abs=3.5 * deviation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", KINDS)
 @pytest.mark.parametrize(("name", "view"), JOINT)
 def test_each_change_comes_as_often_as_its_own_probability_says(name: str, view: int, change: str) -> None:

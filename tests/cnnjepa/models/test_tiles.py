@@ -126,12 +126,14 @@ def test_all_cells_visible_is_the_dense_network() -> None:
     assert torch.equal(copy.deepcopy(net)(images, Visibility(torch.ones(2, 3, 3).bool())), net(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kernels"), with_each(KERNELS))
 def test_every_kernel_computes_the_same(kernels: str, name: EncoderName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiles.CPU, torch.float64, KERNELS[kernels])
     assert_same_pass(build_encoder(EncoderConfig(name, width=8)), MASKS["unequal_counts"]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", [Kernels(0), tiles.CUDA], ids=["windows", "cuda"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_tiles_that_see_nothing_may_be_added(mask: str, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:

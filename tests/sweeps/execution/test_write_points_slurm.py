@@ -137,6 +137,7 @@ def submit_killed_at(wanted: Sequence[int], points: int, expected: dict[str, str
         assert repeated(runs) == 0
 
 
+@pytest.mark.slow
 @seeded
 def test_the_submitting_command_is_killed_at_some_write_points(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str
@@ -166,6 +167,7 @@ def both_submit(wanted: Sequence[int], points: int, expected: dict[str, str], tm
         assert what_it_came_to("sweep", runs) == expected, f"killed at point {point} of {points}"
 
 
+@pytest.mark.slow
 @seeded
 def test_of_two_submitting_commands_at_once_one_is_killed(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str
@@ -197,6 +199,7 @@ def rank_killed_at(wanted: Sequence[int], points: int, expected: dict[str, str],
         assert repeated(runs) <= 1
 
 
+@pytest.mark.slow
 @seeded
 def test_a_rank_is_killed_at_some_of_its_write_points(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: str

@@ -211,6 +211,7 @@ def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     assert html.write(view).read_bytes() == html.write(View(Sweep.load(tmp_path))).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_page_of_a_sweep_that_runs(tmp_path: Path) -> None:
     view = made(tmp_path, {"depth 1": [50.0]})
     line = [sys.executable, "-m", "sweeps", "report", str(tmp_path)]

@@ -102,6 +102,7 @@ def name_in_0_1(config: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
+@pytest.mark.slow
 def test_a_run_of_0_1_is_read_and_not_continued(tmp_path: Path) -> None:
     folder = unpacked("half_done_ablation", tmp_path)
     trial = next(folder.glob("trials/*"))
