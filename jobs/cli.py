@@ -36,7 +36,7 @@ def line_of(error: BaseException) -> str:
     """Return one line about an error: for one of the operating system, its file and what to do."""
     if isinstance(error, OSError) and error.strerror:
         remedy = _REMEDIES.get(error.errno or 0, "type the command again")
-        said = f"{error.filename or 'a file'} must be accessible; got {error.strerror}: {remedy}"
+        said = f"{error.filename2 or error.filename or 'a file'} must be accessible; got {error.strerror}: {remedy}"
     elif isinstance(error, (ValueError, OSError, RuntimeError)) and str(error):
         said = str(error)
     else:

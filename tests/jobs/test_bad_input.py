@@ -281,7 +281,7 @@ def test_a_sweep_takes_a_batch_that_fits_its_own_scale(tmp_path: Path) -> None:
 
 def test_a_sweep_file_that_no_sweep_wrote_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"trials": []}')
-    with pytest.raises(ValueError, match=r"sweep\.json must be a file that a sweep wrote"):
+    with pytest.raises(ValueError, match=r"sweep\.json must be a file that this project wrote"):
         Sweep.load(tmp_path)
 
 

@@ -86,7 +86,7 @@ def test_a_page_that_cannot_be_made_is_said_in_a_line_and_ends_no_sweep(tmp_path
     console = Console(file=io.StringIO(), width=200)
     assert conclude(view, console) == 0
     last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
-    assert last.startswith(f"{tmp_path}/report.html: not written: SWEEP_FOLDER must be a folder that can be read; got ")
+    assert last.startswith(f"{tmp_path}/report.html: not written: {tmp_path}/report.html must be accessible; got Is a directory: move ")
     assert last.endswith(f"; the results are complete without it; to write it: python -m sweeps report {tmp_path}")
     (tmp_path / "report.html").rmdir()
     assert rebuild(tmp_path) == ""
