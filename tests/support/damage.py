@@ -11,12 +11,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cnnjepa.run import checkpoint
 from cnnjepa.run.files import SEAL
 from sweeps import __main__ as readers
 from sweeps.cli import run as command
@@ -105,14 +106,16 @@ def reader(name: str, path: Path) -> Callable[[], int]:
 
 def finished(name: str, runs: Path) -> Path:
     """A sweep folder whose trials have all ended, with what Slurm leaves in one."""
-    runs.mkdir()
+    runs.mkdir(parents=True)
     status, said = in_child(own(name, runs), runs / "said")
     assert status == 0, said
     path = folder(name, runs)
     sweep = Sweep.load(path)
     start = SlurmStart("mini", "7_0", 0, "gpu01", 1.0, str(path / "log" / "7_0.log"), "/code")
-    with claims.claim(sweep.trial_dir(sweep.trials[0]), 2, "d", 2, start) or pytest.fail("taken"):
-        pass
+    first, trial_dir = sweep.run(sweep.trials[0]), sweep.trial_dir(sweep.trials[0])
+    result = first.result() or pytest.fail("no result")
+    with claims.claim(trial_dir, 2, "d", checkpoint.find(trial_dir / "checkpoints")[0].step, start) or pytest.fail("taken"):
+        first.amend_result(replace(result, claim=2))
     cluster = planned(name, "local")[1]
     for number in (1, 2):
         made = Submission(path, number, f"x-{number}", 2, 1, [], cluster, "/code", Process.me(), time.time())
