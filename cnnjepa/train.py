@@ -435,6 +435,6 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         gpu_utilisation=run.busy.mean,
         data_wait_share=run.data_wait_share if run.method.views(run.config) else None,
     )
-    if run.ranks.is_main and not retry(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS):
+    if run.ranks.is_main and not retry(lambda: write_down(run.folder, result), "the result", PATIENCE_AT_END_SECONDS, run.saver.note):
         log.warning("%s already has the result of another claim, which is kept", run.folder.path)
     return broadcast_object(run.folder.result() if run.ranks.is_main else None, run.ranks) or result

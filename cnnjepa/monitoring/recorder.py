@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _REOPEN_SECONDS = 60.0
+_FLUSH_SECONDS = 60.0
 
 
 def hyperparameters(config: Any, path: str = "") -> dict[str, str | int | float]:
@@ -40,18 +43,37 @@ def hyperparameters(config: Any, path: str = "") -> dict[str, str | int | float]
     return flat
 
 
+class _Told:
+    """A hook for errors of threads without the disk errors of TensorBoard's thread: the next call raises them too."""
+
+    def __init__(self, hook: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, failed: threading.ExceptHookArgs) -> None:
+        """Pass on what is no such error."""
+        if not (type(failed.thread).__name__ == "_AsyncWriterThread" and isinstance(failed.exc_value, OSError)):
+            self._hook(failed)
+
+
 class _Board:
-    """TensorBoard's file. After a disk error, values are lost until a new file can be opened."""
+    """TensorBoard's file. After a disk error a new one is opened, and begins with the numbers that the old one lacks.
+
+    Pictures and histograms of the meantime are lost.
+    """
 
     def __init__(self, run: RunFolder, step: int, config: TrainConfig) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        self._run, self._next = run, 0.0
+        self._run, self._next, self._flush_at = run, 0.0, 0.0
         # Omit the experiment summary: TensorBoard would use the first run's for all, with the keys
         # of its method only. From the runs' own summaries, it finds all keys and which of them
         # differ.
         _, self._start, self._end = hparams(hyperparameters(config), {})
+        self._is_complete = False
+        self._kept: list[tuple[tuple[Any, ...], int, float]] = []  # numbers since the last flush, with step and time
         self._writer: SummaryWriter | None = None
+        if not isinstance(threading.excepthook, _Told):
+            threading.excepthook = _Told(threading.excepthook)
         self._open(step)
 
     def _open(self, step: int) -> None:
@@ -60,12 +82,16 @@ class _Board:
         run = self._run
         # A file that is opened later would hide the points of the attempt that has taken over.
         if lost(run.path, run.attempt):
-            self._next = float("inf")
+            self._next, self._kept = math.inf, []
             return
         by = f".{run.attempt:06d}" if run.attempt else ""
         try:
             self._writer = SummaryWriter(str(run.tensorboard), purge_step=step, filename_suffix=by)
             self._writer._get_file_writer().add_summary(self._start)
+            for values, at, when in self._kept:
+                self._writer.add_scalar(values[0], values[1], at, when)
+            if self._is_complete:
+                self._writer._get_file_writer().add_summary(self._end)
         except OSError as error:
             self._lost(error)
 
@@ -75,24 +101,47 @@ class _Board:
 
     def tell(self, call: str, step: int, *values: Any) -> None:
         """Call `SummaryWriter.<call>(*values, step)`."""
-        if self._writer is None and time.monotonic() >= self._next:
-            self._open(step)
-        self._attempt(lambda writer: getattr(writer, call)(*values, step))
+        if self._next == math.inf:
+            return
+        if call == "add_scalar":
+            self._kept.append((values, step, time.time()))
+        if self._writer is None:
+            if time.monotonic() >= self._next:
+                self._open(self._kept[0][1] if self._kept else step)
+        else:
+            self._attempt(lambda writer: getattr(writer, call)(*values, step))
+        if time.monotonic() >= self._flush_at:
+            self._flush()
+
+    def _flush(self) -> bool:
+        """Return whether all numbers are in the file."""
+        self._flush_at = time.monotonic() + _FLUSH_SECONDS
+        if done := self._attempt(lambda writer: writer.flush()):
+            self._kept.clear()
+        return done
 
     def complete(self) -> None:
         """Mark the run as complete."""
+        self._is_complete = True
         self._attempt(lambda writer: writer._get_file_writer().add_summary(self._end))
 
     def close(self) -> None:
-        """Flush and close the file."""
+        """Flush and close the file, after one more try to write what it lacks."""
+        if not self._flush() and self._next != math.inf and self._kept:
+            first = self._kept[0][1]
+            self._open(first)
+            if not self._flush():
+                log.warning("TensorBoard's curves lack the numbers from step %d on; metrics.jsonl has them", first)
         self._attempt(lambda writer: writer.close())
 
-    def _attempt(self, write: Callable[["SummaryWriter"], None]) -> None:
+    def _attempt(self, write: Callable[["SummaryWriter"], None]) -> bool:
         try:
             if self._writer is not None:
                 write(self._writer)
+                return True
         except OSError as error:
             self._lost(error)
+        return False
 
 
 class Recorder:

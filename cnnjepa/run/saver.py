@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cnnjepa.run import checkpoint
+from cnnjepa.run import checkpoint, refusal
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 60.0  # until a refused save is retried, unless the interval is shorter
@@ -25,17 +25,23 @@ _PAUSE_SECONDS = 0.5
 T = TypeVar("T")
 
 
-def retry(write: Callable[[], T], what: str, patience_seconds: float) -> T:
-    """Return the result of `write`, retrying on OSError; re-raise it when patience ends."""
+def retry(write: Callable[[], T], what: str, patience_seconds: float, refused: Callable[[OSError | None], None] = lambda _: None) -> T:
+    """Return the result of `write`, retrying on OSError; re-raise it when patience ends.
+
+    `refused` is told each new cause, and None in the end.
+    """
     deadline, reported = time.monotonic() + patience_seconds, ""
     while True:
         try:
-            return write()
+            result = write()
+            refused(None)
+            return result
         except OSError as error:
             if time.monotonic() + _PAUSE_SECONDS > deadline:
                 raise
             if str(error) != reported:
                 reported = str(error)
+                refused(error)
                 log.warning("%s cannot be written: %s; trying again for up to %.0f s", what, reported, patience_seconds)
         time.sleep(_PAUSE_SECONDS)
 
@@ -88,6 +94,7 @@ class Saver:
         try:
             checkpoint.save(self._folder, step, state, self._keep, self._attempt)
             self._saved, self._reported = step, ""
+            self.note(None)
         except OSError as error:
             self._refused(step, error)
         except BaseException as error:  # raised in the training loop
@@ -98,7 +105,12 @@ class Saver:
         self._next = time.monotonic() + again
         if str(error) != self._reported:
             self._reported = str(error)
+            self.note(error)
             log.warning("no checkpoint at step %d: %s; training continues, next attempt in %.0f s", step, error, again)
+
+    def note(self, error: OSError | None) -> None:
+        """Let `status` say why the disk refuses writes, or that it takes them again."""
+        refusal.note(self._folder.parent, self._attempt, error)
 
     def settle(self) -> None:
         """Wait for a running save; raise a failed save's error unless the disk caused it."""
@@ -118,5 +130,5 @@ class Saver:
             if self._saved != step:
                 checkpoint.save(self._folder, step, state, self._keep + final, self._attempt)
 
-        retry(write, f"the checkpoint at step {step}", patience_seconds)
+        retry(write, f"the checkpoint at step {step}", patience_seconds, self.note)
         self._saved, self._next = step, time.monotonic() + self._interval

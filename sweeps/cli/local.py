@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import signal
+import sys
 import time
 from types import FrameType
 
@@ -20,8 +21,10 @@ from sweeps.execution.rounds import REFRESH_SECONDS, run_round
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import is_over, to_take_up
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep, TrialState, View
 from sweeps.state.history import note_command
+
+_SAVE_SECONDS = 60.0  # that runs have to save before the command leaves
 
 
 def check(asked: argparse.Namespace) -> None:
@@ -71,9 +74,23 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         if len(stopped.received) == 1:
             engine.stop()
             return
+        leave(INTERRUPTED)
+
+    def leave(status: int) -> None:
         engine.abandon()
         console.show_cursor()
-        os._exit(INTERRUPTED)  # an ordinary exit would wait for a thread in Ray
+        os._exit(status)  # an ordinary exit would wait for a thread in Ray
+
+    def show() -> None:
+        watcher.show()
+        if folder := engine.lost_folder:
+            # Ray waits for ever for what was in there. Workers see it too, and save.
+            deadline = time.monotonic() + _SAVE_SECONDS
+            while time.monotonic() < deadline and TrialState.running in View.here(sweep).states().values():
+                time.sleep(REFRESH_SECONDS)
+            rule = f"{folder} must stay while trials run; got no such folder: something removed it"
+            print(f"error: {rule}; type the command again, which resumes them", file=sys.stderr, flush=True)
+            leave(1)
 
     with handling(on_signal, signal.SIGINT, signal.SIGTERM), contextlib.closing(engine):
         if engine.unused_devices:
@@ -83,12 +100,12 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         begun()
         with Watcher(view, console) as watcher:
             while not stopped() and not is_over(view):
-                if not run_round(view, engine.place, engine.parallel, watcher.show, stopped):  # the rest runs in another command's workers
+                if not run_round(view, engine.place, engine.parallel, show, stopped):  # the rest runs in another command's workers
                     if (hosts := view.hosts_elsewhere()) != reported:
                         reported = hosts
                         minutes = claims.SILENCE_SECONDS / 60
                         if hosts:
                             console.print(f"waiting for trials of {', '.join(hosts)}; taken over after {minutes:.0f} min of silence")
-                    watcher.show()
+                    show()
                     time.sleep(REFRESH_SECONDS)
     return not stopped()

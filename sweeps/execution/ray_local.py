@@ -86,6 +86,12 @@ class LocalEngine:
         self.unused_devices = 0 if cluster.gpus_per_trial else torch.cuda.device_count()
         self._private = private_folder()
         self._stop = self._private / "stop"
+        self._token = write_token(self._private)  # while it is there, so is the folder; Ray would make the folder again
+
+    @property
+    def lost_folder(self) -> str:
+        """Return the private folder if something has removed it, as cleaners of /tmp do, or ""."""
+        return "" if self._token.exists() else str(self._private)
 
     def stop(self) -> None:
         """Ask all workers to save and return. Those that have not begun return at once."""
@@ -97,7 +103,7 @@ class LocalEngine:
 
         Call this in the main thread: Ray's processes end with their thread.
         """
-        os.environ |= {**ENVIRONMENT, **_LOOPBACK, "RAY_AUTH_TOKEN_PATH": str(write_token(self._private))}
+        os.environ |= {**ENVIRONMENT, **_LOOPBACK, "RAY_AUTH_TOKEN_PATH": str(self._token)}
         before = set(psutil.Process().children(recursive=True))
         for left in reversed(range(_STARTS)):
             try:
@@ -130,11 +136,11 @@ class LocalEngine:
 
         Raise RuntimeError if Ray ends.
         """
-        driver, stop, private = Process.me(), self._stop, self._private
+        driver, stop, private, token = Process.me(), self._stop, self._private, self._token
         sweep, cluster = self.sweep, self.cluster
 
         def asked_to_stop() -> bool:
-            return stop.exists() or not private.exists() or not driver.lives()
+            return stop.exists() or not token.exists() or not driver.lives()
 
         def worker() -> None:
             run_worker(sweep, cluster, driver.driver, asked_to_stop, silent)
@@ -143,7 +149,7 @@ class LocalEngine:
         try:
             return place(worker, workers, self.parallel, {"cpu": cluster.cores_per_trial, "gpu": cluster.gpus_per_trial}, private, trials)
         except Exception as error:  # Ray and Tune have no class of their own for all of them
-            what = f"got {type(error).__name__}: {error}" if private.exists() else f"its folder {private} was removed"
+            what = f"got {type(error).__name__}: {error}" if token.exists() else f"its folder {private} was removed"
             raise RuntimeError(f"Ray must keep running while trials run; {what}: type the command again, which resumes them") from error
 
     def close(self) -> None:

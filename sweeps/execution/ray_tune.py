@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import os
 import secrets
 import shutil
@@ -123,6 +124,7 @@ def place(
             verbose=0,
         ),
     )
-    # The sweep shows its own table instead of Tune's.
+    # The sweep shows its own table instead of Tune's, and the errors that this returns.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with open(folder / "tune.log", "a") as log, contextlib.redirect_stdout(log):
         return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cnnjepa.run import refusal
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
@@ -101,6 +102,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "restarts": max(len(past) - 1, 0),
         "gpu_hours": gpu_seconds / 3600,
         "cause": view.damage(trial) or (result.cause if result else ""),
+        "refused": refusal.noted(folder, past[-1].attempt) if state is TrialState.running else "",
         "missing": result.missing if result else {},
         "warnings": [] if state is TrialState.waiting else [w.to_dict() for w in warnings_of(view, trial)],
     }
@@ -163,6 +165,8 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
         numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
         what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
+        if t["refused"]:
+            what += f", waits for the disk: {t['refused']}"
         row = [t["setting"], str(t["seed"]), what, f"{100 * t['done']:.0f} %", *shown, str(t["restarts"] or "")]
         table.add_row(*row, *([t["job"] or "", t["node"] or "", f"{t['gpu_hours']:.2f}"] if in_slurm else []))
     return table

@@ -39,6 +39,8 @@ class InProcess:
     def __init__(self, sweep: Sweep, cluster: ClusterProfile) -> None:
         self.sweep, self.cluster = sweep, cluster
 
+    lost_folder = ""
+
     def start(self) -> None: ...
 
     def stop(self) -> None: ...

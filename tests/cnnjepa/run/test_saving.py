@@ -3,7 +3,6 @@
 import errno
 import multiprocessing
 import os
-import resource
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,28 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cnnjepa.run import checkpoint, saver
+from cnnjepa.run import checkpoint, refusal, saver
 from cnnjepa.run.files import Lines
 from cnnjepa.run.folder import RunError, RunFolder
 from cnnjepa.run.saver import Saver, host_copy, retry
+from tests.support.disk import FullDisk
 from tests.support.runs import assert_bitwise_equal, comparable, final_state, run
 from tests.support.tiny import tiny_config
 
 LARGE = {"weight": torch.zeros(100_000)}
-
-
-class FullDisk:
-    """The kernel refuses this process each byte beyond a file size, EFBIG, as it refuses it on a full disk."""
-
-    def __init__(self, at_bytes: int) -> None:
-        self.at_bytes, self.before = at_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def __enter__(self) -> "FullDisk":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.at_bytes, self.before[1]))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
 def nothing() -> None:
@@ -180,6 +166,40 @@ def test_no_checkpoint_is_published_before_what_it_counts_on_is_durable(tmp_path
     saver.begin(1, LARGE, refuses)
     saver.settle()
     assert steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("attempt", [0, 3])
+def test_the_run_folder_says_why_the_disk_refuses_until_it_takes_a_checkpoint(attempt: int, tmp_path: Path) -> None:
+    def refuses() -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    saver = Saver(tmp_path / "checkpoints", 3600, keep=2, attempt=attempt)
+    saver.begin(1, LARGE, refuses)
+    saver.settle()
+    assert refusal.noted(tmp_path, attempt) == "[Errno 30] Read-only file system"
+    assert refusal.noted(tmp_path, attempt + 1) == ""
+    saver.begin(2, LARGE, nothing)
+    saver.settle()
+    assert refusal.noted(tmp_path, attempt) == ""
+
+
+def test_a_disk_without_room_for_the_cause_is_noted_all_the_same(tmp_path: Path) -> None:
+    with FullDisk(0):
+        refusal.note(tmp_path, 0, OSError(errno.ENOSPC, "No space left on device"))
+    assert refusal.noted(tmp_path, 0) == "no space for the cause"
+
+
+def test_a_run_that_waits_at_its_end_says_so_and_then_no_more(tmp_path: Path) -> None:
+    said: list[str] = []
+    errors = iter([OSError(errno.ENOSPC, "No space left on device"), None])
+
+    def write() -> None:
+        said.append(refusal.noted(tmp_path, 0))
+        if (error := next(errors)) is not None:
+            raise error
+
+    retry(write, "the result", 30, Saver(tmp_path / "checkpoints", 3600, keep=2).note)
+    assert [*said, refusal.noted(tmp_path, 0)] == ["", "[Errno 28] No space left on device", ""]
 
 
 def test_an_error_that_is_not_the_disks_reaches_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,23 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -
     assert not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+@UNDISTURBED
+@pytest.mark.slow
+def test_a_cleaned_tmp_ends_the_command_with_one_line_and_loses_no_run(undisturbed: Path, tmp_path: Path) -> None:
+    child = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for_steps(tmp_path, 10, child)
+    (private,) = Path("/tmp").glob(f"cnnjepa-{child.pid}-*")
+    shutil.rmtree(private, ignore_errors=True)  # Ray writes meanwhile
+    out, _ = child.communicate(timeout=200)
+    assert child.returncode == 1
+    assert out.splitlines()[-1].startswith(f"error: {private} must stay while trials run; got no such folder: ")
+    assert "Traceback" not in out
+    assert not [p for p in ray_processes() if str(private) in " ".join(p.info["cmdline"] or [])]
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows(tmp_path) == rows(undisturbed)
+
+
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
     runs = tmp_path_factory.mktemp("failing")

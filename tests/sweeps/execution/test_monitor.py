@@ -1,5 +1,6 @@
 """What a watcher says, when it submits again what was lost, and what a cancel ends; a stub says what Slurm would."""
 
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from cnnjepa.config import ProbeConfig, WarningConfig
+from cnnjepa.run import refusal
 from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.config import compose_job
 from jobs.slurm import queue as slurm
@@ -19,7 +21,7 @@ from sweeps.cli.cancel import cancel
 from sweeps.execution import monitor
 from sweeps.execution.monitor import SlurmWatch, Watcher, conclude
 from sweeps.execution.slurm_array import SlurmEngine
-from sweeps.report.status import counts_line, share_done, sweep_status, trial_status
+from sweeps.report.status import counts_line, live_table, share_done, sweep_status, trial_status
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
@@ -242,6 +244,12 @@ def test_a_trials_status_is_its_last_numbers_and_what_its_jobs_held(sweep: Sweep
     assert found["gpu_hours"] == pytest.approx(900 / 3600 * 4 + 1800 / 3600 * 2)  # 1 + 1
     assert counts_line(sweep_status(view)) == "1 running, 2 waiting of 3 trials, 2.0 GPU-hours used"
     assert share_done(trial, {"epoch": 4.5}) == 1.0
+    refusal.note(folder, 1, OSError(errno.EIO, "of an earlier owner"))
+    assert list(live_table(sweep_status(view), None).columns[2].cells) == ["running"]
+    refusal.note(folder, 2, OSError(errno.ENOSPC, "No space left on device"))
+    assert list(live_table(sweep_status(view), None).columns[2].cells) == [
+        "running, waits for the disk: [Errno 28] No space left on device"
+    ]
 
 
 # What a cancel ends.
