@@ -1,6 +1,7 @@
 """What this machine has room for, as the kernel and a container's limits tell it, and what Ray may be given."""
 
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -106,6 +107,13 @@ def test_ray_gets_three_chances_to_start_on_a_crowded_machine(
         engine.start()
     assert len(left) == late
     assert not any(psutil.pid_exists(process.pid) for process in left)
+
+
+def test_a_folder_that_was_removed_and_made_again_is_noticed(engine: ray_local.LocalEngine, tmp_path: Path) -> None:
+    assert engine.lost_folder == ""
+    shutil.rmtree(tmp_path)
+    (tmp_path / "ray").mkdir(parents=True)
+    assert engine.lost_folder == str(tmp_path)
 
 
 def test_any_other_fault_of_ray_is_not_tried_again(engine: ray_local.LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,41 @@ def test_node_loss(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Fault
     assert sweep.node_of(folder) != lost
 
 
+@pytest.mark.nightly
+@with_undisturbed
+@pytest.mark.parametrize("suspended", [True, False], ids=["suspended", "going on"])
+def test_slurmd_alone_dies_and_the_first_owner_outlives_the_takeover(
+    sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, suspended: bool
+) -> None:
+    """Slurm loses sight of the node and requeues the job: two owners for a while, whichever of them is the faster one."""
+    sweep.hold(20)
+    sweep.submit("one")
+    folder = sweep.wait_for_held(20)
+    lost = sweep.node_of(folder)
+    ranks = [sweep.rank_process(folder, rank) for rank in (0, 1)]
+    daemons = [p for p in map(psutil.Process, sweep.cluster.processes_of_node(lost)) if p.name() == "slurmd"]
+    assert daemons
+    for process in daemons:
+        process.kill()
+    for rank in ranks if suspended else ():
+        rank.suspend()
+    try:
+        sweep.wait("the takeover", lambda: len(claims.history(folder)) > 1)
+        sweep.hold(40)
+        sweep.wait_for_step(40)  # of the second owner, whose records these are now
+    finally:
+        second = sorted((folder / "checkpoints").glob("*-000002-*.pt"))
+        for rank in ranks:
+            rank.resume()
+    assert second
+    sweep.wait("the first owner's end", lambda: (folder / "claim" / "000001.released").exists() or not ranks[0].is_running(), 120)
+    assert second[-1].exists()  # the second owner stands still meanwhile
+    sweep.release()
+    sweep.wait_for_end()
+    sweep.check_against(undisturbed)
+    assert sweep.node_of(folder) != lost
+
+
 @with_undisturbed
 def test_the_controller_is_away_for_20_seconds(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("slurmctld stopped for 20 s", sweep) as said:
