@@ -195,9 +195,9 @@ def test_slurmd_alone_dies_and_the_first_owner_outlives_the_takeover(
     for rank in ranks if suspended else ():
         rank.suspend()
     try:
+        sweep.hold(24)
         sweep.wait("the takeover", lambda: len(claims.history(folder)) > 1)
-        sweep.hold(40)
-        sweep.wait_for_step(40)  # of the second owner, whose records these are now
+        sweep.wait("the second owner", lambda: (folder / "metrics.2.jsonl").exists() and sweep.step_of(folder) >= 24)
     finally:
         second = sorted((folder / "checkpoints").glob("*-000002-*.pt"))
         for rank in ranks:
@@ -205,6 +205,7 @@ def test_slurmd_alone_dies_and_the_first_owner_outlives_the_takeover(
     assert second
     sweep.wait("the first owner's end", lambda: (folder / "claim" / "000001.released").exists() or not ranks[0].is_running(), 120)
     assert second[-1].exists()  # the second owner stands still meanwhile
+    sweep.cluster.kill_node(lost)  # what is left of it
     sweep.release()
     sweep.wait_for_end()
     sweep.check_against(undisturbed)
