@@ -52,7 +52,7 @@ class FolderImages:
     """Image files in one folder per class, read when they are needed."""
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
-        samples = files_of(folder, classes, "data.root")
+        samples = files_of(folder, classes, "data.root").samples
         # An array of bytes, not a list of strings: worker processes share its pages.
         self.paths = np.array([path.encode() for path, _ in samples])
         self.labels = np.array([label for _, label in samples], dtype=np.int64)

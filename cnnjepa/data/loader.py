@@ -3,6 +3,7 @@
 Resuming or changing the number of ranks therefore does not change the data.
 """
 
+import contextlib
 import functools
 import logging
 import signal
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -99,6 +101,17 @@ def _batch(views: list[Tensor]) -> Tensor:
     return batch_BHW3.permute(0, 3, 1, 2)
 
 
+@contextlib.contextmanager
+def _naming(images: Images, indices: list[int]) -> Iterator[None]:
+    """Raise an error about bytes that cannot be decoded as an OSError that names the file."""
+    try:
+        yield
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        if not (found := damaged(images, indices)):
+            raise
+        raise OSError(found[0]) from error
+
+
 class _Views(Dataset[Loaded]):
     """Random views of a micro-batch, one per ViewSpec and image, and its labels.
 
@@ -116,9 +129,10 @@ class _Views(Dataset[Loaded]):
             return [], labels
         indices = [int(self.pretrain[position]) for _, position in keys]
         views = []
-        for (epoch, _), index, picture in zip(keys, indices, self.images.pictures(indices)):
-            randoms = [generator(self.seed, Stream.view, epoch, index, v) for v in range(len(self.specs))]
-            views.append(random_views(self.specs, picture, randoms, self.dct_scaling))
+        with _naming(self.images, indices):
+            for (epoch, _), index, picture in zip(keys, indices, self.images.pictures(indices)):
+                randoms = [generator(self.seed, Stream.view, epoch, index, v) for v in range(len(self.specs))]
+                views.append(random_views(self.specs, picture, randoms, self.dct_scaling))
         return [_batch(list(of_spec)) for of_spec in zip(*views)], labels
 
 
@@ -130,12 +144,8 @@ class _ProbeImages(Dataset[Tensor]):
 
     def __getitems__(self, positions: list[int]) -> Tensor:
         chosen = [int(self.indices[i]) for i in positions]
-        try:
+        with _naming(self.images, chosen):
             return _batch([probe_view(self.config.data, p) for p in self.images.pictures(chosen)])
-        except UNREADABLE as error:
-            if not (found := damaged(self.images, chosen)):
-                raise
-            raise OSError(found[0]) from error
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -172,12 +182,16 @@ def _started(loader: DataLoader[T]) -> Iterator[T]:
 
 
 def _tells_of_death(error: Exception) -> bool:
-    """Return whether a loader process died, rather than raised an error."""
+    """Return whether a loader process died, or the connection broke while it handed over a batch."""
     text = str(error)
-    if isinstance(error, RuntimeError):
-        return text.startswith("DataLoader worker (pid") and ("exited unexpectedly" in text or "is killed by signal" in text)
-    # the connection broke while the process handed over a batch
-    return "in DataLoader worker process" not in text
+    died = text.startswith("DataLoader worker (pid") and ("exited unexpectedly" in text or "is killed by signal" in text)
+    return isinstance(error, (ConnectionError, EOFError)) or (isinstance(error, RuntimeError) and died)
+
+
+def _raised_there(error: Exception) -> Exception:
+    """Return the error of a loader process without torch's text about it: its last line says what it was."""
+    kind, _, said = str(error).strip().splitlines()[-1].partition(": ")
+    return OSError(said) if isinstance(error, OSError) else RuntimeError(f"{kind}: {said}")
 
 
 def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], None] = _nothing) -> Iterator[T]:
@@ -196,7 +210,9 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
                 delivered, deaths = delivered + 1, 0
                 yield batch
             return
-        except (RuntimeError, ConnectionError, EOFError) as error:
+        except Exception as error:
+            if "in DataLoader worker process" in str(error):
+                raise _raised_there(error) from error
             deaths += 1
             if not _tells_of_death(error) or deaths > 1:
                 raise

@@ -90,7 +90,24 @@ class EncodedPicture:
                 return simplejpeg.decode_jpeg(self.data, strict=not self.sound)
             except ValueError:
                 self._pillow = Image.open(io.BytesIO(self.data))
-        return np.array(self._pillow.convert("RGB"))
+        return as_rgb(self._pillow)
+
+
+def as_rgb(image: Image.Image) -> Pixels:
+    """Return the image as RGB of 8 bits, by the rules of docs/guides/data.md.
+
+    Grey of 16 bits keeps its upper 8, as Pillow keeps those of 16-bit RGB. The rest is Pillow's
+    conversion: without transparency, EXIF orientation, or the frames after the first. Raise OSError
+    for numbers of no known range, which a conversion would clip.
+    """
+    # Pillow scales what it reads from a PGM of more than 8 bits to 16, and calls it I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        upper = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(upper[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        kind = "integers" if image.mode == "I" else "floating-point numbers"
+        raise OSError(f"its pixels are 32-bit {kind}, whose range is not known: save it with 8 or 16 bits")
+    return np.array(image.convert("RGB"))
 
 
 def as_ppm(pixels: Pixels) -> bytes:

@@ -7,8 +7,9 @@ import inspect
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Source:
 
     classes: list[str]
     splits: dict[str, list[Entry]]
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> files of a tree that are no images
 
     def bytes(self) -> int:
         """Return the bytes of all images, as far as they are known."""
@@ -65,15 +67,33 @@ def find(source: str, root: str, classes: list[str] | None) -> Source:
     return found
 
 
+_VAL_NAMES = ("val", "test", "valid", "validation")
+_HELPERS = ("__MACOSX", "@eaDir")  # of macOS and of Synology's servers
+
+
+def is_helper(name: str) -> bool:
+    """Return whether a file or folder of that name is no one's image or class: hidden, or a system's own."""
+    return name.startswith(".") or name in _HELPERS
+
+
+def classes_in(folder: Path) -> list[str]:
+    """Return the sorted names of the class folders in `folder`."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_helper(p.name))
+
+
 def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str) -> tuple[Path, Path, list[str]]:
     """Return train folder, val folder and sorted classes; raise ValueError if one is missing."""
-    train, val = root / "train", root / "val"
-    if not val.is_dir():
-        val = root / "test"
-    if not train.is_dir() or not val.is_dir():
-        raise ValueError(f"{key} must hold {what} as train/<class>/<image> and val/<class>/<image>; got {root}; to get it: {how}")
+    train = root / "train"
+    val = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
+    if not train.is_dir() or val is None:
+        others = ", ".join(_VAL_NAMES[1:])
+        raise ValueError(
+            f"{key} must hold {what} as train/<class>/<image> and val/<class>/<image> (or {others}); got {root}; to get it: {how}"
+        )
     if classes is None:
-        classes = sorted(p.name for p in train.iterdir() if p.is_dir())
+        classes = classes_in(train)
+        if others := sorted(set(classes_in(val)) - set(classes)):
+            raise ValueError(f"{key} must hold the same classes in train and {val.name}; got {', '.join(others[:5])} only in {val}")
     missing = [str(f) for f in (split / c for split in (train, val) for c in classes) if not f.is_dir()]
     if missing or not classes:
         first = missing[0] if missing else f"no class folder in {train}"
@@ -81,27 +101,66 @@ def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str
     return train, val, classes
 
 
-def files_of(folder: Path, classes: list[str], key: str) -> list[tuple[str, int]]:
-    """Return (path, label) of the images below `folder`, in order of torchvision's ImageFolder."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+@dataclass
+class Listing:
+    """The images below a folder, and what is no image of ours."""
 
-    try:
-        samples: list[tuple[str, int]] = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
-    except FileNotFoundError as error:  # a class without an image
-        raise ValueError(f"{key} must hold at least one image per class; got {folder}: {error}") from error
-    return samples
+    samples: list[tuple[str, int]]  # path and label
+    left_out: Counter[str]  # reason -> files, and folders that are left out as a whole
+
+
+def files_of(folder: Path, classes: list[str], key: str) -> Listing:
+    """Return the images below `folder`, in order of torchvision's ImageFolder.
+
+    Raise ValueError for a class without an image, a link that leads nowhere, and a name that is not
+    UTF-8. Hidden files, and helper folders of other programs, are left out.
+    """
+    found = Listing([], Counter())
+    for label, name in enumerate(classes):
+        paths = _images_below(folder / name, key, found.left_out)
+        if not paths:
+            raise ValueError(f"{key} must hold at least one image per class; got none in {folder / name}")
+        found.samples += [(path, label) for path in paths]
+    return found
+
+
+def _images_below(top: Path, key: str, left_out: Counter[str]) -> list[str]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    by_folder: list[tuple[str, list[str]]] = []
+    folders = [str(top)]
+    while folders:
+        here, names = folders.pop(), []
+        with os.scandir(here) as entries:
+            for entry in entries:
+                try:
+                    entry.path.encode()
+                except UnicodeEncodeError as error:
+                    raise ValueError(f"{key} must hold names in UTF-8; got {os.fsencode(entry.path)!r}: rename it") from error
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if is_helper(entry.name):
+                    left_out["hidden or a helper of another program"] += 1
+                elif entry.is_dir():
+                    folders.append(entry.path)
+                elif suffix not in IMG_EXTENSIONS:
+                    left_out[suffix or "no extension"] += 1
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    raise ValueError(f"{key} must hold no link that leads nowhere; got {entry.path} -> {os.readlink(entry.path)}")
+                else:
+                    names.append(entry.name)
+        by_folder.append((here, sorted(names)))
+    return [os.path.join(here, name) for here, names in sorted(by_folder) for name in names]
 
 
 def _tree(root: Path, classes: list[str] | None) -> Source:
     how = f"or give a folder that holds {_TRAIN_TAR}, or torchvision:NAME with --root"
     train, val, classes = tree_of(root, "SOURCE", "images", classes, how)
-    splits = {}
+    splits, left_out = {}, Counter[str]()
     for split, folder in zip(SPLITS, (train, val), strict=True):
-        splits[split] = [
-            Entry(os.path.relpath(path, folder), label, path, 0, os.stat(path).st_size)
-            for path, label in files_of(folder, classes, "SOURCE")
-        ]
-    return Source(classes, splits)
+        found = files_of(folder, classes, "SOURCE")
+        left_out += found.left_out
+        splits[split] = [Entry(os.path.relpath(path, folder), label, path, 0, os.stat(path).st_size) for path, label in found.samples]
+    return Source(classes, splits, left_out)
 
 
 def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:

@@ -122,7 +122,7 @@ def test_imagenet100_takes_its_classes_out_of_a_larger_tree(tmp_path: Path) -> N
 def test_missing_data_says_what_is_expected_where_and_how_to_get_it(tmp_path: Path) -> None:
     expected = {
         DatasetName.fashion_mnist: "apt-get install dataset-fashion-mnist",
-        DatasetName.imagefolder: r"train/<class>/<image> and val/<class>/<image>; got .*; to get it: sort your images",
+        DatasetName.imagefolder: r"train/<class>/<image> and val/<class>/<image> \(or .*\); got .*; to get it: sort your images",
         DatasetName.imagenet100: "download ILSVRC2012",
         DatasetName.imagenet1k: "download ILSVRC2012",
     }
