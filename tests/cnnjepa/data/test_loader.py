@@ -141,10 +141,14 @@ def test_a_loader_that_dies_twice_at_one_place_or_fails_by_itself_ends_the_run()
     with pytest.raises(RuntimeError, match="is killed by signal"):
         next(batches)
     assert asked == [0, 5]
-    within = "Caught ConnectionError in DataLoader worker process 0."
-    for error in (RuntimeError("image file is truncated"), ConnectionError(within)):
+    within = "Caught ConnectionError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\n"
+    for error, said in (
+        (RuntimeError("image file is truncated"), "image file is truncated"),
+        (ConnectionError(f"{within}ConnectionError: of its own: y"), "of its own: y"),
+        (RuntimeError(f"{within}ZeroDivisionError: by zero"), "ZeroDivisionError: by zero"),
+    ):
         asked.clear()
-        with pytest.raises(type(error), match=str(error)):
+        with pytest.raises((RuntimeError, OSError), match=f"^{said}$"):
             list(surviving(dying([2], error, asked)))  # type: ignore[arg-type]
         assert asked == [0]
 
