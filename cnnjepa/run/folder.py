@@ -244,8 +244,8 @@ class RunFolder:
         except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OSError, RecursionError) as error:
             raise DamagedError(self._config, f"{type(error).__name__} {error}", "be a file that a run wrote") from error
 
-    def check(self, config: Any | None) -> None:
-        """Raise DamagedError if the folder cannot be that of a run of `config`, or None for any.
+    def check(self, values: dict[str, Any] | None) -> None:
+        """Raise DamagedError if the folder cannot be that of a run of these values, or None for any.
 
         In a sweep, no link in it may lead out of the sweep's folder: what is written, renamed or
         deleted here would be elsewhere.
@@ -259,8 +259,18 @@ class RunFolder:
             if entry.name in _FILES + _FOLDERS and not (entry.is_file() if entry.name in _FILES else entry.is_dir()):
                 kind = "file" if entry.name in _FILES else "folder"
                 raise DamagedError(Path(entry.path), f"it is no {kind}", f"be a {kind}", "move it away and type the command again")
-        if config is not None and self._config.exists() and signature(self.config()) != signature(config):
+        if values is not None and self._config.exists() and not self._is_of(values):
             raise DamagedError(self._config, "it holds another configuration")
+
+    def _is_of(self, values: dict[str, Any]) -> bool:
+        with contextlib.suppress(yaml.YAMLError, ValueError, OSError, RecursionError):
+            if _yaml(self._config) == values:
+                return True  # without building a configuration: its method would import torch
+        held = self.config()
+        try:
+            return signature(held) == signature(from_dict(values))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return True  # only other code can build it, and must run it
 
     def _entries(self) -> list["os.DirEntry[str]"]:
         with reading(self.path), contextlib.suppress(FileNotFoundError), os.scandir(self.path) as found:

@@ -292,7 +292,7 @@ class View:
         """
         if (trial.signature, begins) not in self._checked:
             run = self._run(trial)
-            self._damage.guard(run.path, lambda: run.check(trial.known_config if begins else None), None)
+            self._damage.guard(run.path, lambda: run.check(trial.values if begins else None), None)
             if self.damage(trial):
                 return False
             self._checked.add((trial.signature, begins))

@@ -93,9 +93,24 @@ def test_a_page_that_cannot_be_made_is_said_in_a_line_and_ends_no_sweep(tmp_path
     assert (tmp_path / "report.html").is_file()
 
 
-def test_who_only_watches_imports_neither_plotly_nor_optuna() -> None:
+def test_who_only_watches_imports_neither_plotly_nor_optuna(tmp_path: Path) -> None:
+    """Nor torch, which a look at the configurations of trials that are to run would need: Ray's driver on a node has no room for it."""
+    sweep = made(tmp_path, CLEAR).sweep
+    for trial in sweep.trials[:2]:
+        sweep.run(trial).prepare(trial.config)
+        (sweep.trial_dir(trial) / "result.json").unlink()
     heavy = "('plotly', 'optuna', 'torch', 'scipy')"
-    code = f"import sys, sweeps.execution.monitor, sweeps.__main__; print([m for m in {heavy} if m in sys.modules])"
+    look = f"status_of(View.here(Sweep.load(Path({str(tmp_path)!r}))))['counts']['waiting'] == 2 or sys.exit('they are not waiting')"
+    code = "\n".join(
+        [
+            "import sys, sweeps.execution.monitor, sweeps.__main__",
+            "from pathlib import Path",
+            "from sweeps.report.status import sweep_status as status_of",
+            "from sweeps.state.folder import Sweep, View",
+            look,
+            f"print([m for m in {heavy} if m in sys.modules])",
+        ]
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True, env=environment)
     assert done.stdout.strip() == "[]"
