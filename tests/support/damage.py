@@ -1,6 +1,7 @@
 """Damage the files of a small sweep folder at random, and judge what every command then says and does."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -79,7 +80,9 @@ def files_of(root: Path) -> list[Path]:
 
 def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fault_target.ARGUMENTS, "sweep", ("--seeds", "2"))
-    planned.cache_clear()
+    fresh = functools.cache(planned.__wrapped__)  # what was planned with other arguments is not of these, nor these of later tests
+    for module in (fault_target, sys.modules[__name__]):
+        monkeypatch.setattr(module, "planned", fresh)
     # Slurm's clients may be here without a controller: a command rightly waits for its answer about a trial of one of its jobs.
     monkeypatch.setattr("sweeps.state.folder.has_slurm", lambda: False)
     make_quick(monkeypatch)
