@@ -92,8 +92,8 @@ def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str
         )
     if classes is None:
         classes = classes_in(train)
-        if others := sorted(set(classes_in(val)) - set(classes)):
-            raise ValueError(f"{key} must hold the same classes in train and {val.name}; got {', '.join(others[:5])} only in {val}")
+        if unknown := sorted(set(classes_in(val)) - set(classes)):
+            raise ValueError(f"{key} must hold the same classes in train and {val.name}; got {', '.join(unknown[:5])} only in {val}")
     missing = [str(f) for f in (split / c for split in (train, val) for c in classes) if not f.is_dir()]
     if missing or not classes:
         first = missing[0] if missing else f"no class folder in {train}"
