@@ -164,5 +164,12 @@ class LocalEngine:
 
     def abandon(self) -> None:
         """Kill everything started here. Running trials can resume from their checkpoints."""
-        kill(psutil.Process().children(recursive=True))
+        # Ray's agents are no longer below this process once the one that started them has died.
+        agents = [p for p in psutil.process_iter(["cmdline"]) if _is_rays(p.info["cmdline"] or [], self._private)]
+        kill([*psutil.Process().children(recursive=True), *agents])
         shutil.rmtree(self._private, ignore_errors=True)
+
+
+def _is_rays(words: list[str], folder: Path) -> bool:
+    """Return whether a command line is that of a process of Ray's which works in `folder`."""
+    return any("/ray/" in word for word in words[:3]) and any(f"{folder}/" in word for word in words)

@@ -253,7 +253,7 @@ def test_a_cleaned_tmp_ends_the_command_with_one_line_and_loses_no_run(undisturb
     assert child.returncode == 1
     assert out.splitlines()[-1].startswith(f"error: {private} must stay while trials run; got no such folder: ")
     assert "Traceback" not in out
-    assert not [p for p in ray_processes() if str(private) in " ".join(p.info["cmdline"] or [])]
+    wait_until("the end of Ray", lambda: not [p for p in ray_processes() if str(private) in " ".join(p.info["cmdline"] or [])], seconds=60)
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert rows(tmp_path) == rows(undisturbed)
