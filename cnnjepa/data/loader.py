@@ -189,7 +189,7 @@ def _tells_of_death(error: Exception) -> bool:
 
 
 def _raised_there(error: Exception) -> Exception:
-    """Return the error of a loader process without torch's text about it: its last line says what it was."""
+    """Return the error that a loader process raised, without the traceback that torch adds."""
     kind, _, said = str(error).strip().splitlines()[-1].partition(": ")
     return OSError(said) if isinstance(error, OSError) else RuntimeError(f"{kind}: {said}")
 

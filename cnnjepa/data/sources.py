@@ -72,7 +72,7 @@ _HELPERS = ("__MACOSX", "@eaDir")  # of macOS and of Synology's servers
 
 
 def is_helper(name: str) -> bool:
-    """Return whether a file or folder of that name is no one's image or class: hidden, or a system's own."""
+    """Return whether a file or folder of that name is hidden, or was written by another program."""
     return name.startswith(".") or name in _HELPERS
 
 
@@ -103,7 +103,7 @@ def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str
 
 @dataclass
 class Listing:
-    """The images below a folder, and what is no image of ours."""
+    """The images below a folder, and counts of what was left out."""
 
     samples: list[tuple[str, int]]  # path and label
     left_out: Counter[str]  # reason -> files, and folders that are left out as a whole

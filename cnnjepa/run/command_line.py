@@ -19,7 +19,7 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def printable(text: object, keep: str = "") -> str:
-    """Return text that a terminal shows and does not obey: control characters but those in `keep` are escaped.
+    """Return text with its control characters escaped, except those in `keep`.
 
     Use it for all text that was read from files: a cause, a name, a line of a log.
     """

@@ -53,7 +53,7 @@ class WatchedRun:
         return self.path / "claim" / f"{attempt:06d}.json"
 
     def has_let_go(self, attempt: int) -> bool:
-        """Return whether the owner of an attempt has stopped, by its own word."""
+        """Return whether the owner of an attempt has recorded that it stopped."""
         return any(self.claim_file(attempt).with_suffix(f".{way}").exists() for way in ("released", "crashed"))
 
     def gained(self) -> bool:

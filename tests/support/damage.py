@@ -288,7 +288,7 @@ def _note(found: Found, name: str, status: int, said: str) -> None:
 
 
 def _compare(found: Found, before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> None:
-    """Whoever is completed has its row as before; whoever is not there was named."""
+    """Compare the rows of completed trials with those before the damage; a missing row must have been reported."""
     for signature, row in before.items():
         now = after.get(signature)
         if now is None:

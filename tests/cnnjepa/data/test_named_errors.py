@@ -1,4 +1,4 @@
-"""An image that cannot be decoded in training is named, with its true cause, whichever process reads it and however it is stored."""
+"""Errors in training name the image that cannot be decoded and its cause, in this process and in loader processes."""
 
 from pathlib import Path
 
