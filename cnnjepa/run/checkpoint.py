@@ -182,6 +182,13 @@ def read(checkpoint: Checkpoint, device: "torch.device") -> dict[str, Any]:
     return state
 
 
+def peek(checkpoint: Checkpoint, key: str) -> Any:
+    """Return one value of an intact checkpoint, None if it has none; tensors are not read from the disk."""
+    import torch
+
+    return torch.load(checkpoint.path, map_location="cpu", weights_only=True, mmap=True).get(key)
+
+
 def intact(folder: Path, attempt: int = 0, set_aside: bool = False) -> Iterator[Checkpoint]:
     """Yield the intact checkpoints as `find` orders them; `set_aside` renames damaged ones *.damaged."""
     found = find(folder, attempt)
@@ -201,7 +208,7 @@ def newest_good(folder: Path, set_aside: bool = False) -> Checkpoint | None:
 
 
 def adopt(checkpoint: Checkpoint, attempt: int) -> Checkpoint:
-    """Return the checkpoint under the name of `attempt`: a link, which no other attempt removes."""
+    """Return the checkpoint under the name of `attempt`: a hard link, which no other attempt removes."""
     if checkpoint.attempt == attempt:
         return checkpoint
     ours = _named(checkpoint.path.parent, checkpoint.step, attempt, checkpoint.digest)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.attempts import numbered
-from cnnjepa.run.folder import HopelessError, RunFolder, RunResult, RunStatus, missing_steps, read_metrics
+from cnnjepa.run.folder import HopelessError, RunFolder, RunResult, RunStatus
+from cnnjepa.run.records import missing_steps, read_metrics
 
 if TYPE_CHECKING:
     from cnnjepa.run.checkpoint import Checkpoint
@@ -45,9 +46,7 @@ def starting_point(folder: RunFolder, last_step: int, every: int) -> "Checkpoint
 
 def _missing(folder: RunFolder, found: "Checkpoint", every: int) -> str:
     """Return what is wrong with the records that lead to a checkpoint, or "" if they are whole."""
-    import torch
-
-    mark = checkpoint.read(found, torch.device("cpu")).get("records")
+    mark = checkpoint.peek(found, "records")
     if mark is None or folder.holds(mark, found.attempt):  # 0.1 kept no mark
         return ""
     path = numbered(folder.path / "metrics.jsonl", found.attempt)

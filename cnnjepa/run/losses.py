@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cnnjepa.run.folder import record_of
+from cnnjepa.run.records import record_of
 
 _PARTS = 400  # parts of a whole run; long runs need no more memory than short ones
 _LAST_RECORD_BYTES = 4096

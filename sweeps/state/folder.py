@@ -13,8 +13,9 @@ from typing import Any
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.files import DamagedError, create_exclusive, read_json, reading, sealed_json, write_atomic
-from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, read_metrics, read_probes
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.losses import LossCurve
+from cnnjepa.run.records import read_metrics, read_probes
 from cnnjepa.run.typed import build, checked
 from jobs.slurm.queue import Queue, has_slurm
 from jobs.slurm.sacct import JobUse

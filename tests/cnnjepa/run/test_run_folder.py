@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, read_metrics, read_probes
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from cnnjepa.run.records import read_metrics, read_probes
 from tests.support.tiny import tiny_config
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cnnjepa.run.files import SEAL, DamagedError, read_json, reading, sealed_json, write_atomic
-from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, record_of
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from cnnjepa.run.records import record_of
 from cnnjepa.run.typed import build, checked
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.run.folder import RunFolder, read_metrics, read_probes
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.records import read_metrics, read_probes
 from sweeps.cli import local
 from sweeps.execution import worker
 from sweeps.report import optuna_study
