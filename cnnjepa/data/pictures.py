@@ -94,7 +94,7 @@ class EncodedPicture:
 
 
 def as_rgb(image: Image.Image) -> Pixels:
-    """Return the image as RGB of 8 bits, by the rules of docs/guides/data.md.
+    """Return the image as RGB of 8 bits, by the rules of docs/reference/image-files.md.
 
     Grey of 16 bits keeps its upper 8, as Pillow keeps those of 16-bit RGB. The rest is Pillow's
     conversion: without transparency, EXIF orientation, or the frames after the first. Raise OSError
@@ -102,7 +102,7 @@ def as_rgb(image: Image.Image) -> Pixels:
     """
     # Pillow scales what it reads from a PGM of more than 8 bits to 16, and calls it I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        upper = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        upper = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(upper[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         kind = "integers" if image.mode == "I" else "floating-point numbers"

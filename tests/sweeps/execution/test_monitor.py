@@ -187,7 +187,14 @@ def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_bega
 ) -> None:
     now, done = [1000.0], [0.5, 0.0, 0.0]
     trials = [{"setting": f"s{i}", "seed": 42, "state": "running", "done": 0.0} for i in range(3)]
-    status = {"trials": trials, "search": {"to_begin": 2, "points": 9}, "counts": {"running": 3}, "gpu_hours": 0.0, "slurm_silent": False}
+    status = {
+        "trials": trials,
+        "search": {"to_begin": 2, "points": 9},
+        "counts": {"running": 3},
+        "gpu_hours": 0.0,
+        "slurm_silent": False,
+        "damaged": [],
+    }
 
     def look(view: View) -> object:
         for trial, share in zip(trials, done, strict=True):
