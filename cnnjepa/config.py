@@ -34,8 +34,20 @@ class DatasetName(Enum):
     digits = "digits"
     fashion_mnist = "fashion_mnist"
     imagefolder = "imagefolder"
+    images = "images"  # without labels
     imagenet100 = "imagenet100"
     imagenet1k = "imagenet1k"
+
+
+# Sets that a user brings: `DataConfig.fingerprint` tells one from another.
+OWN_SETS = (DatasetName.imagefolder, DatasetName.images)
+
+
+class Verify(Enum):
+    """What tells two sets of a user's images apart; see cnnjepa/data/fingerprint.py."""
+
+    listing = "listing"  # name, size and label of each image
+    full = "full"  # its bytes too
 
 
 class EncoderName(Enum):
@@ -107,8 +119,11 @@ class DataConfig:
     """The image set, its splits, and how training views are drawn."""
 
     name: DatasetName = DatasetName.digits
-    # Folder of the set; "": the default place. An image folder is identified by it.
-    root: str = field(default="", metadata={"neutral": lambda data: data.name is not DatasetName.imagefolder})
+    # Folder of the set; "": the default place. In version 0.1 it identified an image folder.
+    root: str = field(default="", metadata={"neutral": lambda data: data.name not in OWN_SETS or bool(data.fingerprint)})
+    # Of a user's own images, filled in when the run is planned: cnnjepa/data/fingerprint.py.
+    fingerprint: str = field(default="", metadata=ADDED)
+    verify: Verify = field(default=Verify.listing, metadata=NEUTRAL)  # the fingerprint says which it was
     image_size: int = 32  # pixels, training and probing
     min_crop_scale: float = 0.2  # smallest share of the image's area that a training crop may take
     flip_probability: float = 0.5
@@ -117,6 +132,8 @@ class DataConfig:
     train_limit: int = 0  # use the first N training images of a fixed shuffle; 0 takes all
     test_limit: int = 0
     holdout_fraction: float = 0.1  # share of the training labels kept for selection
+    # Share of the images that become the test images of an image folder without val/.
+    val_fraction: float = field(default=0.0, metadata=ADDED)
     workers: int = field(default=0, metadata=NEUTRAL)  # loader processes per rank
     # Short side in pixels and JPEG quality of a shrunk packed set; 0: images are unchanged.
     short_side: int = field(default=0, metadata=ADDED)
@@ -332,6 +349,7 @@ DATA_PRESETS: dict[str, DataConfig] = {
     ),
     "fashion_mnist": DataConfig(DatasetName.fashion_mnist, image_size=32, eval_crop_fraction=1.0),
     "imagefolder": DataConfig(DatasetName.imagefolder, image_size=224),
+    "images": DataConfig(DatasetName.images, image_size=224),
     "imagenet100": DataConfig(DatasetName.imagenet100, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8),
     "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.02, workers=8),
 }
@@ -384,11 +402,18 @@ def optimizer_presets() -> dict[str, OptimizerConfig]:
 
 
 _NOT_A_PROBE = {"features"}
+NEED_NO_LABELS = ("collapse",)  # probes that run on images without labels
 
 
 def probe_names() -> list[str]:
     """Return the names of the probes: cnnjepa/probes without the shared feature pass."""
     return [n for n in file_names("cnnjepa.probes") if n not in _NOT_A_PROBE]
+
+
+def own_probes(config: TrainConfig) -> list[str]:
+    """Return the names of the probes on the run's own set: without labels, those that need none."""
+    is_labelled = config.data.name is not DatasetName.images
+    return [name for name in config.probes.names if is_labelled or name in NEED_NO_LABELS]
 
 
 def grid_size(config: TrainConfig) -> int:

@@ -10,6 +10,7 @@ from cnnjepa.config import (
     VITS,
     AugmentConfig,
     BlockMaskConfig,
+    DatasetName,
     EmaConfig,
     EncoderConfig,
     EncoderName,
@@ -183,6 +184,9 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     # The size of the resized image grows with the inverse of this fraction.
     _require(0.1 <= data.eval_crop_fraction <= 1, "data.eval_crop_fraction", "lie in [0.1, 1]", data.eval_crop_fraction)
     _require(0 < data.holdout_fraction < 1, "data.holdout_fraction", "lie in (0, 1)", data.holdout_fraction)
+    _require(0 <= data.val_fraction < 1, "data.val_fraction", "lie in [0, 1)", data.val_fraction)
+    rule = "be 0 with any set but imagefolder"
+    _require(not data.val_fraction or data.name is DatasetName.imagefolder, "data.val_fraction", rule, data.val_fraction)
     for key, count in (
         ("train_limit", data.train_limit),
         ("test_limit", data.test_limit),

@@ -8,6 +8,7 @@ from torch import nn
 
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.data.fingerprint import difference
 from cnnjepa.methods._base import build_method
 from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
@@ -50,6 +51,7 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
         cause = ""
         try:
             found, splits = final_checkpoint(folder) if ranks.is_main else None, load_splits(config.data)
+            cause = difference(splits.dataset, config.data) if ranks.is_main else ""
         except ValueError as error:
             cause = str(error)
         if first := first_of(cause, ranks):

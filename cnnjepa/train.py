@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig
-from cnnjepa.data.datasets import Splits, load_splits, probed_sets
+from cnnjepa.data.datasets import Splits, load_splits, probed_sets, require_whole
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, RunningStatistics
 from cnnjepa.methods._base import build_method, weights_dtype
@@ -29,7 +29,7 @@ from cnnjepa.references import references
 from cnnjepa.rules import validate
 from cnnjepa.run import checkpoint
 from cnnjepa.run.checkpoint import Checkpoint
-from cnnjepa.run.consistency import PastTheEndError, disagreement, starting_point
+from cnnjepa.run.consistency import ImagesChangedError, PastTheEndError, disagreement, starting_point
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, retry
@@ -123,6 +123,9 @@ class Run:
             "joules": self.meter.joules,
             "gpu_utilisation": self.busy.recorded,
             "records": self.folder.mark(),
+            "images": self.plan.images,
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "total_steps": self.plan.total_steps,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -153,16 +156,17 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
 def resume(run: Run) -> Checkpoint | None:
     """Resume from the newest intact checkpoint whose records are whole, if any, on every rank.
 
-    Return it. Raise PastTheEndError on every rank if the run has become shorter.
+    Return it. Raise PastTheEndError on every rank if the run has become shorter, ImagesChangedError
+    if it has other images than it began with.
     """
-    found, cause = None, ""
+    found, refused = None, None
     if run.ranks.is_main:
         try:
-            found = starting_point(run.folder, run.plan.total_steps, run.config.log.every_steps)
-        except PastTheEndError as error:
-            cause = str(error)
-    if cause := first_of(cause, run.ranks):
-        raise PastTheEndError(cause)
+            found = starting_point(run.folder, run.plan.total_steps, run.config.log.every_steps, run.plan.images)
+        except (ImagesChangedError, PastTheEndError) as error:
+            refused = error
+    if (refused := broadcast_object(refused, run.ranks)) is not None:
+        raise refused
     found = broadcast_object(found, run.ranks)
     if found is not None:
         run.restore(checkpoint.read(found, run.ranks.device))
@@ -177,6 +181,26 @@ def own(run: Run, begun: Checkpoint | None) -> Recorder:
     if begun is not None and run.ranks.is_main:
         checkpoint.adopt(begun, run.folder.attempt)
     return recorder
+
+
+def require_planned_images(run: Run) -> None:
+    """Raise ImagesChangedError on every rank unless the images are those that the run was planned with.
+
+    The main rank compares them. A run that begins minutes after its planning relies on that listing
+    where the folders have not changed since.
+    """
+    from cnnjepa.data.fingerprint import difference
+
+    cause = ""
+    if run.ranks.is_main:
+        begun = bool(checkpoint.find(run.folder.checkpoints))
+        try:
+            require_whole(run.config.data, run.splits.dataset)
+            cause = difference(run.splits.dataset, run.config.data, fresh=begun)
+        except (ValueError, OSError) as error:
+            cause = str(error)
+    if first := first_of(cause, run.ranks):
+        raise ImagesChangedError(first)
 
 
 def require_probe_images(run: Run) -> None:
@@ -273,6 +297,7 @@ def train(
         run = build_run(config, folder, ranks)
         recorder: Recorder | None = None
         try:
+            require_planned_images(run)
             recorder = own(run, resume(run))
             require_probe_images(run)
             ended = train_steps(run, recorder, should_stop, judge)

@@ -125,6 +125,7 @@ class JobSpec:
     cluster: ClusterProfile
     run_dir: Path
     retry_failed: bool = False
+    start_again: bool = False
 
 
 def fit_to(cluster: ClusterProfile, train: Any, beside_others: bool = False) -> None:

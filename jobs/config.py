@@ -39,6 +39,7 @@ def _job_schema(task: Task) -> type:
         ("cluster", ClusterProfile, field(default_factory=lambda: ClusterProfile("local"))),
         ("run_dir", str, ""),
         ("retry_failed", bool, False),  # run a failed run again, from its last checkpoint
+        ("start_again", bool, False),  # where the user's images have changed since a run began: jobs/planned.py
         ("defaults", list[Any], field(default_factory=lambda: defaults)),
     ]
     return make_dataclass("_Job", own, bases=(task.Config,))
@@ -107,6 +108,8 @@ def _check_choices(overrides: Sequence[str], task: Task) -> None:
             raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}")
         if key == task.KEYS.get("threads"):
             raise ValueError(f"{key} must be left to cluster.cores_per_trial; got {override}")
+        if key == task.KEYS.get("fingerprint"):
+            raise ValueError(f"{key} must be left out, since it is computed from the images; got {override}")
 
 
 def _leaves(node: Any, path: str = "") -> list[str]:
@@ -190,8 +193,13 @@ def job_from(config: DictConfig, task: Task) -> JobSpec:
     names = {f.name for f in fields(task.Config)}
     train = from_dict({str(k): v for k, v in values.items() if k in names})
     fit_to(cluster, train)
-    run_dir = values["run_dir"] or str(Path(cluster.runs_dir) / "single" / signature(train))
-    return JobSpec(train, cluster, resolved(Path(run_dir), "run_dir"), bool(values["retry_failed"]))
+    run_dir = resolved(Path(values["run_dir"]), "run_dir") if values["run_dir"] else default_run_dir(cluster, train)
+    return JobSpec(train, cluster, run_dir, *(bool(values[key]) for key in ("retry_failed", "start_again")))
+
+
+def default_run_dir(cluster: ClusterProfile, train: Any) -> Path:
+    """Return the run folder of a single run that names none."""
+    return resolved(Path(cluster.runs_dir) / "single" / signature(train), "run_dir")
 
 
 def split_multirun(overrides: Sequence[str]) -> list[list[str]]:

@@ -11,18 +11,19 @@ from omegaconf import DictConfig
 
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import DEFAULT_TASK
-from cnnjepa.run.ranks import is_main_rank, rank_count
+from cnnjepa.run.ranks import Device, is_main_rank, joined, rank_count
 from jobs.cli import INTERRUPTED, Parser, begun, printable, require_writable, scores_later, stop_on_signals
 from jobs.cli import exit_status as status_after
 from jobs.cluster import JobSpec, Scheduler
 from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
+from jobs.planned import planned
 from jobs.private import make_private
 from jobs.run import check_jobs, run_job
 from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import launcher_overrides
 from jobs.slurm.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
-from jobs.task import task_named
+from jobs.task import task_named, task_of
 
 
 def describe(job: JobSpec, result: RunResult | None) -> str:
@@ -38,6 +39,16 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
 
 def run(job: JobSpec) -> int:
     """Run `job`, print how it ended, and return the exit status."""
+    task = task_of(job.train)
+    task.validate(job.train, rank_count())
+    with joined(task.get(job.train, "device", Device.cpu)):  # once: the ranks could not meet a second time
+        return _run(job)
+
+
+def _run(job: JobSpec) -> int:
+    job, lines = planned(job)
+    for line in lines if is_main_rank() else ():
+        print(printable(line), flush=True)
     check_jobs([job], rank_count())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     with stop_on_signals() as should_stop:
@@ -84,7 +95,7 @@ def checked_multirun(overrides: list[str]) -> list[JobSpec]:
     """Return the jobs of a multirun; raise ValueError if any of them could not start."""
     if named := [o for o in overrides if o.startswith("task=")]:
         raise ValueError(f"task must be left out with --multirun, which supports only the default task; got {named[0]}: use a sweep")
-    jobs = [compose_job(job) for job in split_multirun([o for o in overrides if not o.startswith("hydra")])]
+    jobs = [planned(compose_job(job))[0] for job in split_multirun([o for o in overrides if not o.startswith("hydra")])]
     for job in jobs:
         if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
             require_writable(job.run_dir, "run_dir")

@@ -45,7 +45,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 def keys() -> set[str]:
     """Every key that may be overridden, and every part of a path to one."""
-    found = {"run_dir", "retry_failed", "cluster", "hydra", "task"}
+    found = {"run_dir", "retry_failed", "start_again", "cluster", "hydra", "task"}
 
     def walk(config: object, path: str) -> None:
         for f in dataclasses.fields(config):  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Load image sets by name, each as labelled train and test images."""
 
 import gzip
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,15 +11,23 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cnnjepa.config import DataConfig, DatasetName, TrainConfig, other_set
+from cnnjepa.config import OWN_SETS, DataConfig, DatasetName, TrainConfig, other_set
 from cnnjepa.data.imagenet import imagenet100_classes
 from cnnjepa.data.packed import PackedImages, is_packed, read_manifest
 from cnnjepa.data.pictures import Drawn, EncodedPicture, Picture
-from cnnjepa.data.sources import files_of, tree_of
+from cnnjepa.data.sources import Listing, files_of, said_of, train_only, tree_of, unlabelled, val_folder
 from cnnjepa.randomness import Stream, generator
+from cnnjepa.run.files import MANIFEST
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Indices = npt.NDArray[np.int64]
+# Images of each published set: train, test.
+EXPECTED_IMAGES = {
+    DatasetName.digits: (1437, 360),
+    DatasetName.fashion_mnist: (60_000, 10_000),
+    DatasetName.imagenet100: (126_689, 5_000),
+    DatasetName.imagenet1k: (1_281_167, 50_000),
+}
 
 
 class Images(Protocol):
@@ -49,16 +58,26 @@ class GreyImages:
 
 
 class FolderImages:
-    """Image files in one folder per class, read when they are needed."""
+    """Image files below one folder, read when they are needed."""
 
-    def __init__(self, folder: Path, classes: list[str]) -> None:
-        samples = files_of(folder, classes, "data.root").samples
+    def __init__(self, folder: Path, found: Listing) -> None:
         # An array of bytes, not a list of strings: worker processes share its pages.
-        self.paths = np.array([path.encode() for path, _ in samples])
-        self.labels = np.array([label for _, label in samples], dtype=np.int64)
+        self.paths = np.array([path.encode() for path, _ in found.samples])
+        self.labels = np.array([label for _, label in found.samples], dtype=np.int64)
+        self.folder, self.left_out = folder, said_of(found.left_out)
+
+    @staticmethod
+    def of(folder: Path, classes: list[str]) -> "FolderImages":
+        """Return the images in the class folders of `folder`."""
+        return FolderImages(folder, files_of(folder, classes, "data.root"))
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def names(self) -> list[str]:
+        """Return the path of each image relative to the folder."""
+        start = len(os.fsencode(self.folder)) + 1
+        return [path[start:].decode() for path in self.paths.tolist()]
 
     def place(self, index: int) -> str:
         """Return the path of the image at `index`."""
@@ -90,7 +109,8 @@ class Splits:
 
     Pretraining sees `pretrain` without labels; as in the paper, these are all training images.
     Probes are fitted on `fit`. Choices are made on `holdout`, whose labels nothing is fitted on but
-    the paper's probe, which decides nothing. `test` is read once, at the end.
+    the paper's probe, which decides nothing. `test` is read once, at the end. Of a set without
+    labels, `fit` and `test` are empty.
     """
 
     dataset: Dataset
@@ -155,7 +175,7 @@ def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset
     for key, value in (("short_side", config.short_side), ("jpeg_quality", config.jpeg_quality)):
         if value:
             raise ValueError(f"data.{key} must be 0 for images that are not packed; got {value} with {root}")
-    return Dataset(FolderImages(train, classes), FolderImages(test, classes), len(classes), IMAGENET_MEAN, IMAGENET_STD)
+    return Dataset(FolderImages.of(train, classes), FolderImages.of(test, classes), len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Dataset:
@@ -177,7 +197,25 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
 
 
 def _imagefolder(config: DataConfig) -> Dataset:
-    return _folders(config, None, "sort your images into one folder per class")
+    root = Path(config.root)
+    if config.val_fraction and config.root:
+        if (val := root / MANIFEST if is_packed(root) else val_folder(root)) is not None:
+            raise ValueError(f"data.val_fraction must be 0 for a set with test images; got {config.val_fraction} with {val}")
+        train, classes = train_only(root, "data.root")
+        images = FolderImages.of(train, classes)
+        return Dataset(images, images, len(classes), IMAGENET_MEAN, IMAGENET_STD)
+    how = "sort your images into one folder per class; data.val_fraction=0.1 takes the test images from the others"
+    return _folders(config, None, f"{how}, and data=images needs no labels")
+
+
+def _images(config: DataConfig) -> Dataset:
+    root = Path(config.root) if config.root else Path("(data.root is empty)")
+    if config.root and is_packed(root):
+        found = _packed(config, root, None)
+        found.train.labels = np.zeros_like(found.train.labels)
+        return Dataset(found.train, found.train, 1, found.mean, found.std)
+    images = FolderImages(*unlabelled(root, "data.root"))
+    return Dataset(images, images, 1, IMAGENET_MEAN, IMAGENET_STD)
 
 
 _IMAGENET_HOW = (
@@ -200,9 +238,15 @@ _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
     DatasetName.digits: _digits,
     DatasetName.fashion_mnist: _fashion_mnist,
     DatasetName.imagefolder: _imagefolder,
+    DatasetName.images: _images,
     DatasetName.imagenet100: _imagenet100,
     DatasetName.imagenet1k: _imagenet1k,
 }
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Return the images of `config`; raise ValueError if the set is missing or incomplete."""
+    return _READERS[config.name](config)
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -210,23 +254,77 @@ def load_splits(config: DataConfig) -> Splits:
 
     Raise ValueError if the set is missing, or if a part would be empty or lack classes.
     """
-    dataset = _READERS[config.name](config)
-    train = generator(0, Stream.split, 1).permutation(len(dataset.train))
-    test = generator(0, Stream.split, 2).permutation(len(dataset.test))
-    train = train[: config.train_limit or None]
-    test = np.sort(test[: config.test_limit or None])
-    held = round(len(train) * config.holdout_fraction)
-    fit, holdout = np.sort(train[held:]), np.sort(train[:held])
-    splits = Splits(dataset, np.sort(train), fit, holdout, test)
-    for name, part in (("train", fit), ("held-out", holdout), ("test", test)):
+    return divide(load_dataset(config), config)
+
+
+def divide(dataset: Dataset, config: DataConfig) -> Splits:
+    """Return the roles of a data set's images.
+
+    Of a user's own images, the same share of each class is held out. A run of version 0.1, without
+    a fingerprint, keeps its draw from all images.
+    """
+    order, labels = generator(0, Stream.split, 1).permutation(len(dataset.train)), dataset.train.labels
+    test = np.arange(0) if dataset.test is dataset.train else generator(0, Stream.split, 2).permutation(len(dataset.test))
+    if config.val_fraction:
+        test, order = held_out(order, labels, config.val_fraction)
+    train, test = order[: config.train_limit or None], np.sort(test[: config.test_limit or None])
+    by_class = config.name in OWN_SETS and bool(config.fingerprint)
+    held, rest = held_out(train, labels if by_class else np.zeros_like(labels), config.holdout_fraction)
+    is_labelled = config.name is not DatasetName.images
+    fit = np.sort(rest) if is_labelled else rest[:0]
+    splits = Splits(dataset, np.sort(train), fit, np.sort(held), test)
+    for name, part in (("train", rest), ("held-out", held), *((("test", test),) if is_labelled else ())):
         if not len(part):
             raise ValueError(f"data.{config.name.name} must have {name} images after the limits and holdout_fraction; got none")
-    if len(holdout) < 2:
+    if len(held) < 2:
         raise ValueError(f"data.holdout_fraction must hold out at least 2 of the {len(train)} images; got {config.holdout_fraction}")
-    present = len(np.unique(dataset.train.labels[fit]))
-    if present < 2:
-        raise ValueError(f"data.{config.name.name} must have at least 2 classes in its training images for the probes; got {present}")
+    if is_labelled and (present := len(np.unique(labels[splits.fit]))) < 2:
+        rule = f"data.{config.name.name} must have at least 2 classes in its training images for the probes"
+        raise ValueError(f"{rule}; got {present}: data=images pretrains on images without labels")
     return splits
+
+
+def held_out(order: Indices, labels: Indices, fraction: float) -> tuple[Indices, Indices]:
+    """Divide `order`, shuffled indices into `labels`; return the held-out indices and the others.
+
+    Of n indices, round(n * fraction) are held out, of each class in the same share. The last index of a
+    class is never held out. Within a class, the first in `order` are.
+    """
+    mine = labels[order]
+    counts = np.bincount(mine)
+    wanted = counts * fraction
+    most = np.maximum(counts - 1, 0)
+    held = np.minimum(np.floor(wanted).astype(int), most)
+    for label in np.argsort(held - wanted, kind="stable"):  # rounding goes to the largest remainders
+        if held.sum() < round(len(order) * fraction) and held[label] < most[label]:
+            held[label] += 1
+    grouped = np.argsort(mine, kind="stable")
+    place = np.empty(len(order), np.int64)  # among its class
+    place[grouped] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    is_held = place < held[mine]
+    return order[is_held], order[~is_held]
+
+
+def about(splits: Splits, config: DataConfig) -> list[str]:
+    """Return lines about a user's own images that the user should know before a run."""
+    data, labels = splits.dataset, splits.dataset.train.labels
+    parts = [images for images in {id(i): i for i in (data.train, data.test)}.values() if isinstance(images, FolderImages)]
+    lines = [f"{images.folder}: {images.left_out}" for images in parts if images.left_out]
+    if config.val_fraction:
+        lines.append(f"data.val_fraction: {len(splits.test)} of the {len(labels)} images are the test images, drawn by class")
+    if config.name is not DatasetName.images and (unseen := sorted(set(labels.tolist()) - set(labels[splits.fit].tolist()))):
+        first = int(np.argmax(labels == unseen[0]))
+        which = data.train.place(first) if isinstance(data.train, FolderImages) else f"image {first}"
+        lines.append(f"no training image is left for the probes of {len(unseen)} classes, such as that of {which}")
+    return lines
+
+
+def require_whole(config: DataConfig, dataset: Dataset) -> None:
+    """Raise ValueError if a published set has not all of its images."""
+    counts, expected = (len(dataset.train), len(dataset.test)), EXPECTED_IMAGES.get(config.name)
+    if expected and counts != expected:
+        rule = f"data.{config.name.name} must have {expected[0]} training and {expected[1]} test images"
+        raise ValueError(f"{rule}; got {counts[0]} and {counts[1]} in {config.root or 'the default folder'}: complete the set")
 
 
 def probed_sets(config: TrainConfig, own: Splits) -> Iterator[tuple[str, Splits]]:

@@ -238,8 +238,8 @@ def _run(asked: argparse.Namespace) -> int:
         print(f"{asked.target} is already complete; verifying it again")
     else:
         source = sources.find(asked.source, asked.root, _classes(asked.classes))
-        if source.left_out:
-            print(f"left out: {', '.join(f'{n} {reason}' for reason, n in source.left_out.most_common())}")
+        if said := sources.said_of(source.left_out):
+            print(said)
         manifest, corrupt = pack(source, asked.target, stored, asked.workers, asked.skip_corrupt, asked.images_per_file)
         for line in corrupt:
             print(f"corrupt: {line}", file=sys.stderr)

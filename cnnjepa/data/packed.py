@@ -4,6 +4,7 @@ The manifest lists each file with its size and checksum. The files are memory-ma
 processes of a node share their pages. Forked loader processes share the index, 22 bytes per image.
 """
 
+import itertools
 import json
 import mmap
 from dataclasses import asdict, dataclass, field
@@ -92,7 +93,7 @@ class PackedImages:
         labels = wanted[label_of]
         kept = labels >= 0
         self.labels: npt.NDArray[np.int64] = labels[kept]
-        self._file, self._start, self._size = file[kept], start[kept], size[kept]
+        self._file, self._start, self._size, self._kept = file[kept], start[kept], size[kept], kept
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,6 +105,21 @@ class PackedImages:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._maps = [_map(path) for path in self.paths]
+
+    def names(self) -> list[str]:
+        """Return the name of each image, <class>/<file> of the tree that was packed."""
+        import pyarrow as pa
+
+        names: list[str] = []
+        for mapped in self._maps:
+            reader = pa.ipc.open_file(pa.py_buffer(mapped))
+            for i in range(reader.num_record_batches):
+                names += reader.get_batch(i).column("name").to_pylist()
+        return list(itertools.compress(names, self._kept.tolist()))
+
+    def sizes(self) -> list[int]:
+        """Return the bytes of each image file."""
+        return [int(size) for size in self._size.tolist()]
 
     def place(self, index: int) -> str:
         """Return the packed file that holds the image at `index`, and the image's number there."""

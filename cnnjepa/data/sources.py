@@ -81,10 +81,22 @@ def classes_in(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_helper(p.name))
 
 
+def val_folder(root: Path) -> Path | None:
+    """Return the folder of a tree's test images, or None without one."""
+    return next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
+
+
+def train_only(root: Path, key: str) -> tuple[Path, list[str]]:
+    """Return the folder that holds the class folders of a tree without test images, and the sorted classes."""
+    folder = root / "train" if (root / "train").is_dir() else root
+    if not folder.is_dir() or not (classes := classes_in(folder)):
+        raise ValueError(f"{key} must hold one folder per class, in train/ or itself; got {root}; images without labels: data=images")
+    return folder, classes
+
+
 def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str) -> tuple[Path, Path, list[str]]:
     """Return train folder, val folder and sorted classes; raise ValueError if one is missing."""
-    train = root / "train"
-    val = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
+    train, val = root / "train", val_folder(root)
     if not train.is_dir() or val is None:
         others = ", ".join(_VAL_NAMES[1:])
         raise ValueError(
@@ -124,6 +136,22 @@ def files_of(folder: Path, classes: list[str], key: str) -> Listing:
     return found
 
 
+def unlabelled(root: Path, key: str) -> tuple[Path, Listing]:
+    """Return the images below `root`/train, or below `root` without one, all with the label 0.
+
+    Return the folder that was searched, too. Raise ValueError as `files_of` does.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{key} must be a folder of images; got {root}")
+    folder, found = root / "train" if (root / "train").is_dir() else root, Listing([], Counter())
+    found.samples = [(path, 0) for path in _images_below(folder, key, found.left_out)]
+    if not found.samples:
+        raise ValueError(f"{key} must hold images, in folders of any depth; got none below {folder}")
+    if folder != root and (beside := sum(entry.name != folder.name and not is_helper(entry.name) for entry in os.scandir(root))):
+        found.left_out[f"beside {folder.name}/"] = beside
+    return folder, found
+
+
 def _images_below(top: Path, key: str, left_out: Counter[str]) -> list[str]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -150,6 +178,12 @@ def _images_below(top: Path, key: str, left_out: Counter[str]) -> list[str]:
                     names.append(entry.name)
         by_folder.append((here, sorted(names)))
     return [os.path.join(here, name) for here, names in sorted(by_folder) for name in names]
+
+
+def said_of(left_out: Counter[str]) -> str:
+    """Return 'left out: 3 .txt, 1 .db', or "" if nothing was left out."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+    return f"left out: {counts}" if counts else ""
 
 
 def _tree(root: Path, classes: list[str] | None) -> Source:

@@ -32,6 +32,8 @@ class Config(MethodConfig):
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError unless the number of classes is known, and the data set's own."""
         known = _CLASSES.get(config.data.name)
+        if config.data.name is DatasetName.images:
+            raise ValueError("method must be one that needs no labels with data=images; got supervised")
         if known is None and self.classes < 2:
             raise ValueError(f"method.classes must be given, at least 2, with data={config.data.name.name}; got {self.classes}")
         if known is not None and self.classes not in (0, known):

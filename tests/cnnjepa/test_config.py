@@ -57,6 +57,7 @@ def test_the_signature_changes_exactly_with_what_can_change_the_result(path: tup
 def test_neutral_are_only_what_cannot_change_a_result() -> None:
     assert {".".join(p) for p, neutral in ALL_LEAVES if neutral} == {
         "data.root",
+        "data.verify",
         "data.workers",
         "encoder.execution",
         "encoder.compile",

@@ -11,6 +11,7 @@ import pytest
 
 from cnnjepa import task
 from cnnjepa.config import DATA_PRESETS, DatasetName, method_module
+from cnnjepa.data.datasets import EXPECTED_IMAGES
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import to_dict
 from cnnjepa.train import train
@@ -177,9 +178,11 @@ def test_the_images_must_be_there_and_be_as_many_as_the_set_has(monkeypatch: pyt
     digits = tiny_config(data=DATA_PRESETS["digits"])
     assert levels(preflight.check_data(digits)) == {"data": "ok"}
     assert levels(preflight.check_data(tiny_config(data=DATA_PRESETS["imagenet100"]))) == {"data": "problem"}
-    monkeypatch.setitem(task.EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
+    monkeypatch.setitem(EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
     (found,) = preflight.check_data(digits)
-    assert found.said.startswith("data.digits must have 1437 training and 361 test images; got digits: 1437 training and 360 test images")
+    assert found.said == (
+        "data.digits must have 1437 training and 361 test images; got 1437 and 360 in the default folder: complete the set"
+    )
 
 
 def test_the_data_are_checked_in_a_process_of_its_own_whose_death_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,7 @@ def test_the_sets_are_cut_and_mirrored_as_listed() -> None:
         "digits": (32, 0.5, 0.0, 1.0, 0.2),
         "fashion_mnist": (32, 0.2, 0.5, 1.0, 0.1),
         "imagefolder": (224, 0.2, 0.5, 0.875, 0.1),
+        "images": (224, 0.2, 0.5, 0.875, 0.1),
         "imagenet100": (224, 0.2, 0.5, 0.875, 0.05),
         "imagenet1k": (224, 0.2, 0.5, 0.875, 0.02),
     }

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "reference" / "image-files.md"
 def folder_of(kind: Kind, folder: Path) -> FolderImages:
     (folder / "class").mkdir()
     (folder / "class" / "0.png").write_bytes(kind.data)  # readers go by the content
-    return FolderImages(folder, ["class"])
+    return FolderImages.of(folder, ["class"])
 
 
 def test_there_are_forty_kinds() -> None:
