@@ -189,11 +189,17 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
     classes = manifest.classes if classes is None else classes
     if missing := sorted(set(classes) - set(manifest.classes)):
         raise ValueError(f"data.root must hold {config.name.name}'s {len(classes)} classes; got {root}; missing: {missing[0]}")
+    without = config.name is DatasetName.images
+    if not without and not any(file.split == "val" for file in manifest.files):
+        raise ValueError(f"data.root must hold classes and test images; got {root}, packed with --unlabelled: use data=images")
     try:
-        train, val = (PackedImages(root, manifest, split, classes) for split in ("train", "val"))
+        train = PackedImages(root, manifest, "train", classes)
+        val = train if without else PackedImages(root, manifest, "val", classes)
     except ValueError as error:
         raise ValueError(f"data.root must hold a packed set that can be read; got {error}") from error
-    return Dataset(train, val, len(classes), IMAGENET_MEAN, IMAGENET_STD)
+    if without:
+        train.labels = np.zeros_like(train.labels)
+    return Dataset(train, val, 1 if without else len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _imagefolder(config: DataConfig) -> Dataset:
@@ -211,9 +217,7 @@ def _imagefolder(config: DataConfig) -> Dataset:
 def _images(config: DataConfig) -> Dataset:
     root = Path(config.root) if config.root else Path("(data.root is empty)")
     if config.root and is_packed(root):
-        found = _packed(config, root, None)
-        found.train.labels = np.zeros_like(found.train.labels)
-        return Dataset(found.train, found.train, 1, found.mean, found.std)
+        return _packed(config, root, None)
     images = FolderImages(*unlabelled(root, "data.root"))
     return Dataset(images, images, 1, IMAGENET_MEAN, IMAGENET_STD)
 

@@ -230,6 +230,8 @@ def _classes(asked: str | None) -> list[str] | None:
 def _run(asked: argparse.Namespace) -> int:
     if not 1 <= asked.quality <= 100 or asked.short_side < 0 or asked.workers < 1 or asked.images_per_file < 1:
         raise ValueError("--quality must lie in [1, 100], --workers and --images-per-file be at least 1, --short-side at least 0")
+    if asked.unlabelled and asked.classes is not None:
+        raise ValueError(f"--classes must be left out with --unlabelled; got {asked.classes}")
     if asked.decoded and asked.short_side:
         raise ValueError("--decoded must be left out with --short-side; got both")
     stored = Stored(asked.short_side, asked.quality if asked.short_side else 0, asked.decoded)
@@ -237,7 +239,7 @@ def _run(asked: argparse.Namespace) -> int:
         manifest: Manifest | None = read_manifest(asked.target, "TARGET")
         print(f"{asked.target} is already complete; verifying it again")
     else:
-        source = sources.find(asked.source, asked.root, _classes(asked.classes))
+        source = sources.find(asked.source, asked.root, _classes(asked.classes), not asked.unlabelled)
         if said := sources.said_of(source.left_out):
             print(said)
         manifest, corrupt = pack(source, asked.target, stored, asked.workers, asked.skip_corrupt, asked.images_per_file)
@@ -269,7 +271,7 @@ def main() -> int:
     text = """Pack a data set into a few large files. Run the same command again after a kill; the files come out the same.
 
 SOURCE is one of
-  a tree of images: train/<class>/<image> and val/<class>/<image>
+  a tree of images: train/<class>/<image> and val/<class>/<image>; of any form with --unlabelled
   the folder of ImageNet's tar files: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
     ILSVRC2012_devkit_t12.tar.gz
   torchvision:NAME, such as torchvision:FashionMNIST, read from --root
@@ -281,6 +283,7 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
     what.add_argument("source", metavar="SOURCE", help="images to pack, see above")
     what.add_argument("target", metavar="TARGET", type=Path, help="folder to write")
     what.add_argument("--classes", help="imagenet100, or a text file of class names: pack only these (default: all)")
+    what.add_argument("--unlabelled", action="store_true", help="pack all images of a tree without classes, for data=images")
     what.add_argument("--root", default="", metavar="DIR", help="folder of the set in torchvision's layout, for torchvision:NAME")
     what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded; the manifest names them")
     stored = parser.add_argument_group("how images are stored")

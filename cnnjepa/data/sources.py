@@ -21,7 +21,7 @@ _TRAIN_TAR, _VAL_TAR, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.
 class Entry(NamedTuple):
     """Location of the bytes of one image of a source."""
 
-    name: str  # <class>/<file>
+    name: str  # <class>/<file>, or the path within a tree without classes
     label: int  # -1 in a torchvision set: found when the image is read
     path: str
     offset: int  # in bytes; in a torchvision set the image's index
@@ -52,19 +52,25 @@ def read(entry: Entry) -> tuple[bytes, int]:
     return data, entry.label
 
 
-def find(source: str, root: str, classes: list[str] | None) -> Source:
-    """Return the images of `source`, of `classes` only if given; raise ValueError without any."""
+def find(source: str, root: str, classes: list[str] | None, labelled: bool = True) -> Source:
+    """Return the images of `source`, of `classes` only if given; raise ValueError without any.
+
+    Unless `labelled`, they are those of a tree without classes, all training images.
+    """
+    if not labelled:
+        folder, found = unlabelled(Path(source), "SOURCE")
+        return Source(["images"], {"train": _entries(folder, found)}, found.left_out)
     if source.startswith(TORCHVISION):
         if classes is not None:
             raise ValueError(f"--classes must be left out with a torchvision set; got {source}")
         return _torchvision(source, root)
     folder = Path(source)
     tars = any((folder / name).exists() for name in (_TRAIN_TAR, _VAL_TAR))
-    found = _imagenet_tars(folder, classes) if tars else _tree(folder, classes)
-    for split, entries in found.splits.items():
+    images = _imagenet_tars(folder, classes) if tars else _tree(folder, classes)
+    for split, entries in images.splits.items():
         if not entries:
             raise ValueError(f"SOURCE must hold images of the split {split}; got none in {source}")
-    return found
+    return images
 
 
 _VAL_NAMES = ("val", "test", "valid", "validation")
@@ -193,8 +199,12 @@ def _tree(root: Path, classes: list[str] | None) -> Source:
     for split, folder in zip(SPLITS, (train, val), strict=True):
         found = files_of(folder, classes, "SOURCE")
         left_out += found.left_out
-        splits[split] = [Entry(os.path.relpath(path, folder), label, path, 0, os.stat(path).st_size) for path, label in found.samples]
+        splits[split] = _entries(folder, found)
     return Source(classes, splits, left_out)
+
+
+def _entries(folder: Path, found: Listing) -> list[Entry]:
+    return [Entry(os.path.relpath(path, folder), label, path, 0, os.stat(path).st_size) for path, label in found.samples]
 
 
 def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:

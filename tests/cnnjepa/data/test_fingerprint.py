@@ -229,6 +229,12 @@ def test_images_without_labels_are_taken_from_any_tree(tmp_path: Path, layout: s
     assert (len(splits.pretrain), len(splits.holdout), len(splits.fit), len(splits.test)) == (12, 3, 0, 0)
     left_out = {"labelled": f"{root / 'train'}: left out: 1 beside train/"}.get(layout, f"{root}: left out: 1 .txt")
     assert about(splits, config) == [left_out]
+    assert pack(root, tmp_path / "packed", "--unlabelled", "--images-per-file", 5).returncode == 0
+    packed = DataConfig(DatasetName.images, root=str(tmp_path / "packed"), holdout_fraction=0.25)
+    assert fingerprint(load_dataset(packed), packed) == fingerprint(load_dataset(config), config)
+    assert load_splits(packed).holdout.tolist() == splits.holdout.tolist()
+    with pytest.raises(ValueError, match=r"data\.root must hold classes and test images; got .*packed with --unlabelled: use data=images"):
+        load_splits(replace(packed, name=DatasetName.imagefolder))
     for path in root.rglob("*.[jp][pn]g"):
         os.unlink(path)
     with pytest.raises(ValueError, match=r"data\.root must hold images, in folders of any depth; got none below"):
