@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig
-from cnnjepa.data.datasets import Splits, load_splits, probed_sets, require_whole
+from cnnjepa.data.datasets import IMAGENETS, Splits, load_splits, probed_sets, require_whole
 from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
 from cnnjepa.distributed import GradientBuckets, RunningStatistics
 from cnnjepa.methods._base import build_method, weights_dtype
@@ -195,7 +195,8 @@ def require_planned_images(run: Run) -> None:
     if run.ranks.is_main:
         begun = bool(checkpoint.find(run.folder.checkpoints))
         try:
-            require_whole(run.config.data, run.splits.dataset)
+            if run.config.data.name in IMAGENETS:
+                require_whole(run.config.data, run.splits.dataset)
             cause = difference(run.splits.dataset, run.config.data, fresh=begun)
         except (ValueError, OSError) as error:
             cause = str(error)

@@ -21,6 +21,7 @@ from cnnjepa.run.files import MANIFEST
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Indices = npt.NDArray[np.int64]
+IMAGENETS = (DatasetName.imagenet100, DatasetName.imagenet1k)
 # Images of each published set: train, test.
 EXPECTED_IMAGES = {
     DatasetName.digits: (1437, 360),

@@ -75,7 +75,7 @@ TABLE = [
     (["method=byol", "encoder.compile=true"], "encoder.compile must be false with any method but cnn_jepa; got True"),
     (["optimizer.trust_coefficient=0"], "optimizer.trust_coefficient must be positive and finite; got 0.0"),
     (["optimizer.momentum=1"], "optimizer.momentum must lie in [0, 1); got 1.0"),
-    (["data=cifar"], "data must be one of digits, fashion_mnist, imagefolder, images, imagenet100, imagenet1k; got cifar"),
+    (["data=cifar"], "data must be one of digits, fashion_mnist, imagefolder, imagenet100, imagenet1k, images; got cifar"),
     (["cluster=summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["method.mask.mask_ratio=1.5"], "method.mask.mask_ratio must lie in (0, 1); got 1.5"),
     (["method.mask.mask_ratio=0"], "method.mask.mask_ratio must lie in (0, 1); got 0.0"),
