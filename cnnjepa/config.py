@@ -35,6 +35,7 @@ class DatasetName(Enum):
     fashion_mnist = "fashion_mnist"
     imagefolder = "imagefolder"
     imagenet100 = "imagenet100"
+    imagenet100_kaggle = "imagenet100_kaggle"
     imagenet1k = "imagenet1k"
 
 
@@ -332,7 +333,10 @@ DATA_PRESETS: dict[str, DataConfig] = {
     ),
     "fashion_mnist": DataConfig(DatasetName.fashion_mnist, image_size=32, eval_crop_fraction=1.0),
     "imagefolder": DataConfig(DatasetName.imagefolder, image_size=224),
-    "imagenet100": DataConfig(DatasetName.imagenet100, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8),
+    **{
+        name.name: DataConfig(name, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8)
+        for name in (DatasetName.imagenet100, DatasetName.imagenet100_kaggle)
+    },
     "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.02, workers=8),
 }
 

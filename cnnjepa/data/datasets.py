@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnjepa.config import DataConfig, DatasetName, TrainConfig, other_set
-from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.imagenet import classes_of
 from cnnjepa.data.packed import PackedImages, is_packed, read_manifest
 from cnnjepa.data.pictures import Drawn, EncodedPicture, Picture
 from cnnjepa.data.sources import files_of, tree_of
@@ -193,7 +193,7 @@ def _imagenet1k(config: DataConfig) -> Dataset:
 
 
 def _imagenet100(config: DataConfig) -> Dataset:
-    return _folders(config, imagenet100_classes(), _IMAGENET_HOW + "; the 100 classes are selected from it")
+    return _folders(config, classes_of(config.name.name), _IMAGENET_HOW + "; the 100 classes are selected from it")
 
 
 _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
@@ -201,6 +201,7 @@ _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
     DatasetName.fashion_mnist: _fashion_mnist,
     DatasetName.imagefolder: _imagefolder,
     DatasetName.imagenet100: _imagenet100,
+    DatasetName.imagenet100_kaggle: _imagenet100,
     DatasetName.imagenet1k: _imagenet1k,
 }
 
