@@ -349,7 +349,8 @@ def other_set(entry: str, data: DataConfig) -> DataConfig:
     name, colon, root = entry.partition(":")
     if name not in DATA_PRESETS or (colon and not root.startswith("/")):
         rule = f"hold NAME or NAME:ROOT, NAME out of {', '.join(DATA_PRESETS)} and ROOT an absolute path"
-        raise ValueError(f"probes.data must {rule}; got {entry}")
+        hint = "" if colon else ": put an entry that holds a comma in quotes"
+        raise ValueError(f"probes.data must {rule}; got {entry}{hint}")
     return replace(DATA_PRESETS[name], root=root, image_size=data.image_size, workers=data.workers)
 
 
