@@ -32,7 +32,6 @@ from jobs.task import Task, task_named
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
 CONFIG_NAME = "job"
-_FOLDERS = ("run_dir", "cluster.runs_dir", "cluster.data_root", "cluster.local_scratch")
 
 
 @functools.cache
@@ -261,12 +260,15 @@ def job_from(config: DictConfig, task: Task, overrides: Sequence[str] = ()) -> J
         plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True, throw_on_missing=True)
         assert isinstance(plain, dict)
         values = {str(k): v for k, v in plain.items()}
-        for key in (*_FOLDERS, *([task.KEYS["data_root"]] if "data_root" in task.KEYS else [])):
-            put(values, key, os.path.expanduser(lookup(values, key)))  # the shell expands no ~ after key=
-        cluster = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ClusterProfile), values["cluster"]))
+        cluster = OmegaConf.to_object(config.cluster)
     except OmegaConfBaseException as error:
         raise ValueError(_explain(error, overrides, task)) from error
     assert isinstance(cluster, ClusterProfile)
+    # The shell expands no ~ after key=.
+    for key in ("run_dir", *([task.KEYS["data_root"]] if "data_root" in task.KEYS else [])):
+        put(values, key, os.path.expanduser(lookup(values, key)))
+    for key in ("runs_dir", "data_root", "local_scratch"):
+        setattr(cluster, key, os.path.expanduser(getattr(cluster, key)))
     validate_cluster(cluster)
     names = {f.name for f in fields(task.Config)}
     train = from_dict({k: v for k, v in values.items() if k in names})
