@@ -69,8 +69,8 @@ def test_quotes_that_a_user_types_still_work(name: str) -> None:
 
 
 def test_references_to_other_keys_still_work() -> None:
-    job = compose_job(["data.root=/x/(${seed})", "seed=7", "run_dir='/y=${data.name}'", "data_root=/x/\\${seed}"])
-    assert (job.train.data.root, str(job.run_dir), job.cluster.data_root) == ("/x/(7)", "/y=digits", "/x/${seed}")
+    job = compose_job(["data.root=/x/(${seed})", "seed=7", "run_dir='/y=${epochs}'", "data_root=/x/\\${seed}"])
+    assert (job.train.data.root, str(job.run_dir), job.cluster.data_root) == ("/x/(7)", "/y=200", "/x/${seed}")
 
 
 @pytest.mark.parametrize(
