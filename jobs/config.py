@@ -82,7 +82,7 @@ def override_keys(name: str = DEFAULT_TASK) -> list[str]:
 
 _ASSIGNMENT = re.compile(r"[\w./@]+=")
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-_PART = re.compile(rf"(\s*(?:{_QUOTED})\s*|(?:\\.|[^,])*),")
+_PART = re.compile(rf"(\s*(?:{_QUOTED})\s*|(?:\\.|\$\{{[^}}]*\}}|[^,])*),")  # what a comma ends
 _TEXTS = "a list of texts"
 _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")  # what Hydra would read as the second character alone
 

@@ -161,6 +161,7 @@ def test_a_home_in_a_profile_is_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("data.root='/a,b', \"/c,d\"", ["/a,b", "/c,d"]),
         ("data.root=/a#b", ["/a#b"]),
         ("data.root=choice(/a,/b)", ["/a", "/b"]),
+        ("data.root=/a/${oc.env:NO_SUCH,x},/b", ["/a/x", "/b"]),
         ("account=007,x@y", ["007", "x@y"]),
     ],
 )
