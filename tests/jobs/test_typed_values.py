@@ -3,6 +3,8 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,23 @@ def test_a_sweep_may_lie_anywhere(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: --runs-dir must not contain '\"' '#' \"'\" on Slurm")
     assert refused.stderr.rstrip().endswith("choose a folder without them")
+
+
+@pytest.mark.nightly
+def test_a_sweep_runs_to_its_report_in_such_a_folder(tmp_path: Path) -> None:
+    runs = tmp_path / EVERYTHING
+    folder = runs / "tiny_sweep-smoke"
+
+    def said(*words: object) -> str:
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    said(ROOT / "tests" / "support" / "tiny_sweep.py", "--seeds", 1, "--runs-dir", runs)
+    assert "3 completed of 3 trials" in said("-m", "sweeps", "status", folder)
+    assert said("-m", "sweeps", "report", folder) == f"{folder / 'report.html'}\n"
+    assert shlex.split(said("-m", "sweeps", "study", folder)) == ["optuna-dashboard", str(folder / "optuna.journal")]
+    assert said("-m", "jobs.probe", folder).count("nothing to do, all scores are there") == 3
 
 
 def test_commands_that_are_printed_to_be_copied_quote_their_folders() -> None:
