@@ -36,6 +36,7 @@ class DatasetName(Enum):
     imagefolder = "imagefolder"
     images = "images"  # without labels
     imagenet100 = "imagenet100"
+    imagenet100_kaggle = "imagenet100_kaggle"
     imagenet1k = "imagenet1k"
 
 
@@ -350,7 +351,10 @@ DATA_PRESETS: dict[str, DataConfig] = {
     "fashion_mnist": DataConfig(DatasetName.fashion_mnist, image_size=32, eval_crop_fraction=1.0),
     "imagefolder": DataConfig(DatasetName.imagefolder, image_size=224),
     "images": DataConfig(DatasetName.images, image_size=224),
-    "imagenet100": DataConfig(DatasetName.imagenet100, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8),
+    **{
+        name.name: DataConfig(name, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8)
+        for name in (DatasetName.imagenet100, DatasetName.imagenet100_kaggle)
+    },
     "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.02, workers=8),
 }
 
@@ -363,7 +367,8 @@ def other_set(entry: str, data: DataConfig) -> DataConfig:
     name, colon, root = entry.partition(":")
     if name not in DATA_PRESETS or (colon and not root.startswith("/")):
         rule = f"hold NAME or NAME:ROOT, NAME out of {', '.join(DATA_PRESETS)} and ROOT an absolute path"
-        raise ValueError(f"probes.data must {rule}; got {entry}")
+        hint = "" if colon else ": put an entry that holds a comma in quotes"
+        raise ValueError(f"probes.data must {rule}; got {entry}{hint}")
     return replace(DATA_PRESETS[name], root=root, image_size=data.image_size, workers=data.workers)
 
 

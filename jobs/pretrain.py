@@ -15,7 +15,18 @@ from cnnjepa.run.ranks import Device, is_main_rank, joined, rank_count
 from jobs.cli import INTERRUPTED, Parser, begun, printable, require_writable, scores_later, stop_on_signals
 from jobs.cli import exit_status as status_after
 from jobs.cluster import JobSpec, Scheduler
-from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
+from jobs.config import (
+    CONFIG_DIR,
+    CONFIG_NAME,
+    as_typed,
+    comma_explained,
+    compose_job,
+    job_from,
+    override_keys,
+    qualified,
+    register_schemas,
+    split_multirun,
+)
 from jobs.planned import planned
 from jobs.private import make_private
 from jobs.run import check_jobs, run_job
@@ -95,12 +106,14 @@ def checked_multirun(overrides: list[str]) -> list[JobSpec]:
     """Return the jobs of a multirun; raise ValueError if any of them could not start."""
     if named := [o for o in overrides if o.startswith("task=")]:
         raise ValueError(f"task must be left out with --multirun, which supports only the default task; got {named[0]}: use a sweep")
-    jobs = [planned(compose_job(job))[0] for job in split_multirun([o for o in overrides if not o.startswith("hydra")])]
-    for job in jobs:
-        if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
-            require_writable(job.run_dir, "run_dir")
-            RunFolder(job.run_dir).prepare(job.train)
-    check_jobs([job for job in jobs if job.cluster.scheduler is not Scheduler.slurm], rank_count())
+    own = [o for o in overrides if not o.startswith("hydra")]
+    with comma_explained(own):
+        jobs = [planned(compose_job(job))[0] for job in split_multirun(own)]
+        for job in jobs:
+            if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
+                require_writable(job.run_dir, "run_dir")
+                RunFolder(job.run_dir).prepare(job.train)
+        check_jobs([job for job in jobs if job.cluster.scheduler is not Scheduler.slurm], rank_count())
     return jobs
 
 
@@ -162,18 +175,20 @@ def main() -> int:
 def run_command() -> int:
     """Run the command line; return the exit status. Raise ValueError at wrong usage."""
     adopt_srun_ranks()
-    register_schemas(task_named(DEFAULT_TASK))
+    task = task_named(DEFAULT_TASK)
+    register_schemas(task)
     arguments = qualified(sys.argv[1:])
     flags = [a for a in arguments if a.startswith("-")]
     launcher = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), "basic")
     if not flags:
         return run(compose_job(arguments))
     command_line().parse_args(arguments)
-    if {"-m", "--multirun"} & set(flags):
-        jobs = checked_multirun([a for a in arguments if a not in flags])
-        if launcher in ("submitit_slurm", "submitit_local"):
-            return launch(arguments, jobs, launcher)
-    sys.argv[1:] = [*arguments, *_QUIET_HYDRA]
+    multirun = bool({"-m", "--multirun"} & set(flags))
+    jobs = checked_multirun([a for a in arguments if a not in flags]) if multirun else []
+    for_hydra = [as_typed(a, task, several=multirun) for a in arguments]
+    if multirun and launcher in ("submitit_slurm", "submitit_local"):
+        return launch(for_hydra, jobs, launcher)
+    sys.argv[1:] = [*for_hydra, *_QUIET_HYDRA]
     _hydra_run()
     return max(_statuses, default=0)
 

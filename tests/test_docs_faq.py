@@ -165,6 +165,7 @@ DRY = ["--cluster", "komondor", "--dry-run"]
 PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: lr must be a key": lambda s: s.pretrain("lr=0.001"),
     "error: an override must have the form": lambda s: s.pretrain("+epochs=3"),
+    "error: an override must have a value": lambda s: s.pretrain("encoder={name: a(b}"),
     "error: optimizer.warmup_epochs must lie": lambda s: s.pretrain("epochs=5"),
     "error: global_batch_size must be a multiple": lambda s: s.ablation("--cluster", "test_cluster", "--scale", "smoke", "--dry-run"),
     "error: micro_batch_size must be global": lambda s: s.pretrain("method=simclr"),

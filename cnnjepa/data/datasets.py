@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnjepa.config import OWN_SETS, DataConfig, DatasetName, TrainConfig, other_set
-from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.imagenet import classes_of
 from cnnjepa.data.packed import PackedImages, is_packed, read_manifest
 from cnnjepa.data.pictures import Drawn, EncodedPicture, Picture
 from cnnjepa.data.sources import Listing, files_of, said_of, train_only, tree_of, unlabelled, val_folder
@@ -21,12 +21,13 @@ from cnnjepa.run.files import MANIFEST
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Indices = npt.NDArray[np.int64]
-IMAGENETS = (DatasetName.imagenet100, DatasetName.imagenet1k)
-# Images of each published set: train, test.
-EXPECTED_IMAGES = {
+IMAGENETS = (DatasetName.imagenet100, DatasetName.imagenet100_kaggle, DatasetName.imagenet1k)
+# Images of each published set: train, test; None: not known for certain, so not compared.
+EXPECTED_IMAGES: dict[DatasetName, tuple[int | None, int]] = {
     DatasetName.digits: (1437, 360),
     DatasetName.fashion_mnist: (60_000, 10_000),
     DatasetName.imagenet100: (126_689, 5_000),
+    DatasetName.imagenet100_kaggle: (None, 5_000),
     DatasetName.imagenet1k: (1_281_167, 50_000),
 }
 
@@ -236,7 +237,7 @@ def _imagenet1k(config: DataConfig) -> Dataset:
 
 
 def _imagenet100(config: DataConfig) -> Dataset:
-    return _folders(config, imagenet100_classes(), _IMAGENET_HOW + "; the 100 classes are selected from it")
+    return _folders(config, classes_of(config.name.name), _IMAGENET_HOW + "; the 100 classes are selected from it")
 
 
 _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
@@ -245,6 +246,7 @@ _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
     DatasetName.imagefolder: _imagefolder,
     DatasetName.images: _images,
     DatasetName.imagenet100: _imagenet100,
+    DatasetName.imagenet100_kaggle: _imagenet100,
     DatasetName.imagenet1k: _imagenet1k,
 }
 
@@ -325,11 +327,13 @@ def about(splits: Splits, config: DataConfig) -> list[str]:
 
 
 def require_whole(config: DataConfig, dataset: Dataset) -> None:
-    """Raise ValueError if a published set has not all of its images."""
-    counts, expected = (len(dataset.train), len(dataset.test)), EXPECTED_IMAGES.get(config.name)
-    if expected and counts != expected:
-        rule = f"data.{config.name.name} must have {expected[0]} training and {expected[1]} test images"
-        raise ValueError(f"{rule}; got {counts[0]} and {counts[1]} in {config.root or 'the default folder'}: complete the set")
+    """Raise ValueError if a published set has not all of its images, as far as their number is known."""
+    found = {"training": len(dataset.train), "test": len(dataset.test)}
+    known = zip(found, EXPECTED_IMAGES.get(config.name, (None, None)), strict=True)
+    if wrong := [f"{count} {part}" for part, count in known if count not in (None, found[part])]:
+        got = " and ".join(f"{count} {part}" for part, count in found.items())
+        rule = f"data.{config.name.name} must have {' and '.join(wrong)} images"
+        raise ValueError(f"{rule}; got {got} images in {config.root or 'the default folder'}: complete the set")
 
 
 def probed_sets(config: TrainConfig, own: Splits) -> Iterator[tuple[str, Splits]]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from cnnjepa.data import sources
 from cnnjepa.data.check import check, cores, done, in_processes
-from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.imagenet import CLASS_LISTS, classes_of
 from cnnjepa.data.packed import UNFINISHED, Manifest, PackedFile, read_manifest
 from cnnjepa.data.pictures import UNREADABLE, EncodedPicture, as_ppm
 from cnnjepa.data.sources import Entry
@@ -219,12 +219,14 @@ def pack(
 def _classes(asked: str | None) -> list[str] | None:
     if asked is None:
         return None
-    if asked == "imagenet100":
-        return imagenet100_classes()
+    if asked in CLASS_LISTS:
+        return classes_of(asked)
     try:
         return sorted(Path(asked).read_text().split())
     except OSError as error:
-        raise ValueError(f"--classes must be imagenet100 or a text file of class names; got {asked}: {error.strerror}") from error
+        raise ValueError(
+            f"--classes must be {' or '.join(CLASS_LISTS)}, or a text file of class names; got {asked}: {error.strerror}"
+        ) from error
 
 
 def _run(asked: argparse.Namespace) -> int:
@@ -282,7 +284,7 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
     what = parser.add_argument_group("what to pack")
     what.add_argument("source", metavar="SOURCE", help="images to pack, see above")
     what.add_argument("target", metavar="TARGET", type=Path, help="folder to write")
-    what.add_argument("--classes", help="imagenet100, or a text file of class names: pack only these (default: all)")
+    what.add_argument("--classes", help=f"{', '.join(CLASS_LISTS)}, or a text file of class names: pack only these (default: all)")
     what.add_argument("--unlabelled", action="store_true", help="pack all images of a tree without classes, for data=images")
     what.add_argument("--root", default="", metavar="DIR", help="folder of the set in torchvision's layout, for torchvision:NAME")
     what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded; the manifest names them")

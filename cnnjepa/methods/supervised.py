@@ -18,7 +18,13 @@ from cnnjepa.methods._base import BaseMethod
 
 # Our choice: the paper has no supervised row.
 OPTIMIZERS = {"supervised": OptimizerConfig(lr=0.001, weight_decay=0.05, decay_norms_and_biases=False)}
-_CLASSES = {DatasetName.digits: 10, DatasetName.fashion_mnist: 10, DatasetName.imagenet100: 100, DatasetName.imagenet1k: 1000}
+_CLASSES = {
+    DatasetName.digits: 10,
+    DatasetName.fashion_mnist: 10,
+    DatasetName.imagenet100: 100,
+    DatasetName.imagenet100_kaggle: 100,
+    DatasetName.imagenet1k: 1000,
+}
 
 
 @dataclass

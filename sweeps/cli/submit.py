@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -109,7 +110,7 @@ def run(
     if is_over(View(sweep)) and all(s.ended for s in View(sweep).states().values()):
         return conclude(View(sweep), console)
     if asked.detach:
-        say(f"the jobs run on their own; python -m sweeps status|logs|cancel {sweep.path}")
+        say(f"the jobs run on their own; python -m sweeps status|logs|cancel {shlex.quote(str(sweep.path))}")
         return 0
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.execution.monitor", str(sweep.path)])  # noqa: S606, no shell is wanted

@@ -224,7 +224,7 @@ def watch(folder: Path) -> int:
     except KeyboardInterrupt:
         console.show_cursor()
         console.print("the jobs continue without this command; run it again to watch them", soft_wrap=True)
-        console.print(f"python -m sweeps status|logs|cancel {folder}", soft_wrap=True, highlight=False)
+        console.print(f"python -m sweeps status|logs|cancel {shlex.quote(str(folder))}", soft_wrap=True, highlight=False)
         return INTERRUPTED
 
 

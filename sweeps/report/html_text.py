@@ -2,6 +2,7 @@
 
 import collections
 import re
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -248,7 +249,7 @@ def what_was_run(view: View) -> list[str]:
     lines = []
     for found in commands(sweep.path):
         words = found["command"]
-        command = " ".join(map(str, words)) if isinstance(words, list) else str(words)
+        command = shlex.join(map(str, words)) if isinstance(words, list) else str(words)
         lines.append(f"{found['time']}: {command}")
     known, damaged = provenances(view)
     lines += damaged

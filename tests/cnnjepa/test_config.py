@@ -110,7 +110,7 @@ def test_methods_are_found_by_file_name() -> None:
 
 
 def test_the_papers_setting_is_the_default() -> None:
-    config = TrainConfig(method=Config(), data=DATA_PRESETS["imagenet100"])
+    config = TrainConfig(method=Config(), data=DATA_PRESETS["imagenet100_kaggle"])
     assert (config.global_batch_size, config.micro_batch_size, config.epochs) == (512, 128, 200)
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.warmup_epochs) == (0.01, 0.01, 10)
     assert (config.method.ema.momentum_start, config.method.ema.momentum_end) == (0.996, 1.0)  # type: ignore[attr-defined]
