@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -35,23 +35,25 @@ class Images(Protocol):
 
 @dataclass
 class GreyImages:
-    """Small grey images in memory, [N, H, W] uint8, shown as RGB."""
+    """Small grey images in memory, [N, H, W] uint8, shown in 1 or 3 equal channels."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def pictures(self, indices: list[int]) -> list[Drawn]:
         """Return the images at `indices`."""
-        return [Drawn(np.repeat(self.pixels[index][:, :, None], 3, axis=2)) for index in indices]
+        return [Drawn(np.repeat(self.pixels[index][:, :, None], self.channels, axis=2)) for index in indices]
 
 
 class FolderImages:
     """Image files in one folder per class, read when they are needed."""
 
-    def __init__(self, folder: Path, classes: list[str]) -> None:
+    def __init__(self, folder: Path, classes: list[str], channels: int = 3) -> None:
+        self.channels = channels
         samples = files_of(folder, classes, "data.root").samples
         # An array of bytes, not a list of strings: worker processes share its pages.
         self.paths = np.array([path.encode() for path, _ in samples])
@@ -70,7 +72,7 @@ class FolderImages:
 
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
         """Read the images at `indices`."""
-        return [EncodedPicture(self.encoded(index)) for index in indices]
+        return [EncodedPicture(self.encoded(index), channels=self.channels) for index in indices]
 
 
 @dataclass
@@ -80,8 +82,8 @@ class Dataset:
     train: Images
     test: Images
     classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # one per channel
+    std: tuple[float, ...]
 
 
 @dataclass
@@ -111,7 +113,8 @@ def _digits(config: DataConfig) -> Dataset:
     labels = table[:, -1].astype(np.int64)
     order = generator(0, Stream.split, 0).permutation(len(labels))
     test, train = order[:360], order[360:]
-    return Dataset(GreyImages(pixels[train], labels[train]), GreyImages(pixels[test], labels[test]), 10, (0.305,) * 3, (0.349,) * 3)
+    splits = [GreyImages(pixels[part], labels[part], config.channels) for part in (train, test)]
+    return Dataset(splits[0], splits[1], 10, (0.305,) * config.channels, (0.349,) * config.channels)
 
 
 FASHION_FOLDERS = ("FashionMNIST/raw", "")
@@ -142,8 +145,8 @@ def _fashion_mnist(config: DataConfig) -> Dataset:
     splits = []
     for part in ("train", "t10k"):
         labels = _read_idx(folder, f"{part}-labels-idx1-ubyte").astype(np.int64)
-        splits.append(GreyImages(_read_idx(folder, f"{part}-images-idx3-ubyte"), labels))
-    return Dataset(splits[0], splits[1], 10, (0.286,) * 3, (0.353,) * 3)
+        splits.append(GreyImages(_read_idx(folder, f"{part}-images-idx3-ubyte"), labels, config.channels))
+    return Dataset(splits[0], splits[1], 10, (0.286,) * config.channels, (0.353,) * config.channels)
 
 
 def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset:
@@ -155,7 +158,8 @@ def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset
     for key, value in (("short_side", config.short_side), ("jpeg_quality", config.jpeg_quality)):
         if value:
             raise ValueError(f"data.{key} must be 0 for images that are not packed; got {value} with {root}")
-    return Dataset(FolderImages(train, classes), FolderImages(test, classes), len(classes), IMAGENET_MEAN, IMAGENET_STD)
+    images = [FolderImages(part, classes, config.channels) for part in (train, test)]
+    return Dataset(images[0], images[1], len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Dataset:
@@ -170,7 +174,7 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
     if missing := sorted(set(classes) - set(manifest.classes)):
         raise ValueError(f"data.root must hold {config.name.name}'s {len(classes)} classes; got {root}; missing: {missing[0]}")
     try:
-        train, val = (PackedImages(root, manifest, split, classes) for split in ("train", "val"))
+        train, val = (PackedImages(root, manifest, split, classes, config.channels) for split in ("train", "val"))
     except ValueError as error:
         raise ValueError(f"data.root must hold a packed set that can be read; got {error}") from error
     return Dataset(train, val, len(classes), IMAGENET_MEAN, IMAGENET_STD)
@@ -211,6 +215,7 @@ def load_splits(config: DataConfig) -> Splits:
     Raise ValueError if the set is missing, or if a part would be empty or lack classes.
     """
     dataset = _READERS[config.name](config)
+    dataset = replace(dataset, mean=tuple(config.mean or dataset.mean), std=tuple(config.std or dataset.std))
     train = generator(0, Stream.split, 1).permutation(len(dataset.train))
     test = generator(0, Stream.split, 2).permutation(len(dataset.test))
     train = train[: config.train_limit or None]
