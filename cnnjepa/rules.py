@@ -125,7 +125,8 @@ def validate_channels(data: DataConfig) -> None:
     for key, values in (("mean", data.mean), ("std", data.std)):
         given = len(values) == channels or (not values and has_statistics(data))
         example = f"data.{key}=[{','.join([str({'mean': 0.5, 'std': 0.25}[key])] * channels)}]"
-        rule = f"hold a number for each of {channels} channels of {name}, such as '{example}'"
+        numbers = f"{channels} number{'s' * (channels > 1)}, one per channel"
+        rule = f"hold {numbers} of {name}, such as '{example}'"
         _require(given, f"data.{key}", rule, values)
     for value in data.mean:
         _require(0 <= value <= 1, "data.mean", "hold numbers in [0, 1]", value)
