@@ -82,9 +82,8 @@ def assert_same_pass(tiled: ResNet, visible: Tensor, training: bool = True) -> N
     masked = copy.deepcopy(tiled)
     masked.execution = Execution.masked
     b, h, w = visible.shape
-    images = torch.randn(
-        b, tiled.conv1.in_channels, h * tiled.cell, w * tiled.cell, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
+    channels = next(m for m in tiled.modules() if isinstance(m, nn.Conv2d)).in_channels
+    images = torch.randn(b, channels, h * tiled.cell, w * tiled.cell, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     features, expected = (net(images, Visibility(visible)) for net in (tiled, masked))
     assert_close(features, expected, "features")
     assert not features[(~visible)[:, None].expand_as(features)].any()
