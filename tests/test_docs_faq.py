@@ -160,6 +160,7 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: encoder.name must be one of": lambda s: s.pretrain("method=ijepa"),
     "error: threads must be left": lambda s: s.pretrain("threads=4"),
     "error: data.root must hold": lambda s: s.pretrain("data=imagenet100", "data.root=/data/imagenet", "encoder.name=resnet50"),
+    "error: data.mean must hold": lambda s: s.pretrain("data=imagefolder", "data.root=/data", "encoder.name=resnet18", "data.channels=1"),
     "error: global_batch_size must be at most": lambda s: s.pretrain("global_batch_size=2048"),
     "error: the command line must match --help": lambda s: s.ablation("epochs=5", "--seeds", "1", "optimizer.lr=0.001"),
     "error: --epochs must be an option": lambda s: s.ablation("--epochs", "5"),
