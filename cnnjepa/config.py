@@ -141,6 +141,10 @@ class DataConfig:
     jpeg_quality: int = field(default=0, metadata=ADDED)
     # Decode at 1/2, 1/4 or 1/8 size where every crop stays at least as large as its view.
     dct_scaling: bool = field(default=False, metadata=ADDED)
+    channels: int = field(default=3, metadata=ADDED)  # 1: grey, 3: RGB, 4: all bands of files that have four
+    # Of each channel, with pixels in [0, 1]; []: the set's own, for image files those of ImageNet in RGB.
+    mean: list[float] = field(default_factory=list, metadata=ADDED)
+    std: list[float] = field(default_factory=list, metadata=ADDED)
 
 
 @dataclass
@@ -360,16 +364,26 @@ DATA_PRESETS: dict[str, DataConfig] = {
 
 
 def other_set(entry: str, data: DataConfig) -> DataConfig:
-    """Return the set that an entry of `probes.data` names, at the size of the run's own `data`.
+    """Return the set that an entry of `probes.data` names, at the size and with the channels of the run's own `data`.
 
-    Raises ValueError unless the entry is NAME or NAME:ROOT of a data preset.
+    It has its own mean and deviation, or those of `data` if it has none. Raises ValueError unless the
+    entry is NAME or NAME:ROOT of a data preset.
     """
     name, colon, root = entry.partition(":")
     if name not in DATA_PRESETS or (colon and not root.startswith("/")):
         rule = f"hold NAME or NAME:ROOT, NAME out of {', '.join(DATA_PRESETS)} and ROOT an absolute path"
         hint = "" if colon else ": put an entry that holds a comma in quotes"
         raise ValueError(f"probes.data must {rule}; got {entry}{hint}")
-    return replace(DATA_PRESETS[name], root=root, image_size=data.image_size, workers=data.workers)
+    own = replace(DATA_PRESETS[name], root=root, image_size=data.image_size, workers=data.workers, channels=data.channels)
+    return own if has_statistics(own) else replace(own, mean=data.mean, std=data.std)
+
+
+GREY_SETS = (DatasetName.digits, DatasetName.fashion_mnist)
+
+
+def has_statistics(data: DataConfig) -> bool:
+    """Return whether the set has a mean and a deviation of its own for the channels of `data`."""
+    return data.name in GREY_SETS or data.channels == 3
 
 
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)

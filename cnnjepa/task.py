@@ -272,4 +272,5 @@ def export(config: TrainConfig, state: Mapping[str, Any]) -> tuple[dict[str, Any
     method = method_module(config.method.name).Method(config, total_steps=1)
     method.load_state_dict(state["method"])
     tensors = {name: tensor.contiguous() for name, tensor in method.probe_encoder.state_dict().items()}
-    return tensors, {"encoder": config.encoder.name.name, "method": config.method.name}
+    about = {"encoder": config.encoder.name.name, "method": config.method.name, "channels": str(config.data.channels)}
+    return tensors, about

@@ -176,6 +176,7 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: threads must be left": lambda s: s.pretrain("threads=4"),
     "error: data.root must hold the images": other_images,
     "error: data.root must hold imagenet100": lambda s: s.pretrain("data=imagenet100", "data.root=/data/imagenet", "encoder.name=resnet50"),
+    "error: data.mean must hold": lambda s: s.pretrain("data=imagefolder", "data.root=/data", "encoder.name=resnet18", "data.channels=1"),
     "error: global_batch_size must be at most": lambda s: s.pretrain("global_batch_size=2048"),
     "error: the command line must match --help": lambda s: s.ablation("epochs=5", "--seeds", "1", "optimizer.lr=0.001"),
     "error: --epochs must be an option": lambda s: s.ablation("--epochs", "5"),

@@ -3,7 +3,7 @@
 import gzip
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -46,32 +46,34 @@ class Images(Protocol):
 
 @dataclass
 class GreyImages:
-    """Small grey images in memory, [N, H, W] uint8, shown as RGB."""
+    """Small grey images in memory, [N, H, W] uint8, shown in 1 or 3 equal channels."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def pictures(self, indices: list[int]) -> list[Drawn]:
         """Return the images at `indices`."""
-        return [Drawn(np.repeat(self.pixels[index][:, :, None], 3, axis=2)) for index in indices]
+        return [Drawn(np.repeat(self.pixels[index][:, :, None], self.channels, axis=2)) for index in indices]
 
 
 class FolderImages:
     """Image files below one folder, read when they are needed."""
 
-    def __init__(self, folder: Path, found: Listing) -> None:
+    def __init__(self, folder: Path, found: Listing, channels: int = 3) -> None:
+        self.channels = channels
         # An array of bytes, not a list of strings: worker processes share its pages.
         self.paths = np.array([path.encode() for path, _ in found.samples])
         self.labels = np.array([label for _, label in found.samples], dtype=np.int64)
         self.folder, self.left_out = folder, said_of(found.left_out)
 
     @staticmethod
-    def of(folder: Path, classes: list[str]) -> "FolderImages":
+    def of(folder: Path, classes: list[str], channels: int = 3) -> "FolderImages":
         """Return the images in the class folders of `folder`."""
-        return FolderImages(folder, files_of(folder, classes, "data.root"))
+        return FolderImages(folder, files_of(folder, classes, "data.root"), channels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,7 +93,7 @@ class FolderImages:
 
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
         """Read the images at `indices`."""
-        return [EncodedPicture(self.encoded(index)) for index in indices]
+        return [EncodedPicture(self.encoded(index), channels=self.channels) for index in indices]
 
 
 @dataclass
@@ -101,8 +103,8 @@ class Dataset:
     train: Images
     test: Images
     classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # one per channel
+    std: tuple[float, ...]
 
 
 @dataclass
@@ -133,7 +135,8 @@ def _digits(config: DataConfig) -> Dataset:
     labels = table[:, -1].astype(np.int64)
     order = generator(0, Stream.split, 0).permutation(len(labels))
     test, train = order[:360], order[360:]
-    return Dataset(GreyImages(pixels[train], labels[train]), GreyImages(pixels[test], labels[test]), 10, (0.305,) * 3, (0.349,) * 3)
+    splits = [GreyImages(pixels[part], labels[part], config.channels) for part in (train, test)]
+    return Dataset(splits[0], splits[1], 10, (0.305,) * config.channels, (0.349,) * config.channels)
 
 
 FASHION_FOLDERS = ("FashionMNIST/raw", "")
@@ -164,8 +167,8 @@ def _fashion_mnist(config: DataConfig) -> Dataset:
     splits = []
     for part in ("train", "t10k"):
         labels = _read_idx(folder, f"{part}-labels-idx1-ubyte").astype(np.int64)
-        splits.append(GreyImages(_read_idx(folder, f"{part}-images-idx3-ubyte"), labels))
-    return Dataset(splits[0], splits[1], 10, (0.286,) * 3, (0.353,) * 3)
+        splits.append(GreyImages(_read_idx(folder, f"{part}-images-idx3-ubyte"), labels, config.channels))
+    return Dataset(splits[0], splits[1], 10, (0.286,) * config.channels, (0.353,) * config.channels)
 
 
 def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset:
@@ -177,7 +180,8 @@ def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset
     for key, value in (("short_side", config.short_side), ("jpeg_quality", config.jpeg_quality)):
         if value:
             raise ValueError(f"data.{key} must be 0 for images that are not packed; got {value} with {root}")
-    return Dataset(FolderImages.of(train, classes), FolderImages.of(test, classes), len(classes), IMAGENET_MEAN, IMAGENET_STD)
+    images = [FolderImages.of(part, classes, config.channels) for part in (train, test)]
+    return Dataset(images[0], images[1], len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Dataset:
@@ -195,8 +199,8 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
     if not without and not any(file.split == "val" for file in manifest.files):
         raise ValueError(f"data.root must hold classes and test images; got {root}, packed with --unlabelled: use data=images")
     try:
-        train = PackedImages(root, manifest, "train", classes)
-        val = train if without else PackedImages(root, manifest, "val", classes)
+        train = PackedImages(root, manifest, "train", classes, config.channels)
+        val = train if without else PackedImages(root, manifest, "val", classes, config.channels)
     except ValueError as error:
         raise ValueError(f"data.root must hold a packed set that can be read; got {error}") from error
     if without:
@@ -210,7 +214,7 @@ def _imagefolder(config: DataConfig) -> Dataset:
         if (val := root / MANIFEST if is_packed(root) else val_folder(root)) is not None:
             raise ValueError(f"data.val_fraction must be 0 for a set with test images; got {config.val_fraction} with {val}")
         train, classes = train_only(root, "data.root")
-        images = FolderImages.of(train, classes)
+        images = FolderImages.of(train, classes, config.channels)
         return Dataset(images, images, len(classes), IMAGENET_MEAN, IMAGENET_STD)
     how = "sort your images into one folder per class; data.val_fraction=0.1 takes the test images from the others"
     return _folders(config, None, f"{how}, and data=images needs no labels")
@@ -220,7 +224,7 @@ def _images(config: DataConfig) -> Dataset:
     root = Path(config.root) if config.root else Path("(data.root is empty)")
     if config.root and is_packed(root):
         return _packed(config, root, None)
-    images = FolderImages(*unlabelled(root, "data.root"))
+    images = FolderImages(*unlabelled(root, "data.root"), config.channels)
     return Dataset(images, images, 1, IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -253,7 +257,8 @@ _READERS: dict[DatasetName, Callable[[DataConfig], Dataset]] = {
 
 def load_dataset(config: DataConfig) -> Dataset:
     """Return the images of `config`; raise ValueError if the set is missing or incomplete."""
-    return _READERS[config.name](config)
+    dataset = _READERS[config.name](config)
+    return replace(dataset, mean=tuple(config.mean or dataset.mean), std=tuple(config.std or dataset.std))
 
 
 def load_splits(config: DataConfig) -> Splits:

@@ -88,17 +88,17 @@ class _MicroBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(i)) for i in chosen]
 
 
-# Views, each uint8 [B, 3, S, S], and labels [B].
+# Views, each uint8 [B, C, S, S], and labels [B].
 Loaded = tuple[list[Tensor], Tensor]
 
 
 def _batch(views: list[Tensor]) -> Tensor:
-    """Stack views into uint8 [B, 3, S, S], channels last.
+    """Stack views into uint8 [B, C, S, S], channels last.
 
     In a loader process the batch is built in shared memory, which saves another copy.
     """
-    batch_BHW3: Tensor = default_collate([view.permute(1, 2, 0) for view in views])
-    return batch_BHW3.permute(0, 3, 1, 2)
+    batch_BHWC: Tensor = default_collate([view.permute(1, 2, 0) for view in views])
+    return batch_BHWC.permute(0, 3, 1, 2)
 
 
 @contextlib.contextmanager
@@ -248,7 +248,7 @@ def train_loader(
 
 
 def probe_loader(config: TrainConfig, images: Images, indices: Indices, device: torch.device) -> Iterator[Tensor]:
-    """Yield the fixed views of `indices` in order, uint8 [B, 3, S, S]; see `surviving`."""
+    """Yield the fixed views of `indices` in order, uint8 [B, C, S, S]; see `surviving`."""
     size = config.probes.feature_batch_size
 
     def build(delivered: int) -> DataLoader[Tensor]:

@@ -70,7 +70,7 @@ def damaged(images: Images, indices: Sequence[int] | Indices) -> list[str]:
     for index in map(int, indices):
         try:
             data = images.encoded(index)
-            EncodedPicture(data).pixels()
+            EncodedPicture(data, channels=images.channels).pixels()
         except UnidentifiedImageError:
             found.append(f"{images.place(index)}: no image in its {len(data)} bytes")
         except (*UNREADABLE, Image.DecompressionBombError) as error:
@@ -83,6 +83,7 @@ def _mark(parts: list[tuple[Files, Indices]]) -> Path | None:
     whole = hashlib.sha256()
     try:
         for images, indices in parts:
+            whole.update(f"{images.channels} channels\n".encode())
             if isinstance(images, PackedImages):
                 manifest = (images.paths[0].parent / MANIFEST).read_bytes()
                 whole.update(manifest + indices.tobytes())

@@ -82,7 +82,8 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
 class PackedImages:
     """Images of one split, of the given classes, in the order of one folder per class."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, classes: list[str]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: str, classes: list[str], channels: int = 3) -> None:
+        self.channels = channels
         self.paths = [folder / f.name for f in manifest.files if f.split == split]
         self._maps = [_map(path) for path in self.paths]
         parts = [_index(i, path, where) for i, (path, where) in enumerate(zip(self.paths, self._maps, strict=True))]
@@ -141,7 +142,7 @@ class PackedImages:
             first = int(self._start[index]) // mmap.PAGESIZE * mmap.PAGESIZE
             length = int(self._start[index]) + int(self._size[index]) - first
             self._maps[self._file[index]].madvise(mmap.MADV_WILLNEED, first, length)
-        return [EncodedPicture(self.encoded(index), sound=True) for index in indices]
+        return [EncodedPicture(self.encoded(index), sound=True, channels=self.channels) for index in indices]
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -36,7 +36,7 @@ class BaseMethod(nn.Module, Generic[Settings]):
         self.config, self.total_steps = config, total_steps
         self.settings = cast(Settings, config.method)
         seed = integer(config.seed, Stream.weights, 0)
-        self.encoder: Encoder = build_encoder(config.encoder, config.data.image_size, seed)
+        self.encoder: Encoder = build_encoder(config.encoder, config.data.image_size, seed, config.data.channels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(config.seed, Stream.weights, 1))
             self.build()
