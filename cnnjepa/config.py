@@ -38,6 +38,13 @@ class DatasetName(Enum):
     imagenet1k = "imagenet1k"
 
 
+class OnBadImage(Enum):
+    """What a run does about images that cannot be decoded: stop, or leave them out and list them."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 class EncoderName(Enum):
     """Encoders in timm's keys; ResNets in torchvision's keys with timm's initialisation."""
 
@@ -123,6 +130,7 @@ class DataConfig:
     jpeg_quality: int = field(default=0, metadata=ADDED)
     # Decode at 1/2, 1/4 or 1/8 size where every crop stays at least as large as its view.
     dct_scaling: bool = field(default=False, metadata=ADDED)
+    on_bad_image: OnBadImage = field(default=OnBadImage.stop, metadata=ADDED)  # skip: at most a tenth of the images
 
 
 @dataclass

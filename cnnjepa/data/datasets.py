@@ -65,8 +65,12 @@ class FolderImages:
         return str(self.paths[index].decode())
 
     def encoded(self, index: int) -> bytes:
-        """Read the bytes of the image file at `index`."""
-        return Path(self.place(index)).read_bytes()
+        """Read the bytes of the image file at `index`; raise OSError, which names it."""
+        try:
+            return Path(self.place(index)).read_bytes()
+        except OSError as error:
+            error.filename = error.filename or self.place(index)  # an error within the file names none
+            raise
 
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
         """Read the images at `indices`."""
@@ -217,13 +221,18 @@ def load_splits(config: DataConfig) -> Splits:
     test = np.sort(test[: config.test_limit or None])
     held = round(len(train) * config.holdout_fraction)
     fit, holdout = np.sort(train[held:]), np.sort(train[:held])
-    splits = Splits(dataset, np.sort(train), fit, holdout, test)
-    for name, part in (("train", fit), ("held-out", holdout), ("test", test)):
+    return require_roles(Splits(dataset, np.sort(train), fit, holdout, test), config)
+
+
+def require_roles(splits: Splits, config: DataConfig) -> Splits:
+    """Return the splits; raise ValueError if a part is empty or lacks classes."""
+    for name, part in (("train", splits.fit), ("held-out", splits.holdout), ("test", splits.test)):
         if not len(part):
             raise ValueError(f"data.{config.name.name} must have {name} images after the limits and holdout_fraction; got none")
-    if len(holdout) < 2:
-        raise ValueError(f"data.holdout_fraction must hold out at least 2 of the {len(train)} images; got {config.holdout_fraction}")
-    present = len(np.unique(dataset.train.labels[fit]))
+    if len(splits.holdout) < 2:
+        rule = f"hold out at least 2 of the {len(splits.pretrain)} images"
+        raise ValueError(f"data.holdout_fraction must {rule}; got {config.holdout_fraction}")
+    present = len(np.unique(splits.dataset.train.labels[splits.fit]))
     if present < 2:
         raise ValueError(f"data.{config.name.name} must have at least 2 classes in its training images for the probes; got {present}")
     return splits

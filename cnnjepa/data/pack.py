@@ -116,7 +116,7 @@ def write_part(folder: Path, part: Part, stored: Stored, skip_corrupt: bool) -> 
             try:
                 data, label = sources.read(entry)
                 yield _stored(data, EncodedPicture(data), stored), label, entry.name
-            except (*UNREADABLE, Image.DecompressionBombError) as error:
+            except UNREADABLE as error:
                 corrupt.append(f"{part.split}/{entry.name}: {' '.join(str(error).split())}")
             done()
 
