@@ -151,7 +151,7 @@ def test_a_full_shared_memory_of_one_rank_is_recorded(tree: Path, tmp_path: Path
     assert result_of(tmp_path / "run").cause.startswith("SharedMemoryError: /dev/shm")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.nightly)])
 def test_an_error_of_the_system_names_the_file(workers: int, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad, whole = tree / "train/ant/3.jpg", Path.read_bytes
 
@@ -210,7 +210,11 @@ def _bus_error() -> None:
     os.kill(os.getpid(), signal.SIGBUS)
 
 
-@pytest.mark.parametrize(("act", "got"), [(_no_space, NO_SPACE), (_bus_error, "a loader process that a bus error ended")])
+@pytest.mark.parametrize(
+    ("act", "got"),
+    # torch looks every 5 seconds whether a process has ended
+    [(_no_space, NO_SPACE), pytest.param(_bus_error, "a loader process that a bus error ended", marks=pytest.mark.nightly)],
+)
 def test_a_full_shared_memory_is_named_with_what_to_do(act: Callable[[], None], got: str) -> None:
     with pytest.raises(faults.SharedMemoryError) as raised:
         list(loader.surviving(lambda _done: DataLoader(_Worker(act), num_workers=3)))
