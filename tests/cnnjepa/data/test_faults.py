@@ -19,6 +19,9 @@ from cnnjepa.run.folder import HopelessError, RunStatus
 from cnnjepa.run.ranks import Ranks
 from jobs.config import compose_job
 from jobs.run import run_job
+from sweeps.report.status import sweep_status
+from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, build_trials
+from sweeps.state.folder import Sweep, View
 from tests.cnnjepa.test_distributed import Launched
 from tests.support import packing
 from tests.support.images import image_tree
@@ -48,6 +51,18 @@ if os.environ["RANK"] == "1":
     loader._batch = fail
 from jobs import pretrain
 sys.exit(pretrain.main())
+"""
+# A worker of two ranks, as srun starts it.
+WORKER = """
+import os, sys
+from pathlib import Path
+from cnnjepa.run.ranks import Device, joined
+from jobs.config import compose_job
+from sweeps.execution.worker_ranks import WorkerOnRanks
+from sweeps.state.folder import Sweep, View
+with joined(Device.cpu) as ranks:
+    cluster = compose_job(["cluster=local"]).cluster
+    os._exit(WorkerOnRanks(View(Sweep.load(Path(sys.argv[1]))), cluster, ranks, lambda: False, "driver").run())
 """
 
 
@@ -96,7 +111,7 @@ else:
 
 @pytest.mark.parametrize(
     ("kind", "workers"),
-    [("loose", 2), ("packed", 0), *(pytest.param(k, w, marks=pytest.mark.nightly) for k, w in (("loose", 0), ("packed", 2)))],
+    [("loose", 2), *(pytest.param(k, w, marks=pytest.mark.nightly) for k, w in (("loose", 0), ("packed", 0), ("packed", 2)))],
 )
 def test_a_damaged_image_ends_both_ranks_by_its_own_cause(kind: str, workers: int, tree: Path, tmp_path: Path) -> None:
     root, named = tree, f"{tree / 'train/bee/9.jpg'}: "
@@ -116,7 +131,24 @@ def test_a_damaged_image_ends_both_ranks_by_its_own_cause(kind: str, workers: in
     assert "closed by peer" not in "".join(said)
 
 
-@pytest.mark.parametrize("kind", ["loose", pytest.param("packed", marks=pytest.mark.nightly)])
+def test_a_worker_of_two_ranks_records_the_cause_and_goes_on(tree: Path, tmp_path: Path) -> None:
+    damage(tree / "train/cat/2.jpg", "empty")
+    scale = Scale([*SMALL, "micro_batch_size=8", "probes.names=[]", f"data.root={tree}"], seeds=1)
+    spec = SweepSpec("damaged", "Who ends?", configurations=[Configuration({"method.predictor.depth": 1})], smoke=scale, paper=scale)
+    sweep = Sweep.of(spec, ScaleName.smoke, build_trials(spec, scale, 1, "local", []), tmp_path / "damaged-smoke")
+    sweep.write()
+    children = Launched(2, ["-c", WORKER, str(sweep.path)])
+    try:
+        assert [child.wait(timeout=120) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+    (trial,) = sweep_status(View(sweep))["trials"]
+    assert trial["state"] == "failed"
+    assert trial["cause"].startswith(f"DamagedImagesError: {tree / 'train/cat/2.jpg'}: no image in its 0 bytes")
+
+
+@pytest.mark.parametrize("kind", [pytest.param("loose", marks=pytest.mark.nightly), "packed"])
 def test_a_damaged_probe_image_ends_both_ranks_before_training(kind: str, tree: Path, tmp_path: Path) -> None:
     root, named = tree, str(tree / "val/cat/3.jpg")
     if kind == "loose":
