@@ -204,6 +204,16 @@ def _of_bus_error(batches: Iterator[T]) -> bool:
     return any(process.exitcode == -signal.SIGBUS for process in getattr(batches, "_workers", ()))
 
 
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop torch's frames from an error: they keep the loader until a collection of garbage.
+
+    That would take the queues first, and then wait 5 s for each process.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], None] = _nothing) -> Iterator[T]:
     """Yield the batches of `build(0)` and restart the loader when one of its processes dies.
 
@@ -223,15 +233,18 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
             return
         except Exception as error:
             deaths += 1
+            full = shared_memory(error, loader.num_workers, _of_bus_error(batches))
+            if loader.num_workers:
+                _forget_frames(error)
+            del batches  # ends the other processes
             if not _tells_of_death(error) or deaths > 1:
-                if full := shared_memory(error, loader.num_workers, _of_bus_error(batches)):
+                if full:
                     raise full from error
                 if "in DataLoader worker process" in str(error):
                     raise _raised_there(error) from error
                 raise
             # Logged as text: a record of the error would keep the other processes alive.
             log.warning("a loader process died (%s); restarting it after %d batches", str(error), delivered)
-        del batches  # ends the other processes
 
 
 def blank_batch(splits: Splits, specs: list[ViewSpec], plan: Plan) -> Loaded:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -183,7 +184,7 @@ def test_a_full_shared_memory_of_one_rank_is_recorded(tree: Path, tmp_path: Path
     assert result_of(tmp_path / "run").cause.startswith("SharedMemoryError: /dev/shm")
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_the_system_names_the_file(workers: int, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad, whole = tree / "train/ant/3.jpg", Path.read_bytes
 
@@ -254,6 +255,7 @@ def test_a_full_shared_memory_is_named_with_what_to_do(act: Callable[[], None], 
     assert said.startswith("/dev/shm of ")
     assert f" MiB must have room for the batches of all loader processes; got {got}: use fewer data.workers, now 3, or enlarge" in said
     assert "\n" not in said
+    assert multiprocessing.active_children() == [], "they end before the error is dealt with"
 
 
 def test_other_ends_of_a_loader_say_nothing_of_shared_memory() -> None:
