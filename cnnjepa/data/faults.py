@@ -4,6 +4,7 @@ import errno
 import re
 import shutil
 from contextlib import suppress
+from typing import TypeGuard
 
 from PIL import UnidentifiedImageError
 
@@ -42,7 +43,7 @@ def raise_alike(error: Exception | None, ranks: Ranks) -> None:
         raise min(found, key=lambda e: not isinstance(e, HopelessError))
 
 
-def may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> TypeGuard[OSError]:
     """Return whether the system could not read, and may be able to after a retry."""
     return isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_THE_FILE
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cnnjepa.data import faults, loader, opened
+from cnnjepa.data import faults, loader, opened, pack, sources
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.packed import PackedImages
 from cnnjepa.run.folder import HopelessError, RunStatus
@@ -200,6 +200,29 @@ def test_an_error_of_the_system_names_the_file(workers: int, tree: Path, tmp_pat
     assert result.cause == f"OSError: [Errno 5] Input/output error: '{bad}'"
     with pytest.raises(OSError, match=r"Input/output error: '.*ant/3\.jpg'"):
         opened.require_decodable(load_splits(compose_job(words).train.data), "data.root")
+
+
+def test_packing_leaves_out_no_image_that_the_disk_refuses_for_now(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = sources.read
+
+    def read(entry: sources.Entry) -> tuple[bytes, int]:
+        if entry.name == "bee/4.jpg":
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        return whole(entry)
+
+    monkeypatch.setattr(sources, "read", read)
+    monkeypatch.setattr("sys.argv", ["pack", str(tree), str(tmp_path / "packed"), "--workers", "1", "--skip-corrupt"])
+    assert pack.main() == 1
+    bad = tree / "train/bee/4.jpg"
+    assert (
+        f"error: [Errno 110] Connection timed out: '{bad} (train/bee/4.jpg)': run the same command again to continue"
+        in capsys.readouterr().err
+    )
+    monkeypatch.setattr(sources, "read", whole)
+    assert pack.main() == 0
+    assert json.loads((tmp_path / "packed" / "manifest.json").read_text())["skipped"] == {"train": [], "val": []}
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ECONNRESET])
