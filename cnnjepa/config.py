@@ -51,6 +51,13 @@ class Verify(Enum):
     full = "full"  # its bytes too
 
 
+class OnBadImage(Enum):
+    """What a run does about images that cannot be decoded: stop, or leave them out and list them."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 class EncoderName(Enum):
     """Encoders in timm's keys; ResNets in torchvision's keys with timm's initialisation."""
 
@@ -145,6 +152,7 @@ class DataConfig:
     # Of each channel, with pixels in [0, 1]; []: the set's own, for image files those of ImageNet in RGB.
     mean: list[float] = field(default_factory=list, metadata=ADDED)
     std: list[float] = field(default_factory=list, metadata=ADDED)
+    on_bad_image: OnBadImage = field(default=OnBadImage.stop, metadata=ADDED)  # skip: at most a tenth of the images
 
 
 @dataclass

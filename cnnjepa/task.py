@@ -88,9 +88,9 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
     """Raise ValueError without a device, or without images for a step; load each image set once."""
     import cnnjepa.train  # noqa: F401
     from cnnjepa.data.check import cores
-    from cnnjepa.data.datasets import load_splits, probed_sets
+    from cnnjepa.data.datasets import load_splits
     from cnnjepa.data.loader import build_plan
-    from cnnjepa.data.opened import require_decodable
+    from cnnjepa.data.opened import require_decodable, sets_to_check
 
     # Import all that a run needs: runs forked from this process then start faster.
     for name in probe_names():
@@ -101,7 +101,7 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
         if (data := f"{config.data} {config.probes.data}") not in images:
             own = load_splits(config.data)
             images[data] = len(own.pretrain)
-            for key, splits in probed_sets(config, own):
+            for key, splits in sets_to_check(config, own):
                 if ranks == 1 and config.probes.names:  # several ranks share that work once they run
                     require_decodable(splits, key, cores())
         build_plan(config, images[data], ranks)

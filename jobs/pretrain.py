@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from cnnjepa.run import skipped
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import DEFAULT_TASK
 from cnnjepa.run.ranks import Device, is_main_rank, joined, rank_count
@@ -43,6 +44,8 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
         return f"stopped, checkpoint saved: {job.run_dir}\nthe same command resumes it"
     lines = [f"{result.status.name}: {job.run_dir}"]
     lines += [f"  cause: {result.cause}"] if result.cause else []
+    if result.skipped_images:
+        lines += [f"  {result.skipped_images:,} images cannot be decoded and are left out: {job.run_dir / skipped.NAME}"]
     lines += [f"  {name} = {value:.2f}" for name, value in result.metrics.items()]
     lines += [f"  {name} has no value: {cause}" for name, cause in result.missing.items()]
     return printable("\n".join(lines), keep="\n")

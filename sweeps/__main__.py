@@ -13,7 +13,7 @@ from jobs.slurm.queue import SlurmError
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
 from sweeps.report import tables, usage
-from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, sweep_status, unlisted_line, warning_lines
+from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep, View
 from sweeps.state.logs import follow
@@ -46,7 +46,8 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            for line in (*found["damaged"], *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
+            lines = [*found["damaged"], *skipped_lines(view, found), *warning_lines(view, found)]
+            for line in (*lines, unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":

@@ -88,8 +88,12 @@ class FolderImages:
         return str(self.paths[index].decode())
 
     def encoded(self, index: int) -> bytes:
-        """Read the bytes of the image file at `index`."""
-        return Path(self.place(index)).read_bytes()
+        """Read the bytes of the image file at `index`; raise OSError, which names it."""
+        try:
+            return Path(self.place(index)).read_bytes()
+        except OSError as error:
+            error.filename = error.filename or self.place(index)  # an error within the file names none
+            raise
 
     def pictures(self, indices: list[int]) -> list[EncodedPicture]:
         """Read the images at `indices`."""
@@ -282,15 +286,20 @@ def divide(dataset: Dataset, config: DataConfig) -> Splits:
     train, test = order[: config.train_limit or None], np.sort(test[: config.test_limit or None])
     by_class = config.name in OWN_SETS and bool(config.fingerprint)
     held, rest = held_out(train, labels if by_class else np.zeros_like(labels), config.holdout_fraction)
-    is_labelled = config.name is not DatasetName.images
-    fit = np.sort(rest) if is_labelled else rest[:0]
-    splits = Splits(dataset, np.sort(train), fit, np.sort(held), test)
-    for name, part in (("train", rest), ("held-out", held), *((("test", test),) if is_labelled else ())):
+    fit = rest[:0] if config.name is DatasetName.images else np.sort(rest)
+    return require_roles(Splits(dataset, np.sort(train), fit, np.sort(held), test), config)
+
+
+def require_roles(splits: Splits, config: DataConfig) -> Splits:
+    """Return the splits; raise ValueError if a part is empty or lacks classes."""
+    labelled = {} if config.name is DatasetName.images else {"train": splits.fit, "test": splits.test}
+    for name, part in {**labelled, "held-out": splits.holdout}.items():
         if not len(part):
             raise ValueError(f"data.{config.name.name} must have {name} images after the limits and holdout_fraction; got none")
-    if len(held) < 2:
-        raise ValueError(f"data.holdout_fraction must hold out at least 2 of the {len(train)} images; got {config.holdout_fraction}")
-    if is_labelled and (present := len(np.unique(labels[splits.fit]))) < 2:
+    if len(splits.holdout) < 2:
+        rule = f"hold out at least 2 of the {len(splits.pretrain)} images"
+        raise ValueError(f"data.holdout_fraction must {rule}; got {config.holdout_fraction}")
+    if labelled and (present := len(np.unique(splits.dataset.train.labels[splits.fit]))) < 2:
         rule = f"data.{config.name.name} must have at least 2 classes in its training images for the probes"
         raise ValueError(f"{rule}; got {present}: data=images pretrains on images without labels")
     return splits

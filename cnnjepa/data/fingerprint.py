@@ -18,10 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.config import DataConfig, Verify
-from cnnjepa.data.datasets import Dataset, FolderImages
+from cnnjepa.config import DataConfig, TrainConfig, Verify
+from cnnjepa.data.datasets import IMAGENETS, Dataset, FolderImages, Splits, require_whole
+from cnnjepa.data.faults import raise_alike
 from cnnjepa.data.packed import PackedImages
+from cnnjepa.run import checkpoint
+from cnnjepa.run.consistency import ImagesChangedError
 from cnnjepa.run.files import write_atomic
+from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.ranks import Ranks
 
 # Calls that wait for a network file system: many at once cost little.
 _THREADS = 16
@@ -67,6 +72,26 @@ def difference(dataset: Dataset, config: DataConfig, fresh: bool = True) -> str:
         return ""
     rule = f"data.root must hold the images that the run was planned with, {config.fingerprint}"
     return f"{rule}; got {now} in {config.root}: restore them, or type the command again to plan a run with these"
+
+
+def require_planned_images(config: TrainConfig, splits: Splits, folder: RunFolder, ranks: Ranks) -> None:
+    """Raise ImagesChangedError on every rank unless the images are those that the run was planned with.
+
+    The main rank compares them. A run that begins minutes after its planning relies on that listing
+    where the folders have not changed since.
+    """
+    fault: Exception | None = None
+    try:
+        if ranks.is_main:
+            if config.data.name in IMAGENETS:
+                require_whole(config.data, splits.dataset)
+            if cause := difference(splits.dataset, config.data, fresh=bool(checkpoint.find(folder.checkpoints))):
+                raise ImagesChangedError(cause)
+    except ValueError as error:
+        fault = ImagesChangedError(str(error))
+    except (OSError, ImagesChangedError) as error:
+        fault = error
+    raise_alike(fault, ranks)
 
 
 def _digest(lines: Iterable[list[str]], details: Iterable[Iterable[object]]) -> str:

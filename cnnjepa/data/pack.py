@@ -22,6 +22,7 @@ from PIL import Image
 
 from cnnjepa.data import sources
 from cnnjepa.data.check import check, cores, done, in_processes
+from cnnjepa.data.faults import cause_of, may_pass
 from cnnjepa.data.imagenet import CLASS_LISTS, classes_of
 from cnnjepa.data.packed import UNFINISHED, Manifest, PackedFile, read_manifest
 from cnnjepa.data.pictures import UNREADABLE, EncodedPicture, as_ppm
@@ -113,11 +114,14 @@ def write_part(folder: Path, part: Part, stored: Stored, skip_corrupt: bool) -> 
 
     def rows() -> Iterator[tuple[bytes, int, str]]:
         for entry in part.entries:
+            data = b""
             try:
                 data, label = sources.read(entry)
                 yield _stored(data, EncodedPicture(data), stored), label, entry.name
-            except (*UNREADABLE, Image.DecompressionBombError) as error:
-                corrupt.append(f"{part.split}/{entry.name}: {' '.join(str(error).split())}")
+            except UNREADABLE as error:
+                if may_pass(error):  # the image may be whole
+                    raise OSError(error.errno, error.strerror, f"{entry.path} ({part.split}/{entry.name})") from error
+                corrupt.append(f"{part.split}/{entry.name}: {cause_of(error, len(data))}")
             done()
 
     try:
@@ -278,7 +282,8 @@ SOURCE is one of
     ILSVRC2012_devkit_t12.tar.gz
   torchvision:NAME, such as torchvision:FashionMNIST, read from --root
 
-Exit status: 0 packed and verified, 1 an image cannot be decoded or a file differs, 2 wrong usage."""
+Exit status: 0 packed and verified, 1 an image cannot be decoded, a file differs or the
+disk fails, 2 wrong usage."""
     example = "example:\n  python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify"
     parser = Parser(prog="python -m cnnjepa.data.pack", description=text, epilog=example)
     what = parser.add_argument_group("what to pack")
@@ -304,6 +309,9 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}: run the same command again to continue", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +13,8 @@ from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, C]: grey, RGB, or the four bands of a file
 
-# Raised by decoders at damaged bytes; SyntaxError comes from Pillow's PNG reader.
-UNREADABLE = (OSError, ValueError, SyntaxError)
+# Raised at damaged bytes. SyntaxError comes from Pillow's PNG reader; headers give the others too.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
 
 _JPEG = b"\xff\xd8\xff"
 _PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `as_ppm` writes it
