@@ -6,13 +6,10 @@ from enum import Enum
 from typing import Any
 
 from cnnjepa.config import (
-    GREY_SETS,
     MIN_GRID,
     VITS,
     AugmentConfig,
     BlockMaskConfig,
-    DataConfig,
-    DatasetName,
     EmaConfig,
     EncoderConfig,
     EncoderName,
@@ -23,11 +20,10 @@ from cnnjepa.config import (
     WarningConfig,
     accumulation_steps,
     grid_size,
-    has_statistics,
     method_module,
-    other_set,
     probe_names,
 )
+from cnnjepa.data_config import GREY_SETS, DataConfig, DatasetName, has_statistics, other_set
 
 
 def _require(condition: bool, key: str, rule: str, value: object) -> None:

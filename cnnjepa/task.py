@@ -6,20 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cnnjepa.config import (
-    DATA_PRESETS,
-    NEED_NO_LABELS,
-    OWN_SETS,
-    DatasetName,
-    ProbeConfig,
-    TrainConfig,
-    method_module,
-    method_names,
-    optimizer_presets,
-    other_set,
-    own_probes,
-    probe_names,
-)
+from cnnjepa.config import NEED_NO_LABELS, ProbeConfig, TrainConfig, method_module, method_names, optimizer_presets, own_probes, probe_names
+from cnnjepa.data_config import DATA_PRESETS, OWN_SETS, DatasetName, other_set
 from cnnjepa.rules import validate
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
 from cnnjepa.run.identity import identity, lookup

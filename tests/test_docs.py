@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
+from cnnjepa.config import TrainConfig, method_module, method_names, optimizer_presets
+from cnnjepa.data_config import DATA_PRESETS
 from cnnjepa.task import RENAMED
 from jobs.cluster import ClusterProfile
 from jobs.config import cluster_names

@@ -11,11 +11,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cnnjepa.config import OWN_SETS, DataConfig, DatasetName, TrainConfig, other_set
+from cnnjepa.config import TrainConfig
 from cnnjepa.data.imagenet import classes_of
 from cnnjepa.data.packed import PackedImages, is_packed, read_manifest
 from cnnjepa.data.pictures import Drawn, EncodedPicture, Picture
 from cnnjepa.data.sources import Listing, files_of, said_of, train_only, tree_of, unlabelled, val_folder
+from cnnjepa.data_config import OWN_SETS, DataConfig, DatasetName, other_set
 from cnnjepa.randomness import Stream, generator
 from cnnjepa.run.files import MANIFEST
 

@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.config import DataConfig, TrainConfig, Verify
+from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import IMAGENETS, Dataset, FolderImages, Splits, require_whole
 from cnnjepa.data.faults import raise_alike
 from cnnjepa.data.packed import PackedImages
+from cnnjepa.data_config import DataConfig, Verify
 from cnnjepa.run import checkpoint
 from cnnjepa.run.consistency import ImagesChangedError
 from cnnjepa.run.files import write_atomic

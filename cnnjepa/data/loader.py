@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from cnnjepa.config import OnBadImage, TrainConfig, accumulation_steps
+from cnnjepa.config import TrainConfig, accumulation_steps
 from cnnjepa.data.datasets import Images, Indices, Splits
 from cnnjepa.data.faults import OR_SKIP, REPAIR, DamagedImagesError, may_pass, raise_alike, shared_memory
 from cnnjepa.data.opened import damaged
 from cnnjepa.data.pictures import UNREADABLE
 from cnnjepa.data.views import ViewSpec, probe_view, random_views
+from cnnjepa.data_config import OnBadImage
 from cnnjepa.randomness import Stream, generator, integer
 from cnnjepa.run.folder import HopelessError
 from cnnjepa.run.ranks import Ranks

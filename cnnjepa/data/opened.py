@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjepa.config import OnBadImage, TrainConfig
+from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import FolderImages, Images, Indices, Splits, probed_sets
 from cnnjepa.data.faults import OR_SKIP, REPAIR, DamagedImagesError, cause_of, may_pass, raise_alike
 from cnnjepa.data.packed import PackedImages
 from cnnjepa.data.pictures import UNREADABLE, EncodedPicture
+from cnnjepa.data_config import OnBadImage
 from cnnjepa.run.files import MANIFEST, to_json, write_atomic
 from cnnjepa.run.ranks import Ranks
 

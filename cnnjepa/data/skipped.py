@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjepa.config import DataConfig, OnBadImage, TrainConfig
+from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits, require_roles
 from cnnjepa.data.faults import DamagedImagesError, raise_alike
 from cnnjepa.data.opened import Files, in_files, look
+from cnnjepa.data_config import DataConfig, OnBadImage
 from cnnjepa.run import checkpoint, skipped
 from cnnjepa.run.folder import HopelessError, RunFolder
 from cnnjepa.run.ranks import Ranks, broadcast_object, gathered

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from cnnjepa.config import AugmentConfig, DataConfig
+from cnnjepa.config import AugmentConfig
 from cnnjepa.data.pictures import Picture, Pixels
+from cnnjepa.data_config import DataConfig
 
 
 @dataclass(frozen=True)

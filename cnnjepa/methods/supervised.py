@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import DatasetName, MethodConfig, OptimizerConfig, TrainConfig
+from cnnjepa.config import MethodConfig, OptimizerConfig, TrainConfig
 from cnnjepa.data.views import ViewSpec, crop_and_flip
+from cnnjepa.data_config import DatasetName
 from cnnjepa.methods._base import BaseMethod
 
 # Our choice: the paper has no supervised row.

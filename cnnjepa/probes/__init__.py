@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from cnnjepa.config import TrainConfig, other_set, own_probes
+from cnnjepa.config import TrainConfig, own_probes
 from cnnjepa.data.datasets import Splits, load_other
+from cnnjepa.data_config import other_set
 from cnnjepa.probes.features import FeatureError, probe_data
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of
 

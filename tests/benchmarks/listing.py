@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cnnjepa.config import DataConfig, DatasetName
 from cnnjepa.data.datasets import load_dataset
 from cnnjepa.data.fingerprint import fingerprint
+from cnnjepa.data_config import DataConfig, DatasetName
 
 
 def seconds(work: Callable[[], object], times: int = 3) -> float:

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from cnnjepa import task
-from cnnjepa.config import DATA_PRESETS, DatasetName, method_module
+from cnnjepa.config import method_module
 from cnnjepa.data.datasets import EXPECTED_IMAGES
 from cnnjepa.data.imagenet import classes_of
+from cnnjepa.data_config import DATA_PRESETS, DatasetName
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import to_dict
 from cnnjepa.train import train

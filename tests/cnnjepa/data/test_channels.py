@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, EncoderConfig, EncoderName, TrainConfig, other_set
+from cnnjepa.config import AugmentConfig, EncoderConfig, EncoderName, TrainConfig
 from cnnjepa.data import opened
 from cnnjepa.data.datasets import IMAGENET_MEAN, load_splits
 from cnnjepa.data.pictures import Drawn, EncodedPicture, as_grey
 from cnnjepa.data.views import ViewSpec, random_views
+from cnnjepa.data_config import DATA_PRESETS, DataConfig, other_set
 from cnnjepa.models.encoders import build_encoder
 from cnnjepa.monitoring.recorder import Recorder
 from cnnjepa.rules import validate, validate_augment

@@ -9,12 +9,13 @@ import torchvision
 from sklearn.datasets import load_digits
 from torchvision.transforms import InterpolationMode, v2
 
-from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, DatasetName, Resize
+from cnnjepa.config import AugmentConfig
 from cnnjepa.data.datasets import DEBIAN_FASHION, Dataset, Splits, load_splits
 from cnnjepa.data.imagenet import classes_of
 from cnnjepa.data.loader import build_plan, normalise, train_loader
 from cnnjepa.data.pictures import Drawn
 from cnnjepa.data.views import ViewSpec, crop_and_flip, draw_crop, probe_view, random_views
+from cnnjepa.data_config import DATA_PRESETS, DataConfig, DatasetName, Resize
 from cnnjepa.run.ranks import Ranks
 from tests.support.images import image_tree, picture, pixels_of, write_idx
 from tests.support.tiny import tiny_config

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnjepa.config import DataConfig, DatasetName, Verify
 from cnnjepa.data import fingerprint as module
 from cnnjepa.data.datasets import about, divide, held_out, load_dataset, load_splits
 from cnnjepa.data.fingerprint import difference, fingerprint
+from cnnjepa.data_config import DataConfig, DatasetName, Verify
 from tests.support.images import image_tree, picture
 from tests.support.packing import run as pack
 

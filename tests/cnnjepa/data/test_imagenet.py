@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName, other_set
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.imagenet import CLASS_LISTS, classes_of
 from cnnjepa.data.packed import read_manifest
+from cnnjepa.data_config import DATA_PRESETS, DataConfig, DatasetName, other_set
 from cnnjepa.run.identity import signature
 from jobs.config import compose_job
 from sweeps import ema_momentum, joint_search, learning_rate, mask_ratio, method_comparison, predictor_ablation

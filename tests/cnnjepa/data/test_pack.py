@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnjepa.config import DataConfig, DatasetName
 from cnnjepa.data import check, pack, sources
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.loader import build_plan, train_loader
 from cnnjepa.data.packed import PackedImages, read_manifest
 from cnnjepa.data.pictures import EncodedPicture
 from cnnjepa.data.views import crop_and_flip, random_views
+from cnnjepa.data_config import DataConfig, DatasetName
 from cnnjepa.run.identity import signature
 from cnnjepa.run.ranks import Ranks
 from tests.support import forked

@@ -10,11 +10,11 @@ import pytest
 import torchvision
 from scipy.io import savemat
 
-from cnnjepa.config import DataConfig, DatasetName
 from cnnjepa.data import sources
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.imagenet import classes_of
 from cnnjepa.data.packed import read_manifest
+from cnnjepa.data_config import DataConfig, DatasetName
 from tests.support.documented import typed
 from tests.support.images import image_tree, picture, pixels_of, write_idx
 from tests.support.packing import contents, run

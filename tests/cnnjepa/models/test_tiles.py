@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, MaskConfig, MaskStrategy, PredictorConfig, TrainConfig
+from cnnjepa.config import EncoderConfig, EncoderName, Execution, MaskConfig, MaskStrategy, PredictorConfig, TrainConfig
+from cnnjepa.data_config import DataConfig
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models import resnet, tiles
