@@ -17,6 +17,7 @@ from sweeps.report.status import best_line, best_so_far, live_table, rungs_line,
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep, View
 from sweeps.state.logs import follow
+from sweeps.state.submission import moved_line
 
 
 def find_trials(view: View, names: list[str]) -> list[Trial]:
@@ -46,7 +47,9 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            for line in (*found["damaged"], *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
+            queue = view.watch.queue
+            moved = moved_line(view.sweep, queue) if queue is not None else ""
+            for line in (*found["damaged"], moved, *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":
