@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import json
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from cnnjepa.run.identity import from_dict, to_dict
 from jobs.cli import Parser, begun, exit_status, printable, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import compose_job, override_keys
+from jobs.file_system import check_files, check_other, leave_for_other
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array, render
@@ -117,6 +119,7 @@ def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Findi
     said = f"{need / 1e9:.1f} GB and {files} files needed at most, {free / 1e9:.1f} GB and {inodes} inodes free"
     found = [ok("runs folder", f"{runs_dir} can be written")]
     found.append(ok("room", said) if enough else problem("room", f"{runs_dir} must have room for {trials} runs; got: {said}"))
+    found += [Finding(*checked) for checked in check_files(runs_dir)]
     if quota := slurm.site_tool("squota"):
         found.append(ok("squota", " | ".join(quota.split("\n")[:6])))
     return found
@@ -175,7 +178,7 @@ def check_staging(cluster: ClusterProfile, configs: Sequence[dict[str, object]],
 
 
 _ON_NODE = """
-import os, platform, sys
+import json, os, platform, sys
 from pathlib import Path
 import torch, torchvision, submitit, optuna
 folder, device = Path(sys.argv[1]), sys.argv[2]
@@ -185,6 +188,10 @@ if os.environ.get("SLURM_PROCID", "0") == "0":
     if sys.argv[3]:
         from jobs.staging import PackedSet, obstacle
         (folder / "staging").write_text(obstacle(PackedSet.of(Path(sys.argv[4])), sys.argv[3]))
+    from jobs.file_system import check_files, check_other, leave_for_other
+    leave_for_other(folder, "the node")
+    files = check_other(folder, "this machine") + check_files(folder)
+    (folder / "files").write_text(json.dumps([found for found in files if found[0] != "ok"]))
     (folder / "from-node").write_text(f"{platform.node()}: torch {torch.__version__}, {found} CUDA devices")
 """
 
@@ -196,6 +203,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
     code = Path(__file__).resolve().parent.parent
     try:
         write_atomic(folder / "on_node.py", _ON_NODE)
+        leave_for_other(folder, "this machine")
         array = Array("cnnjepa-preflight", 1, 1, "jobs.preflight", "", code, folder)
         head = [line for line in render(cluster, array).splitlines() if not line.startswith("#SBATCH --time")]
         head = head[: head.index("# command")]
@@ -217,6 +225,8 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         answer = folder / "from-node"
         if state == "COMPLETED" and answer.exists():
             found = [ok("node", f"{answer.read_text()}; {runs_dir} is shared")]
+            found += [Finding(level, f"{what} on the node", said) for level, what, said in json.loads((folder / "files").read_text())]
+            found += [Finding(*seen) for seen in check_other(folder, "the node")]
             return found + (check_staging(cluster, configs, (folder / "staging").read_text()) if sets else [])
         log = next(iter(folder.glob("*.log")), None)
         tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
