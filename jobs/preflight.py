@@ -119,10 +119,15 @@ def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Findi
     said = f"{need / 1e9:.1f} GB and {files} files needed at most, {free / 1e9:.1f} GB and {inodes} inodes free"
     found = [ok("runs folder", f"{runs_dir} can be written")]
     found.append(ok("room", said) if enough else problem("room", f"{runs_dir} must have room for {trials} runs; got: {said}"))
-    found += [Finding(*checked) for checked in check_files(runs_dir)]
     if quota := slurm.site_tool("squota"):
         found.append(ok("squota", " | ".join(quota.split("\n")[:6])))
     return found
+
+
+def check_runs_dir(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Finding]:
+    """Return what `check_folders` and, if the folder can be written, `check_files` find."""
+    found = check_folders(runs_dir, trials, bytes_a_trial)
+    return found + [Finding(*checked) for checked in (check_files(runs_dir) if found[0].level == "ok" else [])]
 
 
 def check_shared(runs_dir: Path) -> Finding:
@@ -244,7 +249,7 @@ def preflight(
     found = check_request(cluster, array)
     if found[0].what != "Slurm":
         found += check_limits(cluster)
-    found += [*check_folders(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
+    found += [*check_runs_dir(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
     for values in configs:
         found += checked_data(values)
     return found + check_staging(cluster, configs)
@@ -285,7 +290,7 @@ def run(asked: argparse.Namespace) -> int:
         if asked.on_node and not any(f.level == "problem" for f in found):
             found += check_on_node(cluster, runs_dir, [values])
     else:
-        found = check_folders(runs_dir, asked.workers, room) + checked_data(values)
+        found = check_runs_dir(runs_dir, asked.workers, room) + checked_data(values)
         sets = to_stage(cluster, [values])
         found += check_staging(cluster, [values], obstacle(sets[0], cluster.local_scratch) if sets else None)
     for finding in found:

@@ -48,7 +48,8 @@ class Request:
     def write(self, path: Path) -> None:
         """Write the file that a job reads."""
         root = path.parent.parent  # a run is named from there, since the folder may be moved
-        write_atomic(path, sealed_json({**vars(self), "runs": [str(run.relative_to(root)) for run in self.runs]}))
+        runs = [str(run.relative_to(root) if run.is_relative_to(root) else run) for run in self.runs]
+        write_atomic(path, sealed_json({**vars(self), "runs": runs}))
 
     @staticmethod
     def load(path: Path) -> "Request":

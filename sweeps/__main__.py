@@ -47,8 +47,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            queue = view.watch.queue
-            moved = moved_line(view.sweep, queue) if queue is not None else ""
+            moved = moved_line(view.sweep, view.watch.queue)
             for line in (*found["damaged"], moved, *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
@@ -138,6 +137,8 @@ def run(parser: Parser) -> int:
         return follow(view, next(iter(find_trials(view, [asked.trial] if asked.trial else [])), None), asked.follow)
     if asked.command == "cancel":
         print(printable(cancel(view, find_trials(view, asked.trial))))
+        if moved := moved_line(view.sweep, view.watch.queue):
+            print(printable(moved))
         return 0
     return show(view, asked)
 

@@ -135,8 +135,12 @@ def create_exclusive(path: Path, data: str) -> bool:
         if not _are_one(beside, path):  # else a server has done it, and was asked again since its answer was lost
             return False
     except OSError as error:
-        if way or not has_no_links(error):
+        if not has_no_links(error):
             raise
+        if way:
+            raise OSError(
+                error.errno, "the sweep's files are created by hard links, which this machine's mount lacks", str(path)
+            ) from error
         return create_by_folder(path, data)
     finally:
         beside.unlink(missing_ok=True)

@@ -375,7 +375,7 @@ class View:
         # A resumed run rewrites the same records after its checkpoint, so cached ones stay valid.
         known, start, inode = self._probes.get(trial.signature, ({}, 0, 0))
         path = self._run(trial).records
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = path.stat()
             if found.st_size < start or found.st_ino != inode:
                 start, inode = 0, found.st_ino

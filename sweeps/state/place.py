@@ -36,20 +36,18 @@ def record_place(folder: Path) -> None:
     Raise ValueError if its files are created by hard links, and this machine cannot make any.
     """
     path = folder / PLACE
-    if path.exists():
-        with reading(path):
-            values = read_json(path)
-            known = checked(str, values["path"], "path"), checked(str, values["exclusive"], "exclusive")
-        if place_of(Path(known[0]), folder) is Place.here:
-            if known[1] == BY_LINKS and not links_work(folder):
-                raise ValueError(
-                    f"{folder} must be on a mount with hard links, by which its claims are made; got one without: "
-                    "use the mount that the sweep was begun on, or copy the folder"
-                )
-            return
+    if not path.exists() and create_by_folder(path, _content(folder)):
+        return
+    with reading(path):
+        values = read_json(path)
+        recorded, way = checked(str, values["path"], "path"), checked(str, values["exclusive"], "exclusive")
+    if place_of(Path(recorded), folder) is not Place.here:
         write_atomic(path, _content(folder))
-    else:
-        create_by_folder(path, _content(folder))
+    elif way == BY_LINKS and not links_work(folder):
+        raise ValueError(
+            f"{folder} must be on a mount with hard links, by which its claims are made; got one without: "
+            "use the mount that the sweep was begun on, or copy the folder"
+        )
 
 
 def _content(folder: Path) -> str:

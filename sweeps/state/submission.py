@@ -5,6 +5,7 @@ that nothing was submitted. If a command is killed before it writes either, the 
 its name, which follows from the file.
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Any
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.typed import build, checked
 from jobs.cluster import RENAMED, Allocation, ClusterProfile
-from jobs.slurm.queue import Queue
+from jobs.slurm.queue import Element, Queue, SlurmError
 from jobs.slurm.sbatch import Array
 from sweeps.state.claims import Process
 from sweeps.state.damage import cause_of
@@ -174,10 +175,13 @@ class Submission:
         )
 
 
-def moved_line(sweep: Sweep, queue: Queue) -> str:
+def moved_line(sweep: Sweep, queue: Queue | None) -> str:
     """Return which jobs wait or run that were submitted before the sweep folder was moved, and what to do, or ""."""
     before = {s.name: s.written_at for s in Submission.readable_of(sweep)[0] if s.place is Place.gone}
-    left = [e for e in queue.named("") if e.name in before and not e.ended] if before else []
+    left: list[Element] = []
+    if before and queue is not None:
+        with contextlib.suppress(SlurmError):
+            left = [e for e in queue.named("") if e.name in before and not e.ended]
     if not left:
         return ""
     where, jobs = before[left[0].name], " ".join(sorted({e.array for e in left}))

@@ -98,6 +98,28 @@ def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     assert len(sweep.live_jobs()) == 1
 
 
+@pytest.mark.nightly
+def test_a_moved_sweep_goes_on_and_a_copy_leaves_its_original_alone(sweep: SweepOnSlurm) -> None:
+    sweep.hold(5)
+    sweep.submit("two", "max_parallel=1")
+    sweep.wait_for_held(5)
+    live = sweep.live_jobs()
+    copy, moved = (SweepOnSlurm(sweep.cluster, sweep.runs.with_name(f"{sweep.runs.name}-{name}")) for name in ("copy", "moved"))
+    shutil.copytree(sweep.runs, copy.runs)
+    assert "2 trials cancelled, 0 jobs ended" in copy.ask("cancel")
+    assert (len(live), sweep.live_jobs()) == (2, live)
+    assert "2 trials cancelled, 2 jobs ended" in sweep.ask("cancel")
+    sweep.wait("no job", lambda: not sweep.live_jobs(), 60)
+    sweep.runs.rename(moved.runs)
+    for one in (moved, copy):
+        one.release()
+        one.run("two", "max_parallel=2")
+        assert one.status()["counts"]["completed"] == 2
+        assert [len(claims.history(d)) for d in one.trial_dirs()] == [2, 1]
+        assert "submitted when this folder was" not in one.ask("status")
+    assert not sweep.runs.exists()
+
+
 def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     copy = tmp_path / "project"
     for part in ("cnnjepa", "jobs", "sweeps", "slurm", "tests"):

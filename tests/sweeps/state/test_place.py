@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.run.files import PLACE
+from cnnjepa.run.files import BY_LINKS, PLACE, sealed_json
 from jobs.config import compose_job
 from jobs.probe import Request
 from jobs.slurm import queue as slurm
@@ -17,7 +17,7 @@ from sweeps.cli.cancel import cancel
 from sweeps.execution import slurm_array
 from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.spec.sweep import ScaleName, Trial
-from sweeps.state import claims
+from sweeps.state import claims, place
 from sweeps.state.claims import Process, SlurmStart
 from sweeps.state.folder import Sweep, TrialState, View
 from sweeps.state.place import Place, place_of, record_place
@@ -177,6 +177,22 @@ def test_a_folder_records_once_how_files_are_created_in_it(tmp_path: Path, monke
     before = everything(folder)
     record_place(folder)  # another machine could make links, and does not
     assert everything(folder) == before
+
+
+def test_of_two_commands_that_record_a_new_folder_at_once_the_second_obeys_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has no hard links, and sees the record only when it is about to create it."""
+    honest = place.create_by_folder
+
+    def overtaken(path: Path, data: str) -> bool:
+        assert honest(path, sealed_json({"path": str(tmp_path), "exclusive": BY_LINKS}))
+        return honest(path, data)
+
+    monkeypatch.setattr(place, "create_by_folder", overtaken)
+    refuse_links(monkeypatch)
+    with pytest.raises(ValueError, match="must be on a mount with hard links"):
+        record_place(tmp_path)
 
 
 def test_a_request_for_scores_is_moved_with_its_runs(tmp_path: Path) -> None:
