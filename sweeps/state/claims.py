@@ -251,15 +251,20 @@ class Watch:
         if is_cancelled(trial_dir, names):
             return Standing.cancelled
         if claim.slurm is not None and (place := claim.slurm.place(trial_dir.parent.parent)) is not Place.here:
-            # The job writes to another folder, or to none. A heartbeat here says that it has only
-            # another name for this one.
-            lives = place is Place.gone and not _ended(names, claim.attempt) and _beats(trial_dir, claim)
-            return Standing.alive if lives else Standing.dead
+            return self._standing_elsewhere(trial_dir, claim, claim.slurm, place, names)
         if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
             return Standing.alive if self._lives_in_this_job(trial_dir, claim, claim.slurm, names) else Standing.dead
         if claim.slurm is not None and self.queue is not None:
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
+
+    def _standing_elsewhere(self, trial_dir: Path, claim: Claim, start: SlurmStart, place: Place, names: frozenset[str]) -> Standing:
+        """Return the state of an owner whose job knows another folder, or none, unless this one has another name there."""
+        if place is Place.elsewhere or _ended(names, claim.attempt):
+            return Standing.dead
+        state = self.queue.state(start.job) if self.queue is not None else ""
+        over = state in ENDED or state == "PENDING" or not _beats(trial_dir, claim)
+        return Standing.dead if over else Standing.alive
 
     def mark_dead(self, trial_dir: Path, claim: Claim) -> None:
         """Mark the owner of `claim` dead. The caller knows that it does not run."""

@@ -27,6 +27,7 @@ from cnnjepa.run.files import (
     way_of,
 )
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from cnnjepa.run.losses import LossCurve
 from tests.support.no_links import exfat, refuse_links
 
 ROUNDS, PROCESSES = 300, 4
@@ -223,6 +224,20 @@ def check_published(folder: Path) -> None:
     with open(folder / "metrics.11.jsonl", "a") as file:
         file.write("more\n")
     assert newest(path).read_text() == "by 11\nmore\n"
+
+
+def test_the_losses_of_a_run_are_read_where_it_has_no_metrics_file_but_its_attempts(tmp_path: Path) -> None:
+    lines = [json.dumps({"kind": "step", "step": n, "epoch": n / 10, "loss": 5.0 - n, "lr": 0.1}) + "\n" for n in range(1, 4)]
+    (tmp_path / "metrics.2.jsonl").write_text(lines[0])
+    (tmp_path / "metrics.10.jsonl").write_text("".join(lines[:2]))
+    curve = LossCurve(1)
+    curve.read(tmp_path / "metrics.jsonl", 1.0)
+    assert curve.epoch == 0.2
+    with open(tmp_path / "metrics.10.jsonl", "a") as file:
+        file.write(lines[2])
+    curve.read(tmp_path / "metrics.jsonl", 1.0)
+    assert curve.epoch == 0.3
+    LossCurve(1).read(tmp_path / "none" / "metrics.jsonl", 1.0)
 
 
 @pytest.mark.parametrize("number", NO_LINKS)

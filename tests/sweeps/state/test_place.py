@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims, place
 from sweeps.state.claims import Process, SlurmStart
 from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.history import commands, note_command
 from sweeps.state.place import Place, place_of, record_place
 from sweeps.state.submission import Submission, job_prefix, last_number, moved_line
 from tests.support.no_links import refuse_links
@@ -92,8 +94,14 @@ def test_what_waits_for_a_moved_sweep_is_free_to_go_on_and_its_files_are_found(t
     begun(tmp_path / "runs" / "x")
     shutil.move(tmp_path / "runs", tmp_path / "elsewhere")
     sweep = Sweep.load(tmp_path / "elsewhere" / "x")
-    jobs = Jobs("any", j7_0="PENDING", j7_1="PENDING")
-    assert states(sweep, jobs) == ["running", "running", "waiting"]  # the heartbeat is fresh
+    for state in ("PENDING", "CANCELLED", "NODE_FAIL", "COMPLETED"):
+        assert states(sweep, Jobs("any", j7_0=state, j7_1=state)) == ["interrupted", "interrupted", "waiting"]
+    jobs = Jobs("any", j7_0="RUNNING")  # the other one is not listed
+    assert states(sweep, jobs) == [
+        "running",
+        "running",
+        "waiting",
+    ]  # fresh heartbeats: the path may be gone here alone
     for number in (0, 1):
         os.utime(sweep.trial_dir(sweep.trials[number]) / "claim" / "000001.json", (5, 5))
     assert states(sweep, jobs) == ["interrupted", "interrupted", "waiting"]
@@ -193,6 +201,19 @@ def test_of_two_commands_that_record_a_new_folder_at_once_the_second_obeys_the_f
     refuse_links(monkeypatch)
     with pytest.raises(ValueError, match="must be on a mount with hard links"):
         record_place(tmp_path)
+
+
+def test_a_copy_made_of_hard_links_notes_its_commands_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "epochs=1"])
+    note_command(first)
+    before = everything(first)
+    shutil.copytree(first, copy, copy_function=os.link)
+    for words in (["epochs=2"], ["epochs=3"]):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *words])
+        note_command(copy)
+    assert everything(first) == before
+    assert [c["command"] for c in commands(copy)] == [["python", "sweep.py", f"epochs={n}"] for n in (1, 2, 3)]
 
 
 def test_a_request_for_scores_is_moved_with_its_runs(tmp_path: Path) -> None:
