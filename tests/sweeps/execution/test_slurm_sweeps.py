@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.state import claims
+from tests.support import forked
+from tests.support.no_links import exfat
 from tests.support.slurm_bench import ROOT, STEPS, SweepOnSlurm, needs_slurm
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
@@ -96,6 +98,19 @@ def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     assert "0 trials added, 2 withdrawn" in out
     assert "2 waiting workers withdrawn" in out
     assert len(sweep.live_jobs()) == 1
+
+
+@pytest.mark.nightly
+def test_preflight_tries_the_runs_folder_on_a_node_with_hard_links_and_without(sweep: SweepOnSlurm, tmp_path: Path) -> None:
+    with exfat(tmp_path) as without_links:
+        for folder, way in ((tmp_path / "runs", "by hard links"), (without_links, "by renaming folders, since there are no hard links")):
+            line = ["-m", "jobs.preflight", "--cluster", "test_cluster", "--on-node", "--runs-dir", str(folder)]
+            done = forked.run(line, cwd=ROOT, env=sweep.cluster.environment, timeout=200)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert f"ok       claims: one of 4 who create a file at once has created it, {way}\n" in done.stdout
+            assert f"; {folder} is shared\n" in done.stdout
+            assert " on the node" not in done.stdout, "only what is no problem there"
+            assert list(folder.iterdir()) == []
 
 
 @pytest.mark.nightly
