@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 
 from sweeps.state import claims
 from tests.support import forked
-from tests.support.no_links import exfat
 from tests.support.slurm_bench import ROOT, STEPS, SweepOnSlurm, needs_slurm
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
@@ -101,16 +101,25 @@ def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
 
 
 @pytest.mark.nightly
-def test_preflight_tries_the_runs_folder_on_a_node_with_hard_links_and_without(sweep: SweepOnSlurm, tmp_path: Path) -> None:
-    with exfat(tmp_path) as without_links:
-        for folder, way in ((tmp_path / "runs", "by hard links"), (without_links, "by renaming folders, since there are no hard links")):
-            line = ["-m", "jobs.preflight", "--cluster", "test_cluster", "--on-node", "--runs-dir", str(folder)]
-            done = forked.run(line, cwd=ROOT, env=sweep.cluster.environment, timeout=200)
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert f"ok       claims: one of 4 who create a file at once has created it, {way}\n" in done.stdout
-            assert f"; {folder} is shared\n" in done.stdout
-            assert " on the node" not in done.stdout, "only what is no problem there"
-            assert list(folder.iterdir()) == []
+def test_preflight_tries_the_runs_folder_on_a_node(sweep: SweepOnSlurm, tmp_path: Path) -> None:
+    """The second node refuses hard links: a fake, by a Python of its own."""
+    site, folder = tmp_path / "site", tmp_path / "runs"
+    site.mkdir()
+    refusing = "import os\n\ndef link(*_, **__):\n    raise PermissionError(1, 'Operation not permitted')\n\nos.link = link\n"
+    (site / "sitecustomize.py").write_text(refusing)
+    there = "by renaming folders, since there are no hard links"
+    other = [
+        f"problem  shared on the node: all machines must create files in one way; got {there} here, by hard links on this machine: ",
+        f"problem  shared: all machines must create files in one way; got by hard links here, {there} on the node: ",
+    ]
+    for python, status, lines in (([], 0, []), ([f"cluster.python='env PYTHONPATH={site}:{ROOT} {sys.executable}'"], 1, other)):
+        line = ["-m", "jobs.preflight", "--cluster", "test_cluster", "--on-node", "--runs-dir", str(folder), *python]
+        done = forked.run(line, cwd=ROOT, env=sweep.cluster.environment, timeout=200)
+        assert done.returncode == status, done.stdout + done.stderr
+        assert f"; {folder} is shared\n" in done.stdout
+        assert [problem for problem in lines if problem not in done.stdout] == [], done.stdout
+        assert done.stdout.count("\nproblem") == len(lines)
+        assert list(folder.iterdir()) == []
 
 
 @pytest.mark.nightly
