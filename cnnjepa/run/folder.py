@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from cnnjepa.run import checkpoint
-from cnnjepa.run.attempts import attempts_with, lost, numbered, publish
-from cnnjepa.run.files import SEAL, DamagedError, Lines, create_exclusive, read_json, reading, sealed_json, write_atomic
+from cnnjepa.run.attempts import attempts_with, lost, newest, numbered, publish
+from cnnjepa.run.files import SEAL, DamagedError, Lines, create_exclusive, link_or_copy, read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.identity import differences, from_dict, identity, old_keys, signature, to_dict
 from cnnjepa.run.records import read_metrics, read_probes, record_of
 from cnnjepa.run.typed import build
@@ -279,7 +279,7 @@ class RunFolder:
         """
         ended, standing = self._result.stat(), self.result()
         if standing is not None and standing.status is not result.status:
-            os.link(self._result, self._aside(standing.status))
+            link_or_copy(self._result, self._aside(standing.status))
         write_atomic(self._result, sealed_json(result.to_dict()))
         os.utime(self._result, ns=(ended.st_atime_ns, ended.st_mtime_ns))
 
@@ -299,7 +299,7 @@ class RunFolder:
     def records(self) -> Path:
         """Return the file of this attempt's records; for a reader, the newest attempt's."""
         own = numbered(self._metrics, self.attempt)
-        return own if own.exists() else self._metrics
+        return own if own.exists() else newest(self._metrics)
 
     def probes(self) -> dict[str, dict[str, float]]:
         """Return epoch -> metrics of the probes so far."""

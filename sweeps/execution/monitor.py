@@ -27,6 +27,7 @@ from sweeps.report.usage import advice_lines, await_records
 from sweeps.search.search import is_over
 from sweeps.state.folder import Sweep, TrialState, View
 from sweeps.state.logs import log_tail
+from sweeps.state.place import Place
 from sweeps.state.submission import Submission
 
 _LOOK_SECONDS = 10.0
@@ -176,7 +177,13 @@ class SlurmWatch:
         jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
         # Others have begun trials: a search's worker may find nothing to begin
         begun = bool(jobs) and self.engine.sweep.search is not None
-        if last.job and not begun and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
+        if (
+            last.place is Place.here
+            and last.job
+            and not begun
+            and last.job not in jobs
+            and last.job not in {e.array for e in self.engine.live()}
+        ):
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
             said = log_tail(logs[-1]) if logs else "they left no log"
             raise SlurmError(f"jobs end before they start a trial: {said}; see {self.folder / 'log'}")
