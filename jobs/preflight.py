@@ -26,7 +26,7 @@ from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import compose_job, override_keys
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
-from jobs.slurm.sbatch import Array, render
+from jobs.slurm.sbatch import Array, render, send
 from jobs.staging import PackedSet, StagingError, obstacle
 from jobs.task import task_of
 
@@ -79,9 +79,10 @@ def nodes_away(cluster: ClusterProfile) -> str:
     """Describe drained, down or silent nodes, or return "". Slurm refuses jobs that need them."""
     where = ["-p", cluster.partition] if cluster.partition else []
     try:
-        states = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "%T"], 30).split()
+        shown = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "state=%T"], 30)
     except SlurmError:
         return ""
+    states = re.findall(r"state=(\S+)", shown)
     away = [s for s in states if s not in ("idle", "mixed", "allocated", "completing", "planned", "reserved")]
     return f"{len(away)} of {len(states)} nodes are {', '.join(sorted(set(away)))}" if away else ""
 
@@ -92,7 +93,8 @@ def check_limits(cluster: ClusterProfile) -> list[Finding]:
         shown = slurm.ask(["scontrol", "show", "partition", "-o", *([cluster.partition] if cluster.partition else [])], 60)
     except SlurmError as error:
         return [problem("partition", f"cluster.partition must be one that Slurm has; got {cluster.partition}: {error}")]
-    partition = next((line for line in shown.splitlines() if cluster.partition or "Default=YES" in line), "")
+    listed = re.findall(r"PartitionName=.*", shown)  # other lines, and text before it, are a site's
+    partition = next((line for line in listed if cluster.partition or "Default=YES" in line), "")
     longest = re.search(r"\bMaxTime=(\S+)", partition)
     if longest and minutes_of(longest[1]) < cluster.time_limit_minutes:
         said = f"cluster.time_limit_minutes must be at most the partition's {minutes_of(longest[1]):.0f}; got {cluster.time_limit_minutes}"
@@ -205,7 +207,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_trial else "cpu", *room])
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
-        job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
+        job = send(folder / "job.sh")
         print(f"job {job} checks a node; waiting for the queue (Ctrl-C cancels the job)", flush=True)
         try:
             queue = slurm.Queue(2)

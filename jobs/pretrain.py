@@ -18,6 +18,7 @@ from jobs.cluster import JobSpec, Scheduler
 from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
 from jobs.private import make_private
 from jobs.run import check_jobs, run_job
+from jobs.slurm.clients import adopt_environment
 from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import launcher_overrides
@@ -108,6 +109,8 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
         raise ValueError(f"a grid must be queued only once; got the grid of job {', '.join(queued)} again: wait for it, or scancel it")
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
     make_private(folder, "the folder of submitit's pickles")
+    if launcher == "submitit_slurm":
+        adopt_environment()
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
     try:
         _hydra_run()

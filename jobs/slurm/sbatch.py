@@ -1,4 +1,4 @@
-"""Render workers as a Slurm job array, and submit it through submitit.
+"""Render workers as a Slurm job array through submitit, and submit it.
 
 submitit's pickles are not used: if the submitter died after sbatch but before writing them, every
 job would fail. The sweep folder holds what a job needs before it is submitted.
@@ -7,21 +7,24 @@ job would fail. The sweep folder holds what a job needs before it is submitted.
 import json
 import shlex
 import sys
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from cnnjepa.run.files import write_atomic
 from jobs.cluster import ClusterProfile
 from jobs.private import refuse_unless_private
-from jobs.slurm.queue import SlurmError
+from jobs.slurm import clients
+from jobs.slurm.queue import SlurmError, ask
 
-_SBATCH_TIMEOUT_SECONDS = 60
 # Slurm's megabytes are 2^20 bytes. With 1000 of them per GB, a request never exceeds the node.
 _MB_A_GB = 1000
+# srun would pass on only what sbatch's --export names, and nothing that the script sets.
+_ALL_TO_STEPS = "export SLURM_EXPORT_ENV=ALL"
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,11 @@ class Array:
 
 
 class _Executor(SlurmExecutor):
-    """Renders and submits a plain command. Rendering needs no Slurm."""
+    """Renders a plain command. Rendering needs no Slurm."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
-
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        return ["timeout", str(_SBATCH_TIMEOUT_SECONDS), "sbatch", str(submission_file_path)]
 
 
 def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
@@ -68,6 +68,11 @@ def _site_options(cluster: ClusterProfile) -> dict[str, str]:
     return {"account": cluster.account, "partition": cluster.partition, "qos": cluster.qos, "gres": gres}
 
 
+def _exported(cluster: ClusterProfile) -> str:
+    """Return the names of what a job gets of the submitting environment."""
+    return ",".join(dict.fromkeys([*clients.EXPORTED, *cluster.export]))
+
+
 def _memory_mb(cluster: ClusterProfile) -> int:
     """Return the memory of one node."""
     return int(cluster.memory_gb_per_trial * _MB_A_GB / cluster.nodes_per_trial)
@@ -78,6 +83,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
     code = shlex.quote(str(array.code))
     options = {
         "requeue": True,
+        "export": _exported(cluster),
         "output": str(array.log_folder).replace("%", "%%") + "/%A_%a.log",
         **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
         **cluster.sbatch,
@@ -92,6 +98,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         mem=f"{_memory_mb(cluster)}M",
         signal_delay_s=cluster.stop_signal_seconds,
         setup=[
+            _ALL_TO_STEPS,
             *cluster.setup,
             f"export OMP_NUM_THREADS={cluster.threads_per_rank}",
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -129,13 +136,14 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
             # The launcher cannot set srun's options.
             "setup": [
                 refuse_unless_private(folder),
+                _ALL_TO_STEPS,
                 *cluster.setup,
                 "export SLURM_KILL_BAD_EXIT=1",
                 f"export SRUN_CPUS_PER_TASK={cluster.threads_per_rank}",
             ],
         }
     shown = [f"hydra.launcher.{key}={_hydra_value(value)}" for key, value in values.items()]
-    further = {"requeue": True, **cluster.sbatch} if launcher == "submitit_slurm" else {}
+    further = {"requeue": True, "export": _exported(cluster), **cluster.sbatch} if launcher == "submitit_slurm" else {}
     shown += [f"++hydra.launcher.additional_parameters.{key}={_hydra_value(value)}" for key, value in further.items()]
     return [f"hydra.sweep.dir={_hydra_value(str(folder))}", *shown]
 
@@ -153,8 +161,16 @@ def submit(cluster: ClusterProfile, array: Array) -> str:
     The job may exist even so, if sbatch's answer was lost. Look for its name before trying again.
     """
     array.log_folder.mkdir(parents=True, exist_ok=True)
-    try:
-        job = _executor(cluster, array)._submit_command(_command(cluster, array, sys.executable))
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise SlurmError(f"sbatch: {' '.join(str(error.__cause__ or error).split())}") from error
-    return str(job.job_id)
+    script = array.log_folder / f"submission_{uuid.uuid4().hex}.sh"
+    write_atomic(script, render(cluster, array))
+    job = send(script)
+    script.rename(array.log_folder / f"{job}_submission.sh")
+    return job
+
+
+def send(script: Path) -> str:
+    """Pass a batch script to sbatch once and return the job's ID; raise SlurmError with sbatch's message."""
+    said = ask(["sbatch", str(script)], patience_seconds=0)
+    if not (job := clients.submitted(said)):
+        raise SlurmError(f"sbatch: must print the number of the job; got {' '.join(said.split())[-200:]!r}")
+    return job

@@ -3,6 +3,7 @@
 import getpass
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -84,8 +85,8 @@ class RunOnSlurm:
 
     def _ranks(self) -> str:
         """Return the ID of the Slurm step that runs the ranks."""
-        steps = slurm.ask(["squeue", "-h", "-s", "-j", self._job(), "-o", "%i"], _ASK_SECONDS).split()
-        numbered = [s for s in steps if s.rpartition(".")[2].isdigit()]
+        shown = slurm.ask(["squeue", "-h", "-s", "-j", self._job(), "-o", "step=%i"], _ASK_SECONDS)
+        numbered: list[str] = re.findall(r"step=(\S+\.\d+)\s", shown)
         if not numbered:
             raise NoTargetError("a step of ranks")
         return max(numbered, key=lambda s: int(s.rpartition(".")[2]))
@@ -133,7 +134,8 @@ class RunOnSlurm:
     def lose_the_node(self, draw: random.Random) -> bool:
         """Set the node down, which ends its jobs at once, and put it back."""
         node = str(self.run.claim()["owner"]["host"])
-        if set(slurm.ask(["squeue", "-h", "-w", node, "-o", "%u"], _ASK_SECONDS).split()) - {getpass.getuser()}:
+        users = re.findall(r"user=(\S+)", slurm.ask(["squeue", "-h", "-w", node, "-o", "user=%u"], _ASK_SECONDS))
+        if set(users) - {getpass.getuser()}:
             raise NoTargetError("a node without jobs of others")
         slurm.ask(["scontrol", "update", f"nodename={node}", "state=down", "reason=drill"], _ASK_SECONDS)
         try:
