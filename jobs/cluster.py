@@ -145,6 +145,8 @@ _MOST = dict.fromkeys(("nodes_per_trial", "ranks_per_trial", "cores_per_trial", 
 _MOST |= {"max_parallel": 1_000_000, "time_limit_minutes": 5_000_000}
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _SITE_WORD = re.compile(r"[\w][\w.,:+=@/()*\[\]-]*")
+# Without these a job, or its log, would not be found again.
+_OF_THE_LAUNCHER = frozenset({"array", "dependency", "job-name", "output", "parsable", "test-only", "wait", "wrap"})
 _SBATCH_OPTION = re.compile(r"[A-Za-z][A-Za-z-]*")
 
 
@@ -164,8 +166,11 @@ def validate_words(cluster: ClusterProfile) -> None:
     for option, value in cluster.sbatch.items():
         if not isinstance(option, str) or not _SBATCH_OPTION.fullmatch(option.replace("_", "-")):
             raise ValueError(f"cluster.sbatch must have long options of sbatch as keys; got {option!r}")
-        if not isinstance(value, (str, int, float, bool)) or not str(value).isprintable():
-            raise ValueError(f"cluster.sbatch.{option} must be one line of printable text, a number, true or false; got {value!r}")
+        if (value is not None and not isinstance(value, (str, int, float, bool))) or not str(value).isprintable() or value == "":
+            rule = "be one line of printable text, a number, true for a flag, or false or null to leave it out"
+            raise ValueError(f"cluster.sbatch.{option} must {rule}; got {value!r}")
+        if (name := option.replace("_", "-")) in _OF_THE_LAUNCHER:
+            raise ValueError(f"cluster.sbatch must leave {', '.join(sorted(_OF_THE_LAUNCHER))} to the launcher; got {name}")
     for key in ("runs_dir", "data_root", "local_scratch", "python"):
         require_printable(getattr(cluster, key), f"cluster.{key}")
     for name in cluster.export:

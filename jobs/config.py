@@ -25,6 +25,7 @@ from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.identity import DEFAULT_TASK, from_dict, signature
 from jobs.cli import require_printable, resolved
 from jobs.cluster import RENAMED, ClusterProfile, JobSpec, fit_to, validate_cluster
+from jobs.profiles import file_of, is_stored, stored
 from jobs.task import Task, task_named
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
@@ -49,6 +50,9 @@ def cluster_names() -> list[str]:
     return sorted(p.stem for p in (CONFIG_DIR / "cluster").glob("*.yaml"))
 
 
+PROFILES = f"{', '.join(cluster_names())}, or the path of a .yaml file"
+
+
 @functools.lru_cache(1)  # two tasks may have groups of the same name
 def register_schemas(task: Task) -> None:
     """Register the task's schema and presets with Hydra."""
@@ -64,10 +68,40 @@ def _groups(task: Task) -> dict[str, list[str]]:
 
 
 def qualified(overrides: Sequence[str], task: str = DEFAULT_TASK) -> list[str]:
-    """Return `overrides` with the profile's keys in full: account=x becomes cluster.account=x."""
+    """Return `overrides` as Hydra reads them, with the profile's keys in full.
+
+    account=x becomes cluster.account=x; a profile's path becomes a name, and a value of an sbatch
+    option is quoted.
+    """
     own = {"task", *(f.name for f in fields(_job_schema(task_named(task))))}
     short = {f.name for f in fields(ClusterProfile)} - own
-    return [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
+    full = [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
+    named = [f"cluster={stored(o.removeprefix('cluster='))}" if o.startswith("cluster=") else o for o in full]
+    return [_quoted(o) if re.match(_SBATCH_KEY, o) else o for o in named]
+
+
+_SBATCH_KEY = r"(\+\+)?cluster\.sbatch\.[\w-]+="
+
+
+def _quoted(override: str) -> str:
+    """Return an sbatch option whose value Hydra takes as it was typed: gpu[01-02],gpu04 is no list, a&b no mistake.
+
+    null, true and false keep their meaning.
+    """
+    key, _, value = override.partition("=")
+    if value.lower() in ("null", "true", "false") or re.fullmatch(r"'.*'|\".*\"", value):
+        return override
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", value))
+    return f"{key}='{_literal(escaped)}'"
+
+
+def _literal(value: Any) -> Any:
+    """Return a resolved value so that OmegaConf takes its ${...} for text."""
+    if isinstance(value, dict):
+        return {k: _literal(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_literal(v) for v in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def override_keys(name: str = DEFAULT_TASK) -> list[str]:
@@ -80,7 +114,7 @@ def override_keys(name: str = DEFAULT_TASK) -> list[str]:
 def _check_syntax(overrides: Sequence[str]) -> None:
     for override in overrides:
         require_printable(override, "an override")
-        if not re.match(r"[\w./@]+=", override):
+        if not re.match(rf"[\w./@]+=|{_SBATCH_KEY}", override):
             raise ValueError(f"an override must have the form key=value; got {override}")
         try:
             _parsed(override)
@@ -103,8 +137,9 @@ def _check_choices(overrides: Sequence[str], task: Task) -> None:
         if new := task.RENAMED.get(key):
             raise ValueError(f"{key} must be written {new}; got {override}: write {new}={value}")
         options = choices.get(key)
-        if options is not None and value not in options:
-            raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}")
+        if options is not None and value not in options and not (key == "cluster" and is_stored(value)):
+            further = f": give a profile of your own by its path, such as ./{value}.yaml" if key == "cluster" else ""
+            raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}{further}")
         if key == task.KEYS.get("threads"):
             raise ValueError(f"{key} must be left to cluster.cores_per_trial; got {override}")
 
@@ -129,7 +164,7 @@ def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
             hint = did_you_mean(str(cause.key), [f.name for f in fields(ClusterProfile)])
             if new := RENAMED.get(str(cause.key)):
                 hint = f": write {new}, and likewise for every key that ends in _per_slot"
-            return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
+            return f"{file_of(given)} must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
         choices = _groups(task)
         known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in choices], task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
@@ -182,7 +217,7 @@ def job_from(config: DictConfig, task: Task) -> JobSpec:
     try:
         values = OmegaConf.to_container(config, resolve=True, enum_to_str=True, throw_on_missing=True)
         assert isinstance(values, dict)
-        cluster = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ClusterProfile), values["cluster"]))
+        cluster = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ClusterProfile), _literal(values["cluster"])))
     except OmegaConfBaseException as error:
         raise ValueError(_explain(error, [], task)) from error
     assert isinstance(cluster, ClusterProfile)
@@ -217,15 +252,15 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, overrides, task)) from error
     except yaml.YAMLError as error:
-        raise ValueError(f"slurm/cluster/{profile}.yaml must be YAML; got {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file_of(profile)} must be YAML; got {' '.join(str(error).split())}") from error
     except OSError as error:
-        raise ValueError(f"slurm/cluster/{profile}.yaml must be a file of keys and values; got {error}") from error
+        raise ValueError(f"{file_of(profile)} must be a file of keys and values; got {error}") from error
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, ValueError) and " must " in str(error):
             raise
         said = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
-    if job.cluster.name != profile:
-        raise ValueError(f"slurm/cluster/{profile}.yaml must hold name: {profile}; got {job.cluster.name!r}")
+    if job.cluster.name != Path(file_of(profile)).stem:
+        raise ValueError(f"{file_of(profile)} must hold name: {Path(file_of(profile)).stem}; got {job.cluster.name!r}")
     task.validate(job.train, job.cluster.ranks_per_trial if trains else 1)
     return job

@@ -256,7 +256,7 @@ Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
     )
     what.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
     where = parser.add_argument_group("where")
-    where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
+    where.add_argument("--cluster", default="local", metavar="PROFILE", help="name, or path of a .yaml file (default: %(default)s)")
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
     return exit_status(lambda: run(parser.parse_args()))
 

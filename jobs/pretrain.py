@@ -155,7 +155,8 @@ def run_command() -> int:
     """Run the command line; return the exit status. Raise ValueError at wrong usage."""
     adopt_srun_ranks()
     register_schemas(task_named(DEFAULT_TASK))
-    arguments = qualified(sys.argv[1:])
+    # Hydra adds what a profile's `sbatch` does not hold yet with ++ alone.
+    arguments = [f"++{a}" if a.startswith("cluster.sbatch.") else a for a in qualified(sys.argv[1:])]
     flags = [a for a in arguments if a.startswith("-")]
     launcher = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), "basic")
     if not flags:

@@ -5,6 +5,7 @@ job would fail. The sweep folder holds what a job needs before it is submitted.
 """
 
 import json
+import re
 import shlex
 import sys
 import uuid
@@ -23,6 +24,12 @@ from jobs.slurm.queue import SlurmError, ask
 
 # Slurm's megabytes are 2^20 bytes. With 1000 of them per GB, a request never exceeds the node.
 _MB_A_GB = 1000
+# Options that the profile's `sbatch` replaces: sbatch takes one of them.
+_REPLACED_BY = {
+    "mem": ("mem_per_cpu", "mem_per_gpu"),
+    "gres": ("gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket"),
+    "requeue": ("no_requeue",),
+}
 # srun would pass on only what sbatch's --export names, and nothing that the script sets.
 _ALL_TO_STEPS = "export SLURM_EXPORT_ENV=ALL"
 
@@ -62,40 +69,41 @@ def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
 
 
-def _site_options(cluster: ClusterProfile) -> dict[str, str]:
-    """Return the options that a site may require; "" stands for the site's default."""
+def _site_options(cluster: ClusterProfile) -> dict[str, Any]:
+    """Return the options that a site or a profile may change, and the profile's further ones.
+
+    None stands for an option that is left out.
+    """
     gres = cluster.gres or (f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else "")
-    return {"account": cluster.account, "partition": cluster.partition, "qos": cluster.qos, "gres": gres}
-
-
-def _exported(cluster: ClusterProfile) -> str:
-    """Return the names of what a job gets of the submitting environment."""
-    return ",".join(dict.fromkeys([*clients.EXPORTED, *cluster.export]))
-
-
-def _memory_mb(cluster: ClusterProfile) -> int:
-    """Return the memory of one node."""
-    return int(cluster.memory_gb_per_trial * _MB_A_GB / cluster.nodes_per_trial)
+    options: dict[str, Any] = {
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "gres": gres,
+        "mem": f"{int(cluster.memory_gb_per_trial * _MB_A_GB / cluster.nodes_per_trial)}M",  # of one node
+        "requeue": True,
+        "export": ",".join(dict.fromkeys([*clients.EXPORTED, *cluster.export])),
+    }
+    own = {option.replace("-", "_"): value for option, value in cluster.sbatch.items()}
+    replaced = {name: None for name, others in _REPLACED_BY.items() if any(own.get(other) for other in others)}
+    return {k: None if v is False or v == "" else v for k, v in {**options, **replaced, **own}.items()}
 
 
 def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
     executor = _Executor(folder=array.log_folder)
     code = shlex.quote(str(array.code))
     options = {
-        "requeue": True,
-        "export": _exported(cluster),
         "output": str(array.log_folder).replace("%", "%%") + "/%A_%a.log",
         **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
-        **cluster.sbatch,
+        **({"comment": array.comment} if array.comment else {}),
+        **_site_options(cluster),
     }
-    optional = {**_site_options(cluster), "comment": array.comment}
     executor.update_parameters(
         job_name=array.name,
         time=cluster.time_limit_minutes,
         nodes=cluster.nodes_per_trial,
         ntasks_per_node=cluster.ranks_per_trial // cluster.nodes_per_trial,
         cpus_per_task=cluster.threads_per_rank,
-        mem=f"{_memory_mb(cluster)}M",
         signal_delay_s=cluster.stop_signal_seconds,
         setup=[
             _ALL_TO_STEPS,
@@ -108,8 +116,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         stderr_to_stdout=True,
         use_srun=False,  # the supervisor starts it
         wckey=None,
-        additional_parameters=options,
-        **{key: value for key, value in optional.items() if value},
+        additional_parameters={key: value for key, value in options.items() if value is not None},
     )
     executor.parameters["map_count"] = array.size
     return executor
@@ -117,7 +124,9 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
 
 def render(cluster: ClusterProfile, array: Array, python: str = sys.executable) -> str:
     """Return the exact batch script that `submit` passes to sbatch. Needs no Slurm."""
-    return _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
+    text = _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
+    out = "|".join(key.replace("_", "-") for key, value in _site_options(cluster).items() if value is None)
+    return re.sub(rf"^#SBATCH --({out})(=.*)?\n", "", text, flags=re.M) if out else text  # those that submitit adds by itself
 
 
 def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder: Path) -> list[str]:
@@ -127,8 +136,6 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
         values |= {
             "nodes": cluster.nodes_per_trial,
             "tasks_per_node": cluster.ranks_per_trial // cluster.nodes_per_trial,
-            "mem_gb": int(_memory_mb(cluster) // 1024),
-            **{key: value or None for key, value in _site_options(cluster).items()},
             "signal_delay_s": cluster.stop_signal_seconds,
             "array_parallelism": cluster.max_parallel or 256,
             "max_num_timeout": 1000,  # a run that exceeds the limit goes on in the next job
@@ -143,8 +150,8 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
             ],
         }
     shown = [f"hydra.launcher.{key}={_hydra_value(value)}" for key, value in values.items()]
-    further = {"requeue": True, "export": _exported(cluster), **cluster.sbatch} if launcher == "submitit_slurm" else {}
-    shown += [f"++hydra.launcher.additional_parameters.{key}={_hydra_value(value)}" for key, value in further.items()]
+    further = _site_options(cluster) if launcher == "submitit_slurm" else {}
+    shown += [f"++hydra.launcher.additional_parameters.{key}={_hydra_value(value)}" for key, value in further.items() if value is not None]
     return [f"hydra.sweep.dir={_hydra_value(str(folder))}", *shown]
 
 
