@@ -18,10 +18,9 @@ from jobs.cluster import JobSpec, Scheduler
 from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
 from jobs.private import make_private
 from jobs.run import check_jobs, run_job
-from jobs.slurm.clients import adopt_environment
 from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
-from jobs.slurm.sbatch import launcher_overrides
+from jobs.slurm.sbatch import adapt_submitit, launcher_overrides
 from jobs.slurm.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
 from jobs.task import task_named
 
@@ -110,7 +109,7 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
     make_private(folder, "the folder of submitit's pickles")
     if launcher == "submitit_slurm":
-        adopt_environment()
+        adapt_submitit()
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
     try:
         _hydra_run()
@@ -119,6 +118,7 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
             print(f"{launcher} ended with status {end.code}; its logs: {folder}", file=sys.stderr)
             if not any(folder.iterdir()):
                 return 1  # nothing was submitted
+    queue = Queue()  # the first look was before the jobs were there
     # The launcher stops waiting when a node is lost, although Slurm runs the job again.
     while launcher == "submitit_slurm" and INTERRUPTED in map(status_of, jobs) and any(not e.ended for e in queue.named(name)):
         time.sleep(5)

@@ -26,7 +26,15 @@ TIMEOUT_SECONDS = 60.0
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_SOCKET"})
 _OPTIONS = ("SBATCH_", "SALLOC_", "SQUEUE_", "SACCT_", "SACCTMGR_", "SINFO_", "SCANCEL_", "SCONTROL_")
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SPANK_", "_SLURM_", "PMI_", "PMIX_")
-_NOT_OF_A_STEP = frozenset({"SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS"})
+# Options of srun that Slurm itself sets in no job; they come from a login shell that it has read on the node.
+_NOT_OF_A_STEP = frozenset(
+    {
+        *("SRUN_EXPORT_ENV", "SLURM_EXPORT_ENV", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS", "SLURM_DEBUG"),
+        *("SLURM_ACCOUNT", "SLURM_PARTITION", "SLURM_QOS", "SLURM_RESERVATION", "SLURM_TIMELIMIT", "SLURM_DEPENDENCY", "SLURM_IMMEDIATE"),
+        *("SLURM_EXIT_ERROR", "SLURM_EXIT_IMMEDIATE", "SLURM_LABELIO", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE"),
+        *("SLURM_NO_KILL", "SLURM_TEST_EXEC", "SLURM_WORKING_DIR", "SLURM_REMOTE_CWD", "SLURM_WAIT"),
+    }
+)
 
 
 def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
+from submitit.slurm.slurm import SlurmInfoWatcher
 
 from cnnjepa.run.files import write_atomic
 from jobs.cluster import ClusterProfile
@@ -155,6 +156,29 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
     return [f"hydra.sweep.dir={_hydra_value(str(folder))}", *shown]
 
 
+def adapt_submitit() -> None:
+    """Let submitit, in this process, run Slurm's commands as we do: without the shell's variables, and whatever else a site prints."""
+    clients.adopt_environment()
+    SlurmExecutor._get_job_id_from_submission_command = staticmethod(_number)  # type: ignore[assignment]
+    SlurmInfoWatcher.read_info = _read_info  # type: ignore[method-assign, assignment]
+
+
+def _number(said: str | bytes) -> str:
+    text = said if isinstance(said, str) else said.decode(errors="replace")
+    if not (job := clients.submitted(text)):
+        raise SlurmError(f"sbatch: must print the number of the job; got {' '.join(text.split())[-200:]!r}")
+    return job
+
+
+_submitits_read_info, _HEADER = SlurmInfoWatcher.read_info, "JobID|State|NodeList"
+
+
+def _read_info(watcher: SlurmInfoWatcher, said: str | bytes) -> dict[str, dict[str, str]]:
+    text = said if isinstance(said, str) else said.decode(errors="replace")
+    rows = [line for line in text.partition(_HEADER)[2].splitlines() if line.count("|") == 2 and line[:1].isdecimal()]
+    return _submitits_read_info(watcher, "\n".join([_HEADER, *rows]))
+
+
 def _hydra_value(value: object) -> str:
     """Return a value in the grammar of Hydra's overrides."""
     if isinstance(value, list):
@@ -177,7 +201,4 @@ def submit(cluster: ClusterProfile, array: Array) -> str:
 
 def send(script: Path) -> str:
     """Pass a batch script to sbatch once and return the job's ID; raise SlurmError with sbatch's message."""
-    said = ask(["sbatch", str(script)], patience_seconds=0)
-    if not (job := clients.submitted(said)):
-        raise SlurmError(f"sbatch: must print the number of the job; got {' '.join(said.split())[-200:]!r}")
-    return job
+    return _number(ask(["sbatch", str(script)], patience_seconds=0))

@@ -17,39 +17,7 @@ from jobs.slurm import clients, sacct
 from jobs.slurm import queue as slurm
 from jobs.slurm.sbatch import Array, submit
 from jobs.slurm.supervisor import seconds_left
-
-CLIENTS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "srun", "sbalance")
-# What a person's shell, an `salloc --mem-per-cpu` or a job may hold.
-SHELL = {
-    "SBATCH_ACCOUNT": "other",
-    "SBATCH_TIMELIMIT": "1",
-    "SBATCH_EXPORT": "NONE",
-    "SALLOC_PARTITION": "other",
-    "SQUEUE_FORMAT": "%i",
-    "SQUEUE_STATES": "R",
-    "SACCT_FORMAT": "jobid",
-    "SACCT_FEDERATION": "1",
-    "SINFO_PARTITION": "other",
-    "SCANCEL_STATE": "PENDING",
-    "SCONTROL_ALL": "1",
-    "SLURM_CLUSTERS": "other",
-    "SLURM_TIME_FORMAT": "relative",
-    "SLURM_MEM_PER_CPU": "1000",
-    "SLURM_JOB_ID": "7",
-    "SLURM_EXPORT_ENV": "NONE",
-    "SLURMD_NODENAME": "gpu01",
-    "SRUN_CPUS_PER_TASK": "4",
-    "_SLURM_SPANK_OPTION_pyxis_container_image": "other",
-    "LC_ALL": "de_DE.UTF-8",
-}
-KEPT = {"SLURM_CONF": "/etc/own.conf", "SLURM_JWT": "token", "HTTPS_PROXY": "http://proxy", "MUNGE_ROOT": "/m"}
-BANNERS = {
-    "none": ("", ""),
-    "before": ("Welcome to cluster 9\n\n--> Checking job 12 of proj|gpu|3 ... OK\n", ""),
-    "after": ("", "\n=== 2 jobs of yours | RUNNING | see JobState=FAILED and PartitionName ===\n"),
-    "on the same line": ("site policy v2: ", "bye\n"),
-    "no text": ("\x1b[31m\udcff\udcfe\n", "\x00\n"),
-}
+from tests.support.shell import BANNERS, CLIENTS, KEPT, SHELL
 
 
 @pytest.fixture
