@@ -4,6 +4,7 @@ A variable of the user's shell would beat the batch script (SBATCH_TIMELIMIT), c
 printed (SQUEUE_FORMAT, SLURM_TIME_FORMAT) or name another cluster (SLURM_CLUSTERS).
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -76,7 +77,8 @@ def run(command: Sequence[str], timeout_seconds: float = TIMEOUT_SECONDS) -> sub
         try:
             out, err = child.communicate(timeout=timeout_seconds)
         except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(list(command), child.returncode, out, err)
 

@@ -1,7 +1,9 @@
 """Slurm's commands and the shell they are called from: stand-ins of them on PATH write down their environment, or answer under a banner."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -150,6 +152,19 @@ def test_what_starts_steps_keeps_its_job_and_no_options() -> None:
 )
 def test_a_list_of_nodes_is_written_out(nodes: str, names: list[str]) -> None:
     assert clients.hosts(nodes) == names
+
+
+def test_no_other_file_starts_one_of_slurms_commands() -> None:
+    root = Path(clients.__file__).parents[2]
+    found = []
+    for path in [*(root / "jobs").rglob("*.py"), *(root / "sweeps").rglob("*.py")]:
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        started = [n for n in calls if ast.unparse(n.func).startswith(("subprocess.", "os.exec", "os.system", "os.popen", "os.spawn"))]
+        words = {w.value for n in started for w in ast.walk(n) if isinstance(w, ast.Constant)}
+        found += [f"{path.name}: {word}" for word in words if word in CLIENTS]
+    assert found == []
+    texts = [p.read_text() for p in (root / "slurm").glob("*.sbatch")]
+    assert not [name for name in CLIENTS if name != "srun" for text in texts if re.search(rf"^[^#]*\b{name} ", text, re.M)]
 
 
 def test_a_library_that_calls_slurm_itself_gets_the_same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
