@@ -40,12 +40,13 @@ BANNERS = {
 def put_banners(folder: Path, banner: str = "before") -> Path:
     """Wrap each of Slurm's commands in a script that prints a banner; return the folder for PATH."""
     folder.mkdir()
-    before, after = BANNERS[banner]
+    for name, text in zip(("before", "after"), BANNERS[banner], strict=True):
+        (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     for name in CLIENTS:
         if (program := shutil.which(name)) is not None:
-            lines = ["#!/bin/bash", f"cat <<'B'\n{before}B", 'echo "--> Connecting ... OK" >&2', f'{program} "$@"', "status=$?"]
+            lines = ["#!/bin/bash", f"cat {folder}/before", 'echo "--> Connecting ... OK" >&2', f'{program} "$@"', "status=$?"]
             # srun's output is that of the ranks.
-            lines += [] if name == "srun" else [f"cat <<'B'\n{after}B"]
+            lines += [] if name == "srun" else [f"cat {folder}/after"]
             (folder / name).write_text("\n".join([*lines, "exit $status", ""]))
             (folder / name).chmod(0o755)
     return folder
