@@ -1,5 +1,6 @@
 """Find cluster profiles: files of slurm/cluster by their names, others by their paths."""
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -31,13 +32,19 @@ def stored(profile: str) -> str:
         return profile
     path = Path(absolute(profile))
     try:
-        found = OmegaConf.load(path)
+        now = path.stat()
+        return _stored(path, now.st_mtime_ns, now.st_size)
     except FileNotFoundError as error:
         raise ValueError(f"cluster must be a name, or the path of a file; got {profile}: there is no such file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be YAML; got {' '.join(str(error).split())}") from error
     except (OSError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} must be a file of keys and values; got {' '.join(str(error).split())}") from error
+
+
+@functools.lru_cache(64)  # a sweep composes every trial
+def _stored(path: Path, _changed: int, _size: int) -> str:
+    found = OmegaConf.load(path)
     if not isinstance(found, DictConfig):
         raise ValueError(f"{path} must be a file of keys and values; got a list")
     name = f"own-{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]}"
