@@ -28,6 +28,7 @@ from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.identity import DEFAULT_TASK, from_dict, lookup, put, signature
 from jobs.cli import require_printable, resolved
 from jobs.cluster import RENAMED, ClusterProfile, JobSpec, fit_to, validate_cluster
+from jobs.profiles import file_of, is_stored, stored
 from jobs.task import Task, task_named
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
@@ -53,6 +54,9 @@ def cluster_names() -> list[str]:
     return sorted(p.stem for p in (CONFIG_DIR / "cluster").glob("*.yaml"))
 
 
+PROFILES = f"{', '.join(cluster_names())}, or the path of a .yaml file"
+
+
 @functools.lru_cache(1)  # two tasks may have groups of the same name
 def register_schemas(task: Task) -> None:
     """Register the task's schema and presets with Hydra."""
@@ -68,10 +72,14 @@ def _groups(task: Task) -> dict[str, list[str]]:
 
 
 def qualified(overrides: Sequence[str], task: str = DEFAULT_TASK) -> list[str]:
-    """Return `overrides` with the profile's keys in full: account=x becomes cluster.account=x."""
+    """Return `overrides` with the profile's keys in full, and the path of a profile as its name.
+
+    account=x becomes cluster.account=x.
+    """
     own = {"task", *(f.name for f in fields(_job_schema(task_named(task))))}
     short = {f.name for f in fields(ClusterProfile)} - own
-    return [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
+    full = [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
+    return [f"cluster={stored(o.removeprefix('cluster='))}" if o.startswith("cluster=") else o for o in full]
 
 
 def override_keys(name: str = DEFAULT_TASK) -> list[str]:
@@ -81,7 +89,7 @@ def override_keys(name: str = DEFAULT_TASK) -> list[str]:
     return [*_groups(task), *(f.name for f in fields(ClusterProfile) if f.name not in own), *_leaves(_compose([], task))]
 
 
-_ASSIGNMENT = re.compile(r"[\w./@]+=")
+_ASSIGNMENT = re.compile(r"[\w./@]+=|cluster\.sbatch\.[\w-]+=")  # sbatch's options have hyphens
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _PART = re.compile(rf"(\s*(?:{_QUOTED})\s*|(?:\\.|\$\{{[^}}]*\}}|[^,])*),")  # what a comma ends
 _TEXTS = "a list of texts"
@@ -91,12 +99,13 @@ _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")  # what Hydra would read as the se
 def as_typed(override: str, task: Task, several: bool = False) -> str:
     """Return `override` in Hydra's grammar, where a text means what was typed, whatever its characters.
 
-    A text is the value of a key of type `str` or `list[str]`, and of an sbatch option unless it is a
-    number, true, false, null, a list or a dict. What is in quotes stays. With `several`, commas
-    separate values, as --multirun has it. Raise ValueError at an escape outside quotes.
+    A text is the value of a key of type `str` or `list[str]`, and of an sbatch option unless it is
+    true, false or null. What is in quotes stays. With `several`, commas separate values, as
+    --multirun has it, but of an sbatch option. Raise ValueError at an escape outside quotes.
     """
     key, _, value = override.partition("=")
     kind = _type_of(key, task) if _ASSIGNMENT.match(override) else None
+    several = several and kind is not Any
     read = _read(override) if several else None
     swept = read.value_type if read and read.is_sweep_override() else None
     if kind is _TEXTS and value.startswith("[") and value.endswith("]") and not swept:
@@ -108,20 +117,14 @@ def as_typed(override: str, task: Task, several: bool = False) -> str:
 
 
 def _text(key: str, value: str, kind: Any) -> str:
-    """Return one value of a key in Hydra's quotes, unless it has quotes or, of `Any` type, is no text."""
-    if not value or re.fullmatch(_QUOTED, value) or (kind is Any and _is_plain(value)):
+    """Return one value of a key in Hydra's quotes, unless it has quotes or, of `Any` type, is true, false or null."""
+    if not value or re.fullmatch(_QUOTED, value) or (kind is Any and value.lower() in ("true", "false", "null")):
         return value
     if _ESCAPE.search(value):
         rule = "be in quotes where a backslash stands before one of \\()[]{}:=, or a blank, which could be an escape"
         shown = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
         raise ValueError(f"{key} must {rule}; got {value}: leave the backslash out, or, if it belongs to the value, write {shown}")
     return QuotedString(value, Quote.single).with_quotes()
-
-
-def _is_plain(value: str) -> bool:
-    """Return whether Hydra reads a number, true, false, null, a list or a dict."""
-    read = _read(f"key={value}")
-    return read is not None and not read.is_sweep_override() and not isinstance(read.value(), str)
 
 
 def _read(override: str) -> Override | None:
@@ -180,8 +183,9 @@ def _check_choices(overrides: Sequence[str], task: Task) -> None:
         if new := task.RENAMED.get(key):
             raise ValueError(f"{key} must be written {new}; got {override}: write {new}={value}")
         options = choices.get(key)
-        if options is not None and value not in options:
-            raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}")
+        if options is not None and value not in options and not (key == "cluster" and is_stored(value)):
+            further = f": give a profile of your own by its path, such as ./{value}.yaml" if key == "cluster" else ""
+            raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}{further}")
         if key == task.KEYS.get("threads"):
             raise ValueError(f"{key} must be left to cluster.cores_per_trial; got {override}")
         if key == task.KEYS.get("fingerprint"):
@@ -208,7 +212,7 @@ def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
             hint = did_you_mean(str(cause.key), [f.name for f in fields(ClusterProfile)])
             if new := RENAMED.get(str(cause.key)):
                 hint = f": write {new}, and likewise for every key that ends in _per_slot"
-            return f"slurm/cluster/{given}.yaml must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
+            return f"{file_of(given)} must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
         choices = _groups(task)
         known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in choices], task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
@@ -322,15 +326,15 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, overrides, task)) from error
     except yaml.YAMLError as error:
-        raise ValueError(f"slurm/cluster/{profile}.yaml must be YAML; got {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file_of(profile)} must be YAML; got {' '.join(str(error).split())}") from error
     except OSError as error:
-        raise ValueError(f"slurm/cluster/{profile}.yaml must be a file of keys and values; got {error}") from error
+        raise ValueError(f"{file_of(profile)} must be a file of keys and values; got {error}") from error
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, ValueError) and " must " in str(error):
             raise
         said = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
-    if job.cluster.name != profile:
-        raise ValueError(f"slurm/cluster/{profile}.yaml must hold name: {profile}; got {job.cluster.name!r}")
+    if job.cluster.name != Path(file_of(profile)).stem:
+        raise ValueError(f"{file_of(profile)} must hold name: {Path(file_of(profile)).stem}; got {job.cluster.name!r}")
     task.validate(job.train, job.cluster.ranks_per_trial if trains else 1)
     return job

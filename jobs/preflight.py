@@ -28,7 +28,7 @@ from jobs.config import compose_job, override_keys
 from jobs.file_system import check_files, check_other, leave_for_other
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
-from jobs.slurm.sbatch import Array, render
+from jobs.slurm.sbatch import Array, render, send
 from jobs.staging import PackedSet, StagingError, obstacle
 from jobs.task import task_of
 
@@ -81,9 +81,10 @@ def nodes_away(cluster: ClusterProfile) -> str:
     """Describe drained, down or silent nodes, or return "". Slurm refuses jobs that need them."""
     where = ["-p", cluster.partition] if cluster.partition else []
     try:
-        states = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "%T"], 30).split()
+        shown = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "state=%T"], 30)
     except SlurmError:
         return ""
+    states = re.findall(r"state=(\S+)", shown)
     away = [s for s in states if s not in ("idle", "mixed", "allocated", "completing", "planned", "reserved")]
     return f"{len(away)} of {len(states)} nodes are {', '.join(sorted(set(away)))}" if away else ""
 
@@ -94,7 +95,8 @@ def check_limits(cluster: ClusterProfile) -> list[Finding]:
         shown = slurm.ask(["scontrol", "show", "partition", "-o", *([cluster.partition] if cluster.partition else [])], 60)
     except SlurmError as error:
         return [problem("partition", f"cluster.partition must be one that Slurm has; got {cluster.partition}: {error}")]
-    partition = next((line for line in shown.splitlines() if cluster.partition or "Default=YES" in line), "")
+    listed = re.findall(r"PartitionName=.*", shown)  # other lines, and text before it, are a site's
+    partition = next((line for line in listed if cluster.partition or "Default=YES" in line), "")
     longest = re.search(r"\bMaxTime=(\S+)", partition)
     if longest and minutes_of(longest[1]) < cluster.time_limit_minutes:
         said = f"cluster.time_limit_minutes must be at most the partition's {minutes_of(longest[1]):.0f}; got {cluster.time_limit_minutes}"
@@ -218,7 +220,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_trial else "cpu", *room])
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
-        job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
+        job = send(folder / "job.sh")
         print(f"job {job} checks a node; waiting for the queue (Ctrl-C cancels the job)", flush=True)
         try:
             queue = slurm.Queue(2)
@@ -269,7 +271,7 @@ Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
     )
     what.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
     where = parser.add_argument_group("where")
-    where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
+    where.add_argument("--cluster", default="local", metavar="PROFILE", help="name, or path of a .yaml file (default: %(default)s)")
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
     return exit_status(lambda: run(parser.parse_args()))
 

@@ -33,7 +33,7 @@ from jobs.private import make_private
 from jobs.run import check_jobs, run_job
 from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
-from jobs.slurm.sbatch import launcher_overrides
+from jobs.slurm.sbatch import adapt_submitit, launcher_overrides
 from jobs.slurm.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
 from jobs.task import task_named, task_of
 
@@ -135,6 +135,8 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
         raise ValueError(f"a grid must be queued only once; got the grid of job {', '.join(queued)} again: wait for it, or scancel it")
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
     make_private(folder, "the folder of submitit's pickles")
+    if launcher == "submitit_slurm":
+        adapt_submitit()
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
     try:
         _hydra_run()
@@ -143,6 +145,7 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
             print(f"{launcher} ended with status {end.code}; its logs: {folder}", file=sys.stderr)
             if not any(folder.iterdir()):
                 return 1  # nothing was submitted
+    queue = Queue()  # the first look was before the jobs were there
     # The launcher stops waiting when a node is lost, although Slurm runs the job again.
     while launcher == "submitit_slurm" and INTERRUPTED in map(status_of, jobs) and any(not e.ended for e in queue.named(name)):
         time.sleep(5)
@@ -188,7 +191,8 @@ def run_command() -> int:
     command_line().parse_args(arguments)
     multirun = bool({"-m", "--multirun"} & set(flags))
     jobs = checked_multirun([a for a in arguments if a not in flags]) if multirun else []
-    for_hydra = [as_typed(a, task, several=multirun) for a in arguments]
+    # Hydra adds what a profile's `sbatch` does not hold yet with ++ alone.
+    for_hydra = [f"{'++' * a.startswith('cluster.sbatch.')}{as_typed(a, task, several=multirun)}" for a in arguments]
     if multirun and launcher in ("submitit_slurm", "submitit_local"):
         return launch(for_hydra, jobs, launcher)
     sys.argv[1:] = [*for_hydra, *_QUIET_HYDRA]

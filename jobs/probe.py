@@ -326,7 +326,7 @@ Exit status: 0 every completed run has its scores, or jobs are queued, 1 one has
         "overrides", nargs="*", default=[], metavar="key=value", help="set a key of the probes (probes.knn_k=20) or of the profile"
     )
     where = parser.add_argument_group("where")
-    where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
+    where.add_argument("--cluster", default="local", metavar="PROFILE", help="name, or path of a .yaml file (default: %(default)s)")
     where.add_argument("--dry-run", action="store_true", help="show what would be scored, and the batch script; run nothing")
     return parser
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jobs.slurm import clients
+
 # These states end a job for good, unless Slurm or somebody requeues it.
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
@@ -15,10 +17,9 @@ ENDED = frozenset(
 GONE = "GONE"  # Slurm answered and no longer knows the job
 _PASSING = re.compile(
     "contact slurm|timed out|time out|connect|communicat|zero bytes|temporarily|unreachable|socket|authentication|try again|standby"
-    "|unexpected|exit status 124",
+    "|unexpected|no answer",
     re.I,
 )
-_TIMEOUT_SECONDS = 60
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
 # The person or the run caused these. Jobs in other states may be requeued after they were recorded.
 _FINAL = frozenset({"CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
@@ -45,9 +46,10 @@ def has_slurm() -> bool:
 def site_tool(name: str) -> str:
     """Return the output of a site command such as sbalance or squota, or "" if it fails."""
     try:
-        return subprocess.run([name], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True).stdout.rstrip()
-    except (OSError, subprocess.SubprocessError):
+        done = clients.run([name])
+    except (OSError, subprocess.TimeoutExpired):
         return ""
+    return "" if done.returncode else done.stdout.rstrip()
 
 
 def ask(command: Sequence[str], patience_seconds: float = 120.0) -> str:
@@ -58,14 +60,14 @@ def ask(command: Sequence[str], patience_seconds: float = 120.0) -> str:
     deadline, pause = time.monotonic() + patience_seconds, _FIRST_WAIT_SECONDS
     while True:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
-            said = " ".join(done.stderr.split())
+            done = clients.run(command)
+            said = clients.complaint(done.stderr)
             if done.returncode == 0:
                 return done.stdout
             if not may_pass(said):
                 raise SlurmError(f"{command[0]}: {said or f'exit status {done.returncode}'}")
         except subprocess.TimeoutExpired:
-            said = f"no answer in {_TIMEOUT_SECONDS} s"
+            said = f"no answer in {clients.TIMEOUT_SECONDS:.0f} s"
         except OSError as error:
             raise SlurmError(f"{command[0]}: {error.strerror}") from error
         if time.monotonic() + pause > deadline:
@@ -97,11 +99,13 @@ class Element:
 
 
 _FIELDS = ("JobArrayID", "State", "RestartCnt", "Reason", "NodeList", "Name")
+# Other lines, and what stands before the job's number, are a site's.
+_LISTED = re.compile(r"(\d+(?:_\w+|_\[[^|]*\])?)\|([A-Z_]+)\|(\d*)\|([^|]*)\|([^|]*)\|(.*)\|$")
 
 
-def _parse(line: str) -> Element:
-    array_id, state, restarts, reason, node, name = line.removesuffix("|").split("|", 5)
-    return Element(array_id, state, int(restarts or 0), reason, node, name)
+def _parse(lines: Sequence[str]) -> dict[str, Element]:
+    rows = [found.groups() for found in map(_LISTED.search, lines) if found]
+    return {job: Element(job, state, int(restarts or 0), *rest) for job, state, restarts, *rest in rows}
 
 
 class Queue:
@@ -132,7 +136,7 @@ class Queue:
             self.silent = True
         else:
             self.silent, self._answered = False, True
-            self._elements = {e.id: e for e in map(_parse, (line for line in lines if line.count("|") >= len(_FIELDS)))}
+            self._elements = _parse(lines)
         self._looked = time.monotonic()
         return self._known()
 
@@ -174,15 +178,17 @@ class Queue:
 def accounted_state(job: str) -> str:
     """Return the state on record, "" without record or accounting, "?" without an answer."""
     try:
-        out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "State"], patience_seconds=0)
+        out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "JobID,State"], patience_seconds=0)
     except SlurmError as error:
         return "" if "disabled" in str(error) else "?"
-    return next(iter(out.split()), "")
+    found = re.search(rf"(?:^|\D){re.escape(job)}\|(\w+)", out, re.M)
+    return found[1] if found else ""
 
 
 def show_job(job: str, patience_seconds: float = 120.0) -> dict[str, str]:
     """Return scontrol's fields of one job or array task, by key."""
-    out = ask(["scontrol", "show", "job", "-o", job], patience_seconds)
+    _, mark, out = ask(["scontrol", "show", "job", "-o", job], patience_seconds).partition("JobId=")
+    out = mark + next(iter(out.splitlines()), "")  # the rest is a site's
     return dict(word.split("=", 1) for word in out.split() if "=" in word)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from cnnjepa.run.identity import from_dict, lookup, to_dict
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
-from jobs.config import cluster_names, override_keys, qualified
+from jobs.config import PROFILES, override_keys, qualified
 from jobs.task import task_named, task_of
 from sweeps.cli.data import PlannedData
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
@@ -70,7 +70,7 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
 
 def _add_where(parser: Parser) -> None:
     group = parser.add_argument_group("where and how")
-    group.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{', '.join(cluster_names())} (default: %(default)s)")
+    group.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{PROFILES} (default: %(default)s)")
     group.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
     backends = "on Slurm: array, one job per trial; allocation, one job in which Ray places many trials"
     group.add_argument("--backend", choices=BACKENDS, help=f"{backends} (default: the queued one, else array)")

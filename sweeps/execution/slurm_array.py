@@ -1,6 +1,7 @@
 """Place workers in Slurm's queue: as tasks of throttled arrays, or by Ray in one allocation."""
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,9 +28,9 @@ _SUBMIT_ATTEMPTS, _ATTEMPT_SECONDS = 8, 5.0
 
 
 def _sbatch_lives(submission: Submission) -> bool:
-    """Return whether an sbatch on this machine runs a script of submitit in the log folder."""
+    """Return whether an sbatch on this machine, or a site's wrapper of it, runs a script in the log folder."""
     lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
-    return any("sbatch" in line and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
+    return any("sbatch" in map(os.path.basename, line) and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
 
 
 def shares(workers: int, limit: int, free: int) -> list[tuple[int, int]]:

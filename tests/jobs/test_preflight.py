@@ -133,7 +133,7 @@ def test_limits_are_those_of_the_default_partition_where_none_is_named(slurm_say
     ],
 )
 def test_nodes_that_are_away_are_counted(states: str, said: str, slurm_says: Answer) -> None:
-    slurm_says("\n".join(states.split()) + "\n")
+    slurm_says("".join(f"state={state}\n" for state in states.split()))
     assert preflight.nodes_away(CLUSTER) == said
     slurm_says(SlurmError("sinfo: silent"))
     assert preflight.nodes_away(CLUSTER) == ""
@@ -147,7 +147,7 @@ def test_a_request_that_no_node_can_serve_now_is_a_problem_unless_nodes_are_away
         if command[0] == "sbatch":
             assert command[1] == "--test-only"  # nothing is queued
             raise SlurmError(refusal)
-        return "\n".join(states)
+        return "".join(f"state={state}\n" for state in states)
 
     monkeypatch.setattr(preflight.slurm, "ask", ask)
     monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")

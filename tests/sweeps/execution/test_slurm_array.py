@@ -343,7 +343,7 @@ def test_while_slurm_is_silent_its_last_word_stands(tmp_path: Path, monkeypatch:
     assert queue.state("7_3") == ""
     stand_in(tmp_path, "sacct", "true")
     assert queue.state("7_3") == slurm.GONE
-    stand_in(tmp_path, "sacct", "echo 'CANCELLED by 0'")
+    stand_in(tmp_path, "sacct", "echo '7_3|CANCELLED by 0'")
     assert queue.state("7_3") == "CANCELLED"
 
 
