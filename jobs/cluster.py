@@ -126,6 +126,7 @@ class JobSpec:
     cluster: ClusterProfile
     run_dir: Path
     retry_failed: bool = False
+    start_again: bool = False
 
 
 def fit_to(cluster: ClusterProfile, train: Any, beside_others: bool = False) -> None:
@@ -154,7 +155,8 @@ def require_sbatch_path(path: Path, key: str) -> None:
     """Raise ValueError at a path with characters that a batch script cannot carry."""
     bad = sorted({c for c in str(path) if c in _LOST_IN_SBATCH or not c.isprintable()})
     if bad:
-        raise ValueError(f"{key} must not contain {' '.join(map(repr, bad))} on Slurm, which a batch script cannot hold; got {str(path)!r}")
+        rule = f"not contain {' '.join(map(repr, bad))} on Slurm, which a batch script cannot hold"
+        raise ValueError(f"{key} must {rule}; got {str(path)!r}: choose a folder without them")
 
 
 def validate_words(cluster: ClusterProfile) -> None:

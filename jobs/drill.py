@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import Parser, begun, exit_status, require_writable
+from jobs.cli import Parser, begun, exit_status, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler
 from jobs.config import PROFILES, absolute, compose_job, override_keys, qualified
 from jobs.slurm.queue import has_slurm
@@ -38,7 +38,9 @@ Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 w
     where.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{PROFILES} (default: %(default)s)")
     folder = "keep the runs here (default: a temporary folder on this machine, the profile's runs_dir on a cluster)"
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help=folder)
-    return parser.parse_args(arguments)  # type: ignore[no-any-return]
+    asked: argparse.Namespace = parser.parse_args(arguments)
+    asked.runs_dir = asked.runs_dir and resolved(asked.runs_dir, "--runs-dir")
+    return asked
 
 
 def check(asked: argparse.Namespace) -> ClusterProfile:

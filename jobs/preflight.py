@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import json
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from cnnjepa.run.identity import from_dict, to_dict
 from jobs.cli import Parser, begun, exit_status, printable, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import compose_job, override_keys
+from jobs.file_system import check_files, check_other, leave_for_other
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array, render, send
@@ -124,6 +126,12 @@ def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Findi
     return found
 
 
+def check_runs_dir(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Finding]:
+    """Return what `check_folders` and, if the folder can be written, `check_files` find."""
+    found = check_folders(runs_dir, trials, bytes_a_trial)
+    return found + [Finding(*checked) for checked in (check_files(runs_dir) if found[0].level == "ok" else [])]
+
+
 def check_shared(runs_dir: Path) -> Finding:
     """Check by the type of its file system that all nodes see the runs folder."""
     mounts = [m for m in psutil.disk_partitions(all=True) if runs_dir.is_relative_to(m.mountpoint)]
@@ -177,7 +185,7 @@ def check_staging(cluster: ClusterProfile, configs: Sequence[dict[str, object]],
 
 
 _ON_NODE = """
-import os, platform, sys
+import json, os, platform, sys
 from pathlib import Path
 import torch, torchvision, submitit, optuna
 folder, device = Path(sys.argv[1]), sys.argv[2]
@@ -187,6 +195,10 @@ if os.environ.get("SLURM_PROCID", "0") == "0":
     if sys.argv[3]:
         from jobs.staging import PackedSet, obstacle
         (folder / "staging").write_text(obstacle(PackedSet.of(Path(sys.argv[4])), sys.argv[3]))
+    from jobs.file_system import check_files, check_other, leave_for_other
+    leave_for_other(folder, "the node")
+    files = check_other(folder, "this machine") + check_files(folder)
+    (folder / "files").write_text(json.dumps([found for found in files if found[0] != "ok"]))
     (folder / "from-node").write_text(f"{platform.node()}: torch {torch.__version__}, {found} CUDA devices")
 """
 
@@ -198,6 +210,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
     code = Path(__file__).resolve().parent.parent
     try:
         write_atomic(folder / "on_node.py", _ON_NODE)
+        leave_for_other(folder, "this machine")
         array = Array("cnnjepa-preflight", 1, 1, "jobs.preflight", "", code, folder)
         head = [line for line in render(cluster, array).splitlines() if not line.startswith("#SBATCH --time")]
         head = head[: head.index("# command")]
@@ -219,6 +232,8 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         answer = folder / "from-node"
         if state == "COMPLETED" and answer.exists():
             found = [ok("node", f"{answer.read_text()}; {runs_dir} is shared")]
+            found += [Finding(level, f"{what} on the node", said) for level, what, said in json.loads((folder / "files").read_text())]
+            found += [Finding(*seen) for seen in check_other(folder, "the node")]
             return found + (check_staging(cluster, configs, (folder / "staging").read_text()) if sets else [])
         log = next(iter(folder.glob("*.log")), None)
         tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
@@ -236,7 +251,7 @@ def preflight(
     found = check_request(cluster, array)
     if found[0].what != "Slurm":
         found += check_limits(cluster)
-    found += [*check_folders(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
+    found += [*check_runs_dir(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
     for values in configs:
         found += checked_data(values)
     return found + check_staging(cluster, configs)
@@ -277,7 +292,7 @@ def run(asked: argparse.Namespace) -> int:
         if asked.on_node and not any(f.level == "problem" for f in found):
             found += check_on_node(cluster, runs_dir, [values])
     else:
-        found = check_folders(runs_dir, asked.workers, room) + checked_data(values)
+        found = check_runs_dir(runs_dir, asked.workers, room) + checked_data(values)
         sets = to_stage(cluster, [values])
         found += check_staging(cluster, [values], obstacle(sets[0], cluster.local_scratch) if sets else None)
     for finding in found:

@@ -17,6 +17,7 @@ from sweeps.search.search import trials_to_begin
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.place import Place
 from sweeps.state.submission import Submission, job_prefix, last_number
 
 # After the death of the command that called sbatch, sbatch may still run, or its job not be listed
@@ -98,7 +99,7 @@ class SlurmEngine:
             time.sleep(2)
 
     def _open_ones(self) -> list[Submission]:
-        return [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void]
+        return [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void and s.place is Place.here]
 
     def _decide(self, submission: Submission, say: Callable[[str], None]) -> bool:
         # Check the submitter first: once it is gone, the queue shows any job it has.

@@ -28,6 +28,7 @@ import psutil
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json
 from cnnjepa.run.typed import build, checked
 from jobs.slurm.queue import ENDED, GONE, Queue, own_job, own_restart
+from sweeps.state.place import Place, place_of
 
 HEARTBEAT_SECONDS = 20.0
 # An owner on another host is dead after so long without a heartbeat, timed by our own clock.
@@ -109,6 +110,15 @@ class SlurmStart:
         node = environment.get("SLURMD_NODENAME" if shared else "SLURM_JOB_NODELIST", platform.node())
         return SlurmStart(environment.get("SLURM_CLUSTER_NAME", ""), job, own_restart(environment), node, gpus, log, code, shared)
 
+    def place(self, folder: Path) -> Place:
+        """Return where the job's sweep folder, in whose log/ its output is, is seen from the sweep folder `folder`."""
+        output = Path(self.log)
+        return place_of(output.parent.parent, folder) if output.parent.name == "log" else Place.here
+
+    def output(self, folder: Path) -> Path:
+        """Return the job's output file, in the sweep folder `folder` if that was moved or copied."""
+        return Path(self.log) if self.place(folder) is Place.here else folder / "log" / Path(self.log).name
+
     @property
     def driver(self) -> str:
         """Return who started the process: the supervisor in this start of the job."""
@@ -162,6 +172,11 @@ def held_seconds(trial_dir: Path, claim: Claim) -> float:
     signs = [_path(trial_dir, claim.attempt, what) for what in ("json", "released", "crashed")]
     last = max((p.stat().st_mtime for p in signs if p.exists()), default=claim.time)
     return max(last - claim.time, 0.0)
+
+
+def _beats(trial_dir: Path, claim: Claim) -> bool:
+    """Return whether the owner's last heartbeat is recent, by our clock."""
+    return abs(time.time() - _path(trial_dir, claim.attempt).stat().st_mtime) <= STALE_SECONDS
 
 
 def _ended(names: frozenset[str], attempt: int) -> str:
@@ -235,11 +250,21 @@ class Watch:
         names = listing(trial_dir) if names is None else names
         if is_cancelled(trial_dir, names):
             return Standing.cancelled
+        if claim.slurm is not None and (place := claim.slurm.place(trial_dir.parent.parent)) is not Place.here:
+            return self._standing_elsewhere(trial_dir, claim, claim.slurm, place, names)
         if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
             return Standing.alive if self._lives_in_this_job(trial_dir, claim, claim.slurm, names) else Standing.dead
         if claim.slurm is not None and self.queue is not None:
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
+
+    def _standing_elsewhere(self, trial_dir: Path, claim: Claim, start: SlurmStart, place: Place, names: frozenset[str]) -> Standing:
+        """Return the state of an owner whose job knows another folder, or none, unless this one has another name there."""
+        if place is Place.elsewhere or _ended(names, claim.attempt):
+            return Standing.dead
+        state = self.queue.state(start.job) if self.queue is not None else ""
+        over = state in ENDED or state == "PENDING" or not _beats(trial_dir, claim)
+        return Standing.dead if over else Standing.alive
 
     def mark_dead(self, trial_dir: Path, claim: Claim) -> None:
         """Mark the owner of `claim` dead. The caller knows that it does not run."""
@@ -263,8 +288,7 @@ class Watch:
         if state == GONE:
             # The job is missing from an answer, another user's, or long over: the heartbeat
             # decides.
-            beat = _path(trial_dir, claim.attempt).stat().st_mtime
-            return Standing.dead if ended or abs(time.time() - beat) > STALE_SECONDS else Standing.alive
+            return Standing.dead if ended or not _beats(trial_dir, claim) else Standing.alive
         if not state:  # Slurm has not answered
             return Standing.requeued if ended else Standing.alive
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart
