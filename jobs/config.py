@@ -3,6 +3,7 @@
 import copy
 import difflib
 import functools
+import hashlib
 import os
 import re
 import shlex
@@ -28,7 +29,6 @@ from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.identity import DEFAULT_TASK, from_dict, lookup, put, signature
 from jobs.cli import require_printable, resolved
 from jobs.cluster import RENAMED, ClusterProfile, JobSpec, fit_to, validate_cluster
-from jobs.profiles import file_of, is_stored, stored
 from jobs.task import Task, task_named
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
@@ -55,6 +55,48 @@ def cluster_names() -> list[str]:
 
 
 PROFILES = f"{', '.join(cluster_names())}, or the path of a .yaml file"
+_own: dict[str, Path] = {}  # name in Hydra's store -> the profile's file that was read
+
+
+def _is_path(profile: str) -> bool:
+    return "/" in profile or profile.endswith((".yaml", ".yml"))
+
+
+def absolute(profile: str) -> str:
+    """Return a cluster profile, its name or the path of its file, so that it can be given in any folder."""
+    return str(Path(profile).expanduser().absolute()) if _is_path(profile) else profile
+
+
+def _stored(profile: str) -> str:
+    """Return the name under which Hydra finds a profile; read its file if it is given by a path."""
+    if not _is_path(profile):
+        return profile
+    path = Path(absolute(profile))
+    try:
+        now = path.stat()
+        return _read_profile(path, now.st_mtime_ns, now.st_size)
+    except FileNotFoundError as error:
+        raise ValueError(f"cluster must be a name, or the path of a file; got {profile}: there is no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML; got {' '.join(str(error).split())}") from error
+    except (OSError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} must be a file of keys and values; got {' '.join(str(error).split())}") from error
+
+
+@functools.lru_cache(16)  # a sweep composes every trial
+def _read_profile(path: Path, _changed: int, _size: int) -> str:
+    found = OmegaConf.load(path)
+    if not isinstance(found, DictConfig):
+        raise ValueError(f"{path} must be a file of keys and values; got a list")
+    name = f"own-{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]}"
+    ConfigStore.instance().store(group="cluster", name=name, node=found)
+    _own[name] = path
+    return name
+
+
+def _file_of(name: str) -> Path:
+    """Return the path of a profile's file, for messages."""
+    return _own.get(name, Path("slurm") / "cluster" / f"{name}.yaml")
 
 
 @functools.lru_cache(1)  # two tasks may have groups of the same name
@@ -72,14 +114,11 @@ def _groups(task: Task) -> dict[str, list[str]]:
 
 
 def qualified(overrides: Sequence[str], task: str = DEFAULT_TASK) -> list[str]:
-    """Return `overrides` with the profile's keys in full, and the path of a profile as its name.
-
-    account=x becomes cluster.account=x.
-    """
+    """Return `overrides` with the profile's keys in full, account=x as cluster.account=x, and its path as a name for Hydra."""
     own = {"task", *(f.name for f in fields(_job_schema(task_named(task))))}
     short = {f.name for f in fields(ClusterProfile)} - own
     full = [f"cluster.{o}" if re.split(r"[.=]", o)[0] in short else o for o in overrides]
-    return [f"cluster={stored(o.removeprefix('cluster='))}" if o.startswith("cluster=") else o for o in full]
+    return [f"cluster={_stored(o.removeprefix('cluster='))}" if o.startswith("cluster=") else o for o in full]
 
 
 def override_keys(name: str = DEFAULT_TASK) -> list[str]:
@@ -89,7 +128,7 @@ def override_keys(name: str = DEFAULT_TASK) -> list[str]:
     return [*_groups(task), *(f.name for f in fields(ClusterProfile) if f.name not in own), *_leaves(_compose([], task))]
 
 
-_ASSIGNMENT = re.compile(r"[\w./@]+=|cluster\.sbatch\.[\w-]+=")  # sbatch's options have hyphens
+_ASSIGNMENT = re.compile(r"[\w./@][\w./@-]*=")
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _PART = re.compile(rf"(\s*(?:{_QUOTED})\s*|(?:\\.|\$\{{[^}}]*\}}|[^,])*),")  # what a comma ends
 _TEXTS = "a list of texts"
@@ -183,7 +222,7 @@ def _check_choices(overrides: Sequence[str], task: Task) -> None:
         if new := task.RENAMED.get(key):
             raise ValueError(f"{key} must be written {new}; got {override}: write {new}={value}")
         options = choices.get(key)
-        if options is not None and value not in options and not (key == "cluster" and is_stored(value)):
+        if options is not None and value not in options and not (key == "cluster" and value in _own):
             further = f": give a profile of your own by its path, such as ./{value}.yaml" if key == "cluster" else ""
             raise ValueError(f"{key} must be one of {', '.join(options)}; got {value}{further}")
         if key == task.KEYS.get("threads"):
@@ -212,7 +251,7 @@ def _explain(error: Exception, overrides: Sequence[str], task: Task) -> str:
             hint = did_you_mean(str(cause.key), [f.name for f in fields(ClusterProfile)])
             if new := RENAMED.get(str(cause.key)):
                 hint = f": write {new}, and likewise for every key that ends in _per_slot"
-            return f"{file_of(given)} must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
+            return f"{_file_of(given)} must hold keys of ClusterProfile (jobs/cluster.py); got {cause.key}{hint}"
         choices = _groups(task)
         known = _leaves(_compose([o for o in overrides if o.partition("=")[0] in choices], task))
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
@@ -326,15 +365,15 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, overrides, task)) from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{file_of(profile)} must be YAML; got {' '.join(str(error).split())}") from error
+        raise ValueError(f"{_file_of(profile)} must be YAML; got {' '.join(str(error).split())}") from error
     except OSError as error:
-        raise ValueError(f"{file_of(profile)} must be a file of keys and values; got {error}") from error
+        raise ValueError(f"{_file_of(profile)} must be a file of keys and values; got {error}") from error
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, ValueError) and " must " in str(error):
             raise
         said = f"{type(error).__name__} {' '.join(str(error).split())}"
         raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
-    if job.cluster.name != Path(file_of(profile)).stem:
-        raise ValueError(f"{file_of(profile)} must hold name: {Path(file_of(profile)).stem}; got {job.cluster.name!r}")
+    if job.cluster.name != _file_of(profile).stem:
+        raise ValueError(f"{_file_of(profile)} must hold name: {_file_of(profile).stem}; got {job.cluster.name!r}")
     task.validate(job.train, job.cluster.ranks_per_trial if trains else 1)
     return job

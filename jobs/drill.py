@@ -12,8 +12,7 @@ from pathlib import Path
 
 from jobs.cli import Parser, begun, exit_status, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler
-from jobs.config import PROFILES, compose_job, override_keys, qualified
-from jobs.profiles import absolute
+from jobs.config import PROFILES, absolute, compose_job, override_keys, qualified
 from jobs.slurm.queue import has_slurm
 from sweeps.drill.campaign import Drill, Scene, drill
 from sweeps.drill.local_faults import RunHere

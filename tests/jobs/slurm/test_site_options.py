@@ -75,8 +75,9 @@ def test_an_option_is_taken_as_it_is_typed(typed: str) -> None:
     for prefix in ("", "cluster."):
         override = f"{prefix}sbatch.{option}={typed}"
         assert compose_job(["cluster=test_cluster", override]).cluster.sbatch == {option: typed}
-        # A grid of jobs.pretrain: one job, and Hydra reads it once more.
-        (job,) = split_multirun(qualified(["cluster=test_cluster", override]))
+        # A grid of jobs.pretrain, in which a comma outside quotes separates values.
+        quoted = f'{prefix}sbatch.{option}="{typed}"' if "," in typed else override
+        (job,) = split_multirun(qualified(["cluster=test_cluster", quoted]))
         assert compose_job(job).cluster.sbatch == {option: typed}
 
 
