@@ -30,7 +30,7 @@ class Array:
 
     name: str
     size: int
-    throttle: int  # tasks at once
+    throttle: int  # tasks at once; 0 if it is a single job and no array
     module: str
     argument: str
     code: Path  # the snapshot that it runs
@@ -78,7 +78,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
     code = shlex.quote(str(array.code))
     options = {
         "requeue": True,
-        "output": str(array.log_folder).replace("%", "%%") + "/%A_%a.log",
+        "output": str(array.log_folder).replace("%", "%%") + ("/%A_%a.log" if array.throttle else "/%j.log"),
         **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
         **cluster.sbatch,
     }
@@ -97,14 +97,15 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"cd {code} || exit 1",
         ],
-        array_parallelism=array.throttle,
+        array_parallelism=array.throttle or 1,
         stderr_to_stdout=True,
         use_srun=False,  # the supervisor starts it
         wckey=None,
         additional_parameters=options,
         **{key: value for key, value in optional.items() if value},
     )
-    executor.parameters["map_count"] = array.size
+    if array.throttle:
+        executor.parameters["map_count"] = array.size
     return executor
 
 
@@ -156,5 +157,6 @@ def submit(cluster: ClusterProfile, array: Array) -> str:
     try:
         job = _executor(cluster, array)._submit_command(_command(cluster, array, sys.executable))
     except (FailedJobError, FailedSubmissionError) as error:
-        raise SlurmError(f"sbatch: {' '.join(str(error.__cause__ or error).split())}") from error
+        # sbatch's own words; its exit status, 124 if it took too long, if it said nothing.
+        raise SlurmError(f"sbatch: {' '.join((str(error).strip() or str(error.__cause__)).split())}") from error
     return str(job.job_id)

@@ -27,7 +27,7 @@ import psutil
 
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json
 from cnnjepa.run.typed import build, checked
-from jobs.slurm.queue import ENDED, GONE, Queue, own_job, own_restart
+from jobs.slurm.queue import ENDED, GONE, UNLISTED, Queue, own_job, own_restart
 
 HEARTBEAT_SECONDS = 20.0
 # An owner on another host is dead after so long without a heartbeat, timed by our own clock.
@@ -159,9 +159,14 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
 
 def held_seconds(trial_dir: Path, claim: Claim) -> float:
     """Return the seconds from the claim to the owner's last sign of life."""
-    signs = [_path(trial_dir, claim.attempt, what) for what in ("json", "released", "crashed")]
-    last = max((p.stat().st_mtime for p in signs if p.exists()), default=claim.time)
+    last = max((p.stat().st_mtime for p in _signs(trial_dir, claim)), default=claim.time)
     return max(last - claim.time, 0.0)
+
+
+def _signs(trial_dir: Path, claim: Claim) -> list[Path]:
+    """Return the files of the claim whose times are its owner's signs of life."""
+    signs = [_path(trial_dir, claim.attempt, what) for what in ("json", "released", "crashed")]
+    return [p for p in signs if p.exists()]
 
 
 def _ended(names: frozenset[str], attempt: int) -> str:
@@ -260,11 +265,14 @@ class Watch:
             return Standing.cancelled
         if state in ENDED:
             return Standing.dead
-        if state == GONE:
+        if state in (GONE, UNLISTED):
             # The job is missing from an answer, another user's, or long over: the heartbeat
-            # decides.
-            beat = _path(trial_dir, claim.attempt).stat().st_mtime
-            return Standing.dead if ended or abs(time.time() - beat) > STALE_SECONDS else Standing.alive
+            # decides. Before the second look, what has saved may be waiting to start again.
+            beat = max(p.stat().st_mtime for p in _signs(trial_dir, claim))
+            fresh = abs(time.time() - beat) <= STALE_SECONDS
+            if ended:
+                return Standing.requeued if fresh and state == UNLISTED else Standing.dead
+            return Standing.alive if fresh else Standing.dead
         if not state:  # Slurm has not answered
             return Standing.requeued if ended else Standing.alive
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart

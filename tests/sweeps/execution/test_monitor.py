@@ -55,6 +55,12 @@ class Jobs:
     def restarts(self, job: str) -> int:
         return 0
 
+    def in_doubt(self, arrays: object) -> set[str]:
+        return set()
+
+    def look_again(self) -> None:
+        pass
+
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
