@@ -5,7 +5,7 @@ import getpass
 from collections.abc import Sequence
 
 from jobs.cluster import ClusterProfile
-from jobs.slurm.queue import SlurmError, ask, controller_parameter
+from jobs.slurm.queue import SlurmError, ask, controller_parameter, show_job
 
 _MAX_ARRAY_SIZE = 1001  # Slurm's default
 _ASK_SECONDS = 20.0
@@ -16,6 +16,24 @@ def array_limit() -> int:
     with contextlib.suppress(SlurmError, ValueError):
         return int(controller_parameter("MaxArraySize"))
     return _MAX_ARRAY_SIZE
+
+
+def is_cancelled_by_preemption(job: str) -> bool:
+    """Return whether Slurm has preempted the job and will not start it again.
+
+    A job that may not be requeued, or whose partition or QOS has PreemptMode=CANCEL, ends so.
+    """
+    with contextlib.suppress(SlurmError):
+        fields = show_job(job, _ASK_SECONDS)
+        if fields.get("PreemptTime", "None") in ("None", "N/A", "Unknown"):
+            return False
+        if fields.get("Requeue") == "0":
+            return True
+        partition = ask(["scontrol", "show", "partition", "-o", fields.get("Partition", "")], _ASK_SECONDS)
+        modes = [word.partition("=")[2] for word in partition.split() if word.startswith("PreemptMode=")]
+        modes += [mode for (mode,) in _rows("qos", [f"name={fields.get('QOS', '')}"], ["PreemptMode"])]
+        return any("CANCEL" in mode.upper() for mode in modes)
+    return False
 
 
 def submit_limit(cluster: ClusterProfile) -> int | None:

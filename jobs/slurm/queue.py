@@ -19,6 +19,7 @@ UNLISTED = "UNLISTED"  # Slurm answered without the job, which proves nothing ye
 # A job is gone if it is missing from all answers for so long: from those that list jobs or at least
 # name the columns, or from answers with nothing in them, which a failing client gives too.
 SECOND_LOOK_SECONDS, EMPTY_SECONDS = 10.0, 60.0
+_EMPTY_TRIES = 5  # of a question whose answer is never empty
 _UNKNOWN_TRIES = 3  # of a command that fails with words that are no known refusal
 _TIMEOUT_SECONDS = 60
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
@@ -247,15 +248,27 @@ def accounted_over(arrays: Mapping[str, str]) -> set[str]:
 
 
 def show_job(job: str, patience_seconds: float = 120.0) -> dict[str, str]:
-    """Return scontrol's fields of one job or array task, by key."""
+    """Return scontrol's fields of one job or array task, by key.
+
+    Raise SlurmSilentError at an answer without the job, which says nothing.
+    """
     out = ask(["scontrol", "show", "job", "-o", job], patience_seconds)
-    return dict(word.split("=", 1) for word in out.split() if "=" in word)
+    fields = dict(word.split("=", 1) for word in out.split() if "=" in word)
+    if "JobState" not in fields:
+        raise SlurmSilentError(f"scontrol: an answer without job {job}")
+    return fields
 
 
 def controller_parameter(name: str) -> str:
     """Return a parameter of the controller, such as MaxArraySize."""
-    match = re.search(rf"^{name}\s*=\s*(.*)$", ask(["scontrol", "show", "config"], 30), re.M)
-    return match[1].strip() if match else ""
+    for _ in range(_EMPTY_TRIES):
+        out = ask(["scontrol", "show", "config"], 30)
+        if match := re.search(rf"^{name}\s*=\s*(.*)$", out, re.M):
+            return match[1].strip()
+        if "=" in out:
+            break
+        time.sleep(_FIRST_WAIT_SECONDS)
+    return ""
 
 
 def cancel(jobs: Sequence[str]) -> None:

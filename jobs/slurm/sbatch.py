@@ -39,6 +39,7 @@ class Array:
     after: Sequence[str] = ()  # arrays that must end before this one starts
     # Bash script of the snapshot, which starts its own steps; gets `argument` and Python's words.
     script: str = ""
+    successor: str = ""  # module that is called with `argument` to submit what a job leaves to do
 
 
 class _Executor(SlurmExecutor):
@@ -57,7 +58,8 @@ def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     # Since Slurm 22.05, srun does not inherit --cpus-per-task from sbatch.
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", f"--cpus-per-task={cluster.threads_per_rank}"]
     rank = [*words, "-u", "-m", array.module, array.argument]
-    supervisor = [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds), "--"]
+    supervisor = [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds)]
+    supervisor += [*(["--successor", array.successor, array.argument] if array.successor else []), "--"]
     run = [["bash", str(array.code / array.script), array.argument], words] if array.script else [srun, rank]
     return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
 

@@ -23,6 +23,7 @@ from sweeps.state.folder import Sweep
 
 RANK_MODULE = "sweeps.execution.worker_main"
 RAY_SCRIPT = "slurm/ray_cluster.sbatch"
+SUCCESSOR = "sweeps.execution.successor"
 # Keys of the file, as in version 0.1 -> names here.
 _KEYS = {**RENAMED, "slots": "size", "slots_per_node": "workers_per_node"}
 
@@ -165,5 +166,15 @@ class Submission:
         workers, script = (self.allocation.workers, RAY_SCRIPT) if self.allocation else (self.size, "")
         comment, after = f"{workers} workers of {self.sweep_path}", tuple(self.after)
         return Array(
-            self.name, self.size, self.throttle, RANK_MODULE, str(self.path), Path(self.code), self.log_folder, comment, after, script
+            self.name,
+            self.size,
+            self.throttle,
+            RANK_MODULE,
+            str(self.path),
+            Path(self.code),
+            self.log_folder,
+            comment,
+            after,
+            script,
+            SUCCESSOR,
         )
