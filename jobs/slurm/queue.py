@@ -1,5 +1,7 @@
 """Query Slurm about our jobs. Silence or an empty answer is never taken for the end of a job."""
 
+import contextlib
+import datetime
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ UNLISTED = "UNLISTED"  # Slurm answered without the job, which proves nothing ye
 # A job is gone if it is missing from all answers for so long: from those that list jobs or at least
 # name the columns, or from answers with nothing in them, which a failing client gives too.
 SECOND_LOOK_SECONDS, EMPTY_SECONDS = 10.0, 60.0
+_CLOCKS_SECONDS = 600.0  # by which two clocks of a site may differ
 _EMPTY_TRIES = 5  # of a question whose answer is never empty
 _UNKNOWN_TRIES = 3  # of a command that fails with words that are no known refusal
 _TIMEOUT_SECONDS = 60
@@ -98,6 +101,16 @@ class Element:
         """Return the job ID of its array."""
         return self.id.partition("_")[0]
 
+    def is_older_than(self, when: float) -> bool:
+        """Return whether the job was submitted before `when`, in seconds since 1970, as far as known.
+
+        Clocks may differ by some minutes.
+        """
+        try:
+            return datetime.datetime.fromisoformat(self.submitted).timestamp() < when - _CLOCKS_SECONDS
+        except ValueError:
+            return False
+
 
 _FIELDS = ("JobArrayID", "State", "RestartCnt", "Reason", "NodeList", "Name", "SubmitTime", "StartTime")
 _TIME = r"\d{4}-\d\d-\d\dT[\d:]+|N/A|NONE|Unknown|"
@@ -125,6 +138,7 @@ class Queue:
         self._final: dict[str, str] = {}  # final states, from the accounting
         self._accounted: dict[str, str] = {}  # the accounting's answers since the last look
         self._over: set[str] = set()  # arrays of which the accounting has the end of every element
+        self._cluster, self._named = "", float("nan")  # the name, and the look at which it was asked for
         self.silent = False  # whether the last request got no answer
 
     def look_again(self) -> None:
@@ -195,20 +209,26 @@ class Queue:
         """Return the jobs whose names start with `prefix`."""
         return [e for e in self.elements().values() if e.name.startswith(prefix)]
 
-    def state(self, job: str) -> str:
-        """Return a job's state, UNLISTED or GONE without one, or "" if nothing is known now."""
+    def state(self, job: str, name: str = "") -> str:
+        """Return a job's state, UNLISTED or GONE without one, or "" if nothing is known now.
+
+        Numbers come again after years, or after a reinstallation. With `name`, a job of another
+        name is not the one that is meant.
+        """
         if job in self._final:
             return self._final[job]
         try:
             found = self.elements().get(job)
         except SlurmSilentError:
             return ""
-        if found is not None:
+        if found is not None and name in ("", found.name):
             return found.state
+        if found is not None:
+            return GONE
         if self.silent:
             return ""
         if job not in self._accounted:
-            self._accounted[job] = accounted_state(job)
+            self._accounted[job] = accounted_state(job, name)
         state = self._accounted[job]
         if state in _FINAL:
             self._final[job] = state
@@ -217,19 +237,36 @@ class Queue:
             return ""
         return GONE if self.is_gone(job) else UNLISTED
 
+    @property
+    def cluster(self) -> str:
+        """Return the name of the cluster whose jobs these are, or "" if Slurm does not say."""
+        if not self._cluster and self._named != self._looked:
+            self._named = self._looked  # if it does not answer, not again before the next look
+            with contextlib.suppress(SlurmError):
+                self._cluster = os.environ.get("SLURM_CLUSTER_NAME") or controller_parameter("ClusterName", 5)
+        return self._cluster
+
+    def is_elsewhere(self, cluster: str) -> bool:
+        """Return whether `cluster` is another one, whose jobs and numbers Slurm here does not know."""
+        return bool(cluster and self.cluster) and cluster != self.cluster
+
     def restarts(self, job: str) -> int | None:
         """Return how often a listed job was requeued, or None."""
         found = self.elements().get(job)
         return None if found is None else found.restarts
 
 
-def accounted_state(job: str) -> str:
-    """Return the state on record, "" without record or accounting, "?" without an answer."""
+def accounted_state(job: str, name: str = "") -> str:
+    """Return the state on record, "" without record or accounting, "?" without an answer.
+
+    With `name`, a record of a job of another name does not count.
+    """
     try:
-        out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "State"], patience_seconds=0)
+        out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "State,JobName"], patience_seconds=0)
     except SlurmError as error:
         return "" if "disabled" in str(error) else "?"
-    return next(iter(out.split()), "")
+    rows = [line.partition("|") for line in out.splitlines() if line.strip()]
+    return next((state.split()[0] for state, _, named in rows if state.strip() and name in ("", named)), "")
 
 
 def accounted_over(arrays: Mapping[str, str]) -> set[str]:
@@ -259,10 +296,10 @@ def show_job(job: str, patience_seconds: float = 120.0) -> dict[str, str]:
     return fields
 
 
-def controller_parameter(name: str) -> str:
-    """Return a parameter of the controller, such as MaxArraySize."""
+def controller_parameter(name: str, patience_seconds: float = 30.0) -> str:
+    """Return a parameter of the controller, such as MaxArraySize, or "" without it."""
     for _ in range(_EMPTY_TRIES):
-        out = ask(["scontrol", "show", "config"], 30)
+        out = ask(["scontrol", "show", "config"], patience_seconds)
         if match := re.search(rf"^{name}\s*=\s*(.*)$", out, re.M):
             return match[1].strip()
         if "=" in out:

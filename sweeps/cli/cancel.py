@@ -18,7 +18,9 @@ def cancel(view: View, trials: list[Trial]) -> str:
         state, past = view.state(trial), view.claims(trial)
         claims.cancel(sweep.trial_dir(trial))
         job = past[-1].slurm if past and state in (TrialState.running, TrialState.requeued) else None
-        if job is not None and not job.shared:  # a worker of a shared job stops by itself and takes another trial
+        # A worker of a shared job stops by itself and takes another trial, one on another cluster stops.
+        elsewhere = job is not None and view.watch.queue is not None and view.watch.queue.is_elsewhere(job.cluster)
+        if job is not None and not job.shared and not elsewhere:
             jobs.append(job.job)
     ended = len(jobs)
     engine = SlurmEngine.of(sweep, view.watch.queue) if view.watch.queue is not None else None

@@ -143,8 +143,8 @@ class SlurmEngine:
         current, shared, live = self.trial_of_job(view), self._allocations(), self.live()
         withdrawn, listed = None, {e.id for e in live}
         running = [t for t in self.sweep.trials if view.state(t) is TrialState.running]
-        owners = [c.slurm for t in running for c in view.claims(t)[-1:]]
-        count = sum(start is None or start.job not in listed for start in owners)
+        owners = [self._claims_here(view.claims(t)[-1:]) for t in running]
+        count = sum(not own or own[0].slurm is None or own[0].slurm.job not in listed for own in owners)
         for element in live:
             state = current.get(element.id)
             started = element.state != "PENDING" or element.restarts > 0
@@ -164,8 +164,12 @@ class SlurmEngine:
 
     def trial_of_job(self, view: View) -> dict[str, TrialState]:
         """Return job -> state of the trial that it claimed last."""
-        ends = [(past[-1], view.state(t)) for t in self.sweep.trials if (past := view.claims(t))]
+        ends = [(past[-1], view.state(t)) for t in self.sweep.trials if (past := self._claims_here(view.claims(t)))]
         return {last.slurm.job: state for last, state in sorted(ends, key=lambda end: end[0].time) if last.slurm is not None}
+
+    def _claims_here(self, past: list[claims.Claim]) -> list[claims.Claim]:
+        """Return the claims that no job of another cluster made: its numbers mean other jobs here."""
+        return [c for c in past if c.slurm is None or not self.queue.is_elsewhere(c.slurm.cluster)]
 
     def _withdrawn_jobs(self) -> set[str]:
         ours = {t.signature for t in self.sweep.trials}
@@ -173,7 +177,7 @@ class SlurmEngine:
         for folder in (self.sweep.path / "trials").glob("*"):
             if folder.name not in ours:
                 with contextlib.suppress(ValueError):  # a claim that cannot be read
-                    jobs |= {c.slurm.job for c in claims.history(folder)[-1:] if c.slurm}
+                    jobs |= {c.slurm.job for c in self._claims_here(claims.history(folder)[-1:]) if c.slurm}
         return jobs
 
     def missing(self, view: View) -> int:

@@ -4,8 +4,9 @@ A claim is the file `trials/<run ID>/claim/<attempt>.json`, created whole and ex
 highest attempt owns the trial, and its owner touches the file every HEARTBEAT_SECONDS. A process
 that finds the owner dead creates the next attempt.
 
-Slurm says whether an owner in a Slurm job lives. Without Slurm, and for one worker of a running job
-that has many, the process table decides on this machine and the heartbeat elsewhere.
+Slurm says whether an owner in a Slurm job lives. Without Slurm, for jobs of another cluster, and for
+one worker of a running job that has many, the process table decides on this machine and the
+heartbeat elsewhere. A job is known by its cluster, its name and its number.
 """
 
 import contextlib
@@ -99,6 +100,7 @@ class SlurmStart:
     code: str  # snapshot that the job runs
     # The job also runs other trials: those of an allocation, or of a search's worker.
     shared: bool = False
+    name: str = ""  # of the job, with which its number is looked up; "" before version 0.2
 
     @staticmethod
     def me(gpus: float, log: str, code: str, environment: Mapping[str, str] = os.environ, shared: bool = False) -> "SlurmStart | None":
@@ -107,7 +109,8 @@ class SlurmStart:
         if not job:
             return None
         node = environment.get("SLURMD_NODENAME" if shared else "SLURM_JOB_NODELIST", platform.node())
-        return SlurmStart(environment.get("SLURM_CLUSTER_NAME", ""), job, own_restart(environment), node, gpus, log, code, shared)
+        cluster, name = environment.get("SLURM_CLUSTER_NAME", ""), environment.get("SLURM_JOB_NAME", "")
+        return SlurmStart(cluster, job, own_restart(environment), node, gpus, log, code, shared, name)
 
     @property
     def driver(self) -> str:
@@ -134,7 +137,8 @@ class Claim:
             raise TypeError(f"epoch must be the number in the file's name; got {values['epoch']}")
         known = {**{k: v for k, v in values.items() if k != "epoch"}, "attempt": attempt}
         if isinstance(known["slurm"], dict):
-            known["slurm"] = {f.name: known["slurm"][f.name] for f in fields(SlurmStart)}
+            given = {"name": "", **known["slurm"]}
+            known["slurm"] = {f.name: given[f.name] for f in fields(SlurmStart)}
         return build(Claim, known)
 
 
@@ -242,7 +246,7 @@ class Watch:
             return Standing.cancelled
         if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
             return Standing.alive if self._lives_in_this_job(trial_dir, claim, claim.slurm, names) else Standing.dead
-        if claim.slurm is not None and self.queue is not None:
+        if claim.slurm is not None and self.queue is not None and not self.queue.is_elsewhere(claim.slurm.cluster):
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
 
@@ -258,7 +262,7 @@ class Watch:
 
     def _standing_in_slurm(self, trial_dir: Path, claim: Claim, start: SlurmStart, queue: Queue, names: frozenset[str]) -> Standing:
         ended = bool(_ended(names, claim.attempt))
-        state = queue.state(start.job)
+        state = queue.state(start.job, start.name) if start.name else queue.state(start.job)
         if state == "CANCELLED" and _name(claim.attempt, "resumed") not in names:
             with contextlib.suppress(OSError):
                 _path(trial_dir, claim.attempt, "cancelled").touch()  # Slurm forgets it in minutes

@@ -113,8 +113,11 @@ class Submission:
         write_atomic(self.file(self.sweep_path, self.number, "job"), job + "\n")
 
     def listed(self, queue: Queue) -> Element | None:
-        """Return an element of the array that `queue` lists by its name, or None."""
-        return next((e for e in queue.named(self.name) if e.name == self.name), None)
+        """Return an element of the array that `queue` lists by its name, or None.
+
+        A job that is older than this submission is one of a folder that was here before.
+        """
+        return next((e for e in queue.named(self.name) if e.name == self.name and not e.is_older_than(self.time)), None)
 
     @property
     def is_void(self) -> bool:

@@ -1,5 +1,6 @@
 """What each state that Slurm documents means to us; Slurm's own words are put in its mouth."""
 
+import datetime
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -160,6 +161,37 @@ def test_a_job_that_one_answer_lacks_is_gone_at_a_second_look_later(
     clock.now += seconds
     assert queue.state("7_3") == GONE
     assert "7_3" not in queue.elements()
+
+
+def test_a_job_is_known_by_its_name_beside_its_number(said: dict[str, str], clock: Clock) -> None:
+    said |= {"squeue": LISTED, "sacct": "CANCELLED by 0|somebody-elses\nTIMEOUT|y-0001\n"}
+    queue = Queue(refresh_seconds=0)
+    assert queue.state("7_3", "x-0001") == "RUNNING"
+    assert queue.state("7_3", "y-0001") == GONE  # numbers come again
+    assert queue.state("8_1", "x-0001") == UNLISTED
+    assert queue.state("8_1", "y-0001") == "TIMEOUT"
+
+
+@pytest.mark.parametrize(("here", "elsewhere"), [("mini", False), ("other", True), ("", False)])
+def test_the_cluster_is_known_by_its_name(here: str, elsewhere: bool, said: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CLUSTER_NAME", raising=False)
+    said["scontrol"] = f"ClusterName             = {here}\n" if here else "MaxArraySize = 5\n"
+    queue = Queue()
+    assert [queue.is_elsewhere("mini") for _ in range(3)] == [elsewhere] * 3
+    assert said["asked"] == "scontrol "
+    assert not queue.is_elsewhere("")  # of a claim that does not say
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "mini")
+    assert not Queue().is_elsewhere("mini")
+
+
+def test_a_job_that_was_submitted_long_before_is_older_and_one_without_a_time_is_not() -> None:
+    def job(submitted: str) -> Element:
+        return Element("7_3", "RUNNING", 0, "None", "", "x-0001", submitted)
+
+    when = datetime.datetime(2026, 11, 28, 20, 0).timestamp()
+    assert job("2026-11-28T19:00:00").is_older_than(when)
+    assert not job("2026-11-28T19:55:00").is_older_than(when)  # two clocks
+    assert not any(job(text).is_older_than(when) for text in ("2026-11-28T20:30:00", "N/A", ""))
 
 
 def test_silence_between_two_looks_proves_nothing(said: dict[str, str], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

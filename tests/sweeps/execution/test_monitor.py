@@ -61,6 +61,9 @@ class Jobs:
     def look_again(self) -> None:
         pass
 
+    def is_elsewhere(self, cluster: str) -> bool:
+        return False
+
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:

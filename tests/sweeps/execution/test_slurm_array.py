@@ -101,6 +101,9 @@ class StubQueue:
     def restarts(self, job: str) -> int:
         return self._restarts
 
+    def is_elsewhere(self, cluster: str) -> bool:
+        return cluster == "far"
+
 
 START = SlurmStart("mini", "7_3", 0, "gpu01", 4, "/log", "/code")
 
@@ -225,6 +228,9 @@ class Listed:
     def in_doubt(self, arrays: object) -> set[str]:
         return set()
 
+    def is_elsewhere(self, cluster: str) -> bool:
+        return False
+
 
 def test_one_allocation_is_asked_for_and_serves_all_that_is_left(tmp_path: Path) -> None:
     trials = [Trial(i, f"s{i}", 42, {}, f"{i}") for i in range(5)]
@@ -297,6 +303,16 @@ def test_before_the_second_look_a_sign_of_life_counts_and_what_has_saved_may_sta
     for path in (released, tmp_path / "claim" / "000001.json"):
         os.utime(path, (time.time() - 200, time.time() - 200))
     assert standing(tmp_path, claimed, slurm.UNLISTED) is Standing.dead
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETED", "PENDING", slurm.GONE, ""])
+def test_a_job_of_another_cluster_is_judged_by_its_heartbeat_and_nothing_is_written(tmp_path: Path, claimed: Claim, state: str) -> None:
+    """Its number means another job here."""
+    far, before = replace(claimed, slurm=replace(START, cluster="far")), claims.listing(tmp_path)
+    assert standing(tmp_path, far, state) is Standing.alive
+    assert claims.listing(tmp_path) == before
+    (tmp_path / "claim" / "000001.released").touch()
+    assert standing(tmp_path, far, state) is Standing.dead
 
 
 def test_a_cancelled_job_is_remembered_until_the_trial_is_taken_up(tmp_path: Path, claimed: Claim) -> None:
