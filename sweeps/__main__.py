@@ -46,7 +46,8 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            for line in (*found["damaged"], *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
+            waits = [w["line"] for w in found["waiting"]]
+            for line in (*waits, *found["damaged"], *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":

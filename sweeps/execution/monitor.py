@@ -22,7 +22,7 @@ from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.execution.submitting import QueueFullError
 from sweeps.report import aggregate, tables
-from sweeps.report.status import counts_line, damaged_lines, live_table, sweep_status, unlisted_line, warning_lines
+from sweeps.report.status import counts_line, damaged_lines, live_table, sweep_status, unlisted_line, waiting_jobs, warning_lines
 from sweeps.report.usage import advice_lines, await_records
 from sweeps.search.search import is_over
 from sweeps.state.folder import Sweep, TrialState, View
@@ -142,7 +142,7 @@ class SlurmWatch:
         self.folder, self.console = folder, console
         self.queue = Queue(refresh_seconds=_LOOK_SECONDS / 2)
         self.read = float("-inf")
-        self.held: set[str] = set()
+        self.waited_for: set[tuple[str, str]] = set()
         self.full_until = float("-inf")
         self.reload()
         self.missing_before = 0
@@ -202,7 +202,7 @@ class SlurmWatch:
                 self.reload()
                 watcher.view = self.view
                 watcher.show()
-                self.warn_of_held()
+                self.say_why_jobs_wait()
                 if is_over(self.view) or not self.repair():
                     break
                 time.sleep(_LOOK_SECONDS)
@@ -211,13 +211,12 @@ class SlurmWatch:
         self.console.print(f"{counts_line(sweep_status(self.view))}; run the same command to resume what was cancelled", soft_wrap=True)
         return INTERRUPTED
 
-    def warn_of_held(self) -> None:
-        """Print, once per job, that Slurm holds it until a person releases it."""
-        for element in self.engine.live():
-            if "held" in element.reason.lower() and element.id not in self.held:
-                self.held.add(element.id)
-                line = f"job {element.id} is held ({element.reason}); to release it: scontrol release {element.id}"
-                self.console.print(line, highlight=False)
+    def say_why_jobs_wait(self) -> None:
+        """Print, once per array and reason, why jobs wait, and what to do if they cannot start."""
+        for found in waiting_jobs(self.view):
+            if (found.array, found.reason) not in self.waited_for:
+                self.waited_for.add((found.array, found.reason))
+                self.console.print(found.line, highlight=False, soft_wrap=True)
 
 
 def main() -> int:

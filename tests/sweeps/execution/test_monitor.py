@@ -170,8 +170,8 @@ def test_a_held_job_is_said_once(sweep: Sweep, console: Console, watching: Calla
     found = watching(j7_0="PENDING", j7_1="PENDING")
     found.queue.listed[1] = replace(found.queue.listed[1], reason="JobHeldUser")  # type: ignore[attr-defined]
     for _ in range(3):
-        found.warn_of_held()
-    assert said(console) == ["job 7_1 is held (JobHeldUser); to release it: scontrol release 7_1"]
+        found.say_why_jobs_wait()
+    assert said(console) == ["job 7_1 is held (JobHeldUser); to release: scontrol release 7_1"]
 
 
 @pytest.mark.parametrize(("status", "missing", "exit_status"), [("completed", {}, 0), ("completed", {"knn": "why"}, 1), ("failed", {}, 1)])
