@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from jobs.slurm.queue import Element, SlurmError, ask, show_job
 
+NOT_SCHEDULED = "Slurm has not looked at it yet"
 _ASK_SECONDS = 5.0
 # Reasons (squeue(1), job_reason_codes) of jobs that wait for ever unless somebody changes something.
 _NEVER = {
@@ -66,7 +67,7 @@ def waiting(elements: Iterable[Element]) -> list[Waiting]:
     found = []
     for (_, reason), alike in groups.items():
         starts = sorted(e.start for e in alike if e.start[:1].isdigit())
-        shown = "not looked at yet" if reason in ("None", "") else reason
+        shown = NOT_SCHEDULED if reason in ("None", "") else reason
         jobs = [e.id for e in alike]
         found.append(Waiting(jobs, shown, next(iter(starts), ""), remedy(reason, jobs)))
     return found

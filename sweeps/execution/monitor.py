@@ -18,6 +18,7 @@ from rich.text import Text
 
 from jobs.cli import INTERRUPTED, begun, exit_status, handling, printable, scores_later
 from jobs.slurm.queue import Queue, SlurmError
+from jobs.slurm.waiting import NOT_SCHEDULED
 from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.execution.submitting import QueueFullError
@@ -214,7 +215,7 @@ class SlurmWatch:
     def say_why_jobs_wait(self) -> None:
         """Print, once per array and reason, why jobs wait, and what to do if they cannot start."""
         for found in waiting_jobs(self.view):
-            if (found.array, found.reason) not in self.waited_for:
+            if found.reason != NOT_SCHEDULED and (found.array, found.reason) not in self.waited_for:
                 self.waited_for.add((found.array, found.reason))
                 self.console.print(found.line, highlight=False, soft_wrap=True)
 

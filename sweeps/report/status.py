@@ -122,16 +122,8 @@ def sweep_status(view: View) -> dict[str, Any]:
     chosen = view.sweep.search
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     waits = [{**asdict(w), "line": w.line} for w in waiting_jobs(view)]
-    looked = {
-        "waiting": waits,
-        "name": name,
-        "scale": scale,
-        "counts": counts,
-        "gpu_hours": hours,
-        "slurm_silent": silent,
-        "trials": trials,
-    }
-    return {**looked, "rungs": view.sweep.rungs, "search": search, "damaged": damaged_lines(view)}
+    looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
+    return {**looked, "waiting": waits, "rungs": view.sweep.rungs, "search": search, "damaged": damaged_lines(view)}
 
 
 def waiting_jobs(view: View) -> list[Waiting]:
