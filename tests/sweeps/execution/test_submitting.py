@@ -1,7 +1,10 @@
 """One array is submitted exactly once, whatever sbatch and squeue answer; both are played here, and time is the test's."""
 
+import contextlib
 import os
+import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ import pytest
 from jobs.config import compose_job
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import Queue, SlurmError, SlurmSilentError
-from sweeps.execution import slurm_array, submitting
+from jobs.slurm.sbatch import render
+from jobs.slurm.supervisor import AGAIN
+from sweeps.execution import slurm_array, submitting, successor
 from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.execution.submitting import QueueFullError
 from sweeps.spec.sweep import ScaleName, Trial
@@ -17,6 +22,7 @@ from sweeps.state import claims
 from sweeps.state.claims import SlurmStart
 from sweeps.state.folder import Sweep, View
 from sweeps.state.submission import Submission
+from tests.support.sample import seeded
 
 CLUSTER = compose_job(["cluster=test_cluster", "max_parallel=0"]).cluster
 AWAY = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
@@ -189,3 +195,143 @@ def test_a_trial_with_a_fresh_heartbeat_needs_no_worker_although_its_job_is_not_
     old = time.time() - 1000
     os.utime(beat, (old, old))
     assert engine.missing(View(engine.sweep, queue=engine.queue)) == 39
+
+
+# Limits on queued jobs.
+
+
+def test_what_fits_is_submitted_and_one_job_left_over_for_a_successor(
+    engine: SlurmEngine, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_array, "submit_limit", lambda cluster: 10)
+    site.jobs["7"] = "another", 2, "RUNNING"
+    site.jobs["8"] = "another", 5, "COMPLETED"
+    assert submitted(engine, 40) == [7]
+    assert "at most 10" in engine.refused
+    assert submitted(engine, 1) == [1]
+    assert engine.refused == ""
+    with pytest.raises(QueueFullError, match="at most 10"):
+        submitted(engine, 33)
+    assert site.calls == [7, 1]
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(4, [2, 2]), (25, [20, 5]), (1, [1]), (40, [40])])
+def test_a_limit_that_slurm_does_not_show_is_met_by_halving(limit: int, sizes: list[int], engine: SlurmEngine, site: Site) -> None:
+    site.limit = limit
+    assert submitted(engine, 40) == sizes
+    assert sum(n for _, n, _ in site.jobs.values()) == limit
+    assert ("AssocMaxSubmitJobLimit" in engine.refused) is (limit < 40)
+    assert len({s.name for s in Submission.all_of(engine.sweep)}) == len(Submission.all_of(engine.sweep))
+    assert any(s.was_full for s in Submission.all_of(engine.sweep)) is (limit < 40)
+
+
+def test_a_refusal_half_way_keeps_what_was_submitted_and_sbatchs_own_words(
+    engine: SlurmEngine, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_array, "array_limit", lambda: 20)
+    site.sbatch = ["", WRONG]
+    assert submitted(engine, 40) == [20]
+    assert engine.refused.endswith("Invalid account or account/partition combination specified")
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_without_arrays_each_worker_is_a_job_of_its_own_and_no_more_run_at_once_than_may(
+    limit: int, engine: SlurmEngine, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_array, "array_limit", lambda: limit)
+    engine.cluster = replace(engine.cluster, max_parallel=2)
+    assert submitted(engine, 5) == [1] * 5
+    made = Submission.all_of(engine.sweep)
+    assert [s.throttle for s in made] == [0] * 5
+    assert [s.after for s in made] == [[], [], ["100"], ["101"], ["102"]]
+    script = render(made[0].job_profile, made[0].array())
+    assert "--array" not in script
+    assert f"--output={made[0].log_folder}/%j.log" in script
+
+
+# What a job does with what it leaves.
+
+
+def test_a_job_that_ends_submits_the_rest_as_far_as_it_fits_and_else_goes_on_itself(
+    engine: SlurmEngine, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_array, "submit_limit", lambda cluster: 4)
+    site.jobs["7"] = f"{engine.prefix}0001", 3, "RUNNING"
+    engine.leaving = "7_0"
+    assert successor.hand_on(engine, stopped=False) == 0
+    assert site.calls == [1]
+    assert successor.hand_on(engine, stopped=False) == AGAIN
+    assert site.calls == [1]
+
+
+def test_the_successor_of_a_job_that_was_stopped_waits_for_room(engine: SlurmEngine, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_array, "submit_limit", lambda cluster: 3)
+    site.jobs["7"] = f"{engine.prefix}0001", 3, "RUNNING"
+    engine.leaving, slept = "7_0", site.sleep
+
+    def sleep(seconds: float) -> None:
+        slept(seconds)
+        if site.now > 1010:
+            site.jobs["7"] = f"{engine.prefix}0001", 2, "RUNNING"
+
+    monkeypatch.setattr(submitting.time, "sleep", sleep)
+    assert successor.hand_on(engine, stopped=True) == 0
+    assert site.calls == [1]
+    assert site.now < 1030
+
+
+def test_it_does_not_wait_for_ever_and_never_submits_for_what_others_run(
+    engine: SlurmEngine, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_array, "submit_limit", lambda cluster: 3)
+    site.jobs["7"] = f"{engine.prefix}0001", 3, "RUNNING"
+    engine.leaving = "7_0"
+    assert successor.hand_on(engine, stopped=True) == 0
+    assert (site.calls, site.now < 1060) == ([], True)
+    site.jobs["8"] = f"{engine.prefix}0002", 38, "PENDING"
+    assert successor.hand_on(engine, stopped=False) == 0
+    assert site.calls == []
+
+
+def test_where_a_limit_was_met_before_a_job_tries_one_more(engine: SlurmEngine, site: Site) -> None:
+    site.limit = 4
+    submitted(engine, 40)
+    site.calls.clear()
+    engine.leaving = "100_0"
+    assert successor.hand_on(engine, stopped=False) == AGAIN
+    assert site.calls == [1]
+
+
+# Bad answers of every kind, drawn by a seed.
+
+
+@seeded
+def test_of_many_calls_a_third_goes_wrong_and_each_worker_is_queued_once(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch, seed: str
+) -> None:
+    monkeypatch.setattr(submitting.time, "time", lambda: site.now + 1.8e9)
+    ask, draw, calls = site.ask, random.Random(seed), 0
+
+    def badly(command: list[str], patience_seconds: float = 0.0) -> str:
+        nonlocal calls
+        calls += 1
+        kind = draw.choice(["silent", "late", "empty", "banner"]) if draw.random() < 0.3 else ""
+        if kind == "silent":
+            raise SlurmSilentError("no answer")
+        site.now += 4 * (kind == "late")
+        return "" if kind == "empty" else f"  Welcome | to\n{ask(command)}" if kind == "banner" else ask(command)
+
+    monkeypatch.setattr(slurm, "ask", badly)
+    for number in range(12):
+        trials = [Trial(i, f"s{i}", 42, {}, f"trial{i}") for i in range(7)]
+        sweep = Sweep(tmp_path / str(number), "x", "?", ScaleName.smoke, "o", [], {}, trials)
+        site.jobs.clear()
+        site.sbatch = [draw.choice([AWAY, LOST, FOREIGN, ""]) if draw.random() < 0.5 else "" for _ in range(9)]
+        for _command in range(8):  # some of them give up; the next one goes on
+            looking = SlurmEngine(sweep, CLUSTER, Path("/code"), Queue(refresh_seconds=0))
+            with contextlib.suppress(SlurmError, slurm_array.RacedError):
+                looking.settle(lambda text: None)
+                if (missing := looking.missing(View(sweep, queue=looking.queue))) > 0:
+                    looking.submit(missing)
+        assert [n for _, n, _ in site.jobs.values()] == [7], f"sweep {number} after {calls} calls"
+    assert calls > 200
