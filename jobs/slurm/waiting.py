@@ -22,11 +22,11 @@ _NEVER = {
     r"(Assoc|QOS)Max\w*PerJob\w*": "one job asks for more than the limit: lower what a trial takes, or use another qos",
     r"(Assoc|QOS)Max\w*PerNode\w*": "one job asks for more than the limit of a node: lower what a trial takes, or use another qos",
     r"QOSMin\w*": "the job asks for less than the qos requires: use another qos",
-    r"(Assoc|QOS)Grp\w*(Run)?Minutes\w*": "the account's budget does not suffice: ask for more, or use another account",
+    r"(Assoc|QOS)Grp(?!\w*Run)\w*Minutes\w*": "the account's budget does not suffice: ask for more, or use another account",
 }
 _HELD = re.compile("held", re.I)  # JobHeldUser, JobHeldAdmin, launch failed requeued held
 # Limits of all jobs together: a job waits for others, unless it alone asks for more.
-_TOGETHER = re.compile(r"(Assoc|QOS)(Grp|Max)(CPU|Cpu|GRES|Mem|Memory|Node|TRES|Billing)\w*", re.I)
+_TOGETHER = re.compile(r"(Assoc|QOS)(Grp|Max)(?!\w*Minutes)(CPU|Cpu|GRES|Mem|Memory|Node|TRES|Billing)\w*", re.I)
 _KINDS = {"cpu": "cpu", "gres": "gres/gpu", "mem": "mem", "memory": "mem", "node": "node", "billing": "billing"}
 _UNITS = {"": 1.0, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
 

@@ -214,6 +214,22 @@ class SlurmEngine:
         cancelled = [e for e in self.queue.named(self.prefix) if e.state == "CANCELLED"]
         return {e.id for e in cancelled if e.id not in current or e.name in shared}
 
+    def given_up(self, view: View) -> int:
+        """Return how many workers, submitted since the last command, a person ended before they began.
+
+        A worker that Slurm no longer lists, and that never claimed a trial, counts as well: whether
+        it was cancelled cannot be known. Only a command submits others for these.
+        """
+        since = (self.sweep.path / "sweep.json").stat().st_mtime
+        begun = {c.slurm.job for t in self.sweep.trials for c in view.claims(t) if c.slurm}
+        listed, count = self.queue.elements(), 0
+        for made in Submission.all_of(self.sweep):
+            if made.job and made.allocation is None and made.path.stat().st_mtime >= since:
+                ids = [f"{made.job}_{i}" for i in range(made.size)] if made.throttle else [made.job]
+                found = [listed.get(job) for job in ids if job not in begun]
+                count += sum(e is None or e.state == "CANCELLED" for e in found)
+        return count
+
     def withdraw(self, workers: int) -> int:
         """Cancel up to `workers` array tasks that have not started; return how many."""
         # Ask again: a task that has started meanwhile has a trial. `scancel --state=PENDING 7_1`

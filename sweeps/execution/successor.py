@@ -37,7 +37,8 @@ def hand_on(engine: SlurmEngine, stopped: bool, longest_seconds: float = _LONGES
     while True:
         engine.queue.look_again()
         try:
-            missing = engine.missing(View(engine.sweep, queue=engine.queue))
+            view = View(engine.sweep, queue=engine.queue)
+            missing = engine.missing(view) - engine.given_up(view)
             if missing <= 0:
                 return 0
             # Where the limit is not known, each job that ends tries one more.

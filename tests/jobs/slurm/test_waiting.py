@@ -47,7 +47,7 @@ def test_jobs_of_one_array_that_wait_for_the_same_are_one_line_with_the_first_ex
         ("QOSMaxGRESPerNode", "limit of a node"),
         ("QOSMinGRES", "another qos"),
         ("AssocGrpCPUMinutesLimit", "budget"),
-        ("QOSGrpBillingRunMinutes", "budget"),
+        ("QOSGrpBillingMinutes", "budget"),
         ("AccountNotAllowed", "set account"),
         ("InvalidQOS", "set qos"),
         ("DependencyNeverSatisfied", "run the sweep's command again"),
@@ -68,7 +68,18 @@ def test_a_held_job_is_released_by_a_person(reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["Priority", "Resources", "Dependency", "BeginTime", "Licenses", "Reservation", "ReqNodeNotAvail, Reserved for maintenance"]
+    "reason",
+    [
+        "Priority",
+        "Resources",
+        "AssocGrpCPURunMinutesLimit",
+        "QOSGrpMemRunMinutes",
+        "Dependency",
+        "BeginTime",
+        "Licenses",
+        "Reservation",
+        "ReqNodeNotAvail, Reserved for maintenance",
+    ],
 )
 def test_a_reason_that_passes_needs_no_remedy(reason: str) -> None:
     assert not waiting([job("7_0", reason)])[0].remedy

@@ -82,6 +82,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Site:
 def engine(tmp_path: Path, site: Site) -> SlurmEngine:
     trials = [Trial(i, f"s{i}", 42, {}, f"trial{i}") for i in range(40)]
     sweep = Sweep(tmp_path, "x", "?", ScaleName.smoke, "o", [], {}, trials)
+    sweep.write()
     return SlurmEngine(sweep, CLUSTER, Path("/code"), Queue(refresh_seconds=0))
 
 
@@ -291,6 +292,23 @@ def test_it_does_not_wait_for_ever_and_never_submits_for_what_others_run(
     site.jobs["8"] = f"{engine.prefix}0002", 38, "PENDING"
     assert successor.hand_on(engine, stopped=False) == 0
     assert site.calls == []
+
+
+def test_what_a_person_cancelled_is_submitted_again_by_a_command_alone(engine: SlurmEngine, site: Site) -> None:
+    submitted(engine, 40)
+    (made,) = Submission.all_of(engine.sweep)
+    site.jobs["100"] = made.name, 40, "CANCELLED"
+    start = SlurmStart("", "100_5", 0, "gpu01", 4, "/log", "/code", name=made.name)
+    assert claims.claim(engine.sweep.trial_dir(engine.sweep.trials[5]), 1, start.driver, 0, start)
+    engine.leaving = "100_5"
+    assert successor.hand_on(engine, stopped=False) == 0
+    site.now += 1000
+    site.jobs["100"] = made.name, 0, ""  # Slurm has forgotten them
+    engine.queue.look_again()
+    assert engine.given_up(View(engine.sweep, queue=engine.queue)) == 39
+    later = time.time() + 100
+    os.utime(engine.sweep.path / "sweep.json", (later, later))  # a command has run since
+    assert engine.given_up(View(engine.sweep, queue=engine.queue)) == 0
 
 
 def test_where_a_limit_was_met_before_a_job_tries_one_more(engine: SlurmEngine, site: Site) -> None:
