@@ -41,6 +41,7 @@ def check_once(sweep: SweepOnSlurm, trials: int) -> list[list[claims.Claim]]:
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4]
         assert (folder / "log" / "train.log").read_text().count("begins after epoch") == len(claims.history(folder))
+        assert {c.slurm.name for c in claims.history(folder) if c.slurm} <= {s.name for s in Submission.all_of(sweep.sweep)}
         assert json.loads((folder / "result.json").read_text())["status"] == "completed"
     return [claims.history(folder) for folder in folders]
 
