@@ -70,15 +70,8 @@ def test_a_held_job_is_released_by_a_person(reason: str) -> None:
 @pytest.mark.parametrize(
     "reason",
     [
-        "Priority",
-        "Resources",
-        "AssocGrpCPURunMinutesLimit",
-        "QOSGrpMemRunMinutes",
-        "Dependency",
-        "BeginTime",
-        "Licenses",
-        "Reservation",
-        "ReqNodeNotAvail, Reserved for maintenance",
+        *("Priority", "Resources", "Dependency", "BeginTime", "Licenses", "Reservation"),
+        *("AssocGrpCPURunMinutesLimit", "QOSGrpMemRunMinutes", "ReqNodeNotAvail, Reserved for maintenance"),
     ],
 )
 def test_a_reason_that_passes_needs_no_remedy(reason: str) -> None:
