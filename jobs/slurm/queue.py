@@ -137,7 +137,7 @@ class Queue:
         self._missed: dict[str, float] = {}
         self._final: dict[str, str] = {}  # final states, from the accounting
         self._accounted: dict[str, str] = {}  # the accounting's answers since the last look
-        self._over: set[str] = set()  # arrays of which the accounting has the end of every element
+        self._over: set[str] = set()  # arrays that are gone, or of which the accounting has every end
         self._cluster, self._named = "", float("nan")  # the name, and the look at which it was asked for
         self.silent = False  # whether the last request got no answer
 
@@ -197,8 +197,8 @@ class Queue:
         missing = {job: name for job, (name, _) in arrays.items() if (job, name) not in listed and job not in self._over}
         if missing:
             self._over |= accounted_over(missing)
-        gone = {job for job in missing if self.is_gone(job) and arrays[job][1] > EMPTY_SECONDS}
-        return missing.keys() - self._over - gone
+        self._over |= {job for job in missing if self.is_gone(job) and arrays[job][1] > EMPTY_SECONDS}
+        return missing.keys() - self._over
 
     def _known(self) -> Mapping[str, Element]:
         if not self._answered:
@@ -312,6 +312,12 @@ def cancel(jobs: Sequence[str]) -> None:
     """End `jobs`, which may be arrays or array tasks. Jobs that have ended are skipped."""
     if jobs:
         ask(["scancel", "--quiet", *jobs])
+
+
+def cancel_named(names: Sequence[str]) -> None:
+    """End our jobs of these names, also those that Slurm does not list now."""
+    for name in names:
+        ask(["scancel", "--quiet", "--name", name])
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:

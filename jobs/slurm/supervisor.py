@@ -106,7 +106,7 @@ class Supervisor:
     """Runner of one command in one job until it is done, or the job is requeued or given up."""
 
     def __init__(self, command: Sequence[str], job: str, margin_seconds: float, successor: Sequence[str] = ()) -> None:
-        """`successor` are the module and the argument of what hands on the work, or empty."""
+        """`successor` are the module and the argument of what submits the rest, or empty."""
         self.command, self.job, self.margin, self.successor = list(command), job, margin_seconds, list(successor)
         self.asked_to_stop = False
 
@@ -132,7 +132,7 @@ class Supervisor:
             if time.monotonic() >= deadline:
                 return None
 
-    def hand_on(self, *why: str) -> bool:
+    def call_successor(self, *why: str) -> bool:
         """Let the successor submit what is left to do; return whether this job should go on itself."""
         if not self.successor:
             return False
@@ -143,8 +143,8 @@ class Supervisor:
             return False
 
     def goes_on(self, since: float) -> bool:
-        """Hand on after a command that ended well; return whether to run it once more in this job."""
-        again = self.hand_on("--ended-since", f"{since:.3f}")
+        """Call the successor after a command that ended well; return whether to run it once more in this job."""
+        again = self.call_successor("--ended-since", f"{since:.3f}")
         return again and not self.asked_to_stop and seconds_left(self.job) > 10 * self.margin
 
     def run(self) -> int:
@@ -163,12 +163,12 @@ class Supervisor:
             if state != "RUNNING":
                 say(f"status {status}; the job is {state}: Slurm decides what comes next")
                 if self.successor and is_cancelled_by_preemption(self.job):
-                    self.hand_on("--stopped")
+                    self.call_successor("--stopped")
                 return INTERRUPTED
             if status is None or status == STOPPED or self.asked_to_stop:
                 say("stopped before the time limit" if status is None else f"status {status}, asked to stop: requeueing {self.job}")
                 if not requeue(self.job):
-                    self.hand_on("--stopped")
+                    self.call_successor("--stopped")
                 return INTERRUPTED
             deaths = deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1
             if deaths >= DEATHS_ALLOWED:

@@ -31,5 +31,6 @@ def cancel(view: View, trials: list[Trial]) -> str:
         else:
             live = [e.id for e in engine.live()]
             slurm.cancel(live)
+            slurm.cancel_named([made.name for made in engine.in_doubt()])
             ended = len(live)
     return f"{len(chosen)} trials cancelled, {ended} jobs ended; run the sweep's command to resume them"

@@ -151,7 +151,7 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
             # The jobs that are queued submit the rest. A command that stays does so too.
             if not engine.live() and (asked.detach or not Submission.all_of(sweep)):
                 raise
-            say(f"nothing submitted for now, {missing} workers are still to come: {error}")
+            say(f"nothing submitted, {missing} workers wait for room in the queue: {error}")
             return True
         for made in arrays:
             begun()
@@ -159,6 +159,6 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
             say(f"submitted job {made.job}: {made.what}{after}")
         left = missing - sum(made.size for made in arrays) if engine.allocation is None else 0
         if engine.refused:
-            say(f"{left} of {missing} workers are still to come, submitted by the jobs as they end: {engine.refused}")
+            say(f"{left} of {missing} workers are not submitted yet; the jobs submit them as they end: {engine.refused}")
         if engine.refused or left <= 0:
             return True

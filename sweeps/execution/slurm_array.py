@@ -101,17 +101,19 @@ class SlurmEngine:
         self.queue.look_again()
         if undecided := [s for s in self._open_ones() if not self._decide(s, say)]:
             return f"waiting for a submission that {undecided[0].writer.host} has begun"
-        if missing := sorted(self._in_doubt()):
+        if missing := [s.job for s in self.in_doubt()]:
             return f"waiting for a second look: Slurm does not list job {', '.join(missing[:5])}"
         return ""
 
-    def _in_doubt(self) -> set[str]:
-        """Return the recorded jobs that may be queued although Slurm does not list them."""
-        return self.queue.in_doubt({s.job: (s.name, s.age_seconds) for s in Submission.all_of(self.sweep) if s.job})
+    def in_doubt(self) -> list[Submission]:
+        """Return the submissions whose jobs may be queued although Slurm does not list them."""
+        made = [s for s in Submission.all_of(self.sweep) if s.job]
+        jobs = self.queue.in_doubt({s.job: (s.name, s.age_seconds) for s in made})
+        return [s for s in made if s.job in jobs]
 
     def is_settled(self) -> bool:
         """Return whether it is known which workers are queued."""
-        return not self._open_ones() and not self._in_doubt()
+        return not self._open_ones() and not self.in_doubt()
 
     def _open_ones(self) -> list[Submission]:
         return [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void]

@@ -1,4 +1,4 @@
-"""Hand on from inside a job what it leaves: `python -m sweeps.execution.successor SUBMISSION ...`.
+"""Submit from inside a job what it leaves: `python -m sweeps.execution.successor SUBMISSION ...`.
 
 The supervisor runs this when a trial has ended (`--ended-since SECONDS`), and when the run was
 stopped in a job that Slurm does not requeue (`--stopped`). It submits the workers that the sweep
@@ -31,7 +31,7 @@ def has_claimed(view: View, since: float) -> bool:
     return any((s.job, s.restart) == (own_job(), own_restart()) and at >= since for s, at in starts)
 
 
-def hand_on(engine: SlurmEngine, stopped: bool, longest_seconds: float = _LONGEST_SECONDS) -> int:
+def submit_rest(engine: SlurmEngine, stopped: bool, longest_seconds: float = _LONGEST_SECONDS) -> int:
     """Submit what the sweep lacks beside this job; return AGAIN if this job should go on itself."""
     deadline = time.monotonic() + longest_seconds
     while True:
@@ -49,7 +49,7 @@ def hand_on(engine: SlurmEngine, stopped: bool, longest_seconds: float = _LONGES
         except RacedError:
             engine.unsettled(say)
         except QueueFullError as error:
-            say(f"{missing} workers are still to come: {error}")
+            say(f"{missing} workers are not submitted yet: {error}")
             if not stopped:
                 return AGAIN
         except SlurmError as error:
@@ -71,7 +71,7 @@ def run(asked: argparse.Namespace) -> int:
     engine = SlurmEngine.of(sweep, queue)
     assert engine is not None, "this is a job of a submission"
     engine.leaving = own_job()
-    return hand_on(engine, asked.stopped)
+    return submit_rest(engine, asked.stopped)
 
 
 def main() -> int:

@@ -53,7 +53,7 @@ def watched(night: Night, monkeypatch: pytest.MonkeyPatch) -> Attempts:
         monkeypatch.setattr(supervisor, "requeue", lambda job: night.done.append(job) or night.requeues)
         monkeypatch.setattr(supervisor, "is_cancelled_by_preemption", lambda job: night.preempted)
         monkeypatch.setattr(supervisor, "seconds_left", lambda job: night.left)
-        monkeypatch.setattr(found, "hand_on", lambda *why: night.handed.append(why[0]) or bool(night.again and night.again.pop(0)))
+        monkeypatch.setattr(found, "call_successor", lambda *why: night.handed.append(why[0]) or bool(night.again and night.again.pop(0)))
         return found
 
     return made
@@ -139,9 +139,9 @@ def test_a_successor_is_a_module_with_its_argument_and_says_with_its_status_whet
         return subprocess.CompletedProcess(words, status)
 
     monkeypatch.setattr(supervisor.subprocess, "run", run)
-    assert Supervisor(["true"], "7", 30.0).hand_on("--stopped") is False
+    assert Supervisor(["true"], "7", 30.0).call_successor("--stopped") is False
     assert called == []
-    assert Supervisor(["true"], "7", 30.0, ["a.b", "/s.json"]).hand_on("--stopped") is again
+    assert Supervisor(["true"], "7", 30.0, ["a.b", "/s.json"]).call_successor("--stopped") is again
     assert called[0][2:] == ["-m", "a.b", "/s.json", "--stopped"]
 
 

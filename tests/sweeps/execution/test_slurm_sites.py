@@ -60,7 +60,7 @@ def never_watched(cluster: SlurmCluster, runs: Path, trials: int, preemptions: i
     try:
         out = submit(sweep, trials, "partition=gpu-preempt")
         assert out.count("submitted job") == 3
-        assert f"{trials - 3} of {trials} workers are still to come" in out
+        assert f"{trials - 3} of {trials} workers are not submitted yet" in out
         for preemption in range(1, preemptions + 1):
             ended = trials * preemption // (preemptions + 2)
             sweep.wait(f"{ended} results", lambda n=ended: len(list(sweep.path.glob("trials/*/result.json"))) >= n, 400)

@@ -259,9 +259,9 @@ def test_a_job_that_ends_submits_the_rest_as_far_as_it_fits_and_else_goes_on_its
     monkeypatch.setattr(slurm_array, "submit_limit", lambda cluster: 4)
     site.jobs["7"] = f"{engine.prefix}0001", 3, "RUNNING"
     engine.leaving = "7_0"
-    assert successor.hand_on(engine, stopped=False) == 0
+    assert successor.submit_rest(engine, stopped=False) == 0
     assert site.calls == [1]
-    assert successor.hand_on(engine, stopped=False) == AGAIN
+    assert successor.submit_rest(engine, stopped=False) == AGAIN
     assert site.calls == [1]
 
 
@@ -276,7 +276,7 @@ def test_the_successor_of_a_job_that_was_stopped_waits_for_room(engine: SlurmEng
             site.jobs["7"] = f"{engine.prefix}0001", 2, "RUNNING"
 
     monkeypatch.setattr(submitting.time, "sleep", sleep)
-    assert successor.hand_on(engine, stopped=True) == 0
+    assert successor.submit_rest(engine, stopped=True) == 0
     assert site.calls == [1]
     assert site.now < 1030
 
@@ -287,10 +287,10 @@ def test_it_does_not_wait_for_ever_and_never_submits_for_what_others_run(
     monkeypatch.setattr(slurm_array, "submit_limit", lambda cluster: 3)
     site.jobs["7"] = f"{engine.prefix}0001", 3, "RUNNING"
     engine.leaving = "7_0"
-    assert successor.hand_on(engine, stopped=True) == 0
+    assert successor.submit_rest(engine, stopped=True) == 0
     assert (site.calls, site.now < 1060) == ([], True)
     site.jobs["8"] = f"{engine.prefix}0002", 38, "PENDING"
-    assert successor.hand_on(engine, stopped=False) == 0
+    assert successor.submit_rest(engine, stopped=False) == 0
     assert site.calls == []
 
 
@@ -301,7 +301,7 @@ def test_what_a_person_cancelled_is_submitted_again_by_a_command_alone(engine: S
     start = SlurmStart("", "100_5", 0, "gpu01", 4, "/log", "/code", name=made.name)
     assert claims.claim(engine.sweep.trial_dir(engine.sweep.trials[5]), 1, start.driver, 0, start)
     engine.leaving = "100_5"
-    assert successor.hand_on(engine, stopped=False) == 0
+    assert successor.submit_rest(engine, stopped=False) == 0
     site.now += 1000
     site.jobs["100"] = made.name, 0, ""  # Slurm has forgotten them
     engine.queue.look_again()
@@ -316,7 +316,7 @@ def test_where_a_limit_was_met_before_a_job_tries_one_more(engine: SlurmEngine, 
     submitted(engine, 40)
     site.calls.clear()
     engine.leaving = "100_0"
-    assert successor.hand_on(engine, stopped=False) == AGAIN
+    assert successor.submit_rest(engine, stopped=False) == AGAIN
     assert site.calls == [1]
 
 
