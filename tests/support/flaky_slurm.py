@@ -1,6 +1,6 @@
 """A client of Slurm that fails as sites' clients do, drawn by a seed: FLAKY_SEED and the number of the call decide; FLAKY_LOG counts them.
 
-Linked as squeue, sbatch, scontrol, sacct, sacctmgr and scancel into a folder at the front of PATH; the real ones are in FLAKY_REAL.
+Copied as squeue, sbatch, scontrol, sacct, sacctmgr and scancel into a folder at the front of PATH; the real ones are in FLAKY_REAL.
 """
 
 import fcntl

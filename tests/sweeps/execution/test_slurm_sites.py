@@ -84,29 +84,27 @@ def test_forty_trials_end_unwatched_where_little_is_allowed(cluster: SlurmCluste
     never_watched(cluster, tmp_path, 40, 2)
 
 
-def flaky_environment(cluster: SlurmCluster, folder: Path, seed: str) -> dict[str, str]:
-    """Slurm's clients, of which some calls fail, at the front of PATH."""
-    bin_folder = folder / "bin"
-    bin_folder.mkdir(parents=True)
-    for name in flaky_slurm.COMMANDS:
-        wrapper = bin_folder / name
-        wrapper.write_text(f"#!{sys.executable} -SE\n{Path(flaky_slurm.__file__).read_text()}")
-        wrapper.chmod(0o755)
+def flaky_path(cluster: SlurmCluster, folder: Path, seed: str) -> str:
+    """Return a PATH at whose front are Slurm's clients, of which some calls fail, in jobs too."""
+    (folder / "bin").mkdir(parents=True)
     real = Path(shutil.which("sbatch", path=cluster.environment["PATH"]) or "").parent
-    log = str(folder / "calls")
-    return {"PATH": f"{bin_folder}:{cluster.environment['PATH']}", "FLAKY_SEED": seed, "FLAKY_LOG": log, "FLAKY_REAL": str(real)}
+    values = {"FLAKY_SEED": seed, "FLAKY_LOG": str(folder / "calls"), "FLAKY_REAL": str(real)}
+    for name in flaky_slurm.COMMANDS:
+        wrapper = folder / "bin" / name
+        wrapper.write_text(f"#!{sys.executable} -SE\nimport os\nos.environ |= {values!r}\n{Path(flaky_slurm.__file__).read_text()}")
+        wrapper.chmod(0o755)
+    return f"{folder / 'bin'}:{cluster.environment['PATH']}"
 
 
 def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: int, calls: int) -> None:
-    environment = flaky_environment(cluster, folder, seed)
-    sweep, log = quick_sweep(cluster, folder / "runs"), Path(environment["FLAKY_LOG"])
+    path, sweep, log = flaky_path(cluster, folder, seed), quick_sweep(cluster, folder / "runs"), folder / "calls"
     deadline, ended = time.monotonic() + 1500, 0
     while not ended or len(log.read_text().splitlines()) < calls:
         assert time.monotonic() < deadline
         ended += trials
-        submit(sweep, ended, **environment)
+        submit(sweep, ended, PATH=path)
         # The same command again, while all is under way: nothing is missing.
-        assert "submitted job" not in submit(sweep, ended, **environment)
+        assert "submitted job" not in submit(sweep, ended, PATH=path)
         sweep.wait_for_end(500)
         past = check_once(sweep, ended)
         assert [len(claims_of) for claims_of in past] == [1] * ended
