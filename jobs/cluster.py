@@ -33,6 +33,7 @@ class ClusterProfile:
     memory_gb_per_trial: float = 2.0  # host memory over all its nodes, in 10^9 bytes
     device: Device = Device.auto  # of each rank; with cuda, a run fails without a GPU; with auto, it would use the CPU
     max_parallel: int = 0  # trials at once; 0: as many as the machine or the queue allows
+    max_queued: int = 0  # Slurm only: your jobs, waiting or running, that the site allows at once; 0: as Slurm says
     runs_dir: str = "runs"  # folder of sweeps and single runs, seen by all nodes; --runs-dir overrides it
     data_root: str = ""  # folder of the image sets; data.root overrides it
     local_scratch: str = ""  # folder on each node's own disk, such as /tmp or $TMPDIR, for copies of packed sets; "": no copies
@@ -143,7 +144,7 @@ def fit_to(cluster: ClusterProfile, train: Any, beside_others: bool = False) -> 
 _LOST_IN_SBATCH = frozenset("\\#:'\"")
 # Upper bounds that no site reaches.
 _MOST = dict.fromkeys(("nodes_per_trial", "ranks_per_trial", "cores_per_trial", "gpus_per_trial", "memory_gb_per_trial"), 1_000_000)
-_MOST |= {"max_parallel": 1_000_000, "time_limit_minutes": 5_000_000}
+_MOST |= {"max_parallel": 1_000_000, "max_queued": 1_000_000, "time_limit_minutes": 5_000_000}
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _SITE_WORD = re.compile(r"[\w][\w.,:+=@/()*\[\]-]*")
 # Without these a job, or its log, would not be found again.
@@ -197,6 +198,7 @@ def validate_cluster(cluster: ClusterProfile) -> None:
         (0 <= c.gpus_per_trial < float("inf"), "gpus_per_trial", "be at least 0 and finite"),
         (0.01 <= c.memory_gb_per_trial < float("inf"), "memory_gb_per_trial", "be at least 0.01 and finite"),
         (c.max_parallel >= 0, "max_parallel", "be at least 0"),
+        (c.max_queued >= 0, "max_queued", "be at least 0"),
         (c.local_scratch[:1] in ("", "/", "$"), "local_scratch", "be an absolute path, or begin with $ as in $TMPDIR"),
     ]
     if slurm:

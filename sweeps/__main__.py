@@ -48,7 +48,8 @@ def show(view: View, asked: argparse.Namespace) -> int:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
             moved = moved_line(view.sweep, view.watch.queue)
-            lines = [*found["damaged"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
+            waits = [w["line"] for w in found["waiting"]]
+            lines = [*waits, *found["damaged"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
             for line in (*lines, unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)

@@ -37,6 +37,7 @@ NAMED = {
     "sweeps.execution.ray_allocation",
     "sweeps.execution.ray_node",
     "sweeps.execution.ray_tune.without_client_server",
+    "sweeps.execution.successor",
     "sweeps.execution.worker_main",
     "sweeps.report",
 }

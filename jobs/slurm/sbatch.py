@@ -41,7 +41,7 @@ class Array:
 
     name: str
     size: int
-    throttle: int  # tasks at once
+    throttle: int  # tasks at once; 0 if it is a single job and no array
     module: str
     argument: str
     code: Path  # the snapshot that it runs
@@ -50,6 +50,7 @@ class Array:
     after: Sequence[str] = ()  # arrays that must end before this one starts
     # Bash script of the snapshot, which starts its own steps; gets `argument` and Python's words.
     script: str = ""
+    successor: str = ""  # module that is called with `argument` to submit what a job leaves to do
 
 
 class _Executor(SlurmExecutor):
@@ -65,7 +66,8 @@ def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     # Since Slurm 22.05, srun does not inherit --cpus-per-task from sbatch.
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", f"--cpus-per-task={cluster.threads_per_rank}"]
     rank = [*words, "-u", "-m", array.module, array.argument]
-    supervisor = [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds), "--"]
+    supervisor = [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds)]
+    supervisor += [*(["--successor", array.successor, array.argument] if array.successor else []), "--"]
     run = [["bash", str(array.code / array.script), array.argument], words] if array.script else [srun, rank]
     return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
 
@@ -94,7 +96,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
     executor = _Executor(folder=array.log_folder)
     code = shlex.quote(str(array.code))
     options = {
-        "output": str(array.log_folder).replace("%", "%%") + "/%A_%a.log",
+        "output": str(array.log_folder).replace("%", "%%") + ("/%A_%a.log" if array.throttle else "/%j.log"),
         **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
         **({"comment": array.comment} if array.comment else {}),
         **_site_options(cluster),
@@ -113,13 +115,14 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"cd {code} || exit 1",
         ],
-        array_parallelism=array.throttle,
+        array_parallelism=array.throttle or 1,
         stderr_to_stdout=True,
         use_srun=False,  # the supervisor starts it
         wckey=None,
         additional_parameters={key: value for key, value in options.items() if value is not None},
     )
-    executor.parameters["map_count"] = array.size
+    if array.throttle:
+        executor.parameters["map_count"] = array.size
     return executor
 
 

@@ -1,11 +1,14 @@
-"""`python -m jobs.slurm.supervisor --stop-signal-seconds S -- srun ...`: keep a Slurm job running.
+"""`python -m jobs.slurm.supervisor [OPTIONS] -- srun ...`: keep a Slurm job running.
 
 It runs the command, inside the job, and acts on its exit status:
   0              the job is done
   200            the run was asked to stop: requeue the job, unless Slurm has done so or ended it
   anything else  a rank died: run the command again in place, on the same nodes, but not forever
 A cancelled job stays cancelled. If the ranks do not stop in time, the job is requeued just before
-its limit, after which Slurm would end it for good.
+its limit, after which Slurm would end it for good. Where Slurm does not requeue the job, it ends at
+once, and the module given by --successor submits another one. That module also runs when the
+command has ended with 0, since other work may be left: it submits jobs for it, or says with the
+exit status AGAIN that this job should run its command once more.
 """
 
 import argparse
@@ -19,7 +22,9 @@ from types import FrameType
 
 from jobs.cli import INTERRUPTED, STOP_SIGNALS, STOPPED, Parser, refused
 from jobs.slurm import clients
+from jobs.slurm.limits import is_cancelled_by_preemption
 from jobs.slurm.queue import SlurmError, ask, own_job, show_job
+from jobs.slurm.refusals import is_refusal
 
 # Consecutive deaths, each within QUICK_SECONDS of its start, before the job is given up. A faulty
 # trial ends sooner: after two deaths without a new step, the next start records it as failed.
@@ -30,6 +35,9 @@ PAUSE_SECONDS = 2.0
 KILLED_WITHIN_SECONDS = 600.0
 _SHORTEST_MARGIN_SECONDS = 5.0
 _ASK_LIMIT_SECONDS = 300.0
+AGAIN = 3  # exit status of a successor that submitted nothing: more is to be done in this job
+_REFUSALS = 3  # of a requeue, in a row, before Slurm is believed
+_SUCCESSOR_SECONDS = 300.0  # it ends by itself much sooner
 
 
 def say(text: str) -> None:
@@ -56,8 +64,23 @@ def seconds_left(job: str) -> float:
         return float("inf")
 
 
-def requeue(job: str) -> None:
-    """Requeue the job and wait for Slurm to end this start of it; return if Slurm refuses."""
+def can_requeue(job: str) -> bool:
+    """Return whether the job may be requeued, as far as Slurm says: a site may forbid it."""
+    try:
+        return show_job(job, patience_seconds=10).get("Requeue") != "0"
+    except SlurmError:
+        return True
+
+
+def requeue(job: str) -> bool:
+    """Requeue the job and wait for Slurm to end this start of it; return False if Slurm never will.
+
+    Return True as well if Slurm has ended or requeued the job itself.
+    """
+    if not can_requeue(job):
+        say("this site does not requeue the job")
+        return False
+    refused = 0
     # Nothing is left to save: SIGTERM, perhaps sent before scontrol returns, may end the wait.
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
@@ -67,19 +90,25 @@ def requeue(job: str) -> None:
             break
         except SlurmError as error:
             if job_state(job) != "RUNNING":
-                return
+                return True
+            refused = refused + 1 if is_refusal(str(error)) else 0
+            if refused >= _REFUSALS:
+                say(f"Slurm does not requeue the job: {error}")
+                return False
             say(f"requeueing again: {error}")
             time.sleep(PAUSE_SECONDS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not ended:
         time.sleep(KILLED_WITHIN_SECONDS)
+    return True
 
 
 class Supervisor:
     """Runner of one command in one job until it is done, or the job is requeued or given up."""
 
-    def __init__(self, command: Sequence[str], job: str, margin_seconds: float) -> None:
-        self.command, self.job, self.margin = list(command), job, margin_seconds
+    def __init__(self, command: Sequence[str], job: str, margin_seconds: float, successor: Sequence[str] = ()) -> None:
+        """`successor` are the module and the argument of what submits the rest, or empty."""
+        self.command, self.job, self.margin, self.successor = list(command), job, margin_seconds, list(successor)
         self.asked_to_stop = False
 
     def note(self, number: int, _frame: FrameType | None) -> None:
@@ -104,21 +133,43 @@ class Supervisor:
             if time.monotonic() >= deadline:
                 return None
 
+    def call_successor(self, *why: str) -> bool:
+        """Let the successor submit what is left to do; return whether this job should go on itself."""
+        if not self.successor:
+            return False
+        try:
+            words = [sys.executable, "-u", "-m", *self.successor, *why]
+            return subprocess.run(words, timeout=_SUCCESSOR_SECONDS, check=False).returncode == AGAIN
+        except subprocess.TimeoutExpired:
+            return False
+
+    def goes_on(self, since: float) -> bool:
+        """Call the successor after a command that ended well; return whether to run it once more in this job."""
+        again = self.call_successor("--ended-since", f"{since:.3f}")
+        return again and not self.asked_to_stop and seconds_left(self.job) > 10 * self.margin
+
     def run(self) -> int:
         """Supervise the command; return the exit status of the job."""
         deaths = 0
         while True:
-            started = time.monotonic()
+            started, since = time.monotonic(), time.time()
             status = self.attempt()
             if status == 0:
-                return 0
+                if not self.goes_on(since):
+                    return 0
+                say("more trials are left than jobs may be queued: taking the next one")
+                deaths = 0
+                continue
             state = job_state(self.job)
             if state != "RUNNING":
                 say(f"status {status}; the job is {state}: Slurm decides what comes next")
+                if self.successor and is_cancelled_by_preemption(self.job):
+                    self.call_successor("--stopped")
                 return INTERRUPTED
             if status is None or status == STOPPED or self.asked_to_stop:
                 say("stopped before the time limit" if status is None else f"status {status}, asked to stop: requeueing {self.job}")
-                requeue(self.job)
+                if not requeue(self.job):
+                    self.call_successor("--stopped")
                 return INTERRUPTED
             deaths = deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1
             if deaths >= DEATHS_ALLOWED:
@@ -138,13 +189,16 @@ def main() -> int:
     group = parser.add_argument_group("what to run")
     signal_help = "seconds before the time limit at which Slurm tells the run to stop"
     group.add_argument("--stop-signal-seconds", type=float, required=True, metavar="S", help=signal_help)
+    successor_help = "module, and its argument, that submits what is left to do"
+    group.add_argument("--successor", nargs=2, default=[], metavar=("MODULE", "ARGUMENT"), help=successor_help)
     group.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="command to run, such as srun ...")
     try:
         asked = parser.parse_args()
     except ValueError as error:
         return refused(error)
     command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
-    supervisor = Supervisor(command, own_job(), max(_SHORTEST_MARGIN_SECONDS, min(60.0, asked.stop_signal_seconds / 4)))
+    margin = max(_SHORTEST_MARGIN_SECONDS, min(60.0, asked.stop_signal_seconds / 4))
+    supervisor = Supervisor(command, own_job(), margin, asked.successor)
     for number in STOP_SIGNALS:
         signal.signal(number, supervisor.note)
     return supervisor.run()

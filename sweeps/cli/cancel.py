@@ -21,7 +21,9 @@ def cancel(view: View, trials: list[Trial]) -> str:
         job = past[-1].slurm if past and state in (TrialState.running, TrialState.requeued) else None
         if job is not None and job.place(sweep.path) is not Place.here:
             continue  # it is a job of the folder that this one is a copy of, or was before it was moved
-        if job is not None and not job.shared:  # a worker of a shared job stops by itself and takes another trial
+        # A worker of a shared job stops by itself and takes another trial, one on another cluster stops.
+        elsewhere = job is not None and view.watch.queue is not None and view.watch.queue.is_elsewhere(job.cluster)
+        if job is not None and not job.shared and not elsewhere:
             jobs.append(job.job)
     ended = len(jobs)
     engine = SlurmEngine.of(sweep, view.watch.queue) if view.watch.queue is not None else None
@@ -32,5 +34,6 @@ def cancel(view: View, trials: list[Trial]) -> str:
         else:
             live = [e.id for e in engine.live()]
             slurm.cancel(live)
+            slurm.cancel_named([made.name for made in engine.in_doubt()])
             ended = len(live)
     return f"{len(chosen)} trials cancelled, {ended} jobs ended; run the sweep's command to resume them"

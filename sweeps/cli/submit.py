@@ -13,13 +13,15 @@ from jobs.cli import INTERRUPTED, begun
 from jobs.cluster import Allocation, ClusterProfile
 from jobs.cost import Estimate
 from jobs.provenance import commit_and_diff
+from jobs.slurm.limits import array_limit
 from jobs.slurm.queue import Queue, SlurmError, has_slurm
 from jobs.slurm.sbatch import render
 from sweeps.cli.estimate import show_estimate
 from sweeps.cli.plan import refuse_without_allocation
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.monitor import conclude
-from sweeps.execution.slurm_array import RacedError, SlurmEngine, array_limit, shares
+from sweeps.execution.slurm_array import RacedError, SlurmEngine, shares
+from sweeps.execution.submitting import QueueFullError
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import is_over, to_take_up
 from sweeps.state.folder import Sweep, View
@@ -39,9 +41,10 @@ def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocat
 
 def planned(engine: SlurmEngine, workers: int) -> list[Submission]:
     """Return the next submissions of `workers` workers, as if nothing were queued."""
+    limit = array_limit()
     if engine.allocation is not None:
-        return [engine.planned(1, 1, [])]
-    return [engine.planned(size, throttle, []) for size, throttle in shares(workers, array_limit(), engine.cluster.max_parallel or workers)]
+        return [engine.planned(1, int(limit > 1), [])]
+    return [engine.planned(size, throttle, []) for size, throttle in shares(workers, limit, engine.cluster.max_parallel or workers)]
 
 
 def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | None, price: Estimate, console: Console) -> None:
@@ -64,7 +67,7 @@ def refuse_problems(engine: SlurmEngine, workers: int, runs: int, console: Conso
     sweep = engine.sweep
     by_data = {str(sweep.task.value(t.values, "data", "")): t.values for t in sweep.trials}
     room = sweep.task.bytes_of_a_run(sweep.trials[0].config)
-    first = planned(engine, workers)[0]
+    first = planned(engine, max(engine.fitting(workers), 1))[0]
     found = preflight.preflight(first.job_profile, first.array(), sweep.path.parent, runs, room, list(by_data.values()))
     for finding in found:
         if finding.level == "warning" or finding.what == "squota":
@@ -136,15 +139,29 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
     engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # the question may have waited for an hour
     take_up(View(sweep, queue=queue), asked.retry_failed, asked.typed)
     while True:
-        engine.queue = Queue()  # ask again: other commands may have submitted meanwhile
-        missing = engine.missing(View(sweep, queue=engine.queue))
+        queue.look_again()  # other commands may have submitted meanwhile
+        missing = engine.missing(View(sweep, queue=queue))
         if missing < 0 and (gone := engine.withdraw(-missing)):
             say(f"{gone} waiting workers withdrawn: no trial is left for them")
-        try:
-            for made in engine.submit(missing) if missing > 0 else []:
-                begun()
-                after = f", after {', '.join(made.after)}" if made.after else ""
-                say(f"submitted job {made.job}: {made.what}{after}")
+        if missing <= 0:
             return True
+        try:
+            arrays = engine.submit(missing)
         except RacedError:  # another command was first: look again
             engine.settle(say)
+            continue
+        except QueueFullError as error:
+            # The jobs that are queued submit the rest. A command that stays does so too.
+            if not engine.live() and (asked.detach or not Submission.all_of(sweep)):
+                raise
+            say(f"nothing submitted, {missing} workers wait for room in the queue: {error}")
+            return True
+        for made in arrays:
+            begun()
+            after = f", after {', '.join(made.after)}" if made.after else ""
+            say(f"submitted job {made.job}: {made.what}{after}")
+        left = missing - sum(made.size for made in arrays) if engine.allocation is None else 0
+        if engine.refused:
+            say(f"{left} of {missing} workers are not submitted yet; the jobs submit them as they end: {engine.refused}")
+        if engine.refused or left <= 0:
+            return True

@@ -5,7 +5,6 @@ that submits a sweep becomes this process. It needs no torch, is light enough fo
 may be ended at any moment. It resubmits workers whose jobs ended before their trials did.
 """
 
-import contextlib
 import shlex
 import signal
 import sys
@@ -19,10 +18,21 @@ from rich.text import Text
 
 from jobs.cli import INTERRUPTED, begun, exit_status, handling, printable, scores_later
 from jobs.slurm.queue import Queue, SlurmError
+from jobs.slurm.waiting import NOT_SCHEDULED
 from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
+from sweeps.execution.submitting import QueueFullError
 from sweeps.report import aggregate, tables
-from sweeps.report.status import counts_line, damaged_lines, live_table, skipped_lines, sweep_status, unlisted_line, warning_lines
+from sweeps.report.status import (
+    counts_line,
+    damaged_lines,
+    live_table,
+    skipped_lines,
+    sweep_status,
+    unlisted_line,
+    waiting_jobs,
+    warning_lines,
+)
 from sweeps.report.usage import advice_lines, await_records
 from sweeps.search.search import is_over
 from sweeps.state.folder import Sweep, TrialState, View
@@ -32,6 +42,7 @@ from sweeps.state.submission import Submission
 
 _LOOK_SECONDS = 10.0
 _PLAIN_LINE_SECONDS = 30.0
+_FULL_SECONDS = 120.0  # before a queue that was full is tried again; the jobs do so as they end
 
 
 class SafeConsole(Console):
@@ -143,7 +154,8 @@ class SlurmWatch:
         self.folder, self.console = folder, console
         self.queue = Queue(refresh_seconds=_LOOK_SECONDS / 2)
         self.read = float("-inf")
-        self.held: set[str] = set()
+        self.waited_for: set[tuple[str, str]] = set()
+        self.full_until = float("-inf")
         self.reload()
         self.missing_before = 0
         # The command that became this process resumed or withdrew what was cancelled before.
@@ -169,7 +181,7 @@ class SlurmWatch:
         """
         missing = self.engine.missing(self.view) - len(self.engine.cancelled_unclaimed(self.view) - self.cancelled_before)
         workers, self.missing_before = min(missing, self.missing_before), missing
-        if self.queue.silent:
+        if self.queue.silent or not self.engine.is_settled():
             return True
         if workers <= 0:
             return bool(self.engine.live()) or missing > 0
@@ -187,10 +199,18 @@ class SlurmWatch:
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
             said = log_tail(logs[-1]) if logs else "they left no log"
             raise SlurmError(f"jobs end before they start a trial: {said}; see {self.folder / 'log'}")
-        with contextlib.suppress(RacedError):  # another command resubmits too
+        if time.monotonic() < self.full_until:
+            return True
+        try:
             for made in self.engine.submit(workers):
                 what = made.what if made.allocation else f"{made.size} workers whose jobs had ended"
                 self.console.print(f"submitted again: job {made.job}, {what}", highlight=False)
+        except RacedError:  # another command resubmits too
+            return True
+        except QueueFullError as error:
+            self.engine.refused = str(error)
+        if self.engine.refused:
+            self.full_until = time.monotonic() + _FULL_SECONDS
         return True
 
     def run(self) -> int:
@@ -200,7 +220,7 @@ class SlurmWatch:
                 self.reload()
                 watcher.view = self.view
                 watcher.show()
-                self.warn_of_held()
+                self.say_why_jobs_wait()
                 if is_over(self.view) or not self.repair():
                     break
                 time.sleep(_LOOK_SECONDS)
@@ -209,13 +229,12 @@ class SlurmWatch:
         self.console.print(f"{counts_line(sweep_status(self.view))}; run the same command to resume what was cancelled", soft_wrap=True)
         return INTERRUPTED
 
-    def warn_of_held(self) -> None:
-        """Print, once per job, that Slurm holds it until a person releases it."""
-        for element in self.engine.live():
-            if "held" in element.reason.lower() and element.id not in self.held:
-                self.held.add(element.id)
-                line = f"job {element.id} is held ({element.reason}); to release it: scontrol release {element.id}"
-                self.console.print(line, highlight=False)
+    def say_why_jobs_wait(self) -> None:
+        """Print, once per array and reason, why jobs wait, and what to do if they cannot start."""
+        for found in waiting_jobs(self.view):
+            if found.reason != NOT_SCHEDULED and (found.array, found.reason) not in self.waited_for:
+                self.waited_for.add((found.array, found.reason))
+                self.console.print(found.line, highlight=False, soft_wrap=True)
 
 
 def main() -> int:

@@ -8,12 +8,15 @@ from typing import Any
 from rich.table import Table
 
 from cnnjepa.run import refusal, skipped
+from jobs.slurm.queue import SlurmSilentError
+from jobs.slurm.waiting import Waiting, waiting
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.folder import TrialState, View
+from sweeps.state.submission import job_prefix
 
 # The end of metrics.jsonl that holds the latest step and probe.
 _TAIL_BYTES = 65536
@@ -128,8 +131,19 @@ def sweep_status(view: View) -> dict[str, Any]:
     name, scale = view.sweep.name, view.sweep.scale.name
     chosen = view.sweep.search
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
+    waits = [{**asdict(w), "line": w.line} for w in waiting_jobs(view)]
     looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
-    return {**looked, "rungs": view.sweep.rungs, "search": search, "damaged": damaged_lines(view)}
+    return {**looked, "waiting": waits, "rungs": view.sweep.rungs, "search": search, "damaged": damaged_lines(view)}
+
+
+def waiting_jobs(view: View) -> list[Waiting]:
+    """Return why the sweep's queued jobs wait, as far as Slurm says."""
+    if view.watch.queue is None:
+        return []
+    try:
+        return waiting(view.watch.queue.named(job_prefix(view.sweep)))
+    except SlurmSilentError:
+        return []
 
 
 def damaged_lines(view: View) -> list[str]:

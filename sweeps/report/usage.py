@@ -62,9 +62,10 @@ def _share(part: float | None, whole: float | None) -> float | None:
 
 
 def own_jobs(view: View, trial: Trial) -> list[str]:
-    """Return the Slurm jobs of this trial, [] if any part ran outside Slurm or shared a job."""
-    past = [c.slurm for c in view.claims(trial)]
-    return list(dict.fromkeys(s.job for s in past if s)) if all(s is not None and not s.shared for s in past) else []
+    """Return the Slurm jobs of this trial, [] if any part ran outside this Slurm or shared a job."""
+    past, queue = [c.slurm for c in view.claims(trial)], view.watch.queue
+    own = all(s is not None and not s.shared and not (queue and queue.is_elsewhere(s.cluster)) for s in past)
+    return list(dict.fromkeys(s.job for s in past if s)) if own else []
 
 
 def account(view: View, trials: Iterable[Trial]) -> None:

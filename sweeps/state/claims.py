@@ -4,8 +4,9 @@ A claim is the file `trials/<run ID>/claim/<attempt>.json`, created whole and ex
 highest attempt owns the trial, and its owner touches the file every HEARTBEAT_SECONDS. A process
 that finds the owner dead creates the next attempt.
 
-Slurm says whether an owner in a Slurm job lives. Without Slurm, and for one worker of a running job
-that has many, the process table decides on this machine and the heartbeat elsewhere.
+Slurm says whether an owner in a Slurm job lives. Without Slurm, for jobs of another cluster, and for
+one worker of a running job that has many, the process table decides on this machine and the
+heartbeat elsewhere. A job is known by its cluster, its name and its number.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ import psutil
 
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json
 from cnnjepa.run.typed import build, checked
-from jobs.slurm.queue import ENDED, GONE, Queue, own_job, own_restart
+from jobs.slurm.queue import ENDED, GONE, UNLISTED, Queue, own_job, own_restart
 from sweeps.state.place import Place, place_of
 
 HEARTBEAT_SECONDS = 20.0
@@ -100,6 +101,7 @@ class SlurmStart:
     code: str  # snapshot that the job runs
     # The job also runs other trials: those of an allocation, or of a search's worker.
     shared: bool = False
+    name: str = ""  # of the job, with which its number is looked up; "" before version 0.2
 
     @staticmethod
     def me(gpus: float, log: str, code: str, environment: Mapping[str, str] = os.environ, shared: bool = False) -> "SlurmStart | None":
@@ -108,7 +110,8 @@ class SlurmStart:
         if not job:
             return None
         node = environment.get("SLURMD_NODENAME" if shared else "SLURM_JOB_NODELIST", platform.node())
-        return SlurmStart(environment.get("SLURM_CLUSTER_NAME", ""), job, own_restart(environment), node, gpus, log, code, shared)
+        cluster, name = environment.get("SLURM_CLUSTER_NAME", ""), environment.get("SLURM_JOB_NAME", "")
+        return SlurmStart(cluster, job, own_restart(environment), node, gpus, log, code, shared, name)
 
     def place(self, folder: Path) -> Place:
         """Return where the job's sweep folder, in whose log/ its output is, is seen from the sweep folder `folder`."""
@@ -144,7 +147,8 @@ class Claim:
             raise TypeError(f"epoch must be the number in the file's name; got {values['epoch']}")
         known = {**{k: v for k, v in values.items() if k != "epoch"}, "attempt": attempt}
         if isinstance(known["slurm"], dict):
-            known["slurm"] = {f.name: known["slurm"][f.name] for f in fields(SlurmStart)}
+            given = {"name": "", **known["slurm"]}
+            known["slurm"] = {f.name: given[f.name] for f in fields(SlurmStart)}
         return build(Claim, known)
 
 
@@ -169,14 +173,19 @@ def history(trial_dir: Path, names: frozenset[str] | None = None, known: Sequenc
 
 def held_seconds(trial_dir: Path, claim: Claim) -> float:
     """Return the seconds from the claim to the owner's last sign of life."""
-    signs = [_path(trial_dir, claim.attempt, what) for what in ("json", "released", "crashed")]
-    last = max((p.stat().st_mtime for p in signs if p.exists()), default=claim.time)
+    last = max((p.stat().st_mtime for p in _signs(trial_dir, claim)), default=claim.time)
     return max(last - claim.time, 0.0)
 
 
+def _signs(trial_dir: Path, claim: Claim) -> list[Path]:
+    """Return the files of the claim whose times are its owner's signs of life."""
+    signs = [_path(trial_dir, claim.attempt, what) for what in ("json", "released", "crashed")]
+    return [p for p in signs if p.exists()]
+
+
 def _beats(trial_dir: Path, claim: Claim) -> bool:
-    """Return whether the owner's last heartbeat is recent, by our clock."""
-    return abs(time.time() - _path(trial_dir, claim.attempt).stat().st_mtime) <= STALE_SECONDS
+    """Return whether the owner's last sign of life is recent, by our clock."""
+    return abs(time.time() - max(p.stat().st_mtime for p in _signs(trial_dir, claim))) <= STALE_SECONDS
 
 
 def _ended(names: frozenset[str], attempt: int) -> str:
@@ -254,7 +263,7 @@ class Watch:
             return self._standing_elsewhere(trial_dir, claim, claim.slurm, place, names)
         if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
             return Standing.alive if self._lives_in_this_job(trial_dir, claim, claim.slurm, names) else Standing.dead
-        if claim.slurm is not None and self.queue is not None:
+        if claim.slurm is not None and self.queue is not None and not self.queue.is_elsewhere(claim.slurm.cluster):
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
 
@@ -278,17 +287,20 @@ class Watch:
 
     def _standing_in_slurm(self, trial_dir: Path, claim: Claim, start: SlurmStart, queue: Queue, names: frozenset[str]) -> Standing:
         ended = bool(_ended(names, claim.attempt))
-        state = queue.state(start.job)
+        state = queue.state(start.job, start.name) if start.name else queue.state(start.job)
         if state == "CANCELLED" and _name(claim.attempt, "resumed") not in names:
             with contextlib.suppress(OSError):
                 _path(trial_dir, claim.attempt, "cancelled").touch()  # Slurm forgets it in minutes
             return Standing.cancelled
         if state in ENDED:
             return Standing.dead
-        if state == GONE:
+        if state in (GONE, UNLISTED):
             # The job is missing from an answer, another user's, or long over: the heartbeat
-            # decides.
-            return Standing.dead if ended or not _beats(trial_dir, claim) else Standing.alive
+            # decides. Before the second look, what has saved may be waiting to start again.
+            fresh = _beats(trial_dir, claim)
+            if ended:
+                return Standing.requeued if fresh and state == UNLISTED else Standing.dead
+            return Standing.alive if fresh else Standing.dead
         if not state:  # Slurm has not answered
             return Standing.requeued if ended else Standing.alive
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart

@@ -7,7 +7,6 @@ its name, which follows from the file.
 
 import contextlib
 import hashlib
-import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -17,7 +16,7 @@ from typing import Any
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.typed import build, checked
 from jobs.cluster import RENAMED, Allocation, ClusterProfile
-from jobs.slurm.queue import Element, Queue, SlurmError
+from jobs.slurm.queue import Element, Queue, SlurmError, own_job
 from jobs.slurm.sbatch import Array
 from sweeps.state.claims import Process
 from sweeps.state.damage import cause_of
@@ -26,6 +25,7 @@ from sweeps.state.place import Place, place_of
 
 RANK_MODULE = "sweeps.execution.worker_main"
 RAY_SCRIPT = "slurm/ray_cluster.sbatch"
+SUCCESSOR = "sweeps.execution.successor"
 # Keys of the file, as in version 0.1 -> names here.
 _KEYS = {**RENAMED, "slots": "size", "slots_per_node": "workers_per_node"}
 
@@ -52,7 +52,7 @@ class Submission:
     number: int
     name: str
     size: int  # tasks of the array; 1 for an allocation
-    throttle: int
+    throttle: int  # tasks at once; 0 if it is a single job and no array
     after: list[str]
     cluster: ClusterProfile
     code: str
@@ -125,14 +125,26 @@ class Submission:
         """Record the array's job ID."""
         write_atomic(self.file(self.sweep_path, self.number, "job"), job + "\n")
 
+    def listed(self, queue: Queue) -> Element | None:
+        """Return an element of the array that `queue` lists by its name, or None.
+
+        A job that is older than this submission is one of a folder that was here before.
+        """
+        return next((e for e in queue.named(self.name) if e.name == self.name and not e.is_older_than(self.time)), None)
+
     @property
     def is_void(self) -> bool:
         """Return whether it is known that nothing was submitted."""
         return self.file(self.sweep_path, self.number, "void").exists()
 
-    def write_void(self) -> None:
-        """Record that nothing was submitted."""
-        self.file(self.sweep_path, self.number, "void").touch()
+    def write_void(self, full: bool = False) -> None:
+        """Record that nothing was submitted, and whether because too many jobs were queued."""
+        write_atomic(self.file(self.sweep_path, self.number, "void"), "full\n" if full else "")
+
+    @property
+    def was_full(self) -> bool:
+        """Return whether nothing was submitted because too many jobs were queued."""
+        return self.is_void and self.file(self.sweep_path, self.number, "void").read_text() != ""
 
     @property
     def age_seconds(self) -> float:
@@ -154,7 +166,7 @@ class Submission:
         """Return '33 workers, 8 at once' or '3 nodes, 12 workers at once'."""
         if self.allocation:
             return f"{self.allocation.nodes} nodes, {self.allocation.workers} workers at once"
-        return f"{self.size} workers, {self.throttle} at once"
+        return f"{self.size} workers, {self.throttle} at once" if self.throttle else "1 worker, as a job of its own"
 
     @property
     def log_folder(self) -> Path:
@@ -163,15 +175,24 @@ class Submission:
 
     def log_of_this_job(self) -> str:
         """Return the output file of this process's job."""
-        array, element = os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
-        return str(self.log_folder / f"{array}_{element}.log")
+        return str(self.log_folder / f"{own_job()}.log")
 
     def array(self) -> Array:
         """Return the array that jobs/slurm/sbatch.py renders and submits."""
         workers, script = (self.allocation.workers, RAY_SCRIPT) if self.allocation else (self.size, "")
         comment, after = f"{workers} workers of {self.sweep_path}", tuple(self.after)
         return Array(
-            self.name, self.size, self.throttle, RANK_MODULE, str(self.path), Path(self.code), self.log_folder, comment, after, script
+            self.name,
+            self.size,
+            self.throttle,
+            RANK_MODULE,
+            str(self.path),
+            Path(self.code),
+            self.log_folder,
+            comment,
+            after,
+            script,
+            SUCCESSOR,
         )
 
 

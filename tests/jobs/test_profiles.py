@@ -77,6 +77,7 @@ def test_a_key_of_version_0_1_names_the_new_one(key: str, tmp_path: Path, monkey
         ({"memory_gb_per_trial": 0.0}, "cluster.memory_gb_per_trial must be at least 0.01 and finite; got 0.0"),
         ({"gpus_per_trial": float("inf")}, "cluster.gpus_per_trial must be at least 0 and finite; got inf"),
         ({"max_parallel": -1}, "cluster.max_parallel must be at least 0; got -1"),
+        ({"max_queued": -4}, "cluster.max_queued must be at least 0; got -4"),
         ({"local_scratch": "tmp"}, "cluster.local_scratch must be an absolute path, or begin with $ as in $TMPDIR; got tmp"),
         ({"gpus_per_trial": 0.5}, "cluster.gpus_per_trial must be whole GPUs, the same for each of 1 nodes; got 0.5"),
         ({"nodes_per_trial": 3, "gpus_per_trial": 3.0}, "cluster.ranks_per_trial must be a multiple of 3 nodes; got 4"),

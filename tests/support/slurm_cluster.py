@@ -31,6 +31,18 @@ _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWUSER = 0x20000, 0x4000000, 0x10000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _PR_SET_CHILD_SUBREAPER = 4096, 16384, 1 << 18, 36
 
+_NO_REQUEUE = """
+function slurm_job_submit(job_desc, part_list, submit_uid)
+    job_desc.requeue = 0
+    slurm.log_user("NOTE: jobs are not requeued on this site")
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
+    return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+
 
 def missing_programs() -> list[str]:
     """What has to be installed before a cluster can be started."""
@@ -84,6 +96,8 @@ class Options:
     message_seconds: int = 5
     max_array_size: int = 1001
     cores: int = 64
+    requeue: bool = True  # False: a job_submit plugin of the site forbids it for every job
+    preempt_mode: str = "REQUEUE"  # of the partition gpu-preempt
     gather: str = "none"  # linux: what jobs use of cores and memory is looked at each second
 
 
@@ -159,7 +173,8 @@ class SlurmCluster:
                     "ReturnToService=2",
                     "GresTypes=gpu",
                     "PreemptType=preempt/partition_prio",
-                    "PreemptMode=REQUEUE",
+                    f"PreemptMode={o.preempt_mode}",
+                    *([] if o.requeue else ["JobSubmitPlugins=lua"]),
                     "AccountingStorageType=accounting_storage/slurmdbd",
                     "AccountingStorageHost=127.0.0.1",
                     f"AccountingStoragePort={o.port + 1}",
@@ -169,13 +184,14 @@ class SlurmCluster:
                     f"NodeName={','.join(self.names)} NodeHostname={host} NodeAddr={addresses} Port={ports} {hardware} State=UNKNOWN",
                     f"PartitionName=DEFAULT Nodes={','.join(self.names)} MaxTime=2-0 DefaultTime=60 DefMemPerCPU=2000 State=UP",
                     "PartitionName=gpu Default=YES PriorityTier=10 PreemptMode=OFF",
-                    f"PartitionName=gpu-preempt PriorityTier=1 PreemptMode=REQUEUE GraceTime={o.grace_seconds}",
+                    f"PartitionName=gpu-preempt PriorityTier=1 PreemptMode={o.preempt_mode} GraceTime={o.grace_seconds}",
                     "",
                 ]
             )
         )
         (b / "etc" / "gres.conf").write_text(f"NodeName={','.join(self.names)} Name=gpu Type=a100 File={b}/dev/nvidia[0-3]\n")
         (b / "etc" / "plugstack.conf").write_text("")
+        (b / "etc" / "job_submit.lua").write_text(_NO_REQUEUE)
         hosts = "".join(f"127.0.1.{i} {name}\n" for i, name in enumerate(self.names, 1))
         (b / "etc" / "hosts").write_text(Path("/etc/hosts").read_text() + hosts)
         database = b / "etc" / "slurmdbd.conf"
@@ -309,6 +325,11 @@ class SlurmCluster:
             for line in ("add cluster mini", "add account proj cluster=mini", f"add user {me} account=proj",
                          f"modify user {me} set defaultaccount=proj"):  # fmt: skip
                 self.run("sacctmgr", "-i", *line.split())
+
+    def limit(self, **limits: int) -> None:
+        """Set limits of this user's association, such as MaxSubmitJobs=4; -1 lifts one."""
+        words = [f"{key}={value}" for key, value in limits.items()]
+        self.run("sacctmgr", "-i", "modify", "user", "where", f"user={getpass.getuser()}", "account=proj", "set", *words)
 
     def start_controller(self) -> None:
         """Start slurmctld, and wait until it answers."""

@@ -7,7 +7,8 @@ import pytest
 
 from jobs.cluster import Allocation, ClusterProfile, Scheduler
 from jobs.config import cluster_names, compose_job
-from jobs.slurm.sbatch import Array, render
+from jobs.slurm.queue import SlurmError
+from jobs.slurm.sbatch import Array, render, submit
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = [n for n in cluster_names() if n != "local"]
@@ -113,3 +114,23 @@ def test_a_container_starts_the_ranks_and_not_the_supervisor() -> None:
 def test_two_nodes_share_ranks_and_memory() -> None:
     shown = lines(replace(profile("komondor"), nodes_per_trial=2, ranks_per_trial=8, cores_per_trial=128, gpus_per_trial=8.0))
     assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --cpus-per-task=16", "#SBATCH --mem=128000M"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; echo 'sbatch: error: refused, and why' >&2; exit 1", "AssocMaxSubmitJobLimit"),
+        ("echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1", "Unable to contact slurm controller"),
+        ("exit 124", "exit status 124"),
+        ("true", "must print the number of the job"),
+    ],
+)
+def test_a_refusal_has_sbatchs_own_words(script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = tmp_path / "bin" / "sbatch"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\n{script}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:/usr/bin:/bin")
+    with pytest.raises(SlurmError, match=said) as refused:
+        submit(profile("test_cluster"), array(code=tmp_path, log_folder=tmp_path / "log"))
+    assert str(refused.value).startswith("sbatch: ")

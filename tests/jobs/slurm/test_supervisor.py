@@ -19,6 +19,8 @@ class Night:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.done = 0.0, []  # type: ignore[var-annotated]
+        self.requeues, self.preempted, self.left = True, False, 10_000.0
+        self.handed, self.again = [], []  # type: ignore[var-annotated]
         monkeypatch.setattr(supervisor.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(supervisor.time, "sleep", self.sleep)
 
@@ -48,7 +50,10 @@ def watched(night: Night, monkeypatch: pytest.MonkeyPatch) -> Attempts:
 
         monkeypatch.setattr(found, "attempt", attempt)
         monkeypatch.setattr(supervisor, "job_state", lambda job: state)
-        monkeypatch.setattr(supervisor, "requeue", night.done.append)
+        monkeypatch.setattr(supervisor, "requeue", lambda job: night.done.append(job) or night.requeues)
+        monkeypatch.setattr(supervisor, "is_cancelled_by_preemption", lambda job: night.preempted)
+        monkeypatch.setattr(supervisor, "seconds_left", lambda job: night.left)
+        monkeypatch.setattr(found, "call_successor", lambda *why: night.handed.append(why[0]) or bool(night.again and night.again.pop(0)))
         return found
 
     return made
@@ -87,6 +92,81 @@ def test_a_death_is_started_again_in_place_and_four_quick_ones_in_a_row_are_give
     assert watched(*[(1, 5.0)] * 3, (1, 600.0), *[(1, 5.0)] * 2, (9, 5.0)).run() == 9  # the slow one is the first of another row
     assert watched(*[(1, 700.0)] * 9, (0, 1.0)).run() == 0
     assert night.done == []
+
+
+def test_where_slurm_does_not_requeue_the_job_ends_at_once_and_a_successor_goes_on(watched: Attempts, night: Night) -> None:
+    night.requeues = False
+    assert watched((STOPPED, 5.0)).run() == INTERRUPTED
+    assert watched((None, 7.0)).run() == INTERRUPTED
+    assert night.handed == ["--stopped", "--stopped"]
+    assert night.now == 12.0
+
+
+@pytest.mark.parametrize(("preempted", "handed"), [(True, ["--stopped"]), (False, [])])
+def test_a_job_that_a_preemption_cancels_has_a_successor_and_one_that_a_person_cancels_none(
+    watched: Attempts, night: Night, preempted: bool, handed: list[str]
+) -> None:
+    night.preempted = preempted
+    found = watched((STOPPED, 5.0), state="COMPLETING")
+    found.successor = ["m", "a"]
+    assert found.run() == INTERRUPTED
+    assert night.handed == handed
+    assert night.done == []
+
+
+def test_what_is_left_and_cannot_be_queued_is_run_in_the_same_job_while_it_has_time(watched: Attempts, night: Night) -> None:
+    night.again = [True, True, False]
+    assert watched((0, 5.0), (0, 5.0), (0, 5.0)).run() == 0
+    assert night.handed == ["--ended-since"] * 3
+    night.again, night.left = [True], 200.0
+    assert watched((0, 5.0)).run() == 0  # near its limit
+    night.again, night.left = [True], 10_000.0
+    asked = watched((0, 5.0))
+    asked.note(signal.SIGTERM, None)
+    assert asked.run() == 0
+
+
+@pytest.mark.parametrize(("status", "again"), [(0, False), (supervisor.AGAIN, True), (1, False), (None, False)])
+def test_a_successor_is_a_module_with_its_argument_and_says_with_its_status_whether_to_go_on(
+    status: int | None, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+
+    def run(words: list[str], timeout: float, check: bool) -> subprocess.CompletedProcess[str]:
+        called.append(words)
+        if status is None:
+            raise subprocess.TimeoutExpired(words, timeout)
+        return subprocess.CompletedProcess(words, status)
+
+    monkeypatch.setattr(supervisor.subprocess, "run", run)
+    assert Supervisor(["true"], "7", 30.0).call_successor("--stopped") is False
+    assert called == []
+    assert Supervisor(["true"], "7", 30.0, ["a.b", "/s.json"]).call_successor("--stopped") is again
+    assert called[0][2:] == ["-m", "a.b", "/s.json", "--stopped"]
+
+
+def test_a_job_that_may_not_be_requeued_is_told_at_once_and_a_refusal_that_lasts_after_three(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(command: list[str], patience_seconds: float) -> str:
+        asked.append(command[1])
+        raise SlurmError("Requested operation is presently disabled for job 7_3")
+
+    monkeypatch.setattr(supervisor, "ask", ask)
+    monkeypatch.setattr(supervisor, "job_state", lambda job: "RUNNING")
+    monkeypatch.setattr(supervisor, "show_job", lambda job, patience_seconds: {"Requeue": "0"})
+    assert requeue("7_3") is False
+    assert asked == []
+    monkeypatch.setattr(supervisor, "show_job", lambda job, patience_seconds: {"Requeue": "1"})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert requeue("7_3") is False
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked == ["requeue"] * 3
+    assert night.now == 2 * supervisor.PAUSE_SECONDS
 
 
 class Child:
@@ -165,6 +245,7 @@ def test_requeueing_is_tried_until_slurm_takes_it_or_the_job_is_over(night: Nigh
 
     monkeypatch.setattr(supervisor, "ask", ask)
     monkeypatch.setattr(supervisor, "job_state", lambda job: states.pop(0))
+    monkeypatch.setattr(supervisor, "show_job", lambda job, patience_seconds: {"Requeue": "1"})
     monkeypatch.setattr(supervisor.signal, "signal", lambda *what: handled.append(what))
     requeue("7_3")
     assert handled[1:] == [(signal.SIGTERM, signal.SIG_DFL)]  # Slurm may end this process now
@@ -199,6 +280,7 @@ def test_a_requeue_ends_at_once_where_slurm_has_ended_the_job_before_scontrol_re
         return ""
 
     monkeypatch.setattr(supervisor, "ask", signalled)
+    monkeypatch.setattr(supervisor, "show_job", lambda job, patience_seconds: {"Requeue": "1"})
     before = signal.getsignal(signal.SIGTERM)
     try:
         requeue("7_3")

@@ -22,6 +22,9 @@ class Over:
 
     silent = False
 
+    def is_elsewhere(self, cluster: str) -> bool:
+        return False
+
     def state(self, job: str) -> str:
         return "NODE_FAIL"
 

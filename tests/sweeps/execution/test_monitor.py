@@ -55,6 +55,15 @@ class Jobs:
     def restarts(self, job: str) -> int:
         return 0
 
+    def in_doubt(self, arrays: object) -> set[str]:
+        return set()
+
+    def look_again(self) -> None:
+        pass
+
+    def is_elsewhere(self, cluster: str) -> bool:
+        return False
+
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
@@ -161,8 +170,8 @@ def test_a_held_job_is_said_once(sweep: Sweep, console: Console, watching: Calla
     found = watching(j7_0="PENDING", j7_1="PENDING")
     found.queue.listed[1] = replace(found.queue.listed[1], reason="JobHeldUser")  # type: ignore[attr-defined]
     for _ in range(3):
-        found.warn_of_held()
-    assert said(console) == ["job 7_1 is held (JobHeldUser); to release it: scontrol release 7_1"]
+        found.say_why_jobs_wait()
+    assert said(console) == ["job 7_1 is held (JobHeldUser); to release: scontrol release 7_1"]
 
 
 @pytest.mark.parametrize(("status", "missing", "exit_status"), [("completed", {}, 0), ("completed", {"knn": "why"}, 1), ("failed", {}, 1)])
@@ -186,7 +195,9 @@ def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_bega
     sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, done = [1000.0], [0.5, 0.0, 0.0]
-    trials = [{"setting": f"s{i}", "seed": 42, "state": "running", "done": 0.0} for i in range(3)]
+    trials = [
+        {"setting": f"s{i}", "signature": f"t{i}", "seed": 42, "state": "running", "done": 0.0, "skipped_images": 0} for i in range(3)
+    ]
     status = {
         "trials": trials,
         "search": {"to_begin": 2, "points": 9},

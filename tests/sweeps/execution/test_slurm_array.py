@@ -22,9 +22,14 @@ from sweeps.state.folder import Sweep, TrialState, View
 from sweeps.state.submission import Submission, job_prefix
 
 
-@pytest.mark.parametrize(("workers", "limit", "free"), [(33, 1001, 8), (2500, 1001, 8), (5, 2, 1), (5, 2, 100), (1, 1, 1), (7, 3, 2)])
+@pytest.mark.parametrize(
+    ("workers", "limit", "free"), [(33, 1001, 8), (4, 1, 2), (3, 0, 3), (2500, 1001, 8), (5, 2, 1), (5, 2, 100), (1, 1, 1), (7, 3, 2)]
+)
 def test_arrays_hold_all_workers_and_never_more_at_once_than_allowed(workers: int, limit: int, free: int) -> None:
     parts = shares(workers, limit, free)
+    if limit <= 1:  # single jobs
+        assert parts == [(1, 0)] * workers
+        return
     assert sum(size for size, _ in parts) == workers
     assert all(1 <= throttle <= size <= limit for size, throttle in parts)
     side_by_side = min(len(parts), free)
@@ -95,6 +100,9 @@ class StubQueue:
 
     def restarts(self, job: str) -> int:
         return self._restarts
+
+    def is_elsewhere(self, cluster: str) -> bool:
+        return cluster == "far"
 
 
 START = SlurmStart("mini", "7_3", 0, "gpu01", 4, "/log", "/code")
@@ -217,6 +225,12 @@ class Listed:
     def restarts(self, job: str) -> int:
         return 0
 
+    def in_doubt(self, arrays: object) -> set[str]:
+        return set()
+
+    def is_elsewhere(self, cluster: str) -> bool:
+        return False
+
 
 def test_one_allocation_is_asked_for_and_serves_all_that_is_left(tmp_path: Path) -> None:
     trials = [Trial(i, f"s{i}", 42, {}, f"{i}") for i in range(5)]
@@ -280,6 +294,27 @@ def test_a_job_that_slurm_forgot_is_dead_when_its_heartbeat_stands_still(tmp_pat
     assert standing(tmp_path, claimed, "") is Standing.alive
 
 
+def test_before_the_second_look_a_sign_of_life_counts_and_what_has_saved_may_start_again(tmp_path: Path, claimed: Claim) -> None:
+    assert standing(tmp_path, claimed, slurm.UNLISTED) is Standing.alive
+    released = tmp_path / "claim" / "000001.released"
+    released.touch()
+    assert standing(tmp_path, claimed, slurm.UNLISTED) is Standing.requeued
+    assert standing(tmp_path, claimed, slurm.GONE) is Standing.dead
+    for path in (released, tmp_path / "claim" / "000001.json"):
+        os.utime(path, (time.time() - 200, time.time() - 200))
+    assert standing(tmp_path, claimed, slurm.UNLISTED) is Standing.dead
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETED", "PENDING", slurm.GONE, ""])
+def test_a_job_of_another_cluster_is_judged_by_its_heartbeat_and_nothing_is_written(tmp_path: Path, claimed: Claim, state: str) -> None:
+    """Its number means another job here."""
+    far, before = replace(claimed, slurm=replace(START, cluster="far")), claims.listing(tmp_path)
+    assert standing(tmp_path, far, state) is Standing.alive
+    assert claims.listing(tmp_path) == before
+    (tmp_path / "claim" / "000001.released").touch()
+    assert standing(tmp_path, far, state) is Standing.dead
+
+
 def test_a_cancelled_job_is_remembered_until_the_trial_is_taken_up(tmp_path: Path, claimed: Claim) -> None:
     assert standing(tmp_path, claimed, "CANCELLED") is Standing.cancelled
     assert standing(tmp_path, claimed, slurm.GONE) is Standing.cancelled  # Slurm forgets in minutes
@@ -340,11 +375,12 @@ def test_while_slurm_is_silent_its_last_word_stands(tmp_path: Path, monkeypatch:
     assert queue.state("7_3") == "RUNNING"
     assert queue.silent
     stand_in(tmp_path, "squeue", "echo '||||'; true")
-    assert queue.state("7_3") == ""
+    assert queue.state("7_3") == "RUNNING"  # an empty answer is not the end of a job
+    assert queue.state("8_1") == ""
     stand_in(tmp_path, "sacct", "true")
-    assert queue.state("7_3") == slurm.GONE
-    stand_in(tmp_path, "sacct", "echo '7_3|CANCELLED by 0'")
-    assert queue.state("7_3") == "CANCELLED"
+    assert queue.state("8_1") == slurm.UNLISTED
+    stand_in(tmp_path, "sacct", "echo '8_1|CANCELLED by 0'")
+    assert queue.state("8_1") == "CANCELLED"
 
 
 def test_a_trial_cancelled_while_it_is_claimed_stays_cancelled(tmp_path: Path) -> None:

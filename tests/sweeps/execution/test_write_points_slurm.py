@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import preflight, snapshot
+from jobs.slurm import queue
 from jobs.task import task_of
 from sweeps.cli import submit
 from sweeps.execution import slurm_array, worker_main
@@ -44,6 +45,7 @@ done
     "sacct": "echo 'Slurm accounting storage is disabled' >&2; exit 1",  # else a command waits for the records of its jobs
     "scancel": "true",
     "sinfo": "true",
+    "sacctmgr": "true",
 }
 
 
@@ -59,6 +61,8 @@ def _slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "fake")
     monkeypatch.setattr(slurm_array, "_DEAD_WRITER_SECONDS", 0.0)
+    monkeypatch.setattr(queue, "EMPTY_SECONDS", 0.0)  # this squeue's answers are never wrong
+    monkeypatch.setattr(queue, "SECOND_LOOK_SECONDS", 0.0)
     monkeypatch.setattr(snapshot, "_PARTS", ("pyproject.toml",))
     monkeypatch.setattr(submit, "array_limit", lambda: 1001)
     monkeypatch.setattr(preflight, "checked_data", lambda _: [])

@@ -131,6 +131,9 @@ class Forgetful:
 
     silent = False
 
+    def is_elsewhere(self, cluster: str) -> bool:
+        return False
+
     def state(self, job: str) -> str:
         return GONE
 
