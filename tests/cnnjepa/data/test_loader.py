@@ -104,11 +104,23 @@ def test_too_few_images_for_one_batch_is_said() -> None:
 GONE = "DataLoader worker (pid 7) is killed by signal: Killed. "
 
 
+class Numbers:
+    """A loader whose batches are numbers."""
+
+    num_workers = 1
+
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self.numbers = numbers
+
+    def __iter__(self) -> Iterator[int]:
+        return self.numbers
+
+
 def dying(ends: list[int], error: Exception, asked: list[int]) -> Callable[[int], Any]:
     """Loaders of the numbers 0 to 9, each of which begins where it is asked to, and the next of which dies when it comes to its end."""
     remaining = iter([*ends, 10])
 
-    def build(delivered: int) -> Iterator[int]:
+    def build(delivered: int) -> Numbers:
         asked.append(delivered)
         end = next(remaining)
 
@@ -117,7 +129,7 @@ def dying(ends: list[int], error: Exception, asked: list[int]) -> Callable[[int]
             if end < 10:
                 raise error
 
-        return numbers()
+        return Numbers(numbers())
 
     return build
 

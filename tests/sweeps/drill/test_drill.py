@@ -100,7 +100,7 @@ def test_a_drill_that_is_ended_leaves_no_process_and_no_folder(tmp_path: Path) -
     ("arguments", "said"),
     [
         (["--faults", "0"], "error: --faults must be at least 1; got 0"),
-        (["--cluster", "nowhere"], "error: cluster must be one of .*; got nowhere"),
+        (["--cluster", "nowhere"], "error: cluster must be one of .*; got nowhere: give a profile of your own by its path, .*"),
         (["--cluster", "komondor"], "error: cluster.account must be given for cluster komondor; got none: add account=VALUE"),
         (["epochs=x"], "error: epochs must be of type integer; got x"),
         (["--runs-dir", "/proc/none"], "error: --runs-dir must be a folder that can be written; got /proc/none: .*"),
