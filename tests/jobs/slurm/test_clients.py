@@ -1,11 +1,9 @@
 """Slurm's commands and the shell they are called from: stand-ins of them on PATH write down their environment, or answer under a banner."""
 
 import ast
-import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +30,10 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     def put(banner: str = "none", **answers: str) -> Path:
         before, after = BANNERS[banner]
         for name in CLIENTS:
-            said = (before + answers.get(name, "") + after).encode("utf-8", "surrogateescape")
-            code = (
-                f"#!{sys.executable}\nimport json, os, sys\n"
-                f"open({str(tmp_path / 'seen')!r}, 'a').write(json.dumps([{name!r}, dict(os.environ)]) + '\\n')\n"
-                f"sys.stdout.buffer.write({said!r})\n"
-            )
-            (folder / name).write_text(code)
+            said = folder / f"{name}.said"
+            said.write_bytes((before + answers.get(name, "") + after).encode("utf-8", "surrogateescape"))
+            note = f"{{ printf '%s\\0' {name}; env -0; printf '\\0'; }} >> {tmp_path}/seen"
+            (folder / name).write_text(f"#!/bin/sh\n{note}\ncat {said}\n")
             (folder / name).chmod(0o755)
         return tmp_path / "seen"
 
@@ -46,7 +41,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
 
 
 def seen(file: Path) -> list[tuple[str, dict[str, str]]]:
-    return [tuple(json.loads(line)) for line in file.read_text().splitlines()]
+    calls = [call.split("\0") for call in file.read_text().split("\0\0") if call]
+    return [(name, dict(pair.split("=", 1) for pair in pairs)) for name, *pairs in calls]
 
 
 def array(folder: Path) -> Array:
