@@ -138,12 +138,13 @@ _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")  # what Hydra would read as the se
 def as_typed(override: str, task: Task, several: bool = False) -> str:
     """Return `override` in Hydra's grammar, where a text means what was typed, whatever its characters.
 
-    A text is the value of a key of type `str` or `list[str]`, and of an sbatch option unless it is a
-    number, true, false, null, a list or a dict. What is in quotes stays. With `several`, commas
-    separate values, as --multirun has it. Raise ValueError at an escape outside quotes.
+    A text is the value of a key of type `str` or `list[str]`, and of an sbatch option unless it is
+    true, false or null. What is in quotes stays. With `several`, commas separate values, as
+    --multirun has it, but of an sbatch option. Raise ValueError at an escape outside quotes.
     """
     key, _, value = override.partition("=")
     kind = _type_of(key, task) if _ASSIGNMENT.match(override) else None
+    several = several and kind is not Any
     read = _read(override) if several else None
     swept = read.value_type if read and read.is_sweep_override() else None
     if kind is _TEXTS and value.startswith("[") and value.endswith("]") and not swept:
@@ -155,24 +156,14 @@ def as_typed(override: str, task: Task, several: bool = False) -> str:
 
 
 def _text(key: str, value: str, kind: Any) -> str:
-    """Return one value of a key in Hydra's quotes, unless it has quotes or, of `Any` type, is no text."""
-    if not value or re.fullmatch(_QUOTED, value) or (kind is Any and _is_plain(value)):
+    """Return one value of a key in Hydra's quotes, unless it has quotes or, of `Any` type, is true, false or null."""
+    if not value or re.fullmatch(_QUOTED, value) or (kind is Any and value.lower() in ("true", "false", "null")):
         return value
     if _ESCAPE.search(value):
         rule = "be in quotes where a backslash stands before one of \\()[]{}:=, or a blank, which could be an escape"
         shown = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
         raise ValueError(f"{key} must {rule}; got {value}: leave the backslash out, or, if it belongs to the value, write {shown}")
     return QuotedString(value, Quote.single).with_quotes()
-
-
-def _is_plain(value: str) -> bool:
-    """Return whether Hydra reads a number as it is typed, true, false, null, a list or a dict."""
-    read = _read(f"key={value}")
-    if read is None or read.is_sweep_override():
-        return False
-    found = read.value()
-    # 007 and 1e3 stand for themselves.
-    return str(found) == value if isinstance(found, (int, float)) and not isinstance(found, bool) else not isinstance(found, str)
 
 
 def _read(override: str) -> Override | None:

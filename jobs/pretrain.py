@@ -191,9 +191,8 @@ def run_command() -> int:
     command_line().parse_args(arguments)
     multirun = bool({"-m", "--multirun"} & set(flags))
     jobs = checked_multirun([a for a in arguments if a not in flags]) if multirun else []
-    for_hydra = [as_typed(a, task, several=multirun) for a in arguments]
     # Hydra adds what a profile's `sbatch` does not hold yet with ++ alone.
-    for_hydra = [f"++{a}" if a.startswith("cluster.sbatch.") else a for a in for_hydra]
+    for_hydra = [f"{'++' * a.startswith('cluster.sbatch.')}{as_typed(a, task, several=multirun)}" for a in arguments]
     if multirun and launcher in ("submitit_slurm", "submitit_local"):
         return launch(for_hydra, jobs, launcher)
     sys.argv[1:] = [*for_hydra, *_QUIET_HYDRA]

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from jobs.planned import apart_from_data, data_of
@@ -49,11 +50,17 @@ class PlannedData:
 
 def _changed(before: Sweep, now: Sweep) -> list[tuple[str, Any]]:
     """Return the data of trials before, and the configurations now that differ from them in nothing else."""
-    if not any(task_of(trial.values).value(trial.values, "fingerprint", "") for trial in [*before.trials, *now.trials]):
+    if not any(map(_is_identified, [*before.trials, *now.trials])):
         return []  # without building a configuration: its method would import torch
     ours, same = {_key(trial): trial.config for trial in now.trials}, {trial.signature for trial in now.trials}
     others = [trial for trial in before.trials if trial.signature not in same and trial.known_config is not None]
     return [(data_of(trial.config), ours[key]) for trial in others if (key := _key(trial)) in ours]
+
+
+def _is_identified(trial: Trial) -> bool:
+    with suppress(ValueError):  # one of 0.1 lacks the key
+        return bool(task_of(trial.values).value(trial.values, "fingerprint", ""))
+    return False
 
 
 def _key(trial: Trial) -> str:
