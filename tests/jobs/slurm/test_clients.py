@@ -136,6 +136,17 @@ def test_what_starts_steps_keeps_its_job_and_no_options() -> None:
     assert clients.step_environment({**SHELL, **job}).keys().isdisjoint({"SBATCH_ACCOUNT", "SLURM_EXPORT_ENV", "SLURM_TIME_FORMAT"})
 
 
+@pytest.mark.parametrize(("nodes", "said"), [("gpu[07-09]", "gpu07 gpu08,gpu09"), ("gpu03", "gpu03 ")])
+def test_the_script_of_an_allocation_finds_its_nodes(nodes: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
+    script = (Path(clients.__file__).parents[2] / "slurm" / "ray_cluster.sbatch").read_text()
+    lines = re.findall(r"^(?:read -ra nodes|others=).*$", script, re.M)
+    assert len(lines) == 2
+    child = clients.start(["bash", "-uc", "\n".join([*lines, f'echo "${{nodes[0]}} $others" > {tmp_path}/said'])])
+    assert child.wait(30) == 0
+    assert (tmp_path / "said").read_text() == f"{said}\n"
+
+
 @pytest.mark.parametrize(
     ("nodes", "names"),
     [
