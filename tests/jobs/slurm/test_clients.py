@@ -1,11 +1,9 @@
 """Slurm's commands and the shell they are called from: stand-ins of them on PATH write down their environment, or answer under a banner."""
 
 import ast
-import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +30,10 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     def put(banner: str = "none", **answers: str) -> Path:
         before, after = BANNERS[banner]
         for name in CLIENTS:
-            said = (before + answers.get(name, "") + after).encode("utf-8", "surrogateescape")
-            code = (
-                f"#!{sys.executable}\nimport json, os, sys\n"
-                f"open({str(tmp_path / 'seen')!r}, 'a').write(json.dumps([{name!r}, dict(os.environ)]) + '\\n')\n"
-                f"sys.stdout.buffer.write({said!r})\n"
-            )
-            (folder / name).write_text(code)
+            said = folder / f"{name}.said"
+            said.write_bytes((before + answers.get(name, "") + after).encode("utf-8", "surrogateescape"))
+            note = f"{{ printf '%s\\0' {name}; env -0; printf '\\0'; }} >> {tmp_path}/seen"
+            (folder / name).write_text(f"#!/bin/sh\n{note}\ncat {said}\n")
             (folder / name).chmod(0o755)
         return tmp_path / "seen"
 
@@ -46,7 +41,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
 
 
 def seen(file: Path) -> list[tuple[str, dict[str, str]]]:
-    return [tuple(json.loads(line)) for line in file.read_text().splitlines()]
+    calls = [call.split("\0") for call in file.read_text().split("\0\0") if call]
+    return [(name, dict(pair.split("=", 1) for pair in pairs)) for name, *pairs in calls]
 
 
 def array(folder: Path) -> Array:
@@ -141,6 +137,17 @@ def test_what_starts_steps_keeps_its_job_and_no_options() -> None:
     job = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "8", "SLURM_JOB_NODELIST": "gpu[01-02]", "SLURM_CPU_BIND": "cores", "PATH": "/bin"}
     assert clients.step_environment({**SHELL, **job}).items() >= {**job, "JOB_HOSTS": "gpu01 gpu02", "LC_ALL": "de_DE.UTF-8"}.items()
     assert clients.step_environment({**SHELL, **job}).keys().isdisjoint({"SBATCH_ACCOUNT", "SLURM_EXPORT_ENV", "SLURM_TIME_FORMAT"})
+
+
+@pytest.mark.parametrize(("nodes", "said"), [("gpu[07-09]", "gpu07 gpu08,gpu09"), ("gpu03", "gpu03 ")])
+def test_the_script_of_an_allocation_finds_its_nodes(nodes: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
+    script = (Path(clients.__file__).parents[2] / "slurm" / "ray_cluster.sbatch").read_text()
+    lines = re.findall(r"^(?:read -ra nodes|others=).*$", script, re.M)
+    assert len(lines) == 2
+    child = clients.start(["bash", "-uc", "\n".join([*lines, f'echo "${{nodes[0]}} $others" > {tmp_path}/said'])])
+    assert child.wait(30) == 0
+    assert (tmp_path / "said").read_text() == f"{said}\n"
 
 
 @pytest.mark.parametrize(
