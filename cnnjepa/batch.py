@@ -13,7 +13,7 @@ from torch import Tensor
 class Batch:
     """Hold one micro-batch of normalised views on the device, and its place in the run."""
 
-    views: list[Tensor]  # each [B, 3, S, S], in the training precision
+    views: list[Tensor]  # each [B, C, S, S], in the training precision
     step: int  # 0-based optimiser step
     positions: npt.NDArray[np.int64]  # [B] positions in the global batch of that step
     labels: Tensor | None = None  # [B] classes, -1 where held out; only for `supervised`

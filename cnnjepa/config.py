@@ -8,15 +8,13 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
+from cnnjepa.data_config import ADDED, NEUTRAL, DataConfig, DatasetName
 from cnnjepa.run.ranks import Device
 
-NEUTRAL = {"neutral": True}
-# Added after the first runs: not part of the run ID at its default, so older run IDs stay valid.
-ADDED = {"added": True}
 MIN_GRID = 3
 
 
@@ -26,16 +24,6 @@ class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp64 = "fp64"
-
-
-class DatasetName(Enum):
-    """Data sets that cnnjepa/data/datasets.py can read."""
-
-    digits = "digits"
-    fashion_mnist = "fashion_mnist"
-    imagefolder = "imagefolder"
-    imagenet100 = "imagenet100"
-    imagenet1k = "imagenet1k"
 
 
 class EncoderName(Enum):
@@ -55,13 +43,6 @@ class EncoderName(Enum):
     vit_tiny = "vit_tiny"
     vit_small = "vit_small"
     vit_base = "vit_base"
-
-
-class Resize(Enum):
-    """Name how a probe resizes an image; the paper's probes use `bilinear`."""
-
-    bicubic = "bicubic"
-    bilinear = "bilinear"
 
 
 class Execution(Enum):
@@ -100,29 +81,6 @@ class Schedule(Enum):
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
-
-
-@dataclass
-class DataConfig:
-    """The image set, its splits, and how training views are drawn."""
-
-    name: DatasetName = DatasetName.digits
-    # Folder of the set; "": the default place. An image folder is identified by it.
-    root: str = field(default="", metadata={"neutral": lambda data: data.name is not DatasetName.imagefolder})
-    image_size: int = 32  # pixels, training and probing
-    min_crop_scale: float = 0.2  # smallest share of the image's area that a training crop may take
-    flip_probability: float = 0.5
-    eval_crop_fraction: float = 0.875  # centre share of the resized image that a probe sees: 224 of 256
-    probe_resize: Resize = field(default=Resize.bicubic, metadata=ADDED)
-    train_limit: int = 0  # use the first N training images of a fixed shuffle; 0 takes all
-    test_limit: int = 0
-    holdout_fraction: float = 0.1  # share of the training labels kept for selection
-    workers: int = field(default=0, metadata=NEUTRAL)  # loader processes per rank
-    # Short side in pixels and JPEG quality of a shrunk packed set; 0: images are unchanged.
-    short_side: int = field(default=0, metadata=ADDED)
-    jpeg_quality: int = field(default=0, metadata=ADDED)
-    # Decode at 1/2, 1/4 or 1/8 size where every crop stays at least as large as its view.
-    dct_scaling: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass
@@ -309,7 +267,7 @@ class TrainConfig:
     """One experiment: two equal TrainConfigs are the same run."""
 
     method: MethodConfig
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # cnnjepa/data_config.py
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     probes: ProbeConfig = field(default_factory=ProbeConfig)
@@ -323,30 +281,6 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     warnings: WarningConfig = field(default_factory=WarningConfig, metadata=NEUTRAL)
-
-
-DATA_PRESETS: dict[str, DataConfig] = {
-    # A mirrored digit is a different sign, and a crop below half of an 8x8 digit is unrecognisable.
-    "digits": DataConfig(
-        DatasetName.digits, image_size=32, min_crop_scale=0.5, flip_probability=0.0, eval_crop_fraction=1.0, holdout_fraction=0.2
-    ),
-    "fashion_mnist": DataConfig(DatasetName.fashion_mnist, image_size=32, eval_crop_fraction=1.0),
-    "imagefolder": DataConfig(DatasetName.imagefolder, image_size=224),
-    "imagenet100": DataConfig(DatasetName.imagenet100, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.05, workers=8),
-    "imagenet1k": DataConfig(DatasetName.imagenet1k, image_size=224, probe_resize=Resize.bilinear, holdout_fraction=0.02, workers=8),
-}
-
-
-def other_set(entry: str, data: DataConfig) -> DataConfig:
-    """Return the set that an entry of `probes.data` names, at the size of the run's own `data`.
-
-    Raises ValueError unless the entry is NAME or NAME:ROOT of a data preset.
-    """
-    name, colon, root = entry.partition(":")
-    if name not in DATA_PRESETS or (colon and not root.startswith("/")):
-        rule = f"hold NAME or NAME:ROOT, NAME out of {', '.join(DATA_PRESETS)} and ROOT an absolute path"
-        raise ValueError(f"probes.data must {rule}; got {entry}")
-    return replace(DATA_PRESETS[name], root=root, image_size=data.image_size, workers=data.workers)
 
 
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)
@@ -384,11 +318,18 @@ def optimizer_presets() -> dict[str, OptimizerConfig]:
 
 
 _NOT_A_PROBE = {"features"}
+NEED_NO_LABELS = ("collapse",)  # probes that run on images without labels
 
 
 def probe_names() -> list[str]:
     """Return the names of the probes: cnnjepa/probes without the shared feature pass."""
     return [n for n in file_names("cnnjepa.probes") if n not in _NOT_A_PROBE]
+
+
+def own_probes(config: TrainConfig) -> list[str]:
+    """Return the names of the probes on the run's own set: without labels, those that need none."""
+    is_labelled = config.data.name is not DatasetName.images
+    return [name for name in config.probes.names if is_labelled or name in NEED_NO_LABELS]
 
 
 def grid_size(config: TrainConfig) -> int:

@@ -84,7 +84,8 @@ def _shared_scores(
 def random_encoder(config: TrainConfig, splits: Splits, ranks: Ranks) -> nn.Module:
     """Return the encoder that a run of `config` starts from, with BatchNorm statistics over the training images."""
     alone = replace(config.encoder, sync_bn=False)  # every rank sees all images: there is nothing to synchronise
-    encoder: nn.Module = build_encoder(alone, config.data.image_size, integer(config.seed, Stream.weights, 0))
+    seed = integer(config.seed, Stream.weights, 0)
+    encoder: nn.Module = build_encoder(alone, config.data.image_size, seed, config.data.channels)
     encoder.to(device=ranks.device, dtype=weights_dtype(config), memory_format=torch.channels_last)  # type: ignore[call-overload]
     calibrate_batchnorm(encoder, config, splits, ranks)
     return encoder

@@ -21,9 +21,9 @@ from cnnjepa.config import (
     accumulation_steps,
     grid_size,
     method_module,
-    other_set,
     probe_names,
 )
+from cnnjepa.data_config import GREY_SETS, DataConfig, DatasetName, has_statistics, other_set
 
 
 def _require(condition: bool, key: str, rule: str, value: object) -> None:
@@ -112,8 +112,27 @@ def require_encoder(config: TrainConfig, vit: bool) -> None:
     _require((config.encoder.name in VITS) is vit, "encoder.name", rule, config.encoder.name)
 
 
-def validate_augment(augment: AugmentConfig, key: str) -> None:
-    """Raise ValueError unless every probability, strength and scale of `augment` is valid."""
+def validate_channels(data: DataConfig) -> None:
+    """Raise ValueError unless `data` has images of so many channels, and a mean and a deviation for each."""
+    channels, name = data.channels, data.name.name
+    _require(channels in (1, 3, 4), "data.channels", "be 1 (grey), 3 (RGB) or 4 (files of four bands)", channels)
+    if channels == 4:
+        _require(data.name not in GREY_SETS, "data.channels", f"be 1 or 3 with {name}, whose images are grey", channels)
+        _require(not data.short_side, "data.short_side", "be 0 with data.channels=4, since shrunk images are RGB", data.short_side)
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        given = len(values) == channels or (not values and has_statistics(data))
+        example = f"data.{key}=[{','.join([str({'mean': 0.5, 'std': 0.25}[key])] * channels)}]"
+        numbers = f"{channels} number{'s' * (channels > 1)}, one per channel"
+        rule = f"hold {numbers} of {name}, such as '{example}'"
+        _require(given, f"data.{key}", rule, values)
+    for value in data.mean:
+        _require(0 <= value <= 1, "data.mean", "hold numbers in [0, 1]", value)
+    for value in data.std:
+        _require(0 < value < math.inf, "data.std", "hold positive and finite numbers", value)
+
+
+def validate_augment(augment: AugmentConfig, key: str, channels: int) -> None:
+    """Raise ValueError unless every probability, strength and scale of `augment` is valid, with so many channels."""
     _require(0 < augment.min_crop_scale <= 1, f"{key}.min_crop_scale", "lie in (0, 1]", augment.min_crop_scale)
     for name in ("jitter", "grey", "blur", "solarise"):
         p = getattr(augment, f"{name}_probability")
@@ -122,6 +141,12 @@ def validate_augment(augment: AugmentConfig, key: str) -> None:
         strength = getattr(augment, name)
         _require(0 <= strength < math.inf, f"{key}.{name}", "be at least 0 and finite", strength)
     _require(0 <= augment.hue <= 0.5, f"{key}.hue", "lie in [0, 0.5]", augment.hue)
+    rgb_only = {3: [], 1: ["grey_probability"]}.get(channels, ["jitter_probability", "grey_probability", "solarise_probability"])
+    if channels == 1 and augment.jitter_probability:
+        rgb_only += ["saturation", "hue"]  # brightness and contrast are those of any image
+    for name in rgb_only:
+        value = getattr(augment, name)
+        _require(value == 0, f"{key}.{name}", f"be 0 with data.channels={channels}, since it changes RGB", value)
 
 
 def validate_ema(ema: EmaConfig, key: str) -> None:
@@ -183,6 +208,9 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     # The size of the resized image grows with the inverse of this fraction.
     _require(0.1 <= data.eval_crop_fraction <= 1, "data.eval_crop_fraction", "lie in [0.1, 1]", data.eval_crop_fraction)
     _require(0 < data.holdout_fraction < 1, "data.holdout_fraction", "lie in (0, 1)", data.holdout_fraction)
+    _require(0 <= data.val_fraction < 1, "data.val_fraction", "lie in [0, 1)", data.val_fraction)
+    rule = "be 0 with any set but imagefolder"
+    _require(not data.val_fraction or data.name is DatasetName.imagefolder, "data.val_fraction", rule, data.val_fraction)
     for key, count in (
         ("train_limit", data.train_limit),
         ("test_limit", data.test_limit),
@@ -190,6 +218,7 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         ("short_side", data.short_side),
     ):
         _require(count >= 0, f"data.{key}", "be at least 0", count)
+    validate_channels(data)
     _require(0 <= data.jpeg_quality <= 100, "data.jpeg_quality", "lie in [0, 100]", data.jpeg_quality)
     _require(config.encoder.width >= 1, "encoder.width", "be at least 1", config.encoder.width)
     _require(config.encoder.blocks >= 1, "encoder.blocks", "be at least 1", config.encoder.blocks)
@@ -225,7 +254,7 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     for name in probes.names:
         _require(name in probe_names(), "probes.names", f"hold only names from {', '.join(probe_names())}", name)
     for entry in probes.data:
-        other_set(entry, data)
+        validate_channels(other_set(entry, data))
     others = [entry.partition(":")[0] for entry in probes.data]
     _require(len(set(others)) == len(others), "probes.data", "name no set twice, since scores are named by it", ", ".join(probes.data))
     for key in ("feature_batch_size", "linear_max_iterations", "linear_paper_epochs", "linear_paper_batch_size", "knn_k"):

@@ -8,6 +8,8 @@ from torch import nn
 
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.data.fingerprint import difference
+from cnnjepa.data.skipped import without_listed
 from cnnjepa.methods._base import build_method
 from cnnjepa.probes import run_probes
 from cnnjepa.probes.collapse import collapsed
@@ -49,7 +51,10 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
         splits: Splits | None = None
         cause = ""
         try:
-            found, splits = final_checkpoint(folder) if ranks.is_main else None, load_splits(config.data)
+            found = final_checkpoint(folder) if ranks.is_main else None
+            splits = load_splits(config.data)
+            cause = difference(splits.dataset, config.data) if ranks.is_main else ""
+            splits = without_listed(splits, config.data, folder)
         except ValueError as error:
             cause = str(error)
         if first := first_of(cause, ranks):

@@ -6,17 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cnnjepa.config import (
-    DATA_PRESETS,
-    DatasetName,
-    ProbeConfig,
-    TrainConfig,
-    method_module,
-    method_names,
-    optimizer_presets,
-    other_set,
-    probe_names,
-)
+from cnnjepa.config import NEED_NO_LABELS, ProbeConfig, TrainConfig, method_module, method_names, optimizer_presets, own_probes, probe_names
+from cnnjepa.data_config import DATA_PRESETS, OWN_SETS, DatasetName, other_set
 from cnnjepa.rules import validate
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
 from cnnjepa.run.identity import identity, lookup
@@ -33,6 +24,7 @@ KEYS = {
     "device": "device",
     "data": "data",
     "data_root": "data.root",
+    "fingerprint": "data.fingerprint",
     "workers": "data.workers",
     "batch": "global_batch_size",
     "warmup_epochs": "optimizer.warmup_epochs",
@@ -59,20 +51,13 @@ CURVES = (
     "images_per_second",
 )
 WARNINGS = tuple(NEEDS)
-# Images of each whole set: train, test.
-EXPECTED_IMAGES = {
-    DatasetName.digits: (1437, 360),
-    DatasetName.fashion_mnist: (60_000, 10_000),
-    DatasetName.imagenet100: (126_689, 5_000),
-    DatasetName.imagenet1k: (1_281_167, 50_000),
-}
 # Keys that determine the hours of an epoch.
 _SHAPE = ("data.name", "data.image_size", "data.train_limit", "encoder.name", "precision", "method.name", "global_batch_size")
 # Hours per epoch, 51.5, 62.0, 67.6 and 79.3 GPU-hours / 200 epochs / 4 A100 (paper, table V), for
-# ImageNet-100 at 224 pixels, ResNet-50, batch 512, bf16.
+# Kaggle's ImageNet-100, which its authors link, at 224 pixels, ResNet-50, batch 512, bf16.
 PAPER_HOURS_PER_EPOCH, PAPER_GPUS = {"cnn_jepa": 0.0644, "simclr": 0.0775, "vicreg": 0.0845, "byol": 0.0991}, 4
 PAPER_SHAPE = {
-    "data.name": "imagenet100",
+    "data.name": "imagenet100_kaggle",
     "data.image_size": 224,
     "data.train_limit": 0,
     "encoder.name": "resnet50",
@@ -91,9 +76,9 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
     """Raise ValueError without a device, or without images for a step; load each image set once."""
     import cnnjepa.train  # noqa: F401
     from cnnjepa.data.check import cores
-    from cnnjepa.data.datasets import load_splits, probed_sets
+    from cnnjepa.data.datasets import load_splits
     from cnnjepa.data.loader import build_plan
-    from cnnjepa.data.opened import require_decodable
+    from cnnjepa.data.opened import require_decodable, sets_to_check
 
     # Import all that a run needs: runs forked from this process then start faster.
     for name in probe_names():
@@ -104,7 +89,7 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
         if (data := f"{config.data} {config.probes.data}") not in images:
             own = load_splits(config.data)
             images[data] = len(own.pretrain)
-            for key, splits in probed_sets(config, own):
+            for key, splits in sets_to_check(config, own):
                 if ranks == 1 and config.probes.names:  # several ranks share that work once they run
                     require_decodable(splits, key, cores())
         build_plan(config, images[data], ranks)
@@ -112,14 +97,35 @@ def check(configs: Sequence[TrainConfig], ranks: int = 1) -> None:
 
 def check_data(config: TrainConfig) -> str:
     """Return the image counts; raise ValueError if they differ from those of the whole set."""
-    from cnnjepa.data.datasets import load_splits
+    from cnnjepa.data.datasets import load_dataset, require_whole
 
-    data, dataset = config.data, load_splits(config.data).dataset
-    counts, expected = (len(dataset.train), len(dataset.test)), EXPECTED_IMAGES.get(data.name)
-    said = f"{data.name.name}: {counts[0]} training and {counts[1]} test images in {data.root or 'the default folder'}"
-    if expected and counts != expected:
-        raise ValueError(f"data.{data.name.name} must have {expected[0]} training and {expected[1]} test images; got {said}")
-    return said
+    data, dataset = config.data, load_dataset(config.data)
+    require_whole(data, dataset)
+    tests = "" if dataset.test is dataset.train else f" and {len(dataset.test)} test"
+    return f"{data.name.name}: {len(dataset.train)} training{tests} images in {data.root or 'the default folder'}"
+
+
+def identified(configs: Sequence[TrainConfig]) -> tuple[list[TrainConfig], list[str]]:
+    """Return `configs` with the fingerprints of a user's own images, and lines about those images."""
+    from cnnjepa.data.datasets import about, divide, load_dataset
+    from cnnjepa.data.fingerprint import fingerprint
+
+    found: list[TrainConfig] = []
+    lines: list[str] = []
+    known: dict[str, str] = {}
+    for config in configs:
+        data, asked = config.data, str(config.data)
+        if data.name in OWN_SETS and asked not in known:
+            dataset = load_dataset(data)
+            known[asked] = fingerprint(dataset, data)
+            data = replace(data, fingerprint=known[asked])
+            lines += about(divide(dataset, data), data)
+        left_out = [name for name in config.probes.names if name not in own_probes(config)]
+        if left_out:
+            where = "they run on probes.data" if config.probes.data else "probes.data=[NAME:ROOT] names a set with labels for them"
+            lines.append(f"data={data.name.name} has no labels, and {' and '.join(left_out)} need some: {where}")
+        found.append(replace(config, data=replace(data, fingerprint=known[asked])) if asked in known else config)
+    return found, list(dict.fromkeys(lines))
 
 
 def bytes_of_a_run(config: TrainConfig) -> int:
@@ -179,6 +185,14 @@ def check_warning(name: str, values: Mapping[str, Any]) -> None:
         raise ValueError(f"probes.every_epochs or probes.at_epochs must {rule}; got none: add 'probes.at_epochs=[{epochs // 2}]'")
 
 
+def check_objective(metric: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError if the metric is a score by labels on the run's own set, which has none."""
+    probe, _, rest = metric.partition(".")
+    if values["data"]["name"] == DatasetName.images.name and probe in probe_names() and probe not in NEED_NO_LABELS and "." not in rest:
+        instead = f"{probe}.NAME.{rest} with probes.data=[NAME:ROOT], or collapse.rankme"
+        raise ValueError(f"a sweep's objective must be a score that needs no labels with data=images; got {metric}: use {instead}")
+
+
 def sampling_error(score: float, images: int) -> float:
     """Return the standard error of a score in percent that the choice of its images gives it."""
     return math.sqrt(score * (100 - score) / images)
@@ -227,7 +241,7 @@ def probed(config: TrainConfig, own: TrainConfig) -> list[Probed]:
     """Return each probe on the run's own set and on those of `probes.data`."""
     found, asked = [], _sources(own)
     for data, source in _sources(config).items():
-        for name in config.probes.names:
+        for name in config.probes.names if data else own_probes(config):
             settings = _settings(config.probes, name)
             is_own = settings == _settings(own.probes, name)
             found.append(Probed(name, data, settings, source, is_own, is_own and asked.get(data) == source))
@@ -246,4 +260,5 @@ def export(config: TrainConfig, state: Mapping[str, Any]) -> tuple[dict[str, Any
     method = method_module(config.method.name).Method(config, total_steps=1)
     method.load_state_dict(state["method"])
     tensors = {name: tensor.contiguous() for name, tensor in method.probe_encoder.state_dict().items()}
-    return tensors, {"encoder": config.encoder.name.name, "method": config.method.name}
+    about = {"encoder": config.encoder.name.name, "method": config.method.name, "channels": str(config.data.channels)}
+    return tensors, about

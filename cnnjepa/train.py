@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import Precision, TrainConfig
-from cnnjepa.data.datasets import Splits, load_splits, probed_sets
-from cnnjepa.data.loader import Loaded, Plan, build_plan, normalise, train_loader
+from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.data.fingerprint import require_planned_images
+from cnnjepa.data.loader import Loaded, MicroBatches, Plan, blank_batch, build_plan, normalise, train_loader
+from cnnjepa.data.opened import require_probe_images
+from cnnjepa.data.skipped import without_bad
 from cnnjepa.distributed import GradientBuckets, RunningStatistics
 from cnnjepa.methods._base import build_method, weights_dtype
 from cnnjepa.monitoring.gpu import BusyMeter, EnergyMeter, nvml_joules, nvml_utilisation
@@ -27,11 +30,11 @@ from cnnjepa.probes.collapse import collapsed
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.references import references
 from cnnjepa.rules import validate
-from cnnjepa.run import checkpoint
+from cnnjepa.run import checkpoint, skipped
 from cnnjepa.run.checkpoint import Checkpoint
-from cnnjepa.run.consistency import PastTheEndError, disagreement, starting_point
+from cnnjepa.run.consistency import ImagesChangedError, PastTheEndError, disagreement, starting_point
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
-from cnnjepa.run.ranks import Ranks, broadcast_object, first_of, joined
+from cnnjepa.run.ranks import Ranks, broadcast_object, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, retry
 from cnnjepa.schedules import learning_rate, weight_decay
 
@@ -40,10 +43,6 @@ log = logging.getLogger(__name__)
 
 class CollapsedError(HopelessError):
     """Raised when the features have collapsed; training on would be wasted."""
-
-
-class DamagedImagesError(HopelessError):
-    """Raised before training when an image that probes will read cannot be decoded."""
 
 
 class NonFiniteError(HopelessError):
@@ -123,6 +122,9 @@ class Run:
             "joules": self.meter.joules,
             "gpu_utilisation": self.busy.recorded,
             "records": self.folder.mark(),
+            "images": self.plan.images,
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "total_steps": self.plan.total_steps,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -140,9 +142,10 @@ class Run:
 
 def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     """Return a run at step 0, with the same weights on every rank."""
-    splits = load_splits(config.data)
+    splits = without_bad(load_splits(config.data), config, folder, ranks)
     plan = build_plan(config, len(splits.pretrain), ranks.count)
     method = build_method(config, plan.total_steps, ranks.device)
+    method.splits = splits
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
     saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep, folder.attempt)
@@ -153,16 +156,17 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
 def resume(run: Run) -> Checkpoint | None:
     """Resume from the newest intact checkpoint whose records are whole, if any, on every rank.
 
-    Return it. Raise PastTheEndError on every rank if the run has become shorter.
+    Return it. Raise PastTheEndError on every rank if the run has become shorter, ImagesChangedError
+    if it has other images than it began with.
     """
-    found, cause = None, ""
+    found, refused = None, None
     if run.ranks.is_main:
         try:
-            found = starting_point(run.folder, run.plan.total_steps, run.config.log.every_steps)
-        except PastTheEndError as error:
-            cause = str(error)
-    if cause := first_of(cause, run.ranks):
-        raise PastTheEndError(cause)
+            found = starting_point(run.folder, run.plan.total_steps, run.config.log.every_steps, run.plan.images)
+        except (ImagesChangedError, PastTheEndError) as error:
+            refused = error
+    if (refused := broadcast_object(refused, run.ranks)) is not None:
+        raise refused
     found = broadcast_object(found, run.ranks)
     if found is not None:
         run.restore(checkpoint.read(found, run.ranks.device))
@@ -177,26 +181,6 @@ def own(run: Run, begun: Checkpoint | None) -> Recorder:
     if begun is not None and run.ranks.is_main:
         checkpoint.adopt(begun, run.folder.attempt)
     return recorder
-
-
-def require_probe_images(run: Run) -> None:
-    """Raise DamagedImagesError on every rank if any probe image cannot be decoded.
-
-    Each rank decodes its share. Nothing is checked of a run that has begun, or without probes.
-    """
-    from cnnjepa.data.opened import require_decodable
-
-    config, ranks, cause = run.config, run.ranks, ""
-    if run.step or not config.probes.names:
-        return
-    try:
-        threads = max(config.threads, config.data.workers)
-        for key, splits in probed_sets(config, run.splits):
-            require_decodable(splits, key, threads, ranks.rank, ranks.count)
-    except (ValueError, OSError) as error:
-        cause = str(error)
-    if first := first_of(cause, ranks):
-        raise DamagedImagesError(first)
 
 
 def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tensor] | None = None) -> Batch:
@@ -273,8 +257,10 @@ def train(
         run = build_run(config, folder, ranks)
         recorder: Recorder | None = None
         try:
+            require_planned_images(config, run.splits, folder, ranks)
             recorder = own(run, resume(run))
-            require_probe_images(run)
+            if not run.step and config.probes.names:
+                require_probe_images(config, run.splits, ranks)
             ended = train_steps(run, recorder, should_stop, judge)
             if ended is None:
                 return None
@@ -302,7 +288,9 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
     if run.step and probe_due(run) and (pruned := asked(run.folder.probes().get(f"{run.epoch:g}", {}))):
         return pruned
     # Loader processes are forked, here and for probes; no thread may hold a lock at that time.
-    loader = train_loader(config, run.splits, run.method.views(config), plan, ranks, run.step, before_start=run.saver.settle)
+    views = run.method.views(config)
+    loaded = train_loader(config, run.splits, views, plan, ranks, run.step, before_start=run.saver.settle)
+    loader = MicroBatches(loaded, blank_batch(run.splits, views, plan), ranks)
     if ranks.is_main and run.step == 0:  # lets a run killed before its first interval resume
         run.saver.begin(0, run.state(), run.folder.sync)
     statistics, telemetry = RunningStatistics(run.method, ranks), Telemetry(run.method, recorder.has_board)
@@ -319,9 +307,11 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             statistics.start_step()
             sums, batch = forward_backward(run, loader, telemetry.shown)
             statistics.end_step()
-            wishes = torch.cat([sums, sums.new_full((1,), should_stop())])
+            wishes = torch.cat([sums, sums.new_full((1,), should_stop()), sums.new_full((1,), loader.failed)])
             # Only here does the host wait for the device: to know whether to step, and to stop.
-            loss, visible, stop, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
+            loss, visible, stop, failed, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
+            if failed:
+                loader.raise_fault()
             require_finite(run, loss, norm, lr)
             telemetry.see_gradients()
             run.optimizer.step()
@@ -431,6 +421,7 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         parameters=sum(p.numel() for p in run.parameters),
         resumes=run.resumes,
         claim=claim,
+        skipped_images=skipped.count(run.folder.path),
         energy_kwh=run.energy_kwh,
         gpu_utilisation=run.busy.mean,
         data_wait_share=run.data_wait_share if run.method.views(run.config) else None,

@@ -170,10 +170,10 @@ def require_writable(folder: Path, key: str) -> None:
 
 
 def resolved(path: Path, key: str) -> Path:
-    """Return `path` absolute and without links; raise ValueError at a loop of links."""
+    """Return `path` absolute, without links and without ~ for a home; raise ValueError at a loop of links."""
     require_printable(str(path), key)
     try:
-        return path.resolve()
+        return Path(os.path.expanduser(path)).resolve()
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{key} must be a path that can be resolved; got {path}: {error}") from error
 

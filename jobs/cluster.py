@@ -47,6 +47,7 @@ class ClusterProfile:
     stop_signal_seconds: int = 120  # how long before the limit the run is told to save; Slurm may signal up to 60 s earlier
     setup: list[str] = field(default_factory=list)  # shell lines before the run, such as module load
     python: str = ""  # shell words that start Python on a node, such as a container's; "": the submitting Python
+    export: list[str] = field(default_factory=list)  # further variables of the submitting environment that a job gets
     sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options, such as {constraint: a100, exclude: node7}
 
     @property
@@ -126,6 +127,7 @@ class JobSpec:
     cluster: ClusterProfile
     run_dir: Path
     retry_failed: bool = False
+    start_again: bool = False
 
 
 def fit_to(cluster: ClusterProfile, train: Any, beside_others: bool = False) -> None:
@@ -143,7 +145,10 @@ _LOST_IN_SBATCH = frozenset("\\#:'\"")
 # Upper bounds that no site reaches.
 _MOST = dict.fromkeys(("nodes_per_trial", "ranks_per_trial", "cores_per_trial", "gpus_per_trial", "memory_gb_per_trial"), 1_000_000)
 _MOST |= {"max_parallel": 1_000_000, "max_queued": 1_000_000, "time_limit_minutes": 5_000_000}
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _SITE_WORD = re.compile(r"[\w][\w.,:+=@/()*\[\]-]*")
+# Without these a job, or its log, would not be found again.
+_OF_THE_LAUNCHER = frozenset({"array", "dependency", "job-name", "output", "parsable", "test-only", "wait", "wrap"})
 _SBATCH_OPTION = re.compile(r"[A-Za-z][A-Za-z-]*")
 
 
@@ -151,7 +156,8 @@ def require_sbatch_path(path: Path, key: str) -> None:
     """Raise ValueError at a path with characters that a batch script cannot carry."""
     bad = sorted({c for c in str(path) if c in _LOST_IN_SBATCH or not c.isprintable()})
     if bad:
-        raise ValueError(f"{key} must not contain {' '.join(map(repr, bad))} on Slurm, which a batch script cannot hold; got {str(path)!r}")
+        rule = f"not contain {' '.join(map(repr, bad))} on Slurm, which a batch script cannot hold"
+        raise ValueError(f"{key} must {rule}; got {str(path)!r}: choose a folder without them")
 
 
 def validate_words(cluster: ClusterProfile) -> None:
@@ -163,10 +169,16 @@ def validate_words(cluster: ClusterProfile) -> None:
     for option, value in cluster.sbatch.items():
         if not isinstance(option, str) or not _SBATCH_OPTION.fullmatch(option.replace("_", "-")):
             raise ValueError(f"cluster.sbatch must have long options of sbatch as keys; got {option!r}")
-        if not isinstance(value, (str, int, float, bool)) or not str(value).isprintable():
-            raise ValueError(f"cluster.sbatch.{option} must be one line of printable text, a number, true or false; got {value!r}")
+        if (value is not None and not isinstance(value, (str, int, float, bool))) or not str(value).isprintable() or value == "":
+            rule = "be one line of printable text, a number, true for a flag, or false or null to leave it out"
+            raise ValueError(f"cluster.sbatch.{option} must {rule}; got {value!r}")
+        if (name := option.replace("_", "-")) in _OF_THE_LAUNCHER:
+            raise ValueError(f"cluster.sbatch must leave {', '.join(sorted(_OF_THE_LAUNCHER))} to the launcher; got {name}")
     for key in ("runs_dir", "data_root", "local_scratch", "python"):
         require_printable(getattr(cluster, key), f"cluster.{key}")
+    for name in cluster.export:
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"cluster.export must hold names of variables; got {name!r}")
     for line in cluster.setup:
         require_printable(line, "cluster.setup")
     try:

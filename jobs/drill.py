@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.cli import Parser, begun, exit_status, require_writable
+from jobs.cli import Parser, begun, exit_status, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler
-from jobs.config import cluster_names, compose_job, override_keys, qualified
+from jobs.config import PROFILES, absolute, compose_job, override_keys, qualified
 from jobs.slurm.queue import has_slurm
 from sweeps.drill.campaign import Drill, Scene, drill
 from sweeps.drill.local_faults import RunHere
@@ -35,10 +35,12 @@ Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 w
     what.add_argument("--seed", type=int, default=1, metavar="N", help="seed of their order and times (default: %(default)s)")
     what.add_argument("--dry-run", action="store_true", help="show the batch script; run nothing")
     where = parser.add_argument_group("where and how")
-    where.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{', '.join(cluster_names())} (default: %(default)s)")
+    where.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{PROFILES} (default: %(default)s)")
     folder = "keep the runs here (default: a temporary folder on this machine, the profile's runs_dir on a cluster)"
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help=folder)
-    return parser.parse_args(arguments)  # type: ignore[no-any-return]
+    asked: argparse.Namespace = parser.parse_args(arguments)
+    asked.runs_dir = asked.runs_dir and resolved(asked.runs_dir, "--runs-dir")
+    return asked
 
 
 def check(asked: argparse.Namespace) -> ClusterProfile:
@@ -57,7 +59,7 @@ def check(asked: argparse.Namespace) -> ClusterProfile:
 
 def what_it_would_do(asked: argparse.Namespace, cluster: ClusterProfile) -> str:
     """Return what the sweep's command prints for a dry run; raise ValueError if it refuses."""
-    line = [*command(cluster, asked.runs_dir or Path(cluster.runs_dir), asked.overrides), "--dry-run"]
+    line = [*command(absolute(asked.cluster), cluster, asked.runs_dir or Path(cluster.runs_dir), asked.overrides), "--dry-run"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(done.stderr.strip().removeprefix("error: "))
@@ -73,7 +75,7 @@ def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) 
 
     def make(name: str) -> Scene:
         if cluster.scheduler is Scheduler.slurm:
-            return RunOnSlurm(cluster, folder / name, asked.overrides)
+            return RunOnSlurm(absolute(asked.cluster), cluster, folder / name, asked.overrides)
         return RunHere(folder / name, asked.overrides)
 
     return drill(make, asked.faults, asked.seed, say)

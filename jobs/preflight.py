@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import json
 import os
 import re
 import shlex
@@ -24,9 +25,10 @@ from cnnjepa.run.identity import from_dict, to_dict
 from jobs.cli import Parser, begun, exit_status, printable, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import compose_job, override_keys
+from jobs.file_system import check_files, check_other, leave_for_other
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
-from jobs.slurm.sbatch import Array, render
+from jobs.slurm.sbatch import Array, render, send
 from jobs.staging import PackedSet, StagingError, obstacle
 from jobs.task import task_of
 
@@ -79,9 +81,10 @@ def nodes_away(cluster: ClusterProfile) -> str:
     """Describe drained, down or silent nodes, or return "". Slurm refuses jobs that need them."""
     where = ["-p", cluster.partition] if cluster.partition else []
     try:
-        states = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "%T"], 30).split()
+        shown = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "state=%T"], 30)
     except SlurmError:
         return ""
+    states = re.findall(r"state=(\S+)", shown)
     away = [s for s in states if s not in ("idle", "mixed", "allocated", "completing", "planned", "reserved")]
     return f"{len(away)} of {len(states)} nodes are {', '.join(sorted(set(away)))}" if away else ""
 
@@ -92,7 +95,8 @@ def check_limits(cluster: ClusterProfile) -> list[Finding]:
         shown = slurm.ask(["scontrol", "show", "partition", "-o", *([cluster.partition] if cluster.partition else [])], 60)
     except SlurmError as error:
         return [problem("partition", f"cluster.partition must be one that Slurm has; got {cluster.partition}: {error}")]
-    partition = next((line for line in shown.splitlines() if cluster.partition or "Default=YES" in line), "")
+    listed = re.findall(r"PartitionName=.*", shown)  # other lines, and text before it, are a site's
+    partition = next((line for line in listed if cluster.partition or "Default=YES" in line), "")
     longest = re.search(r"\bMaxTime=(\S+)", partition)
     if longest and minutes_of(longest[1]) < cluster.time_limit_minutes:
         said = f"cluster.time_limit_minutes must be at most the partition's {minutes_of(longest[1]):.0f}; got {cluster.time_limit_minutes}"
@@ -120,6 +124,12 @@ def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Findi
     if quota := slurm.site_tool("squota"):
         found.append(ok("squota", " | ".join(quota.split("\n")[:6])))
     return found
+
+
+def check_runs_dir(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Finding]:
+    """Return what `check_folders` and, if the folder can be written, `check_files` find."""
+    found = check_folders(runs_dir, trials, bytes_a_trial)
+    return found + [Finding(*checked) for checked in (check_files(runs_dir) if found[0].level == "ok" else [])]
 
 
 def check_shared(runs_dir: Path) -> Finding:
@@ -175,7 +185,7 @@ def check_staging(cluster: ClusterProfile, configs: Sequence[dict[str, object]],
 
 
 _ON_NODE = """
-import os, platform, sys
+import json, os, platform, sys
 from pathlib import Path
 import torch, torchvision, submitit, optuna
 folder, device = Path(sys.argv[1]), sys.argv[2]
@@ -185,6 +195,10 @@ if os.environ.get("SLURM_PROCID", "0") == "0":
     if sys.argv[3]:
         from jobs.staging import PackedSet, obstacle
         (folder / "staging").write_text(obstacle(PackedSet.of(Path(sys.argv[4])), sys.argv[3]))
+    from jobs.file_system import check_files, check_other, leave_for_other
+    leave_for_other(folder, "the node")
+    files = check_other(folder, "this machine") + check_files(folder)
+    (folder / "files").write_text(json.dumps([found for found in files if found[0] != "ok"]))
     (folder / "from-node").write_text(f"{platform.node()}: torch {torch.__version__}, {found} CUDA devices")
 """
 
@@ -196,6 +210,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
     code = Path(__file__).resolve().parent.parent
     try:
         write_atomic(folder / "on_node.py", _ON_NODE)
+        leave_for_other(folder, "this machine")
         array = Array("cnnjepa-preflight", 1, 1, "jobs.preflight", "", code, folder)
         head = [line for line in render(cluster, array).splitlines() if not line.startswith("#SBATCH --time")]
         head = head[: head.index("# command")]
@@ -205,7 +220,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_trial else "cpu", *room])
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
-        job = slurm.ask(["sbatch", "--parsable", str(folder / "job.sh")]).split(";")[0].strip()
+        job = send(folder / "job.sh")
         print(f"job {job} checks a node; waiting for the queue (Ctrl-C cancels the job)", flush=True)
         try:
             queue = slurm.Queue(2)
@@ -217,6 +232,8 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         answer = folder / "from-node"
         if state == "COMPLETED" and answer.exists():
             found = [ok("node", f"{answer.read_text()}; {runs_dir} is shared")]
+            found += [Finding(level, f"{what} on the node", said) for level, what, said in json.loads((folder / "files").read_text())]
+            found += [Finding(*seen) for seen in check_other(folder, "the node")]
             return found + (check_staging(cluster, configs, (folder / "staging").read_text()) if sets else [])
         log = next(iter(folder.glob("*.log")), None)
         tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
@@ -234,7 +251,7 @@ def preflight(
     found = check_request(cluster, array)
     if found[0].what != "Slurm":
         found += check_limits(cluster)
-    found += [*check_folders(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
+    found += [*check_runs_dir(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
     for values in configs:
         found += checked_data(values)
     return found + check_staging(cluster, configs)
@@ -254,7 +271,7 @@ Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
     )
     what.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
     where = parser.add_argument_group("where")
-    where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
+    where.add_argument("--cluster", default="local", metavar="PROFILE", help="name, or path of a .yaml file (default: %(default)s)")
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
     return exit_status(lambda: run(parser.parse_args()))
 
@@ -275,7 +292,7 @@ def run(asked: argparse.Namespace) -> int:
         if asked.on_node and not any(f.level == "problem" for f in found):
             found += check_on_node(cluster, runs_dir, [values])
     else:
-        found = check_folders(runs_dir, asked.workers, room) + checked_data(values)
+        found = check_runs_dir(runs_dir, asked.workers, room) + checked_data(values)
         sets = to_stage(cluster, [values])
         found += check_staging(cluster, [values], obstacle(sets[0], cluster.local_scratch) if sets else None)
     for finding in found:

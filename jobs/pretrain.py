@@ -9,20 +9,33 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from cnnjepa.run import skipped
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import DEFAULT_TASK
-from cnnjepa.run.ranks import is_main_rank, rank_count
+from cnnjepa.run.ranks import Device, is_main_rank, joined, rank_count
 from jobs.cli import INTERRUPTED, Parser, begun, printable, require_writable, scores_later, stop_on_signals
 from jobs.cli import exit_status as status_after
 from jobs.cluster import JobSpec, Scheduler
-from jobs.config import CONFIG_DIR, CONFIG_NAME, compose_job, job_from, override_keys, qualified, register_schemas, split_multirun
+from jobs.config import (
+    CONFIG_DIR,
+    CONFIG_NAME,
+    as_typed,
+    comma_explained,
+    compose_job,
+    job_from,
+    override_keys,
+    qualified,
+    register_schemas,
+    split_multirun,
+)
+from jobs.planned import planned
 from jobs.private import make_private
 from jobs.run import check_jobs, run_job
 from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
-from jobs.slurm.sbatch import launcher_overrides
+from jobs.slurm.sbatch import adapt_submitit, launcher_overrides
 from jobs.slurm.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
-from jobs.task import task_named
+from jobs.task import task_named, task_of
 
 
 def describe(job: JobSpec, result: RunResult | None) -> str:
@@ -31,6 +44,8 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
         return f"stopped, checkpoint saved: {job.run_dir}\nthe same command resumes it"
     lines = [f"{result.status.name}: {job.run_dir}"]
     lines += [f"  cause: {result.cause}"] if result.cause else []
+    if result.skipped_images:
+        lines += [f"  {result.skipped_images:,} images cannot be decoded and are left out: {job.run_dir / skipped.NAME}"]
     lines += [f"  {name} = {value:.2f}" for name, value in result.metrics.items()]
     lines += [f"  {name} has no value: {cause}" for name, cause in result.missing.items()]
     return printable("\n".join(lines), keep="\n")
@@ -38,6 +53,16 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
 
 def run(job: JobSpec) -> int:
     """Run `job`, print how it ended, and return the exit status."""
+    task = task_of(job.train)
+    task.validate(job.train, rank_count())
+    with joined(task.get(job.train, "device", Device.cpu)):  # once: the ranks could not meet a second time
+        return _run(job)
+
+
+def _run(job: JobSpec) -> int:
+    job, lines = planned(job)
+    for line in lines if is_main_rank() else ():
+        print(printable(line), flush=True)
     check_jobs([job], rank_count())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     with stop_on_signals() as should_stop:
@@ -84,12 +109,14 @@ def checked_multirun(overrides: list[str]) -> list[JobSpec]:
     """Return the jobs of a multirun; raise ValueError if any of them could not start."""
     if named := [o for o in overrides if o.startswith("task=")]:
         raise ValueError(f"task must be left out with --multirun, which supports only the default task; got {named[0]}: use a sweep")
-    jobs = [compose_job(job) for job in split_multirun([o for o in overrides if not o.startswith("hydra")])]
-    for job in jobs:
-        if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
-            require_writable(job.run_dir, "run_dir")
-            RunFolder(job.run_dir).prepare(job.train)
-    check_jobs([job for job in jobs if job.cluster.scheduler is not Scheduler.slurm], rank_count())
+    own = [o for o in overrides if not o.startswith("hydra")]
+    with comma_explained(own):
+        jobs = [planned(compose_job(job))[0] for job in split_multirun(own)]
+        for job in jobs:
+            if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
+                require_writable(job.run_dir, "run_dir")
+                RunFolder(job.run_dir).prepare(job.train)
+        check_jobs([job for job in jobs if job.cluster.scheduler is not Scheduler.slurm], rank_count())
     return jobs
 
 
@@ -108,6 +135,8 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
         raise ValueError(f"a grid must be queued only once; got the grid of job {', '.join(queued)} again: wait for it, or scancel it")
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
     make_private(folder, "the folder of submitit's pickles")
+    if launcher == "submitit_slurm":
+        adapt_submitit()
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
     try:
         _hydra_run()
@@ -116,6 +145,7 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
             print(f"{launcher} ended with status {end.code}; its logs: {folder}", file=sys.stderr)
             if not any(folder.iterdir()):
                 return 1  # nothing was submitted
+    queue = Queue()  # the first look was before the jobs were there
     # The launcher stops waiting when a node is lost, although Slurm runs the job again.
     while launcher == "submitit_slurm" and INTERRUPTED in map(status_of, jobs) and any(not e.ended for e in queue.named(name)):
         time.sleep(5)
@@ -151,18 +181,21 @@ def main() -> int:
 def run_command() -> int:
     """Run the command line; return the exit status. Raise ValueError at wrong usage."""
     adopt_srun_ranks()
-    register_schemas(task_named(DEFAULT_TASK))
+    task = task_named(DEFAULT_TASK)
+    register_schemas(task)
     arguments = qualified(sys.argv[1:])
     flags = [a for a in arguments if a.startswith("-")]
     launcher = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), "basic")
     if not flags:
         return run(compose_job(arguments))
     command_line().parse_args(arguments)
-    if {"-m", "--multirun"} & set(flags):
-        jobs = checked_multirun([a for a in arguments if a not in flags])
-        if launcher in ("submitit_slurm", "submitit_local"):
-            return launch(arguments, jobs, launcher)
-    sys.argv[1:] = [*arguments, *_QUIET_HYDRA]
+    multirun = bool({"-m", "--multirun"} & set(flags))
+    jobs = checked_multirun([a for a in arguments if a not in flags]) if multirun else []
+    # Hydra adds what a profile's `sbatch` does not hold yet with ++ alone.
+    for_hydra = [f"{'++' * a.startswith('cluster.sbatch.')}{as_typed(a, task, several=multirun)}" for a in arguments]
+    if multirun and launcher in ("submitit_slurm", "submitit_local"):
+        return launch(for_hydra, jobs, launcher)
+    sys.argv[1:] = [*for_hydra, *_QUIET_HYDRA]
     _hydra_run()
     return max(_statuses, default=0)
 

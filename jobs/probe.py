@@ -47,17 +47,20 @@ class Request:
 
     def write(self, path: Path) -> None:
         """Write the file that a job reads."""
-        write_atomic(path, sealed_json({**vars(self), "runs": [str(run) for run in self.runs]}))
+        root = path.parent.parent  # a run is named from there, since the folder may be moved
+        runs = [str(run.relative_to(root) if run.is_relative_to(root) else run) for run in self.runs]
+        write_atomic(path, sealed_json({**vars(self), "runs": runs}))
 
     @staticmethod
     def load(path: Path) -> "Request":
         """Read it; raise ValueError where `write` has not written it."""
         with reading(path):
             found, root = build(Request, read_json(path)), path.resolve().parent.parent
-            for run in found.runs:
+            runs = [root / run for run in found.runs]
+            for run in runs:
                 if not run.resolve().is_relative_to(root):
                     raise TypeError(f"runs must be within {root}; got {run}")
-            return found
+            return replace(found, runs=runs)
 
     def configs(self, folder: RunFolder) -> tuple[Any, Any]:
         """Return a run's own configuration, and the one to score it by."""
@@ -323,7 +326,7 @@ Exit status: 0 every completed run has its scores, or jobs are queued, 1 one has
         "overrides", nargs="*", default=[], metavar="key=value", help="set a key of the probes (probes.knn_k=20) or of the profile"
     )
     where = parser.add_argument_group("where")
-    where.add_argument("--cluster", default="local", metavar="PROFILE", help="file of slurm/cluster without .yaml (default: %(default)s)")
+    where.add_argument("--cluster", default="local", metavar="PROFILE", help="name, or path of a .yaml file (default: %(default)s)")
     where.add_argument("--dry-run", action="store_true", help="show what would be scored, and the batch script; run nothing")
     return parser
 

@@ -4,11 +4,12 @@ import copy
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
+from cnnjepa.run import skipped
+from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, line_of, never, no_judge
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from jobs import provenance
 from jobs.cli import require_writable
@@ -17,6 +18,7 @@ from jobs.staging import PackedSet, Staging, StagingError
 from jobs.task import task_of
 
 log = logging.getLogger(__name__)
+_MOST_OF_A_CAUSE = 2000  # characters: two long paths and what is said of them
 
 
 def check_jobs(jobs: Sequence[JobSpec], ranks: int = 1) -> None:
@@ -83,7 +85,8 @@ def run_job(
     """Train `job`; return its result, or None if `should_stop` ended it after a save.
 
     Raise ValueError if the folder holds another configuration. With one rank, any other error
-    becomes a `failed` result with its cause; with several, it is raised.
+    becomes a `failed` result with its cause. With several, a HopelessError does, which every rank
+    has; any other error is raised.
     """
     folder = RunFolder(job.run_dir, claim)
     if is_main_rank():
@@ -98,14 +101,14 @@ def run_job(
         log.error("%s", traceback.format_exc())
         reached = error if isinstance(error, RunError) else RunError(0, 0.0, 0.0)
         origin = error.__cause__ or error
-        cause = f"{type(origin).__name__}: {' '.join(str(origin).split())}"[:500]
+        cause = line_of(origin)[:_MOST_OF_A_CAUSE]
         result = RunResult(RunStatus.failed, cause, step=reached.step, seconds=reached.seconds, claim=claim)
         result.device_hours, result.probes = reached.device_hours, folder.probes()
-        if rank_count() == 1:
-            folder.write_result(result)
-            return result
+        with suppress(ValueError):  # a damaged list, of which the cause tells
+            result.skipped_images = skipped.count(folder.path)
         # With several ranks, the error may be a peer's death, from which the run can resume: record
-        # only what every rank sees. The launcher must then end ranks that wait in a collective.
-        if isinstance(origin, HopelessError):
-            folder.write_result(result)
-        raise
+        # only what every rank raises. The launcher must then end ranks that wait in a collective.
+        if rank_count() > 1 and not isinstance(origin, HopelessError):
+            raise
+        folder.write_result(result)
+        return result

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import shutil
 import stat
 import time
@@ -252,7 +253,7 @@ class Staging:
         need = sum(f.bytes for f in missing)
         try:
             if cause := shortage(need, partial):
-                raise StagingError(f"{cause}; `python -m jobs.stage --list {self._scratch}` shows what is there")
+                raise StagingError(f"{cause}; `python -m jobs.stage --list {shlex.quote(self._scratch)}` shows what is there")
             pace = _Pace(packed, need)
             for file in missing:
                 yield from self._copy_file(file, partial, pace)

@@ -24,7 +24,7 @@ class Task:
     # Trains to the end and returns the result, or None after a stop and a save: cnnjepa/train.py.
     train: Callable[[Any, RunFolder, Callable[[], bool], int, Judge], RunResult | None]
     # Optional dotted keys of what the launcher sets or reads: threads, device (a Device), data,
-    # data_root (a folder), workers (loader processes), batch (images per step), warmup_epochs,
+    # data_root (a folder), fingerprint (see `identified`), workers (loader processes), batch (images per step), warmup_epochs,
     # probes (how a run is scored).
     KEYS: Mapping[str, str] = {}
     DEFAULTS: Sequence[Any] = ("_self_",)  # Hydra's defaults list; the cluster is appended
@@ -58,6 +58,14 @@ class Task:
         """Describe the data of `config` in one line, or ""; raise ValueError if incomplete."""
         return ""
 
+    def identified(self, configs: Sequence[Any]) -> tuple[Sequence[Any], list[str]]:
+        """Return `configs` with what identifies the user's own data, and lines to show about these.
+
+        Such data have the key `fingerprint`, a text that says how many images there are. Raise
+        ValueError if they cannot be read.
+        """
+        return configs, []
+
     def bytes_of_a_run(self, config: Any) -> int:
         """Return the most bytes that a run keeps on disk."""
         return 2**20
@@ -80,6 +88,9 @@ class Task:
 
     def check_warning(self, name: str, values: Mapping[str, Any]) -> None:
         """Raise ValueError if a run of `values` could not get warning `name` before its end."""
+
+    def check_objective(self, metric: str, values: Mapping[str, Any]) -> None:
+        """Raise ValueError if runs of `values` cannot be ranked by `metric`."""
 
     def sampling_error(self, score: float, images: int) -> float | None:
         """Return the standard error that a score has by the choice of its images; None if unknown."""

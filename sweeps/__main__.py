@@ -13,10 +13,11 @@ from jobs.slurm.queue import SlurmError
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
 from sweeps.report import tables, usage
-from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, sweep_status, unlisted_line, warning_lines
+from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep, View
 from sweeps.state.logs import follow
+from sweeps.state.submission import moved_line
 
 
 def find_trials(view: View, names: list[str]) -> list[Trial]:
@@ -46,8 +47,9 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            waits = [w["line"] for w in found["waiting"]]
-            for line in (*waits, *found["damaged"], *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
+            waits, moved = [w["line"] for w in found["waiting"]], moved_line(view.sweep, view.watch.queue)
+            lines = [*waits, *found["damaged"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
+            for line in (*lines, unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":
@@ -136,6 +138,8 @@ def run(parser: Parser) -> int:
         return follow(view, next(iter(find_trials(view, [asked.trial] if asked.trial else [])), None), asked.follow)
     if asked.command == "cancel":
         print(printable(cancel(view, find_trials(view, asked.trial))))
+        if moved := moved_line(view.sweep, view.watch.queue):
+            print(printable(moved))
         return 0
     return show(view, asked)
 

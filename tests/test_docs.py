@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.config import DATA_PRESETS, TrainConfig, method_module, method_names, optimizer_presets
+from cnnjepa.config import TrainConfig, method_module, method_names, optimizer_presets
+from cnnjepa.data_config import DATA_PRESETS
 from cnnjepa.task import RENAMED
 from jobs.cluster import ClusterProfile
 from jobs.config import cluster_names
@@ -16,6 +17,7 @@ from tests.support.typed import EXAMPLES
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 # Options of other programs that the pages speak of.
 _FOREIGN_OPTIONS = {"--help", "--nv", "--gpus-per-node", "--test-only", "--overlap", "--signal", "--inspect", "--logdir", "--constraint"}
+_FOREIGN_OPTIONS |= {"--exclusive", "--export", "--gres", "--mem", "--requeue"}  # of sbatch
 
 
 def anchors(path: Path) -> set[str]:
@@ -45,7 +47,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 def keys() -> set[str]:
     """Every key that may be overridden, and every part of a path to one."""
-    found = {"run_dir", "retry_failed", "cluster", "hydra", "task"}
+    found = {"run_dir", "retry_failed", "start_again", "cluster", "hydra", "task"}
 
     def walk(config: object, path: str) -> None:
         for f in dataclasses.fields(config):  # type: ignore[arg-type]

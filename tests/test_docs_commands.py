@@ -26,6 +26,7 @@ TYPED = {
     ". .venv/bin/activate": Run("bin/python"),
     _RUN_ABLATION: Run("linear top-1, test", "--seeds 1", _SHORT, starts_others=True),
     "python sweeps/predictor_ablation.py --cluster local --dry-run": Run("11 trials, 2 epochs each", "--seeds 1", _SHORT),
+    "python sweeps/predictor_ablation.py --cluster local --runs-dir elsewhere": Run("epochs each, in ", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster local --seeds 5 epochs=20": Run("55 trials, 20 epochs each", "--dry-run"),
     f"python -m sweeps status {_ABLATION}": Run("11 completed of 11 trials", after=(_RUN_ABLATION,)),
     f"python -m sweeps results {_ABLATION} --format markdown": Run("| configuration |", after=(_RUN_ABLATION,)),

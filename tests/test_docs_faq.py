@@ -11,6 +11,7 @@ import torch
 from cnnjepa.run.folder import RunFolder
 from jobs import config, pretrain
 from jobs.config import compose_job
+from jobs.planned import planned
 from jobs.run import run_job
 from sweeps import __main__ as looking
 from sweeps import joint_search, predictor_ablation
@@ -23,6 +24,7 @@ from sweeps.state.claims import Process, SlurmStart
 from sweeps.state.folder import Sweep, TrialState, View
 from tests.support.damaged import finished
 from tests.support.documented import matches, messages
+from tests.support.images import image_tree, picture
 from tests.support.tiny import OVERRIDES, tiny_config
 from tests.support.tiny_sweep import sweep
 
@@ -100,6 +102,18 @@ def another_configuration(scene: Scene) -> str:
     return scene.pretrain(*OVERRIDES, "epochs=3", f"run_dir={scene.path / 'run'}")
 
 
+def other_images(scene: Scene) -> str:
+    """A run that has begun on an image less."""
+    tree = image_tree(scene.path / "tree", ["cat", "dog"], images=15)
+    scene.patch.setenv("XDG_CACHE_HOME", str(scene.path))
+    words = [*OVERRIDES, "data=imagefolder", f"data.root={tree}", "data.train_limit=0", "data.image_size=32", "global_batch_size=8"]
+    words += ["micro_batch_size=8", f"cluster.runs_dir={scene.path}"]
+    looks = iter([False, True])
+    run_job(planned(compose_job(words))[0], lambda: next(looks, True))
+    picture().save(tree / "train" / "cat" / "new.jpg")
+    return scene.pretrain(*words)
+
+
 def misspelt(scene: Scene) -> str:
     """A profile with a field that does not exist."""
     shutil.copytree(config.CONFIG_DIR, scene.path / "slurm")
@@ -151,6 +165,7 @@ DRY = ["--cluster", "komondor", "--dry-run"]
 PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: lr must be a key": lambda s: s.pretrain("lr=0.001"),
     "error: an override must have the form": lambda s: s.pretrain("+epochs=3"),
+    "error: an override must have a value": lambda s: s.pretrain("encoder={name: a(b}"),
     "error: optimizer.warmup_epochs must lie": lambda s: s.pretrain("epochs=5"),
     "error: global_batch_size must be a multiple": lambda s: s.ablation("--cluster", "test_cluster", "--scale", "smoke", "--dry-run"),
     "error: micro_batch_size must be global": lambda s: s.pretrain("method=simclr"),
@@ -159,7 +174,9 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: data.image_size must give": lambda s: s.pretrain("encoder.name=resnet18", "data.image_size=64"),
     "error: encoder.name must be one of": lambda s: s.pretrain("method=ijepa"),
     "error: threads must be left": lambda s: s.pretrain("threads=4"),
-    "error: data.root must hold": lambda s: s.pretrain("data=imagenet100", "data.root=/data/imagenet", "encoder.name=resnet50"),
+    "error: data.root must hold the images": other_images,
+    "error: data.root must hold imagenet100": lambda s: s.pretrain("data=imagenet100", "data.root=/data/imagenet", "encoder.name=resnet50"),
+    "error: data.mean must hold": lambda s: s.pretrain("data=imagefolder", "data.root=/data", "encoder.name=resnet18", "data.channels=1"),
     "error: global_batch_size must be at most": lambda s: s.pretrain("global_batch_size=2048"),
     "error: the command line must match --help": lambda s: s.ablation("epochs=5", "--seeds", "1", "optimizer.lr=0.001"),
     "error: --epochs must be an option": lambda s: s.ablation("--epochs", "5"),

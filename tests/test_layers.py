@@ -24,6 +24,7 @@ NAMED = {
     "cnnjepa.task",
     "jobs.drill",
     "jobs.export",
+    "jobs.file_system",
     "jobs.preflight",
     "jobs.pretrain",
     "jobs.probe",

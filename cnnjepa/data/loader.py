@@ -7,22 +7,25 @@ import contextlib
 import functools
 import logging
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cnnjepa.config import TrainConfig, accumulation_steps
 from cnnjepa.data.datasets import Images, Indices, Splits
+from cnnjepa.data.faults import OR_SKIP, REPAIR, DamagedImagesError, may_pass, raise_alike, shared_memory
 from cnnjepa.data.opened import damaged
 from cnnjepa.data.pictures import UNREADABLE
 from cnnjepa.data.views import ViewSpec, probe_view, random_views
+from cnnjepa.data_config import OnBadImage
 from cnnjepa.randomness import Stream, generator, integer
+from cnnjepa.run.folder import HopelessError
 from cnnjepa.run.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -88,28 +91,28 @@ class _MicroBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(i)) for i in chosen]
 
 
-# Views, each uint8 [B, 3, S, S], and labels [B].
+# Views, each uint8 [B, C, S, S], and labels [B].
 Loaded = tuple[list[Tensor], Tensor]
 
 
 def _batch(views: list[Tensor]) -> Tensor:
-    """Stack views into uint8 [B, 3, S, S], channels last.
+    """Stack views into uint8 [B, C, S, S], channels last.
 
     In a loader process the batch is built in shared memory, which saves another copy.
     """
-    batch_BHW3: Tensor = default_collate([view.permute(1, 2, 0) for view in views])
-    return batch_BHW3.permute(0, 3, 1, 2)
+    batch_BHWC: Tensor = default_collate([view.permute(1, 2, 0) for view in views])
+    return batch_BHWC.permute(0, 3, 1, 2)
 
 
 @contextlib.contextmanager
-def _naming(images: Images, indices: list[int]) -> Iterator[None]:
-    """Raise an error about bytes that cannot be decoded as an OSError that names the file."""
+def _naming(images: Images, indices: list[int], remedy: str = "") -> Iterator[None]:
+    """Raise an error about bytes that cannot be decoded as one that names the file, with `remedy`."""
     try:
         yield
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        if not (found := damaged(images, indices)):
+    except UNREADABLE as error:
+        if may_pass(error) or not (found := damaged(images, indices)):
             raise
-        raise OSError(found[0]) from error
+        raise DamagedImagesError(found[0].line + remedy) from error
 
 
 class _Views(Dataset[Loaded]):
@@ -122,14 +125,17 @@ class _Views(Dataset[Loaded]):
         self.images, self.pretrain, self.specs = splits.dataset.train, splits.pretrain, specs
         self.seed, self.dct_scaling = config.seed, config.data.dct_scaling
         self.labels = np.where(np.isin(splits.pretrain, splits.fit), splits.dataset.train.labels[splits.pretrain], -1)
+        skips = config.data.on_bad_image is OnBadImage.skip  # all could be decoded when the run began
+        self.remedy = f": {REPAIR if skips else OR_SKIP}"
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Loaded:
-        labels = torch.from_numpy(self.labels[[position for _, position in keys]])
+        # In shared memory too: where that is full, an error here is seen, and one in the queue is not.
+        labels: Tensor = default_collate(list(torch.from_numpy(self.labels[[position for _, position in keys]])))
         if not self.specs:
             return [], labels
         indices = [int(self.pretrain[position]) for _, position in keys]
         views = []
-        with _naming(self.images, indices):
+        with _naming(self.images, indices, self.remedy):
             for (epoch, _), index, picture in zip(keys, indices, self.images.pictures(indices)):
                 randoms = [generator(self.seed, Stream.view, epoch, index, v) for v in range(len(self.specs))]
                 views.append(random_views(self.specs, picture, randoms, self.dct_scaling))
@@ -191,34 +197,62 @@ def _tells_of_death(error: Exception) -> bool:
 def _raised_there(error: Exception) -> Exception:
     """Return the error that a loader process raised, without the traceback that torch adds."""
     kind, _, said = str(error).strip().splitlines()[-1].partition(": ")
-    return OSError(said) if isinstance(error, OSError) else RuntimeError(f"{kind}: {said}")
+    return type(error)(said) if isinstance(error, (OSError, HopelessError)) else RuntimeError(f"{kind}: {said}")
+
+
+def _of_bus_error(batches: Iterator[T]) -> bool:
+    """Return whether a bus error ended one of the loader's processes."""
+    return any(process.exitcode == -signal.SIGBUS for process in getattr(batches, "_workers", ()))
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop torch's frames from an error: they keep the loader until a collection of garbage.
+
+    That would take the queues first, and then wait 5 s for each process.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], None] = _nothing) -> Iterator[T]:
     """Yield the batches of `build(0)` and restart the loader when one of its processes dies.
 
     `build(n)` must return a loader that starts after the first n batches. `before_start` runs
-    before each start of loader processes. Raise torch's error if they die twice without a batch in
-    between.
+    before each start of loader processes. Raise SharedMemoryError if they have no room in /dev/shm,
+    what a process raised, or torch's error if they die twice without a batch in between.
     """
     delivered, deaths = 0, 0
     while True:
         before_start()
-        batches = _started(build(delivered))
+        loader = build(delivered)
+        batches = _started(loader)
         try:
             for batch in batches:
                 delivered, deaths = delivered + 1, 0
                 yield batch
             return
         except Exception as error:
-            if "in DataLoader worker process" in str(error):
-                raise _raised_there(error) from error
             deaths += 1
+            full = shared_memory(error, loader.num_workers, _of_bus_error(batches))
+            if loader.num_workers:
+                _forget_frames(error)
+            del batches  # ends the other processes
             if not _tells_of_death(error) or deaths > 1:
+                if full:
+                    raise full from error
+                if "in DataLoader worker process" in str(error):
+                    raise _raised_there(error) from error
                 raise
             # Logged as text: a record of the error would keep the other processes alive.
             log.warning("a loader process died (%s); restarting it after %d batches", str(error), delivered)
-        del batches  # ends the other processes
+
+
+def blank_batch(splits: Splits, specs: list[ViewSpec], plan: Plan) -> Loaded:
+    """Return a micro-batch of black images without labels, with which a rank that has none ends a step."""
+    channels = len(splits.dataset.mean)
+    views = [torch.zeros((plan.micro_batch, channels, spec.size, spec.size), dtype=torch.uint8) for spec in specs]
+    return views, torch.full((plan.micro_batch,), -1)
 
 
 def train_loader(
@@ -247,8 +281,44 @@ def train_loader(
     return surviving(build, before_start)
 
 
+class MicroBatches:
+    """A rank's micro-batches. After an error of its loader it gets black ones, until all ranks raise that error.
+
+    A rank that ended in the middle of a step would leave the others waiting for it, or with no more
+    than the news that it is gone. One rank alone raises at once.
+    """
+
+    def __init__(self, batches: Iterator[Loaded], blank: Loaded, ranks: Ranks) -> None:
+        self._batches, self._blank, self._ranks = batches, blank, ranks
+        self._fault: Exception | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Return whether this rank's loader has failed; at the end of a step all ranks are told."""
+        return self._fault is not None
+
+    def __iter__(self) -> Iterator[Loaded]:
+        return self
+
+    def __next__(self) -> Loaded:
+        """Return the next micro-batch, or a black one."""
+        try:
+            if self._fault is None:
+                return next(self._batches)
+        except Exception as error:
+            if self._ranks.count == 1:
+                raise
+            log.error("rank %d could not load its images: %s", self._ranks.rank, traceback.format_exc())
+            self._fault = error
+        return self._blank
+
+    def raise_fault(self) -> None:
+        """Raise the error of the rank that has one, on all ranks; call this on all of them."""
+        raise_alike(self._fault, self._ranks)
+
+
 def probe_loader(config: TrainConfig, images: Images, indices: Indices, device: torch.device) -> Iterator[Tensor]:
-    """Yield the fixed views of `indices` in order, uint8 [B, 3, S, S]; see `surviving`."""
+    """Yield the fixed views of `indices` in order, uint8 [B, C, S, S]; see `surviving`."""
     size = config.probes.feature_batch_size
 
     def build(delivered: int) -> DataLoader[Tensor]:

@@ -22,7 +22,8 @@ from PIL import Image
 
 from cnnjepa.data import sources
 from cnnjepa.data.check import check, cores, done, in_processes
-from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.faults import cause_of, may_pass
+from cnnjepa.data.imagenet import CLASS_LISTS, classes_of
 from cnnjepa.data.packed import UNFINISHED, Manifest, PackedFile, read_manifest
 from cnnjepa.data.pictures import UNREADABLE, EncodedPicture, as_ppm
 from cnnjepa.data.sources import Entry
@@ -113,11 +114,14 @@ def write_part(folder: Path, part: Part, stored: Stored, skip_corrupt: bool) -> 
 
     def rows() -> Iterator[tuple[bytes, int, str]]:
         for entry in part.entries:
+            data = b""
             try:
                 data, label = sources.read(entry)
                 yield _stored(data, EncodedPicture(data), stored), label, entry.name
-            except (*UNREADABLE, Image.DecompressionBombError) as error:
-                corrupt.append(f"{part.split}/{entry.name}: {' '.join(str(error).split())}")
+            except UNREADABLE as error:
+                if may_pass(error):  # the image may be whole
+                    raise OSError(error.errno, error.strerror, f"{entry.path} ({part.split}/{entry.name})") from error
+                corrupt.append(f"{part.split}/{entry.name}: {cause_of(error, len(data))}")
             done()
 
     try:
@@ -219,17 +223,21 @@ def pack(
 def _classes(asked: str | None) -> list[str] | None:
     if asked is None:
         return None
-    if asked == "imagenet100":
-        return imagenet100_classes()
+    if asked in CLASS_LISTS:
+        return classes_of(asked)
     try:
         return sorted(Path(asked).read_text().split())
     except OSError as error:
-        raise ValueError(f"--classes must be imagenet100 or a text file of class names; got {asked}: {error.strerror}") from error
+        raise ValueError(
+            f"--classes must be {' or '.join(CLASS_LISTS)}, or a text file of class names; got {asked}: {error.strerror}"
+        ) from error
 
 
 def _run(asked: argparse.Namespace) -> int:
     if not 1 <= asked.quality <= 100 or asked.short_side < 0 or asked.workers < 1 or asked.images_per_file < 1:
         raise ValueError("--quality must lie in [1, 100], --workers and --images-per-file be at least 1, --short-side at least 0")
+    if asked.unlabelled and asked.classes is not None:
+        raise ValueError(f"--classes must be left out with --unlabelled; got {asked.classes}")
     if asked.decoded and asked.short_side:
         raise ValueError("--decoded must be left out with --short-side; got both")
     stored = Stored(asked.short_side, asked.quality if asked.short_side else 0, asked.decoded)
@@ -237,9 +245,9 @@ def _run(asked: argparse.Namespace) -> int:
         manifest: Manifest | None = read_manifest(asked.target, "TARGET")
         print(f"{asked.target} is already complete; verifying it again")
     else:
-        source = sources.find(asked.source, asked.root, _classes(asked.classes))
-        if source.left_out:
-            print(f"left out: {', '.join(f'{n} {reason}' for reason, n in source.left_out.most_common())}")
+        source = sources.find(asked.source, asked.root, _classes(asked.classes), not asked.unlabelled)
+        if said := sources.said_of(source.left_out):
+            print(said)
         manifest, corrupt = pack(source, asked.target, stored, asked.workers, asked.skip_corrupt, asked.images_per_file)
         for line in corrupt:
             print(f"corrupt: {line}", file=sys.stderr)
@@ -269,18 +277,20 @@ def main() -> int:
     text = """Pack a data set into a few large files. Run the same command again after a kill; the files come out the same.
 
 SOURCE is one of
-  a tree of images: train/<class>/<image> and val/<class>/<image>
+  a tree of images: train/<class>/<image> and val/<class>/<image>; of any form with --unlabelled
   the folder of ImageNet's tar files: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
     ILSVRC2012_devkit_t12.tar.gz
   torchvision:NAME, such as torchvision:FashionMNIST, read from --root
 
-Exit status: 0 packed and verified, 1 an image cannot be decoded or a file differs, 2 wrong usage."""
+Exit status: 0 packed and verified, 1 an image cannot be decoded, a file differs or the
+disk fails, 2 wrong usage."""
     example = "example:\n  python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify"
     parser = Parser(prog="python -m cnnjepa.data.pack", description=text, epilog=example)
     what = parser.add_argument_group("what to pack")
     what.add_argument("source", metavar="SOURCE", help="images to pack, see above")
     what.add_argument("target", metavar="TARGET", type=Path, help="folder to write")
-    what.add_argument("--classes", help="imagenet100, or a text file of class names: pack only these (default: all)")
+    what.add_argument("--classes", help=f"{', '.join(CLASS_LISTS)}, or a text file of class names: pack only these (default: all)")
+    what.add_argument("--unlabelled", action="store_true", help="pack all images of a tree without classes, for data=images")
     what.add_argument("--root", default="", metavar="DIR", help="folder of the set in torchvision's layout, for torchvision:NAME")
     what.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded; the manifest names them")
     stored = parser.add_argument_group("how images are stored")
@@ -299,6 +309,9 @@ Exit status: 0 packed and verified, 1 an image cannot be decoded or a file diffe
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}: run the same command again to continue", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return 130

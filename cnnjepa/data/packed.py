@@ -4,6 +4,7 @@ The manifest lists each file with its size and checksum. The files are memory-ma
 processes of a node share their pages. Forked loader processes share the index, 22 bytes per image.
 """
 
+import itertools
 import json
 import mmap
 from dataclasses import asdict, dataclass, field
@@ -81,7 +82,8 @@ def read_manifest(folder: Path, key: str = "data.root") -> Manifest:
 class PackedImages:
     """Images of one split, of the given classes, in the order of one folder per class."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, classes: list[str]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: str, classes: list[str], channels: int = 3) -> None:
+        self.channels = channels
         self.paths = [folder / f.name for f in manifest.files if f.split == split]
         self._maps = [_map(path) for path in self.paths]
         parts = [_index(i, path, where) for i, (path, where) in enumerate(zip(self.paths, self._maps, strict=True))]
@@ -92,7 +94,7 @@ class PackedImages:
         labels = wanted[label_of]
         kept = labels >= 0
         self.labels: npt.NDArray[np.int64] = labels[kept]
-        self._file, self._start, self._size = file[kept], start[kept], size[kept]
+        self._file, self._start, self._size, self._kept = file[kept], start[kept], size[kept], kept
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,6 +106,21 @@ class PackedImages:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._maps = [_map(path) for path in self.paths]
+
+    def names(self) -> list[str]:
+        """Return the name of each image, <class>/<file> of the tree that was packed."""
+        import pyarrow as pa
+
+        names: list[str] = []
+        for mapped in self._maps:
+            reader = pa.ipc.open_file(pa.py_buffer(mapped))
+            for i in range(reader.num_record_batches):
+                names += reader.get_batch(i).column("name").to_pylist()
+        return list(itertools.compress(names, self._kept.tolist()))
+
+    def sizes(self) -> list[int]:
+        """Return the bytes of each image file."""
+        return [int(size) for size in self._size.tolist()]
 
     def place(self, index: int) -> str:
         """Return the packed file that holds the image at `index`, and the image's number there."""
@@ -125,7 +142,7 @@ class PackedImages:
             first = int(self._start[index]) // mmap.PAGESIZE * mmap.PAGESIZE
             length = int(self._start[index]) + int(self._size[index]) - first
             self._maps[self._file[index]].madvise(mmap.MADV_WILLNEED, first, length)
-        return [EncodedPicture(self.encoded(index), sound=True) for index in indices]
+        return [EncodedPicture(self.encoded(index), sound=True, channels=self.channels) for index in indices]
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,20 +11,23 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
+Pixels = npt.NDArray[np.uint8]  # [H, W, C]: grey, RGB, or the four bands of a file
 
-# Raised by decoders at damaged bytes; SyntaxError comes from Pillow's PNG reader.
-UNREADABLE = (OSError, ValueError, SyntaxError)
+# Raised at damaged bytes. SyntaxError comes from Pillow's PNG reader; headers give the others too.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
 
 _JPEG = b"\xff\xd8\xff"
 _PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `as_ppm` writes it
 # Frame headers of JPEGs that decode from top to bottom (baseline, extended), and all others.
 _SEQUENTIAL, _OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _SCAN = 0xDA
+# Tags of a TIFF.
+_BITS, _COMPRESSION, _SAMPLES, _PLANES = 258, 259, 277, 284
+_MOST_BANDS = 4
 
 
 class Picture(Protocol):
-    """One RGB image of known size."""
+    """One image of known size."""
 
     height: int
     width: int
@@ -56,16 +60,18 @@ class EncodedPicture:
     libjpeg-turbo decodes JPEG, and PPM needs no decoding. Pillow decodes all other formats, and
     JPEGs that libjpeg-turbo refuses. `sound` bytes have been decoded before without a fault:
     nothing below their last crop is decoded. Raise OSError if Pillow cannot read the bytes either.
+    The pixels are RGB; with 1 of `channels` their grey, with 4 the four bands of the file.
     """
 
-    def __init__(self, data: bytes | memoryview, sound: bool = False) -> None:
-        self.data, self.sound = data, sound
+    def __init__(self, data: bytes | memoryview, sound: bool = False, channels: int = 3) -> None:
+        self.data, self.sound, self.channels = data, sound, channels
         self._pillow: Image.Image | None = None
         self._raw_from = 0
-        if (header := _PPM.match(bytes(data[:32]))) and len(data) == header.end() + 3 * int(header[1]) * int(header[2]):
+        few = channels < _MOST_BANDS  # neither PPM nor what simplejpeg decodes has so many
+        if few and (header := _PPM.match(bytes(data[:32]))) and len(data) == header.end() + 3 * int(header[1]) * int(header[2]):
             self.width, self.height, self._raw_from = int(header[1]), int(header[2]), header.end()
             return
-        if bytes(data[:3]) == _JPEG:
+        if few and bytes(data[:3]) == _JPEG:
             try:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
                 self.height, self.width = int(height), int(width)
@@ -77,7 +83,15 @@ class EncodedPicture:
         self.width, self.height = self._pillow.size
 
     def pixels(self, rows: int = 0, factor: int = 1) -> Pixels:
-        """Return the pixels, a read-only view for PPM; raise OSError if the bytes are damaged."""
+        """Return the pixels, a read-only view for PPM; raise OSError if the bytes are damaged.
+
+        Raise it also for an image that no rule of docs/reference/image-files.md turns into so many
+        channels.
+        """
+        decoded = self._decoded(rows, factor)
+        return as_grey(decoded) if self.channels == 1 else decoded
+
+    def _decoded(self, rows: int, factor: int) -> Pixels:
         if self._raw_from:
             return np.frombuffer(self.data, np.uint8, offset=self._raw_from).reshape(self.height, self.width, 3)
         if self._pillow is None:
@@ -90,7 +104,16 @@ class EncodedPicture:
                 return simplejpeg.decode_jpeg(self.data, strict=not self.sound)
             except ValueError:
                 self._pillow = Image.open(io.BytesIO(self.data))
-        return as_rgb(self._pillow)
+        return four_bands(self._pillow) if self.channels == _MOST_BANDS else as_rgb(self._pillow)
+
+
+def as_grey(rgb: Pixels) -> Pixels:
+    """Return the luma of RGB, [H, W, 1]: Pillow's L. Grey stays as it is.
+
+    It is computed from the decoded colours also for JPEG, whose own luma differs by up to 10 where
+    the chroma is subsampled: a file has the same pixels however it is decoded.
+    """
+    return np.array(Image.fromarray(rgb).convert("L"))[:, :, None]
 
 
 def as_rgb(image: Image.Image) -> Pixels:
@@ -98,8 +121,11 @@ def as_rgb(image: Image.Image) -> Pixels:
 
     Grey of 16 bits keeps its upper 8, as Pillow keeps those of 16-bit RGB. The rest is Pillow's
     conversion: without transparency, EXIF orientation, or the frames after the first. Raise OSError
-    for numbers of no known range, which a conversion would clip.
+    for numbers of no known range, which a conversion would clip, and for further bands.
     """
+    bands, read = _bands(image), len(image.getbands())
+    if bands > read + 1:  # one more may be transparency, which is ignored in any file
+        raise OSError(f"it has {bands} bands, of which Pillow reads {read}: save it with those to train on")
     # Pillow scales what it reads from a PGM of more than 8 bits to 16, and calls it I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         upper = (np.asarray(image) >> 8).astype(np.uint8)
@@ -108,6 +134,32 @@ def as_rgb(image: Image.Image) -> Pixels:
         kind = "integers" if image.mode == "I" else "floating-point numbers"
         raise OSError(f"its pixels are 32-bit {kind}, whose range is not known: save it with 8 or 16 bits")
     return np.array(image.convert("RGB"))
+
+
+def four_bands(image: Image.Image) -> Pixels:
+    """Return the bands of 8 bits as stored, [H, W, 4]; raise OSError for an image without four."""
+    if (bands := _bands(image)) != _MOST_BANDS:
+        raise OSError(f"it has {bands} band{'s' * (bands > 1)}, and data.channels is {_MOST_BANDS}")
+    if image.mode == "RGB" and all(str(tile.args[0]).startswith("RGBX") for tile in image.tile):  # type: ignore[attr-defined]
+        image._mode = "RGBX"  # otherwise Pillow leaves out a fourth band whose meaning is not stated
+    if len(image.getbands()) != _MOST_BANDS:
+        raise OSError(f"it has {bands} bands, of which Pillow reads {len(image.getbands())}")
+    return np.array(image)
+
+
+def _bands(image: Image.Image) -> int:
+    """Return the bands that the file holds; raise OSError if it holds more than any reader here knows.
+
+    Raise it also for a TIFF whose bands Pillow confuses.
+    """
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    bands = int(tags.get(_SAMPLES, len(image.getbands())))
+    if bands > _MOST_BANDS:
+        raise OSError(f"it has {bands} bands: save it with at most {_MOST_BANDS}")
+    # each band for itself, not compressed: Pillow takes the bytes of one for those of the next
+    if bands > 1 and tags.get(_PLANES) == 2 and tags.get(_COMPRESSION) == 1 and max(tags.get(_BITS, (8,))) > 8:
+        raise OSError("its bands of 16 bits are stored one after the other, which Pillow misreads: save them pixel by pixel")
+    return bands
 
 
 def as_ppm(pixels: Pixels) -> bytes:

@@ -21,7 +21,7 @@ _TRAIN_TAR, _VAL_TAR, _DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.
 class Entry(NamedTuple):
     """Location of the bytes of one image of a source."""
 
-    name: str  # <class>/<file>
+    name: str  # <class>/<file>, or the path within a tree without classes
     label: int  # -1 in a torchvision set: found when the image is read
     path: str
     offset: int  # in bytes; in a torchvision set the image's index
@@ -52,19 +52,25 @@ def read(entry: Entry) -> tuple[bytes, int]:
     return data, entry.label
 
 
-def find(source: str, root: str, classes: list[str] | None) -> Source:
-    """Return the images of `source`, of `classes` only if given; raise ValueError without any."""
+def find(source: str, root: str, classes: list[str] | None, labelled: bool = True) -> Source:
+    """Return the images of `source`, of `classes` only if given; raise ValueError without any.
+
+    Unless `labelled`, they are those of a tree without classes, all training images.
+    """
+    if not labelled:
+        folder, found = unlabelled(Path(source), "SOURCE")
+        return Source(["images"], {"train": _entries(folder, found)}, found.left_out)
     if source.startswith(TORCHVISION):
         if classes is not None:
             raise ValueError(f"--classes must be left out with a torchvision set; got {source}")
         return _torchvision(source, root)
     folder = Path(source)
     tars = any((folder / name).exists() for name in (_TRAIN_TAR, _VAL_TAR))
-    found = _imagenet_tars(folder, classes) if tars else _tree(folder, classes)
-    for split, entries in found.splits.items():
+    images = _imagenet_tars(folder, classes) if tars else _tree(folder, classes)
+    for split, entries in images.splits.items():
         if not entries:
             raise ValueError(f"SOURCE must hold images of the split {split}; got none in {source}")
-    return found
+    return images
 
 
 _VAL_NAMES = ("val", "test", "valid", "validation")
@@ -81,10 +87,22 @@ def classes_in(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_helper(p.name))
 
 
+def val_folder(root: Path) -> Path | None:
+    """Return the folder of a tree's test images, or None without one."""
+    return next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
+
+
+def train_only(root: Path, key: str) -> tuple[Path, list[str]]:
+    """Return the folder that holds the class folders of a tree without test images, and the sorted classes."""
+    folder = root / "train" if (root / "train").is_dir() else root
+    if not folder.is_dir() or not (classes := classes_in(folder)):
+        raise ValueError(f"{key} must hold one folder per class, in train/ or itself; got {root}; images without labels: data=images")
+    return folder, classes
+
+
 def tree_of(root: Path, key: str, what: str, classes: list[str] | None, how: str) -> tuple[Path, Path, list[str]]:
     """Return train folder, val folder and sorted classes; raise ValueError if one is missing."""
-    train = root / "train"
-    val = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
+    train, val = root / "train", val_folder(root)
     if not train.is_dir() or val is None:
         others = ", ".join(_VAL_NAMES[1:])
         raise ValueError(
@@ -124,6 +142,22 @@ def files_of(folder: Path, classes: list[str], key: str) -> Listing:
     return found
 
 
+def unlabelled(root: Path, key: str) -> tuple[Path, Listing]:
+    """Return the images below `root`/train, or below `root` without one, all with the label 0.
+
+    Return the folder that was searched, too. Raise ValueError as `files_of` does.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{key} must be a folder of images; got {root}")
+    folder, found = root / "train" if (root / "train").is_dir() else root, Listing([], Counter())
+    found.samples = [(path, 0) for path in _images_below(folder, key, found.left_out)]
+    if not found.samples:
+        raise ValueError(f"{key} must hold images, in folders of any depth; got none below {folder}")
+    if folder != root and (beside := sum(entry.name != folder.name and not is_helper(entry.name) for entry in os.scandir(root))):
+        found.left_out[f"beside {folder.name}/"] = beside
+    return folder, found
+
+
 def _images_below(top: Path, key: str, left_out: Counter[str]) -> list[str]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -152,6 +186,12 @@ def _images_below(top: Path, key: str, left_out: Counter[str]) -> list[str]:
     return [os.path.join(here, name) for here, names in sorted(by_folder) for name in names]
 
 
+def said_of(left_out: Counter[str]) -> str:
+    """Return 'left out: 3 .txt, 1 .db', or "" if nothing was left out."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+    return f"left out: {counts}" if counts else ""
+
+
 def _tree(root: Path, classes: list[str] | None) -> Source:
     how = f"or give a folder that holds {_TRAIN_TAR}, or torchvision:NAME with --root"
     train, val, classes = tree_of(root, "SOURCE", "images", classes, how)
@@ -159,8 +199,12 @@ def _tree(root: Path, classes: list[str] | None) -> Source:
     for split, folder in zip(SPLITS, (train, val), strict=True):
         found = files_of(folder, classes, "SOURCE")
         left_out += found.left_out
-        splits[split] = [Entry(os.path.relpath(path, folder), label, path, 0, os.stat(path).st_size) for path, label in found.samples]
+        splits[split] = _entries(folder, found)
     return Source(classes, splits, left_out)
+
+
+def _entries(folder: Path, found: Listing) -> list[Entry]:
+    return [Entry(os.path.relpath(path, folder), label, path, 0, os.stat(path).st_size) for path, label in found.samples]
 
 
 def _imagenet_tars(folder: Path, classes: list[str] | None) -> Source:

@@ -1,6 +1,6 @@
 """Draw training views and probe views from an image (paper, section IV-A).
 
-Randomness depends on (seed, epoch, sample, view). Views are uint8 [3, S, S], channels last in
+Randomness depends on (seed, epoch, sample, view). Views are uint8 [C, S, S], channels last in
 memory; they are normalised on the device. The resize function is that of torchvision's transforms.
 """
 
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from cnnjepa.config import AugmentConfig, DataConfig
+from cnnjepa.config import AugmentConfig
 from cnnjepa.data.pictures import Picture, Pixels
+from cnnjepa.data_config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generat
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _tensor(pixels_HW3: Pixels) -> Tensor:
-    """Copy to [1, 3, H, W] with channels-last strides: others are resized at half the speed."""
-    return torch.from_numpy(np.array(pixels_HW3, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
+def _tensor(pixels_HWC: Pixels) -> Tensor:
+    """Copy to [1, C, H, W] with channels-last strides: others are resized at half the speed."""
+    return torch.from_numpy(np.array(pixels_HWC, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
 
 
 def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -87,7 +88,8 @@ def _jitter(augment: AugmentConfig, view: Image.Image, random: np.random.Generat
 def _augment(augment: AugmentConfig, view: Image.Image, random: np.random.Generator) -> Image.Image:
     """Apply colour jitter, grey, blur and solarisation, each with its probability.
 
-    The order is that of SimCLR and BYOL.
+    The order is that of SimCLR and BYOL. What changes RGB alone must have the probability 0 for
+    other channels (cnnjepa/rules.py); the blur treats each channel alike.
     """
     jitter, grey, blur, solarise = random.random(4) < (
         augment.jitter_probability,
@@ -113,7 +115,7 @@ def _reduction(specs: Sequence[ViewSpec], crops: Sequence[tuple[int, int, int, i
 def random_views(
     specs: Sequence[ViewSpec], picture: Picture, randoms: Sequence[np.random.Generator], dct_scaling: bool = False
 ) -> list[Tensor]:
-    """Decode `picture` once and return one view per spec, uint8 [3, size, size].
+    """Decode `picture` once and return one view per spec, uint8 [C, size, size].
 
     All randomness of a view comes from its own generator.
     """
@@ -131,14 +133,16 @@ def random_views(
         if random.random() < spec.flip_probability:
             view = view.flip(-1)
         if spec.augment is not None:
-            changed = _augment(spec.augment, Image.fromarray(view[0].permute(1, 2, 0).contiguous().numpy()), random)
-            view = _tensor(np.array(changed))
+            drawn = view[0].permute(1, 2, 0).contiguous().numpy()
+            image = Image.fromarray(drawn[:, :, 0] if drawn.shape[2] == 1 else drawn)  # Pillow's L has no third axis
+            changed = np.array(_augment(spec.augment, image, random))
+            view = _tensor(changed.reshape(spec.size, spec.size, -1))
         views.append(view[0])
     return views
 
 
 def probe_view(config: DataConfig, picture: Picture) -> Tensor:
-    """Return the fixed view of a probe, uint8 [3, S, S].
+    """Return the fixed view of a probe, uint8 [C, S, S].
 
     The short side is resized to S / eval_crop_fraction, then the centre is cropped (224 of 256).
     The pixels equal those of torchvision's `resize` and `center_crop`.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import MethodConfig, Precision, TrainConfig, method_module
+from cnnjepa.data.datasets import Splits
 from cnnjepa.data.views import ViewSpec
 from cnnjepa.models.encoders import Encoder, build_encoder
 from cnnjepa.randomness import Stream, integer
@@ -28,15 +29,18 @@ def build_method(config: TrainConfig, total_steps: int, device: torch.device) ->
 class BaseMethod(nn.Module, Generic[Settings]):
     """Base class of `Method` in each file of cnnjepa/methods. `settings` is the method's Config.
 
-    Subclasses define `build`, `views` and `forward`, and override what differs.
+    `splits` are the images of the run, set before its first step. Subclasses define `build`, `views`
+    and `forward`, and override what differs.
     """
+
+    splits: Splits
 
     def __init__(self, config: TrainConfig, total_steps: int) -> None:
         super().__init__()
         self.config, self.total_steps = config, total_steps
         self.settings = cast(Settings, config.method)
         seed = integer(config.seed, Stream.weights, 0)
-        self.encoder: Encoder = build_encoder(config.encoder, config.data.image_size, seed)
+        self.encoder: Encoder = build_encoder(config.encoder, config.data.image_size, seed, config.data.channels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(config.seed, Stream.weights, 1))
             self.build()

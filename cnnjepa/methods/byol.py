@@ -43,8 +43,8 @@ class Config(MethodConfig):
 
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError if a size, a momentum or an augmentation breaks its rule."""
-        validate_augment(self.view1, "method.view1")
-        validate_augment(self.view2, "method.view2")
+        validate_augment(self.view1, "method.view1", config.data.channels)
+        validate_augment(self.view2, "method.view2", config.data.channels)
         validate_sizes(self, "hidden", "projection")
         validate_ema(self.ema, "method.ema")
 

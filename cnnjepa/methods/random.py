@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import MethodConfig, TrainConfig
-from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.views import ViewSpec
 from cnnjepa.methods._base import BaseMethod
 from cnnjepa.probes.features import calibrate_batchnorm
-from cnnjepa.run.ranks import Ranks
+from cnnjepa.run.ranks import joined
 
 
 @dataclass
@@ -51,6 +50,6 @@ class Method(BaseMethod[Config]):
     def after_step(self, step: int) -> dict[str, Any]:
         """Set the BatchNorm statistics after the first step, the same on every rank."""
         if step == 0:
-            device = self.unused.device
-            calibrate_batchnorm(self.encoder, self.config, load_splits(self.config.data), Ranks(0, 1, device))
+            with joined(self.config.device) as ranks:  # the run's own, to end alike if an image cannot be read
+                calibrate_batchnorm(self.encoder, self.config, self.splits, ranks)
         return {}

@@ -39,7 +39,7 @@ class Config(MethodConfig):
 
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError if a size, the temperature or the augmentation breaks its rule."""
-        validate_augment(self.augment, "method.augment")
+        validate_augment(self.augment, "method.augment", config.data.channels)
         validate_sizes(self, "hidden", "projection")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"method.temperature must be positive and finite; got {self.temperature}")

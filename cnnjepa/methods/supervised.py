@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import DatasetName, MethodConfig, OptimizerConfig, TrainConfig
+from cnnjepa.config import MethodConfig, OptimizerConfig, TrainConfig
 from cnnjepa.data.views import ViewSpec, crop_and_flip
+from cnnjepa.data_config import DatasetName
 from cnnjepa.methods._base import BaseMethod
 
 # Our choice: the paper has no supervised row.
 OPTIMIZERS = {"supervised": OptimizerConfig(lr=0.001, weight_decay=0.05, decay_norms_and_biases=False)}
-_CLASSES = {DatasetName.digits: 10, DatasetName.fashion_mnist: 10, DatasetName.imagenet100: 100, DatasetName.imagenet1k: 1000}
+_CLASSES = {
+    DatasetName.digits: 10,
+    DatasetName.fashion_mnist: 10,
+    DatasetName.imagenet100: 100,
+    DatasetName.imagenet100_kaggle: 100,
+    DatasetName.imagenet1k: 1000,
+}
 
 
 @dataclass
@@ -32,6 +39,8 @@ class Config(MethodConfig):
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError unless the number of classes is known, and the data set's own."""
         known = _CLASSES.get(config.data.name)
+        if config.data.name is DatasetName.images:
+            raise ValueError("method must be one that needs no labels with data=images; got supervised")
         if known is None and self.classes < 2:
             raise ValueError(f"method.classes must be given, at least 2, with data={config.data.name.name}; got {self.classes}")
         if known is not None and self.classes not in (0, known):

@@ -43,7 +43,7 @@ class Config(MethodConfig):
 
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError if a size, a weight or the augmentation breaks its rule."""
-        validate_augment(self.augment, "method.augment")
+        validate_augment(self.augment, "method.augment", config.data.channels)
         validate_sizes(self, "width", "depth")
         for name in ("invariance", "variance", "covariance"):
             weight = getattr(self, name)

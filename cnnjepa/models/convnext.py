@@ -78,15 +78,15 @@ class Stage(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Network from images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell].
+    """Network from images [B, channels, H, W] to features [B, out_channels, H/cell, W/cell].
 
     Features have either sign. A cell has 32 pixels per side with four stages.
     """
 
-    def __init__(self, stages: list[int], width: int) -> None:
+    def __init__(self, stages: list[int], width: int, channels: int = 3) -> None:
         super().__init__()
         self.execution, self.cell = Execution.tiled, 4 * 2 ** (len(stages) - 1)
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 4, 4), LayerNorm2d(width))
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 4, 4), LayerNorm2d(width))
         sizes = [width] + [width * 2**i for i in range(len(stages))]
         self.stages = nn.ModuleList([Stage(sizes[i], sizes[i + 1], blocks) for i, blocks in enumerate(stages)])
         self.out_channels = sizes[-1]
@@ -105,8 +105,8 @@ class ConvNeXt(nn.Module):
         return x
 
 
-def build_convnext(config: EncoderConfig) -> ConvNeXt:
+def build_convnext(config: EncoderConfig, channels: int = 3) -> ConvNeXt:
     """Return a freshly initialised ConvNeXt of the named size."""
-    net = ConvNeXt(*SHAPES[config.name])
+    net = ConvNeXt(*SHAPES[config.name], channels)
     net.execution = config.execution
     return net

@@ -1,4 +1,4 @@
-"""Build the encoder of a configuration: images [B, 3, H, W] to features [B, out_channels, h, w].
+"""Build the encoder of a configuration: images [B, C, H, W] to features [B, out_channels, h, w].
 
 The ViTs' file is imported only when needed, because importing timm takes seconds.
 """
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 Encoder: TypeAlias = "ResNet | ConvNeXt | VisionTransformer"
 
 
-def build_encoder(config: EncoderConfig, image_size: int, generator_seed: int) -> Encoder:
-    """Return a new encoder. Its weights depend only on `generator_seed`."""
+def build_encoder(config: EncoderConfig, image_size: int, generator_seed: int, channels: int = 3) -> Encoder:
+    """Return a new encoder of images with so many channels. Its weights depend only on `generator_seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         if config.name in VITS:
             from cnnjepa.models.vit import build_vit
 
-            return build_vit(config, image_size)
+            return build_vit(config, image_size, channels)
         if config.name in convnext.SHAPES:
-            return convnext.build_convnext(config)
-        return resnet.build_encoder(config, generator_seed)
+            return convnext.build_convnext(config, channels)
+        return resnet.build_encoder(config, generator_seed, channels)

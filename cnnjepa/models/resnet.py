@@ -90,29 +90,31 @@ class WideBottleneck(Bottleneck):
 
 
 class ResNet(nn.Module):
-    """Network from images [B, 3, H, W] to features [B, out_channels, H/cell, W/cell].
+    """Network from images [B, channels, H, W] to features [B, out_channels, H/cell, W/cell].
 
     With `small`, the stem is a 3x3 convolution of stride 2 without pooling, and there are three
     stages: 8 pixels per cell, so that a 32-pixel image has 4x4 cells. Otherwise stem and four
     stages are the usual ones, with 32 pixels per cell.
     """
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], stages: list[int], width: int = 64, small: bool = False) -> None:
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], stages: list[int], width: int = 64, small: bool = False, channels: int = 3
+    ) -> None:
         super().__init__()
         self.small, self.cell = small, 8 if small else 32
         self.execution = Execution.tiled
-        self.conv1 = nn.Conv2d(3, width, 3 if small else 7, 2, 1 if small else 3, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 3 if small else 7, 2, 1 if small else 3, bias=False)
         self.bn1 = MaskedBatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        channels = width
+        c_in = width
         self.stage_names = [f"layer{i + 1}" for i in range(len(stages))]
         for i, (name, blocks) in enumerate(zip(self.stage_names, stages, strict=True)):
             layer = nn.ModuleList()
             for j in range(blocks):
-                layer.append(block(channels, width * 2**i, 2 if i > 0 and j == 0 else 1))
-                channels = width * 2**i * block.expansion
+                layer.append(block(c_in, width * 2**i, 2 if i > 0 and j == 0 else 1))
+                c_in = width * 2**i * block.expansion
             self.add_module(name, layer)
-        self.out_channels = channels
+        self.out_channels = c_in
         self._initialise()
 
     def _initialise(self) -> None:
@@ -154,14 +156,14 @@ _STAGES: dict[EncoderName, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 }
 
 
-def build_encoder(config: EncoderConfig, generator_seed: int | None = None) -> ResNet:
-    """Return a new encoder. Its weights depend only on `generator_seed`, if that is given."""
+def build_encoder(config: EncoderConfig, generator_seed: int | None = None, channels: int = 3) -> ResNet:
+    """Return a new encoder of images with so many channels. Its weights depend only on `generator_seed`, if that is given."""
     with torch.random.fork_rng(devices=[]):
         if generator_seed is not None:
             torch.manual_seed(generator_seed)
         if config.name is EncoderName.resnet_small:
-            net = ResNet(BasicBlock, [config.blocks] * 3, config.width, small=True)
+            net = ResNet(BasicBlock, [config.blocks] * 3, config.width, small=True, channels=channels)
         else:
-            net = ResNet(*_STAGES[config.name])
+            net = ResNet(*_STAGES[config.name], channels=channels)
     net.execution = config.execution
     return synchronised(net, config.sync_bn)

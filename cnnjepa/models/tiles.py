@@ -386,7 +386,7 @@ def _stem(layer: ConvNorm, image_BCHW: Tensor, visibility: Visibility, tiles: Ti
     padded = F.pad(image_BCHW.to(dtype), (before, after, before, after)).permute(0, 2, 3, 1)
     window = cell + before + after
     image, row, column = visibility.coordinates()
-    windows = padded.unfold(1, window, cell).unfold(2, window, cell)[image, row, column]  # [N, 3, W, W]
+    windows = padded.unfold(1, window, cell).unfold(2, window, cell)[image, row, column]  # [N, C, W, W]
     weight = conv.weight.to(dtype).contiguous(memory_format=torch.channels_last)
     z = F.conv2d(_padded(windows, tiles).contiguous(memory_format=torch.channels_last), weight, None, stride)[: tiles.count]
     return F.relu_(norm(_flat(_as_rows(z))).permute(0, 2, 3, 1).flatten(0, 2))
@@ -412,7 +412,7 @@ def encode_tiles(
     image_BCHW: Tensor,
     visibility: Visibility,
 ) -> Tensor:
-    """Return masked execution's features [B, C, h, w] of [B, 3, H, W], to rounding.
+    """Return masked execution's features [B, C, h, w] of images [B, c, H, W], to rounding.
 
     They are zero where hidden. A `small` stem has no pooling.
     """

@@ -54,15 +54,15 @@ def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
 
 
 class VisionTransformer(nn.Module):
-    """ViT from images [B, 3, S, S] to features [B, out_channels, S/patch, S/patch].
+    """ViT from images [B, channels, S, S] to features [B, out_channels, S/patch, S/patch].
 
     There is no class token, and positions are fixed. Keys are timm's without `head`.
     """
 
-    def __init__(self, image_size: int, patch_size: int, width: int, depth: int, heads: int) -> None:
+    def __init__(self, image_size: int, patch_size: int, width: int, depth: int, heads: int, channels: int = 3) -> None:
         super().__init__()
         self.patch_size, self.grid, self.out_channels, self.heads = patch_size, image_size // patch_size, width, heads
-        self.patch_embed = PatchEmbed(image_size, patch_size, 3, width)
+        self.patch_embed = PatchEmbed(image_size, patch_size, channels, width)
         self.pos_embed = nn.Parameter(sine_positions(self.grid, width), requires_grad=False)
         self.blocks = _blocks(width, depth, heads)
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
         size, patch = image_BCHW.shape[-1], self.patch_size
         if image_BCHW.shape[-2] != size or size != self.grid * patch:
             raise ValueError(f"an image must have {self.grid * patch} pixels a side; got {tuple(image_BCHW.shape[-2:])}")
-        cut = image_BCHW.reshape(-1, 3, self.grid, patch, self.grid, patch)
+        cut = image_BCHW.reshape(-1, image_BCHW.shape[1], self.grid, patch, self.grid, patch)
         x = cut.permute(0, 2, 4, 1, 3, 5).reshape(len(image_BCHW), self.grid**2, -1)
         positions: Tensor = self.pos_embed
         if cells_BK is not None:
@@ -117,7 +117,7 @@ class BlockPredictor(nn.Module):
         return self.project(self.norm(self.blocks(x))[:, -n:]).view(b, t, n, -1)
 
 
-def build_vit(config: EncoderConfig, image_size: int) -> VisionTransformer:
+def build_vit(config: EncoderConfig, image_size: int, channels: int = 3) -> VisionTransformer:
     """Return a freshly initialised ViT of the named width."""
     width, heads = SHAPES[config.name]
-    return VisionTransformer(image_size, config.patch_size, width, config.vit_depth, heads)
+    return VisionTransformer(image_size, config.patch_size, width, config.vit_depth, heads, channels)

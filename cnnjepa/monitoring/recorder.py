@@ -177,8 +177,9 @@ class Recorder:
         self._tell("add_histogram", step, samples)
 
     def pictures(self, step: int, images: dict[str, Tensor]) -> None:
-        """Write samples of what the method sees, [B, 3, H, W] in any range."""
-        for key, pixels in images.items() if self._board else ():
+        """Write samples of what the method sees, [B, C, H, W] in any range; of four channels, the first three."""
+        for key, all_channels in images.items() if self._board else ():
+            pixels = all_channels[:, :3]
             low, high = pixels.amin(), pixels.amax()
             self._tell("add_images", step, {key: ((pixels - low) / (high - low).clamp_min(1e-6)).float().cpu()})
 

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from cnnjepa.config import TrainConfig, other_set
+from cnnjepa.config import TrainConfig, own_probes
 from cnnjepa.data.datasets import Splits, load_other
+from cnnjepa.data_config import other_set
 from cnnjepa.probes.features import FeatureError, probe_data
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of
 
@@ -42,7 +43,7 @@ def run_probes(
     chooses probes by the name of the set, where "" is the run's own.
     """
     names = config.probes.names
-    found = probes_on(encoder, config, splits, ranks, final, names if wanted is None else wanted.get("", ()))
+    found = probes_on(encoder, config, splits, ranks, final, own_probes(config) if wanted is None else wanted.get("", ()))
     for entry in config.probes.data if final else ():
         chosen = names if wanted is None else wanted.get(entry.partition(":")[0], ())
         found |= probes_on_other(encoder, config, entry, ranks, chosen)

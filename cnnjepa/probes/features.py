@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Images, Indices, Splits
+from cnnjepa.data.faults import raise_alike
 from cnnjepa.data.loader import normalise, probe_loader
 from cnnjepa.distributed import gather_rows
+from cnnjepa.run.folder import line_of
 from cnnjepa.run.ranks import Ranks, first_of
 
 
@@ -57,12 +59,6 @@ def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, ima
     return torch.cat(pooled) if pooled else torch.empty(0, channels, device=ranks.device)
 
 
-def _one_line(error: Exception) -> str:
-    """Return type and message; of an error in a loader process, those that it had there."""
-    lines = f"{type(error).__name__}: {error}".strip().splitlines()
-    return lines[-1] if "in DataLoader worker process" in lines[0] else " ".join(lines)
-
-
 def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool) -> ProbeData | None:
     """Return the features of fit and holdout, and of test if `final`; None except on rank 0.
 
@@ -75,7 +71,7 @@ def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: R
         shares = [pooled_features(encoder, config, splits, images, indices, ranks) for images, indices in parts]
     except Exception as error:
         # An undecodable image, or no room on the device. All ranks are told, so that none waits.
-        cause = _one_line(error)
+        cause = line_of(error)
     if first := first_of(cause, ranks):
         raise FeatureError(first)
     features = [
@@ -89,7 +85,8 @@ def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: R
 def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks) -> None:
     """Set the running statistics to the plain average over the training images.
 
-    A random encoder needs this for a fair probe.
+    A random encoder needs this for a fair probe. Each rank reads all images; call this on all ranks.
+    Raise on all of them the error that any has.
     """
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
@@ -100,8 +97,13 @@ def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits,
         norm.momentum = None  # cumulative average
     encoder.train()
     dtype = next(encoder.parameters()).dtype
-    for pixels in probe_loader(config, splits.dataset.train, splits.pretrain, ranks.device):
-        encoder(normalise(pixels, splits, ranks.device, dtype))
+    fault: Exception | None = None
+    try:
+        for pixels in probe_loader(config, splits.dataset.train, splits.pretrain, ranks.device):
+            encoder(normalise(pixels, splits, ranks.device, dtype))
+    except Exception as error:
+        fault = error
+    raise_alike(fault, ranks)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

@@ -3,7 +3,8 @@
 An attempt is one claim of a trial; 0 is a run without claims. An owner that was suspended may wake
 up after another process has claimed the next attempt. Each attempt therefore writes files whose
 names carry its number, and a successor continues from copies of them. The name without a number is
-a link to the newest attempt's file, for readers.
+a link to the newest attempt's file, for readers: a hard link, else a symbolic one. Where the file
+system has neither, that name is missing, and `newest` finds the file.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import os
 import re
 from pathlib import Path
 
-from cnnjepa.run.files import read_json
+from cnnjepa.run.files import has_no_links, read_json
 
 _CLAIM = re.compile(r"(\d+)\.json")
 
@@ -60,6 +61,11 @@ def attempts_with(path: Path) -> list[int]:
     return sorted((int(found[1]) for name in names if (found := pattern.fullmatch(name))), reverse=True)
 
 
+def newest(path: Path) -> Path:
+    """Return the file that a reader of `path` reads: `path`, or without it the newest attempt's own file."""
+    return path if path.exists() else next((numbered(path, number) for number in attempts_with(path)), path)
+
+
 def publish(path: Path, attempt: int, run: Path) -> None:
     """Make `path` a link to the attempt's own file, unless the attempt is 0 or has lost the trial.
 
@@ -72,5 +78,19 @@ def publish(path: Path, attempt: int, run: Path) -> None:
     with contextlib.suppress(OSError):
         if path.exists() and path.samefile(own):
             return
-        os.link(own, beside)
-        os.replace(beside, path)
+        if _link(own, beside):
+            os.replace(beside, path)
+        else:
+            path.unlink(missing_ok=True)  # it would show an earlier attempt
+
+
+def _link(own: Path, name: Path) -> bool:
+    """Make `name` a link to `own` in the same folder; return False where the file system has no links."""
+    for make, target in ((os.link, str(own)), (os.symlink, own.name)):
+        try:
+            make(target, name)
+            return True
+        except OSError as error:
+            if not has_no_links(error):
+                raise
+    return False

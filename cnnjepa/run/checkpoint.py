@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cnnjepa.run.attempts import last_step, lost
-from cnnjepa.run.files import sync_folder
+from cnnjepa.run.files import link_or_copy, sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -208,11 +208,11 @@ def newest_good(folder: Path, set_aside: bool = False) -> Checkpoint | None:
 
 
 def adopt(checkpoint: Checkpoint, attempt: int) -> Checkpoint:
-    """Return the checkpoint under the name of `attempt`: a hard link, which no other attempt removes."""
+    """Return the checkpoint under the name of `attempt`: a link or a copy, which no other attempt removes."""
     if checkpoint.attempt == attempt:
         return checkpoint
     ours = _named(checkpoint.path.parent, checkpoint.step, attempt, checkpoint.digest)
     with contextlib.suppress(FileExistsError):
-        os.link(checkpoint.path, ours.path)
+        link_or_copy(checkpoint.path, ours.path)
     sync_folder(ours.path.parent)
     return ours

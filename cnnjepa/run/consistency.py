@@ -16,20 +16,27 @@ log = logging.getLogger(__name__)
 _TAIL_BYTES = 65_536  # more than a final record takes
 
 
+class ImagesChangedError(HopelessError):
+    """Raised on every rank when a run's images are no longer those that it began with."""
+
+
 class PastTheEndError(HopelessError):
     """Raised when a checkpoint is past the run's last step: the run has become shorter."""
 
 
-def starting_point(folder: RunFolder, last_step: int, every: int) -> "Checkpoint | None":
+def starting_point(folder: RunFolder, last_step: int, every: int, images: int) -> "Checkpoint | None":
     """Return the newest intact checkpoint whose records are whole, None without a checkpoint.
 
     If no records are whole, return the newest checkpoint, and say in one line what is missing.
-    Records are due at each `every`-th step. Raise PastTheEndError if a checkpoint is past
-    `last_step`.
+    Records are due at each `every`-th step. Raise ImagesChangedError if a checkpoint is of a run on
+    other than `images` training images, and PastTheEndError if it is past `last_step`.
     """
     checkpoint.remove_partial(folder.checkpoints, folder.attempt)
     first, damaged = None, ""
     for found in checkpoint.intact(folder.checkpoints, folder.attempt, set_aside=True):
+        if (then := checkpoint.peek(found, "images")) not in (None, images):  # 0.1 kept no count
+            said = f"a run must keep its {then} training images; got {images} now that it resumes at step {found.step}"
+            raise ImagesChangedError(f"{said} of {folder.path}: restore them, or move its folder away to start again")
         if found.step > last_step:
             said = f"a checkpoint must not be past the run's last step, {last_step}; got step {found.step} in {found.path}"
             raise PastTheEndError(f"{said}: does the run have fewer images now? Restore them, or move its folder away to start again")

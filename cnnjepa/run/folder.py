@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from cnnjepa.run import checkpoint
-from cnnjepa.run.attempts import attempts_with, lost, numbered, publish
-from cnnjepa.run.files import SEAL, DamagedError, Lines, create_exclusive, read_json, reading, sealed_json, write_atomic
+from cnnjepa.run.attempts import attempts_with, lost, newest, numbered, publish
+from cnnjepa.run.files import SEAL, DamagedError, Lines, create_exclusive, link_or_copy, read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.identity import differences, from_dict, identity, old_keys, signature, to_dict
 from cnnjepa.run.records import read_metrics, read_probes, record_of
 from cnnjepa.run.typed import build
@@ -48,7 +48,7 @@ TIMING_KEYS = frozenset(
 
 
 _LARGE_YAML = 16_384  # bytes
-_FILES, _FOLDERS = ("config.yaml", "metrics.jsonl", "result.json"), ("checkpoints", "claim", "log", "scores")
+_FILES, _FOLDERS = ("config.yaml", "metrics.jsonl", "result.json", "skipped.json"), ("checkpoints", "claim", "log", "scores")
 
 
 class RunStatus(Enum):
@@ -79,6 +79,7 @@ class RunResult:
     parameters: int = 0  # trainable
     resumes: int = 0
     claim: int = 0  # attempt of the claim under which it was written
+    skipped_images: int = 0  # left out by data.on_bad_image=skip, as listed in skipped.json
     energy_kwh: float | None = None  # of all GPUs, over all resumes; None if they do not report it
     gpu_utilisation: float | None = None  # of the main rank's GPU at the logged steps, in [0, 1]; None if not reported
     data_wait_share: float | None = None  # of the time in the training loop; None if no image is loaded
@@ -103,6 +104,15 @@ class RunError(RuntimeError):
     def __init__(self, step: int, seconds: float, device_hours: float) -> None:
         super().__init__(f"training ended by an error at step {step}")
         self.step, self.seconds, self.device_hours = step, seconds, device_hours
+
+    def __str__(self) -> str:
+        """Return one line with the cause, which is the last one of a traceback too."""
+        return super().__str__() + (f": {line_of(self.__cause__)}" if self.__cause__ else "")
+
+
+def line_of(error: BaseException) -> str:
+    """Return type and message of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _yaml(path: Path) -> Any:
@@ -269,7 +279,7 @@ class RunFolder:
         """
         ended, standing = self._result.stat(), self.result()
         if standing is not None and standing.status is not result.status:
-            os.link(self._result, self._aside(standing.status))
+            link_or_copy(self._result, self._aside(standing.status))
         write_atomic(self._result, sealed_json(result.to_dict()))
         os.utime(self._result, ns=(ended.st_atime_ns, ended.st_mtime_ns))
 
@@ -289,7 +299,7 @@ class RunFolder:
     def records(self) -> Path:
         """Return the file of this attempt's records; for a reader, the newest attempt's."""
         own = numbered(self._metrics, self.attempt)
-        return own if own.exists() else self._metrics
+        return own if own.exists() else newest(self._metrics)
 
     def probes(self) -> dict[str, dict[str, float]]:
         """Return epoch -> metrics of the probes so far."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cnnjepa.run.attempts import newest
 from cnnjepa.run.records import record_of
 
 _PARTS = 400  # parts of a whole run; long runs need no more memory than short ones
@@ -53,6 +54,8 @@ class LossCurve:
         try:
             file = open(path, "rb")  # noqa: SIM115, the next block closes it
         except FileNotFoundError:
+            if (own := newest(path)) != path:
+                self.read(own, share)
             return
         with file:
             status = os.fstat(file.fileno())

@@ -100,12 +100,17 @@ def broadcast_object(value: T, ranks: Ranks) -> T:
     return box[0]
 
 
-def first_of(text: str, ranks: Ranks) -> str:
-    """Return the text of the lowest rank with a non-empty text, on every rank; "" if none."""
+def gathered(value: T, ranks: Ranks) -> list[T]:
+    """Return the values of all ranks in rank order, on every rank."""
     if ranks.count == 1:
-        return text
+        return [value]
     import torch.distributed as dist
 
-    texts = [""] * ranks.count
-    dist.all_gather_object(texts, text)
-    return next((t for t in texts if t), "")
+    values = [value] * ranks.count
+    dist.all_gather_object(values, value)
+    return values
+
+
+def first_of(text: str, ranks: Ranks) -> str:
+    """Return the text of the lowest rank with a non-empty text, on every rank; "" if none."""
+    return next((t for t in gathered(text, ranks) if t), "")

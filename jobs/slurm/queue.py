@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jobs.slurm import clients
 from jobs.slurm.refusals import is_refusal, may_pass
 
 # These states end a job for good, unless Slurm or somebody requeues it.
@@ -24,7 +25,6 @@ SECOND_LOOK_SECONDS, EMPTY_SECONDS = 10.0, 60.0
 _CLOCKS_SECONDS = 600.0  # by which two clocks of a site may differ
 _EMPTY_TRIES = 5  # of a question whose answer is never empty
 _UNKNOWN_TRIES = 3  # of a command that fails with words that are no known refusal
-_TIMEOUT_SECONDS = 60
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
 # The person or the run caused these. Jobs in other states may be requeued after they were recorded.
 _FINAL = frozenset({"CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
@@ -46,9 +46,10 @@ def has_slurm() -> bool:
 def site_tool(name: str) -> str:
     """Return the output of a site command such as sbalance or squota, or "" if it fails."""
     try:
-        return subprocess.run([name], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=True).stdout.rstrip()
-    except (OSError, subprocess.SubprocessError):
+        done = clients.run([name])
+    except (OSError, subprocess.TimeoutExpired):
         return ""
+    return "" if done.returncode else done.stdout.rstrip()
 
 
 def ask(command: Sequence[str], patience_seconds: float = 120.0) -> str:
@@ -60,8 +61,8 @@ def ask(command: Sequence[str], patience_seconds: float = 120.0) -> str:
     deadline, pause, unknown = time.monotonic() + patience_seconds, _FIRST_WAIT_SECONDS, 0
     while True:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
-            said = " ".join(done.stderr.split())
+            done = clients.run(command)
+            said = clients.complaint(done.stderr)
             if done.returncode == 0:
                 return done.stdout
             unknown += not may_pass(said)
@@ -69,7 +70,7 @@ def ask(command: Sequence[str], patience_seconds: float = 120.0) -> str:
             if is_refusal(said) or (last and not may_pass(said)):
                 raise SlurmError(f"{command[0]}: {said or f'exit status {done.returncode}'}")
         except subprocess.TimeoutExpired:
-            said = f"no answer in {_TIMEOUT_SECONDS} s"
+            said = f"no answer in {clients.TIMEOUT_SECONDS:.0f} s"
         except OSError as error:
             raise SlurmError(f"{command[0]}: {error.strerror}") from error
         if time.monotonic() + pause > deadline:
@@ -262,11 +263,11 @@ def accounted_state(job: str, name: str = "") -> str:
     With `name`, a record of a job of another name does not count.
     """
     try:
-        out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "State,JobName"], patience_seconds=0)
+        out = ask(["sacct", "-X", "-n", "-P", "-S", "now-60days", "-j", job, "-o", "JobID,State,JobName"], patience_seconds=0)
     except SlurmError as error:
         return "" if "disabled" in str(error) else "?"
-    rows = [line.partition("|") for line in out.splitlines() if line.strip()]
-    return next((state.split()[0] for state, _, named in rows if state.strip() and name in ("", named)), "")
+    rows = re.findall(rf"(?:^|\D){re.escape(job)}\|(\w+)[^|\n]*\|?(.*)$", out, re.M)
+    return next((state for state, named in rows if name in ("", named)), "")
 
 
 def accounted_over(arrays: Mapping[str, str]) -> set[str]:
@@ -289,7 +290,8 @@ def show_job(job: str, patience_seconds: float = 120.0) -> dict[str, str]:
 
     Raise SlurmSilentError at an answer without the job, which says nothing.
     """
-    out = ask(["scontrol", "show", "job", "-o", job], patience_seconds)
+    _, mark, out = ask(["scontrol", "show", "job", "-o", job], patience_seconds).partition("JobId=")
+    out = mark + next(iter(out.splitlines()), "")  # the rest is a site's
     fields = dict(word.split("=", 1) for word in out.split() if "=" in word)
     if "JobState" not in fields:
         raise SlurmSilentError(f"scontrol: an answer without job {job}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from jobs.slurm.queue import ENDED, SlurmSilentError, ask
 
 _FIELDS = ("JobID", "State", "Elapsed", "Timelimit", "TotalCPU", "AllocCPUS", "NNodes", "ReqMem", "MaxRSS", "NTasks")
+_STARTED = re.compile(r"(\d+(?:_\d+)?(?:\+\d+)?)(?:\.(\w+))?$")  # a job and, if it is one, its step; before it may stand a site's text
 _JOBS_AT_ONCE = 200  # the length of a command line is limited
 _PAUSE_SECONDS = 1.0  # between two requests for incomplete records
 _MEBIBYTES = {"": 2**-10, "K": 2**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
@@ -71,10 +72,10 @@ def parse(lines: Sequence[str]) -> dict[str, JobUse]:
     found: dict[str, JobUse] = {}
     for line in lines:
         values = line.split("|")
-        if len(values) != len(_FIELDS):
+        if len(values) != len(_FIELDS) or not (name := _STARTED.search(values[0])):
             continue
         row = dict(zip(_FIELDS, values, strict=True))
-        job, _, step = row["JobID"].partition(".")
+        job, step = name.groups()
         cores, nodes, tasks = (int(row[key]) if row[key].isdecimal() else 1 for key in ("AllocCPUS", "NNodes", "NTasks"))
         if step:
             if job in found:

@@ -1,27 +1,38 @@
-"""Render workers as a Slurm job array, and submit it through submitit.
+"""Render workers as a Slurm job array through submitit, and submit it.
 
 submitit's pickles are not used: if the submitter died after sbatch but before writing them, every
 job would fail. The sweep folder holds what a job needs before it is submitted.
 """
 
 import json
+import re
 import shlex
 import sys
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmInfoWatcher
 
+from cnnjepa.run.files import write_atomic
 from jobs.cluster import ClusterProfile
 from jobs.private import refuse_unless_private
-from jobs.slurm.queue import SlurmError
+from jobs.slurm import clients
+from jobs.slurm.queue import SlurmError, ask
 
-_SBATCH_TIMEOUT_SECONDS = 60
 # Slurm's megabytes are 2^20 bytes. With 1000 of them per GB, a request never exceeds the node.
 _MB_A_GB = 1000
+# Options that the profile's `sbatch` replaces: sbatch takes one of them.
+_REPLACED_BY = {
+    "mem": ("mem_per_cpu", "mem_per_gpu"),
+    "gres": ("gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket"),
+    "requeue": ("no_requeue",),
+}
+# srun would pass on only what sbatch's --export names, and nothing that the script sets.
+_ALL_TO_STEPS = "export SLURM_EXPORT_ENV=ALL"
 
 
 @dataclass(frozen=True)
@@ -43,14 +54,11 @@ class Array:
 
 
 class _Executor(SlurmExecutor):
-    """Renders and submits a plain command. Rendering needs no Slurm."""
+    """Renders a plain command. Rendering needs no Slurm."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
-
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        return ["timeout", str(_SBATCH_TIMEOUT_SECONDS), "sbatch", str(submission_file_path)]
 
 
 def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
@@ -64,36 +72,44 @@ def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
 
 
-def _site_options(cluster: ClusterProfile) -> dict[str, str]:
-    """Return the options that a site may require; "" stands for the site's default."""
+def _site_options(cluster: ClusterProfile) -> dict[str, Any]:
+    """Return the options that a site or a profile may change, and the profile's further ones.
+
+    None stands for an option that is left out.
+    """
     gres = cluster.gres or (f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else "")
-    return {"account": cluster.account, "partition": cluster.partition, "qos": cluster.qos, "gres": gres}
-
-
-def _memory_mb(cluster: ClusterProfile) -> int:
-    """Return the memory of one node."""
-    return int(cluster.memory_gb_per_trial * _MB_A_GB / cluster.nodes_per_trial)
+    options: dict[str, Any] = {
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "gres": gres,
+        "mem": f"{int(cluster.memory_gb_per_trial * _MB_A_GB / cluster.nodes_per_trial)}M",  # of one node
+        "requeue": True,
+        "export": ",".join(dict.fromkeys([*clients.EXPORTED, *cluster.export])),
+    }
+    own = {option.replace("-", "_"): value for option, value in cluster.sbatch.items()}
+    replaced = {name: None for name, others in _REPLACED_BY.items() if any(own.get(other) for other in others)}
+    return {k: None if v is False or v == "" else v for k, v in {**options, **replaced, **own}.items()}
 
 
 def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
     executor = _Executor(folder=array.log_folder)
     code = shlex.quote(str(array.code))
     options = {
-        "requeue": True,
         "output": str(array.log_folder).replace("%", "%%") + ("/%A_%a.log" if array.throttle else "/%j.log"),
         **({"dependency": "afterany:" + ":".join(array.after)} if array.after else {}),
-        **cluster.sbatch,
+        **({"comment": array.comment} if array.comment else {}),
+        **_site_options(cluster),
     }
-    optional = {**_site_options(cluster), "comment": array.comment}
     executor.update_parameters(
         job_name=array.name,
         time=cluster.time_limit_minutes,
         nodes=cluster.nodes_per_trial,
         ntasks_per_node=cluster.ranks_per_trial // cluster.nodes_per_trial,
         cpus_per_task=cluster.threads_per_rank,
-        mem=f"{_memory_mb(cluster)}M",
         signal_delay_s=cluster.stop_signal_seconds,
         setup=[
+            _ALL_TO_STEPS,
             *cluster.setup,
             f"export OMP_NUM_THREADS={cluster.threads_per_rank}",
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -103,8 +119,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         stderr_to_stdout=True,
         use_srun=False,  # the supervisor starts it
         wckey=None,
-        additional_parameters=options,
-        **{key: value for key, value in optional.items() if value},
+        additional_parameters={key: value for key, value in options.items() if value is not None},
     )
     if array.throttle:
         executor.parameters["map_count"] = array.size
@@ -113,7 +128,9 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
 
 def render(cluster: ClusterProfile, array: Array, python: str = sys.executable) -> str:
     """Return the exact batch script that `submit` passes to sbatch. Needs no Slurm."""
-    return _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
+    text = _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
+    out = "|".join(key.replace("_", "-") for key, value in _site_options(cluster).items() if value is None)
+    return re.sub(rf"^#SBATCH --({out})(=.*)?\n", "", text, flags=re.M) if out else text  # those that submitit adds by itself
 
 
 def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder: Path) -> list[str]:
@@ -123,8 +140,6 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
         values |= {
             "nodes": cluster.nodes_per_trial,
             "tasks_per_node": cluster.ranks_per_trial // cluster.nodes_per_trial,
-            "mem_gb": int(_memory_mb(cluster) // 1024),
-            **{key: value or None for key, value in _site_options(cluster).items()},
             "signal_delay_s": cluster.stop_signal_seconds,
             "array_parallelism": cluster.max_parallel or 256,
             "max_num_timeout": 1000,  # a run that exceeds the limit goes on in the next job
@@ -132,15 +147,39 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
             # The launcher cannot set srun's options.
             "setup": [
                 refuse_unless_private(folder),
+                _ALL_TO_STEPS,
                 *cluster.setup,
                 "export SLURM_KILL_BAD_EXIT=1",
                 f"export SRUN_CPUS_PER_TASK={cluster.threads_per_rank}",
             ],
         }
     shown = [f"hydra.launcher.{key}={_hydra_value(value)}" for key, value in values.items()]
-    further = {"requeue": True, **cluster.sbatch} if launcher == "submitit_slurm" else {}
-    shown += [f"++hydra.launcher.additional_parameters.{key}={_hydra_value(value)}" for key, value in further.items()]
+    further = _site_options(cluster) if launcher == "submitit_slurm" else {}
+    shown += [f"++hydra.launcher.additional_parameters.{key}={_hydra_value(value)}" for key, value in further.items() if value is not None]
     return [f"hydra.sweep.dir={_hydra_value(str(folder))}", *shown]
+
+
+def adapt_submitit() -> None:
+    """Let submitit, in this process, run Slurm's commands as we do: without the shell's variables, and whatever else a site prints."""
+    clients.adopt_environment()
+    SlurmExecutor._get_job_id_from_submission_command = staticmethod(_number)  # type: ignore[assignment]
+    SlurmInfoWatcher.read_info = _read_info  # type: ignore[method-assign, assignment]
+
+
+def _number(said: str | bytes) -> str:
+    text = said if isinstance(said, str) else said.decode(errors="replace")
+    if not (job := clients.submitted(text)):
+        raise SlurmError(f"sbatch: must print the number of the job; got {' '.join(text.split())[-200:]!r}")
+    return job
+
+
+_submitits_read_info, _HEADER = SlurmInfoWatcher.read_info, "JobID|State|NodeList"
+
+
+def _read_info(watcher: SlurmInfoWatcher, said: str | bytes) -> dict[str, dict[str, str]]:
+    text = said if isinstance(said, str) else said.decode(errors="replace")
+    rows = [line for line in text.partition(_HEADER)[2].splitlines() if line.count("|") == 2 and line[:1].isdecimal()]
+    return _submitits_read_info(watcher, "\n".join([_HEADER, *rows]))
 
 
 def _hydra_value(value: object) -> str:
@@ -156,9 +195,13 @@ def submit(cluster: ClusterProfile, array: Array) -> str:
     The job may exist even so, if sbatch's answer was lost. Look for its name before trying again.
     """
     array.log_folder.mkdir(parents=True, exist_ok=True)
-    try:
-        job = _executor(cluster, array)._submit_command(_command(cluster, array, sys.executable))
-    except (FailedJobError, FailedSubmissionError) as error:
-        # sbatch's own words; its exit status, 124 if it took too long, if it said nothing.
-        raise SlurmError(f"sbatch: {' '.join((str(error).strip() or str(error.__cause__)).split())}") from error
-    return str(job.job_id)
+    script = array.log_folder / f"submission_{uuid.uuid4().hex}.sh"
+    write_atomic(script, render(cluster, array))
+    job = send(script)
+    script.rename(array.log_folder / f"{job}_submission.sh")
+    return job
+
+
+def send(script: Path) -> str:
+    """Pass a batch script to sbatch once and return the job's ID; raise SlurmError with sbatch's message."""
+    return _number(ask(["sbatch", str(script)], patience_seconds=0))

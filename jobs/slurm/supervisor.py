@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from jobs.cli import INTERRUPTED, STOP_SIGNALS, STOPPED, Parser, refused
+from jobs.slurm import clients
 from jobs.slurm.limits import is_cancelled_by_preemption
 from jobs.slurm.queue import SlurmError, ask, own_job, show_job
 from jobs.slurm.refusals import is_refusal
@@ -55,10 +56,10 @@ def job_state(job: str) -> str:
 
 
 def seconds_left(job: str) -> float:
-    """Return the seconds until the job's limit, or infinity without one or without an answer."""
+    """Return the seconds until the job's limit, or infinity without one or without a time."""
     try:
         end = show_job(job, patience_seconds=10).get("EndTime", "")
-        return (datetime.datetime.fromisoformat(end) - datetime.datetime.now()).total_seconds()
+        return (datetime.datetime.strptime(end, "%Y-%m-%dT%H:%M:%S") - datetime.datetime.now()).total_seconds()
     except (SlurmError, ValueError):
         return float("inf")
 
@@ -116,7 +117,7 @@ class Supervisor:
 
     def attempt(self) -> int | None:
         """Run the command; return its exit status, or None if the job's limit came first."""
-        child = subprocess.Popen(self.command)
+        child = clients.start(self.command)
         asked = time.monotonic()
         deadline = asked + seconds_left(self.job) - self.margin
         while True:

@@ -5,6 +5,7 @@ from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.folder import TrialState, View
+from sweeps.state.place import Place
 
 
 def cancel(view: View, trials: list[Trial]) -> str:
@@ -18,6 +19,8 @@ def cancel(view: View, trials: list[Trial]) -> str:
         state, past = view.state(trial), view.claims(trial)
         claims.cancel(sweep.trial_dir(trial))
         job = past[-1].slurm if past and state in (TrialState.running, TrialState.requeued) else None
+        if job is not None and job.place(sweep.path) is not Place.here:
+            continue  # it is a job of the folder that this one is a copy of, or was before it was moved
         # A worker of a shared job stops by itself and takes another trial, one on another cluster stops.
         elsewhere = job is not None and view.watch.queue is not None and view.watch.queue.is_elsewhere(job.cluster)
         if job is not None and not job.shared and not elsewhere:

@@ -11,8 +11,9 @@ from pathlib import Path
 from cnnjepa.run.identity import from_dict, lookup, to_dict
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
-from jobs.config import cluster_names, override_keys, qualified
+from jobs.config import PROFILES, override_keys, qualified
 from jobs.task import task_named, task_of
+from sweeps.cli.data import PlannedData
 from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.search.warnings import check_pruning
 from sweeps.spec.space import applied, baseline
@@ -62,12 +63,14 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
     group.add_argument("--seeds", type=int, metavar="N", help=f"{seeds} (default: {scales})")
     retried = "run failed trials again, from their last checkpoint, and probes without a value"
     group.add_argument("--retry-failed", action="store_true", help=retried)
+    again = "run all trials on the user's images as they are now, if these have changed since the sweep began"
+    group.add_argument("--start-again", action="store_true", help=again)
     group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing (needs no Slurm)")
 
 
 def _add_where(parser: Parser) -> None:
     group = parser.add_argument_group("where and how")
-    group.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{', '.join(cluster_names())} (default: %(default)s)")
+    group.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{PROFILES} (default: %(default)s)")
     group.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
     backends = "on Slurm: array, one job per trial; allocation, one job in which Ray places many trials"
     group.add_argument("--backend", choices=BACKENDS, help=f"{backends} (default: the queued one, else array)")
@@ -118,8 +121,12 @@ def profile_keys(spec: SweepSpec, overrides: Sequence[str]) -> list[str]:
     return [o for o in qualified(overrides, spec.task) if o.startswith("cluster.")]
 
 
-def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProfile]:
-    """Plan and check the sweep, starting nothing; raise ValueError at the first broken rule."""
+def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = None) -> tuple[Sweep, ClusterProfile]:
+    """Plan and check the sweep, starting nothing; raise ValueError at the first broken rule.
+
+    `data` learns what was found out about the images.
+    """
+    data = data or PlannedData(asked)
     if asked.seeds is not None and not 1 <= asked.seeds <= _MOST:
         raise ValueError(f"--seeds must be at least 1{_and_at_most(asked.seeds)}; got {asked.seeds}")
     local = spec.job(asked.cluster, profile_keys(spec, asked.overrides)).cluster.scheduler is Scheduler.local
@@ -144,13 +151,15 @@ def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProf
             raise ValueError("--two-objectives must be left out with --sampler grid, which chooses nothing; got both")
         spec, path = grid_of(spec, chosen, asked.cluster, asked.overrides), path.with_name(f"{path.name}-grid")
     if spec.space:
-        search = plan_search(spec, chosen, asked, rungs, seeds)
+        search = plan_search(spec, chosen, asked, rungs, seeds, data)
         trials = [search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)]
     else:
-        trials = build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, rungs)
+        trials = build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, rungs, data.identified)
     spec = replace(spec, prune_on=list(dict.fromkeys([*spec.prune_on, *asked.prune_on])))
     sweep = Sweep.of(spec, scale, trials, path, search, rungs, eta)
     check_pruning(sweep)
+    sweep.task.check_objective(sweep.objective, sweep.trials[0].values)
+    data.compare(sweep)
     return sweep, cluster
 
 
@@ -177,7 +186,7 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
     return found
 
 
-def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int) -> Search:
+def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int, data: PlannedData) -> Search:
     """Plan the search; raise ValueError if a border of its space cannot be trained."""
     max_trials, budget = scale.max_trials if asked.max_trials is None else asked.max_trials, asked.budget_gpu_hours
     if not 1 <= max_trials <= _MOST:
@@ -185,7 +194,7 @@ def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs:
     if budget is not None and not 0 < budget < float("inf"):
         raise ValueError(f"--budget-gpu-hours must be positive and finite; got {budget:g}")
     options = {"max_trials": max_trials, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}
-    search = build_search(spec, scale, asked.cluster, asked.overrides, rungs, sampler=asked.sampler, **options)
+    search = build_search(spec, scale, asked.cluster, asked.overrides, rungs, sampler=asked.sampler, identified=data.identified, **options)
     start = baseline(search.space, search.base)
     for d in search.space:
         for value in d.options or ((int(d.low), int(d.high)) if d.whole else (d.low, d.high)):

@@ -10,6 +10,7 @@ from rich.console import Console
 from jobs.cli import exit_status
 from jobs.cluster import Scheduler
 from sweeps.cli import local, submit
+from sweeps.cli.data import PlannedData
 from sweeps.cli.estimate import priced
 from sweeps.cli.plan import parse, plan
 from sweeps.execution.changes import announce_changes
@@ -27,13 +28,16 @@ def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -
     asked = parse(spec, arguments)
     asked.typed = time.time() if typed is None else typed
     console = wide_console()
-    sweep, cluster = plan(spec, asked)
+    data = PlannedData(asked)
+    sweep, cluster = plan(spec, asked, data)
+    for line in data.lines:
+        console.print(line, highlight=False, soft_wrap=True)
     if cluster.scheduler is Scheduler.slurm:
         allocation = submit.allocation_of(asked, cluster)
         sweep, price = priced(sweep, allocation.part(cluster) if allocation else cluster, asked)
         if not asked.dry_run:
             return submit.run(sweep, cluster, allocation, price, asked, console)
-        show_plan(sweep, console)
+        show_plan(sweep, console, data.missing)
         submit.show_script(sweep, cluster, allocation, price, console)
         return 0
     local.check(asked)
@@ -41,16 +45,19 @@ def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -
         sweep, _ = priced(sweep, cluster, asked)
     if not asked.dry_run:
         return local.run(sweep, cluster, asked, console)
-    show_plan(sweep, console)
+    show_plan(sweep, console, data.missing)
     return 0
 
 
-def show_plan(sweep: Sweep, console: Console) -> None:
-    """Print the trials and their states; write nothing."""
+def show_plan(sweep: Sweep, console: Console, missing: str = "") -> None:
+    """Print the trials and their states; write nothing. `missing` says why their run IDs are unknown."""
     view = View.here(sweep)
     announce_changes(sweep, console)
+    if missing:
+        console.print(f"the run IDs are not known here, since they depend on the images: {missing}", highlight=False, soft_wrap=True)
     for trial in sweep.trials:
-        console.print(f"{trial.signature}  {view.state(trial).name:11}  seed {trial.seed}  {trial.label}", highlight=False, soft_wrap=True)
+        run_id = "?" * len(trial.signature) if missing else trial.signature
+        console.print(f"{run_id}  {view.state(trial).name:11}  seed {trial.seed}  {trial.label}", highlight=False, soft_wrap=True)
     epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
     console.print(f"{len(sweep.trials)} trials, {epochs} epochs each, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:

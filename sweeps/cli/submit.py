@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import is_over, to_take_up
 from sweeps.state.folder import Sweep, View
 from sweeps.state.history import note_command
-from sweeps.state.submission import Submission
+from sweeps.state.submission import Submission, moved_line
 
 
 def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocation | None:
@@ -96,6 +97,8 @@ def run(
         console.print(text, highlight=False, soft_wrap=True)
 
     announce_changes(sweep, console)
+    if moved := moved_line(sweep, queue):
+        say(moved)
     if left_to_run(view, asked.retry_failed) or to_take_up(view):
         say(f"{sweep.path}: {counts_line(sweep_status(view))}")
         engine = SlurmEngine(sweep, cluster, sweep.path / "code" / snapshot.digest(), queue, allocation)
@@ -112,7 +115,7 @@ def run(
     if is_over(View(sweep)) and all(s.ended for s in View(sweep).states().values()):
         return conclude(View(sweep), console)
     if asked.detach:
-        say(f"the jobs run on their own; python -m sweeps status|logs|cancel {sweep.path}")
+        say(f"the jobs run on their own; python -m sweeps status|logs|cancel {shlex.quote(str(sweep.path))}")
         return 0
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.execution.monitor", str(sweep.path)])  # noqa: S606, no shell is wanted

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run import checkpoint
+from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import tail
 from cnnjepa.run.folder import RunFolder
 
@@ -28,7 +29,7 @@ class WatchedRun:
     def step(self) -> int:
         """Return the last optimiser step on record."""
         try:
-            found = re.findall(rb'"kind": "step", "step": (\d+)[^\n]*\n', tail(self.path / "metrics.jsonl", _TAIL_BYTES))
+            found = re.findall(rb'"kind": "step", "step": (\d+)[^\n]*\n', tail(RunFolder(self.path).records, _TAIL_BYTES))
         except FileNotFoundError:
             return 0
         return int(found[-1]) if found else 0
@@ -75,12 +76,12 @@ class WatchedRun:
 
     def log_size(self) -> int:
         """Return the size of the run's log in bytes."""
-        log = self.path / "log" / "train.log"
+        log = newest(self.path / "log" / "train.log")
         return log.stat().st_size if log.exists() else 0
 
     def resumed_at(self, log_start: int) -> int | None:
         """Return the step of the last resume logged after `log_start` bytes, or None."""
-        with open(self.path / "log" / "train.log", "rb") as file:
+        with open(newest(self.path / "log" / "train.log"), "rb") as file:
             file.seek(log_start)
             found = re.findall(rb"resuming \w+ at step (\d+) of", file.read())
         return int(found[-1]) if found else None

@@ -3,6 +3,7 @@
 import getpass
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,19 +25,22 @@ _LIMIT_MINUTES = 60
 _FULL_AT_BYTES = 30_000
 
 
-def command(cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the command that submits the drilled run, for an hour at most, and watches it."""
-    line = [sys.executable, "-m", "sweeps.drill.sweep", "--cluster", cluster.name, "--scale", "smoke"]
+def command(profile: str, cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the command that submits the drilled run, for an hour at most, and watches it.
+
+    `profile` is the name of `cluster`, or the absolute path of its file.
+    """
+    line = [sys.executable, "-m", "sweeps.drill.sweep", "--cluster", profile, "--scale", "smoke"]
     return [*line, "--runs-dir", str(runs_dir), f"time_limit_minutes={min(cluster.time_limit_minutes, _LIMIT_MINUTES)}", *overrides]
 
 
 class RunOnSlurm:
     """One run as a Slurm job, from its submission to its result."""
 
-    def __init__(self, cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> None:
+    def __init__(self, profile: str, cluster: ClusterProfile, runs_dir: Path, overrides: Sequence[str]) -> None:
         """Submit the run and wait until it is claimed: a pending job is no target."""
         runs_dir.mkdir(parents=True, exist_ok=True)
-        self._cluster, self._runs_dir, self._overrides = cluster, runs_dir, overrides
+        self._profile, self._cluster, self._runs_dir, self._overrides = profile, cluster, runs_dir, overrides
         self._log = open(runs_dir / "command.log", "a")  # noqa: SIM115, closed by close()
         self._command = self._run_command()
         wait_for("the submission", lambda: self._trial() is not None or self._command.poll() is not None, _SUBMIT_SECONDS)
@@ -50,7 +54,7 @@ class RunOnSlurm:
         self.started = time.monotonic()
 
     def _run_command(self) -> subprocess.Popen[bytes]:
-        line = command(self._cluster, self._runs_dir, self._overrides)
+        line = command(self._profile, self._cluster, self._runs_dir, self._overrides)
         return subprocess.Popen(line, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
 
     def _last_word(self) -> str:
@@ -84,8 +88,8 @@ class RunOnSlurm:
 
     def _ranks(self) -> str:
         """Return the ID of the Slurm step that runs the ranks."""
-        steps = slurm.ask(["squeue", "-h", "-s", "-j", self._job(), "-o", "%i"], _ASK_SECONDS).split()
-        numbered = [s for s in steps if s.rpartition(".")[2].isdigit()]
+        shown = slurm.ask(["squeue", "-h", "-s", "-j", self._job(), "-o", "step=%i"], _ASK_SECONDS)
+        numbered: list[str] = re.findall(r"step=(\S+\.\d+)\s", shown)
         if not numbered:
             raise NoTargetError("a step of ranks")
         return max(numbered, key=lambda s: int(s.rpartition(".")[2]))
@@ -133,7 +137,8 @@ class RunOnSlurm:
     def lose_the_node(self, draw: random.Random) -> bool:
         """Set the node down, which ends its jobs at once, and put it back."""
         node = str(self.run.claim()["owner"]["host"])
-        if set(slurm.ask(["squeue", "-h", "-w", node, "-o", "%u"], _ASK_SECONDS).split()) - {getpass.getuser()}:
+        users = re.findall(r"user=(\S+)", slurm.ask(["squeue", "-h", "-w", node, "-o", "user=%u"], _ASK_SECONDS))
+        if set(users) - {getpass.getuser()}:
             raise NoTargetError("a node without jobs of others")
         slurm.ask(["scontrol", "update", f"nodename={node}", "state=down", "reason=drill"], _ASK_SECONDS)
         try:

@@ -23,11 +23,21 @@ from sweeps.execution.rebuilding import Rebuilding, rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.execution.submitting import QueueFullError
 from sweeps.report import aggregate, tables
-from sweeps.report.status import counts_line, damaged_lines, live_table, sweep_status, unlisted_line, waiting_jobs, warning_lines
+from sweeps.report.status import (
+    counts_line,
+    damaged_lines,
+    live_table,
+    skipped_lines,
+    sweep_status,
+    unlisted_line,
+    waiting_jobs,
+    warning_lines,
+)
 from sweeps.report.usage import advice_lines, await_records
 from sweeps.search.search import is_over
 from sweeps.state.folder import Sweep, TrialState, View
 from sweeps.state.logs import log_tail
+from sweeps.state.place import Place
 from sweeps.state.submission import Submission
 
 _LOOK_SECONDS = 10.0
@@ -81,7 +91,7 @@ class Watcher:
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
         known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
         left = minutes * (known - done) / gained if gained > 0.5 else None
-        warned = [*status["damaged"], *warning_lines(self.view, status)]
+        warned = [*status["damaged"], *skipped_lines(self.view, status), *warning_lines(self.view, status)]
         if self._live:
             self._live.update(Group(live_table(status, left), *(Text(printable(line)) for line in warned)), refresh=True)
             return
@@ -123,7 +133,8 @@ def conclude(view: View, console: Console) -> int:
         console.print(line, highlight=False, soft_wrap=True)
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
-    for line in [*filter(None, [unlisted_line(view)]), *_advice(view), *map(str, paths), f"{page}{not_made}"]:
+    left_out = skipped_lines(view, sweep_status(view))
+    for line in [*left_out, *filter(None, [unlisted_line(view)]), *_advice(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad or damaged else 0
 
@@ -178,7 +189,13 @@ class SlurmWatch:
         jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
         # Others have begun trials: a search's worker may find nothing to begin
         begun = bool(jobs) and self.engine.sweep.search is not None
-        if last.job and not begun and last.job not in jobs and last.job not in {e.array for e in self.engine.live()}:
+        if (
+            last.place is Place.here
+            and last.job
+            and not begun
+            and last.job not in jobs
+            and last.job not in {e.array for e in self.engine.live()}
+        ):
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
             said = log_tail(logs[-1]) if logs else "they left no log"
             raise SlurmError(f"jobs end before they start a trial: {said}; see {self.folder / 'log'}")
@@ -234,7 +251,7 @@ def watch(folder: Path) -> int:
     except KeyboardInterrupt:
         console.show_cursor()
         console.print("the jobs continue without this command; run it again to watch them", soft_wrap=True)
-        console.print(f"python -m sweeps status|logs|cancel {folder}", soft_wrap=True, highlight=False)
+        console.print(f"python -m sweeps status|logs|cancel {shlex.quote(str(folder))}", soft_wrap=True, highlight=False)
         return INTERRUPTED
 
 

@@ -1,8 +1,8 @@
 """Choose a worker's next trial, and decide at each probe if it goes on. Needs no torch."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from cnnjepa.run.attempts import newest
 from cnnjepa.run.folder import RunResult, RunStatus
 from cnnjepa.run.identity import signature
 from sweeps.search import search
@@ -22,7 +22,7 @@ STARTS_ALLOWED = 10
 def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver: str) -> str:
     """Return why a half-done trial must not start again, or "" if it may."""
     folder, last = view.sweep.trial_dir(trial), past[-1]
-    log = Path(last.slurm.log) if last.slurm and not last.slurm.shared else folder / "log" / "train.log"
+    log = last.slurm.output(view.sweep.path) if last.slurm and not last.slurm.shared else newest(folder / "log" / "train.log")
     if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
         return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {log_tail(log)}; see {log}"
     if claims.starts_in_vain(past, step, folder) >= STARTS_ALLOWED:

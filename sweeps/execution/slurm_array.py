@@ -1,6 +1,7 @@
 """Place workers in Slurm's queue: as tasks of throttled arrays, or by Ray in one allocation."""
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from sweeps.search.search import trials_to_begin
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.place import Place
 from sweeps.state.submission import Submission, job_prefix, last_number
 
 # After the death of the command that called sbatch, sbatch may still run, or its job not be listed
@@ -26,9 +28,9 @@ _LIMIT_SECONDS = 600.0  # between two questions for the limit of queued jobs
 
 
 def _sbatch_lives(submission: Submission) -> bool:
-    """Return whether an sbatch on this machine runs a script of submitit in the log folder."""
+    """Return whether an sbatch on this machine, or a site's wrapper of it, runs a script in the log folder."""
     lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
-    return any("sbatch" in line and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
+    return any("sbatch" in map(os.path.basename, line) and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
 
 
 def shares(workers: int, limit: int, free: int) -> list[tuple[int, int]]:
@@ -107,7 +109,7 @@ class SlurmEngine:
 
     def in_doubt(self) -> list[Submission]:
         """Return the submissions whose jobs may be queued although Slurm does not list them."""
-        made = [s for s in Submission.all_of(self.sweep) if s.job]
+        made = [s for s in Submission.all_of(self.sweep) if s.job and s.place is Place.here]
         jobs = self.queue.in_doubt({s.job: (s.name, s.age_seconds) for s in made})
         return [s for s in made if s.job in jobs]
 
@@ -116,7 +118,7 @@ class SlurmEngine:
         return not self._open_ones() and not self.in_doubt()
 
     def _open_ones(self) -> list[Submission]:
-        return [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void]
+        return [s for s in Submission.all_of(self.sweep) if not s.job and not s.is_void and s.place is Place.here]
 
     def _decide(self, submission: Submission, say: Callable[[str], None]) -> bool:
         # Check the submitter first: once it is gone, the queue shows any job it has.
@@ -226,7 +228,7 @@ class SlurmEngine:
         begun = {c.slurm.job for t in self.sweep.trials for c in view.claims(t) if c.slurm}
         listed, count = self.queue.elements(), 0
         for made in Submission.all_of(self.sweep):
-            if made.job and made.allocation is None and made.path.stat().st_mtime >= since:
+            if made.job and made.place is Place.here and made.allocation is None and made.path.stat().st_mtime >= since:
                 ids = [f"{made.job}_{i}" for i in range(made.size)] if made.throttle else [made.job]
                 found = [listed.get(job) for job in ids if job not in begun]
                 count += sum(e is None or e.state == "CANCELLED" for e in found)

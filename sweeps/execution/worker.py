@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cnnjepa.run.attempts import attempts_with, lost, numbered, publish
+from cnnjepa.run.attempts import attempts_with, lost, newest, numbered, publish
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job
 from sweeps.execution.scheduler import judge, next_claim
@@ -26,8 +26,8 @@ def _own_log(run: Path, attempt: int) -> Path:
     own = numbered(path, attempt)
     own.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):  # a full disk may lose log lines
-        if path.exists() and not own.exists():
-            shutil.copyfile(path, own)
+        if (earlier := newest(path)).exists() and not own.exists():
+            shutil.copyfile(earlier, own)
         for number in attempts_with(path):
             if number < attempt - 1 and not lost(run, attempt):
                 numbered(path, number).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from cnnjepa.run.folder import HopelessError, RunError
 from cnnjepa.run.ranks import Ranks, broadcast_object
 from jobs.cli import STOPPED
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
@@ -62,13 +61,8 @@ class WorkerOnRanks:
             if owned is not None:
                 ours.enter_context(owned)
                 ours.enter_context(output_to(folder, epoch))
-            try:
-                should_stop = self.stop if owned is None else stopper(owned, self.stop)
-                ended = run_job(JobSpec(trial.config, self.cluster, folder), should_stop, epoch, judge(self.view, trial)) is not None
-            except RunError as error:
-                if not isinstance(error.__cause__, HopelessError):
-                    raise
-                ended = True  # every rank saw the error, and it is recorded
+            should_stop = self.stop if owned is None else stopper(owned, self.stop)
+            ended = run_job(JobSpec(trial.config, self.cluster, folder), should_stop, epoch, judge(self.view, trial)) is not None
         # The first rank to exit with an error ends the others: rank 0 must have saved before.
         moved = broadcast_object(owned is not None and owned.lost() and not self.stop(), self.ranks)
         return bool(ended or moved)

@@ -2,11 +2,13 @@
 
 import collections
 import re
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import read_json, reading, tail
 from cnnjepa.run.typed import build
 from sweeps.report.aggregate import Leader, Spread, Summary, in_units, judged, leader, rows, summaries, title
@@ -206,8 +208,8 @@ def provenances(view: View) -> tuple[list[Provenance], list[str]]:
 
 def last_lines(view: View, trial: Trial) -> str:
     """Return the end of the trial's output, or ""."""
-    past, own = view.claims(trial), view.sweep.trial_dir(trial) / "log" / "train.log"
-    of_job = [Path(c.slurm.log) for c in past[-1:] if c.slurm and not c.slurm.shared]
+    past, own = view.claims(trial), newest(view.sweep.trial_dir(trial) / "log" / "train.log")
+    of_job = [c.slurm.output(view.sweep.path) for c in past[-1:] if c.slurm and not c.slurm.shared]
     for path in [own, *of_job]:
         try:
             lines = tail(path, _LOG_BYTES).decode(errors="replace").splitlines()
@@ -248,7 +250,7 @@ def what_was_run(view: View) -> list[str]:
     lines = []
     for found in commands(sweep.path):
         words = found["command"]
-        command = " ".join(map(str, words)) if isinstance(words, list) else str(words)
+        command = shlex.join(map(str, words)) if isinstance(words, list) else str(words)
         lines.append(f"{found['time']}: {command}")
     known, damaged = provenances(view)
     lines += damaged

@@ -1,11 +1,13 @@
 """Report a sweep's state from its run folders and Slurm."""
 
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from cnnjepa.run import refusal
+from cnnjepa.run import refusal, skipped
 from jobs.slurm.queue import SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
 from sweeps.report.aggregate import Summary, judged, leader, summaries
@@ -107,8 +109,16 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "cause": view.damage(trial) or (result.cause if result else ""),
         "refused": refusal.noted(folder, past[-1].attempt) if state is TrialState.running else "",
         "missing": result.missing if result else {},
+        "skipped_images": result.skipped_images if result else _skipped_so_far(folder) if state is TrialState.running else 0,
         "warnings": [] if state is TrialState.waiting else [w.to_dict() for w in warnings_of(view, trial)],
     }
+
+
+def _skipped_so_far(folder: Path) -> int:
+    """Return how many images a run leaves out that has no result yet."""
+    with suppress(ValueError):  # a damaged list, which ends the run itself
+        return skipped.count(folder)
+    return 0
 
 
 def sweep_status(view: View) -> dict[str, Any]:
@@ -152,6 +162,19 @@ def unlisted_line(view: View) -> str:
 def warning_lines(view: View, status: dict[str, Any]) -> list[str]:
     """Return the early warnings of all trials, one line each."""
     return as_lines(view.sweep, {t["signature"]: [w["line"] for w in t["warnings"]] for t in status["trials"]})
+
+
+def skipped_lines(view: View, status: dict[str, Any]) -> list[str]:
+    """Return how many images runs leave out and where they are listed, one line for all runs of a number."""
+    runs: dict[int, list[str]] = {}
+    for t in status["trials"]:
+        runs.setdefault(t["skipped_images"], []).append(t["signature"])
+    lines = []
+    for count, names in sorted(runs.items()):
+        others = f", and in {len(names) - 1} more runs" if len(names) > 1 else ""
+        file = view.sweep.path / "trials" / names[0] / skipped.NAME
+        lines += [f"{count:,} images cannot be decoded and are left out: {file}{others}"] if count else []
+    return lines
 
 
 def counts_line(status: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
@@ -167,6 +167,14 @@ class Search:
         return Trial(number, name, seed, values, signature(from_dict(values)), params, configuration_number)
 
 
+Identify = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+def as_they_are(configs: Sequence[Any]) -> Sequence[Any]:
+    """Return configurations without identifying their data."""
+    return configs
+
+
 def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -> None:
     """Raise ValueError at an override of a key that the sweep itself sets."""
     swept = keys | {"seed", "cluster", "run_dir", "task"}
@@ -198,6 +206,7 @@ def build_search(
     seeds: int,
     costs: bool = False,
     budget_hours: float | None = None,
+    identified: Identify = as_they_are,
 ) -> Search:
     """Build the search; raise ValueError if the unchanged configuration is not in its space."""
     space = spec.space_at(scale)
@@ -205,6 +214,11 @@ def build_search(
         dimension.check()
     check_overrides(spec, {d.key for d in space}, overrides)
     train = spec.job(cluster, [*scale.overrides, *overrides]).train
+    if chosen := {d.key for d in space} & {task_of(train).KEYS.get("data_root"), task_of(train).KEYS.get("fingerprint")}:
+        raise ValueError(
+            f"a search must not choose the data, which are identified when it is planned; got {min(map(str, chosen))}: use configurations"
+        )
+    (train,) = identified([train])
     train = task_of(train).probed_at(train, rungs)
     base = to_dict(train)
     baseline(space, base)
@@ -214,7 +228,13 @@ def build_search(
 
 
 def build_trials(
-    spec: SweepSpec, scale: Scale, seeds: int, cluster: str, overrides: Sequence[str], rungs: Sequence[int] = ()
+    spec: SweepSpec,
+    scale: Scale,
+    seeds: int,
+    cluster: str,
+    overrides: Sequence[str],
+    rungs: Sequence[int] = (),
+    identified: Identify = as_they_are,
 ) -> list[Trial]:
     """Build all trials, seed by seed: a half-done sweep then compares like with like.
 
@@ -233,6 +253,7 @@ def build_trials(
     for configuration in configurations:
         own = [f"{key}={value}" for key, value in configuration.overrides.items()]
         composed.append(spec.job(cluster, [*scale.overrides, *own, *overrides]).train)
+    composed = list(identified(composed))
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for called, train in zip(labels, composed, strict=True):
             config = task_of(train).probed_at(replace(train, seed=seed), rungs)

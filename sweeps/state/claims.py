@@ -29,6 +29,7 @@ import psutil
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json
 from cnnjepa.run.typed import build, checked
 from jobs.slurm.queue import ENDED, GONE, UNLISTED, Queue, own_job, own_restart
+from sweeps.state.place import Place, place_of
 
 HEARTBEAT_SECONDS = 20.0
 # An owner on another host is dead after so long without a heartbeat, timed by our own clock.
@@ -112,6 +113,15 @@ class SlurmStart:
         cluster, name = environment.get("SLURM_CLUSTER_NAME", ""), environment.get("SLURM_JOB_NAME", "")
         return SlurmStart(cluster, job, own_restart(environment), node, gpus, log, code, shared, name)
 
+    def place(self, folder: Path) -> Place:
+        """Return where the job's sweep folder, in whose log/ its output is, is seen from the sweep folder `folder`."""
+        output = Path(self.log)
+        return place_of(output.parent.parent, folder) if output.parent.name == "log" else Place.here
+
+    def output(self, folder: Path) -> Path:
+        """Return the job's output file, in the sweep folder `folder` if that was moved or copied."""
+        return Path(self.log) if self.place(folder) is Place.here else folder / "log" / Path(self.log).name
+
     @property
     def driver(self) -> str:
         """Return who started the process: the supervisor in this start of the job."""
@@ -171,6 +181,11 @@ def _signs(trial_dir: Path, claim: Claim) -> list[Path]:
     """Return the files of the claim whose times are its owner's signs of life."""
     signs = [_path(trial_dir, claim.attempt, what) for what in ("json", "released", "crashed")]
     return [p for p in signs if p.exists()]
+
+
+def _beats(trial_dir: Path, claim: Claim) -> bool:
+    """Return whether the owner's last sign of life is recent, by our clock."""
+    return abs(time.time() - max(p.stat().st_mtime for p in _signs(trial_dir, claim))) <= STALE_SECONDS
 
 
 def _ended(names: frozenset[str], attempt: int) -> str:
@@ -244,11 +259,21 @@ class Watch:
         names = listing(trial_dir) if names is None else names
         if is_cancelled(trial_dir, names):
             return Standing.cancelled
+        if claim.slurm is not None and (place := claim.slurm.place(trial_dir.parent.parent)) is not Place.here:
+            return self._standing_elsewhere(trial_dir, claim, claim.slurm, place, names)
         if claim.slurm is not None and claim.slurm.cluster == os.environ.get("SLURM_CLUSTER_NAME") and claim.slurm.job == own_job():
             return Standing.alive if self._lives_in_this_job(trial_dir, claim, claim.slurm, names) else Standing.dead
         if claim.slurm is not None and self.queue is not None and not self.queue.is_elsewhere(claim.slurm.cluster):
             return self._standing_in_slurm(trial_dir, claim, claim.slurm, self.queue, names)
         return Standing.alive if self._lives(trial_dir, claim, names) else Standing.dead
+
+    def _standing_elsewhere(self, trial_dir: Path, claim: Claim, start: SlurmStart, place: Place, names: frozenset[str]) -> Standing:
+        """Return the state of an owner whose job knows another folder, or none, unless this one has another name there."""
+        if place is Place.elsewhere or _ended(names, claim.attempt):
+            return Standing.dead
+        state = self.queue.state(start.job) if self.queue is not None else ""
+        over = state in ENDED or state == "PENDING" or not _beats(trial_dir, claim)
+        return Standing.dead if over else Standing.alive
 
     def mark_dead(self, trial_dir: Path, claim: Claim) -> None:
         """Mark the owner of `claim` dead. The caller knows that it does not run."""
@@ -272,11 +297,9 @@ class Watch:
         if state in (GONE, UNLISTED):
             # The job is missing from an answer, another user's, or long over: the heartbeat
             # decides. Before the second look, what has saved may be waiting to start again.
-            beat = max(p.stat().st_mtime for p in _signs(trial_dir, claim))
-            fresh = abs(time.time() - beat) <= STALE_SECONDS
             if ended:
-                return Standing.requeued if fresh and state == UNLISTED else Standing.dead
-            return Standing.alive if fresh else Standing.dead
+                return Standing.requeued if state == UNLISTED and _beats(trial_dir, claim) else Standing.dead
+            return Standing.alive if _beats(trial_dir, claim) else Standing.dead
         if not state:  # Slurm has not answered
             return Standing.requeued if ended else Standing.alive
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart

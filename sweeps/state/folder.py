@@ -4,6 +4,7 @@ sweep.json lists the trials and how they are ranked; the run folders are the tru
 search, the process that chooses a trial writes points/<number>.json, except for the first trial.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from jobs.task import Task, task_named, task_of
 from sweeps.spec.sweep import ScaleName, Search, SweepSpec, Trial
 from sweeps.state import choices, claims
 from sweeps.state.damage import Damage, cause_of
+from sweeps.state.place import record_place
 from sweeps.state.trial_state import OF_STANDING
 from sweeps.state.trial_state import TrialState as TrialState
 
@@ -105,6 +107,7 @@ class Sweep:
     def write(self) -> None:
         """Write sweep.json atomically. The same sweep writes the same bytes."""
         self.path.mkdir(parents=True, exist_ok=True)
+        record_place(self.path)
         values = {k: v for k, v in vars(self).items() if k not in ("path", "damaged", "_next")}
         given = [t.to_dict() for t in self.trials[: 1 if self.search else None]]
         search = self.search.to_dict() if self.search else None
@@ -371,10 +374,11 @@ class View:
             return result.probes
         # A resumed run rewrites the same records after its checkpoint, so cached ones stay valid.
         known, start, inode = self._probes.get(trial.signature, ({}, 0, 0))
-        path = self._run(trial).path / "metrics.jsonl"
-        found = path.stat() if path.exists() else None
-        if found is not None and (found.st_size < start or found.st_ino != inode):
-            start, inode = 0, found.st_ino
+        path = self._run(trial).records
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found = path.stat()
+            if found.st_size < start or found.st_ino != inode:
+                start, inode = 0, found.st_ino
         more, end = self._damage.guard(path.parent, lambda: read_probes(path, start), None) or ({}, start)
         self._probes[trial.signature] = {**known, **more}, end, inode
         return self._probes[trial.signature][0]
@@ -382,7 +386,7 @@ class View:
     def records(self, trial: Trial, last_bytes: int | None = None) -> list[dict[str, Any]]:
         """Return the records of a trial so far, or those in the last bytes of its file."""
         run = self._run(trial)
-        return self._damage.guard(run.path, lambda: read_metrics(run.path / "metrics.jsonl", last_bytes), None) or []
+        return self._damage.guard(run.path, lambda: read_metrics(run.records, last_bytes), None) or []
 
     def losses(self, trial: Trial, share: float) -> LossCurve:
         """Return the losses of an unfinished trial, at least of its last `share`.

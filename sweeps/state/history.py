@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from cnnjepa.run.files import write_atomic
 from jobs.provenance import commit_and_diff, scrubbed
 
 _NAME = "commands.jsonl"
@@ -25,6 +26,8 @@ def note_command(folder: Path) -> None:
     line["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
+        if known and (folder / _NAME).stat().st_nlink > 1:  # a copy made of hard links: the original has the same file
+            write_atomic(folder / _NAME, (folder / _NAME).read_bytes())
         with open(folder / _NAME, "ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
 

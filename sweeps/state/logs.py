@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import tail
 from jobs.cli import printable
 from sweeps.spec.sweep import Trial
@@ -51,12 +52,12 @@ def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
     path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)
     print(printable(f"{trial.label}, seed {trial.seed}: {view.damage(trial) or view.state(trial).name}: {path}"))
     if past and past[-1].slurm:
-        print(printable(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.log}"))
+        print(printable(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.output(sweep.path)}"))
     position = 0
     while True:
         settled = view.state(trial).settled
-        if path.exists():
-            with open(path, errors="replace") as file:
+        if (found := newest(path)).exists():
+            with open(found, errors="replace") as file:
                 file.seek(position)
                 print(printable(file.read(), keep="\n\t"), end="", flush=True)
                 position = file.tell()

@@ -5,21 +5,23 @@ that nothing was submitted. If a command is killed before it writes either, the 
 its name, which follows from the file.
 """
 
+import contextlib
 import hashlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json, write_atomic
-from cnnjepa.run.typed import build
+from cnnjepa.run.typed import build, checked
 from jobs.cluster import RENAMED, Allocation, ClusterProfile
-from jobs.slurm.queue import Element, Queue, own_job
+from jobs.slurm.queue import Element, Queue, SlurmError, own_job
 from jobs.slurm.sbatch import Array
 from sweeps.state.claims import Process
 from sweeps.state.damage import cause_of
 from sweeps.state.folder import Sweep
+from sweeps.state.place import Place, place_of
 
 RANK_MODULE = "sweeps.execution.worker_main"
 RAY_SCRIPT = "slurm/ray_cluster.sbatch"
@@ -57,6 +59,13 @@ class Submission:
     writer: Process
     time: float
     allocation: Allocation | None = None
+    # The sweep folder's path when the file was written: another one if it was moved or copied since.
+    written_at: Path | None = field(default=None, compare=False)
+
+    @property
+    def place(self) -> Place:
+        """Return where the folder of its jobs is, seen from the sweep folder that holds the file."""
+        return place_of(self.written_at or self.sweep_path, self.sweep_path)
 
     @staticmethod
     def file(sweep_path: Path, number: int, what: str = "json") -> Path:
@@ -72,7 +81,8 @@ class Submission:
         """Write the file; return False if another command took the number."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         old = {new: old for old, new in _KEYS.items()}
-        values = asdict(self, dict_factory=lambda items: {old.get(k, k): v for k, v in items})
+        values = asdict(replace(self, written_at=None), dict_factory=lambda items: {old.get(k, k): v for k, v in items})
+        del values["written_at"]
         cluster = {k: v.name if isinstance(v, Enum) else v for k, v in values["cluster"].items()}
         return create_exclusive(self.path, sealed_json({**values, "sweep_path": str(self.sweep_path), "cluster": cluster}))
 
@@ -84,7 +94,10 @@ class Submission:
             if f"{values['number']:06d}" != path.stem:
                 raise TypeError(f"number must be that of the file; got {values['number']}")
             parts = {key: _renamed(values[key]) for key in ("cluster", "allocation")}
-            return build(Submission, {**_renamed(values), **parts})
+            here, written_at = path.parent.parent, Path(checked(str, values.pop("sweep_path"), "sweep_path"))
+            found = build(Submission, {**_renamed(values), **parts}, sweep_path=here, written_at=written_at)
+            code = Path(found.code)
+            return replace(found, code=str(here / code.relative_to(written_at))) if code.is_relative_to(written_at) else found
 
     @staticmethod
     def all_of(sweep: Sweep) -> list["Submission"]:
@@ -181,3 +194,16 @@ class Submission:
             script,
             SUCCESSOR,
         )
+
+
+def moved_line(sweep: Sweep, queue: Queue | None) -> str:
+    """Return which jobs wait or run that were submitted before the sweep folder was moved, and what to do, or ""."""
+    before = {s.name: s.written_at for s in Submission.readable_of(sweep)[0] if s.place is Place.gone}
+    left: list[Element] = []
+    if before and queue is not None:
+        with contextlib.suppress(SlurmError):
+            left = [e for e in queue.named("") if e.name in before and not e.ended]
+    if not left:
+        return ""
+    where, jobs = before[left[0].name], " ".join(sorted({e.array for e in left}))
+    return f"{len(left)} jobs were submitted when this folder was {where}, and cannot find it; to end them: scancel {jobs}"

@@ -108,7 +108,7 @@ _WORKERS = """
 import json, sys, time
 import psutil, torch
 from _data_ways import ours
-from cnnjepa.config import DataConfig, DatasetName
+from cnnjepa.data_config import DataConfig, DatasetName
 from cnnjepa.data.datasets import load_splits
 torch.set_num_threads(1)
 began = time.perf_counter()

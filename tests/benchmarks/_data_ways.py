@@ -15,11 +15,12 @@ from torchvision import transforms as v1
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
-from cnnjepa.config import DATA_PRESETS, DataConfig, DatasetName, TrainConfig
+from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, load_splits
 from cnnjepa.data.loader import build_plan, train_loader
 from cnnjepa.data.pictures import Drawn, EncodedPicture
 from cnnjepa.data.views import ViewSpec, crop_and_flip, draw_crop, random_views
+from cnnjepa.data_config import DATA_PRESETS, DataConfig, DatasetName
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.run.ranks import Ranks
 

@@ -27,8 +27,9 @@ import torch
 from _report import publish
 from rich.table import Table
 
-from cnnjepa.config import DATA_PRESETS, CheckpointConfig, EncoderConfig, LogConfig, OptimizerConfig, Precision, TrainConfig
+from cnnjepa.config import CheckpointConfig, EncoderConfig, LogConfig, OptimizerConfig, Precision, TrainConfig
 from cnnjepa.data.datasets import GreyImages, Images, Indices, Splits, load_splits
+from cnnjepa.data_config import DATA_PRESETS
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.probes import knn, run_probes
 from cnnjepa.probes.features import Features, ProbeData

@@ -25,9 +25,10 @@ from _report import publish
 from _turns import AUTOCAST, in_turn, ratio, spread
 from rich.table import Table
 
-from cnnjepa.config import DATA_PRESETS, EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets
+from cnnjepa.config import EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets
 from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan
+from cnnjepa.data_config import DATA_PRESETS
 from cnnjepa.distributed import GradientBuckets
 from cnnjepa.monitoring.gpu import EnergyMeter
 from cnnjepa.monitoring.memory import peak_memory_mb

@@ -21,8 +21,9 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from cnnjepa.config import DATA_PRESETS, EncoderConfig, TrainConfig, method_module
+from cnnjepa.config import EncoderConfig, TrainConfig, method_module
 from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.data_config import DATA_PRESETS
 from cnnjepa.probes import _logistic
 from cnnjepa.probes.features import ProbeData, probe_data
 from cnnjepa.probes.linear import class_scores

@@ -26,7 +26,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, TrainConfig
+from cnnjepa.config import EncoderConfig, EncoderName, Execution, TrainConfig
+from cnnjepa.data_config import DataConfig
 from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.resnet import FEWEST_CELLS

@@ -2,19 +2,8 @@ import dataclasses
 
 import pytest
 
-from cnnjepa.config import (
-    DATA_PRESETS,
-    DataConfig,
-    DatasetName,
-    EncoderConfig,
-    EncoderName,
-    MaskStrategy,
-    Resize,
-    TrainConfig,
-    WarningConfig,
-    method_module,
-    method_names,
-)
+from cnnjepa.config import EncoderConfig, EncoderName, MaskStrategy, TrainConfig, WarningConfig, method_module, method_names
+from cnnjepa.data_config import DATA_PRESETS, DataConfig, DatasetName, Resize
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.rules import validate
 from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict
@@ -57,6 +46,7 @@ def test_the_signature_changes_exactly_with_what_can_change_the_result(path: tup
 def test_neutral_are_only_what_cannot_change_a_result() -> None:
     assert {".".join(p) for p, neutral in ALL_LEAVES if neutral} == {
         "data.root",
+        "data.verify",
         "data.workers",
         "encoder.execution",
         "encoder.compile",
@@ -109,7 +99,7 @@ def test_methods_are_found_by_file_name() -> None:
 
 
 def test_the_papers_setting_is_the_default() -> None:
-    config = TrainConfig(method=Config(), data=DATA_PRESETS["imagenet100"])
+    config = TrainConfig(method=Config(), data=DATA_PRESETS["imagenet100_kaggle"])
     assert (config.global_batch_size, config.micro_batch_size, config.epochs) == (512, 128, 200)
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.warmup_epochs) == (0.01, 0.01, 10)
     assert (config.method.ema.momentum_start, config.method.ema.momentum_end) == (0.996, 1.0)  # type: ignore[attr-defined]

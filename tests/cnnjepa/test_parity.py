@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, TrainConfig
+from cnnjepa.config import EncoderConfig, EncoderName, Execution, TrainConfig
+from cnnjepa.data_config import DataConfig
 from cnnjepa.methods.cnn_jepa import Config, Method, masked_prediction_loss
 from cnnjepa.models.masked import Visibility
 

@@ -24,6 +24,9 @@ LIMITS: list[tuple[str, list[Any], list[Any]]] = [
     ("data.workers", [0, 512], [-1, 513]),
     ("data.short_side", [0, 1], [-1]),
     ("data.jpeg_quality", [0, 100], [-1, 101]),
+    ("data.channels", [1, 3], [0, 2, 4, 5, -1]),  # of digits, which are grey
+    ("data.mean", [[], [0.0, 0.5, 1.0]], [[0.5], [0.5] * 4, [0.0, 0.5, 1.01], [-0.01, 0.5, 0.5]]),
+    ("data.std", [[], [1e-9, 0.5, 7.0]], [[0.5], [0.5] * 4, [0.0, 0.5, 0.5], [0.5, 0.5, INFINITY]]),
     ("data.image_size", [24, 4096], [16, 8, 28, 4104]),  # 3 cells of 8 pixels a side
     ("encoder.width", [1, 4096], [0, 4097]),
     ("encoder.blocks", [1, 64], [0, 65]),

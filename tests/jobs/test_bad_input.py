@@ -75,7 +75,10 @@ TABLE = [
     (["method=byol", "encoder.compile=true"], "encoder.compile must be false with any method but cnn_jepa; got True"),
     (["optimizer.trust_coefficient=0"], "optimizer.trust_coefficient must be positive and finite; got 0.0"),
     (["optimizer.momentum=1"], "optimizer.momentum must lie in [0, 1); got 1.0"),
-    (["data=cifar"], "data must be one of digits, fashion_mnist, imagefolder, imagenet100, imagenet1k; got cifar"),
+    (
+        ["data=cifar"],
+        "data must be one of digits, fashion_mnist, imagefolder, imagenet100, imagenet100_kaggle, imagenet1k, images; got cifar",
+    ),
     (["cluster=summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["method.mask.mask_ratio=1.5"], "method.mask.mask_ratio must lie in (0, 1); got 1.5"),
     (["method.mask.mask_ratio=0"], "method.mask.mask_ratio must lie in (0, 1); got 0.0"),
@@ -203,7 +206,7 @@ SWEEP_TABLE = [
     (["cluster.memory_gb_per_trial=100000"], "memory_gb_per_trial must fit this machine at least once"),
     (["seed=3"], "seed must not be overridden"),
     (["epoch=3"], "epoch must be a key of the configuration; got epoch=3; did you mean epochs?"),
-    (["--scale", "paper"], "data.root must hold imagenet100"),
+    (["--scale", "paper"], "data.root must hold imagenet100_kaggle"),
     (
         ["--backend", "allocation"],
         "--backend must be left out on this machine, where Ray Tune places the trials; got allocation: give a Slurm --cluster",

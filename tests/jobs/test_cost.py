@@ -12,7 +12,7 @@ from jobs.cost import Estimate, combined, estimate
 from jobs.slurm.queue import site_tool
 from sweeps.cli.estimate import check_cap
 
-PAPER = ["cluster=komondor", "account=abc", "data=imagenet100", "encoder.name=resnet50", "precision=bf16"]
+PAPER = ["cluster=komondor", "account=abc", "data=imagenet100_kaggle", "encoder.name=resnet50", "precision=bf16"]
 JOB = compose_job(PAPER)
 CONFIG = to_dict(JOB.train)
 

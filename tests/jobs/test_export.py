@@ -72,7 +72,14 @@ def test_every_methods_probed_encoder_is_exported(tmp_path: Path, name: str) -> 
     train(config, folder)
     assert export(tmp_path, tmp_path / "backbone.safetensors") == 5
     with safe_open(tmp_path / "backbone.safetensors", "pt") as file:
-        about = {"format": "pt", "encoder": config.encoder.name.name, "method": name, "step": "5", "signature": signature(config)}
+        about = {
+            "format": "pt",
+            "encoder": config.encoder.name.name,
+            "method": name,
+            "channels": "3",
+            "step": "5",
+            "signature": signature(config),
+        }
         assert file.metadata() == about
     method = method_module(name).Method(config, 1)
     encoder = build_encoder(config.encoder, config.data.image_size, 99)

@@ -114,7 +114,8 @@ def value_for(owner: Any, name: str) -> st.SearchStrategy[Any]:
         return st.floats() | st.sampled_from([0.0, -0.0, 1.0, 1e-320, 1e308])
     if isinstance(value, list):
         (element,) = get_args(get_type_hints(type(owner))[name])
-        return st.lists(st.integers(-3, 3) if element is int else st.sampled_from(["linear", "knn", "", "x"]), max_size=3)
+        of_type = {int: st.integers(-3, 3), float: st.floats(), str: st.sampled_from(["linear", "knn", "", "x"])}
+        return st.lists(of_type[element], max_size=3)
     return st.text(max_size=5)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.config import DataConfig, DatasetName
+from cnnjepa.data_config import DataConfig, DatasetName
 from jobs.preflight import check_data
 from tests.jobs.test_bad_input import OK, call_pretrain
 from tests.support.images import image_tree

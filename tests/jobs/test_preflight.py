@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from cnnjepa import task
-from cnnjepa.config import DATA_PRESETS, DatasetName, method_module
+from cnnjepa.config import method_module
+from cnnjepa.data.datasets import EXPECTED_IMAGES
+from cnnjepa.data.imagenet import classes_of
+from cnnjepa.data_config import DATA_PRESETS, DatasetName
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import to_dict
 from cnnjepa.train import train
@@ -18,6 +21,7 @@ from jobs import preflight, staging
 from jobs.config import compose_job
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array
+from tests.support.images import image_tree
 from tests.support.staging import packed, set_of, settle
 from tests.support.tiny import tiny_config
 
@@ -129,7 +133,7 @@ def test_limits_are_those_of_the_default_partition_where_none_is_named(slurm_say
     ],
 )
 def test_nodes_that_are_away_are_counted(states: str, said: str, slurm_says: Answer) -> None:
-    slurm_says("\n".join(states.split()) + "\n")
+    slurm_says("".join(f"state={state}\n" for state in states.split()))
     assert preflight.nodes_away(CLUSTER) == said
     slurm_says(SlurmError("sinfo: silent"))
     assert preflight.nodes_away(CLUSTER) == ""
@@ -143,7 +147,7 @@ def test_a_request_that_no_node_can_serve_now_is_a_problem_unless_nodes_are_away
         if command[0] == "sbatch":
             assert command[1] == "--test-only"  # nothing is queued
             raise SlurmError(refusal)
-        return "\n".join(states)
+        return "".join(f"state={state}\n" for state in states)
 
     monkeypatch.setattr(preflight.slurm, "ask", ask)
     monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -177,9 +181,20 @@ def test_the_images_must_be_there_and_be_as_many_as_the_set_has(monkeypatch: pyt
     digits = tiny_config(data=DATA_PRESETS["digits"])
     assert levels(preflight.check_data(digits)) == {"data": "ok"}
     assert levels(preflight.check_data(tiny_config(data=DATA_PRESETS["imagenet100"]))) == {"data": "problem"}
-    monkeypatch.setitem(task.EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
+    monkeypatch.setitem(EXPECTED_IMAGES, DatasetName.digits, (1437, 361))
     (found,) = preflight.check_data(digits)
-    assert found.said.startswith("data.digits must have 1437 training and 361 test images; got digits: 1437 training and 360 test images")
+    assert found.said == (
+        "data.digits must have 361 test images; got 1437 training and 360 test images in the default folder: complete the set"
+    )
+
+
+def test_what_is_not_known_of_a_set_is_not_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kaggle = image_tree(tmp_path, classes_of("imagenet100_kaggle"), images=1)
+    data = replace(DATA_PRESETS["imagenet100_kaggle"], root=str(kaggle))
+    (found,) = preflight.check_data(tiny_config(data=data))
+    assert found.said.startswith("data.imagenet100_kaggle must have 5000 test images; got 100 training and 100 test images in ")
+    monkeypatch.setitem(EXPECTED_IMAGES, DatasetName.imagenet100_kaggle, (None, 100))
+    assert levels(preflight.check_data(tiny_config(data=data))) == {"data": "ok"}
 
 
 def test_the_data_are_checked_in_a_process_of_its_own_whose_death_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

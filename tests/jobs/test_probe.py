@@ -27,12 +27,12 @@ def test_a_run_whose_image_broke_is_scored_once_it_is_repaired(tree: Path, tmp_p
     undisturbed = trained(tmp_path / "undisturbed", tree)
     broken = trained(run, tree, breaks=BAD)
     assert broken.metrics == {}
-    assert broken.missing == dict.fromkeys(["linear", "knn", "collapse"], f"OSError: {tree / BAD}: no image in its 0 bytes")
+    assert broken.missing == dict.fromkeys(["linear", "knn", "collapse"], f"DamagedImagesError: {tree / BAD}: no image in its 0 bytes")
     before, ended = left_behind(run), RunFolder(run).ended_at()
 
     status, out, _ = score(run)
     assert status == 1
-    assert f"linear has no value: OSError: {tree / BAD}" in out
+    assert f"linear has no value: DamagedImagesError: {tree / BAD}" in out
     assert result_of(run) == broken
 
     (tree / BAD).write_bytes(whole)
@@ -54,7 +54,7 @@ def test_a_run_whose_image_broke_is_scored_once_it_is_repaired(tree: Path, tmp_p
 
 def test_the_cause_names_the_file_where_another_process_reads_it(tree: Path, tmp_path: Path) -> None:
     broken = trained(tmp_path / "run", tree, "probes.names=[knn]", "data.workers=1", breaks=BAD)
-    assert broken.missing == {"knn": f"OSError: {tree / BAD}: no image in its 0 bytes"}
+    assert broken.missing == {"knn": f"DamagedImagesError: {tree / BAD}: no image in its 0 bytes"}
 
 
 def test_pretrain_names_the_command_that_scores_later(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def sweep(tree: Path, tmp_path: Path, undisturbed: dict[str, float], monkeypatch
     run_next(made)
     damage(tree / BAD, "empty")
     with monkeypatch.context() as patch:
-        patch.setattr("cnnjepa.train.require_probe_images", lambda _run: None)
+        patch.setattr("cnnjepa.train.require_probe_images", lambda *_: None)
         run_next(made)
     return made
 

@@ -10,7 +10,14 @@ from cnnjepa.run.ranks import Device
 from jobs import config
 from jobs.cluster import RENAMED, ClusterProfile, Scheduler, fit_to, validate_cluster
 from jobs.config import compose_job
-from tests.support.tiny import tiny_config
+from jobs.slurm.queue import Queue
+from sweeps.cli.plan import parse, plan
+from sweeps.execution.slurm_array import SlurmEngine
+from sweeps.predictor_ablation import SWEEP
+from sweeps.spec.sweep import Scale
+from sweeps.state.folder import Sweep
+from sweeps.state.submission import Submission
+from tests.support.tiny import OVERRIDES, tiny_config
 
 SLURM = ClusterProfile("x", Scheduler.slurm, ranks_per_trial=4, cores_per_trial=64, gpus_per_trial=4.0)
 
@@ -107,3 +114,80 @@ def test_a_profile_fills_in_what_cannot_change_a_result_and_overrides_nothing() 
     train.data.root = "/mine"
     fit_to(cluster, train)
     assert (train.device, train.data.root) == (Device.cpu, "/mine")
+
+
+OWN = """name: mine
+scheduler: slurm
+required: [account]
+partition: gpu
+runs_dir: /scratch/${.account}/runs
+setup: ['export A=\\${HOME}']
+"""
+
+
+def test_a_profile_is_read_from_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site, old").mkdir()
+    file = tmp_path / "site, old" / "mine.yaml"
+    file.write_text(OWN)
+    monkeypatch.chdir(tmp_path / "site, old")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("./mine.yaml", "mine.yaml", "../site, old/mine.yaml", str(file), "~/site, old/mine.yaml"):
+        cluster = compose_job([f"cluster={given}", "account=abc", "max_parallel=3"]).cluster
+        assert (cluster.name, cluster.partition, cluster.runs_dir, cluster.max_parallel) == ("mine", "gpu", "/scratch/abc/runs", 3)
+        assert cluster.setup == ["export A=${HOME}"]
+    file.write_text(OWN.replace("gpu", "long"))
+    assert compose_job(["cluster=mine.yaml", "account=abc"]).cluster.partition == "long"
+    assert compose_job(["cluster=komondor", "account=abc"]).cluster.name == "komondor"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cluster must be a name, or the path of a file; got ./mine.yaml: there is no such file"),
+        ("name: yours\n", "{file} must hold name: mine; got 'yours'"),
+        ("scheduler: slurm\n", "{file} must hold name: mine; got 'local'"),
+        (
+            "name: mine\npartitoin: gpu\n",
+            "{file} must hold keys of ClusterProfile (jobs/cluster.py); got partitoin; did you mean partition?",
+        ),
+        ("name: [a\n", "{file} must be YAML; got "),
+        ("- name\n", "{file} must be a file of keys and values; got a list"),
+        ("mine\n", "{file} must hold "),
+        ("", "{file} must hold name: mine; got 'local'"),
+        ("name: mine\nrequired: [account]\n", "cluster.account must be given for cluster mine; got none: add account=VALUE"),
+        ("name: mine\ncores_per_trial: 0\n", "cluster.cores_per_trial must be at least 1; got 0"),
+        (b"name: \xff\xfe\n", "{file} must be YAML; got "),
+    ],
+)
+def test_a_file_of_ones_own_that_is_wrong_is_named(
+    text: str | bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.yaml"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match="must") as said:
+        compose_job(["cluster=./mine.yaml"])
+    assert str(said.value).startswith(message.format(file=file))
+    assert "\n" not in str(said.value)
+
+
+def test_a_folder_is_no_profile(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be a file of keys and values; got "):
+        compose_job([f"cluster={tmp_path}"])
+
+
+def test_a_submission_keeps_what_a_file_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers, and commands typed later, read the profile in the sweep folder."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN + "sbatch: {mem: null, exclusive: true}\nexport: [NAMED]\n")
+    spec = replace(SWEEP, smoke=Scale(OVERRIDES, seeds=1))
+    asked = parse(spec, ["--cluster", str(file), "--scale", "smoke", "--runs-dir", str(tmp_path / "runs"), "account=abc"])
+    sweep, cluster = plan(spec, asked)
+    sweep.write()
+    SlurmEngine(sweep, cluster, tmp_path, Queue()).planned(1, 1, []).create()
+    file.unlink()
+    monkeypatch.chdir("/")
+    (made,) = Submission.all_of(Sweep.load(sweep.path))
+    assert made.cluster == cluster
+    assert made.cluster.sbatch == {"mem": None, "exclusive": True}

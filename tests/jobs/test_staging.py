@@ -1,5 +1,6 @@
 """Packed sets on a node's own disk: real files, real processes, real locks; what does not fit is a file that does not."""
 
+import errno
 import json
 import os
 import resource
@@ -147,6 +148,19 @@ def test_some_room_is_left_to_others(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path)
     assert "stay free" in staging.shortage(free.f_bavail * free.f_frsize - 1000, tmp_path)
     assert staging.shortage(1000, tmp_path) == ""
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
+def test_a_disk_without_locks_is_left_alone(source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A fake, named as such: the system refuses the lock."""
+
+    def refuse(file: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(staging.fcntl, "flock", refuse)
+    result = settle(source, scratch)
+    assert (result.root, result.cause) == (source, f"[Errno {number}] {os.strerror(number)}")
+    assert [p.suffix for p in own_folder(str(scratch)).iterdir()] == [".lock"]
 
 
 def test_a_copy_that_fails_leaves_nothing(source: Path, scratch: Path) -> None:

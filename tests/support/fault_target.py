@@ -67,7 +67,7 @@ def digits() -> object:
     return load_splits(planned("sweep", "local")[0].trials[0].config.data)
 
 
-def plan(spec: SweepSpec, asked: argparse.Namespace) -> tuple[Sweep, ClusterProfile]:
+def plan(spec: SweepSpec, asked: argparse.Namespace, _data: object) -> tuple[Sweep, ClusterProfile]:
     """As sweeps.cli.plan.plan, of which this asks once for all."""
     sweep, cluster = planned(next(name for name, known in SPECS.items() if known is spec), asked.cluster)
     return replace(sweep, path=asked.runs_dir / sweep.path.name, trials=list(sweep.trials), _next=[1]), cluster

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.config import DataConfig
 from cnnjepa.data.datasets import load_splits
+from cnnjepa.data_config import DataConfig
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus, never, no_judge
 from jobs import provenance
 from jobs.cluster import JobSpec

@@ -4,7 +4,8 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-from cnnjepa.config import DATA_PRESETS, OptimizerConfig, TrainConfig, method_module
+from cnnjepa.config import OptimizerConfig, TrainConfig, method_module
+from cnnjepa.data_config import DATA_PRESETS
 
 # digits, 8 channels, 4 epochs of 4 steps of 32 images; a checkpoint after every step.
 TINY: dict[str, Any] = {

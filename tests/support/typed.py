@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.imagenet import classes_of
 from tests.support.documented import ROOT, example
 from tests.support.forked import ForkServer
 from tests.support.images import image_tree
@@ -94,7 +94,7 @@ class Session:
 
     def _type(self, command: str, run: Run) -> tuple[int, str]:
         if "/data/imagenet" in command and not self.places["/data/imagenet"].exists():
-            image_tree(self.places["/data/imagenet"], imagenet100_classes(), images=1)
+            image_tree(self.places["/data/imagenet"], classes_of("imagenet100"), images=1)
         words = [self.place(word) for word in run.words(command)]
         if words[0] == "python" and not run.starts_others:
             if self._parent is None:

@@ -34,7 +34,7 @@ def test_smoke_scale_has_one_row_a_method() -> None:
 
 def test_paper_scale_is_what_was_published() -> None:
     values = {t.label: t.values for t in trials_at(ScaleName.paper)}
-    assert all(v["data"]["name"] == "imagenet100" and v["precision"] == "bf16" for v in values.values())
+    assert all(v["data"]["name"] == "imagenet100_kaggle" and v["precision"] == "bf16" for v in values.values())
     reported = {
         name: (v["optimizer"]["name"], v["optimizer"]["lr"], v["encoder"]["sync_bn"], v["global_batch_size"], v["epochs"])
         for name, v in values.items()

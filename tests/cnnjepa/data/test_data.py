@@ -9,12 +9,13 @@ import torchvision
 from sklearn.datasets import load_digits
 from torchvision.transforms import InterpolationMode, v2
 
-from cnnjepa.config import DATA_PRESETS, AugmentConfig, DataConfig, DatasetName, Resize
+from cnnjepa.config import AugmentConfig
 from cnnjepa.data.datasets import DEBIAN_FASHION, Dataset, Splits, load_splits
-from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.imagenet import classes_of
 from cnnjepa.data.loader import build_plan, normalise, train_loader
 from cnnjepa.data.pictures import Drawn
 from cnnjepa.data.views import ViewSpec, crop_and_flip, draw_crop, probe_view, random_views
+from cnnjepa.data_config import DATA_PRESETS, DataConfig, DatasetName, Resize
 from cnnjepa.run.ranks import Ranks
 from tests.support.images import image_tree, picture, pixels_of, write_idx
 from tests.support.tiny import tiny_config
@@ -88,7 +89,7 @@ def test_the_statistics_of_colour_images_are_the_published_ones_of_imagenet(tmp_
     weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms()
     published = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert (weights.mean, weights.std) == published
-    image_tree(tmp_path, imagenet100_classes(), images=1)
+    image_tree(tmp_path, classes_of("imagenet100"), images=1)
     for name, changes in ((DatasetName.imagefolder, {"holdout_fraction": 0.1}), (DatasetName.imagenet100, {})):
         dataset = load_splits(DataConfig(name, root=str(tmp_path), **changes)).dataset
         assert (list(dataset.mean), list(dataset.std)) == published
@@ -110,7 +111,7 @@ def test_an_image_folder_is_read(tmp_path: Path) -> None:
 
 
 def test_imagenet100_takes_its_classes_out_of_a_larger_tree(tmp_path: Path) -> None:
-    classes = imagenet100_classes()
+    classes = classes_of("imagenet100")
     assert len(set(classes)) == 100
     image_tree(tmp_path, [*classes, "n00000001"], images=1)
     splits = load_splits(DataConfig(DatasetName.imagenet100, root=str(tmp_path)))
@@ -133,7 +134,7 @@ def test_missing_data_says_what_is_expected_where_and_how_to_get_it(tmp_path: Pa
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"data\.root is empty"):
         load_splits(DataConfig(DatasetName.imagenet1k))
-    image_tree(tmp_path / "few", imagenet100_classes()[:3])
+    image_tree(tmp_path / "few", classes_of("imagenet100")[:3])
     with pytest.raises(ValueError, match="one folder per class, 100 of them"):
         load_splits(DataConfig(DatasetName.imagenet100, root=str(tmp_path / "few")))
     with pytest.raises(ValueError, match="imagenet1k's 1000 classes; got 3"):
@@ -261,7 +262,9 @@ def test_the_sets_are_cut_and_mirrored_as_listed() -> None:
         "digits": (32, 0.5, 0.0, 1.0, 0.2),
         "fashion_mnist": (32, 0.2, 0.5, 1.0, 0.1),
         "imagefolder": (224, 0.2, 0.5, 0.875, 0.1),
+        "images": (224, 0.2, 0.5, 0.875, 0.1),
         "imagenet100": (224, 0.2, 0.5, 0.875, 0.05),
+        "imagenet100_kaggle": (224, 0.2, 0.5, 0.875, 0.05),
         "imagenet1k": (224, 0.2, 0.5, 0.875, 0.02),
     }
     for d in DATA_PRESETS.values():

@@ -1,5 +1,6 @@
 """Each kind of image file becomes the pixels of its stated rule, or is refused by name: loose, packed, and as the docs say."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,16 @@ from cnnjepa.data.datasets import FolderImages
 from cnnjepa.data.opened import damaged
 from cnnjepa.data.pictures import EncodedPicture
 from tests.support.documented import ROOT
-from tests.support.kinds import GREY, Kind, kinds, saved, table
+from tests.support.kinds import GREY, Kind, kinds, luma, saved, table, table_of_four
 
 KINDS = kinds()
 PAGE = ROOT / "docs" / "reference" / "image-files.md"
 
 
-def folder_of(kind: Kind, folder: Path) -> FolderImages:
+def folder_of(kind: Kind, folder: Path, channels: int = 3) -> FolderImages:
     (folder / "class").mkdir()
     (folder / "class" / "0.png").write_bytes(kind.data)  # readers go by the content
-    return FolderImages(folder, ["class"])
+    return FolderImages.of(folder, ["class"], channels)
 
 
 def test_there_are_forty_kinds() -> None:
@@ -34,9 +35,38 @@ def test_a_file_becomes_the_pixels_of_its_rule(kind: Kind, tmp_path: Path) -> No
     assert damaged(images, [0]) == []
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.expected is not None], ids=lambda k: k.name)
+def test_one_channel_is_the_luma_of_the_colours(kind: Kind, tmp_path: Path) -> None:
+    images = folder_of(kind, tmp_path, channels=1)
+    found = images.pictures([0])[0].pixels()
+    assert kind.expected is not None
+    assert (found.dtype, found.shape) == (np.uint8, (*kind.expected.shape[:2], 1))
+    assert int(np.abs(found.astype(int) - luma(kind.expected)).max()) <= kind.off
+    assert damaged(images, [0]) == []
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.four is not None], ids=lambda k: k.name)
+def test_four_channels_are_the_bands_of_a_file_that_has_four(kind: Kind, tmp_path: Path) -> None:
+    images = folder_of(kind, tmp_path, channels=4)
+    found = images.pictures([0])[0].pixels()
+    assert kind.four is not None
+    assert (found.dtype, found.shape) == (np.uint8, kind.four.shape)
+    assert int(np.abs(found.astype(int) - kind.four).max()) <= kind.off * (kind.rule_of_four != "as stored")
+    assert damaged(images, [0]) == []
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.four is None], ids=lambda k: k.name)
+def test_a_file_without_four_bands_is_refused_by_name(kind: Kind, tmp_path: Path) -> None:
+    (line,) = damaged(folder_of(kind, tmp_path, channels=4), [0])
+    place, _, cause = line.partition(": ")
+    assert place == str(tmp_path / "class" / "0.png")
+    assert re.fullmatch(r"it has [123] bands?, and data.channels is 4", cause) or (kind.expected is None and kind.refused in cause)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.expected is None], ids=lambda k: k.name)
-def test_a_file_that_is_refused_is_named_with_its_cause(kind: Kind, tmp_path: Path) -> None:
-    (line,) = damaged(folder_of(kind, tmp_path), [0])
+def test_a_file_that_is_refused_is_named_with_its_cause(kind: Kind, channels: int, tmp_path: Path) -> None:
+    (line,) = damaged(folder_of(kind, tmp_path, channels), [0])
     place, _, cause = line.partition(": ")
     assert place == str(tmp_path / "class" / "0.png")
     assert kind.refused in cause
@@ -56,3 +86,4 @@ def test_no_deep_image_is_clipped() -> None:
 
 def test_the_page_lists_the_kinds_and_their_rules() -> None:
     assert table() in PAGE.read_text()
+    assert table_of_four() in PAGE.read_text()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cnnjepa.config import DataConfig, DatasetName
 from cnnjepa.data import pack
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.sources import classes_in, files_of, tree_of
+from cnnjepa.data_config import DataConfig, DatasetName
 
 HELPERS = (".ipynb_checkpoints", ".hidden", "__MACOSX", "@eaDir")
 

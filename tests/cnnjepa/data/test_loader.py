@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from cnnjepa.config import AugmentConfig, DataConfig, DatasetName, TrainConfig
+from cnnjepa.config import AugmentConfig, TrainConfig
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.loader import build_plan, probe_loader, surviving, train_loader
 from cnnjepa.data.views import augmented, crop_and_flip, probe_view, random_views
+from cnnjepa.data_config import DataConfig, DatasetName
 from cnnjepa.randomness import Stream, generator
 from cnnjepa.run.ranks import Ranks
 from tests.cnnjepa.data.test_data import CPU

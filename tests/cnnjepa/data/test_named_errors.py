@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjepa.config import DatasetName
 from cnnjepa.data import pack
+from cnnjepa.data_config import DatasetName
 from cnnjepa.run.folder import RunError
 from tests.support.runs import run
 from tests.support.tiny import tiny_config

@@ -29,7 +29,7 @@ def test_a_damaged_image_is_found_before_training(tree: Path, tmp_path: Path, ho
     status, out, err = called(pretrain.main, *SMALL, f"data.root={tree}", f"run_dir={tmp_path / 'run'}")
     assert (status, out) == (2, "")
     assert err.startswith(f"error: data.root must hold images that can be decoded; got {tree / name}: ")
-    assert err.endswith(": repair or remove it, then run again\n")
+    assert err.endswith(": repair or remove it, then run again, or let data.on_bad_image=skip leave it out\n")
     assert "0x" not in err, "an address says nothing"
     assert len(err.splitlines()) == 1
     assert not list(tmp_path.rglob("metrics.jsonl"))

@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnjepa.config import DataConfig, DatasetName
 from cnnjepa.data import check, pack, sources
 from cnnjepa.data.datasets import load_splits
 from cnnjepa.data.loader import build_plan, train_loader
 from cnnjepa.data.packed import PackedImages, read_manifest
 from cnnjepa.data.pictures import EncodedPicture
 from cnnjepa.data.views import crop_and_flip, random_views
+from cnnjepa.data_config import DataConfig, DatasetName
 from cnnjepa.run.identity import signature
 from cnnjepa.run.ranks import Ranks
 from tests.support import forked
@@ -258,7 +258,10 @@ def test_a_wrong_count_or_class_in_a_file_is_found_by_the_check(packed: Path) ->
         (["torchvision:Nothing", "{tmp}/out"], "SOURCE must name a class of torchvision.datasets; got torchvision:Nothing"),
         (["torchvision:MNIST", "{tmp}/out", "--root", "{tmp}"], "--root must hold MNIST in torchvision's layout"),
         (["{tree}", "{tmp}/out", "--quality", "101"], "--quality must lie in [1, 100]"),
-        (["{tree}", "{tmp}/out", "--classes", "{tmp}/no.txt"], "--classes must be imagenet100 or a text file of class names"),
+        (
+            ["{tree}", "{tmp}/out", "--classes", "{tmp}/no.txt"],
+            "--classes must be imagenet100 or imagenet100_kaggle, or a text file of class names",
+        ),
         (["{tree}", "/proc/none"], "TARGET must be a folder that can be written"),
     ],
 )

@@ -10,18 +10,18 @@ import pytest
 import torchvision
 from scipy.io import savemat
 
-from cnnjepa.config import DataConfig, DatasetName
 from cnnjepa.data import sources
 from cnnjepa.data.datasets import load_splits
-from cnnjepa.data.imagenet import imagenet100_classes
+from cnnjepa.data.imagenet import classes_of
 from cnnjepa.data.packed import read_manifest
+from cnnjepa.data_config import DataConfig, DatasetName
 from tests.support.documented import typed
 from tests.support.images import image_tree, picture, pixels_of, write_idx
 from tests.support.packing import contents, run
 
 
 def test_imagenet100_is_picked_out_of_a_larger_packed_set(tmp_path: Path) -> None:
-    classes = imagenet100_classes()
+    classes = classes_of("imagenet100")
     tree = image_tree(tmp_path / "tree", [*classes, "n00000001"], images=1)
     assert run(tree, tmp_path / "all").returncode == 0
     assert run(tree, tmp_path / "picked", "--classes", "imagenet100").returncode == 0

@@ -9,7 +9,8 @@ import torchvision
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, PredictorConfig, PredictorConv, TrainConfig
+from cnnjepa.config import EncoderConfig, EncoderName, PredictorConfig, PredictorConv, TrainConfig
+from cnnjepa.data_config import DataConfig
 from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility

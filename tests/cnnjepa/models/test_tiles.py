@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import DataConfig, EncoderConfig, EncoderName, Execution, MaskConfig, MaskStrategy, PredictorConfig, TrainConfig
+from cnnjepa.config import EncoderConfig, EncoderName, Execution, MaskConfig, MaskStrategy, PredictorConfig, TrainConfig
+from cnnjepa.data_config import DataConfig
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models import resnet, tiles
@@ -82,7 +83,8 @@ def assert_same_pass(tiled: ResNet, visible: Tensor, training: bool = True) -> N
     masked = copy.deepcopy(tiled)
     masked.execution = Execution.masked
     b, h, w = visible.shape
-    images = torch.randn(b, 3, h * tiled.cell, w * tiled.cell, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    channels = next(m for m in tiled.modules() if isinstance(m, nn.Conv2d)).in_channels
+    images = torch.randn(b, channels, h * tiled.cell, w * tiled.cell, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     features, expected = (net(images, Visibility(visible)) for net in (tiled, masked))
     assert_close(features, expected, "features")
     assert not features[(~visible)[:, None].expand_as(features)].any()
@@ -103,6 +105,12 @@ def assert_same_pass(tiled: ResNet, visible: Tensor, training: bool = True) -> N
 @pytest.mark.parametrize(("name", "mask"), with_each(MASKS))
 def test_tiles_equal_masked_execution(name: EncoderName, mask: str) -> None:
     assert_same_pass(build_encoder(EncoderConfig(name, width=8, blocks=2)), MASKS[mask]())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tiles_of_any_number_of_channels_equal_masked_execution(name: EncoderName, channels: int) -> None:
+    assert_same_pass(build_encoder(EncoderConfig(name, width=8), channels=channels), MASKS["random"]())
 
 
 @pytest.mark.slow

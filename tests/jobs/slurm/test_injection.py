@@ -49,6 +49,7 @@ HOSTILE = [
     "~root",
     "!!",
     "a'b\"c",
+    "a=b,c(d)[e]{f}~g",
     "\x1b[31m",
 ]
 SLURM = compose_job(["cluster=test_cluster", "device=cpu"]).cluster
@@ -171,7 +172,7 @@ def test_hydras_grammar_hands_a_value_on_as_it_is(value: str) -> None:
 @pytest.mark.xdist_group("slurm-2")
 def test_a_real_sbatch_reads_a_path_as_it_is(tmp_path: Path, cluster: SlurmCluster) -> None:
     """Spaces, a command in $() and in backticks, percent signs, unicode and a leading dash."""
-    runs = tmp_path / "-a b $(touch pwned) `touch pwned` %j 100% ü;|&"
+    runs = tmp_path / "-a b $(touch pwned) `touch pwned` %j 100% ü;|& c=d,e(f)~[g]{h}"
     require_sbatch_path(runs, "runs_dir")
     (runs / "log").mkdir(parents=True)
     code = runs / "code"

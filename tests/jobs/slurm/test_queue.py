@@ -91,7 +91,7 @@ def test_a_listed_job_has_ended_in_the_states_that_end_one(state: str, said: dic
 def test_the_accountings_word_is_final_where_nothing_but_a_person_could_start_the_job_again(
     state: str, said: dict[str, str], clock: Clock
 ) -> None:
-    said |= {"sacct": f"{state} by 1000\n", "squeue": COLUMNS}
+    said |= {"sacct": f"7_3|{state} by 1000|x-0001\n", "squeue": COLUMNS}
     queue = Queue(refresh_seconds=0)
     assert queue.state("7_3") == (state if STATES[state][1] else UNLISTED)
     assert second_look(queue, clock) == (state if STATES[state][1] else GONE)
@@ -100,11 +100,11 @@ def test_the_accountings_word_is_final_where_nothing_but_a_person_could_start_th
 
 
 def test_the_accounting_is_asked_once_for_each_look_and_never_again_of_what_is_final(said: dict[str, str]) -> None:
-    said["sacct"] = "NODE_FAIL\n"
+    said["sacct"] = "7_3|NODE_FAIL\n"
     queue = Queue(refresh_seconds=1000)
     assert [queue.state("7_3") for _ in range(3)] == [UNLISTED] * 3
     assert said["asked"] == "squeue sacct "
-    said["sacct"], said["asked"] = "TIMEOUT\n", ""
+    said["sacct"], said["asked"] = "7_3|TIMEOUT\n", ""
     queue = Queue(refresh_seconds=0)
     assert [queue.state("7_3") for _ in range(3)] == ["TIMEOUT"] * 3
     assert said["asked"] == "squeue sacct "
@@ -164,7 +164,7 @@ def test_a_job_that_one_answer_lacks_is_gone_at_a_second_look_later(
 
 
 def test_a_job_is_known_by_its_name_beside_its_number(said: dict[str, str], clock: Clock) -> None:
-    said |= {"squeue": LISTED, "sacct": "CANCELLED by 0|somebody-elses\nTIMEOUT|y-0001\n"}
+    said |= {"squeue": LISTED, "sacct": "8_1|CANCELLED by 0|somebody-elses\n8_1|TIMEOUT|y-0001\n"}
     queue = Queue(refresh_seconds=0)
     assert queue.state("7_3", "x-0001") == "RUNNING"
     assert queue.state("7_3", "y-0001") == GONE  # numbers come again
@@ -256,7 +256,7 @@ def test_pauses_between_questions_double_up_to_a_quarter_of_a_minute(monkeypatch
     class Silent:
         returncode, stdout, stderr = 1, "", "Unable to contact slurm controller"
 
-    monkeypatch.setattr(slurm.subprocess, "run", lambda *_, **__: Silent())
+    monkeypatch.setattr(slurm.clients, "run", lambda *_: Silent())
     monkeypatch.setattr(slurm.time, "sleep", sleep)
     monkeypatch.setattr(slurm.time, "monotonic", lambda: clock[0])
     with pytest.raises(slurm.SlurmSilentError, match="squeue: Unable to contact slurm controller"):

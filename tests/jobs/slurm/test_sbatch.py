@@ -122,7 +122,7 @@ def test_two_nodes_share_ranks_and_memory() -> None:
         ("echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; echo 'sbatch: error: refused, and why' >&2; exit 1", "AssocMaxSubmitJobLimit"),
         ("echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1", "Unable to contact slurm controller"),
         ("exit 124", "exit status 124"),
-        ("true", "Could not make sense of sbatch output"),
+        ("true", "must print the number of the job"),
     ],
 )
 def test_a_refusal_has_sbatchs_own_words(script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

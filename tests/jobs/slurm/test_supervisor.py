@@ -202,7 +202,7 @@ def test_a_command_runs_until_it_ends_or_the_jobs_limit_is_near(
         return limit - night.now
 
     monkeypatch.setattr(supervisor, "seconds_left", left)
-    monkeypatch.setattr(supervisor.subprocess, "Popen", lambda command: Child(night, seconds, status))
+    monkeypatch.setattr(supervisor.clients, "start", lambda command: Child(night, seconds, status))
     assert Supervisor(["true"], "7", 30.0).attempt() == said
     assert night.now == pytest.approx(at, abs=1.0)
     assert asked[:1] == [0.0]
@@ -213,7 +213,7 @@ def test_a_command_runs_until_it_ends_or_the_jobs_limit_is_near(
 def test_a_limit_that_was_raised_counts(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = [100.0]
     monkeypatch.setattr(supervisor, "seconds_left", lambda job: (limits.pop() if limits else 10_000.0) - night.now)
-    monkeypatch.setattr(supervisor.subprocess, "Popen", lambda command: Child(night, 500.0, 0))
+    monkeypatch.setattr(supervisor.clients, "start", lambda command: Child(night, 500.0, 0))
     assert Supervisor(["true"], "7", 30.0).attempt() == 0
 
 
@@ -221,7 +221,8 @@ def test_the_time_left_is_what_slurm_says_and_no_limit_where_it_says_none(monkey
     end = datetime.datetime.now() + datetime.timedelta(hours=1)
     monkeypatch.setattr(supervisor, "show_job", lambda job, patience_seconds: {"EndTime": f"{end:%FT%T}"})
     assert seconds_left("7") == pytest.approx(3600, abs=60)
-    for said in ({"EndTime": "Unknown"}, {}):
+    # The formats of SLURM_TIME_FORMAT, one of which Python takes for midnight.
+    for said in ({"EndTime": t} for t in ("Unknown", "", "20:13:22", "Ystday 20:13", "20201128", "2020-11-28", "1606594402", "28 Nov")):
         monkeypatch.setattr(supervisor, "show_job", lambda job, patience_seconds, said=said: said)
         assert seconds_left("7") == float("inf")
 

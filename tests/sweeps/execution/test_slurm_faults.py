@@ -353,7 +353,7 @@ def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm,
         sweep.release()
         outs = [c.communicate(timeout=300)[0] for c in pair]
         assert [c.returncode for c in pair] == [0, 0], outs
-        assert not any("submitted" in out for out in (*first_looks, *outs))
+        assert not any("submitted" in out for out in (*first_looks, *outs)), (first_looks, outs)
         said["happened"] = "the jobs ran on their own; both commands showed the same table"
     sweep.check_against(undisturbed)
     assert all(len(claims.history(d)) == 1 for d in sweep.trial_dirs())

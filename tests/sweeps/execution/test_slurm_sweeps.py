@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from sweeps.state import claims
+from tests.support import forked
 from tests.support.slurm_bench import ROOT, STEPS, SweepOnSlurm, needs_slurm
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
@@ -96,6 +98,50 @@ def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     assert "0 trials added, 2 withdrawn" in out
     assert "2 waiting workers withdrawn" in out
     assert len(sweep.live_jobs()) == 1
+
+
+@pytest.mark.nightly
+def test_preflight_tries_the_runs_folder_on_a_node(sweep: SweepOnSlurm, tmp_path: Path) -> None:
+    """The second node refuses hard links: a fake, by a Python of its own."""
+    site, folder = tmp_path / "site", tmp_path / "runs"
+    site.mkdir()
+    refusing = "import os\n\ndef link(*_, **__):\n    raise PermissionError(1, 'Operation not permitted')\n\nos.link = link\n"
+    (site / "sitecustomize.py").write_text(refusing)
+    there = "by renaming folders, since there are no hard links"
+    other = [
+        f"problem  shared on the node: all machines must create files in one way; got {there} here, by hard links on this machine: ",
+        f"problem  shared: all machines must create files in one way; got by hard links here, {there} on the node: ",
+    ]
+    for python, status, lines in (([], 0, []), ([f"cluster.python='env PYTHONPATH={site}:{ROOT} {sys.executable}'"], 1, other)):
+        line = ["-m", "jobs.preflight", "--cluster", "test_cluster", "--on-node", "--runs-dir", str(folder), *python]
+        done = forked.run(line, cwd=ROOT, env=sweep.cluster.environment, timeout=200)
+        assert done.returncode == status, done.stdout + done.stderr
+        assert f"; {folder} is shared\n" in done.stdout
+        assert [problem for problem in lines if problem not in done.stdout] == [], done.stdout
+        assert done.stdout.count("\nproblem") == len(lines)
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.nightly
+def test_a_moved_sweep_goes_on_and_a_copy_leaves_its_original_alone(sweep: SweepOnSlurm) -> None:
+    sweep.hold(5)
+    sweep.submit("two", "max_parallel=1")
+    sweep.wait_for_held(5)
+    live = sweep.live_jobs()
+    copy, moved = (SweepOnSlurm(sweep.cluster, sweep.runs.with_name(f"{sweep.runs.name}-{name}")) for name in ("copy", "moved"))
+    shutil.copytree(sweep.runs, copy.runs)
+    assert "2 trials cancelled, 0 jobs ended" in copy.ask("cancel")
+    assert (len(live), sweep.live_jobs()) == (2, live)
+    assert "2 trials cancelled, 2 jobs ended" in sweep.ask("cancel")
+    sweep.wait("no job", lambda: not sweep.live_jobs(), 60)
+    sweep.runs.rename(moved.runs)
+    for one in (moved, copy):
+        one.release()
+        one.run("two", "max_parallel=2")
+        assert one.status()["counts"]["completed"] == 2
+        assert [len(claims.history(d)) for d in one.trial_dirs()] == [2, 1]
+        assert "submitted when this folder was" not in one.ask("status")
+    assert not sweep.runs.exists()
 
 
 def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_path: Path) -> None:

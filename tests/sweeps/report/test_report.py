@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +246,14 @@ def test_commands_are_kept_once_in_a_row_and_without_secrets(tmp_path: Path, mon
         file.write('{"torn')
     assert [c["command"] for c in commands(tmp_path)] == [["python", "sweeps/a.py", "token=***", "epochs=3"], ["python", "sweeps/a.py"]]
     assert "token=***" in " ".join(html_text.what_was_run(made(tmp_path / "x", CLEAR)) + html_text.what_was_run(made(tmp_path, {})))
+
+
+def test_a_command_is_shown_so_that_it_can_be_typed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["sweeps/a.py", "--runs-dir", "/a (b)/it's", "data.root=/c, d#e"]
+    monkeypatch.setattr(sys, "argv", words)
+    note_command(tmp_path)
+    (shown,) = [line for line in html_text.what_was_run(made(tmp_path, {})) if ": python sweeps/a.py" in line]
+    assert shlex.split(shown.partition(": ")[2]) == ["python", *words]
 
 
 def test_hours_are_shown_in_three_digits_and_from_100_on_in_whole_numbers() -> None:

@@ -1,0 +1,101 @@
+"""Plan a run on the user's own data: identify them, and compare them with those of earlier runs.
+
+A run whose data have changed since it began is not resumed. One of version 0.1 did not record them,
+and starts again too.
+"""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cnnjepa.run import checkpoint
+from cnnjepa.run.folder import RunFolder, RunStatus
+from cnnjepa.run.identity import identity, lookup, signature
+from cnnjepa.run.ranks import Device, broadcast_object, joined
+from jobs.cluster import JobSpec
+from jobs.config import default_run_dir
+from jobs.task import Task, task_of
+
+
+def apart_from_data(config: Any) -> dict[str, Any]:
+    """Return what identifies `config` but for its data's fingerprint and folder."""
+    values, task = identity(config), task_of(config)
+    for key in (task.KEYS[what] for what in ("fingerprint", "data_root") if what in task.KEYS):
+        *path, last = key.split(".")
+        (lookup(values, ".".join(path)) if path else values).pop(last, None)
+    return values
+
+
+def data_of(config: Any) -> str:
+    """Return the fingerprint of a configuration's data, "" without one."""
+    return str(task_of(config).get(config, "fingerprint", ""))
+
+
+def planned(job: JobSpec) -> tuple[JobSpec, list[str]]:
+    """Return `job` with its data identified, and lines to show.
+
+    Raise ValueError if the data cannot be read, or if the run has begun on other data and the user
+    has not chosen what to do. Several ranks call this within `joined`; the main rank looks.
+    """
+    task = task_of(job.train)
+    if "fingerprint" not in task.KEYS:
+        return job, []
+    found, refused = None, ""
+    with joined(task.get(job.train, "device", Device.cpu)) as ranks:
+        if ranks.is_main:
+            try:
+                found = _planned(job, task)
+            except (ValueError, OSError) as error:
+                refused = str(error)
+        if refused := broadcast_object(refused, ranks):
+            raise ValueError(refused)
+        found = broadcast_object(found, ranks)
+    assert found is not None
+    return found
+
+
+def _planned(job: JobSpec, task: Task) -> tuple[JobSpec, list[str]]:
+    (train,), lines = task.identified([job.train])
+    if not data_of(train):
+        return job, lines
+    names_none = job.run_dir == default_run_dir(job.cluster, job.train)
+    new = replace(job, train=train, run_dir=default_run_dir(job.cluster, train) if names_none else job.run_dir)
+    folders = [
+        RunFolder(path) for path in (job.run_dir.parent.glob("*") if names_none else [job.run_dir]) if (path / "config.yaml").is_file()
+    ]
+    if any(folder.path == new.run_dir and _is_of(folder, train) for folder in folders):
+        return new, lines
+    about = ""  # the newest of them
+    for folder in sorted(folders, key=lambda folder: (folder.path / "config.yaml").stat().st_mtime):
+        if (held := _same_but_for_data(folder, train, task)) is not None:
+            about = _compared(new, folder, data_of(held))
+    return new, [*lines, about] if about else lines
+
+
+def _is_of(folder: RunFolder, config: Any) -> bool:
+    with suppress(ValueError):
+        return signature(folder.config()) == signature(config)
+    return False
+
+
+def _same_but_for_data(folder: RunFolder, train: Any, task: Task) -> Any | None:
+    """Return the configuration in `folder` if it is `train`'s but for what the folder of its data held then."""
+    with suppress(ValueError):  # a folder that cannot be read, or of another task
+        held = folder.config()
+        places = [Path(task.get(config, "data_root", "")).resolve() for config in (held, train)]
+        if places[0] == places[1] and apart_from_data(held) == apart_from_data(train):
+            return held
+    return None
+
+
+def _compared(new: JobSpec, earlier: RunFolder, then: str) -> str:
+    """Return a line about an earlier run on other data; raise ValueError if the user must choose what to do."""
+    result, now = earlier.result(), data_of(new.train)
+    completed = result is not None and result.status is RunStatus.completed
+    begun = next((found.step for found in checkpoint.find(earlier.checkpoints)), 0)
+    if then and begun and not completed and not new.start_again:
+        rule = f"{task_of(new.train).KEYS['data_root']} must hold the images that {earlier.path} began with, {then}"
+        raise ValueError(f"{rule}; got {now}: restore them to resume it from step {begun}, or begin a new run with start_again=true")
+    what = then or "images that version 0.1 did not record"
+    return f"this is a new run on {now}; {earlier.path} {'completed' if completed else 'began'} on {what}"
