@@ -15,7 +15,7 @@ from jobs.probe import Request
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import Element
 from sweeps.cli.cancel import cancel
-from sweeps.execution import slurm_array
+from sweeps.execution import slurm_array, submitting
 from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims, place
@@ -45,6 +45,18 @@ class Jobs:
 
     def restarts(self, job: str) -> int:
         return 0
+
+    def in_doubt(self, arrays: object) -> set[str]:
+        return set()
+
+    def is_elsewhere(self, cluster: str) -> bool:
+        return False
+
+    def look_again(self) -> None:
+        pass
+
+    def expect(self, name: str) -> None:
+        pass
 
 
 def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -128,7 +140,8 @@ def test_a_copy_is_free_while_its_original_runs_and_changes_nothing_there(
     assert states(sweep, jobs) == ["interrupted", "interrupted", "waiting"]
     assert moved_line(sweep, jobs) == ""  # type: ignore[arg-type]
     engine = SlurmEngine(sweep, CLUSTER, tmp_path / "code", jobs)  # type: ignore[arg-type]
-    monkeypatch.setattr(slurm_array, "submit", lambda profile, array: "9")
+    monkeypatch.setattr(slurm_array, "submit_limit", lambda cluster: None)
+    monkeypatch.setattr(submitting, "submit", lambda profile, array: "9")
     engine.settle(lambda said: pytest.fail(said))
     missing = engine.missing(View(sweep, queue=jobs))  # type: ignore[arg-type]
     assert (missing, [s.job for s in engine.submit(missing)], last_number(sweep)) == (3, ["9"], 2)
