@@ -47,8 +47,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            moved = moved_line(view.sweep, view.watch.queue)
-            waits = [w["line"] for w in found["waiting"]]
+            waits, moved = [w["line"] for w in found["waiting"]], moved_line(view.sweep, view.watch.queue)
             lines = [*waits, *found["damaged"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
             for line in (*lines, unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:

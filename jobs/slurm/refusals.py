@@ -16,7 +16,8 @@ _FULL = re.compile(
 )
 _LASTING = re.compile(
     "invalid|not permitted|denied|not allowed|not available|not authorized|unauthorized|unable to allocate|violates|exceed|more processors"
-    "|disabled|not defined|unrecognized|unknown|rejected|must |required|too (long|large|small)|no such|not found|mutually exclusive"
+    "|disabled|not defined|unrecognized|unknown|rejected|must (be|have|specify|use|request)"
+    "|required|too (long|large|small)|no such|not found|mutually exclusive"
     "|dependency problem|execution impossible|not supported|forbidden|no partition|no account|bad constraint|unable to open|missing",
     re.I,
 )

@@ -297,10 +297,9 @@ class Watch:
         if state in (GONE, UNLISTED):
             # The job is missing from an answer, another user's, or long over: the heartbeat
             # decides. Before the second look, what has saved may be waiting to start again.
-            fresh = _beats(trial_dir, claim)
             if ended:
-                return Standing.requeued if fresh and state == UNLISTED else Standing.dead
-            return Standing.alive if fresh else Standing.dead
+                return Standing.requeued if state == UNLISTED and _beats(trial_dir, claim) else Standing.dead
+            return Standing.alive if _beats(trial_dir, claim) else Standing.dead
         if not state:  # Slurm has not answered
             return Standing.requeued if ended else Standing.alive
         current = state in ("RUNNING", "SUSPENDED", "STOPPED") and queue.restarts(start.job) == start.restart

@@ -91,7 +91,7 @@ def test_a_listed_job_has_ended_in_the_states_that_end_one(state: str, said: dic
 def test_the_accountings_word_is_final_where_nothing_but_a_person_could_start_the_job_again(
     state: str, said: dict[str, str], clock: Clock
 ) -> None:
-    said |= {"sacct": f"7_3|{state} by 1000\n", "squeue": COLUMNS}
+    said |= {"sacct": f"7_3|{state} by 1000|x-0001\n", "squeue": COLUMNS}
     queue = Queue(refresh_seconds=0)
     assert queue.state("7_3") == (state if STATES[state][1] else UNLISTED)
     assert second_look(queue, clock) == (state if STATES[state][1] else GONE)

@@ -379,7 +379,7 @@ def test_while_slurm_is_silent_its_last_word_stands(tmp_path: Path, monkeypatch:
     assert queue.state("8_1") == ""
     stand_in(tmp_path, "sacct", "true")
     assert queue.state("8_1") == slurm.UNLISTED
-    stand_in(tmp_path, "sacct", "echo '8_1|CANCELLED by 0'")
+    stand_in(tmp_path, "sacct", "echo '8_1|CANCELLED by 0|x'")
     assert queue.state("8_1") == "CANCELLED"
 
 

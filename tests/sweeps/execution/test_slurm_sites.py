@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -96,7 +97,8 @@ def flaky_path(cluster: SlurmCluster, folder: Path, seed: str) -> str:
     return f"{folder / 'bin'}:{cluster.environment['PATH']}"
 
 
-def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: int, calls: int) -> None:
+def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: int, calls: int, looks: int) -> None:
+    """Run a sweep that grows until so many of Slurm's clients were called; look at it so often each time."""
     path, sweep, log = flaky_path(cluster, folder, seed), quick_sweep(cluster, folder / "runs"), folder / "calls"
     deadline, ended = time.monotonic() + 1500, 0
     while not ended or len(log.read_text().splitlines()) < calls:
@@ -105,6 +107,13 @@ def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: 
         submit(sweep, ended, PATH=path)
         # The same command again, while all is under way: nothing is missing.
         assert "submitted job" not in submit(sweep, ended, PATH=path)
+        for _ in range(looks):
+            done = subprocess.run(
+                [sys.executable, "-m", "sweeps", "status", str(sweep.path), "--json"],
+                env={**cluster.environment, **ENVIRONMENT, "PATH": path}, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
+            )  # fmt: skip
+            counts = json.loads(done.stdout)["counts"]
+            assert counts["interrupted"] + counts["cancelled"] + counts["failed"] == 0, counts
         sweep.wait_for_end(500)
         past = check_once(sweep, ended)
         assert [len(claims_of) for claims_of in past] == [1] * ended
@@ -115,10 +124,10 @@ def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: 
 @seeded
 @pytest.mark.nightly  # in the suite tests/sweeps/execution/test_submitting.py plays such a Slurm
 def test_some_bad_answers_of_slurm_change_nothing(cluster: SlurmCluster, tmp_path: Path, seed: str) -> None:
-    through_bad_answers(cluster, tmp_path, seed, trials=4, calls=10)
+    through_bad_answers(cluster, tmp_path, seed, trials=4, calls=10, looks=2)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_five_hundred_calls_of_which_a_third_goes_wrong_change_nothing(cluster: SlurmCluster, tmp_path: Path) -> None:
-    through_bad_answers(cluster, tmp_path, "1", trials=20, calls=500)
+    through_bad_answers(cluster, tmp_path, "1", trials=12, calls=500, looks=20)

@@ -15,7 +15,7 @@ from jobs.probe import Request
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import Element
 from sweeps.cli.cancel import cancel
-from sweeps.execution import submitting
+from sweeps.execution import slurm_array, submitting
 from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims, place
@@ -143,6 +143,7 @@ def test_a_copy_is_free_while_its_original_runs_and_changes_nothing_there(
     assert states(sweep, jobs) == ["interrupted", "interrupted", "waiting"]
     assert moved_line(sweep, jobs) == ""  # type: ignore[arg-type]
     engine = SlurmEngine(sweep, CLUSTER, tmp_path / "code", jobs)  # type: ignore[arg-type]
+    monkeypatch.setattr(slurm_array, "submit_limit", lambda cluster: None)
     monkeypatch.setattr(submitting, "submit", lambda profile, array: "9")
     engine.settle(lambda said: pytest.fail(said))
     missing = engine.missing(View(sweep, queue=jobs))  # type: ignore[arg-type]
