@@ -232,10 +232,11 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
             if processes:
                 _forget_frames(error)
             del batches  # ends the other processes
-            if not _tells_of_death(error) or deaths > 1:
+            raised_there = "in DataLoader worker process" in str(error)
+            if raised_there or not _tells_of_death(error) or deaths > 1:
                 if full:
                     raise full from error
-                if "in DataLoader worker process" in str(error):
+                if raised_there:
                     raise _raised_there(error) from error
                 raise
             # Logged as text: a record of the error would keep the other processes alive.
