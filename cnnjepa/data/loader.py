@@ -200,11 +200,6 @@ def _raised_there(error: Exception) -> Exception:
     return type(error)(said) if isinstance(error, (OSError, HopelessError)) else RuntimeError(f"{kind}: {said}")
 
 
-def _of_bus_error(batches: Iterator[T]) -> bool:
-    """Return whether a bus error ended one of the loader's processes."""
-    return any(process.exitcode == -signal.SIGBUS for process in getattr(batches, "_workers", ()))
-
-
 def _forget_frames(error: BaseException | None) -> None:
     """Drop torch's frames from an error: they keep the loader until a collection of garbage.
 
@@ -225,8 +220,7 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
     delivered, deaths = 0, 0
     while True:
         before_start()
-        loader = build(delivered)
-        batches = _started(loader)
+        batches = _started(build(delivered))
         try:
             for batch in batches:
                 delivered, deaths = delivered + 1, 0
@@ -234,15 +228,16 @@ def surviving(build: Callable[[int], DataLoader[T]], before_start: Callable[[], 
             return
         except Exception as error:
             deaths += 1
-            full = shared_memory(error, loader.num_workers, _of_bus_error(batches))
-            if loader.num_workers:
+            processes = getattr(batches, "_workers", ())  # none where this process loads
+            full = shared_memory(error, len(processes), any(p.exitcode == -signal.SIGBUS for p in processes))
+            if processes:
                 _forget_frames(error)
             del batches  # ends the other processes
-            was_there = "in DataLoader worker process" in str(error)
-            if was_there or not _tells_of_death(error) or deaths > 1:
+            raised_there = "in DataLoader worker process" in str(error)
+            if raised_there or not _tells_of_death(error) or deaths > 1:
                 if full:
                     raise full from error
-                if was_there:
+                if raised_there:
                     raise _raised_there(error) from error
                 raise
             # Logged as text: a record of the error would keep the other processes alive.

@@ -273,10 +273,10 @@ def _bus_error() -> None:
 )
 def test_a_full_shared_memory_is_named_with_what_to_do(act: Callable[[], None], got: str) -> None:
     with pytest.raises(faults.SharedMemoryError) as raised:
-        list(loader.surviving(lambda _done: DataLoader(_Worker(act), num_workers=3)))
+        list(loader.surviving(lambda _done: DataLoader(_Worker(act), num_workers=2)))
     said = str(raised.value)
     assert said.startswith("/dev/shm of ")
-    assert f" MiB must have room for the batches of all loader processes; got {got}: use fewer data.workers, now 3, or enlarge" in said
+    assert f" MiB must have room for the batches of all loader processes; got {got}: use fewer data.workers, now 2, or enlarge" in said
     assert "\n" not in said
     assert multiprocessing.active_children() == [], "they end before the error is dealt with"
 
