@@ -13,10 +13,16 @@ from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, 
 from jobs import provenance
 from jobs.cli import require_writable
 from jobs.cluster import JobSpec
+from jobs.slurm.nodes import NodeFaultError
 from jobs.staging import PackedSet, Staging, StagingError
 from jobs.task import task_of
 
 log = logging.getLogger(__name__)
+
+
+def charged(cause: str) -> bool:
+    """Spare no run: every error is the run's own."""
+    return False
 
 
 def check_jobs(jobs: Sequence[JobSpec], ranks: int = 1) -> None:
@@ -78,12 +84,18 @@ def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]
 
 
 def run_job(
-    job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 0, judge: Callable[[int, dict[str, float]], str] = no_judge
+    job: JobSpec,
+    should_stop: Callable[[], bool] = never,
+    claim: int = 0,
+    judge: Callable[[int, dict[str, float]], str] = no_judge,
+    spares: Callable[[str], bool] = charged,
 ) -> RunResult | None:
     """Train `job`; return its result, or None if `should_stop` ended it after a save.
 
     Raise ValueError if the folder holds another configuration. With one rank, any other error
-    becomes a `failed` result with its cause; with several, it is raised.
+    becomes a `failed` result with its cause; with several, it is raised. Each rank passes the cause
+    to `spares`, unless the run itself is at fault. If that returns True for the only rank, raise
+    NodeFaultError instead.
     """
     folder = RunFolder(job.run_dir, claim)
     if is_main_rank():
@@ -101,7 +113,10 @@ def run_job(
         cause = f"{type(origin).__name__}: {' '.join(str(origin).split())}"[:500]
         result = RunResult(RunStatus.failed, cause, step=reached.step, seconds=reached.seconds, claim=claim)
         result.device_hours, result.probes = reached.device_hours, folder.probes()
+        spared = not isinstance(origin, HopelessError) and spares(cause)
         if rank_count() == 1:
+            if spared:
+                raise NodeFaultError(cause) from error
             folder.write_result(result)
             return result
         # With several ranks, the error may be a peer's death, from which the run can resume: record

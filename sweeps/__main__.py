@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jobs.cli import Parser, exit_status, printable, resolved
+from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import SlurmError
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
@@ -46,7 +47,8 @@ def show(view: View, asked: argparse.Namespace) -> int:
         else:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
-            for line in (*found["damaged"], *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
+            ends = (unlisted_line(view), rungs_line(view), best_line(view))
+            for line in (*found["damaged"], *found["nodes"], *warning_lines(view, found), *ends):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":
@@ -87,6 +89,7 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "results": ("print the results table; rebuild results.csv, summary.csv and ablation.png", "--format markdown"),
     "report": ("rebuild report.html, one page that needs no network", ""),
     "logs": ("print the log of a trial until it ends", "0"),
+    "nodes": ("show which nodes failed and which are avoided, or forget what happened on some", "--clear gpu07"),
     "cancel": ("stop trials after a checkpoint", ""),
     "study": ("write optuna.journal and print the optuna-dashboard command that shows it", ""),
     "advice": ("show what completed runs used, and what to request from Slurm next time", ""),
@@ -112,6 +115,8 @@ def command_line() -> Parser:
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
     groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print the log so far and return")
     formats = ["table", *tables.FORMATS]
+    groups["nodes"][1].add_argument("--clear", nargs="+", default=[], metavar="NODE", help="forget what happened on these nodes so far")
+    groups["nodes"][1].add_argument("--json", action="store_true", help="print one JSON object")
     groups["results"][1].add_argument("--format", choices=formats, default="table", help="default: %(default)s")
     groups["status"][1].add_argument("--json", action="store_true", help="print one JSON object")
     groups["advice"][1].add_argument("--json", action="store_true", help="print one JSON object with the figures of each run")
@@ -136,7 +141,27 @@ def run(parser: Parser) -> int:
     if asked.command == "cancel":
         print(printable(cancel(view, find_trials(view, asked.trial))))
         return 0
+    if asked.command == "nodes":
+        return show_nodes(view.sweep.nodes, asked)
     return show(view, asked)
+
+
+def show_nodes(nodes: Nodes, asked: argparse.Namespace) -> int:
+    """Clear the nodes that the command names, and print what is known of the others."""
+    known = {node for fault in nodes.live() for node in fault.nodes}
+    for node in asked.clear:
+        if node not in known:
+            said = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"--clear must name nodes that have failed lately; got {node}: choose among {said}")
+    for node in asked.clear:
+        nodes.clear(node)
+    if asked.json:
+        faults = [{**asdict(f), "kind": f.kind.name} for f in nodes.live()]
+        print(json.dumps({"avoided": list(nodes.avoided()), "usable": nodes.total, "faults": faults}))
+    else:
+        print("\n".join(map(printable, nodes.lines() or ["no node is avoided"])))
+        print("\n".join(printable(f.line) for f in nodes.live()))
+    return 0
 
 
 if __name__ == "__main__":

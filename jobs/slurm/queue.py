@@ -198,6 +198,25 @@ def cancel(jobs: Sequence[str]) -> None:
         ask(["scancel", "--quiet", *jobs])
 
 
+def exclude(job: str, nodes: Sequence[str]) -> None:
+    """Keep a pending job, or the pending tasks of an array, off `nodes` and off what this job excludes."""
+    known = show_job(own_job()).get("ExcNodeList", "(null)")
+    listed = ",".join([*([known] if known != "(null)" else []), *nodes])
+    ask(["scontrol", "update", f"JobId={job}", f"ExcNodeList={listed}"])
+
+
+def nodes_of(partition: str, nodelist: str = "") -> list[str]:
+    """Return the nodes of a partition ("": the default one), or of `nodelist`; none if Slurm does not say."""
+    options = [*(["-p", partition] if partition else []), *(["-n", nodelist] if nodelist else [])]
+    try:
+        lines = ask(["sinfo", "-h", "-N", "-o", "%N %P", *options], patience_seconds=30).split("\n")
+    except SlurmError:
+        return []
+    found = [line.split() for line in lines if len(line.split()) == 2]
+    default = [name for name, part in found if partition or part.endswith("*")]
+    return sorted(set(default))
+
+
 def own_job(environment: Mapping[str, str] = os.environ) -> str:
     """Return the ID of the job that this process runs in, or "" outside Slurm."""
     # The last task of an array has the array's own ID; a requeue of it would hit the whole array.

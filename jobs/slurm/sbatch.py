@@ -39,6 +39,7 @@ class Array:
     after: Sequence[str] = ()  # arrays that must end before this one starts
     # Bash script of the snapshot, which starts its own steps; gets `argument` and Python's words.
     script: str = ""
+    nodes: str = ""  # folder in which faults of nodes are recorded; "": none are
 
 
 class _Executor(SlurmExecutor):
@@ -52,12 +53,28 @@ class _Executor(SlurmExecutor):
         return ["timeout", str(_SBATCH_TIMEOUT_SECONDS), "sbatch", str(submission_file_path)]
 
 
+def _supervisor(cluster: ClusterProfile, array: Array, python: str) -> list[str]:
+    nodes = ["--nodes", array.nodes] if array.nodes else []
+    return [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds), *nodes]
+
+
+def _leaving(cluster: ClusterProfile, array: Array, python: str) -> list[str]:
+    """Return the shell lines that move the job to another node if its setup ends it."""
+    if not array.nodes:
+        return []
+    words, code = shlex.join(_supervisor(cluster, array, python)), shlex.quote(str(array.code))
+    return [
+        f"setup_failed() {{ local status=$?; cd {code} && PYTHONPATH={code} {words} --setup-failed $status; }}",
+        "trap setup_failed EXIT",
+    ]
+
+
 def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     words = shlex.split(cluster.python) or [python]
     # Since Slurm 22.05, srun does not inherit --cpus-per-task from sbatch.
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", f"--cpus-per-task={cluster.threads_per_rank}"]
     rank = [*words, "-u", "-m", array.module, array.argument]
-    supervisor = [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds), "--"]
+    supervisor = [*_supervisor(cluster, array, python), "--"]
     run = [["bash", str(array.code / array.script), array.argument], words] if array.script else [srun, rank]
     return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
 
@@ -73,7 +90,7 @@ def _memory_mb(cluster: ClusterProfile) -> int:
     return int(cluster.memory_gb_per_trial * _MB_A_GB / cluster.nodes_per_trial)
 
 
-def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
+def _executor(cluster: ClusterProfile, array: Array, python: str) -> _Executor:
     executor = _Executor(folder=array.log_folder)
     code = shlex.quote(str(array.code))
     options = {
@@ -92,10 +109,12 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         mem=f"{_memory_mb(cluster)}M",
         signal_delay_s=cluster.stop_signal_seconds,
         setup=[
+            *_leaving(cluster, array, python),
             *cluster.setup,
             f"export OMP_NUM_THREADS={cluster.threads_per_rank}",
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"cd {code} || exit 1",
+            *(["trap - EXIT"] if array.nodes else []),
         ],
         array_parallelism=array.throttle,
         stderr_to_stdout=True,
@@ -110,7 +129,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
 
 def render(cluster: ClusterProfile, array: Array, python: str = sys.executable) -> str:
     """Return the exact batch script that `submit` passes to sbatch. Needs no Slurm."""
-    return _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
+    return _executor(cluster, array, python)._make_submission_file_text(_command(cluster, array, python), "")
 
 
 def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder: Path) -> list[str]:
@@ -154,7 +173,7 @@ def submit(cluster: ClusterProfile, array: Array) -> str:
     """
     array.log_folder.mkdir(parents=True, exist_ok=True)
     try:
-        job = _executor(cluster, array)._submit_command(_command(cluster, array, sys.executable))
+        job = _executor(cluster, array, sys.executable)._submit_command(_command(cluster, array, sys.executable))
     except (FailedJobError, FailedSubmissionError) as error:
         raise SlurmError(f"sbatch: {' '.join(str(error.__cause__ or error).split())}") from error
     return str(job.job_id)

@@ -3,22 +3,28 @@
 It runs the command, inside the job, and acts on its exit status:
   0              the job is done
   200            the run was asked to stop: requeue the job, unless Slurm has done so or ended it
+  201            its node is at fault: requeue the job, which avoids that node from now on
   anything else  a rank died: run the command again in place, on the same nodes, but not forever
+With --nodes FOLDER, a job whose setup fails, or whose ranks die before they begin a trial, moves to
+another node too: see jobs/slurm/nodes.py.
 A cancelled job stays cancelled. If the ranks do not stop in time, the job is requeued just before
 its limit, after which Slurm would end it for good.
 """
 
 import argparse
 import datetime
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
-from jobs.cli import INTERRUPTED, STOP_SIGNALS, STOPPED, Parser, refused
-from jobs.slurm.queue import SlurmError, ask, own_job, show_job
+from jobs.cli import INTERRUPTED, MOVED, STOP_SIGNALS, STOPPED, Parser, refused
+from jobs.slurm.nodes import Fault, FaultKind, Nodes, hosts, this_node
+from jobs.slurm.queue import SlurmError, ask, exclude, own_job, show_job
 
 # Consecutive deaths, each within QUICK_SECONDS of its start, before the job is given up. A faulty
 # trial ends sooner: after two deaths without a new step, the next start records it as failed.
@@ -28,6 +34,7 @@ PAUSE_SECONDS = 2.0
 # Slurm ends a job that it has requeued or cancelled within KillWait, 30 s by default.
 KILLED_WITHIN_SECONDS = 600.0
 _SHORTEST_MARGIN_SECONDS = 5.0
+_SIGNALLED = 128  # the exit status of what a signal has ended is higher
 _ASK_LIMIT_SECONDS = 300.0
 
 
@@ -55,8 +62,11 @@ def seconds_left(job: str) -> float:
         return float("inf")
 
 
-def requeue(job: str) -> None:
-    """Requeue the job and wait for Slurm to end this start of it; return if Slurm refuses."""
+def requeue(job: str, avoid: Sequence[str] = ()) -> None:
+    """Requeue the job, off the nodes to `avoid`, and wait for Slurm to end this start of it.
+
+    Return if Slurm refuses.
+    """
     # Nothing is left to save: SIGTERM, perhaps sent before scontrol returns, may end the wait.
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
@@ -69,17 +79,55 @@ def requeue(job: str) -> None:
                 return
             say(f"requeueing again: {error}")
             time.sleep(PAUSE_SECONDS)
+    if avoid:
+        keep_off(job, avoid)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not ended:
         time.sleep(KILLED_WITHIN_SECONDS)
 
 
+def keep_off(job: str, nodes: Sequence[str]) -> None:
+    """Exclude `nodes` for the requeued job and for the tasks of its array that wait."""
+    try:
+        exclude(job, nodes)
+    except SlurmError as error:
+        say(f"job {job} is held, since Slurm cannot keep it off {', '.join(nodes)} ({error}); to release it: scontrol release {job}")
+        ask(["scontrol", "hold", job])
+        return
+    try:
+        exclude(job.partition("_")[0], nodes)
+    except SlurmError as error:  # each of them finds out when it starts
+        say(f"the waiting tasks of the array: {error}")
+
+
 class Supervisor:
     """Runner of one command in one job until it is done, or the job is requeued or given up."""
 
-    def __init__(self, command: Sequence[str], job: str, margin_seconds: float) -> None:
-        self.command, self.job, self.margin = list(command), job, margin_seconds
+    def __init__(self, command: Sequence[str], job: str, margin_seconds: float, nodes: Path | None = None) -> None:
+        """Take the command, the job, the seconds before its limit at which it is requeued, and the folder of faults."""
+        self.command, self.job, self.margin, self.nodes = list(command), job, margin_seconds, nodes
         self.asked_to_stop = False
+
+    def move(self, cause: str = "", here: Sequence[str] = ()) -> bool:
+        """Requeue the job if its node is to be avoided; return False, after one line, if it is not.
+
+        `cause` is why no trial could begin `here`, by default on any node of the job. It is recorded
+        first.
+        """
+        if self.nodes is None:
+            return False
+        known, here = Nodes(self.nodes), list(here) or hosts(os.environ.get("SLURM_JOB_NODELIST", "")) or [this_node()]
+        if cause:
+            known.record(Fault(f"job {self.job}", 0, self.job, here, FaultKind.setup, cause, time.time()))
+        avoid = known.avoided()
+        if not avoid.keys() & set(here):
+            if cause:
+                why = "no other node is known" if known.total < 2 else "the same happened on another node, or too many are avoided"
+                say(f"{cause} on {', '.join(here)}; {why}, so the job ends")
+            return False
+        say(f"node {', '.join(avoid.keys() & set(here))} is at fault, requeueing {self.job} off it")
+        requeue(self.job, list(avoid))
+        return True
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Note a stop signal without stopping: this process must outlive its ranks."""
@@ -103,6 +151,14 @@ class Supervisor:
             if time.monotonic() >= deadline:
                 return None
 
+    def leave(self, status: int) -> int:
+        """Move the job, whose setup ended with `status`, to another node; return its exit status."""
+        # A signal is Slurm's or a person's: the job was cancelled, preempted or is at its limit.
+        if status > _SIGNALLED or job_state(self.job) != "RUNNING":
+            return status
+        # A batch script runs on the first node of its job.
+        return INTERRUPTED if self.move(f"the setup of the job ended with status {status}", [this_node()]) else status
+
     def run(self) -> int:
         """Supervise the command; return the exit status of the job."""
         deaths = 0
@@ -119,9 +175,14 @@ class Supervisor:
                 say("stopped before the time limit" if status is None else f"status {status}, asked to stop: requeueing {self.job}")
                 requeue(self.job)
                 return INTERRUPTED
+            if status == MOVED and self.move():
+                return INTERRUPTED
             deaths = deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1
             if deaths >= DEATHS_ALLOWED:
-                say(f"status {status}: died {deaths} times in a row, giving up")
+                said = f"status {status}: died {deaths} times in a row"
+                if self.move(said):
+                    return INTERRUPTED
+                say(f"{said}, giving up")
                 return status
             say(f"status {status}: a rank died, starting again in place")
             time.sleep(PAUSE_SECONDS)
@@ -137,16 +198,18 @@ def main() -> int:
     group = parser.add_argument_group("what to run")
     signal_help = "seconds before the time limit at which Slurm tells the run to stop"
     group.add_argument("--stop-signal-seconds", type=float, required=True, metavar="S", help=signal_help)
+    group.add_argument("--nodes", type=Path, metavar="FOLDER", help="where faults of nodes are recorded (default: none are)")
+    group.add_argument("--setup-failed", type=int, metavar="STATUS", help="run nothing: the setup of the job ended with STATUS")
     group.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="command to run, such as srun ...")
     try:
         asked = parser.parse_args()
     except ValueError as error:
         return refused(error)
     command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
-    supervisor = Supervisor(command, own_job(), max(_SHORTEST_MARGIN_SECONDS, min(60.0, asked.stop_signal_seconds / 4)))
+    supervisor = Supervisor(command, own_job(), max(_SHORTEST_MARGIN_SECONDS, min(60.0, asked.stop_signal_seconds / 4)), asked.nodes)
     for number in STOP_SIGNALS:
         signal.signal(number, supervisor.note)
-    return supervisor.run()
+    return supervisor.run() if asked.setup_failed is None else supervisor.leave(asked.setup_failed)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class Watcher:
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
         known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
         left = minutes * (known - done) / gained if gained > 0.5 else None
-        warned = [*status["damaged"], *warning_lines(self.view, status)]
+        warned = [*status["damaged"], *status["nodes"], *warning_lines(self.view, status)]
         if self._live:
             self._live.update(Group(live_table(status, left), *(Text(printable(line)) for line in warned)), refresh=True)
             return

@@ -18,7 +18,9 @@ from rich.console import Console
 
 from cnnjepa.run.files import write_atomic
 from jobs.cli import STOPPED, Stop, stop_on_signals
+from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import own_job
+from sweeps.execution.bad_nodes import reopen
 from sweeps.execution.monitor import Watcher
 from sweeps.execution.ray_tune import ENVIRONMENT, is_noted, place, signals_kept
 from sweeps.execution.rounds import run_round
@@ -36,6 +38,8 @@ class AllocationEngine:
     def __init__(self, submission: Submission, sweep: Sweep, folder: Path) -> None:
         assert submission.allocation is not None
         self.submission, self.sweep, self.folder, self.workers = submission, sweep, folder, submission.allocation.workers
+        self.total = submission.allocation.nodes  # all that there is to choose from
+        self.nodes = Nodes(sweep.nodes.folder, self.total)
         start = self.start_of(submission)
         # A worker's death while this Ray cluster lives is the trial's fault; a death with it is
         # not.
@@ -81,17 +85,18 @@ class AllocationEngine:
 
     def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
         """Run `workers` workers, at most the allocation's number at once; return their errors."""
-        submission, sweep, folder, driver = self.submission, self.sweep, self.folder, self.driver
+        submission, sweep, folder, driver, total = self.submission, self.sweep, self.folder, self.driver, self.total
 
         def worker() -> None:
             from sweeps.execution.worker import run_worker  # the driver itself needs no torch
 
             start = AllocationEngine.start_of(submission)
-            run_worker(sweep, submission.worker_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
+            run_worker(sweep, submission.worker_profile, driver, lambda: is_noted(folder, "stop"), silent, start, total)
 
         share = submission.worker_profile
         trials = sweep.search.max_trials * sweep.search.seeds if sweep.search else 1
-        return place(worker, workers, self.workers, {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}, folder, trials)
+        resources = {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}
+        return place(worker, workers, self.workers, resources, folder, trials, sorted(self.nodes.avoided()))
 
 
 class HandOn:
@@ -128,6 +133,7 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
                 if engine.stopping() or is_over(view):
                     break
                 engine.mark_dead(view)
+                reopen(view, engine.nodes)
                 if not run_round(view, engine.place, engine.workers, look.show, engine.stopping):
                     break  # the rest runs elsewhere: free these nodes for others
         finally:

@@ -21,7 +21,8 @@ import psutil
 
 from cnnjepa.run.files import write_atomic
 from jobs.cli import STOP_SIGNALS
-from sweeps.execution.ray_tune import ENVIRONMENT, OBJECT_STORE_BYTES, is_noted, kill, private_folder
+from jobs.slurm.nodes import this_node
+from sweeps.execution.ray_tune import ENVIRONMENT, NODE_LABEL, OBJECT_STORE_BYTES, is_noted, kill, private_folder
 from sweeps.state.submission import Submission
 
 _LOOK_SECONDS = 0.3
@@ -53,6 +54,7 @@ def command(submission: Submission, role: str, temporary: Path, address: str) ->
         *(["--head", "--port=0", "--include-dashboard=false", "--no-monitor"] if role == "head" else [f"--address={address}"]),
         *(f"--{name}-port=0" for name in [*ports, "runtime-env-agent", "metrics-export"]),
         f"--node-ip-address={own_address}",
+        f"--labels={NODE_LABEL}={this_node()}",
         f"--num-cpus={allocation.workers_per_node * worker.cores_per_trial}",
         f"--num-gpus={submission.cluster.gpus_per_node}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",

@@ -4,12 +4,14 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from jobs.cluster import Allocation, ClusterProfile
 from jobs.slurm import queue as slurm
+from jobs.slurm.nodes import hosts
 from jobs.slurm.queue import Element, Queue, SlurmError
 from jobs.slurm.sbatch import submit
 from sweeps.search.search import trials_to_begin
@@ -48,6 +50,18 @@ def array_limit() -> int:
     with contextlib.suppress(SlurmError, ValueError):
         return int(slurm.controller_parameter("MaxArraySize"))
     return _MAX_ARRAY_SIZE
+
+
+def off_bad_nodes(profile: ClusterProfile, sweep: Sweep) -> ClusterProfile:
+    """Return the profile of a new job, which also excludes the nodes that the sweep avoids.
+
+    Record first which nodes its jobs may use: at most a share of them is avoided.
+    """
+    own = str(profile.sbatch.get("exclude", ""))
+    usable = slurm.nodes_of(profile.partition, str(profile.sbatch.get("nodelist", "")))
+    sweep.nodes.know(sorted(set(usable) - set(hosts(own))))
+    exclude = ",".join([*([own] if own else []), *sweep.nodes.avoided()])
+    return replace(profile, sbatch={**profile.sbatch, "exclude": exclude}) if exclude else profile
 
 
 class RacedError(RuntimeError):
@@ -237,7 +251,7 @@ class SlurmEngine:
         refusal = ""
         for _attempt in range(_SUBMIT_ATTEMPTS):
             try:
-                wanted.write_job(submit(wanted.job_profile, wanted.array()))
+                wanted.write_job(submit(off_bad_nodes(wanted.job_profile, self.sweep), wanted.array()))
                 return wanted
             except SlurmError as error:
                 refusal = str(error)

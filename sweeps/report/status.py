@@ -119,7 +119,7 @@ def sweep_status(view: View) -> dict[str, Any]:
     chosen = view.sweep.search
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
-    return {**looked, "rungs": view.sweep.rungs, "search": search, "damaged": damaged_lines(view)}
+    return {**looked, "rungs": view.sweep.rungs, "search": search, "damaged": damaged_lines(view), "nodes": view.sweep.nodes.lines()}
 
 
 def damaged_lines(view: View) -> list[str]:
