@@ -21,7 +21,7 @@ from cnnjepa.run.typed import build, checked
 EXPIRY_HOURS = 24.0  # after which a fault no longer counts
 SHARE = 0.5  # of the nodes that the jobs may use: never more are avoided
 TRIALS_TO_SUSPECT = 2  # different trials that fail on a node and nowhere else
-HANGS_TO_SUSPECT = 2
+REPEATS_TO_SUSPECT = 2  # hangs or deaths of processes on a node, of one trial or several
 _TRIED = 3  # nodes that a trial may fail on, whatever is known of them
 # Texts of drivers, devices and file systems.
 _OF_A_NODE = re.compile(
@@ -59,7 +59,8 @@ class FaultKind(Enum):
     node = "node"  # its text points to the node
     setup = "setup"  # the job ended before it began a trial
     hang = "hang"  # no step for too long
-    error = "error"  # any other error, or the death of a process
+    death = "death"  # a process was killed, or died without a message
+    error = "error"  # any other error
 
 
 _SURE = (FaultKind.node, FaultKind.setup)  # one is enough, and a trial that ends well there later refutes nothing
@@ -132,9 +133,9 @@ def suspects(faults: Sequence[Fault]) -> dict[str, list[Fault]]:
     """Return the suspect nodes, the surest first, each with the faults that speak against it.
 
     A fault speaks against a node if its trial has not failed so elsewhere, except on other suspects.
-    One is enough if its text points to the node or if the job's setup failed, otherwise it
-    takes TRIALS_TO_SUSPECT different trials with an error that no other trial had elsewhere, or
-    HANGS_TO_SUSPECT hangs.
+    One is enough if its text points to the node or if the job's setup failed. Otherwise it takes
+    TRIALS_TO_SUSPECT different trials with an error that no other trial had elsewhere, or
+    REPEATS_TO_SUSPECT hangs or deaths.
     """
     found: dict[str, list[Fault]] = {}
     while True:
@@ -151,10 +152,10 @@ def _against(node: str, faults: Sequence[Fault]) -> list[Fault]:
     elsewhere = {(f.trial, _same(f.cause)) for f in faults if node not in f.nodes}
     own = [f for f in faults if node in f.nodes and (f.trial, _same(f.cause)) not in elsewhere]
     sure = [f for f in own if f.kind in _SURE]
-    hangs = [f for f in own if f.kind is FaultKind.hang]
+    repeats = [f for f in own if f.kind in (FaultKind.hang, FaultKind.death)]
     known = {_same(f.cause) for f in faults if node not in f.nodes}
     errors = [f for f in own if f.kind is FaultKind.error and _same(f.cause) not in known]
-    counted = hangs * (len(hangs) >= HANGS_TO_SUSPECT) + errors * (len({f.trial for f in errors}) >= TRIALS_TO_SUSPECT)
+    counted = repeats * (len(repeats) >= REPEATS_TO_SUSPECT) + errors * (len({f.trial for f in errors}) >= TRIALS_TO_SUSPECT)
     return [f for f in own if f in sure or f in counted]
 
 

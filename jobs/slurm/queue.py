@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jobs.slurm.nodes import hosts
+
 # These states end a job for good, unless Slurm or somebody requeues it.
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
@@ -201,8 +203,8 @@ def cancel(jobs: Sequence[str]) -> None:
 def exclude(job: str, nodes: Sequence[str]) -> None:
     """Keep a pending job, or the pending tasks of an array, off `nodes` and off what this job excludes."""
     known = show_job(own_job()).get("ExcNodeList", "(null)")
-    listed = ",".join([*([known] if known != "(null)" else []), *nodes])
-    ask(["scontrol", "update", f"JobId={job}", f"ExcNodeList={listed}"])
+    listed = dict.fromkeys([*(hosts(known) if known != "(null)" else []), *nodes])
+    ask(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(listed)}"])
 
 
 def nodes_of(partition: str, nodelist: str = "") -> list[str]:

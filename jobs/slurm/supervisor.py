@@ -12,6 +12,7 @@ its limit, after which Slurm would end it for good.
 """
 
 import argparse
+import contextlib
 import datetime
 import os
 import signal
@@ -34,6 +35,7 @@ PAUSE_SECONDS = 2.0
 # Slurm ends a job that it has requeued or cancelled within KillWait, 30 s by default.
 KILLED_WITHIN_SECONDS = 600.0
 _SHORTEST_MARGIN_SECONDS = 5.0
+_EXCLUDE_ATTEMPTS = 3
 _SIGNALLED = 128  # the exit status of what a signal has ended is higher
 _ASK_LIMIT_SECONDS = 300.0
 
@@ -88,16 +90,26 @@ def requeue(job: str, avoid: Sequence[str] = ()) -> None:
 
 def keep_off(job: str, nodes: Sequence[str]) -> None:
     """Exclude `nodes` for the requeued job and for the tasks of its array that wait."""
-    try:
-        exclude(job, nodes)
-    except SlurmError as error:
-        say(f"job {job} is held, since Slurm cannot keep it off {', '.join(nodes)} ({error}); to release it: scontrol release {job}")
+    if refusal := _excluded(job, nodes):
+        say(f"job {job} is held, since Slurm cannot keep it off {', '.join(nodes)} ({refusal}); to release it: scontrol release {job}")
         ask(["scontrol", "hold", job])
-        return
-    try:
-        exclude(job.partition("_")[0], nodes)
-    except SlurmError as error:  # each of them finds out when it starts
-        say(f"the waiting tasks of the array: {error}")
+    else:
+        # Slurm changes those that wait, and complains of those that do not.
+        with contextlib.suppress(SlurmError):
+            exclude(job.partition("_")[0], nodes)
+
+
+def _excluded(job: str, nodes: Sequence[str]) -> str:
+    """Exclude `nodes` for a job or an array; return "" or why Slurm refuses."""
+    refusal = ""
+    for _ in range(_EXCLUDE_ATTEMPTS):  # Slurm's SIGTERM to this start of the job also ends scontrol
+        try:
+            exclude(job, nodes)
+        except SlurmError as error:
+            refusal = str(error)
+        else:
+            return ""
+    return refusal
 
 
 class Supervisor:

@@ -54,7 +54,7 @@ class Place:
         def spares(cause: str) -> bool:
             alone = rank_count() == 1
             if alone or not is_aftermath(cause):
-                self._record(trial, attempt, [this_node()], cause, rank)
+                self._record(trial, attempt, [this_node()], FaultKind.error, cause, rank)
             if not alone:
                 return False
             reopen(view, self.nodes)
@@ -70,10 +70,10 @@ class Place:
         log = log_of(folder, last)
         said = tail(log, _LOG_BYTES).decode(errors="replace") if log.exists() else ""
         nodes = blamed_nodes(said, hosts(last.slurm.node))
-        self._record(trial, last.attempt, nodes, log_tail(log) or "its process died", 0)
+        self._record(trial, last.attempt, nodes, FaultKind.death, log_tail(log) or "its process died", 0)
 
-    def _record(self, trial: Trial, attempt: int, nodes: list[str], cause: str, rank: int) -> None:
-        kind = FaultKind.node if points_to_node(cause) else FaultKind.error
+    def _record(self, trial: Trial, attempt: int, nodes: list[str], kind: FaultKind, cause: str, rank: int) -> None:
+        kind = FaultKind.node if points_to_node(cause) else kind
         self.nodes.record(Fault(trial.signature, attempt, self.start.job, nodes, kind, cause, time.time()), rank)
 
 

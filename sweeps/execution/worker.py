@@ -7,11 +7,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cnnjepa.run.attempts import attempts_with, lost, numbered, publish
 from cnnjepa.run.folder import RunStatus
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
-from jobs.run import charged, run_job
+from jobs.run import run_job
 from jobs.slurm.nodes import NodeFaultError
 from sweeps.execution.bad_nodes import Place
 from sweeps.execution.scheduler import judge, next_claim
@@ -94,10 +95,10 @@ def run_one_trial(
     folder = view.sweep.trial_dir(trial)
     fit_to(cluster, trial.config, beside_others=True)
     attempt, moved_off = owned.claim.attempt, None
-    spares = place.sparing(view, trial, attempt) if place else charged
+    more: dict[str, Any] = {"spares": place.sparing(view, trial, attempt)} if place else {}
     with owned, output_to(folder, attempt):
         try:
-            result = run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), attempt, judge(view, trial), spares)
+            result = run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), attempt, judge(view, trial), **more)
             if place and result is not None and result.status is not RunStatus.failed:
                 place.nodes.works(place.here, owned.claim.time)
         except NodeFaultError as error:

@@ -118,12 +118,14 @@ def test_the_same_error_elsewhere_is_the_programs() -> None:
     assert list(suspects([*there, fault("t3", "b", cause="KeyError: 9")])) == ["a"]
 
 
-def test_two_hangs_on_one_node_and_not_one_on_each_of_two() -> None:
-    one, other = fault("t1", "a", kind=FaultKind.hang), fault("t2", "a", kind=FaultKind.hang)
+@pytest.mark.parametrize("kind", [FaultKind.hang, FaultKind.death])
+def test_two_hangs_or_deaths_on_one_node_and_not_one_on_each_of_two(kind: FaultKind) -> None:
+    one, again = fault("t1", "a", kind=kind), fault("t1", "a", kind=kind, time=2.0)
     assert suspects([one]) == {}
-    assert list(suspects([one, other])) == ["a"]
-    assert list(suspects([one, fault("t1", "a", kind=FaultKind.hang, time=2.0)])) == ["a"]
-    assert suspects([one, fault("t2", "b", kind=FaultKind.hang)]) == {}
+    assert list(suspects([one, fault("t2", "a", kind=kind)])) == ["a"]
+    assert list(suspects([one, again])) == ["a"]
+    assert suspects([one, fault("t2", "b", kind=kind)]) == {}
+    assert suspects([one, again, fault("t1", "b", kind=kind)]) == {}, "it follows the trial"
 
 
 def test_ranks_on_two_nodes_point_to_the_node_that_they_share() -> None:
@@ -196,7 +198,7 @@ def test_trials_that_fail_anywhere_fail_after_few_starts_beside_a_bad_node(seed:
 @pytest.mark.parametrize(("nodes", "parallel"), [(3, 3), (20, 3), (20, 20), (3, 1)])
 @pytest.mark.parametrize("seed", range(10))
 def test_a_program_that_fails_everywhere_costs_few_more_starts(nodes: int, parallel: int, seed: int) -> None:
-    found = fate(seed, set(), {f"t{i}" for i in range(12)}, "", nodes, 12, parallel)
+    found = fate(seed, set(), {f"t{i}" for i in range(12)}, "", nodes, parallel)
     assert len(found.pop("failed")) == 12
     assert sum(map(len, found.values())) <= 12 + 4
 
