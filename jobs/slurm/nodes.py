@@ -159,11 +159,14 @@ def _against(node: str, faults: Sequence[Fault]) -> list[Fault]:
     return [f for f in own if f in sure or f in counted]
 
 
-def avoided(faults: Sequence[Fault], total: int) -> dict[str, list[Fault]]:
-    """Return the suspects that new jobs avoid, the surest, at most SHARE of `total` nodes."""
+def avoided(faults: Sequence[Fault], total: int, needed: int = 1) -> dict[str, list[Fault]]:
+    """Return the suspects that new jobs avoid, the surest first.
+
+    They are at most SHARE of `total` nodes, and leave the nodes `needed` for one job.
+    """
     found = suspects(faults)
     order = sorted(found, key=lambda node: not any(f.kind in _SURE for f in found[node]))
-    return {node: found[node] for node in order[: int(total * SHARE)]}
+    return {node: found[node] for node in order[: max(min(int(total * SHARE), total - needed), 0)]}
 
 
 def is_charged(trial: str, faults: Sequence[Fault], avoid: Iterable[str]) -> bool:
@@ -222,28 +225,34 @@ class Nodes:
     @property
     def total(self) -> int:
         """Return the number of nodes that the jobs may use, 0 if unknown."""
-        if self._total:
-            return self._total
+        return self._total or len(self._known()[0])
+
+    def _known(self) -> tuple[list[str], int]:
+        """Return the nodes that the jobs may use, and how many of them a job takes."""
         path = self.folder / "known.json"
         with contextlib.suppress(FileNotFoundError, ValueError), reading(path):
-            return len(checked(list[str], read_json(path)["nodes"], "nodes"))
-        return 0
+            values = read_json(path)
+            return checked(list[str], values["nodes"], "nodes"), checked(int, values["needed"], "needed")
+        return [], 1
 
-    def know(self, nodes: Sequence[str]) -> None:
-        """Record the nodes that the jobs may use."""
+    def know(self, nodes: Sequence[str], needed: int) -> None:
+        """Record the nodes that the jobs may use, and how many of them a job takes."""
         if nodes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.folder / "known.json", sealed_json({"nodes": list(nodes)}))
+            write_atomic(self.folder / "known.json", sealed_json({"nodes": list(nodes), "needed": needed}))
 
     def avoided(self) -> dict[str, list[Fault]]:
         """Return the nodes that new jobs avoid now, each with the faults that speak against it."""
         faults = self.live()
-        return avoided(faults, self.total) if faults else {}
+        return self._among(faults) if faults else {}
+
+    def _among(self, faults: Sequence[Fault]) -> dict[str, list[Fault]]:
+        return avoided(faults, self.total, 1 if self._total else self._known()[1])
 
     def is_charged(self, trial: str) -> bool:
         """Return whether the faults of a trial are its own, as far as is known now."""
         faults = self.live()
-        return is_charged(trial, faults, avoided(faults, self.total))
+        return is_charged(trial, faults, self._among(faults))
 
     def works(self, nodes: Sequence[str], since: float) -> None:
         """Note that a trial that began at `since` (seconds since 1970) ended well on `nodes`."""
@@ -276,10 +285,10 @@ class Nodes:
     def lines(self) -> list[str]:
         """Return a line for each avoided node and for each file that cannot be read."""
         live = self.live()
-        kept_off, shown = avoided(live, self.total), []
+        kept_off, shown = self._among(live), []
         for node, faults in suspects(live).items():
             until = time.strftime("%F %H:%M", time.localtime(max(f.time for f in faults) + EXPIRY_HOURS * 3600))
-            most = f"is suspect, but at most {SHARE:.0%} of the {self.total} nodes are avoided"
+            most = f"is suspect and not avoided: at most {SHARE:.0%} of the {self.total} nodes are, and a job must find enough"
             what = f"is avoided until {until}" if node in kept_off else most
             starts = f"{len(faults)} start{'s' * (len(faults) > 1)} failed there and not elsewhere"
             shown.append(f"node {node} {what}: {starts}: {faults[-1].cause}")

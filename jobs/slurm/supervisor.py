@@ -89,27 +89,15 @@ def requeue(job: str, avoid: Sequence[str] = ()) -> None:
 
 
 def keep_off(job: str, nodes: Sequence[str]) -> None:
-    """Exclude `nodes` for the requeued job and for the tasks of its array that wait."""
-    if refusal := _excluded(job, nodes):
-        say(f"job {job} is held, since Slurm cannot keep it off {', '.join(nodes)} ({refusal}); to release it: scontrol release {job}")
-        ask(["scontrol", "hold", job])
-    else:
-        # Slurm changes those that wait, and complains of those that do not.
-        with contextlib.suppress(SlurmError):
-            exclude(job.partition("_")[0], nodes)
-
-
-def _excluded(job: str, nodes: Sequence[str]) -> str:
-    """Exclude `nodes` for a job or an array; return "" or why Slurm refuses."""
-    refusal = ""
-    for _ in range(_EXCLUDE_ATTEMPTS):  # Slurm's SIGTERM to this start of the job also ends scontrol
+    """Exclude `nodes` for the requeued job, or hold it."""
+    for left in reversed(range(_EXCLUDE_ATTEMPTS)):  # Slurm's SIGTERM to this start of the job also ends scontrol
         try:
-            exclude(job, nodes)
+            return exclude(job, nodes)
         except SlurmError as error:
-            refusal = str(error)
-        else:
-            return ""
-    return refusal
+            if left:
+                continue
+            say(f"job {job} is held, since Slurm cannot keep it off {', '.join(nodes)} ({error}); to release it: scontrol release {job}")
+            ask(["scontrol", "hold", job])
 
 
 class Supervisor:
@@ -138,6 +126,9 @@ class Supervisor:
                 say(f"{cause} on {', '.join(here)}; {why}, so the job ends")
             return False
         say(f"node {', '.join(avoid.keys() & set(here))} is at fault, requeueing {self.job} off it")
+        # Those of the array that wait, before this node is free. Slurm complains of those that do not.
+        with contextlib.suppress(SlurmError):
+            exclude(self.job.partition("_")[0], list(avoid))
         requeue(self.job, list(avoid))
         return True
 
@@ -174,6 +165,8 @@ class Supervisor:
     def run(self) -> int:
         """Supervise the command; return the exit status of the job."""
         deaths = 0
+        if self.move():
+            return INTERRUPTED
         while True:
             started = time.monotonic()
             status = self.attempt()

@@ -59,7 +59,7 @@ def off_bad_nodes(profile: ClusterProfile, sweep: Sweep) -> ClusterProfile:
     """
     own = str(profile.sbatch.get("exclude", ""))
     usable = slurm.nodes_of(profile.partition, str(profile.sbatch.get("nodelist", "")))
-    sweep.nodes.know(sorted(set(usable) - set(hosts(own))))
+    sweep.nodes.know(sorted(set(usable) - set(hosts(own))), profile.nodes_per_trial)
     exclude = ",".join([*([own] if own else []), *sweep.nodes.avoided()])
     return replace(profile, sbatch={**profile.sbatch, "exclude": exclude}) if exclude else profile
 

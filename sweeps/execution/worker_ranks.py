@@ -27,7 +27,7 @@ class WorkerOnRanks:
         self.driver, self.start = driver, start
         self.place = Place.of(view, start)
         self._owned: Ownership | None = None
-        self._has_run = False
+        self._has_run = False  # a trial of its own, and not only what another job has left
 
     def run(self) -> int:
         """Run one trial, in a search one after another; return the exit status.
@@ -47,7 +47,6 @@ class WorkerOnRanks:
             except NodeFaultError as error:
                 print(error, flush=True)
                 return MOVED
-            self._has_run = True
 
     def _choose(self) -> tuple[Trial, int] | int:
         """Return a trial and its attempt, or the exit status if there is nothing to run."""
@@ -69,6 +68,8 @@ class WorkerOnRanks:
             return 0
         trial, self._owned = found
         claim = self._owned.claim
+        before = self.view.judged_claims(trial)[-1:]
+        self._has_run |= not before or before[0].slurm is None or self.start is None or before[0].slurm.job == self.start.job
         print(f"trial {trial.signature}: {trial.label}, seed {trial.seed}, attempt {claim.attempt}, step {claim.step}", flush=True)
         return trial, claim.attempt
 

@@ -213,7 +213,7 @@ def test_what_is_written_is_read_expires_and_is_forgotten_when_cleared(tmp_path:
     now = [1000.0]
     nodes = Nodes(tmp_path / "nodes", clock=lambda: now[0])
     assert (nodes.live(), nodes.avoided(), nodes.lines(), nodes.total) == ([], {}, [], 0)
-    nodes.know(["a", "b", "c"])
+    nodes.know(["a", "b", "c"], 1)
     nodes.record(fault("t1", "a", kind=FaultKind.node, cause="NVML", time=1000.0))
     nodes.record(fault("t1", "a", kind=FaultKind.node, cause="a later one of the same rank", time=1001.0))
     assert [f.cause for f in nodes.live()] == ["NVML"]
@@ -228,6 +228,16 @@ def test_what_is_written_is_read_expires_and_is_forgotten_when_cleared(tmp_path:
     assert nodes.avoided() == {}
     nodes.record(fault("t2", "a", kind=FaultKind.setup, time=1200.0))
     assert list(nodes.avoided()) == ["a"]
+
+
+def test_a_job_finds_as_many_nodes_as_it_takes(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path / "nodes", clock=lambda: 2.0)
+    nodes.record(fault("t1", "a", kind=FaultKind.node))
+    for needed, kept_off in ((1, ["a"]), (2, ["a"]), (3, []), (4, [])):
+        nodes.know(["a", "b", "c"], needed)
+        assert list(nodes.avoided()) == kept_off
+    assert "not avoided" in nodes.lines()[0]
+    assert list(Nodes(nodes.folder, 2, clock=lambda: 2.0).avoided()) == ["a"], "within an allocation of two nodes"
 
 
 def test_a_node_that_worked_since_is_not_counted_out(tmp_path: Path) -> None:

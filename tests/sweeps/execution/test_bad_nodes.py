@@ -28,7 +28,7 @@ if os.environ.get("SLURMD_NODENAME") == {node!r}:
 """
 ODD = 'raise RuntimeError(f"the flux of {os.getpid()} is odd")'
 ECC = 'raise RuntimeError("CUDA error: uncorrectable ECC error encountered")'
-DIES = "os.kill(os.getpid(), signal.SIGSEGV)"
+DIES = "os.kill(os.getpid(), signal.SIGKILL)"
 NONE = "pass"
 SETUP = '["[ $SLURMD_NODENAME != gpu01 ] || exit 3"]'
 
