@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
+from cnnjepa.run.pace import STARTING_SECONDS, Pace
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from jobs import provenance
 from jobs.cli import require_writable
@@ -50,10 +51,11 @@ def _set_to_stage(job: JobSpec, root: str) -> PackedSet | None:
 
 
 @contextmanager
-def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]:
+def data_at_hand(job: JobSpec, should_stop: Callable[[], bool], pace: Pace | None = None) -> Iterator[Any]:
     """Yield the configuration with its data staged on this node, or None if asked to stop.
 
     The copy is locked within the block. If one node cannot stage it, all ranks read the original.
+    `pace` is told of each part that was copied.
     """
     task = task_of(job.train)
     root = task.get(job.train, "data_root", "")
@@ -68,6 +70,8 @@ def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]
         with Staging(packed, job.cluster.local_scratch) as staging:
             while True:
                 done = staging.advance()
+                if pace is not None:
+                    pace.touch()
                 if first_of("stop" if should_stop() else "", ranks):
                     yield None
                     return
@@ -103,8 +107,10 @@ def run_job(
         if job.retry_failed:
             folder.set_aside(RunStatus.failed)
         provenance.record(job.run_dir)
+    pace = Pace(job.run_dir, claim, is_main=is_main_rank() and claim > 0)
+    pace.begin("starting", STARTING_SECONDS)
     try:
-        with data_at_hand(job, should_stop) as config:
+        with data_at_hand(job, should_stop, pace) as config:
             return None if config is None else task_of(config).train(config, folder, should_stop, claim, judge)
     except Exception as error:
         log.error("%s", traceback.format_exc())

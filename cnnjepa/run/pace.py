@@ -20,7 +20,7 @@ from cnnjepa.run.typed import build
 SHORTEST_SECONDS = 600.0  # without a step, before a run counts as hung
 _STEPS, _LONGEST = 100, 10  # so many usual steps, or times the longest step, are no hang
 # Phases have clocks of their own: the first step compiles, and a probe may read a large set.
-STARTING_SECONDS, PROBE_SECONDS, STAGING_SECONDS = 3600.0, 4 * 3600.0, 3600.0
+STARTING_SECONDS, PROBE_SECONDS, SAVING_SECONDS = 3600.0, 4 * 3600.0, 2 * 3600.0
 _TOUCH_SECONDS = 1.0
 
 

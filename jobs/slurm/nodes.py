@@ -288,7 +288,7 @@ class Nodes:
         kept_off, shown = self._among(live), []
         for node, faults in suspects(live).items():
             until = time.strftime("%F %H:%M", time.localtime(max(f.time for f in faults) + EXPIRY_HOURS * 3600))
-            most = f"is suspect and not avoided: at most {SHARE:.0%} of the {self.total} nodes are, and a job must find enough"
+            most = f"is suspect, but jobs still get it: they need {self._known()[1]} of {self.total} nodes, and {SHARE:.0%} may be avoided"
             what = f"is avoided until {until}" if node in kept_off else most
             starts = f"{len(faults)} start{'s' * (len(faults) > 1)} failed there and not elsewhere"
             shown.append(f"node {node} {what}: {starts}: {faults[-1].cause}")

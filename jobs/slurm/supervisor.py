@@ -6,7 +6,8 @@ It runs the command, inside the job, and acts on its exit status:
   201            its node is at fault: requeue the job, which avoids that node from now on
   anything else  a rank died: run the command again in place, on the same nodes, but not forever
 With --nodes FOLDER, a job whose setup fails, or whose ranks die before they begin a trial, moves to
-another node too: see jobs/slurm/nodes.py.
+another node too: see jobs/slurm/nodes.py. A run that hangs writes its stacks to the log, and starts
+again in place: see jobs/slurm/hangs.py.
 A cancelled job stays cancelled. If the ranks do not stop in time, the job is requeued just before
 its limit, after which Slurm would end it for good.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs.cli import INTERRUPTED, MOVED, STOP_SIGNALS, STOPPED, Parser, refused
+from jobs.slurm.hangs import DUMP_SIGNAL, StepWatch, pointer
 from jobs.slurm.nodes import Fault, FaultKind, Nodes, hosts, this_node
 from jobs.slurm.queue import SlurmError, ask, exclude, own_job, show_job
 
@@ -36,6 +38,7 @@ PAUSE_SECONDS = 2.0
 KILLED_WITHIN_SECONDS = 600.0
 _SHORTEST_MARGIN_SECONDS = 5.0
 _EXCLUDE_ATTEMPTS = 3
+_HUNG_SECONDS = 60.0  # that the ranks of a hung run have to end
 _SIGNALLED = 128  # the exit status of what a signal has ended is higher
 _ASK_LIMIT_SECONDS = 300.0
 
@@ -107,6 +110,7 @@ class Supervisor:
         """Take the command, the job, the seconds before its limit at which it is requeued, and the folder of faults."""
         self.command, self.job, self.margin, self.nodes = list(command), job, margin_seconds, nodes
         self.asked_to_stop = False
+        self.hung = ("", 0, "")  # run ID, attempt and cause, of the last attempt
 
     def move(self, cause: str = "", here: Sequence[str] = ()) -> bool:
         """Requeue the job if its node is to be avoided; return False, after one line, if it is not.
@@ -137,7 +141,16 @@ class Supervisor:
         self.asked_to_stop = True
 
     def attempt(self) -> int | None:
-        """Run the command; return its exit status, or None if the job's limit came first."""
+        """Run the command; return its exit status, or None if the job's limit came first.
+
+        A run that hangs is ended, once its ranks have written their stacks to the log.
+        """
+        self.hung, watch = ("", 0, ""), None
+        if self.nodes is not None:
+            now = pointer(self.nodes.parent, self.job)
+            with contextlib.suppress(OSError):
+                now.unlink(missing_ok=True)  # of an attempt that was killed
+            watch = StepWatch(now)
         child = subprocess.Popen(self.command)
         asked = time.monotonic()
         deadline = asked + seconds_left(self.job) - self.margin
@@ -146,6 +159,10 @@ class Supervisor:
                 status = child.wait(timeout=1)
                 return 128 - status if status < 0 else status
             except subprocess.TimeoutExpired:
+                if watch is not None and (found := watch.hung())[0]:
+                    self.hung = found
+                    watch.close()
+                    return self.end_hung(child)
                 if time.monotonic() < min(deadline, asked + _ASK_LIMIT_SECONDS):
                     continue
             asked = time.monotonic()
@@ -153,6 +170,23 @@ class Supervisor:
             deadline = asked + seconds_left(self.job) - self.margin
             if time.monotonic() >= deadline:
                 return None
+
+    def end_hung(self, child: "subprocess.Popen[bytes]") -> int:
+        """Let all ranks write their stacks and end; return the exit status of the command."""
+        say(f"{self.hung[2]}: the run hangs; the stacks of its ranks follow, and they are ended")
+        # A stopped rank gets the signal when it continues.
+        for number in (DUMP_SIGNAL, signal.SIGCONT):
+            with contextlib.suppress(SlurmError):
+                ask(["scancel", f"--signal={int(number)}", self.job], patience_seconds=30)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=_HUNG_SECONDS)
+        child.kill()
+        status = child.wait()
+        assert self.nodes is not None
+        here = hosts(os.environ.get("SLURM_JOB_NODELIST", "")) or [this_node()]
+        trial, attempt, cause = self.hung
+        Nodes(self.nodes).record(Fault(trial, attempt, self.job, here, FaultKind.hang, cause, time.time()))
+        return 128 - status if status < 0 else status or 1
 
     def leave(self, status: int) -> int:
         """Move the job, whose setup ended with `status`, to another node; return its exit status."""
@@ -180,7 +214,7 @@ class Supervisor:
                 say("stopped before the time limit" if status is None else f"status {status}, asked to stop: requeueing {self.job}")
                 requeue(self.job)
                 return INTERRUPTED
-            if status == MOVED and self.move():
+            if (status == MOVED or self.hung[0]) and self.move():
                 return INTERRUPTED
             deaths = deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1
             if deaths >= DEATHS_ALLOWED:

@@ -8,6 +8,7 @@ from cnnjepa.run.ranks import Ranks, broadcast_object
 from jobs.cli import MOVED, STOPPED
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import charged, run_job
+from jobs.slurm.hangs import pointer, watched
 from jobs.slurm.nodes import NodeFaultError
 from sweeps.execution.bad_nodes import Place, is_reopened_left
 from sweeps.execution.scheduler import judge, next_claim
@@ -85,6 +86,8 @@ class WorkerOnRanks:
             if owned is not None:
                 ours.enter_context(owned)
                 ours.enter_context(output_to(folder, epoch))
+                if self.start is not None:
+                    ours.enter_context(watched(pointer(self.view.sweep.path, self.start.job), folder, epoch))
             try:
                 should_stop = self.stop if owned is None else stopper(owned, self.stop)
                 job = JobSpec(trial.config, self.cluster, folder)

@@ -1,11 +1,13 @@
 """Report a sweep's state from its run folders and Slurm."""
 
+import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from cnnjepa.run import refusal
+from cnnjepa.run import pace, refusal
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
@@ -102,10 +104,17 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "restarts": max(len(past) - 1, 0),
         "gpu_hours": gpu_seconds / 3600,
         "cause": view.damage(trial) or (result.cause if result else ""),
+        "idle": idle_line(folder, past[-1].attempt) if state is TrialState.running else "",
         "refused": refusal.noted(folder, past[-1].attempt) if state is TrialState.running else "",
         "missing": result.missing if result else {},
         "warnings": [] if state is TrialState.waiting else [w.to_dict() for w in warnings_of(view, trial)],
     }
+
+
+def idle_line(folder: Path, attempt: int) -> str:
+    """Return 'no step for 43 min, usually 0.8 s' if that is long for the run, or ""."""
+    beat, now = pace.read(pace.file_of(folder, attempt)), time.time()
+    return beat.line(now) if beat is not None and beat.is_late(now) else ""
 
 
 def sweep_status(view: View) -> dict[str, Any]:
@@ -165,6 +174,8 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
         numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
         what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
+        if t["idle"]:
+            what += f", {t['idle']}"
         if t["refused"]:
             what += f", waits for the disk: {t['refused']}"
         row = [t["setting"], str(t["seed"]), what, f"{100 * t['done']:.0f} %", *shown, str(t["restarts"] or "")]
