@@ -159,8 +159,8 @@ def show_nodes(nodes: Nodes, asked: argparse.Namespace) -> int:
         faults = [{**asdict(f), "kind": f.kind.name} for f in nodes.live()]
         print(json.dumps({"avoided": list(nodes.avoided()), "usable": nodes.total, "faults": faults}))
     else:
-        print("\n".join(map(printable, nodes.lines() or ["no node is avoided"])))
-        print("\n".join(printable(f.line) for f in nodes.live()))
+        shown = [*(nodes.lines() or ["no node is avoided"]), *(f.line for f in nodes.live())]
+        print("\n".join(map(printable, shown)))
     return 0
 
 
