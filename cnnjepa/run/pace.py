@@ -101,7 +101,7 @@ class Pace:
         if not first:  # the first step of all, and the one after a probe, hold more than a step
             self._longest = max(self._longest, seconds)
             self._usual += (seconds - self._usual) * (0.1 if self._usual else 1.0)
-        if first or self._is_old():
+        if first or (now - self._touched >= _TOUCH_SECONDS and self._is_old()):
             self._write(Beat("training", self._usual, self.step_limit))
         elif now - self._touched >= _TOUCH_SECONDS:
             self.touch()

@@ -21,7 +21,7 @@ from cnnjepa.run.typed import build, checked
 EXPIRY_HOURS = 24.0  # after which a fault no longer counts
 SHARE = 0.5  # of the nodes that the jobs may use: never more are avoided
 TRIALS_TO_SUSPECT = 2  # different trials that fail on a node and nowhere else
-REPEATS_TO_SUSPECT = 2  # hangs or deaths of processes on a node, of one trial or several
+HANGS_TO_SUSPECT = 2  # on a node, of one trial or several
 _TRIED = 3  # nodes that a trial may fail on, whatever is known of them
 # Texts of drivers, devices and file systems.
 _OF_A_NODE = re.compile(
@@ -39,11 +39,12 @@ _OF_A_NODE = re.compile(
 )
 # What the other ranks report when one has died.
 _AFTERMATH = re.compile(
-    r"connection (was )?(closed|reset|refused)|peer|broken pipe|communicator was aborted|remote process exited|timed out waiting|socket",
+    r"connection (was )?(closed|reset|refused)|peer|broken pipe|communicator was aborted|remote process exited"
+    r"|timed out waiting|socket|\bDist\w*Error",
     re.I,
 )
 _QUOTED = re.compile(r"(?<!\S)/\S+|'[^']*'|\"[^\"]*\"")  # paths and quoted words
-_NUMBER = re.compile(r"0x[0-9a-f]+|\d+", re.I)
+_NUMBER = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{16}\b|\d+", re.I)  # run IDs too
 _SRUN = re.compile(r"srun: error: ([\w.-]+): task")
 _LISTED = re.compile(r"[^,\[]*(?:\[[^\]]*\][^,\[]*)*")
 _NODE = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -59,7 +60,7 @@ class FaultKind(Enum):
     node = "node"  # its text points to the node
     setup = "setup"  # the job ended before it began a trial
     hang = "hang"  # no step for too long
-    death = "death"  # a process was killed, or died without a message
+    death = "death"  # a process died again without gaining a step
     error = "error"  # any other error
 
 
@@ -125,17 +126,17 @@ def blamed_nodes(text: str, nodes: Sequence[str]) -> list[str]:
 
 
 def _same(cause: str) -> str:
-    """Return a cause without numbers, paths and quoted words: equal for two cases of one fault."""
-    return _NUMBER.sub("#", _QUOTED.sub("#", cause))
+    """Return a cause, or the first line of a log's end, in a form that is equal for two cases of one fault."""
+    return _NUMBER.sub("#", _QUOTED.sub("#", cause.partition(" | ")[0]))
 
 
 def suspects(faults: Sequence[Fault]) -> dict[str, list[Fault]]:
     """Return the suspect nodes, the surest first, each with the faults that speak against it.
 
     A fault speaks against a node if its trial has not failed so elsewhere, except on other suspects.
-    One is enough if its text points to the node or if the job's setup failed. Otherwise it takes
-    TRIALS_TO_SUSPECT different trials with an error that no other trial had elsewhere, or
-    REPEATS_TO_SUSPECT hangs or deaths.
+    One is enough if its text points to the node, if the job's setup failed, or if processes died
+    again and again. Otherwise it takes TRIALS_TO_SUSPECT different trials with an error that no
+    other trial had elsewhere, or HANGS_TO_SUSPECT hangs.
     """
     found: dict[str, list[Fault]] = {}
     while True:
@@ -152,10 +153,11 @@ def _against(node: str, faults: Sequence[Fault]) -> list[Fault]:
     elsewhere = {(f.trial, _same(f.cause)) for f in faults if node not in f.nodes}
     own = [f for f in faults if node in f.nodes and (f.trial, _same(f.cause)) not in elsewhere]
     sure = [f for f in own if f.kind in _SURE]
-    repeats = [f for f in own if f.kind in (FaultKind.hang, FaultKind.death)]
+    deaths = [f for f in own if f.kind is FaultKind.death]
+    hangs = [f for f in own if f.kind is FaultKind.hang]
     known = {_same(f.cause) for f in faults if node not in f.nodes}
     errors = [f for f in own if f.kind is FaultKind.error and _same(f.cause) not in known]
-    counted = repeats * (len(repeats) >= REPEATS_TO_SUSPECT) + errors * (len({f.trial for f in errors}) >= TRIALS_TO_SUSPECT)
+    counted = deaths + hangs * (len(hangs) >= HANGS_TO_SUSPECT) + errors * (len({f.trial for f in errors}) >= TRIALS_TO_SUSPECT)
     return [f for f in own if f in sure or f in counted]
 
 
@@ -191,6 +193,10 @@ class Nodes:
     def has(self, trial: str, attempt: int) -> bool:
         """Return whether a fault of that attempt is recorded."""
         return any(self.folder.glob(f"{trial}-{attempt}-*.json"))
+
+    def hang_of(self, trial: str, attempt: int) -> str:
+        """Return how long an attempt that was ended did no step, or "" if it did not hang."""
+        return next((f.cause for f in self.live() if (f.trial, f.attempt, f.kind) == (trial, attempt, FaultKind.hang)), "")
 
     def read(self) -> tuple[list[Fault], list[ValueError]]:
         """Return all recorded faults, oldest first, and an error for each file that cannot be read."""
@@ -291,5 +297,5 @@ class Nodes:
             most = f"is suspect, but jobs still get it: they need {self._known()[1]} of {self.total} nodes, and {SHARE:.0%} may be avoided"
             what = f"is avoided until {until}" if node in kept_off else most
             starts = f"{len(faults)} start{'s' * (len(faults) > 1)} failed there and not elsewhere"
-            shown.append(f"node {node} {what}: {starts}: {faults[-1].cause}")
+            shown.append(f"node {node} {what}: {starts}: {faults[-1].cause.partition(' | ')[0]}")
         return shown + [str(error) for error in self.read()[1]]

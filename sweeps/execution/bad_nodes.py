@@ -62,15 +62,22 @@ class Place:
 
         return spares
 
-    def note_death(self, view: View, trial: Trial, last: claims.Claim, driver: str) -> None:
-        """Record that the last owner died here, unless one of its ranks has said why."""
-        folder, known = view.sweep.trial_dir(trial), self.nodes.has(trial.signature, last.attempt)
-        if last.slurm is None or last.driver != driver or known or claims.was_released(folder, last):
+    def note_death(self, view: View, trial: Trial, past: list[claims.Claim], step: int, driver: str) -> None:
+        """Record that the last owner died here, unless one of its ranks has said why.
+
+        One death may be an accident. It counts if its text points to the
+        node, if another trial has failed here, or if the trial dies again without gaining a step.
+        """
+        folder, last = view.sweep.trial_dir(trial), past[-1]
+        deaths = claims.crashes_in_place(past, step, driver, folder)
+        if last.slurm is None or not deaths or self.nodes.has(trial.signature, last.attempt):
             return
         log = log_of(folder, last)
-        said = tail(log, _LOG_BYTES).decode(errors="replace") if log.exists() else ""
+        said, cause = tail(log, _LOG_BYTES).decode(errors="replace") if log.exists() else "", log_tail(log) or "its process died"
         nodes = blamed_nodes(said, hosts(last.slurm.node))
-        self._record(trial, last.attempt, nodes, FaultKind.death, log_tail(log) or "its process died", 0)
+        others = {node for f in self.nodes.live() if f.trial != trial.signature for node in f.nodes}
+        if deaths > 1 or points_to_node(cause) or others & set(nodes):
+            self._record(trial, last.attempt, nodes, FaultKind.death, cause, 0)
 
     def _record(self, trial: Trial, attempt: int, nodes: list[str], kind: FaultKind, cause: str, rank: int) -> None:
         kind = FaultKind.node if points_to_node(cause) else kind

@@ -22,9 +22,9 @@ STARTS_ALLOWED = 10
 def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver: str) -> str:
     """Return why a half-done trial must not start again, or "" if it may."""
     folder = view.sweep.trial_dir(trial)
-    log = log_of(folder, past[-1])
+    log, said = log_of(folder, past[-1]), view.sweep.nodes.hang_of(trial.signature, past[-1].attempt)
     if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
-        return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {log_tail(log)}; see {log}"
+        return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {said or log_tail(log)}; see {log}"
     if claims.starts_in_vain(past, step, folder) >= STARTS_ALLOWED:
         return f"{STARTS_ALLOWED} jobs made no progress after step {step}; is the time limit too short? {log_tail(log)}; see {log}"
     return ""
@@ -54,7 +54,7 @@ def next_claim(
     mine = start.job if start else ""
     if place is not None and half_done:
         for past, trial in half_done:
-            place.note_death(view, trial, past[-1], driver)
+            place.note_death(view, trial, past, view.reached_step(trial), driver)
         place.require_sound(view)
     for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
         if not view.check(trial):
