@@ -5,10 +5,12 @@ cnnjepa/run/pace.py. Time is measured here, from one change of that file to the 
 """
 
 import contextlib
+import faulthandler
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from cnnjepa.run import pace
 
@@ -35,14 +37,46 @@ def watched(file: Path, run: Path, attempt: int) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def stacks_to(file: TextIO) -> Iterator[None]:
+    """Let DUMP_SIGNAL write the stacks of all threads to `file`, and end the process, within the block.
+
+    This needs no help of Python: the main thread may hang in C.
+    """
+    faulthandler.register(DUMP_SIGNAL, file, all_threads=True, chain=True)
+    try:
+        yield
+    finally:
+        faulthandler.unregister(DUMP_SIGNAL)
+
+
+class Silence:
+    """Times how long the files of runs stand still, by this machine's clock."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[pace.Beat | None, float]] = {}
+
+    def of(self, file: Path) -> tuple[pace.Beat | None, float]:
+        """Return what the file holds, and since when."""
+        beat = pace.read(file)
+        if file not in self._seen or self._seen[file][0] != beat:
+            self._seen[file] = beat, time.monotonic()
+        return self._seen[file]
+
+
+def hang(beat: pace.Beat | None, since: float) -> str:
+    """Return what is wrong with a run that has made no progress since then, or ""."""
+    silent = time.monotonic() - since
+    return "" if beat is None or silent <= beat.limit else beat.line(beat.time + silent)
+
+
 class StepWatch:
     """Watches the run that a pointer names, in a thread: a file system that blocks may block it."""
 
     def __init__(self, file: Path, look_seconds: float = _LOOK_SECONDS) -> None:
         """Start to watch."""
-        self._pointer, self._every = file, look_seconds
-        self._seen: tuple[Path, pace.Beat] | None = None
-        self._since = time.monotonic()
+        self._pointer, self._every, self._silence = file, look_seconds, Silence()
+        self._seen: tuple[Path, pace.Beat | None, float] | None = None
         self._ended = threading.Event()
         threading.Thread(target=self._keep_looking, daemon=True).start()
 
@@ -54,10 +88,8 @@ class StepWatch:
         found = None
         with contextlib.suppress(OSError):
             step_file = Path(self._pointer.read_text())
-            beat = pace.read(step_file)
-            found = None if beat is None else (step_file, beat)
-        if found != self._seen:
-            self._seen, self._since = found, time.monotonic()
+            found = step_file, *self._silence.of(step_file)
+        self._seen = found
 
     def close(self) -> None:
         """End the watch."""
@@ -65,8 +97,6 @@ class StepWatch:
 
     def hung(self) -> tuple[str, int, str]:
         """Return the run ID, the attempt and what is wrong if the run hangs, else three empty values."""
-        seen, silent = self._seen, time.monotonic() - self._since
-        if seen is None or silent <= seen[1].limit:
+        if (seen := self._seen) is None or not (cause := hang(*seen[1:])):
             return "", 0, ""
-        step_file, beat = seen
-        return step_file.parent.name, int(step_file.stem.rpartition(".")[2]), beat.line(beat.time + silent)
+        return seen[0].parent.name, int(seen[0].stem.rpartition(".")[2]), cause

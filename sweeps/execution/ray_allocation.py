@@ -21,11 +21,12 @@ from jobs.cli import STOPPED, Stop, stop_on_signals
 from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import own_job
 from sweeps.execution.bad_nodes import reopen
+from sweeps.execution.hung_workers import HungWorkers, tell_node
 from sweeps.execution.monitor import Watcher
 from sweeps.execution.ray_tune import ENVIRONMENT, is_noted, place, signals_kept
 from sweeps.execution.rounds import run_round
 from sweeps.search.search import is_over
-from sweeps.state.claims import SlurmStart
+from sweeps.state.claims import Claim, SlurmStart
 from sweeps.state.folder import Sweep, View, slurm_queue
 from sweeps.state.submission import Submission
 
@@ -61,6 +62,11 @@ class AllocationEngine:
     def stopping(self) -> bool:
         """Return whether all workers were asked to return: by us, or by a node whose Ray ended."""
         return is_noted(self.folder, "stop")
+
+    def end(self, claim: Claim) -> None:
+        """End the process that holds `claim`, on whichever node it is."""
+        if claim.slurm is not None:
+            tell_node(self.folder, claim.slurm.node, claim.owner.pid)
 
     def connect(self) -> None:
         """Join the Ray cluster on this node."""
@@ -105,11 +111,14 @@ class HandOn:
     def __init__(self, stop: Stop, engine: AllocationEngine, watcher: Watcher) -> None:
         self.stop, self.engine, self.watcher = stop, engine, watcher
         self._shown = float("-inf")
+        self._hung = HungWorkers(engine.driver, engine.end, engine.nodes)
 
     def show(self) -> None:
-        """Check for signals and show the state."""
+        """Check for signals and for runs that hang, and show the state."""
         if self.stop():
             self.engine.stop()
+        for line in self._hung.look(self.watcher.view):
+            self.watcher.console.print(line, highlight=False, soft_wrap=True)
         if time.monotonic() - self._shown > _SHOW_SECONDS:
             self.watcher.show()
             self._shown = time.monotonic()

@@ -22,6 +22,7 @@ import psutil
 from cnnjepa.run.files import write_atomic
 from jobs.cli import STOP_SIGNALS
 from jobs.slurm.nodes import this_node
+from sweeps.execution.hung_workers import end_told
 from sweeps.execution.ray_tune import ENVIRONMENT, NODE_LABEL, OBJECT_STORE_BYTES, is_noted, kill, private_folder
 from sweeps.state.submission import Submission
 
@@ -83,6 +84,7 @@ def run_node(role: str, submission: Submission, folder: Path, temporary: Path) -
         if not published and current.exists() and (found := current.read_text().strip()):
             write_atomic(folder / "address", found)
             published = True
+        end_told(folder, this_node())
         time.sleep(_LOOK_SECONDS)
     died = ray.poll() is not None and not is_noted(folder, "end")
     while below := psutil.Process().children(recursive=True):

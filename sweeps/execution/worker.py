@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from cnnjepa.run.attempts import attempts_with, lost, numbered, publish
 from cnnjepa.run.folder import RunStatus
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job
+from jobs.slurm.hangs import stacks_to
 from jobs.slurm.nodes import NodeFaultError
 from sweeps.execution.bad_nodes import Place
 from sweeps.execution.scheduler import judge, next_claim
@@ -96,7 +98,7 @@ def run_one_trial(
     fit_to(cluster, trial.config, beside_others=True)
     attempt, moved_off = owned.claim.attempt, None
     more: dict[str, Any] = {"spares": place.sparing(view, trial, attempt)} if place else {}
-    with owned, output_to(folder, attempt):
+    with owned, output_to(folder, attempt), stacks_to(sys.stderr):
         try:
             result = run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), attempt, judge(view, trial), **more)
             if place and result is not None and result.status is not RunStatus.failed:

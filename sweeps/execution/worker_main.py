@@ -6,14 +6,13 @@ The exit status is 0 if the trial has ended or none was left, 200 if the run was
 has saved. Any other status is a death.
 """
 
-import faulthandler
 import math
 import os
 import sys
 from pathlib import Path
 
 from jobs.cli import Stop, line_of, stop_on_signals
-from jobs.slurm.hangs import DUMP_SIGNAL
+from jobs.slurm.hangs import stacks_to
 
 
 def run_rank(submission_file: Path, stop: Stop) -> int:
@@ -43,9 +42,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
 
 def main() -> None:
     """Run the command line. srun starts one process per rank."""
-    # Without Python's help: the main thread may hang in C. Then the signal ends the process.
-    faulthandler.register(DUMP_SIGNAL, all_threads=True, chain=True)
-    with stop_on_signals() as stop:
+    with stacks_to(sys.stderr), stop_on_signals() as stop:
         try:
             status = run_rank(Path(sys.argv[1]), stop)
         except ValueError as error:  # about a file of the sweep: a retry would end the same way
