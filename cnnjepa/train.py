@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,6 @@ class Run:
     buckets: GradientBuckets
     meter: EnergyMeter
     saver: Saver
-    pace: Pace
     step: int = 0  # optimiser steps done
     resumes: int = 0
     earlier_seconds: float = 0.0  # spent before this process took over, from the checkpoint
@@ -75,6 +75,7 @@ class Run:
     # of `training_seconds`, those in which this rank waited for its loader
     data_wait_seconds: float = 0.0
     busy: BusyMeter = field(default_factory=lambda: BusyMeter(None))
+    pace: Pace = field(default_factory=lambda: Pace(Path(), 0, is_main=False))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,7 +151,7 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep, folder.attempt)
     meter, busy = EnergyMeter(nvml_joules(ranks.device)), BusyMeter(nvml_utilisation(ranks.device))
     pace = Pace(folder.path, folder.attempt, config.hang_minutes, ranks.is_main and folder.attempt > 0)
-    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver, pace, busy=busy)
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver, busy=busy, pace=pace)
 
 
 def resume(run: Run) -> Checkpoint | None:
