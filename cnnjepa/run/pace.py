@@ -101,7 +101,8 @@ class Pace:
         if not first:  # the first step of all, and the one after a probe, hold more than a step
             self._longest = max(self._longest, seconds)
             self._usual += (seconds - self._usual) * (0.1 if self._usual else 1.0)
-        if first or (now - self._touched >= _TOUCH_SECONDS and self._is_old()):
+        known = self._written is not None and self._written.usual > 0
+        if first or not known or (now - self._touched >= _TOUCH_SECONDS and self._is_old()):
             self._write(Beat("training", self._usual, self.step_limit))
         elif now - self._touched >= _TOUCH_SECONDS:
             self.touch()
@@ -110,7 +111,7 @@ class Pace:
         """Return whether what is written is far from what is known now."""
         assert self._written is not None
         before, now = self._written, self.step_limit
-        return not before.usual or not 0.5 < self._usual / before.usual < 2 or not 0.8 < now / before.limit < 1.25
+        return not 0.5 < self._usual / before.usual < 2 or not 0.8 < now / before.limit < 1.25
 
     def touch(self) -> None:
         """Note progress now."""
