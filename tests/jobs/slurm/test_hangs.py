@@ -1,13 +1,18 @@
-"""A job's look at the steps of its run, without Slurm."""
+"""A job's look at the steps of its run, and what it does to real processes that hang, without Slurm."""
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cnnjepa.run.pace import Pace, file_of
-from jobs.slurm import hangs
+from jobs.slurm import hangs, supervisor
 from jobs.slurm.hangs import StepWatch, pointer, watched
+from jobs.slurm.nodes import FaultKind
+from jobs.slurm.supervisor import Supervisor
+from tests.support.held import wait_until
 
 
 class Watched:
@@ -65,3 +70,54 @@ def test_the_next_trial_of_a_job_has_a_clock_of_its_own(seen: Watched) -> None:
     with watched(seen.file, seen.run, 2):
         assert seen.after(61) == ("", 0, "")
         assert seen.after(61)[:2] == ("abc", 2)
+
+
+# A rank: it says where it runs, does one step, and hangs with a limit of half a second.
+RANK = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from cnnjepa.run.pace import Pace
+from jobs.slurm.hangs import stacks_to, watched
+
+folder = Path(sys.argv[1])
+run = folder / "trials" / "abc"
+
+def here_it_hangs():
+    {how}
+
+with stacks_to(open(folder / "stacks", "a")), watched(folder / "log" / "7_1.run", run, 3):
+    Pace(run, 3).begin("training", 0.5)
+    (folder / "pid").write_text(str(os.getpid()))
+    here_it_hangs()
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "time.sleep(1000)",
+        "os.open(folder / 'fifo', os.O_RDONLY)",  # nobody writes there
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        "lock = threading.Lock(); lock.acquire(); lock.acquire()",
+    ],
+)
+def test_a_rank_that_hangs_writes_its_stack_and_ends(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trials" / "abc").mkdir(parents=True)
+    os.mkfifo(tmp_path / "fifo")
+
+    def ask(command: Sequence[str], patience_seconds: float = 0) -> str:
+        pid = tmp_path / "pid"
+        wait_until("the rank", pid.exists, lambda: True)
+        os.kill(int(pid.read_text()), int(command[1].partition("=")[2]))
+        return ""
+
+    monkeypatch.setattr(supervisor, "ask", ask)
+    monkeypatch.setattr(supervisor, "seconds_left", lambda job: float("inf"))
+    monkeypatch.setattr(supervisor, "StepWatch", lambda file: StepWatch(file, look_seconds=0.05))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a")
+    made = Supervisor([sys.executable, "-c", RANK.format(how=how), str(tmp_path)], "7_1", 30.0, tmp_path / "nodes")
+    assert made.attempt() == 128 + hangs.DUMP_SIGNAL
+    assert made.hung[:2] == ("abc", 3)
+    assert "in here_it_hangs" in (tmp_path / "stacks").read_text()
+    (fault,) = supervisor.Nodes(tmp_path / "nodes").live()
+    assert (fault.trial, fault.attempt, fault.kind, fault.nodes) == ("abc", 3, FaultKind.hang, ["a"])

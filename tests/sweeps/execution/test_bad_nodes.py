@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.slurm.nodes import FaultKind, Nodes
 from sweeps.state import claims
 from tests.support.slurm_bench import ROOT, SweepOnSlurm, needs_slurm
 from tests.support.slurm_cluster import SlurmCluster
@@ -30,6 +31,16 @@ ODD = 'raise RuntimeError(f"the flux of {os.getpid()} is odd")'
 ECC = 'raise RuntimeError("CUDA error: uncorrectable ECC error encountered")'
 DIES = "os.kill(os.getpid(), signal.SIGKILL)"
 NONE = "pass"
+BACKWARD = """
+import os
+if os.environ.get("SLURMD_NODENAME") == "gpu02":
+    import torch
+
+    def broken(self, *rest, **named):
+        raise RuntimeError(f"the flux of {os.getpid()} is odd")
+
+    torch.Tensor.backward = broken
+"""
 SETUP = '["[ $SLURMD_NODENAME != gpu01 ] || exit 3"]'
 
 
@@ -59,13 +70,14 @@ class Bad:
         """The claims that ended on a node."""
         return sum(c.slurm is not None and c.slurm.node == node for d in self.sweep.trial_dirs() for c in claims.history(d))
 
-    def said(self) -> dict[str, object]:
-        found: dict[str, object] = json.loads(self.sweep.ask("nodes", "--json"))
-        return found
+    @property
+    def nodes(self) -> Nodes:
+        return self.sweep.sweep.nodes
 
 
 @pytest.fixture
-def bad(cluster: SlurmCluster, tmp_path: Path) -> Bad:
+def bad(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bad:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # of the trainer
     return Bad(cluster, tmp_path)
 
 
@@ -74,13 +86,13 @@ def check(bad: Bad, trials: int) -> None:
     results = bad.end()
     assert [r["status"] for r in results] == ["completed"] * trials, results
     assert bad.lost() <= 3
-    assert bad.said()["avoided"] == ["gpu01"]
-    assert any("node gpu01 is avoided" in line for line in bad.sweep.status()["nodes"])
+    assert list(bad.nodes.avoided()) == ["gpu01"]
+    assert "node gpu01 is avoided" in bad.nodes.lines()[0]
 
 
 def test_a_node_that_breaks_whatever_computes_there(bad: Bad) -> None:
-    bad.submit(5, ODD)
-    check(bad, 5)
+    bad.submit(4, ODD)
+    check(bad, 4)
 
 
 @pytest.mark.nightly
@@ -95,4 +107,28 @@ def test_a_node_whose_setup_fails(bad: Bad) -> None:
     bad.submit(12, NONE, f"cluster.setup={SETUP}")
     check(bad, 12)
     assert bad.lost() == 0
-    assert [f["kind"] for f in bad.said()["faults"]] == ["setup"]  # type: ignore[attr-defined]
+    assert [f.kind for f in bad.nodes.live()] == [FaultKind.setup]
+
+
+@pytest.mark.nightly
+def test_workers_of_an_allocation_are_placed_on_other_nodes(bad: Bad) -> None:
+    bad.sweep.profile += ["gpus_per_trial=1", "gres=gpu:1"]
+    bad.submit(8, ODD, "--backend", "allocation", "--nodes", "3", "--trials-per-node", "1")
+    results = bad.end()
+    assert [r["status"] for r in results] == ["completed"] * 8
+    assert bad.lost() <= 3
+    assert "node gpu01 is suspect" in bad.nodes.lines()[0], "the allocation has no other node; within it the node is avoided"
+
+
+@pytest.mark.nightly
+def test_of_two_nodes_of_one_trial_the_bad_one_is_named(cluster: SlurmCluster, tmp_path: Path) -> None:
+    sweep = SweepOnSlurm(cluster, tmp_path / "runs", held=False)
+    sweep.profile = ["nodes_per_trial=2", "ranks_per_trial=2", "cores_per_trial=2", "gpus_per_trial=8"]
+    (tmp_path / "sitecustomize.py").write_text(BACKWARD)
+    words = f"env PYTHONPATH={tmp_path}:{ROOT} {sys.executable}"
+    sweep.submit(f"cluster.python={shlex.quote(words)}", "epochs=1")
+    sweep.wait_for_end()
+    folders = sweep.trial_dirs()
+    assert [json.loads((d / "result.json").read_text())["status"] for d in folders] == ["completed"] * 3
+    assert list(sweep.sweep.nodes.avoided()) == ["gpu02"]
+    assert sum(len(claims.history(d)) for d in folders) <= 3 + 3

@@ -32,6 +32,7 @@ if "SLURM_PROCID" in os.environ and "sweeps.execution.worker_main" in " ".join(s
 
     torch.Tensor.backward = slow
 """
+NODES = "gpu01 gpu02 gpu03"
 STOPPED, COLLECTIVE = "os.kill(os.getpid(), signal.SIGSTOP)", "time.sleep(10000)"
 FILE_SYSTEM = "open({fifo!r}).read()"  # nobody writes there: the call does not return
 LOADER = """
@@ -69,14 +70,14 @@ class Hanging:
         (folder / "python").mkdir()
         os.mkfifo(folder / "fifo")
 
-    def submit(self, text: str, *arguments: str) -> None:
+    def submit(self, text: str, *arguments: str, trials: str = "one") -> None:
         (self.folder / "python" / "sitecustomize.py").write_text(text)
         words = f"env PYTHONPATH={self.folder / 'python'}:{ROOT} {sys.executable}"
-        self.sweep.submit("one", f"cluster.python={shlex.quote(words)}", "hang_minutes=0.05", *arguments)
+        self.sweep.submit(*trials.split(), f"cluster.python={shlex.quote(words)}", "hang_minutes=0.05", *arguments)
 
-    def at_step(self, how: str, rank: int, nodes: str = "gpu01 gpu02 gpu03", always: bool = False) -> None:
+    def at_step(self, how: str, rank: int, nodes: str = NODES, always: str = "False", **more: str) -> None:
         how, mark = how.format(fifo=str(self.folder / "fifo")), str(self.folder / "mark")
-        self.submit(HANGS.format(rank=str(rank), nodes=nodes, mark=mark, always=always, how=how))
+        self.submit(HANGS.format(rank=str(rank), nodes=nodes, mark=mark, always=always, how=how), **more)
 
     def check(self) -> str:
         """The run has gone on in place, from its last checkpoint; return the job's log."""
@@ -101,6 +102,7 @@ def stacks_of_a_step(log: str) -> int:
     return log.count(" in train_steps")
 
 
+@pytest.mark.nightly
 def test_a_rank_that_is_stopped(hanging: Hanging) -> None:
     hanging.at_step(STOPPED, 1)
     assert stacks_of_a_step(hanging.check()) == 2, "of both ranks"
@@ -121,9 +123,22 @@ def test_a_loader_process(hanging: Hanging) -> None:
 
 @pytest.mark.nightly
 def test_a_second_hang_on_one_node_is_the_nodes(hanging: Hanging) -> None:
-    hanging.at_step(COLLECTIVE, 1, nodes="gpu01", always=True)
+    hanging.at_step(COLLECTIVE, 1, nodes="gpu01", always="True")
     hanging.sweep.wait_for_end()
     (folder,) = hanging.sweep.trial_dirs()
     assert json.loads((folder / "result.json").read_text())["status"] == "completed"
     assert list(hanging.sweep.sweep.nodes.avoided()) == ["gpu01"]
     assert sum(c.slurm is not None and c.slurm.node == "gpu01" for c in claims.history(folder)) == 2
+
+
+@pytest.mark.nightly
+def test_a_node_on_which_every_second_trial_hangs(hanging: Hanging) -> None:
+    (hanging.folder / "mark").touch()
+    hanging.sweep.profile = ["ranks_per_trial=1", "cores_per_trial=1"]
+    odd = "int(os.environ['SLURM_ARRAY_TASK_ID']) % 2"
+    hanging.at_step(COLLECTIVE, 0, nodes="gpu01", always=odd, trials="--seeds 4")
+    hanging.sweep.wait_for_end(380)
+    folders = hanging.sweep.trial_dirs()
+    assert [json.loads((d / "result.json").read_text())["status"] for d in folders] == ["completed"] * 12
+    assert sum(len(claims.history(d)) for d in folders) <= 12 + 3
+    assert set(hanging.sweep.sweep.nodes.avoided()) <= {"gpu01"}
