@@ -59,7 +59,8 @@ class Bad:
         there.mkdir()
         (there / "sitecustomize.py").write_text(BAD.format(support=str(SCRIPT.parent), node=node, how=how))
         words = f"env PYTHONPATH={there}:{ROOT} {sys.executable}"
-        self.sweep.submit(str(trials), f"cluster.python={shlex.quote(words)}", *arguments, script=SCRIPT)
+        # The others take longer, so that the bad node gets the next trial too.
+        self.sweep.submit(str(trials), "pause_seconds=1.5", f"cluster.python={shlex.quote(words)}", *arguments, script=SCRIPT)
 
     def end(self) -> list[dict[str, object]]:
         """The results, in the order of the trials."""
