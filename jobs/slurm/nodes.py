@@ -185,10 +185,14 @@ class Nodes:
         self.folder, self._total, self._clock = folder, total, clock
 
     def record(self, fault: Fault, rank: int = 0) -> None:
-        """Write a fault; of two by one rank of one attempt, the first stays."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write a fault; of two by one rank of one attempt, the first stays.
+
+        A disk that refuses it costs the evidence: the fault is then the trial's.
+        """
         name = f"{fault.trial}-{fault.attempt}-{rank}" if fault.attempt else f"job-{fault.job}-{time.time_ns()}"
-        create_exclusive(self.folder / f"{name}.json", sealed_json({**asdict(fault), "kind": fault.kind.name}))
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            create_exclusive(self.folder / f"{name}.json", sealed_json({**asdict(fault), "kind": fault.kind.name}))
 
     def has(self, trial: str, attempt: int) -> bool:
         """Return whether a fault of that attempt is recorded."""
@@ -262,6 +266,10 @@ class Nodes:
 
     def works(self, nodes: Sequence[str], since: float) -> None:
         """Note that a trial that began at `since` (seconds since 1970) ended well on `nodes`."""
+        with contextlib.suppress(OSError):
+            self._works(nodes, since)
+
+    def _works(self, nodes: Sequence[str], since: float) -> None:
         if any(self.folder.glob("*-*.json")):
             for node in nodes:
                 self._mark(node, "good", since)

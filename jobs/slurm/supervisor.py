@@ -145,13 +145,16 @@ class Supervisor:
 
         A run that hangs is ended, once its ranks have written their stacks to the log.
         """
-        self.hung, watch = ("", 0, ""), None
-        if self.nodes is not None:
-            now = pointer(self.nodes.parent, self.job)
-            with contextlib.suppress(OSError):
-                now.unlink(missing_ok=True)  # of an attempt that was killed
-            watch = StepWatch(now)
-        child = subprocess.Popen(self.command)
+        self.hung = ("", 0, "")
+        if self.nodes is None:
+            return self._wait(subprocess.Popen(self.command), None)
+        now = pointer(self.nodes.parent, self.job)
+        with contextlib.suppress(OSError):
+            now.unlink(missing_ok=True)  # of an attempt that was killed
+        with contextlib.closing(StepWatch(now)) as watch:
+            return self._wait(subprocess.Popen(self.command), watch)
+
+    def _wait(self, child: "subprocess.Popen[bytes]", watch: StepWatch | None) -> int | None:
         asked = time.monotonic()
         deadline = asked + seconds_left(self.job) - self.margin
         while True:
@@ -161,7 +164,6 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 if watch is not None and (found := watch.hung())[0]:
                     self.hung = found
-                    watch.close()
                     return self.end_hung(child)
                 if time.monotonic() < min(deadline, asked + _ASK_LIMIT_SECONDS):
                     continue
