@@ -20,6 +20,8 @@ _PASSING = re.compile(
     "|unexpected|exit status 124",
     re.I,
 )
+# sinfo's short states; an asterisk marks a node that does not answer.
+_OUT_OF_USE = re.compile(r"down|drain|drng|fail|maint|unk|inval|.*\*$")
 _TIMEOUT_SECONDS = 60
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
 # The person or the run caused these. Jobs in other states may be requeued after they were recorded.
@@ -208,15 +210,17 @@ def exclude(job: str, nodes: Sequence[str]) -> None:
 
 
 def nodes_of(partition: str, nodelist: str = "") -> list[str]:
-    """Return the nodes of a partition ("": the default one), or of `nodelist`; none if Slurm does not say."""
+    """Return the nodes of a partition ("": the default one) that can run jobs, or those of `nodelist`.
+
+    Return none if Slurm does not say.
+    """
     options = [*(["-p", partition] if partition else []), *(["-n", nodelist] if nodelist else [])]
     try:
-        lines = ask(["sinfo", "-h", "-N", "-o", "%N %P", *options], patience_seconds=30).split("\n")
+        lines = ask(["sinfo", "-h", "-N", "-o", "%N|%P|%t", *options], patience_seconds=30).splitlines()
     except SlurmError:
         return []
-    found = [line.split() for line in lines if len(line.split()) == 2]
-    default = [name for name, part in found if partition or part.endswith("*")]
-    return sorted(set(default))
+    found = [line.split("|") for line in lines if line.count("|") == 2]
+    return sorted({name for name, part, state in found if (partition or part.endswith("*")) and not _OUT_OF_USE.match(state)})
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:

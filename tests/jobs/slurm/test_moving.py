@@ -137,3 +137,27 @@ def test_what_a_job_excludes_already_stays_excluded(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(queue, "show_job", lambda job, known=known: {"ExcNodeList": known})
         queue.exclude("7_3", ["a", "b"])
         assert asked[-1] == ["scontrol", "update", "JobId=7_3", f"ExcNodeList={listed}"]
+
+
+@pytest.mark.parametrize(("partition", "nodes"), [("", ["a", "b"]), ("gpu", ["a", "b", "e"])])
+def test_the_nodes_that_can_run_jobs(partition: str, nodes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "a|gpu*|idle",
+        "b|gpu*|alloc",
+        "c|gpu*|drng",
+        "d|gpu*|down*",
+        "d2|gpu*|idle*",
+        "e|other|mix",
+        "a banner of the site",
+        "a|other|idle",
+    ]
+    monkeypatch.setattr(queue, "ask", lambda command, patience_seconds=0: "\n".join(lines))
+    assert queue.nodes_of(partition) == nodes
+
+
+def test_without_an_answer_no_node_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(command: Sequence[str], patience_seconds: float = 0) -> str:
+        raise SlurmError("sinfo: no answer")
+
+    monkeypatch.setattr(queue, "ask", silent)
+    assert queue.nodes_of("gpu") == []
