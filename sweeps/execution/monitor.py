@@ -121,7 +121,7 @@ def conclude(view: View, console: Console) -> int:
         console.print(line, highlight=False, soft_wrap=True)
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
-    for line in [*filter(None, [unlisted_line(view)]), *_advice(view), *map(str, paths), f"{page}{not_made}"]:
+    for line in [*filter(None, [unlisted_line(view)]), *view.sweep.nodes.lines(), *_advice(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad or damaged else 0
 
