@@ -157,7 +157,7 @@ def test_with_one_node_nothing_is_avoided_and_every_trial_pays_at_once() -> None
 
 
 def fate(
-    seed: int, bad: set[str], broken: set[str], text: str, nodes: int = 3, trials: int = 12, parallel: int = 3
+    seed: int, bad: set[str], broken: set[str], text: str, nodes: int = 3, parallel: int = 3, trials: int = 12
 ) -> dict[str, list[str]]:
     """Run trials by the rules alone; those of `broken` fail anywhere. Return where each lost a start, and which failed."""
     draw, names = random.Random(seed), [f"n{i}" for i in range(nodes)]
