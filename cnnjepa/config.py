@@ -281,6 +281,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     warnings: WarningConfig = field(default_factory=WarningConfig, metadata=NEUTRAL)
+    # Minutes without a step after which a job ends the run and starts it again; 0 derives them.
+    hang_minutes: float = field(default=0.0, metadata=NEUTRAL)
 
 
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)

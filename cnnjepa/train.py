@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from cnnjepa.run import checkpoint, skipped
 from cnnjepa.run.checkpoint import Checkpoint
 from cnnjepa.run.consistency import ImagesChangedError, PastTheEndError, disagreement, starting_point
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
+from cnnjepa.run.pace import PROBE_SECONDS, SAVING_SECONDS, Pace
 from cnnjepa.run.ranks import Ranks, broadcast_object, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, Saver, retry
 from cnnjepa.schedules import learning_rate, weight_decay
@@ -72,6 +74,7 @@ class Run:
     # of `training_seconds`, those in which this rank waited for its loader
     data_wait_seconds: float = 0.0
     busy: BusyMeter = field(default_factory=lambda: BusyMeter(None))
+    pace: Pace = field(default_factory=lambda: Pace(Path(), 0, is_main=False))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,7 +153,8 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
     optimizer, buckets = build_optimizer(config.optimizer, parameters), GradientBuckets(parameters, ranks)
     saver = Saver(folder.checkpoints, 60 * config.checkpoint.every_minutes, config.checkpoint.keep, folder.attempt)
     meter, busy = EnergyMeter(nvml_joules(ranks.device)), BusyMeter(nvml_utilisation(ranks.device))
-    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver, busy=busy)
+    pace = Pace(folder.path, folder.attempt, config.hang_minutes, ranks.is_main and folder.attempt > 0)
+    return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, meter, saver, busy=busy, pace=pace)
 
 
 def resume(run: Run) -> Checkpoint | None:
@@ -295,6 +299,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
         run.saver.begin(0, run.state(), run.folder.sync)
     statistics, telemetry = RunningStatistics(run.method, ranks), Telemetry(run.method, recorder.has_board)
     noted = run.training_seconds, run.data_wait_seconds
+    run.pace.train()
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
         while run.step < plan.total_steps:
             step_started = time.perf_counter()
@@ -318,6 +323,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             logged = run.method.after_step(run.step)
             run.step += 1
             run.training_seconds += time.perf_counter() - step_started
+            run.pace.step()
 
             if logged_now:
                 pace, waited = progress.images_per_second(run.step), run.data_wait_seconds - noted[1]
@@ -342,6 +348,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             ended = run.step == plan.total_steps
             if ranks.is_main and (ended or stop or pruned):
                 patience = PATIENCE_AT_STOP_SECONDS if stop and not ended else PATIENCE_AT_END_SECONDS
+                run.pace.begin("saving", SAVING_SECONDS)
                 run.saver.finish(run.step, run.state(), run.folder.sync, patience, final=ended)
             elif ranks.is_main and run.saver.due():
                 run.saver.begin(run.step, run.state(), run.folder.sync)
@@ -383,7 +390,8 @@ def probe(run: Run, recorder: Recorder, final: bool) -> Outcome:
 
     Test images are read only if `final`. Raise CollapsedError on every rank if features collapsed.
     """
-    found = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
+    with run.pace.within("probing", PROBE_SECONDS):
+        found = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
     recorder.record("final" if final else "probe", run.step, {"epoch": run.epoch, **found.metrics})
     for name, cause in found.missing.items() if run.ranks.is_main else ():
         log.warning("probe %s has no value: %s", name, cause)

@@ -20,6 +20,7 @@ from cnnjepa.run.command_line import printable as printable
 INTERRUPTED = 130  # exit status of a command that was stopped and has saved
 # The same for a rank. srun passes on the highest status; a signal gives at most 128 + 64.
 STOPPED = 200
+MOVED = 201  # of a rank whose node is at fault: the job is to run elsewhere
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 

@@ -10,15 +10,22 @@ from typing import Any
 
 from cnnjepa.run import skipped
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, line_of, never, no_judge
+from cnnjepa.run.pace import STARTING_SECONDS, Pace
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from jobs import provenance
 from jobs.cli import require_writable
 from jobs.cluster import JobSpec
+from jobs.slurm.nodes import NodeFaultError
 from jobs.staging import PackedSet, Staging, StagingError
 from jobs.task import task_of
 
 log = logging.getLogger(__name__)
 _MOST_OF_A_CAUSE = 2000  # characters: two long paths and what is said of them
+
+
+def charged(cause: str) -> bool:
+    """Spare no run: every error is the run's own."""
+    return False
 
 
 def check_jobs(jobs: Sequence[JobSpec], ranks: int = 1) -> None:
@@ -46,10 +53,11 @@ def _set_to_stage(job: JobSpec, root: str) -> PackedSet | None:
 
 
 @contextmanager
-def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]:
+def data_at_hand(job: JobSpec, should_stop: Callable[[], bool], pace: Pace | None = None) -> Iterator[Any]:
     """Yield the configuration with its data staged on this node, or None if asked to stop.
 
     The copy is locked within the block. If one node cannot stage it, all ranks read the original.
+    `pace` is told of each part that was copied.
     """
     task = task_of(job.train)
     root = task.get(job.train, "data_root", "")
@@ -64,6 +72,8 @@ def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]
         with Staging(packed, job.cluster.local_scratch) as staging:
             while True:
                 done = staging.advance()
+                if pace is not None:
+                    pace.touch()
                 if first_of("stop" if should_stop() else "", ranks):
                     yield None
                     return
@@ -80,13 +90,18 @@ def data_at_hand(job: JobSpec, should_stop: Callable[[], bool]) -> Iterator[Any]
 
 
 def run_job(
-    job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 0, judge: Callable[[int, dict[str, float]], str] = no_judge
+    job: JobSpec,
+    should_stop: Callable[[], bool] = never,
+    claim: int = 0,
+    judge: Callable[[int, dict[str, float]], str] = no_judge,
+    spares: Callable[[str], bool] = charged,
 ) -> RunResult | None:
     """Train `job`; return its result, or None if `should_stop` ended it after a save.
 
     Raise ValueError if the folder holds another configuration. With one rank, any other error
     becomes a `failed` result with its cause. With several, a HopelessError does, which every rank
-    has; any other error is raised.
+    has; any other error is raised. Each rank passes the cause to `spares`, unless the run itself is
+    at fault. If that returns True for the only rank, raise NodeFaultError instead.
     """
     folder = RunFolder(job.run_dir, claim)
     if is_main_rank():
@@ -94,8 +109,10 @@ def run_job(
         if job.retry_failed:
             folder.set_aside(RunStatus.failed)
         provenance.record(job.run_dir)
+    pace = Pace(job.run_dir, claim, is_main=is_main_rank() and claim > 0)
+    pace.begin("starting", STARTING_SECONDS)
     try:
-        with data_at_hand(job, should_stop) as config:
+        with data_at_hand(job, should_stop, pace) as config:
             return None if config is None else task_of(config).train(config, folder, should_stop, claim, judge)
     except Exception as error:
         log.error("%s", traceback.format_exc())
@@ -106,9 +123,12 @@ def run_job(
         result.device_hours, result.probes = reached.device_hours, folder.probes()
         with suppress(ValueError):  # a damaged list, of which the cause tells
             result.skipped_images = skipped.count(folder.path)
+        spared = not isinstance(origin, HopelessError) and spares(cause)
         # With several ranks, the error may be a peer's death, from which the run can resume: record
         # only what every rank raises. The launcher must then end ranks that wait in a collective.
         if rank_count() > 1 and not isinstance(origin, HopelessError):
             raise
+        if spared:
+            raise NodeFaultError(cause) from error
         folder.write_result(result)
         return result

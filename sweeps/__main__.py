@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jobs.cli import Parser, exit_status, printable, resolved
+from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import SlurmError
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
@@ -48,7 +49,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
             shown = live_table(found, None)
             console.print(shown if shown.row_count else shown.title, highlight=False)
             waits, moved = [w["line"] for w in found["waiting"]], moved_line(view.sweep, view.watch.queue)
-            lines = [*waits, *found["damaged"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
+            lines = [*waits, *found["damaged"], *found["nodes"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
             for line in (*lines, unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
@@ -90,6 +91,7 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "results": ("print the results table; rebuild results.csv, summary.csv and ablation.png", "--format markdown"),
     "report": ("rebuild report.html, one page that needs no network", ""),
     "logs": ("print the log of a trial until it ends", "0"),
+    "nodes": ("show which nodes failed and which are avoided, or forget what happened on some", "--clear gpu07"),
     "cancel": ("stop trials after a checkpoint", ""),
     "study": ("write optuna.journal and print the optuna-dashboard command that shows it", ""),
     "advice": ("show what completed runs used, and what to request from Slurm next time", ""),
@@ -115,6 +117,8 @@ def command_line() -> Parser:
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
     groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print the log so far and return")
     formats = ["table", *tables.FORMATS]
+    groups["nodes"][1].add_argument("--clear", nargs="+", default=[], metavar="NODE", help="forget what happened on these nodes so far")
+    groups["nodes"][1].add_argument("--json", action="store_true", help="print one JSON object")
     groups["results"][1].add_argument("--format", choices=formats, default="table", help="default: %(default)s")
     groups["status"][1].add_argument("--json", action="store_true", help="print one JSON object")
     groups["advice"][1].add_argument("--json", action="store_true", help="print one JSON object with the figures of each run")
@@ -141,7 +145,27 @@ def run(parser: Parser) -> int:
         if moved := moved_line(view.sweep, view.watch.queue):
             print(printable(moved))
         return 0
+    if asked.command == "nodes":
+        return show_nodes(view.sweep.nodes, asked)
     return show(view, asked)
+
+
+def show_nodes(nodes: Nodes, asked: argparse.Namespace) -> int:
+    """Clear the nodes that the command names, and print what is known of the others."""
+    known = {node for fault in nodes.live() for node in fault.nodes}
+    for node in asked.clear:
+        if node not in known:
+            said = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"--clear must name nodes that have failed lately; got {node}: choose among {said}")
+    for node in asked.clear:
+        nodes.clear(node)
+    if asked.json:
+        faults = [{**asdict(f), "kind": f.kind.name} for f in nodes.live()]
+        print(json.dumps({"avoided": list(nodes.avoided()), "usable": nodes.total, "faults": faults}))
+    else:
+        shown = [*(nodes.lines() or ["no node is avoided"]), *(f.line for f in nodes.live())]
+        print("\n".join(map(printable, shown)))
+    return 0
 
 
 if __name__ == "__main__":

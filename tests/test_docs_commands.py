@@ -29,6 +29,7 @@ TYPED = {
     "python sweeps/predictor_ablation.py --cluster local --runs-dir elsewhere": Run("epochs each, in ", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster local --seeds 5 epochs=20": Run("55 trials, 20 epochs each", "--dry-run"),
     f"python -m sweeps status {_ABLATION}": Run("11 completed of 11 trials", after=(_RUN_ABLATION,)),
+    f"python -m sweeps nodes {_ABLATION}": Run("no node is avoided", after=(_RUN_ABLATION,)),
     f"python -m sweeps results {_ABLATION} --format markdown": Run("| configuration |", after=(_RUN_ABLATION,)),
     f"python -m sweeps report {_ABLATION}": Run("report.html", after=(_RUN_ABLATION,)),
     f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),

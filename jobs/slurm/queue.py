@@ -25,6 +25,8 @@ SECOND_LOOK_SECONDS, EMPTY_SECONDS = 10.0, 60.0
 _CLOCKS_SECONDS = 600.0  # by which two clocks of a site may differ
 _EMPTY_TRIES = 5  # of a question whose answer is never empty
 _UNKNOWN_TRIES = 3  # of a command that fails with words that are no known refusal
+# sinfo's short states; an asterisk marks a node that does not answer.
+_OUT_OF_USE = re.compile(r"down|drain|drng|fail|maint|unk|inval|.*\*$")
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
 # The person or the run caused these. Jobs in other states may be requeued after they were recorded.
 _FINAL = frozenset({"CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
@@ -319,6 +321,27 @@ def cancel_named(names: Sequence[str]) -> None:
     """End our jobs of these names, also those that Slurm does not list now."""
     for name in names:
         ask(["scancel", "--quiet", "--name", name])
+
+
+def exclude(job: str, nodes: Sequence[str]) -> None:
+    """Keep a pending job, or the pending tasks of an array, off `nodes` and off what this job excludes."""
+    known = show_job(own_job()).get("ExcNodeList", "(null)")
+    listed = dict.fromkeys([*(clients.hosts(known) if known != "(null)" else []), *nodes])
+    ask(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(listed)}"])
+
+
+def nodes_of(partition: str, nodelist: str = "") -> list[str]:
+    """Return the nodes of a partition ("": the default one) that can run jobs, or those of `nodelist`.
+
+    Return none if Slurm does not say.
+    """
+    options = [*(["-p", partition] if partition else []), *(["-n", nodelist] if nodelist else [])]
+    try:
+        lines = ask(["sinfo", "-h", "-N", "-o", "%N|%P|%t", *options], patience_seconds=30).splitlines()
+    except SlurmError:
+        return []
+    found = [line.split("|") for line in lines if line.count("|") == 2]
+    return sorted({name for name, part, state in found if (partition or part.endswith("*")) and not _OUT_OF_USE.match(state)})
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:

@@ -51,6 +51,7 @@ class Array:
     # Bash script of the snapshot, which starts its own steps; gets `argument` and Python's words.
     script: str = ""
     successor: str = ""  # module that is called with `argument` to submit what a job leaves to do
+    nodes: str = ""  # folder in which faults of nodes are recorded; "": none are
 
 
 class _Executor(SlurmExecutor):
@@ -61,13 +62,29 @@ class _Executor(SlurmExecutor):
         return 2
 
 
+def _supervisor(cluster: ClusterProfile, array: Array, python: str) -> list[str]:
+    nodes = ["--nodes", array.nodes] if array.nodes else []
+    return [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds), *nodes]
+
+
+def _leaving(cluster: ClusterProfile, array: Array, python: str) -> list[str]:
+    """Return the shell lines that move the job to another node if its setup ends it."""
+    if not array.nodes:
+        return []
+    words, code = shlex.join(_supervisor(cluster, array, python)), shlex.quote(str(array.code))
+    return [
+        f"setup_failed() {{ local status=$?; cd {code} && PYTHONPATH={code} {words} --setup-failed $status; }}",
+        "trap setup_failed EXIT",
+    ]
+
+
 def _command(cluster: ClusterProfile, array: Array, python: str) -> str:
     words = shlex.split(cluster.python) or [python]
     # Since Slurm 22.05, srun does not inherit --cpus-per-task from sbatch.
     srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", f"--cpus-per-task={cluster.threads_per_rank}"]
     rank = [*words, "-u", "-m", array.module, array.argument]
-    supervisor = [python, "-u", "-m", "jobs.slurm.supervisor", "--stop-signal-seconds", str(cluster.stop_signal_seconds)]
-    supervisor += [*(["--successor", array.successor, array.argument] if array.successor else []), "--"]
+    successor = ["--successor", array.successor, array.argument] if array.successor else []
+    supervisor = [*_supervisor(cluster, array, python), *successor, "--"]
     run = [["bash", str(array.code / array.script), array.argument], words] if array.script else [srun, rank]
     return " \\\n    ".join(map(shlex.join, [supervisor, *run]))
 
@@ -92,7 +109,7 @@ def _site_options(cluster: ClusterProfile) -> dict[str, Any]:
     return {k: None if v is False or v == "" else v for k, v in {**options, **replaced, **own}.items()}
 
 
-def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
+def _executor(cluster: ClusterProfile, array: Array, python: str) -> _Executor:
     executor = _Executor(folder=array.log_folder)
     code = shlex.quote(str(array.code))
     options = {
@@ -109,11 +126,13 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
         cpus_per_task=cluster.threads_per_rank,
         signal_delay_s=cluster.stop_signal_seconds,
         setup=[
+            *_leaving(cluster, array, python),
             _ALL_TO_STEPS,
             *cluster.setup,
             f"export OMP_NUM_THREADS={cluster.threads_per_rank}",
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"cd {code} || exit 1",
+            *(["trap - EXIT"] if array.nodes else []),
         ],
         array_parallelism=array.throttle or 1,
         stderr_to_stdout=True,
@@ -128,7 +147,7 @@ def _executor(cluster: ClusterProfile, array: Array) -> _Executor:
 
 def render(cluster: ClusterProfile, array: Array, python: str = sys.executable) -> str:
     """Return the exact batch script that `submit` passes to sbatch. Needs no Slurm."""
-    text = _executor(cluster, array)._make_submission_file_text(_command(cluster, array, python), "")
+    text = _executor(cluster, array, python)._make_submission_file_text(_command(cluster, array, python), "")
     out = "|".join(key.replace("_", "-") for key, value in _site_options(cluster).items() if value is None)
     return re.sub(rf"^#SBATCH --({out})(=.*)?\n", "", text, flags=re.M) if out else text  # those that submitit adds by itself
 

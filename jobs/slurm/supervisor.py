@@ -3,7 +3,11 @@
 It runs the command, inside the job, and acts on its exit status:
   0              the job is done
   200            the run was asked to stop: requeue the job, unless Slurm has done so or ended it
+  201            its node is at fault: requeue the job, which avoids that node from now on
   anything else  a rank died: run the command again in place, on the same nodes, but not forever
+With --nodes FOLDER, a job whose setup fails, or whose ranks die before they begin a trial, moves to
+another node too: see jobs/slurm/nodes.py. A run that hangs writes its stacks to the log, and starts
+again in place: see jobs/slurm/hangs.py.
 A cancelled job stays cancelled. If the ranks do not stop in time, the job is requeued just before
 its limit, after which Slurm would end it for good. Where Slurm does not requeue the job, it ends at
 once, and the module given by --successor submits another one. That module also runs when the
@@ -12,18 +16,24 @@ exit status AGAIN that this job should run its command once more.
 """
 
 import argparse
+import contextlib
 import datetime
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
-from jobs.cli import INTERRUPTED, STOP_SIGNALS, STOPPED, Parser, refused
+from jobs.cli import INTERRUPTED, MOVED, STOP_SIGNALS, STOPPED, Parser, refused
 from jobs.slurm import clients
+from jobs.slurm.clients import hosts
+from jobs.slurm.hangs import DUMP_SIGNAL, StepWatch, pointer
 from jobs.slurm.limits import is_cancelled_by_preemption
-from jobs.slurm.queue import SlurmError, ask, own_job, show_job
+from jobs.slurm.nodes import Fault, FaultKind, Nodes, this_node
+from jobs.slurm.queue import SlurmError, ask, exclude, own_job, show_job
 from jobs.slurm.refusals import is_refusal
 
 # Consecutive deaths, each within QUICK_SECONDS of its start, before the job is given up. A faulty
@@ -34,6 +44,9 @@ PAUSE_SECONDS = 2.0
 # Slurm ends a job that it has requeued or cancelled within KillWait, 30 s by default.
 KILLED_WITHIN_SECONDS = 600.0
 _SHORTEST_MARGIN_SECONDS = 5.0
+_EXCLUDE_ATTEMPTS = 3
+_HUNG_SECONDS = 60.0  # that the ranks of a hung run have to end
+_SIGNALLED = 128  # the exit status of what a signal has ended is higher
 _ASK_LIMIT_SECONDS = 300.0
 AGAIN = 3  # exit status of a successor that submitted nothing: more is to be done in this job
 _REFUSALS = 3  # of a requeue, in a row, before Slurm is believed
@@ -72,10 +85,10 @@ def can_requeue(job: str) -> bool:
         return True
 
 
-def requeue(job: str) -> bool:
-    """Requeue the job and wait for Slurm to end this start of it; return False if Slurm never will.
+def requeue(job: str, avoid: Sequence[str] = ()) -> bool:
+    """Requeue the job, off the nodes to `avoid`, and wait for Slurm to end this start of it.
 
-    Return True as well if Slurm has ended or requeued the job itself.
+    Return False if Slurm never will, and True as well if it has ended or requeued the job itself.
     """
     if not can_requeue(job):
         say("this site does not requeue the job")
@@ -97,27 +110,86 @@ def requeue(job: str) -> bool:
                 return False
             say(f"requeueing again: {error}")
             time.sleep(PAUSE_SECONDS)
+    if avoid:
+        keep_off(job, avoid)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not ended:
         time.sleep(KILLED_WITHIN_SECONDS)
     return True
 
 
+def keep_off(job: str, nodes: Sequence[str]) -> None:
+    """Exclude `nodes` for the requeued job, or hold it."""
+    for left in reversed(range(_EXCLUDE_ATTEMPTS)):  # Slurm's SIGTERM to this start of the job also ends scontrol
+        try:
+            return exclude(job, nodes)
+        except SlurmError as error:
+            if left:
+                continue
+            say(f"job {job} is held, since Slurm cannot keep it off {', '.join(nodes)} ({error}); to release it: scontrol release {job}")
+            ask(["scontrol", "hold", job])
+
+
 class Supervisor:
     """Runner of one command in one job until it is done, or the job is requeued or given up."""
 
-    def __init__(self, command: Sequence[str], job: str, margin_seconds: float, successor: Sequence[str] = ()) -> None:
-        """`successor` are the module and the argument of what submits the rest, or empty."""
-        self.command, self.job, self.margin, self.successor = list(command), job, margin_seconds, list(successor)
+    def __init__(
+        self, command: Sequence[str], job: str, margin_seconds: float, successor: Sequence[str] = (), nodes: Path | None = None
+    ) -> None:
+        """Take the command, the job, and the seconds before its limit at which it is requeued.
+
+        `successor` are the module and the argument of what submits the rest, or empty; `nodes` is
+        the folder of faults.
+        """
+        self.command, self.job, self.margin = list(command), job, margin_seconds
+        self.successor, self.nodes = list(successor), nodes
         self.asked_to_stop = False
+        self.hung = ("", 0, "")  # run ID, attempt and cause, of the last attempt
+
+    def move(self, cause: str = "", here: Sequence[str] = ()) -> bool:
+        """Requeue the job if its node is to be avoided; return False, after one line, if it is not.
+
+        `cause` is why no trial could begin `here`, by default on any node of the job. It is recorded
+        first.
+        """
+        if self.nodes is None:
+            return False
+        known, here = Nodes(self.nodes), list(here) or hosts(os.environ.get("SLURM_JOB_NODELIST", "")) or [this_node()]
+        if cause:
+            known.record(Fault(f"job {self.job}", 0, self.job, here, FaultKind.setup, cause, time.time()))
+        avoid = known.avoided()
+        if not avoid.keys() & set(here):
+            if cause:
+                why = "no other node is known" if known.total < 2 else "the same happened on another node, or too many are avoided"
+                say(f"{cause} on {', '.join(here)}; {why}, so the job ends")
+            return False
+        say(f"node {', '.join(avoid.keys() & set(here))} is at fault, requeueing {self.job} off it")
+        # Those of the array that wait, before this node is free. Slurm complains of those that do not.
+        with contextlib.suppress(SlurmError):
+            exclude(self.job.partition("_")[0], list(avoid))
+        if not requeue(self.job, list(avoid)):
+            self.call_successor("--stopped")
+        return True
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Note a stop signal without stopping: this process must outlive its ranks."""
         self.asked_to_stop = True
 
     def attempt(self) -> int | None:
-        """Run the command; return its exit status, or None if the job's limit came first."""
-        child = clients.start(self.command)
+        """Run the command; return its exit status, or None if the job's limit came first.
+
+        A run that hangs is ended, once its ranks have written their stacks to the log.
+        """
+        self.hung = ("", 0, "")
+        if self.nodes is None:
+            return self._wait(clients.start(self.command), None)
+        now = pointer(self.nodes.parent, self.job)
+        with contextlib.suppress(OSError):
+            now.unlink(missing_ok=True)  # of an attempt that was killed
+        with contextlib.closing(StepWatch(now)) as watch:
+            return self._wait(clients.start(self.command), watch)
+
+    def _wait(self, child: "subprocess.Popen[bytes]", watch: StepWatch | None) -> int | None:
         asked = time.monotonic()
         deadline = asked + seconds_left(self.job) - self.margin
         while True:
@@ -125,6 +197,9 @@ class Supervisor:
                 status = child.wait(timeout=1)
                 return 128 - status if status < 0 else status
             except subprocess.TimeoutExpired:
+                if watch is not None and (found := watch.hung())[0]:
+                    self.hung = found
+                    return self.end_hung(child)
                 if time.monotonic() < min(deadline, asked + _ASK_LIMIT_SECONDS):
                     continue
             asked = time.monotonic()
@@ -148,9 +223,36 @@ class Supervisor:
         again = self.call_successor("--ended-since", f"{since:.3f}")
         return again and not self.asked_to_stop and seconds_left(self.job) > 10 * self.margin
 
+    def end_hung(self, child: "subprocess.Popen[bytes]") -> int:
+        """Let all ranks write their stacks and end; return the exit status of the command."""
+        say(f"{self.hung[2]}: the run hangs; the stacks of its ranks follow, and they are ended")
+        # A stopped rank gets the signal when it continues.
+        for number in (DUMP_SIGNAL, signal.SIGCONT):
+            with contextlib.suppress(SlurmError):
+                ask(["scancel", f"--signal={int(number)}", self.job], patience_seconds=30)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=_HUNG_SECONDS)
+        child.kill()
+        status = child.wait()
+        assert self.nodes is not None
+        here = hosts(os.environ.get("SLURM_JOB_NODELIST", "")) or [this_node()]
+        trial, attempt, cause = self.hung
+        Nodes(self.nodes).record(Fault(trial, attempt, self.job, here, FaultKind.hang, cause, time.time()))
+        return 128 - status if status < 0 else status or 1
+
+    def leave(self, status: int) -> int:
+        """Move the job, whose setup ended with `status`, to another node; return its exit status."""
+        # A signal is Slurm's or a person's: the job was cancelled, preempted or is at its limit.
+        if status > _SIGNALLED or job_state(self.job) != "RUNNING":
+            return status
+        # A batch script runs on the first node of its job.
+        return INTERRUPTED if self.move(f"the setup of the job ended with status {status}", [this_node()]) else status
+
     def run(self) -> int:
         """Supervise the command; return the exit status of the job."""
         deaths = 0
+        if self.move():
+            return INTERRUPTED
         while True:
             started, since = time.monotonic(), time.time()
             status = self.attempt()
@@ -171,9 +273,14 @@ class Supervisor:
                 if not requeue(self.job):
                     self.call_successor("--stopped")
                 return INTERRUPTED
+            if (status == MOVED or self.hung[0]) and self.move():
+                return INTERRUPTED
             deaths = deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1
             if deaths >= DEATHS_ALLOWED:
-                say(f"status {status}: died {deaths} times in a row, giving up")
+                said = f"status {status}: died {deaths} times in a row"
+                if self.move(said):
+                    return INTERRUPTED
+                say(f"{said}, giving up")
                 return status
             say(f"status {status}: a rank died, starting again in place")
             time.sleep(PAUSE_SECONDS)
@@ -191,6 +298,8 @@ def main() -> int:
     group.add_argument("--stop-signal-seconds", type=float, required=True, metavar="S", help=signal_help)
     successor_help = "module, and its argument, that submits what is left to do"
     group.add_argument("--successor", nargs=2, default=[], metavar=("MODULE", "ARGUMENT"), help=successor_help)
+    group.add_argument("--nodes", type=Path, metavar="FOLDER", help="where faults of nodes are recorded (default: none are)")
+    group.add_argument("--setup-failed", type=int, metavar="STATUS", help="run nothing: the setup of the job ended with STATUS")
     group.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="command to run, such as srun ...")
     try:
         asked = parser.parse_args()
@@ -198,10 +307,10 @@ def main() -> int:
         return refused(error)
     command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
     margin = max(_SHORTEST_MARGIN_SECONDS, min(60.0, asked.stop_signal_seconds / 4))
-    supervisor = Supervisor(command, own_job(), margin, asked.successor)
+    supervisor = Supervisor(command, own_job(), margin, asked.successor, asked.nodes)
     for number in STOP_SIGNALS:
         signal.signal(number, supervisor.note)
-    return supervisor.run()
+    return supervisor.run() if asked.setup_failed is None else supervisor.leave(asked.setup_failed)
 
 
 if __name__ == "__main__":

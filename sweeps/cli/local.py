@@ -15,6 +15,7 @@ from jobs.cluster import ClusterProfile, JobSpec
 from jobs.run import check_jobs
 from sweeps.cli.plan import refuse_without_allocation
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
+from sweeps.execution.hung_workers import HungWorkers, end_process
 from sweeps.execution.monitor import Watcher, conclude
 from sweeps.execution.ray_local import LocalEngine, workers_here
 from sweeps.execution.rounds import REFRESH_SECONDS, run_round
@@ -81,8 +82,12 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         console.show_cursor()
         os._exit(status)  # an ordinary exit would wait for a thread in Ray
 
+    hung = HungWorkers(claims.Process.me().driver, lambda claim: end_process(claim.owner.pid))
+
     def show() -> None:
         watcher.show()
+        for line in hung.look(view):
+            console.print(line, highlight=False, soft_wrap=True)
         if folder := engine.lost_folder:
             # Ray waits for ever for what was in there. Workers see it too, and save.
             deadline = time.monotonic() + _SAVE_SECONDS

@@ -91,7 +91,7 @@ class Watcher:
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
         known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
         left = minutes * (known - done) / gained if gained > 0.5 else None
-        warned = [*status["damaged"], *skipped_lines(self.view, status), *warning_lines(self.view, status)]
+        warned = [*status["damaged"], *status["nodes"], *skipped_lines(self.view, status), *warning_lines(self.view, status)]
         if self._live:
             self._live.update(Group(live_table(status, left), *(Text(printable(line)) for line in warned)), refresh=True)
             return
@@ -133,8 +133,8 @@ def conclude(view: View, console: Console) -> int:
         console.print(line, highlight=False, soft_wrap=True)
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
-    left_out = skipped_lines(view, sweep_status(view))
-    for line in [*left_out, *filter(None, [unlisted_line(view)]), *_advice(view), *map(str, paths), f"{page}{not_made}"]:
+    noted = [*skipped_lines(view, sweep_status(view)), *filter(None, [unlisted_line(view)]), *view.sweep.nodes.lines()]
+    for line in [*noted, *_advice(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad or damaged else 0
 

@@ -18,12 +18,15 @@ from rich.console import Console
 
 from cnnjepa.run.files import write_atomic
 from jobs.cli import STOPPED, Stop, stop_on_signals
+from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import own_job
+from sweeps.execution.bad_nodes import reopen
+from sweeps.execution.hung_workers import HungWorkers, tell_node
 from sweeps.execution.monitor import Watcher
 from sweeps.execution.ray_tune import ENVIRONMENT, is_noted, place, signals_kept
 from sweeps.execution.rounds import run_round
 from sweeps.search.search import is_over
-from sweeps.state.claims import SlurmStart
+from sweeps.state.claims import Claim, SlurmStart
 from sweeps.state.folder import Sweep, View, slurm_queue
 from sweeps.state.submission import Submission
 
@@ -36,6 +39,8 @@ class AllocationEngine:
     def __init__(self, submission: Submission, sweep: Sweep, folder: Path) -> None:
         assert submission.allocation is not None
         self.submission, self.sweep, self.folder, self.workers = submission, sweep, folder, submission.allocation.workers
+        self.total = submission.allocation.nodes  # all that there is to choose from
+        self.nodes = Nodes(sweep.nodes.folder, self.total)
         start = self.start_of(submission)
         # A worker's death while this Ray cluster lives is the trial's fault; a death with it is
         # not.
@@ -57,6 +62,11 @@ class AllocationEngine:
     def stopping(self) -> bool:
         """Return whether all workers were asked to return: by us, or by a node whose Ray ended."""
         return is_noted(self.folder, "stop")
+
+    def end(self, claim: Claim) -> None:
+        """End the process that holds `claim`, on whichever node it is."""
+        if claim.slurm is not None:
+            tell_node(self.folder, claim.slurm.node, claim.owner.pid)
 
     def connect(self) -> None:
         """Join the Ray cluster on this node."""
@@ -81,17 +91,18 @@ class AllocationEngine:
 
     def place(self, workers: int, silent: frozenset[Path]) -> list[str]:
         """Run `workers` workers, at most the allocation's number at once; return their errors."""
-        submission, sweep, folder, driver = self.submission, self.sweep, self.folder, self.driver
+        submission, sweep, folder, driver, total = self.submission, self.sweep, self.folder, self.driver, self.total
 
         def worker() -> None:
             from sweeps.execution.worker import run_worker  # the driver itself needs no torch
 
             start = AllocationEngine.start_of(submission)
-            run_worker(sweep, submission.worker_profile, driver, lambda: is_noted(folder, "stop"), silent, start)
+            run_worker(sweep, submission.worker_profile, driver, lambda: is_noted(folder, "stop"), silent, start, total)
 
         share = submission.worker_profile
         trials = sweep.search.max_trials * sweep.search.seeds if sweep.search else 1
-        return place(worker, workers, self.workers, {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}, folder, trials)
+        resources = {"cpu": share.cores_per_trial, "gpu": share.gpus_per_trial}
+        return place(worker, workers, self.workers, resources, folder, trials, sorted(self.nodes.avoided()))
 
 
 class HandOn:
@@ -100,11 +111,14 @@ class HandOn:
     def __init__(self, stop: Stop, engine: AllocationEngine, watcher: Watcher) -> None:
         self.stop, self.engine, self.watcher = stop, engine, watcher
         self._shown = float("-inf")
+        self._hung = HungWorkers(engine.driver, engine.end, engine.nodes)
 
     def show(self) -> None:
-        """Check for signals and show the state."""
+        """Check for signals and for runs that hang, and show the state."""
         if self.stop():
             self.engine.stop()
+        for line in self._hung.look(self.watcher.view):
+            self.watcher.console.print(line, highlight=False, soft_wrap=True)
         if time.monotonic() - self._shown > _SHOW_SECONDS:
             self.watcher.show()
             self._shown = time.monotonic()
@@ -128,6 +142,7 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
                 if engine.stopping() or is_over(view):
                     break
                 engine.mark_dead(view)
+                reopen(view, engine.nodes)
                 if not run_round(view, engine.place, engine.workers, look.show, engine.stopping):
                     break  # the rest runs elsewhere: free these nodes for others
         finally:

@@ -21,7 +21,9 @@ import psutil
 
 from cnnjepa.run.files import write_atomic
 from jobs.cli import STOP_SIGNALS
-from sweeps.execution.ray_tune import ENVIRONMENT, OBJECT_STORE_BYTES, is_noted, kill, private_folder
+from jobs.slurm.nodes import this_node
+from sweeps.execution.hung_workers import end_told
+from sweeps.execution.ray_tune import ENVIRONMENT, NODE_LABEL, OBJECT_STORE_BYTES, is_noted, kill, private_folder
 from sweeps.state.submission import Submission
 
 _LOOK_SECONDS = 0.3
@@ -53,6 +55,7 @@ def command(submission: Submission, role: str, temporary: Path, address: str) ->
         *(["--head", "--port=0", "--include-dashboard=false", "--no-monitor"] if role == "head" else [f"--address={address}"]),
         *(f"--{name}-port=0" for name in [*ports, "runtime-env-agent", "metrics-export"]),
         f"--node-ip-address={own_address}",
+        f"--labels={NODE_LABEL}={this_node()}",
         f"--num-cpus={allocation.workers_per_node * worker.cores_per_trial}",
         f"--num-gpus={submission.cluster.gpus_per_node}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
@@ -81,6 +84,7 @@ def run_node(role: str, submission: Submission, folder: Path, temporary: Path) -
         if not published and current.exists() and (found := current.read_text().strip()):
             write_atomic(folder / "address", found)
             published = True
+        end_told(folder, this_node())
         time.sleep(_LOOK_SECONDS)
     died = ray.poll() is not None and not is_noted(folder, "end")
     while below := psutil.Process().children(recursive=True):

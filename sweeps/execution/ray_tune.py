@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ ENVIRONMENT = {
     # Ray starts its workers at nice 15: a trial would stand still beside any busy process.
     "RAY_worker_niceness": "0",
 }
+NODE_LABEL = "slurm-node"  # Ray's label of a node, with Slurm's name for it
 # Deaths of its process per trial that a worker may take. The process after the second one finds
 # that the trial has failed.
 _DEATHS = 2
@@ -100,20 +101,31 @@ def without_client_server(parameters: Any, _head: bool) -> None:
 
 
 def place(
-    worker: Callable[[], None], workers: int, parallel: int, resources: Mapping[str, float], folder: Path, trials_per_worker: int = 1
+    worker: Callable[[], None],
+    workers: int,
+    parallel: int,
+    resources: Mapping[str, float],
+    folder: Path,
+    trials_per_worker: int = 1,
+    avoid: Sequence[str] = (),
 ) -> list[str]:
     """Call `worker` `workers` times with Ray Tune, at most `parallel` at once; return the errors.
 
     A call whose process dies takes no other one along. A new process replaces it at once on the
     same node. Tune's own files go into `folder`, which all nodes see. They are never read back.
+    Nothing is placed on nodes whose label NODE_LABEL is in `avoid`.
     """
     from ray import tune
 
     def one(_config: dict[str, int]) -> None:
         worker()
 
+    needs: Any = dict(resources)
+    if avoid:
+        selector = {NODE_LABEL: f"!in({','.join(avoid)})"}
+        needs = tune.PlacementGroupFactory([{k.upper(): v for k, v in needs.items() if v}], bundle_label_selector=[selector])
     tuner = tune.Tuner(
-        tune.with_resources(one, dict(resources)),
+        tune.with_resources(one, needs),
         param_space={"worker": tune.grid_search(list(range(workers)))},
         # Reused actors import torch once instead of once per worker.
         tune_config=tune.TuneConfig(max_concurrent_trials=parallel, reuse_actors=True),

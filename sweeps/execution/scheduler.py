@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-from cnnjepa.run.attempts import newest
 from cnnjepa.run.folder import RunResult, RunStatus
 from cnnjepa.run.identity import signature
+from sweeps.execution.bad_nodes import Place, log_of
 from sweeps.search import search
 from sweeps.search.rungs import goes_on
 from sweeps.search.warnings import cause_of, warnings_of
@@ -21,10 +21,10 @@ STARTS_ALLOWED = 10
 
 def fault(view: View, trial: Trial, past: list[claims.Claim], step: int, driver: str) -> str:
     """Return why a half-done trial must not start again, or "" if it may."""
-    folder, last = view.sweep.trial_dir(trial), past[-1]
-    log = last.slurm.output(view.sweep.path) if last.slurm and not last.slurm.shared else newest(folder / "log" / "train.log")
+    folder = view.sweep.trial_dir(trial)
+    log, said = log_of(folder, past[-1]), view.sweep.nodes.hang_of(trial.signature, past[-1].attempt)
     if claims.crashes_in_place(past, step, driver, folder) >= CRASHES_ALLOWED:
-        return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {log_tail(log)}; see {log}"
+        return f"its process died {CRASHES_ALLOWED} times at step {step} without gaining a step: {said or log_tail(log)}; see {log}"
     if claims.starts_in_vain(past, step, folder) >= STARTS_ALLOWED:
         return f"{STARTS_ALLOWED} jobs made no progress after step {step}; is the time limit too short? {log_tail(log)}; see {log}"
     return ""
@@ -35,19 +35,27 @@ def runnable(trial: Trial) -> bool:
     return trial.known_config is not None and signature(trial.known_config) == trial.signature
 
 
-def next_claim(view: View, driver: str, start: claims.SlurmStart | None = None) -> tuple[Trial, claims.Ownership] | None:
+def next_claim(
+    view: View, driver: str, start: claims.SlurmStart | None = None, place: Place | None = None
+) -> tuple[Trial, claims.Ownership] | None:
     """Claim a trial; return None if nothing can begin here now.
 
     Half-done trials without an owner come before new ones, and a requeued job finds its own trial
     first. A trial with a `fault` is recorded as failed, a damaged one is left to a person. States
-    cached in `view` are read again.
+    cached in `view` are read again. Raise NodeFaultError if nothing is to begin at `place`.
     """
     sweep = view.sweep
     view.look_again()
     sweep.grow()
+    if place is not None:
+        place.require_sound(view)
     # Use the claims behind the state: after a newer claim, a living owner would lose its trial.
     half_done = [(view.judged_claims(t), t) for t in sweep.trials if view.state(t) is TrialState.interrupted and runnable(t)]
     mine = start.job if start else ""
+    if place is not None and half_done:
+        for past, trial in half_done:
+            place.note_death(view, trial, past, view.reached_step(trial), driver)
+        place.require_sound(view)
     for past, trial in sorted(half_done, key=lambda found: not (found[0][-1].slurm and found[0][-1].slurm.job == mine)):
         if not view.check(trial):
             continue

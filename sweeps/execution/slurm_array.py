@@ -5,12 +5,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from jobs.cluster import Allocation, ClusterProfile
 from jobs.slurm import queue as slurm
+from jobs.slurm.clients import hosts
 from jobs.slurm.limits import array_limit, submit_limit
 from jobs.slurm.queue import Element, Queue, SlurmError
 from sweeps.execution.submitting import QueueFullError, submit_once
@@ -46,6 +48,18 @@ def shares(workers: int, limit: int, free: int) -> list[tuple[int, int]]:
     side_by_side = min(count, free)
     room = [free // side_by_side + (i < free % side_by_side) for i in range(side_by_side)]
     return [(size, min(size, room[i % side_by_side])) for i, size in enumerate(sizes)]
+
+
+def off_bad_nodes(profile: ClusterProfile, sweep: Sweep) -> ClusterProfile:
+    """Return the profile of a new job, which also excludes the nodes that the sweep avoids.
+
+    Record first which nodes its jobs may use: at most a share of them is avoided.
+    """
+    own = str(profile.sbatch.get("exclude") or "")
+    usable = slurm.nodes_of(profile.partition, str(profile.sbatch.get("nodelist") or ""))
+    sweep.nodes.know(sorted(set(usable) - set(hosts(own))), profile.nodes_per_trial)
+    exclude = ",".join([*([own] if own else []), *sweep.nodes.avoided()])
+    return replace(profile, sbatch={**profile.sbatch, "exclude": exclude}) if exclude else profile
 
 
 class RacedError(RuntimeError):
@@ -322,5 +336,5 @@ class SlurmEngine:
         if not wanted.create():
             raise RacedError(f"submission {wanted.number} is another command's")
         self._seen = wanted.number
-        submit_once(wanted, self.queue)
+        submit_once(wanted, off_bad_nodes(wanted.job_profile, self.sweep), self.queue)
         return wanted

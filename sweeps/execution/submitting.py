@@ -3,6 +3,7 @@
 import contextlib
 import time
 
+from jobs.cluster import ClusterProfile
 from jobs.slurm.queue import Queue, SlurmError, SlurmSilentError
 from jobs.slurm.refusals import is_full, is_refusal, may_pass
 from jobs.slurm.sbatch import submit
@@ -22,8 +23,8 @@ class QueueFullError(SlurmError):
         self.size = size
 
 
-def submit_once(wanted: Submission, queue: Queue) -> None:
-    """Submit `wanted`, whose file was just created, and record its job ID.
+def submit_once(wanted: Submission, profile: ClusterProfile, queue: Queue) -> None:
+    """Submit `wanted`, whose file was just created, by `profile`, and record its job ID.
 
     Raise SlurmError with sbatch's words if it is refused, QueueFullError if only for now. Nothing
     is queued then. Raise SlurmSilentError if Slurm does not say whether it is; the submission then
@@ -33,7 +34,7 @@ def submit_once(wanted: Submission, queue: Queue) -> None:
     while True:
         queue.expect(wanted.name)
         try:
-            wanted.write_job(submit(wanted.job_profile, wanted.array()))
+            wanted.write_job(submit(profile, wanted.array()))
             return
         except SlurmError as error:
             said = str(error)

@@ -4,13 +4,19 @@ import contextlib
 import logging
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cnnjepa.run.attempts import attempts_with, lost, newest, numbered, publish
+from cnnjepa.run.folder import RunStatus
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job
+from jobs.slurm.hangs import stacks_to
+from jobs.slurm.nodes import NodeFaultError
+from sweeps.execution.bad_nodes import Place
 from sweeps.execution.scheduler import judge, next_claim
 from sweeps.state import claims
 from sweeps.state.folder import Sweep, TrialState, View, slurm_queue
@@ -71,20 +77,46 @@ def stopper(owned: claims.Ownership, asked_to_stop: Callable[[], bool]) -> Calla
 
 
 def run_one_trial(
-    view: View, cluster: ClusterProfile, driver: str, asked_to_stop: Callable[[], bool], start: claims.SlurmStart | None = None
+    view: View,
+    cluster: ClusterProfile,
+    driver: str,
+    asked_to_stop: Callable[[], bool],
+    start: claims.SlurmStart | None = None,
+    place: Place | None = None,
 ) -> str | None:
-    """Run one trial until it ends or is asked to stop; return its run ID, or None without one."""
+    """Run one trial until it ends or is asked to stop; return its run ID, or None without one.
+
+    Raise NodeFaultError if nothing is to begin at `place`, or the trial is to run elsewhere.
+    """
     if asked_to_stop():
         return None
-    claimed = next_claim(view, driver, start)
+    claimed = next_claim(view, driver, start, place)
     if claimed is None:
         return None
     trial, owned = claimed
     folder = view.sweep.trial_dir(trial)
     fit_to(cluster, trial.config, beside_others=True)
-    with owned, output_to(folder, owned.claim.attempt):
-        run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), owned.claim.attempt, judge(view, trial))
+    attempt, moved_off = owned.claim.attempt, None
+    more: dict[str, Any] = {"spares": place.sparing(view, trial, attempt)} if place else {}
+    with owned, output_to(folder, attempt), stacks_to(sys.stderr):
+        try:
+            result = run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), attempt, judge(view, trial), **more)
+            if place and result is not None and result.status is not RunStatus.failed:
+                place.nodes.works(place.here, owned.claim.time)
+        except NodeFaultError as error:
+            moved_off = error  # the trial is released, as after a stop
+    if moved_off is not None:
+        raise moved_off
     return trial.signature
+
+
+def occupy(view: View, asked_to_stop: Callable[[], bool]) -> None:
+    """Keep this worker's part of a bad node from others while trials run elsewhere."""
+    while not asked_to_stop():
+        view.look_again()
+        if TrialState.running not in view.states().values():
+            return
+        time.sleep(_WAIT_SECONDS)
 
 
 def run_worker(
@@ -94,15 +126,22 @@ def run_worker(
     asked_to_stop: Callable[[], bool],
     silent: frozenset[Path] = frozenset(),
     start: claims.SlurmStart | None = None,
+    nodes: int = 0,
 ) -> None:
     """Run one trial; in a search, one after another until none runs or can begin.
 
-    `silent` are claims on other hosts that the driver has watched long enough to know dead.
+    `silent` are claims on other hosts that the driver has watched long enough to know dead. `nodes`
+    is the number of nodes of the allocation.
     """
     # `next_claim` and `look_again` drop cached states themselves.
     view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf, thorough=False)
+    place = Place.of(view, start, nodes)
     while not asked_to_stop() and view.follow():
-        done = run_one_trial(view, cluster, driver, asked_to_stop, start)
+        try:
+            done = run_one_trial(view, cluster, driver, asked_to_stop, start, place)
+        except NodeFaultError as error:
+            print(error, flush=True)
+            return occupy(view, asked_to_stop)
         if sweep.search is None:
             return
         if done is None:

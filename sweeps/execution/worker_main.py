@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from jobs.cli import Stop, line_of, stop_on_signals
+from jobs.slurm.hangs import stacks_to
 
 
 def run_rank(submission_file: Path, stop: Stop) -> int:
@@ -41,7 +42,7 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
 
 def main() -> None:
     """Run the command line. srun starts one process per rank."""
-    with stop_on_signals() as stop:
+    with stacks_to(sys.stderr), stop_on_signals() as stop:
         try:
             status = run_rank(Path(sys.argv[1]), stop)
         except ValueError as error:  # about a file of the sweep: a retry would end the same way

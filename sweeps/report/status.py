@@ -1,5 +1,6 @@
 """Report a sweep's state from its run folders and Slurm."""
 
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cnnjepa.run import refusal, skipped
+from cnnjepa.run import pace, refusal, skipped
 from jobs.slurm.queue import SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
 from sweeps.report.aggregate import Summary, judged, leader, summaries
@@ -107,6 +108,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "restarts": max(len(past) - 1, 0),
         "gpu_hours": gpu_seconds / 3600,
         "cause": view.damage(trial) or (result.cause if result else ""),
+        "idle": idle_line(folder, past[-1].attempt) if state is TrialState.running else "",
         "refused": refusal.noted(folder, past[-1].attempt) if state is TrialState.running else "",
         "missing": result.missing if result else {},
         "skipped_images": result.skipped_images if result else _skipped_so_far(folder) if state is TrialState.running else 0,
@@ -121,6 +123,12 @@ def _skipped_so_far(folder: Path) -> int:
     return 0
 
 
+def idle_line(folder: Path, attempt: int) -> str:
+    """Return 'no step for 43 min, usually 0.8 s' if that is long for the run, or ""."""
+    beat, now = pace.read(pace.file_of(folder, attempt)), time.time()
+    return beat.line(now) if beat is not None and beat.is_late(now) else ""
+
+
 def sweep_status(view: View) -> dict[str, Any]:
     """Return all trials and their counts by state."""
     trials = [trial_status(view, t) for t in view.sweep.trials]
@@ -133,7 +141,8 @@ def sweep_status(view: View) -> dict[str, Any]:
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     waits = [{**asdict(w), "line": w.line} for w in waiting_jobs(view)]
     looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
-    return {**looked, "waiting": waits, "rungs": view.sweep.rungs, "search": search, "damaged": damaged_lines(view)}
+    noted = {"damaged": damaged_lines(view), "nodes": view.sweep.nodes.lines()}
+    return {**looked, "waiting": waits, "rungs": view.sweep.rungs, "search": search, **noted}
 
 
 def waiting_jobs(view: View) -> list[Waiting]:
@@ -202,6 +211,8 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
         numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
         what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
+        if t["idle"]:
+            what += f", {t['idle']}"
         if t["refused"]:
             what += f", waits for the disk: {t['refused']}"
         row = [t["setting"], str(t["seed"]), what, f"{100 * t['done']:.0f} %", *shown, str(t["restarts"] or "")]

@@ -18,6 +18,7 @@ from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.losses import LossCurve
 from cnnjepa.run.records import read_metrics, read_probes
 from cnnjepa.run.typed import build, checked
+from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import Queue, has_slurm
 from jobs.slurm.sacct import JobUse
 from jobs.task import Task, task_named, task_of
@@ -173,6 +174,11 @@ class Sweep:
         """Return the path of the run folder of `trial`."""
         return self.path / "trials" / trial.signature
 
+    @property
+    def nodes(self) -> Nodes:
+        """Return what is known of the nodes on which the sweep's jobs ran."""
+        return Nodes(self.path / "nodes")
+
     def run(self, trial: Trial) -> RunFolder:
         """Return the run folder of `trial`."""
         return RunFolder(self.trial_dir(trial))
@@ -221,6 +227,7 @@ class View:
         self._runs: dict[str, RunFolder] = {}
         self._hours: dict[str, float] = {}
         self._followed = 0  # modification time of the last sweep.json read, in ns
+        self._faults = 0  # the same of the folder of faults
         self._results: dict[str, RunResult] = {}
         self._claims: dict[str, list[claims.Claim]] = {}
         self._settled: set[str] = set()  # trials whose claims were read after their results
@@ -249,8 +256,19 @@ class View:
         self._checked.clear()
         return True
 
+    def _forget_reopened(self) -> None:
+        """Read failed results again if, since they were read, a fault may have been found a node's."""
+        if (changed := self.sweep.nodes.changed) != self._faults:
+            self._faults = changed
+            for signature in [s for s, r in self._results.items() if r.status is RunStatus.failed]:
+                del self._results[signature]
+                self._states.pop(signature, None)
+                self._hours.pop(signature, None)
+                self._settled.discard(signature)
+
     def look_again(self) -> None:
         """Forget the states of unfinished and damaged trials: the next decision needs fresh ones."""
+        self._forget_reopened()
         self._states = {s: known for s, known in self._states.items() if known[1].final}
         self._checked.clear()
 
@@ -345,6 +363,7 @@ class View:
     def states(self) -> dict[str, TrialState]:
         """Return the state of each trial by run ID, including trials chosen meanwhile."""
         self.sweep.grow()
+        self._forget_reopened()
         return {t.signature: self.state(t) for t in self.sweep.trials}
 
     def hosts_elsewhere(self) -> list[str]:

@@ -181,19 +181,8 @@ class Submission:
         """Return the array that jobs/slurm/sbatch.py renders and submits."""
         workers, script = (self.allocation.workers, RAY_SCRIPT) if self.allocation else (self.size, "")
         comment, after = f"{workers} workers of {self.sweep_path}", tuple(self.after)
-        return Array(
-            self.name,
-            self.size,
-            self.throttle,
-            RANK_MODULE,
-            str(self.path),
-            Path(self.code),
-            self.log_folder,
-            comment,
-            after,
-            script,
-            SUCCESSOR,
-        )
+        nodes, made = str(self.sweep_path / "nodes"), (self.name, self.size, self.throttle, RANK_MODULE, str(self.path), Path(self.code))
+        return Array(*made, self.log_folder, comment, after, script, SUCCESSOR, nodes)
 
 
 def moved_line(sweep: Sweep, queue: Queue | None) -> str:

@@ -1,5 +1,6 @@
 """The batch scripts, to the letter; rendering needs no Slurm."""
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,3 +135,24 @@ def test_a_refusal_has_sbatchs_own_words(script: str, said: str, tmp_path: Path,
     with pytest.raises(SlurmError, match=said) as refused:
         submit(profile("test_cluster"), array(code=tmp_path, log_folder=tmp_path / "log"))
     assert str(refused.value).startswith("sbatch: ")
+
+
+@pytest.mark.parametrize(
+    ("setup", "status", "words"),
+    [
+        (["true", "exit 3"], 3, "--setup-failed 3"),
+        (["set -e", "false", "exit 5"], 1, "--setup-failed 1"),
+        (["false"], 0, "-- srun"),  # a line that fails and does not end the script is the user's business
+        ([], 0, "-- srun"),
+    ],
+)
+def test_a_setup_that_ends_the_script_is_told_to_the_supervisor(tmp_path: Path, setup: list[str], status: int, words: str) -> None:
+    code, python, said = tmp_path / "co de", tmp_path / "python", tmp_path / "said"
+    code.mkdir()
+    python.write_text(f'#!/bin/bash\necho "$PWD: $*" >>{said}\n')
+    python.chmod(0o755)
+    cluster = replace(profile("test_cluster"), setup=setup)
+    text = render(cluster, array(code=code, nodes=str(tmp_path / "nodes")), python=str(python))
+    assert subprocess.run(["bash", "-c", text], cwd=tmp_path, check=False).returncode == status
+    (line,) = said.read_text().splitlines()
+    assert line.startswith(f"{code}: -u -m jobs.slurm.supervisor --stop-signal-seconds 20 --nodes {tmp_path / 'nodes'} {words}")

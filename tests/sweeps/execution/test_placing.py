@@ -191,7 +191,9 @@ def test_tune_is_given_how_many_workers_at_once_what_each_holds_and_how_often_on
 def test_a_signal_is_handed_on_at_every_look_and_the_sweep_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, stopped, done = [1000.0], [False], list[str]()
     monkeypatch.setattr(ray_allocation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    engine, watcher = SimpleNamespace(stop=lambda: done.append("stop")), SimpleNamespace(show=lambda: done.append("show"))
+    engine = SimpleNamespace(stop=lambda: done.append("stop"), driver="me", end=None, nodes=None)
+    watcher = SimpleNamespace(show=lambda: done.append("show"), view=None)
+    monkeypatch.setattr(ray_allocation, "HungWorkers", lambda *_: SimpleNamespace(look=lambda view: []))
     look = ray_allocation.HandOn(lambda: stopped[0], engine, watcher)  # type: ignore[arg-type]
     for seconds in (0.0, 9.0, 2.0, 9.5):
         clock[0] += seconds

@@ -17,17 +17,20 @@ pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
 SHORT = ["epochs=2", "optimizer.warmup_epochs=0"]
 
 
-def test_a_run_that_dies_twice_without_gaining_a_step_is_failed_with_its_log(sweep: SweepOnSlurm) -> None:
+def test_a_run_that_dies_twice_on_each_of_two_nodes_without_gaining_a_step_is_failed_with_its_log(sweep: SweepOnSlurm) -> None:
     sweep.hold(5)
     sweep.submit("one", "checkpoint.every_minutes=1000")
     folder = sweep.wait_for_step(5)
-    for start in (1, 2):
+    for start in (1, 2, 3, 4):
         held = re.compile(f"^step 4/{STEPS} ", re.M)  # the line of the step at which it is held comes after it is recorded
         sweep.wait(f"start {start}", lambda n=start, at=held: len(at.findall((folder / "log" / "train.log").read_text())) == n)
         assert len(claims.history(folder)) == start
         sweep.hold(5)  # a signal that came before the end would have released the run
         sweep.rank_process(folder, 1).kill()
     sweep.wait_for_end()
+    nodes = [c.slurm.node for c in claims.history(folder) if c.slurm]
+    assert nodes == [nodes[0]] * 2 + [nodes[2]] * 2
+    assert nodes[0] != nodes[2]
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "failed"
     assert "its process died 2 times at step 0 without gaining a step" in result["cause"]
