@@ -194,6 +194,7 @@ def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_bega
         "gpu_hours": 0.0,
         "slurm_silent": False,
         "damaged": [],
+        "nodes": [],
     }
 
     def look(view: View) -> object:
