@@ -238,7 +238,7 @@ class Supervisor:
         here = hosts(os.environ.get("SLURM_JOB_NODELIST", "")) or [this_node()]
         trial, attempt, cause = self.hung
         Nodes(self.nodes).record(Fault(trial, attempt, self.job, here, FaultKind.hang, cause, time.time()))
-        return 128 - status if status < 0 else status or 1
+        return (128 - status if status < 0 else status) or 1
 
     def leave(self, status: int) -> int:
         """Move the job, whose setup ended with `status`, to another node; return its exit status."""

@@ -108,16 +108,15 @@ class AllocationEngine:
 class HandOn:
     """Passes signals on to the workers, and logs the sweep's state now and then."""
 
-    def __init__(self, stop: Stop, engine: AllocationEngine, watcher: Watcher) -> None:
-        self.stop, self.engine, self.watcher = stop, engine, watcher
+    def __init__(self, stop: Stop, engine: AllocationEngine, watcher: Watcher, hung: HungWorkers | None = None) -> None:
+        self.stop, self.engine, self.watcher, self._hung = stop, engine, watcher, hung
         self._shown = float("-inf")
-        self._hung = HungWorkers(engine.driver, engine.end, engine.nodes)
 
     def show(self) -> None:
         """Check for signals and for runs that hang, and show the state."""
         if self.stop():
             self.engine.stop()
-        for line in self._hung.look(self.watcher.view):
+        for line in self._hung.look(self.watcher.view) if self._hung else ():
             self.watcher.console.print(line, highlight=False, soft_wrap=True)
         if time.monotonic() - self._shown > _SHOW_SECONDS:
             self.watcher.show()
@@ -135,7 +134,7 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
     # This is the job's log.
     console = Console(file=sys.stdout, width=150, markup=False, force_terminal=False)
     with Watcher(view, console) as watcher:
-        look = HandOn(stop, engine, watcher)
+        look = HandOn(stop, engine, watcher, HungWorkers(engine.driver, engine.end, engine.nodes))
         try:
             while True:
                 look.show()

@@ -57,6 +57,7 @@ def test_neutral_are_only_what_cannot_change_a_result() -> None:
         "log.every_steps",
         "log.images_every_epochs",
         "log.tensorboard",
+        "hang_minutes",
         "probes.at_epochs",
         "probes.collapsed_std",
         "probes.collapsed_rankme",
