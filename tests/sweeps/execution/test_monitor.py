@@ -216,6 +216,7 @@ def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_bega
     monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(monitor, "sweep_status", look)
     monkeypatch.setattr(monitor, "warning_lines", lambda view, status: ["warning: x"])
+    monkeypatch.setattr(monitor, "skipped_lines", lambda view, status: [])
     with Watcher(View(sweep), console) as watcher:
         watcher.show()
         now[0], done[:] = 1000.0 + 600, [1.0, 0.75, 0.0]
