@@ -137,6 +137,7 @@ _CLUSTERS = (
     "--cluster komondor",
     "--cluster mine",
     "cluster=komondor",
+    "--clear gpu07",
     "srun ",
     "python3.11 -m venv",
     ".venv/bin/pip",
