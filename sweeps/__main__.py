@@ -16,9 +16,10 @@ from sweeps.execution.monitor import wide_console
 from sweeps.report import tables, usage
 from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.spec.sweep import Trial
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
 from sweeps.state.logs import follow
 from sweeps.state.submission import moved_line
+from sweeps.state.view import View
 
 
 def find_trials(view: View, names: list[str]) -> list[Trial]:

@@ -21,7 +21,9 @@ from sweeps.report.aggregate import rows
 from sweeps.spec.sweep import ScaleName, SweepSpec, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 from tests.support.damaged import finished
 from tests.support.documented import matches, messages
 from tests.support.images import image_tree, picture

@@ -4,8 +4,9 @@ from jobs.slurm import queue as slurm
 from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.folder import TrialState, View
 from sweeps.state.place import Place
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 
 def cancel(view: View, trials: list[Trial]) -> str:

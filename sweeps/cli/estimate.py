@@ -15,7 +15,8 @@ from sweeps.execution.changes import left_to_run
 from sweeps.report.status import trial_status
 from sweeps.search.search import Outlook, epochs_expected
 from sweeps.spec.sweep import Trial
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 
 
 def hours_of(view: View, like: dict[str, Any], cluster: ClusterProfile) -> list[float]:

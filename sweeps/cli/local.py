@@ -22,8 +22,10 @@ from sweeps.execution.rounds import REFRESH_SECONDS, run_round
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import is_over, to_take_up
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
 from sweeps.state.history import note_command
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 _SAVE_SECONDS = 60.0  # that runs have to save before the command leaves
 

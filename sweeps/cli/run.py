@@ -17,7 +17,8 @@ from sweeps.execution.changes import announce_changes
 from sweeps.execution.monitor import wide_console
 from sweeps.search.search import Outlook
 from sweeps.spec.sweep import SweepSpec
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 
 
 def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -> int:

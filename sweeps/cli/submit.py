@@ -24,9 +24,10 @@ from sweeps.execution.slurm_array import RacedError, SlurmEngine, shares
 from sweeps.execution.submitting import QueueFullError
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import is_over, to_take_up
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
 from sweeps.state.history import note_command
 from sweeps.state.submission import Submission, moved_line
+from sweeps.state.view import View
 
 
 def allocation_of(asked: argparse.Namespace, cluster: ClusterProfile) -> Allocation | None:

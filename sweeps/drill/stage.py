@@ -34,7 +34,8 @@ from sweeps.execution.ray_tune import kill
 from sweeps.execution.worker_ranks import WorkerOnRanks
 from sweeps.state import claims
 from sweeps.state.claims import Process
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 
 _PAUSE_SECONDS = 0.2
 _PR_SET_CHILD_SUBREAPER = 36

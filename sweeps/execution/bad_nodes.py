@@ -14,8 +14,9 @@ from jobs.slurm.clients import hosts
 from jobs.slurm.nodes import Fault, FaultKind, NodeFaultError, Nodes, blamed_nodes, is_aftermath, points_to_node, this_node
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.folder import TrialState, View
 from sweeps.state.logs import log_tail
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 _LOG_BYTES = 20_000
 

@@ -10,7 +10,9 @@ from cnnjepa.run.folder import RunStatus
 from sweeps.search.warnings import pruned_for
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 
 def left_to_run(view: View, retry_failed: bool) -> list[Trial]:

@@ -15,7 +15,8 @@ from cnnjepa.run import pace
 from jobs.slurm.hangs import DUMP_SIGNAL, Silence, hang
 from jobs.slurm.nodes import Fault, FaultKind, Nodes
 from sweeps.state.claims import Claim
-from sweeps.state.folder import TrialState, View
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 _LOOK_SECONDS = 5.0
 _PREFIX = "hung-"  # of a file that tells a node which of its processes to end

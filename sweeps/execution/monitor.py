@@ -35,10 +35,12 @@ from sweeps.report.status import (
 )
 from sweeps.report.usage import advice_lines, await_records
 from sweeps.search.search import is_over
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
 from sweeps.state.logs import log_tail
 from sweeps.state.place import Place
 from sweeps.state.submission import Submission
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 _LOOK_SECONDS = 10.0
 _PLAIN_LINE_SECONDS = 30.0

@@ -27,8 +27,9 @@ from sweeps.execution.ray_tune import ENVIRONMENT, is_noted, place, signals_kept
 from sweeps.execution.rounds import run_round
 from sweeps.search.search import is_over
 from sweeps.state.claims import Claim, SlurmStart
-from sweeps.state.folder import Sweep, View, slurm_queue
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission
+from sweeps.state.view import View, slurm_queue
 
 _SHOW_SECONDS = 10.0
 

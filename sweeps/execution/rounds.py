@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sweeps.execution.monitor import progress_made
 from sweeps.search.search import trials_to_begin
-from sweeps.state.folder import TrialState, View
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 REFRESH_SECONDS = 1.0
 

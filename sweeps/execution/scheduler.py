@@ -10,8 +10,9 @@ from sweeps.search.rungs import goes_on
 from sweeps.search.warnings import cause_of, warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.folder import TrialState, View
 from sweeps.state.logs import log_tail
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 # Deaths in place before the fault is the trial's own. The machine gets a second chance.
 CRASHES_ALLOWED = 2

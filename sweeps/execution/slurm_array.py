@@ -19,9 +19,11 @@ from sweeps.execution.submitting import QueueFullError, submit_once
 from sweeps.search.search import trials_to_begin
 from sweeps.state import claims
 from sweeps.state.claims import Process
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
 from sweeps.state.place import Place
 from sweeps.state.submission import Submission, job_prefix, last_number
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 # After the death of the command that called sbatch, sbatch may still run, or its job not be listed
 # yet. A command on another host cannot be observed; it tries for at most the longer time.

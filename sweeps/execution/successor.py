@@ -18,8 +18,9 @@ from jobs.slurm.supervisor import AGAIN, say
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.execution.submitting import QueueFullError
 from sweeps.search.search import is_over
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission
+from sweeps.state.view import View
 
 # The job holds its nodes meanwhile.
 _LONGEST_SECONDS, _PAUSE_SECONDS = 45.0, 2.0

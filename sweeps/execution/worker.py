@@ -19,7 +19,9 @@ from jobs.slurm.nodes import NodeFaultError
 from sweeps.execution.bad_nodes import Place
 from sweeps.execution.scheduler import judge, next_claim
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, TrialState, View, slurm_queue
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View, slurm_queue
 
 _CHECK_SECONDS = 0.5
 _WAIT_SECONDS = 2.0

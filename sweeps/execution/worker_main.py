@@ -23,8 +23,9 @@ def run_rank(submission_file: Path, stop: Stop) -> int:
     from jobs.slurm.ranks import adopt_srun_ranks
     from sweeps.execution.worker_ranks import WorkerOnRanks
     from sweeps.state.claims import SlurmStart
-    from sweeps.state.folder import Sweep, View
+    from sweeps.state.folder import Sweep
     from sweeps.state.submission import Submission
+    from sweeps.state.view import View
 
     adopt_srun_ranks()
     submission = Submission.load(submission_file)

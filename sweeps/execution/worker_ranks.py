@@ -15,7 +15,7 @@ from sweeps.execution.scheduler import judge, next_claim
 from sweeps.execution.worker import output_to, stopper
 from sweeps.spec.sweep import Trial
 from sweeps.state.claims import Ownership, SlurmStart
-from sweeps.state.folder import View
+from sweeps.state.view import View
 
 
 class WorkerOnRanks:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.report.significance import Comparison, compare
-from sweeps.state.folder import TrialState, View
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 LABEL_WIDTH = 60  # characters of a configuration's name per line of a table or plot
 COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes", "pretraining_hours", "energy_kwh")

@@ -18,7 +18,7 @@ from sweeps.report.tables import peoples_table
 from sweeps.report.usage import advice_lines
 from sweeps.search import warnings
 from sweeps.spec.sweep import Trial
-from sweeps.state.folder import View
+from sweeps.state.view import View
 
 _PAGE = Path(__file__).parent / "page"
 Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and figure

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.spec.sweep import Trial
-from sweeps.state.folder import View
+from sweeps.state.view import View
 
 # For all trials together, so that a page of 1,000 trials opens as fast as one of ten.
 _MOST_POINTS = 60_000

@@ -10,7 +10,7 @@ from plotly.colors import qualitative, sample_colorscale
 from cnnjepa.run.identity import lookup
 from sweeps.report.aggregate import Spread, Summary, in_units, title
 from sweeps.report.html_text import called
-from sweeps.state.folder import View
+from sweeps.state.view import View
 
 _LABEL_WIDTH = 29  # characters per line of an axis label; on a phone the axis needs room too
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#222"}

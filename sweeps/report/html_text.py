@@ -17,8 +17,9 @@ from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state.damage import cause_of
-from sweeps.state.folder import TrialState, View
 from sweeps.state.history import commands
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 _LOG_BYTES, _LOG_LINES = 20_000, 14
 _SHAPES = 8  # kinds of run listed on a page

@@ -12,7 +12,8 @@ from optuna.storages.journal import JournalFileBackend
 from cnnjepa.run.files import write_atomic
 from sweeps.search.sampler import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Outcome, directions, distribution, frozen, reports
 from sweeps.spec.space import Params
-from sweeps.state.folder import TrialState, View
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 
 def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnjepa.run.files import write_atomic
 from sweeps.report.aggregate import LABEL_WIDTH, in_units, rows, shown_configurations, title
-from sweeps.state.folder import View
+from sweeps.state.view import View
 
 
 def draw(view: View, path: Path) -> None:

@@ -10,7 +10,7 @@ from optuna import visualization
 from sweeps.report.html_figures import layout
 from sweeps.report.optuna_study import study_of
 from sweeps.search.sampler import COMPLETE
-from sweeps.state.folder import View
+from sweeps.state.view import View
 
 # A page shows only the few dimensions that matter most.
 _SLICES_OF, _CONTOURS_OF = 4, 3

@@ -16,8 +16,9 @@ from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.folder import TrialState, View
 from sweeps.state.submission import job_prefix
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 # The end of metrics.jsonl that holds the latest step and probe.
 _TAIL_BYTES = 65536

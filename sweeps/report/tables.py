@@ -31,7 +31,7 @@ from sweeps.report.aggregate import (
     summaries,
     title,
 )
-from sweeps.state.folder import View
+from sweeps.state.view import View
 
 _TIED = "†"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

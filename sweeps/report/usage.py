@@ -20,8 +20,8 @@ from jobs.slurm.sacct import JobUse
 from jobs.task import task_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.folder import View
 from sweeps.state.submission import Submission
+from sweeps.state.view import View
 
 _TIME_MARGIN, _TIME_ROUND_MINUTES = 1.25, 15
 _MEMORY_MARGIN = 1.2

@@ -4,7 +4,8 @@ import statistics
 from dataclasses import dataclass
 
 from sweeps.spec.sweep import Trial
-from sweeps.state.folder import TrialState, View
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 
 @dataclass

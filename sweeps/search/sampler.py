@@ -16,7 +16,8 @@ from optuna.trial import TrialState as OptunaState
 from sweeps.search.configurations import Tried
 from sweeps.spec.space import Dimension, Params, Value
 from sweeps.spec.sweep import Search, Trial
-from sweeps.state.folder import TrialState, View
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # about TPE's multivariate mode

@@ -11,7 +11,8 @@ from functools import cached_property
 from sweeps.search.configurations import Tried, tried
 from sweeps.spec.space import all_configurations
 from sweeps.spec.sweep import FIRST_SEED, Trial
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 
 FINALISTS = 2  # configurations that get all seeds, to compare the best with the next
 _DRAWS = 50  # of the sampler, before the space is listed

@@ -6,7 +6,8 @@ from functools import partial
 from cnnjepa.run.folder import EarlyWarning, RunStatus
 from jobs.task import Probes, task_of
 from sweeps.spec.sweep import Trial
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 
 PRUNED = "warning "  # prefix of the cause of a run that a warning pruned
 

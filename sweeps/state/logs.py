@@ -9,7 +9,8 @@ from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import tail
 from jobs.cli import printable
 from sweeps.spec.sweep import Trial
-from sweeps.state.folder import TrialState, View
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 _FOLLOW_SECONDS = 1.0
 

@@ -18,7 +18,8 @@ from sweeps.execution.scheduler import judge, next_claim
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 
 Curve = Callable[[Trial, int], float]  # the objective of a trial after so many epochs
 _CLUSTER, _ARRAY = "simulated", "7"

@@ -12,8 +12,9 @@ from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.slurm.queue import Queue
 from sweeps.execution import scheduler
 from sweeps.state.claims import SlurmStart
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission
+from sweeps.state.view import View
 
 scheduler.runnable = lambda _trial: True  # building the configuration would import the method, and with it torch
 

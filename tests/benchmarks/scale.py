@@ -119,7 +119,8 @@ def cold(path: Path) -> dict[str, float]:
         "open_to_choose_seconds": [
             sys.executable,
             "-c",
-            "import sys, pathlib; from sweeps.state.folder import Sweep, View; from sweeps.execution.scheduler import next_claim\n"
+            "import sys, pathlib; from sweeps.state.folder import Sweep\n"
+            "from sweeps.state.view import View; from sweeps.execution.scheduler import next_claim\n"
             "assert next_claim(View(Sweep.load(pathlib.Path(sys.argv[1]))), 'd') is None",
             str(path),
         ],

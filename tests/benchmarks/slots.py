@@ -25,7 +25,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.slurm_cluster import Options, SlurmCluster, free_ports
 
 SCRIPT = Path(__file__).resolve().parent / "_slots_sweep.py"

@@ -17,7 +17,9 @@ from sweeps.execution.worker import run_one_trial
 from sweeps.report import aggregate
 from sweeps.report.status import sweep_status
 from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, build_trials
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 from tests.cnnjepa.test_distributed import Launched, finish
 from tests.support.images import image_tree
 from tests.support.scored import BAD, CLASSES, SMALL, damage, left_behind, result_of, score, trained, weights

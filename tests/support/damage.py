@@ -84,7 +84,7 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (fault_target, sys.modules[__name__]):
         monkeypatch.setattr(module, "planned", fresh)
     # Slurm's clients may be here without a controller: a command rightly waits for its answer about a trial of one of its jobs.
-    monkeypatch.setattr("sweeps.state.folder.has_slurm", lambda: False)
+    monkeypatch.setattr("sweeps.state.view.has_slurm", lambda: False)
     make_quick(monkeypatch)
 
 

@@ -10,7 +10,8 @@ import pytest
 from cnnjepa.run.files import SEAL
 from sweeps import __main__ as readers
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.reported import ALIKE, made
 
 Capture = pytest.CaptureFixture[str]

@@ -8,7 +8,8 @@ from pathlib import Path
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.spec.sweep import Configuration, ScaleName, build_trials
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.tiny_sweep import sweep
 
 OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_top1"

@@ -10,7 +10,8 @@ from sweeps.execution.scheduler import next_claim
 from sweeps.spec.space import baseline
 from sweeps.spec.sweep import FIRST_SEED, ScaleName, SweepSpec, Trial, build_search
 from sweeps.state.claims import Process
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.tiny_search import SWEEP
 
 OBJECTIVE = "linear.holdout_top1"

@@ -23,8 +23,9 @@ from cnnjepa.run.folder import TIMING_KEYS
 from jobs.slurm.queue import Queue
 from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission
+from sweeps.state.view import View
 from tests.support import forked
 from tests.support.held_rank import HOLD, LET_GO
 from tests.support.slurm_cluster import PACKAGES, Options, SlurmCluster, missing_programs

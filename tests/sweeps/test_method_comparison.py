@@ -15,7 +15,8 @@ from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.method_comparison import SWEEP
 from sweeps.report import aggregate, plots, tables
 from sweeps.spec.sweep import ScaleName, build_trials
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 
 
 def trials_at(scale: ScaleName, seeds: int = 1) -> list:

@@ -22,7 +22,8 @@ from jobs.config import compose_job
 from jobs.run import run_job
 from sweeps.report.status import sweep_status
 from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, build_trials
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.cnnjepa.test_distributed import Launched
 from tests.support import packing
 from tests.support.images import image_tree
@@ -60,7 +61,8 @@ from pathlib import Path
 from cnnjepa.run.ranks import Device, joined
 from jobs.config import compose_job
 from sweeps.execution.worker_ranks import WorkerOnRanks
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 with joined(Device.cpu) as ranks:
     cluster = compose_job(["cluster=local"]).cluster
     os._exit(WorkerOnRanks(View(Sweep.load(Path(sys.argv[1]))), cluster, ranks, lambda: False, "driver").run())

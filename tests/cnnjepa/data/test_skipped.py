@@ -19,7 +19,8 @@ from jobs.config import compose_job
 from jobs.run import run_job
 from sweeps.report.status import skipped_lines, sweep_status
 from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, build_trials
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.cnnjepa.data.test_faults import ALONE, damaged_pack, on_two_ranks
 from tests.support.images import image_tree
 from tests.support.runs import assert_bitwise_equal, comparable, final_state

@@ -13,7 +13,8 @@ from sweeps.cli.plan import parse, plan
 from sweeps.cli.run import run
 from sweeps.spec.space import choice
 from sweeps.spec.sweep import SweepSpec
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.images import image_tree, picture
 from tests.support.tiny_search import SWEEP as SEARCH
 from tests.support.tiny_sweep import sweep

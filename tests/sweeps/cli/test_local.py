@@ -12,7 +12,8 @@ from sweeps.cli import local
 from sweeps.execution.changes import take_up
 from sweeps.execution.monitor import wide_console
 from sweeps.spec.sweep import ScaleName, build_trials
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.tiny_sweep import CONFIGURATIONS, sweep
 
 

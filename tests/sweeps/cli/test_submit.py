@@ -15,7 +15,8 @@ from sweeps.cli import estimate, local, submit
 from sweeps.spec.sweep import ScaleName, Trial, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import SlurmStart
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.searched import searched
 from tests.support.tiny_sweep import sweep
 

@@ -12,7 +12,9 @@ from sweeps.execution.scheduler import next_claim
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 START = SlurmStart("mini", "7_3", 0, "gpu01", 4, "/none/job.log", "/code")
 

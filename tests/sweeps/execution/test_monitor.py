@@ -25,8 +25,10 @@ from sweeps.report.status import counts_line, live_table, share_done, sweep_stat
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission, job_prefix
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster
 EMPTY = {

@@ -19,7 +19,9 @@ from sweeps.execution.worker_ranks import WorkerOnRanks
 from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import SlurmStart
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 from tests.support.tiny_sweep import sweep as tiny_sweep
 
 CLUSTER = compose_job(["cluster=local"]).cluster

@@ -18,8 +18,10 @@ from sweeps.execution.slurm_array import SlurmEngine, shares
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims
 from sweeps.state.claims import Claim, Process, SlurmStart, Standing, Watch
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission, job_prefix
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from sweeps.execution.submitting import QueueFullError
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims
 from sweeps.state.claims import SlurmStart
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission
+from sweeps.state.view import View
 from tests.support.sample import seeded
 
 CLUSTER = compose_job(["cluster=test_cluster", "max_parallel=0"]).cluster

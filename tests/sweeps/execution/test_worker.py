@@ -19,7 +19,9 @@ from sweeps.report import optuna_study
 from sweeps.spec.sweep import Configuration, ScaleName, Search, Trial, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 from tests.support.tiny_sweep import sweep
 
 ROOT = Path(__file__).parents[3]
@@ -108,7 +110,8 @@ import sys
 from pathlib import Path
 import sweeps.execution.worker_main, sweeps.execution.worker
 from sweeps.execution.scheduler import next_claim
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 view, held = View(Sweep.load(Path(sys.argv[1]))), []
 while (got := next_claim(view, "d")) is not None:
     held.append(got)

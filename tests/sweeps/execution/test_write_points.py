@@ -15,7 +15,8 @@ from sweeps.execution import worker
 from sweeps.report import optuna_study
 from sweeps.state import claims
 from sweeps.state.claims import Process
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.fault_target import SPECS, InProcess, folder, make_quick, repeated, rows, what_it_came_to, work
 from tests.support.sample import drawn, seeded
 from tests.support.trivial import STEPS

@@ -25,8 +25,9 @@ from sweeps.report.usage import Efficiency, advice_lines, all_of, await_records,
 from sweeps.spec.sweep import ScaleName, Trial, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process, SlurmStart
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission
+from sweeps.state.view import View
 from tests.support.slurm_bench import SweepOnSlurm, needs_slurm
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.tiny_sweep import sweep

@@ -18,7 +18,7 @@ from cnnjepa.run.folder import RunStatus
 from sweeps.execution.scheduler import next_claim
 from sweeps.report import optuna_study
 from sweeps.state.claims import Process
-from sweeps.state.folder import View
+from sweeps.state.view import View
 from tests.support.documented import typed
 from tests.support.searched import State, end, run_to_the_end, searched
 

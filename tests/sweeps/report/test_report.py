@@ -16,8 +16,9 @@ from sweeps.report.aggregate import Leader, Summary, summaries
 from sweeps.report.tables import write_all
 from sweeps.spec.sweep import Configuration
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
 from sweeps.state.history import commands, note_command
+from sweeps.state.view import View
 from tests.support.reported import ALIKE, CLEAR, OBJECTIVE, claimed, embedded, failed, made
 
 ROOT = Path(__file__).parents[3]

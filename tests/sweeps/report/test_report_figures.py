@@ -11,7 +11,7 @@ from sweeps.report.html_curves import curves, points_of_a_curve, thinned
 from sweeps.report.html_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
 from sweeps.spec.space import applied
 from sweeps.spec.sweep import Configuration
-from sweeps.state.folder import View
+from sweeps.state.view import View
 from tests.support.reported import ALIKE, CLEAR, LINEAR, OBJECTIVE, made
 
 

@@ -106,7 +106,8 @@ def test_who_only_watches_imports_neither_plotly_nor_optuna(tmp_path: Path) -> N
             "import sys, sweeps.execution.monitor, sweeps.__main__",
             "from pathlib import Path",
             "from sweeps.report.status import sweep_status as status_of",
-            "from sweeps.state.folder import Sweep, View",
+            "from sweeps.state.folder import Sweep",
+            "from sweeps.state.view import View",
             look,
             f"print([m for m in {heavy} if m in sys.modules])",
         ]

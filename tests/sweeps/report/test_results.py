@@ -16,7 +16,8 @@ from sweeps.report.significance import compare
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support.tiny_sweep import sweep
 
 OBJECTIVE, LINEAR, KNN = "linear.holdout_top1", "linear.test_top1", "knn.test_top1"

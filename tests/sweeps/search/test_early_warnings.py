@@ -24,7 +24,8 @@ from sweeps.report.status import sweep_status, trial_status, warning_lines
 from sweeps.search.warnings import as_lines, check_pruning, warnings_of
 from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state import claims
-from sweeps.state.folder import Sweep, View
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
 from tests.support import forked
 from tests.support.tiny_sweep import sweep
 

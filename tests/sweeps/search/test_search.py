@@ -21,7 +21,9 @@ from sweeps.spec.space import whole
 from sweeps.spec.sweep import FIRST_SEED, Search, Trial
 from sweeps.state import claims
 from sweeps.state.claims import Process
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 from tests.support.searched import OBJECTIVE, State, end, run_to_the_end, searched
 from tests.support.tiny_search import SWEEP
 from tests.sweeps.execution.test_worker import never, shown

@@ -15,7 +15,7 @@ from sweeps.search import sampler, search
 from sweeps.search.configurations import tried
 from sweeps.search.search import Outlook
 from sweeps.spec.sweep import FIRST_SEED
-from sweeps.state.folder import View
+from sweeps.state.view import View
 from tests.support.searched import OBJECTIVE, State, end, run_to_the_end, searched
 
 

@@ -13,7 +13,7 @@ from sweeps.search import search
 from sweeps.search.rungs import goes_on, rung_epochs
 from sweeps.spec.space import all_configurations, baseline, choice, grid_configurations, label, real, whole
 from sweeps.spec.sweep import FIRST_SEED, build_trials, grid_of
-from sweeps.state.folder import View
+from sweeps.state.view import View
 from tests.support.searched import OBJECTIVE, State, end, searched
 from tests.support.tiny_search import SWEEP
 from tests.support.tiny_sweep import sweep

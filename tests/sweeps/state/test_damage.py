@@ -16,8 +16,10 @@ from sweeps.report import aggregate, html_text, tables
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.state import claims
 from sweeps.state.claims import Claim
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 from tests.support import damage
 from tests.support.damaged import READERS, Capture, away, changed, finished, no_file, said
 from tests.support.fault_target import SPECS, given, make_quick, work

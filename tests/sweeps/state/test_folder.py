@@ -8,9 +8,12 @@ import pytest
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.spec.sweep import ScaleName, Trial
-from sweeps.state import claims, folder
+from sweeps.state import claims
+from sweeps.state import view as looking
 from sweeps.state.claims import Process, SlurmStart
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 
 EMPTY = {"epochs": 4}
 
@@ -63,7 +66,7 @@ def test_hosts_elsewhere_are_those_of_owners_that_run(sweep: Sweep, monkeypatch:
 
 def test_a_state_is_remembered_for_so_long_and_an_end_for_good(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     now, looks = [0.0], []
-    monkeypatch.setattr(folder.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(looking.time, "monotonic", lambda: now[0])
     view = View(sweep, remember_seconds=10.0)
     look = view._look
     monkeypatch.setattr(view, "_look", lambda trial: looks.append(trial.number) or look(trial))

@@ -11,7 +11,8 @@ from cnnjepa.run.files import DamagedError
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from jobs import probe
 from sweeps.report import tables
-from sweeps.state.folder import TrialState, View
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 from tests.support.damaged import READERS, Capture, changed, finished, said
 
 

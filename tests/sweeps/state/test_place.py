@@ -20,10 +20,12 @@ from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims, place
 from sweeps.state.claims import Process, SlurmStart
-from sweeps.state.folder import Sweep, TrialState, View
+from sweeps.state.folder import Sweep
 from sweeps.state.history import commands, note_command
 from sweeps.state.place import Place, place_of, record_place
 from sweeps.state.submission import Submission, job_prefix, last_number, moved_line
+from sweeps.state.trial_state import TrialState
+from sweeps.state.view import View
 from tests.support.no_links import refuse_links
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster
