@@ -59,7 +59,7 @@ TYPED = {
     "python -m jobs.pretrain data=imagenet100 data.root=/scratch/in100 encoder.name=resnet50": Run(
         "completed: ",
         "",
-        "encoder.name=resnet18 data.image_size=96 data.workers=0 data.holdout_fraction=0.2 epochs=1 optimizer.warmup_epochs=0 "
+        "data.name=imagefolder encoder.name=resnet18 data.image_size=96 data.workers=0 data.holdout_fraction=0.2 epochs=1 optimizer.warmup_epochs=0 "
         "global_batch_size=32 micro_batch_size=32 probes.linear_paper_epochs=1",
         after=(_PACK,),
     ),

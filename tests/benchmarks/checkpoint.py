@@ -21,7 +21,7 @@ from cnnjepa.config import CheckpointConfig, Precision
 from cnnjepa.run import checkpoint
 from cnnjepa.run.ranks import Device, joined
 from cnnjepa.run.saver import Saver, host_copy
-from cnnjepa.train import Run
+from cnnjepa.training_run import Run
 
 STEPS_BEFORE = 8
 

@@ -37,7 +37,8 @@ from cnnjepa.rules import validate
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.ranks import joined
 from cnnjepa.run.saver import Saver
-from cnnjepa.train import Run, forward_backward, micro_batch
+from cnnjepa.train import forward_backward, micro_batch
+from cnnjepa.training_run import Run
 
 # Percent: GPU-hours of 200 epochs on 4 A100 (paper, table V), and the official code's step on one CPU core.
 PAPER_SAVING = {"simclr": 16.9, "byol": 35.0, "vicreg": 23.8}

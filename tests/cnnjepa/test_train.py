@@ -21,6 +21,7 @@ from cnnjepa.run.folder import RunError, RunFolder, RunStatus
 from cnnjepa.run.identity import from_dict, to_dict
 from cnnjepa.run.ranks import Ranks
 from cnnjepa.train import CollapsedError, NonFiniteError
+from cnnjepa.training_run import Run
 from tests.support import forked
 from tests.support.runs import CHILD, assert_bitwise_equal, comparable, final_state, run, wait_until_held
 from tests.support.tiny import tiny_config
@@ -237,21 +238,21 @@ def test_a_method_that_draws_random_numbers_draws_the_same_after_a_resume(tmp_pa
     assert_bitwise_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
 
 
-def counted_run(device: str, **changes: Any) -> trainer.Run:
+def counted_run(device: str, **changes: Any) -> Run:
     """A run of which nothing is there but what is counted: 4 ranks of 3 threads, an hour of work."""
     config = tiny_config(threads=3)
     nothing: Any = None
     ranks = Ranks(0, 4, torch.device(device))
     plan = build_plan(config, 160, 1)
     meter: Any = SimpleNamespace(joules=1.8e6)
-    made = trainer.Run(config, nothing, ranks, nothing, plan, nothing, nothing, [], nothing, meter, nothing)
+    made = Run(config, nothing, ranks, nothing, plan, nothing, nothing, [], nothing, meter, nothing)
     for key, value in {"earlier_seconds": 3540.0, "started": 40.0, **changes}.items():
         setattr(made, key, value)
     return made
 
 
 def test_hours_kilowatt_hours_and_shares_are_of_all_ranks_in_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: 100.0))
+    monkeypatch.setattr("cnnjepa.training_run.time", SimpleNamespace(perf_counter=lambda: 100.0))
     on_cpu, on_cuda = counted_run("cpu"), counted_run("cuda")
     assert on_cpu.seconds == 3600
     assert (on_cpu.device_hours, on_cuda.device_hours) == (12, 4)  # core-hours; GPU-hours

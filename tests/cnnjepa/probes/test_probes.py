@@ -200,7 +200,7 @@ def test_a_run_opens_its_test_images_once_after_its_last_step(tmp_path: Path, mo
         assert not [k for k in metrics if "test" in k or "paper" in k]
         return ""
 
-    monkeypatch.setattr("cnnjepa.train.load_splits", splits_of)
+    monkeypatch.setattr("cnnjepa.training_run.load_splits", splits_of)
     result = run(config, tmp_path, judge=judge)
     assert result is not None
     assert "knn.test_top1" in result.metrics

@@ -9,7 +9,7 @@ import pytest
 from cnnjepa.run import checkpoint
 from cnnjepa.run.consistency import PastTheEndError, disagreement
 from cnnjepa.run.folder import RunError, RunFolder, RunResult, RunStatus
-from cnnjepa.train import Run
+from cnnjepa.training_run import Run
 from tests.support.runs import assert_bitwise_equal, comparable, final_state, run
 from tests.support.tiny import tiny_config
 
