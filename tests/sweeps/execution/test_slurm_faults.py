@@ -304,11 +304,10 @@ def test_one_rank_alone_is_asked_to_stop(sweep: SweepOnSlurm, undisturbed: Sweep
 
 
 WRAPPER = """#!/bin/bash
-# Kills the command that called timeout, which called us, before or after the real sbatch.
+# Kills the command that called us, before or after the real sbatch.
 case "$*" in *--test-only*) exec {real} "$@";; esac
-submitter=$(ps -o ppid= -p $PPID)
 if [ {moment} = after ]; then {real} "$@" > /dev/null; fi
-kill -9 $submitter
+kill -9 $PPID
 """
 
 
