@@ -24,7 +24,11 @@ def value_of(job: JobSpec, step: int) -> float:
 
 
 def trivial_job(
-    job: JobSpec, should_stop: Callable[[], bool] = never, claim: int = 0, judge: Callable[[int, dict[str, float]], str] = no_judge
+    job: JobSpec,
+    should_stop: Callable[[], bool] = never,
+    claim: int = 0,
+    judge: Callable[[int, dict[str, float]], str] = no_judge,
+    _spares: Callable[[str], bool] | None = None,
 ) -> RunResult | None:
     """Stands in for `jobs.run.run_job`."""
     folder = RunFolder(job.run_dir)
