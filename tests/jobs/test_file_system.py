@@ -34,6 +34,7 @@ def test_a_sound_file_system_gives_a_line_for_each_thing(tmp_path: Path) -> None
     }
 
 
+@pytest.mark.nightly
 def test_exfat_does_what_claims_need(tmp_path: Path) -> None:
     with exfat(tmp_path) as root:
         found = found_in(root)

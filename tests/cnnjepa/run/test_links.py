@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-@pytest.fixture(params=["any file system", "exFAT"])
+@pytest.fixture(params=["any file system", pytest.param("exFAT", marks=pytest.mark.nightly)])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     if request.param == "exFAT":
         with exfat(tmp_path) as root:
@@ -206,6 +206,7 @@ def test_readers_find_the_newest_attempts_file_without_hard_links(tmp_path: Path
         assert os.readlink(tmp_path / "metrics.jsonl") == "metrics.11.jsonl"
 
 
+@pytest.mark.nightly
 def test_readers_find_the_newest_attempts_file_on_exfat(tmp_path: Path) -> None:
     with exfat(tmp_path) as root:
         check_published(root)
