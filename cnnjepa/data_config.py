@@ -110,6 +110,8 @@ def other_set(entry: str, data: DataConfig) -> DataConfig:
         rule = f"hold NAME or NAME:ROOT, NAME out of {', '.join(DATA_PRESETS)} and ROOT an absolute path"
         hint = "" if colon else ": put an entry that holds a comma in quotes"
         raise ValueError(f"probes.data must {rule}; got {entry}{hint}")
+    if name == DatasetName.images.name:
+        raise ValueError(f"probes.data must hold sets with labels; got {entry}: use imagefolder:ROOT")
     own = replace(DATA_PRESETS[name], root=root, image_size=data.image_size, workers=data.workers, channels=data.channels)
     return own if has_statistics(own) else replace(own, mean=data.mean, std=data.std)
 

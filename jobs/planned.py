@@ -68,7 +68,7 @@ def _planned(job: JobSpec, task: Task) -> tuple[JobSpec, list[str]]:
         return new, lines
     about = ""  # the newest of them
     for folder in sorted(folders, key=lambda folder: (folder.path / "config.yaml").stat().st_mtime):
-        if (held := _same_but_for_data(folder, train, task)) is not None:
+        if (held := _same_but_for_data(folder, train, task)) is not None and data_of(held) != data_of(train):
             about = _compared(new, folder, data_of(held))
     return new, [*lines, about] if about else lines
 
@@ -94,8 +94,18 @@ def _compared(new: JobSpec, earlier: RunFolder, then: str) -> str:
     result, now = earlier.result(), data_of(new.train)
     completed = result is not None and result.status is RunStatus.completed
     begun = next((found.step for found in checkpoint.find(earlier.checkpoints)), 0)
-    if then and begun and not completed and not new.start_again:
-        rule = f"{task_of(new.train).KEYS['data_root']} must hold the images that {earlier.path} began with, {then}"
-        raise ValueError(f"{rule}; got {now}: restore them to resume it from step {begun}, or begin a new run with start_again=true")
+    named = earlier.path == new.run_dir
+    if named or (then and begun and not completed and not new.start_again):
+        remedy = "give another run_dir" if named else "begin a new run with start_again=true"
+        raise ValueError(f"{must_hold(new.train, str(earlier.path), then, now)} to resume it from step {begun}, or {remedy}")
     what = then or "images that version 0.1 did not record"
     return f"this is a new run on {now}; {earlier.path} {'completed' if completed else 'began'} on {what}"
+
+
+def must_hold(config: Any, who: str, then: str, now: str) -> str:
+    """Return the rule that `who` goes on with the data `then`, the data `now`, and what restores the former."""
+    keys = task_of(config).KEYS
+    key, what = keys.get("data_root", keys["fingerprint"]), then or "which version 0.1 did not record"
+    compared = [text.split()[-2:-1] for text in (then, now)]  # such as listing and content
+    restore = "compare them in the same way" if then and compared[0] != compared[1] else "restore them"
+    return f"{key} must hold the images that {who} began with, {what}; got {now}: {restore}"

@@ -28,6 +28,7 @@ from jobs.config import compose_job, override_keys
 from jobs.file_system import check_files, check_other, leave_for_other
 from jobs.slurm import queue as slurm
 from jobs.slurm.queue import SlurmError
+from jobs.slurm.refusals import is_full
 from jobs.slurm.sbatch import Array, render, send
 from jobs.staging import PackedSet, StagingError, obstacle
 from jobs.task import task_of
@@ -72,6 +73,8 @@ def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
         except SlurmError as error:
             if "node configuration" in str(error) and (away := nodes_away(cluster)):
                 return [warning("request", f"{away}: Slurm cannot say now whether the nodes suffice; jobs wait for them")]
+            if is_full(str(error)):
+                return [warning("request", f"not all jobs may be queued now, what fits is submitted: {error}")]
             asked = f"account {cluster.account or '-'}, partition {cluster.partition or '-'}, qos {cluster.qos or '-'}"
             return [problem("request", f"Slurm must accept the job ({asked}, array of {array.size}); got {error}")]
     return [ok("request", f"sbatch --test-only accepts the script, array of {array.size}")]

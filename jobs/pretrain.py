@@ -95,8 +95,8 @@ def _hydra_run(config: DictConfig) -> None:
     _statuses.append(status)
     if status == INTERRUPTED and (job := own_job()):
         # submitit takes a return for success, and a rank that exits ends the others: requeue first.
-        if is_main_rank() and job_state(job) == "RUNNING":
-            requeue(job)
+        if is_main_rank() and job_state(job) == "RUNNING" and not requeue(job):
+            sys.exit(INTERRUPTED)  # Slurm will not end this start of the job
         time.sleep(KILLED_WITHIN_SECONDS)
         sys.exit(INTERRUPTED)
 
@@ -111,7 +111,10 @@ def checked_multirun(overrides: list[str]) -> list[JobSpec]:
         raise ValueError(f"task must be left out with --multirun, which supports only the default task; got {named[0]}: use a sweep")
     own = [o for o in overrides if not o.startswith("hydra")]
     with comma_explained(own):
-        jobs = [planned(compose_job(job))[0] for job in split_multirun(own)]
+        found = [planned(compose_job(job)) for job in split_multirun(own)]
+        jobs = [job for job, _ in found]
+        for line in dict.fromkeys(line for _, lines in found for line in lines):
+            print(printable(line), flush=True)
         for job in jobs:
             if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
                 require_writable(job.run_dir, "run_dir")

@@ -55,11 +55,12 @@ TYPED = {
     "python sweeps/predictor_ablation.py --cluster komondor --backend allocation --nodes 3 --trials-per-node 12 --dry-run account=abc": Run(
         "36 workers at once"
     ),
-    _PACK: Run("100 training and 100 validation images"),
+    _PACK: Run("200 training and 200 validation images"),
     "python -m jobs.pretrain data=imagenet100 data.root=/scratch/in100 encoder.name=resnet50": Run(
         "completed: ",
         "",
-        "data.name=imagefolder encoder.name=resnet18 data.image_size=96 data.workers=0 data.holdout_fraction=0.2 epochs=1 optimizer.warmup_epochs=0 "
+        "data.name=imagefolder encoder.name=resnet18 data.image_size=96 data.workers=0 data.holdout_fraction=0.2 epochs=1 "
+        "optimizer.warmup_epochs=0 "
         "global_batch_size=32 micro_batch_size=32 probes.linear_paper_epochs=1",
         after=(_PACK,),
     ),

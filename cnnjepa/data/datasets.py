@@ -18,7 +18,6 @@ from cnnjepa.data.pictures import Drawn, EncodedPicture, Picture
 from cnnjepa.data.sources import Listing, files_of, said_of, train_only, tree_of, unlabelled, val_folder
 from cnnjepa.data_config import OWN_SETS, DataConfig, DatasetName, other_set
 from cnnjepa.randomness import Stream, generator
-from cnnjepa.run.files import MANIFEST
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Indices = npt.NDArray[np.int64]
@@ -81,8 +80,8 @@ class FolderImages:
 
     def names(self) -> list[str]:
         """Return the path of each image relative to the folder."""
-        start = len(os.fsencode(self.folder)) + 1
-        return [path[start:].decode() for path in self.paths.tolist()]
+        prefix = os.path.join(os.fsencode(self.folder), b"")
+        return [path.removeprefix(prefix).decode() for path in self.paths.tolist()]
 
     def place(self, index: int) -> str:
         """Return the path of the image at `index`."""
@@ -182,11 +181,15 @@ def _folders(config: DataConfig, classes: list[str] | None, how: str) -> Dataset
     if config.root and is_packed(root):
         return _packed(config, root, classes)
     train, test, classes = tree_of(root, "data.root", name, classes, how)
+    _require_unshrunk(config, root)
+    images = [FolderImages.of(part, classes, config.channels) for part in (train, test)]
+    return Dataset(images[0], images[1], len(classes), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _require_unshrunk(config: DataConfig, root: Path) -> None:
     for key, value in (("short_side", config.short_side), ("jpeg_quality", config.jpeg_quality)):
         if value:
             raise ValueError(f"data.{key} must be 0 for images that are not packed; got {value} with {root}")
-    images = [FolderImages.of(part, classes, config.channels) for part in (train, test)]
-    return Dataset(images[0], images[1], len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Dataset:
@@ -216,8 +219,11 @@ def _packed(config: DataConfig, root: Path, classes: list[str] | None) -> Datase
 def _imagefolder(config: DataConfig) -> Dataset:
     root = Path(config.root)
     if config.val_fraction and config.root:
-        if (val := root / MANIFEST if is_packed(root) else val_folder(root)) is not None:
+        if is_packed(root):
+            raise ValueError(f"data.val_fraction must be 0 for a packed set; got {config.val_fraction} with {root}")
+        if (val := val_folder(root)) is not None:
             raise ValueError(f"data.val_fraction must be 0 for a set with test images; got {config.val_fraction} with {val}")
+        _require_unshrunk(config, root)
         train, classes = train_only(root, "data.root")
         images = FolderImages.of(train, classes, config.channels)
         return Dataset(images, images, len(classes), IMAGENET_MEAN, IMAGENET_STD)
@@ -229,6 +235,7 @@ def _images(config: DataConfig) -> Dataset:
     root = Path(config.root) if config.root else Path("(data.root is empty)")
     if config.root and is_packed(root):
         return _packed(config, root, None)
+    _require_unshrunk(config, root)
     images = FolderImages(*unlabelled(root, "data.root"), config.channels)
     return Dataset(images, images, 1, IMAGENET_MEAN, IMAGENET_STD)
 

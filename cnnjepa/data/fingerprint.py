@@ -72,7 +72,7 @@ def difference(dataset: Dataset, config: DataConfig, fresh: bool = True) -> str:
     if now == config.fingerprint:
         return ""
     rule = f"data.root must hold the images that the run was planned with, {config.fingerprint}"
-    return f"{rule}; got {now} in {config.root}: restore them, or type the command again to plan a run with these"
+    return f"{rule}; got {now} in {config.root}: restore them, or begin a new run with start_again=true, a sweep with --start-again"
 
 
 def require_planned_images(config: TrainConfig, splits: Splits, folder: RunFolder, ranks: Ranks) -> None:
@@ -119,7 +119,7 @@ def _contents(images: FolderImages | PackedImages) -> list[str]:
 
 def _note(parts: dict[str, FolderImages]) -> Path:
     """Return the file that keeps the last digest of these folders."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     where = "\0".join(os.path.realpath(images.folder) for images in parts.values())
     return cache / "cnnjepa" / "listings" / hashlib.sha256(where.encode()).hexdigest()[:16]
 

@@ -22,7 +22,7 @@ _PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `as_ppm` writes it
 _SEQUENTIAL, _OTHER_FRAMES = (0xC0, 0xC1), (0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _SCAN = 0xDA
 # Tags of a TIFF.
-_BITS, _COMPRESSION, _SAMPLES, _PLANES = 258, 259, 277, 284
+_BITS, _COMPRESSION, _MEANING, _SAMPLES, _PLANES = 258, 259, 262, 277, 284
 _MOST_BANDS = 4
 
 
@@ -156,6 +156,10 @@ def _bands(image: Image.Image) -> int:
     bands = int(tags.get(_SAMPLES, len(image.getbands())))
     if bands > _MOST_BANDS:
         raise OSError(f"it has {bands} bands: save it with at most {_MOST_BANDS}")
+    if 12 in tags.get(_BITS, ()):
+        raise OSError("its numbers have 12 bits, which Pillow does not scale: save it with 8 or 16 bits")
+    if tags.get(_MEANING) == 0 and max(tags.get(_BITS, (8,))) > 8:
+        raise OSError("its zero means white in more than 8 bits, which Pillow does not invert: save it with zero for black")
     # each band for itself, not compressed: Pillow takes the bytes of one for those of the next
     if bands > 1 and tags.get(_PLANES) == 2 and tags.get(_COMPRESSION) == 1 and max(tags.get(_BITS, (8,))) > 8:
         raise OSError("its bands of 16 bits are stored one after the other, which Pillow misreads: save them pixel by pixel")

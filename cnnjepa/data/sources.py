@@ -3,12 +3,14 @@
 The order is that of an image folder, so that a packed set numbers its images alike.
 """
 
+import contextlib
+import errno
 import inspect
 import io
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,6 +136,11 @@ def files_of(folder: Path, classes: list[str], key: str) -> Listing:
     UTF-8. Hidden files, and helper folders of other programs, are left out.
     """
     found = Listing([], Counter())
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not is_helper(entry.name) and not entry.is_dir():
+                _require_target(entry, key)
+                found.left_out["beside the class folders"] += 1
     for label, name in enumerate(classes):
         paths = _images_below(folder / name, key, found.left_out)
         if not paths:
@@ -158,6 +165,11 @@ def unlabelled(root: Path, key: str) -> tuple[Path, Listing]:
     return folder, found
 
 
+def _require_target(entry: "os.DirEntry[str]", key: str) -> None:
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise ValueError(f"{key} must hold no link that leads nowhere; got {entry.path} -> {os.readlink(entry.path)}: correct or remove it")
+
+
 def _images_below(top: Path, key: str, left_out: Counter[str]) -> list[str]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -165,7 +177,7 @@ def _images_below(top: Path, key: str, left_out: Counter[str]) -> list[str]:
     folders = [str(top)]
     while folders:
         here, names = folders.pop(), []
-        with os.scandir(here) as entries:
+        with _listed(here, key) as entries:
             for entry in entries:
                 try:
                     entry.path.encode()
@@ -178,12 +190,24 @@ def _images_below(top: Path, key: str, left_out: Counter[str]) -> list[str]:
                     folders.append(entry.path)
                 elif suffix not in IMG_EXTENSIONS:
                     left_out[suffix or "no extension"] += 1
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    raise ValueError(f"{key} must hold no link that leads nowhere; got {entry.path} -> {os.readlink(entry.path)}")
                 else:
+                    _require_target(entry, key)
                     names.append(entry.name)
         by_folder.append((here, sorted(names)))
     return [os.path.join(here, name) for here, names in sorted(by_folder) for name in names]
+
+
+@contextlib.contextmanager
+def _listed(folder: str, key: str) -> Iterator["Iterator[os.DirEntry[str]]"]:
+    """List a folder; raise ValueError if that is forbidden, or leads through a link into itself."""
+    try:
+        with os.scandir(folder) as entries:
+            yield entries
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP):
+            raise
+        rule = f"{key} must hold folders that can be read, and no link into itself"
+        raise ValueError(f"{rule}; got {error.filename}: {error.strerror}: correct or remove it") from error
 
 
 def said_of(left_out: Counter[str]) -> str:

@@ -262,6 +262,7 @@ class Nodes:
     def _mark(self, node: str, mark: str, when: float) -> None:
         if _NODE.fullmatch(node) and self._marked(node, mark) < when:
             path = self.folder / f"{node}.{mark}"
+            path.unlink(missing_ok=True)  # it may be a hard link into the folder that this one is a copy of
             path.touch()
             os.utime(path, (when, when))
 

@@ -71,7 +71,8 @@ def _leaving(cluster: ClusterProfile, array: Array, python: str) -> list[str]:
     """Return the shell lines that move the job to another node if its setup ends it."""
     if not array.nodes:
         return []
-    words, code = shlex.join(_supervisor(cluster, array, python)), shlex.quote(str(array.code))
+    successor = ["--successor", array.successor, array.argument] if array.successor else []
+    words, code = shlex.join([*_supervisor(cluster, array, python), *successor]), shlex.quote(str(array.code))
     return [
         f"setup_failed() {{ local status=$?; cd {code} && PYTHONPATH={code} {words} --setup-failed $status; }}",
         "trap setup_failed EXIT",

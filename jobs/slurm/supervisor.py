@@ -34,7 +34,7 @@ from jobs.slurm.hangs import DUMP_SIGNAL, StepWatch, pointer
 from jobs.slurm.limits import is_cancelled_by_preemption
 from jobs.slurm.nodes import Fault, FaultKind, Nodes, this_node
 from jobs.slurm.queue import SlurmError, ask, exclude, own_job, show_job
-from jobs.slurm.refusals import is_refusal
+from jobs.slurm.refusals import may_pass
 
 # Consecutive deaths, each within QUICK_SECONDS of its start, before the job is given up. A faulty
 # trial ends sooner: after two deaths without a new step, the next start records it as failed.
@@ -46,6 +46,7 @@ KILLED_WITHIN_SECONDS = 600.0
 _SHORTEST_MARGIN_SECONDS = 5.0
 _EXCLUDE_ATTEMPTS = 3
 _HUNG_SECONDS = 60.0  # that the ranks of a hung run have to end
+_ENDING_SECONDS = 30.0  # that srun then has to end them
 _SIGNALLED = 128  # the exit status of what a signal has ended is higher
 _ASK_LIMIT_SECONDS = 300.0
 AGAIN = 3  # exit status of a successor that submitted nothing: more is to be done in this job
@@ -104,7 +105,7 @@ def requeue(job: str, avoid: Sequence[str] = ()) -> bool:
         except SlurmError as error:
             if job_state(job) != "RUNNING":
                 return True
-            refused = refused + 1 if is_refusal(str(error)) else 0
+            refused = 0 if may_pass(str(error)) else refused + 1
             if refused >= _REFUSALS:
                 say(f"Slurm does not requeue the job: {error}")
                 return False
@@ -232,6 +233,10 @@ class Supervisor:
                 ask(["scancel", f"--signal={int(number)}", self.job], patience_seconds=30)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=_HUNG_SECONDS)
+        if child.poll() is None:
+            child.terminate()  # srun ends its step, which a killed one could not
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=_ENDING_SECONDS)
         child.kill()
         status = child.wait()
         assert self.nodes is not None

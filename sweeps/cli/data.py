@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from jobs.planned import apart_from_data, data_of
+from jobs.planned import apart_from_data, data_of, must_hold
 from jobs.task import task_of
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
@@ -27,7 +27,7 @@ class PlannedData:
             return configs
         try:
             found, lines = task_of(configs[0]).identified(configs)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if not self._asked.dry_run:
                 raise
             self.missing = str(error)
@@ -40,10 +40,10 @@ class PlannedData:
         if self.missing or not (sweep.path / "sweep.json").exists():
             return
         for then, config in _changed(Sweep.load(sweep.path), sweep):
-            now, key = data_of(config), task_of(config).KEYS["data_root"]
+            now = data_of(config)
             if then and not self._asked.start_again:
-                rule = f"{key} must hold the images that the sweep in {sweep.path} began with, {then}"
-                raise ValueError(f"{rule}; got {now}: restore them to go on, or run all trials on these with --start-again")
+                said = must_hold(config, f"the sweep in {sweep.path}", then, now)
+                raise ValueError(f"{said} to go on, or run all trials on these with --start-again")
             self.lines.append(f"all trials run on {now}; before on {then or 'images that version 0.1 did not record'}")
             return
 

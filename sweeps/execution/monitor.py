@@ -183,7 +183,11 @@ class SlurmWatch:
         """
         missing = self.engine.missing(self.view) - len(self.engine.cancelled_unclaimed(self.view) - self.cancelled_before)
         workers, self.missing_before = min(missing, self.missing_before), missing
-        if self.queue.silent or not self.engine.is_settled():
+        if self.queue.silent:
+            return True
+        if not self.engine.is_settled():
+            # A job that was killed may have left a submission open, which nobody else settles.
+            self.engine.unsettled(lambda text: self.console.print(text, highlight=False, soft_wrap=True))
             return True
         if workers <= 0:
             return bool(self.engine.live()) or missing > 0

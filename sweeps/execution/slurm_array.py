@@ -161,7 +161,7 @@ class SlurmEngine:
         job: their heartbeat is fresh.
         """
         current, shared, live = self.trial_of_job(view), self._allocations(), self.live()
-        withdrawn, listed = None, {e.id for e in live}
+        withdrawn, listed = None, {e.id for e in live} | {self.leaving}
         running = [t for t in self.sweep.trials if view.state(t) is TrialState.running]
         owners = [self._claims_here(view.claims(t)[-1:]) for t in running]
         count = sum(not own or own[0].slurm is None or own[0].slurm.job not in listed for own in owners)
@@ -237,8 +237,8 @@ class SlurmEngine:
     def given_up(self, view: View) -> int:
         """Return how many workers, submitted since the last command, a person ended before they began.
 
-        A worker that Slurm no longer lists, and that never claimed a trial, counts as well: whether
-        it was cancelled cannot be known. Only a command submits others for these.
+        A worker that Slurm no longer lists, and that has no log, counts as well: whether it was
+        cancelled cannot be known. Only a command submits others for these.
         """
         since = (self.sweep.path / "sweep.json").stat().st_mtime
         begun = {c.slurm.job for t in self.sweep.trials for c in view.claims(t) if c.slurm}
@@ -246,9 +246,15 @@ class SlurmEngine:
         for made in Submission.all_of(self.sweep):
             if made.job and made.place is Place.here and made.allocation is None and made.path.stat().st_mtime >= since:
                 ids = [f"{made.job}_{i}" for i in range(made.size)] if made.throttle else [made.job]
-                found = [listed.get(job) for job in ids if job not in begun]
-                count += sum(e is None or e.state == "CANCELLED" for e in found)
+                for job in ids:
+                    if job not in begun and not self._withdrawal(made.number, job).exists():
+                        found = listed.get(job)
+                        count += found.state == "CANCELLED" if found else not (made.log_folder / f"{job}.log").exists()
         return count
+
+    def _withdrawal(self, number: int, job: str) -> Path:
+        """Return the file that says that a waiting task was cancelled because it was one too many."""
+        return Submission.file(self.sweep.path, number, f"{job}.withdrawn")
 
     def withdraw(self, workers: int) -> int:
         """Cancel up to `workers` array tasks that have not started; return how many."""
@@ -259,6 +265,10 @@ class SlurmEngine:
         shared = self._allocations()
         idle = [e.id for e in waiting if e.name not in shared][-workers:]
         slurm.cancel(idle)
+        numbers = {made.job: made.number for made in Submission.all_of(self.sweep) if made.job}
+        for job in idle:
+            if number := numbers.get(job.partition("_")[0]):
+                self._withdrawal(number, job).touch()
         return len(idle)
 
     def room(self) -> tuple[int, int] | None:

@@ -276,7 +276,8 @@ class Watch:
         """Return the state of an owner whose job knows another folder, or none, unless this one has another name there."""
         if place is Place.elsewhere or _ended(names, claim.attempt):
             return Standing.dead
-        state = self.queue.state(start.job) if self.queue is not None else ""
+        queue = self.queue if self.queue is not None and not self.queue.is_elsewhere(start.cluster) else None
+        state = queue.state(start.job, start.name) if queue is not None else ""
         over = state in ENDED or state == "PENDING" or not _beats(trial_dir, claim)
         return Standing.dead if over else Standing.alive
 

@@ -183,12 +183,21 @@ def test_a_run_folder_that_is_named_is_not_shared_with_other_images(tmp_path: Pa
     shutil.rmtree(tree / "val" / "dog")
     shutil.copytree(tree / "train" / "cat", tree / "train" / "cow")
     shutil.copytree(tree / "val" / "cat", tree / "val" / "cow")
-    again, (line,) = planned(named)
-    assert "this is a new run on 40 training and 40 test images" in line
+    for asked in (named, replace(named, start_again=True)):
+        with pytest.raises(
+            ValueError, match=r"data\.root must hold the images that .*mine began with, 40 training and .*give another run_dir"
+        ):
+            planned(asked)
+
+
+def test_a_run_that_is_compared_in_another_way_is_told_so(tmp_path: Path) -> None:
+    tree = image_tree(tmp_path / "tree", ["cat", "dog"], images=20)
+    looks = iter([False, True])
+    assert run_job(planned(job(tree, ""))[0], lambda: next(looks, True)) is None
     with pytest.raises(
-        ValueError, match=r"run folder must be empty or hold the same configuration; got .*mine, where data\.fingerprint: 40"
+        ValueError, match=r"listing .*; got .*, content .*: compare them in the same way to resume it from step 2, or begin"
     ):
-        run_job(again)
+        planned(job(tree, "verify"))
 
 
 def test_the_fingerprint_is_not_the_users_to_give(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Session:
 
     def _type(self, command: str, run: Run) -> tuple[int, str]:
         if "/data/imagenet" in command and not self.places["/data/imagenet"].exists():
-            image_tree(self.places["/data/imagenet"], classes_of("imagenet100"), images=1)
+            image_tree(self.places["/data/imagenet"], classes_of("imagenet100"), images=2)
         words = [self.place(word) for word in run.words(command)]
         if words[0] == "python" and not run.starts_others:
             if self._parent is None:

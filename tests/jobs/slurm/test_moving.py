@@ -1,5 +1,6 @@
 """When a supervisor takes its job to another node; Slurm's commands and the clock are ours."""
 
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,9 @@ def test_ranks_that_hang_are_told_to_write_their_stacks_and_a_stopped_one_to_go_
         def wait(self, timeout: float = 0) -> int:
             return 154
 
+        def poll(self) -> int:
+            return 154
+
         def kill(self) -> None:
             pass
 
@@ -115,6 +119,33 @@ def test_ranks_that_hang_are_told_to_write_their_stacks_and_a_stopped_one_to_go_
     assert made.end_hung(Child()) == 154  # type: ignore[arg-type]
     assert asked == [["scancel", f"--signal={DUMP_SIGNAL}", "7_3"], ["scancel", "--signal=18", "7_3"]]
     assert job.nodes.has("t1", 2)
+
+
+def test_ranks_that_outlive_a_hang_are_ended_by_srun_before_it_is_killed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "ask", lambda command, patience_seconds=0: "")
+    told: list[str] = []
+
+    class Child:
+        """A command that ends when it is terminated."""
+
+        def wait(self, timeout: float = 0) -> int:
+            if not told:
+                raise subprocess.TimeoutExpired("srun", timeout)
+            return -15
+
+        def poll(self) -> int | None:
+            return -15 if told else None
+
+        def terminate(self) -> None:
+            told.append("terminate")
+
+        def kill(self) -> None:
+            told.append("kill")
+
+    made = job.supervisor()
+    made.hung = ("t1", 2, "no step for 12 min, usually 0.8 s")
+    assert made.end_hung(Child()) == 143  # type: ignore[arg-type]
+    assert told == ["terminate", "kill"]
 
 
 def test_a_requeued_job_is_held_if_slurm_cannot_keep_it_off_a_node(monkeypatch: pytest.MonkeyPatch) -> None:

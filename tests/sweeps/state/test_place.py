@@ -42,7 +42,7 @@ class Jobs:
     def named(self, prefix: str) -> list[Element]:
         return [e for e in self.listed if e.name.startswith(prefix)]
 
-    def state(self, job: str) -> str:
+    def state(self, job: str, name: str = "") -> str:
         return next((e.state for e in self.listed if e.id == job), slurm.GONE)
 
     def restarts(self, job: str) -> int:
