@@ -12,7 +12,7 @@ import pytest
 from cnnjepa.data import fingerprint as module
 from cnnjepa.data.datasets import about, divide, held_out, load_dataset, load_splits
 from cnnjepa.data.fingerprint import difference, fingerprint
-from cnnjepa.data_config import DataConfig, DatasetName, Verify
+from cnnjepa.data_config import DataConfig, DatasetName, Verify, other_set
 from tests.support.images import image_tree, picture
 from tests.support.packing import run as pack
 
@@ -239,3 +239,45 @@ def test_images_without_labels_are_taken_from_any_tree(tmp_path: Path, layout: s
         os.unlink(path)
     with pytest.raises(ValueError, match=r"data\.root must hold images, in folders of any depth; got none below"):
         load_splits(config)
+
+
+def test_the_spelling_of_the_folder_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = image_tree(tmp_path / "tree", ["cat", "dog"], images=10)
+    shutil.rmtree(tree / "val")
+    found = []
+    monkeypatch.chdir(tree / "train")
+    for root in (".", "./", str(tree / "train"), "../train"):
+        config = DataConfig(DatasetName.imagefolder, root=root, val_fraction=0.2)
+        found.append(fingerprint(load_dataset(config), config))
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("name", [DatasetName.imagefolder, DatasetName.images])
+def test_loose_images_are_not_said_to_be_shrunk(tree: Path, name: DatasetName) -> None:
+    shutil.rmtree(tree / "val")
+    config = DataConfig(name, root=str(tree), short_side=20, val_fraction=0.2 if name is DatasetName.imagefolder else 0.0)
+    with pytest.raises(ValueError, match=r"data\.short_side must be 0 for images that are not packed; got 20"):
+        load_dataset(config)
+
+
+def test_files_beside_the_class_folders_are_counted_and_dangling_classes_named(tree: Path) -> None:
+    picture().save(tree / "train" / "loose.jpg")
+    (tree / "train" / "list.csv").write_text("x")
+    config = DataConfig(DatasetName.imagefolder, root=str(tree), holdout_fraction=0.2)
+    assert about(load_splits(config), config) == [f"{tree / 'train'}: left out: 2 beside the class folders"]
+    (tree / "train" / "fox").symlink_to("/nowhere/fox")
+    with pytest.raises(
+        ValueError, match=r"data\.root must hold no link that leads nowhere; got .*fox -> /nowhere/fox: correct or remove it"
+    ):
+        load_splits(config)
+
+
+def test_a_folder_that_leads_into_itself_is_named(tree: Path) -> None:
+    (tree / "train" / "cat" / "again").symlink_to(tree / "train" / "cat")
+    with pytest.raises(ValueError, match=r"data\.root must hold folders that can be read, and no link into itself; got .*again"):
+        load_splits(DataConfig(DatasetName.imagefolder, root=str(tree), holdout_fraction=0.2))
+
+
+def test_sets_of_probes_have_labels(tree: Path) -> None:
+    with pytest.raises(ValueError, match=r"probes\.data must hold sets with labels; got images:/x: use imagefolder:ROOT"):
+        other_set("images:/x", DataConfig())

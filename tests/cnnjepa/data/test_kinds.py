@@ -1,6 +1,7 @@
 """Each kind of image file becomes the pixels of its stated rule, or is refused by name: loose, packed, and as the docs say."""
 
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,28 @@ def test_no_deep_image_is_clipped() -> None:
 def test_the_page_lists_the_kinds_and_their_rules() -> None:
     assert table() in PAGE.read_text()
     assert table_of_four() in PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("bits", "meaning", "said"),
+    [(12, 1, "its numbers have 12 bits, which Pillow does not scale"), (16, 0, "its zero means white in more than 8 bits")],
+)
+def test_grey_tiffs_that_would_be_dark_or_negative_are_refused(bits: int, meaning: int, said: str, tmp_path: Path) -> None:
+    width, height, bytes_a_row = 8, 4, 12 if bits == 12 else 16
+    entries = [
+        (256, 3, width),
+        (257, 3, height),
+        (258, 3, bits),
+        (259, 3, 1),
+        (262, 3, meaning),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 3, height),
+    ]
+    entries.append((279, 4, bytes_a_row * height))
+    body = bytes(bytes_a_row * height)
+    table = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries) + bytes(4)
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "0.tif").write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + table)
+    (found,) = damaged(FolderImages.of(tmp_path, ["class"]), [0])
+    assert found.cause.startswith(said)
