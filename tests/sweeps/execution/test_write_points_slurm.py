@@ -67,7 +67,8 @@ def _slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(submit, "array_limit", lambda: 1001)
     monkeypatch.setattr(preflight, "checked_data", lambda _: [])
     monkeypatch.setattr(task_of({}), "bytes_of_a_run", lambda _: 1)
-    monkeypatch.setattr("jobs.run.run_job", trivial_job)
+    for module in ("jobs.run", "sweeps.execution.worker_ranks"):  # which another test may have imported
+        monkeypatch.setattr(f"{module}.run_job", trivial_job)
 
 
 def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str = "runs") -> Path:
