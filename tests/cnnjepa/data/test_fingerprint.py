@@ -153,6 +153,13 @@ def test_the_held_out_part_has_the_same_share_of_each_class_and_leaves_each_clas
         assert [i for i in held if labels[i] == label] == mine[: of_class[label]]
 
 
+def test_classes_of_one_image_keep_it() -> None:
+    labels = np.array([*range(20), *[20] * 10])
+    held, rest = held_out(np.random.default_rng(0).permutation(30), labels, 0.5)
+    assert set(labels[held]) == {20}
+    assert set(labels[rest]) == set(range(21))
+
+
 def test_a_planned_run_holds_out_by_class_and_one_of_0_1_as_it_did(tmp_path: Path) -> None:
     tree = image_tree(tmp_path / "tree", ["cat", "dog"], images=10)
     for split in ("train", "val"):
