@@ -91,7 +91,7 @@ class Element:
     reason: str
     node: str
     name: str
-    submitted: str = ""  # Slurm's time, without a zone; requeueing sets it anew
+    submitted: str = ""  # Slurm's time, without a zone; a requeue changes it
     start: str = ""  # of a waiting job, when Slurm expects it to start; "" or N/A if it does not know
 
     @property

@@ -68,8 +68,8 @@ class Place:
     def note_death(self, view: View, trial: Trial, past: list[claims.Claim], step: int, driver: str) -> None:
         """Record that the last owner died here, unless one of its ranks has said why.
 
-        One death may be an accident. It counts if its text points to the
-        node, if another trial has failed here, or if the trial dies again without gaining a step.
+        One death may be an accident. It counts if its text points to the node, if another trial has
+        failed here, or if the trial dies again without gaining a step.
         """
         folder, last = view.sweep.trial_dir(trial), past[-1]
         deaths = claims.crashes_in_place(past, step, driver, folder)
