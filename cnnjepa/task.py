@@ -101,8 +101,7 @@ def check_data(config: TrainConfig) -> str:
 
     data, dataset = config.data, load_dataset(config.data)
     require_whole(data, dataset)
-    tests = "" if dataset.test is dataset.train else f" and {len(dataset.test)} test"
-    return f"{data.name.name}: {len(dataset.train)} training{tests} images in {data.root or 'the default folder'}"
+    return f"{data.name.name}: {dataset.counted} in {data.root or 'the default folder'}"
 
 
 def identified(configs: Sequence[TrainConfig]) -> tuple[list[TrainConfig], list[str]]:

@@ -110,6 +110,17 @@ class Dataset:
     mean: tuple[float, ...]  # one per channel
     std: tuple[float, ...]
 
+    @property
+    def parts(self) -> dict[str, Images]:
+        """Return the images by split; one split where the test images are some of the training images."""
+        return {"train": self.train} if self.test is self.train else {"train": self.train, "val": self.test}
+
+    @property
+    def counted(self) -> str:
+        """Return '1200 training and 300 test images'."""
+        names = {"train": "training", "val": "test"}
+        return f"{' and '.join(f'{len(images)} {names[split]}' for split, images in self.parts.items())} images"
+
 
 @dataclass
 class Splits:
@@ -316,17 +327,16 @@ def require_roles(splits: Splits, config: DataConfig) -> Splits:
 def held_out(order: Indices, labels: Indices, fraction: float) -> tuple[Indices, Indices]:
     """Divide `order`, shuffled indices into `labels`; return the held-out indices and the others.
 
-    Of n indices, round(n * fraction) are held out, of each class in the same share. The last index of a
-    class is never held out. Within a class, the first in `order` are.
+    Of n indices, round(n * fraction) are held out, of each class in the same share. The last index
+    of a class is never held out. Within a class, the first in `order` are.
     """
     mine = labels[order]
     counts = np.bincount(mine)
     wanted = counts * fraction
     most = np.maximum(counts - 1, 0)
     held = np.minimum(np.floor(wanted).astype(int), most)
-    for label in np.argsort(held - wanted, kind="stable"):  # rounding goes to the largest remainders
-        if held.sum() < round(len(order) * fraction) and held[label] < most[label]:
-            held[label] += 1
+    by_remainder = np.argsort(held - wanted, kind="stable")  # the largest get what rounding left over
+    held[by_remainder[(held < most)[by_remainder]][: max(round(len(order) * fraction) - held.sum(), 0)]] += 1
     grouped = np.argsort(mine, kind="stable")
     place = np.empty(len(order), np.int64)  # among its class
     place[grouped] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -337,8 +347,8 @@ def held_out(order: Indices, labels: Indices, fraction: float) -> tuple[Indices,
 def about(splits: Splits, config: DataConfig) -> list[str]:
     """Return lines about a user's own images that the user should know before a run."""
     data, labels = splits.dataset, splits.dataset.train.labels
-    parts = [images for images in {id(i): i for i in (data.train, data.test)}.values() if isinstance(images, FolderImages)]
-    lines = [f"{images.folder}: {images.left_out}" for images in parts if images.left_out]
+    loose = [images for images in data.parts.values() if isinstance(images, FolderImages)]
+    lines = [f"{images.folder}: {images.left_out}" for images in loose if images.left_out]
     if config.val_fraction:
         lines.append(f"data.val_fraction: {len(splits.test)} of the {len(labels)} images are the test images, drawn by class")
     if config.name is not DatasetName.images and (unseen := sorted(set(labels.tolist()) - set(labels[splits.fit].tolist()))):
@@ -353,9 +363,8 @@ def require_whole(config: DataConfig, dataset: Dataset) -> None:
     found = {"training": len(dataset.train), "test": len(dataset.test)}
     known = zip(found, EXPECTED_IMAGES.get(config.name, (None, None)), strict=True)
     if wrong := [f"{count} {part}" for part, count in known if count not in (None, found[part])]:
-        got = " and ".join(f"{count} {part}" for part, count in found.items())
         rule = f"data.{config.name.name} must have {' and '.join(wrong)} images"
-        raise ValueError(f"{rule}; got {got} images in {config.root or 'the default folder'}: complete the set")
+        raise ValueError(f"{rule}; got {dataset.counted} in {config.root or 'the default folder'}: complete the set")
 
 
 def probed_sets(config: TrainConfig, own: Splits) -> Iterator[tuple[str, Splits]]:

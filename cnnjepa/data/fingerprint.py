@@ -41,17 +41,13 @@ def fingerprint(dataset: Dataset, config: DataConfig, fresh: bool = True) -> str
     Unless `fresh`, the sizes of files are not read again if the last call for these folders was less
     than ten minutes ago, and names and times of the folders are as they were.
     """
-    parts: dict[str, Any] = {"train": dataset.train}
-    if dataset.test is not dataset.train:
-        parts["val"] = dataset.test
+    parts: dict[str, Any] = dict(dataset.parts)
     lines = [
         [f"{split}/{name}\0{label}" for name, label in zip(images.names(), images.labels.tolist(), strict=True)]
         for split, images in parts.items()
     ]
-    tests = f" and {len(dataset.test)} test" if "val" in parts else ""
-    count = f"{len(dataset.train)} training{tests} images"
     if config.verify is Verify.full:
-        return f"{count}, content {_digest(lines, map(_contents, parts.values()))}"
+        return f"{dataset.counted}, content {_digest(lines, map(_contents, parts.values()))}"
     note = _note(parts) if all(isinstance(images, FolderImages) for images in parts.values()) else None
     state = "" if note is None else _state(parts, lines)
     known = "" if note is None or fresh else _noted(note, state)
@@ -60,7 +56,7 @@ def fingerprint(dataset: Dataset, config: DataConfig, fresh: bool = True) -> str
         with suppress(OSError):  # a full or read-only home costs time only
             note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(note, f"{state} {found}")
-    return f"{count}, listing {found}"
+    return f"{dataset.counted}, listing {found}"
 
 
 def difference(dataset: Dataset, config: DataConfig, fresh: bool = True) -> str:
@@ -81,18 +77,17 @@ def require_planned_images(config: TrainConfig, splits: Splits, folder: RunFolde
     The main rank compares them. A run that begins minutes after its planning relies on that listing
     where the folders have not changed since.
     """
-    fault: Exception | None = None
+    cause, fault = "", None
     try:
-        if ranks.is_main:
-            if config.data.name in IMAGENETS:
-                require_whole(config.data, splits.dataset)
-            if cause := difference(splits.dataset, config.data, fresh=bool(checkpoint.find(folder.checkpoints))):
-                raise ImagesChangedError(cause)
+        if ranks.is_main and config.data.name in IMAGENETS:
+            require_whole(config.data, splits.dataset)
+        elif ranks.is_main:
+            cause = difference(splits.dataset, config.data, fresh=bool(checkpoint.find(folder.checkpoints)))
     except ValueError as error:
-        fault = ImagesChangedError(str(error))
-    except (OSError, ImagesChangedError) as error:
+        cause = str(error)
+    except OSError as error:
         fault = error
-    raise_alike(fault, ranks)
+    raise_alike(ImagesChangedError(cause) if cause else fault, ranks)
 
 
 def _digest(lines: Iterable[list[str]], details: Iterable[Iterable[object]]) -> str:
