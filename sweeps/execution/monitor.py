@@ -135,7 +135,8 @@ def conclude(view: View, console: Console) -> int:
         console.print(line, highlight=False, soft_wrap=True)
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
-    noted = [*skipped_lines(view, sweep_status(view)), *filter(None, [unlisted_line(view)]), *view.sweep.nodes.lines()]
+    ended = [{"signature": t.signature, "skipped_images": r.skipped_images} for t in view.sweep.trials if (r := view.result(t))]
+    noted = [*skipped_lines(view, {"trials": ended}), *filter(None, [unlisted_line(view)]), *view.sweep.nodes.lines()]
     for line in [*noted, *_advice(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad or damaged else 0
