@@ -184,6 +184,7 @@ class OnSlurm:
         return done.stdout
 
 
+@pytest.mark.nightly
 @needs_slurm
 @pytest.mark.slow
 @pytest.mark.xdist_group("slurm-2")
