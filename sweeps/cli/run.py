@@ -21,12 +21,13 @@ from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 
 
-def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -> int:
+def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None, command: str = "") -> int:
     """Run the command line and return the exit status; raise ValueError at wrong usage.
 
-    `typed` is when it was typed, in seconds since the Unix epoch; by default now.
+    `typed` is when it was typed, in seconds since the Unix epoch; by default now. `command` is what
+    a person types before the arguments, for --help.
     """
-    asked = parse(spec, arguments)
+    asked = parse(spec, arguments, command)
     asked.typed = time.time() if typed is None else typed
     console = wide_console()
     data = PlannedData(asked)
