@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from cnnjepa.data_config import ADDED, NEUTRAL, DataConfig, DatasetName
+from cnnjepa.run.console import METHODS as OWN_METHODS
 from cnnjepa.run.ranks import Device
 
 MIN_GRID = 3
@@ -302,7 +303,6 @@ def file_names(package: str) -> list[str]:
 
 
 METHODS = "cnnjepa.methods"
-OWN_METHODS = "cnnjepa_methods"  # group of entry points: the methods of other packages
 
 
 @functools.cache

@@ -52,7 +52,7 @@ def _job_schema(task: Task) -> type:
 
 def cluster_names() -> list[str]:
     """Return the names of the cluster profiles: the files of slurm/cluster, and those of the user and of other packages."""
-    return sorted([*shipped(), *own()])
+    return sorted([*shipped(CONFIG_DIR), *own(CONFIG_DIR)])
 
 
 PROFILES = f"{', '.join(shipped())}, a file of ./slurm/cluster, or the path of a .yaml file"
@@ -67,7 +67,7 @@ def absolute(profile: str) -> str:
     """Return a cluster profile, its name or the path of its file, so that it can be given in any folder."""
     if _is_path(profile):
         return str(Path(profile).expanduser().absolute())
-    return str(own().get(profile, profile))
+    return str(own(CONFIG_DIR).get(profile, profile))
 
 
 def _stored(profile: str) -> str:

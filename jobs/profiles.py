@@ -4,24 +4,25 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
+from cnnjepa.run.console import PROFILES  # entry points: the name of a profile, and the module beside its file
+
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
 OWN_FOLDER = Path("slurm") / "cluster"  # below the folder in which a command is typed
-GROUP = "cnnjepa_profiles"  # entry points of packages that hold a profile: its name, and the module beside its file
 
 
-def shipped() -> dict[str, Path]:
-    """Return the profiles that come with the launcher, files by name."""
-    return {path.stem: path for path in sorted((CONFIG_DIR / "cluster").glob("*.yaml"))}
+def shipped(folder: Path = CONFIG_DIR) -> dict[str, Path]:
+    """Return the profiles that come with the launcher, in its folder slurm/, files by name."""
+    return {path.stem: path for path in sorted((folder / "cluster").glob("*.yaml"))}
 
 
-def own() -> dict[str, Path]:
-    """Return the profiles of the user's folder and of other packages, files by name.
+def own(folder: Path = CONFIG_DIR) -> dict[str, Path]:
+    """Return the profiles of the user's folder and of other packages, files by name. `folder` is as for `shipped`.
 
     Raise ValueError at a name that two different files have.
     """
-    ours = shipped()
+    ours = shipped(folder)
     files = [(path.stem, path.absolute()) for path in sorted(OWN_FOLDER.glob("*.yaml"))]
-    files += [(point.name, _beside(point)) for point in importlib.metadata.entry_points(group=GROUP)]
+    files += [(point.name, _beside(point)) for point in importlib.metadata.entry_points(group=PROFILES)]
     found: dict[str, Path] = {}
     for name, path in files:
         known = ours.get(name) or found.get(name)
@@ -43,6 +44,6 @@ def _beside(point: importlib.metadata.EntryPoint) -> Path:
     if folder is None or not (folder / f"{point.name}.yaml").is_file():
         what = f"a package or module beside {point.name}.yaml"
         raise ValueError(
-            f"the entry point {point.name} of {GROUP} must name {what}; got {point.value}: correct it, or uninstall its package"
+            f"the entry point {point.name} of {PROFILES} must name {what}; got {point.value}: correct it, or uninstall its package"
         )
     return folder / f"{point.name}.yaml"

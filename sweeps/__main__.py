@@ -107,11 +107,6 @@ def command_line() -> Parser:
     example = f"example:\n  python -m sweeps status {_FOLDER}\n\npython -m sweeps COMMAND --help shows the options of a command."
     parser = Parser(prog="python -m sweeps", description=text, epilog=example)
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
-    started = "python -m sweeps run my_sweep.py --cluster local --dry-run"
-    does = "run or resume the sweep of a file"
-    made = commands.add_parser(RUN, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {started}")
-    made.add_argument("file", metavar="FILE", help="Python file with a SweepSpec, or the name of a sweep that a package offers")
-    made.add_argument("rest", nargs="*", metavar="...", help="options of the sweep; FILE --help lists them")
     groups = {}
     for name, (does, words) in _COMMANDS.items():
         shown = " ".join(["python -m sweeps", name, _FOLDER, *words.split()])
@@ -119,6 +114,11 @@ def command_line() -> Parser:
         what = made.add_argument_group("what to stop" if name == "cancel" else "what to show")
         what.add_argument("folder", type=Path, metavar="SWEEP_FOLDER", help="such as runs/NAME-smoke; the sweep's command prints it")
         groups[name] = what, made.add_argument_group("how")
+    started = "python -m sweeps run my_sweep.py --cluster local --dry-run"
+    does = "run or resume the sweep of a file"
+    made = commands.add_parser(RUN, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {started}")
+    made.add_argument("file", metavar="FILE", help="Python file with a SweepSpec, or the name of a sweep that a package offers")
+    made.add_argument("rest", nargs="*", metavar="...", help="options of the sweep; FILE --help lists them")
     trial = "run ID or its start, number from 0, or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
     groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")

@@ -8,7 +8,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 DISTRIBUTION = "cnnjepa-sweeps"
-COMMANDS = "cnnjepa_commands"  # group of entry points: what each command runs
+# Groups of entry points: what each command runs; and methods, sweeps and profiles that other packages offer.
+COMMANDS, METHODS, SWEEPS, PROFILES = "cnnjepa_commands", "cnnjepa_methods", "cnnjepa_sweeps", "cnnjepa_profiles"
 _ROOT = Path(__file__).resolve().parents[2]
 _SHARED = ("jobs", "sweeps")  # names that other packages have too
 

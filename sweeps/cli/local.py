@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
+from jobs import snapshot
 from jobs.cli import INTERRUPTED, Stop, begun, handling
 from jobs.cluster import ClusterProfile, JobSpec
+from jobs.provenance import commit_and_diff
 from jobs.run import check_jobs
 from sweeps.cli.plan import refuse_without_allocation
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
@@ -50,8 +53,9 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
     announce_changes(sweep, console)
     sweep.write()
     note_command(sweep.path)
+    code = snapshot.take(sweep.path / "code", commit_and_diff()) if left or more else None
     take_up(View.here(sweep), asked.retry_failed, asked.typed)
-    while run_missing(sweep, cluster, console):
+    while run_missing(sweep, cluster, console, code):
         view = View.here(sweep)
         if all(s.ended for s in view.states().values()):
             return conclude(view, console)
@@ -63,12 +67,12 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
     return INTERRUPTED
 
 
-def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool:
-    """Run until every trial has ended; return False if a signal stopped it, after a save."""
+def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console, code: Path | None = None) -> bool:
+    """Run the snapshot `code` until every trial has ended; return False if a signal stopped it, after a save."""
     view = View.here(sweep)
     if is_over(view):
         return True
-    engine = LocalEngine(sweep, cluster)
+    engine = LocalEngine(sweep, cluster, code)
     stopped = Stop()
     reported: list[str] = []
 

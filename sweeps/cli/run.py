@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import psutil
 from rich.console import Console
 
+from jobs import own_code
 from jobs.cli import exit_status
 from jobs.cluster import Scheduler
+from jobs.task import task_named
 from sweeps.cli import local, submit
 from sweeps.cli.data import PlannedData
 from sweeps.cli.estimate import priced
@@ -27,6 +29,8 @@ def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None, c
     `typed` is when it was typed, in seconds since the Unix epoch; by default now. `command` is what
     a person types before the arguments, for --help.
     """
+    task_named(spec.task)
+    own_code.name(spec.task, getattr(sys.modules.get(spec.task), "__file__", None))
     asked = parse(spec, arguments, command)
     asked.typed = time.time() if typed is None else typed
     console = wide_console()

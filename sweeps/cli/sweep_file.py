@@ -13,12 +13,12 @@ from types import ModuleType
 import psutil
 
 from cnnjepa.run.command_line import did_you_mean
-from cnnjepa.run.console import foreign
+from cnnjepa.run.console import SWEEPS, foreign
+from jobs import own_code
 from jobs.cli import line_of, resolved
 from sweeps.cli.run import run
 from sweeps.spec.sweep import SweepSpec
 
-GROUP = "cnnjepa_sweeps"  # entry points of packages that offer sweeps: a name, and the module
 _SHIPPED = Path(__file__).resolve().parents[1]
 
 
@@ -35,10 +35,10 @@ def run_file(named: str, arguments: Sequence[str]) -> int:
 def names() -> dict[str, str]:
     """Return the sweeps that need no path, modules by name: those shipped and those of other packages."""
     found = {path.stem: f"sweeps.{path.stem}" for path in sorted(_SHIPPED.glob("[!_]*.py"))}
-    for point in importlib.metadata.entry_points(group=GROUP):
+    for point in importlib.metadata.entry_points(group=SWEEPS):
         if found.get(point.name, point.value) != point.value:
             rule = f"have a name of its own; got {point.name} = {point.value} beside {found[point.name]}"
-            raise ValueError(f"an entry point of {GROUP} must {rule}")
+            raise ValueError(f"an entry point of {SWEEPS} must {rule}")
         found[point.name] = point.value
     return found
 
@@ -73,6 +73,7 @@ def _module(path: Path, named: str) -> ModuleType:
     file = getattr(known, "__file__", None) or getattr(known, "origin", None)
     if file is None or Path(file).resolve() != path:
         name = f"sweep file {path}"  # a module of that name is another one
+    own_code.name(name, path)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,6 +61,39 @@ def signals_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def path_of_workers(code: Path | None) -> Iterator[None]:
+    """Let processes that start inside the block find the snapshot `code` first, and then what this one finds.
+
+    Beside Python's own folders, that is the folder of the script, and the current one for `python -m`.
+    """
+    before = os.environ.get("PYTHONPATH")
+    own = [str(Path(entry or ".").resolve()) for entry in sys.path[:1] if entry != str(Path(sys.executable).parent)]
+    words = [*([str(code)] if code else []), *filter(None, (before or "").split(os.pathsep)), *own]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(words))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def own_path_only() -> Any:
+    """Return a configuration with which Ray's workers have no other path than `path_of_workers` gives.
+
+    Ray would put the driver's script and current folder before the snapshot.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnPath(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # then Ray adds no folder of the driver's
+
+    return OwnPath()
 
 
 @functools.cache
