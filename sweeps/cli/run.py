@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 from rich.console import Console
@@ -23,19 +23,32 @@ from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 
 
-def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None, command: str = "") -> int:
+def run(
+    spec: SweepSpec,
+    arguments: Sequence[str],
+    typed: float | None = None,
+    command: str = "",
+    console: Console | None = None,
+    embedded: Callable[[Sweep], None] | None = None,
+) -> int:
     """Run the command line and return the exit status; raise ValueError at wrong usage.
 
     `typed` is when it was typed, in seconds since the Unix epoch; by default now. `command` is what
-    a person types before the arguments, for --help.
+    a person types before the arguments, for --help. `console` shows what happens. With `embedded`,
+    which is given the sweep once it is planned, the process belongs to somebody else: its signals
+    stay as they are, and it is never left.
     """
     task_named(spec.task)
     own_code.name(spec.task, getattr(sys.modules.get(spec.task), "__file__", None))
     asked = parse(spec, arguments, command)
     asked.typed = time.time() if typed is None else typed
-    console = wide_console()
+    asked.embedded, asked.words = embedded is not None, [command, *arguments] if embedded else None
+    asked.detach, asked.yes = asked.detach or asked.embedded, asked.yes or asked.embedded
+    console = console or wide_console()
     data = PlannedData(asked)
     sweep, cluster = plan(spec, asked, data)
+    if embedded is not None:
+        embedded(sweep)
     for line in data.lines:
         console.print(line, highlight=False, soft_wrap=True)
     if cluster.scheduler is Scheduler.slurm:

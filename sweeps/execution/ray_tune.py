@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,13 @@ def remove_abandoned() -> None:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Restore the signal handlers at the end: `ray.init` installs one that ends the process."""
+    """Restore the signal handlers at the end: `ray.init` installs one that ends the process.
+
+    It does so in the main thread alone, where alone Python allows it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
@@ -134,6 +141,16 @@ def without_client_server(parameters: Any, _head: bool) -> None:
     parameters.ray_client_server_port = None
 
 
+class _OfThisThread:
+    """Standard output that is a log for the thread that makes it, and the former one for all others."""
+
+    def __init__(self, stream: Any, log: Any) -> None:
+        self._stream, self._log, self._thread = stream, log, threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log if threading.get_ident() == self._thread else self._stream, name)
+
+
 def place(
     worker: Callable[[], None],
     workers: int,
@@ -172,5 +189,5 @@ def place(
     )
     # The sweep shows its own table instead of Tune's, and the errors that this returns.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with open(folder / "tune.log", "a") as log, contextlib.redirect_stdout(log):
+    with open(folder / "tune.log", "a") as log, contextlib.redirect_stdout(_OfThisThread(sys.stdout, log)):
         return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]
