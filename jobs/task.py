@@ -124,6 +124,10 @@ class Task:
         """Return the tensors to export from a checkpoint's state, and metadata for the file."""
         raise ValueError(f"task must define export for weights to be exported; got {self.name}")
 
+    def encoder(self, config: Any, state: Mapping[str, Any]) -> Any:
+        """Return the network of a checkpoint's state, a torch.nn.Module: what `Trial.encoder` of the Python API gives."""
+        raise ValueError(f"task must define encoder for a run's network to be loaded; got {self.name}")
+
     def probed(self, config: Any, own: Any) -> Sequence[Probed]:
         """Return each probe that `config` asks for, of a run whose configuration is `own`."""
         raise ValueError(f"task must define probed and probe to have its runs scored later; got {self.name}")

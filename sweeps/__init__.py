@@ -1,11 +1,16 @@
-"""What a sweep's file needs: `from sweeps import Configuration, PlainTask, Scale, SweepSpec, main`."""
+"""What a sweep's file or a notebook needs: `from sweeps import Configuration, PlainTask, Scale, Sweep, SweepSpec, main, run`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cnnjepa.run.console import require_own
+
 if TYPE_CHECKING:
     from jobs.plain import PlainTask as PlainTask
     from jobs.plain import Run as Run
+    from sweeps.cli.api import Sweep as Sweep
+    from sweeps.cli.api import plan as plan
+    from sweeps.cli.api import run as run
     from sweeps.cli.run import main as main
     from sweeps.spec.space import choice as choice
     from sweeps.spec.space import real as real
@@ -16,12 +21,15 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "jobs.plain": ("PlainTask", "Run"),
+    "sweeps.cli.api": ("Sweep", "plan", "run"),
     "sweeps.cli.run": ("main",),
     "sweeps.spec.space": ("choice", "real", "whole"),
     "sweeps.spec.sweep": ("Configuration", "Scale", "SweepSpec"),
 }
 _MODULE = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = sorted(_MODULE)
+
+require_own()
 
 
 def __getattr__(name: str) -> Any:

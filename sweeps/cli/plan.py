@@ -37,10 +37,12 @@ _RENAMED = {  # options of version 0.1
 }
 
 
-def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse a sweep's command line; raise ValueError at what --help does not show."""
-    file = sys.argv[0] if sys.argv[0].endswith(".py") else f"sweeps/{spec.name}.py"
-    command = f"python {file}"
+def parse(spec: SweepSpec, arguments: Sequence[str], command: str = "") -> argparse.Namespace:
+    """Parse a sweep's command line; raise ValueError at what --help does not show.
+
+    `command` is what a person types before the arguments; by default `python` and the file.
+    """
+    command = command or f"python {sys.argv[0] if sys.argv[0].endswith('.py') else f'sweeps/{spec.name}.py'}"
     more = "--max-trials 8" if spec.space else "--seeds 3"
     epilog = f"example:\n  {command} --cluster local {more} --dry-run\n\nRun the same command again to resume; completed trials are kept."
     question = textwrap.fill(spec.question, 100)

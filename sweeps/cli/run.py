@@ -3,14 +3,16 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 from rich.console import Console
 
+from jobs import own_code
 from jobs.cli import exit_status
 from jobs.cluster import Scheduler
+from jobs.task import task_named
 from sweeps.cli import local, submit
 from sweeps.cli.data import PlannedData
 from sweeps.cli.estimate import priced
@@ -24,17 +26,34 @@ from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 
 
-def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -> int:
+def run(
+    spec: SweepSpec,
+    arguments: Sequence[str],
+    typed: float | None = None,
+    command: str = "",
+    console: Console | None = None,
+    embedded: Callable[[Sweep], None] | None = None,
+) -> int:
     """Run the command line and return the exit status; raise ValueError at wrong usage.
 
-    `typed` is when it was typed, in seconds since the Unix epoch; by default now.
+    `typed` is when it was typed, in seconds since the Unix epoch; by default now. `command` is what
+    a person types before the arguments, for --help. `console` shows what happens. With `embedded`,
+    which is given the sweep once it is planned, the process belongs to somebody else: its signals
+    stay as they are, and it is never left.
     """
     spec = spec.resolved(Path(sys.argv[0]).stem)
-    asked = parse(spec, arguments)
+    task_named(spec.task_name)
+    module = spec.task_name.partition(":")[0]
+    own_code.name(module, getattr(sys.modules.get(module), "__file__", None))
+    asked = parse(spec, arguments, command)
     asked.typed = time.time() if typed is None else typed
-    console = wide_console()
+    asked.embedded, asked.words = embedded is not None, [command, *arguments] if embedded else None
+    asked.detach, asked.yes = asked.detach or asked.embedded, asked.yes or asked.embedded
+    console = console or wide_console()
     data = PlannedData(asked)
     sweep, cluster = plan(spec, asked, data)
+    if embedded is not None:
+        embedded(sweep)
     for line in data.lines:
         console.print(line, highlight=False, soft_wrap=True)
     if cluster.scheduler is Scheduler.slurm:

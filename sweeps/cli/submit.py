@@ -136,7 +136,7 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
         if not confirmed(asked):
             return False
     sweep.write()
-    note_command(sweep.path)
+    note_command(sweep.path, getattr(asked, "words", None))
     for trial in left_to_run(view, asked.retry_failed):
         sweep.run(trial).prepare(trial.config)
     engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # the question may have waited for an hour

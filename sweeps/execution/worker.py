@@ -12,7 +12,7 @@ from typing import Any
 
 from cnnjepa.run.attempts import attempts_with, lost, newest, numbered, publish
 from cnnjepa.run.folder import RunStatus
-from jobs import program
+from jobs import program, provenance
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job
 from jobs.slurm.hangs import stacks_to
@@ -21,6 +21,7 @@ from sweeps.execution.bad_nodes import Place
 from sweeps.execution.scheduler import judge, next_claim
 from sweeps.state import claims
 from sweeps.state.folder import Sweep
+from sweeps.state.history import last_command
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View, slurm_queue
 
@@ -101,7 +102,8 @@ def run_one_trial(
     fit_to(cluster, trial.config, beside_others=True)
     attempt, moved_off = owned.claim.attempt, None
     more: dict[str, Any] = {"spares": place.sparing(view, trial, attempt)} if place else {}
-    with owned, output_to(folder, attempt), stacks_to(sys.stderr):
+    about = provenance.of_trial(trial.overrides, last_command(view.sweep.path))
+    with owned, output_to(folder, attempt), stacks_to(sys.stderr), about:
         try:
             result = run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), attempt, judge(view, trial), **more)
             if place and result is not None and result.status is not RunStatus.failed:

@@ -157,6 +157,7 @@ class Trial:
     signature: str
     params: Params = field(default_factory=dict)  # what a search chose
     configuration_number: int = -1  # in a search, the number of its first trial; else -1
+    overrides: list[str] = field(default_factory=list)  # key=value of all that makes it; [] if an earlier version planned it
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the configuration: another process builds its own, once it has found the task."""
@@ -209,6 +210,7 @@ class Search:
     budget_hours: float | None  # device-hours; no run begins that could exceed them at the most expensive epoch known
     digest: str  # identifies space and base; with others it is another search
     hours_per_epoch: float | None = None  # expected device-hours per epoch; None if unknown
+    overrides: list[str] = field(default_factory=list)  # key=value of what it varies
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, under the keys of version 0.1."""
@@ -224,7 +226,8 @@ class Search:
         params = {d.key: params[d.key] for d in self.space if d.key in params}
         values = applied(self.base, params, seed)
         name = (f"#{configuration_number} " if configuration_number else "baseline: ") + label(params, task_of(values))
-        return Trial(number, name, seed, values, signature(from_dict(values)), params, configuration_number)
+        overrides = [*self.overrides, *(f"{key}={value}" for key, value in params.items()), f"seed={seed}"]
+        return Trial(number, name, seed, values, signature(from_dict(values)), params, configuration_number, overrides)
 
 
 Identify = Callable[[Sequence[Any]], Sequence[Any]]
@@ -284,7 +287,9 @@ def build_search(
     baseline(space, base)
     max_trials = min(max_trials, len(all_configurations(space, base) or range(max_trials)))
     text = json.dumps([identity(train), [asdict(d) for d in space]], sort_keys=True)
-    return Search(space, base, sampler, max_trials, seeds, costs, budget_hours, hashlib.sha256(text.encode()).hexdigest()[:12])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    given = [*scale.overrides, *overrides]
+    return Search(space, base, sampler, max_trials, seeds, costs, budget_hours, digest, overrides=given)
 
 
 def build_trials(
@@ -309,17 +314,19 @@ def build_trials(
     trials: list[Trial] = []
     known: dict[str, str] = {}
     # Compose once per configuration: its seeds differ in nothing else.
-    composed = []
+    composed: list[Any] = []
+    given: list[list[str]] = []
     for configuration in configurations:
         own = [f"{key}={value}" for key, value in configuration.overrides.items()]
-        composed.append(spec.job(cluster, [*scale.overrides, *own, *overrides]).train)
+        given.append([*scale.overrides, *own, *overrides])
+        composed.append(spec.job(cluster, given[-1]).train)
     composed = list(identified(composed))
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for called, train in zip(labels, composed, strict=True):
+        for called, train, words in zip(labels, composed, given, strict=True):
             config = task_of(train).probed_at(replace(train, seed=seed), rungs)
             name = signature(config)
             if name in known:
                 raise ValueError(f"configurations of {spec.name} must differ; got the same configuration for {known[name]} and {called}")
             known[name] = called
-            trials.append(Trial(len(trials), called, seed, to_dict(config), name))
+            trials.append(Trial(len(trials), called, seed, to_dict(config), name, overrides=[*words, f"seed={seed}"]))
     return trials

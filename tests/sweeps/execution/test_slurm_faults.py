@@ -52,7 +52,8 @@ def test_a_sweep_runs_to_its_table(cluster: SlurmCluster, undisturbed: SweepOnSl
     assert {"results.csv", "summary.csv", "ablation.png", "code", "log"} <= set(os.listdir(undisturbed.path))
     for folder in undisturbed.trial_dirs():
         provenance = json.loads((folder / "provenance.json").read_text())
-        assert provenance["command"][0].startswith(str(undisturbed.path / "code"))
+        assert provenance["process"].startswith(str(undisturbed.path / "code"))
+        assert provenance["command"][0] == "python"
     again = undisturbed.run("two")
     assert "submitted" not in again
     assert [s.size for s in Submission.all_of(undisturbed.sweep)] == [2]
