@@ -168,6 +168,13 @@ class Trial:
         """Return the configuration to train."""
         return from_dict(self.values)
 
+    @cached_property
+    def configuration(self) -> str:
+        """Return what its configuration has in common over seeds and with no other; labels may be alike."""
+        if self.configuration_number >= 0:
+            return str(self.configuration_number)
+        return json.dumps({key: value for key, value in self.values.items() if key != "seed"}, sort_keys=True)
+
     @property
     def known_config(self) -> Any | None:
         """Return the configuration, or None if only other code can build it and must run it."""

@@ -97,5 +97,5 @@ def test_other_configurations_are_marks_with_error_bars_seeds_and_the_papers_val
     assert symbols.count("square") == 3
     assert symbols.count("diamond-open") == 2
     assert next(t.error_x.array[0] for t in figure.data if t.marker.symbol == "square") == pytest.approx(0.4163, rel=1e-3)
-    many = [dataclasses.replace(table[0], label=f"configuration {i}") for i in range(40)]
+    many = [dataclasses.replace(table[0], configuration=str(i)) for i in range(40)]
     assert len(set(colours(many).values())) == 40
