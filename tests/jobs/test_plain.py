@@ -1,7 +1,8 @@
 """A dataclass and a function as a task: killed and resumed, stopped, pruned, and refused where it is none."""
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from cnnjepa.run import checkpoint, progress
-from cnnjepa.run.folder import RunError, RunFolder, RunStatus
+from cnnjepa.run.folder import RunError, RunFolder, RunStatus, never, no_judge
 from cnnjepa.run.identity import identity, signature
 from jobs.config import compose_job
 from jobs.plain import PlainTask, Run
@@ -63,9 +64,9 @@ SWEEP = SweepSpec(configurations=[Configuration({"lr": 0.1})], task=TASK)
 
 
 @pytest.fixture
-def config() -> Iterator[Any]:
+def config() -> Any:
     _done.clear()
-    yield configured(SWEEP)[1]
+    return configured(SWEEP)[1]
 
 
 def test_a_stop_saves_and_the_next_attempt_goes_on_from_there(config: Any, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_stop_saves_and_the_next_attempt_goes_on_from_there(config: Any, tmp_p
     assert _done == [1, 2, 3, 4, 5, 6]
     assert (result.status, result.step, result.claim, result.resumes) == (RunStatus.completed, 6, 2, 1)
     assert result.seconds >= progress.read(tmp_path, 1).seconds > 0
-    assert attempt(config, tmp_path, 3) == result  # nothing is trained twice
+    assert task_named(config.task).train(config, RunFolder(tmp_path, 2), never, 2, no_judge) == result  # nothing is trained twice
     assert len(_done) == 6
 
 
@@ -115,14 +116,14 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_record(config: Any, tmp_path
     assert [r["epoch"] for r in scores(tmp_path) if r["kind"] == "probe"] == [1, 2, 3, 4, 5, 6]
 
 
+_number = itertools.count()
+
+
 def _swept(train: Any, kind: Any = Config, **more: Any) -> Any:
-    """A configuration of a task that some module holds."""
-    global SOME  # a task has to stand at the top of a file
-    SOME = PlainTask(kind, train, objective="loss", **more)
-    return configured(SweepSpec(task=SOME))[1]
-
-
-SOME = TASK
+    """A configuration of a task that this module holds, under a name of its own."""
+    name = f"TASK_{next(_number)}"
+    globals()[name] = PlainTask(kind, train, objective="loss", **more)
+    return configured(SweepSpec(task=globals()[name]))[1]
 
 
 def test_a_run_that_saves_elsewhere_is_seen_to_gain_and_keeps_the_records_before_the_first_that_it_repeats(tmp_path: Path) -> None:
@@ -142,14 +143,9 @@ def test_a_run_that_saves_elsewhere_is_seen_to_gain_and_keeps_the_records_before
 
 
 def test_a_state_that_would_not_be_loaded_is_refused_when_it_is_saved(tmp_path: Path) -> None:
-    class Own:
-        pass
-
     def saves(config: Config, run: Run) -> None:
         run.report(1, loss=1.0)
         run.save({"model": Fraction(1, 2)})
-
-    from fractions import Fraction
 
     with pytest.raises(RunError) as raised:
         attempt(_swept(saves), tmp_path / "a", 1)
@@ -228,16 +224,15 @@ def test_steps_may_take_the_place_of_epochs_and_neither_is_needed(tmp_path: Path
     assert result is not None
     assert list(result.probes) == ["10", "20", "30"]
     with pytest.raises(ValueError, match=r"^steps must be at least 1; got 0$"):
-        compose_job(["steps=0"], "test_plain:SOME" if False else _swept(steps, Steps).task)
+        compose_job(["steps=0"], _swept(steps, Steps).task)
     once = attempt(_swept(lambda config, run: run.report(1, loss=2.0), Once), tmp_path / "once", 1)
     assert once is not None
     assert once.metrics == {"loss": 2.0}
 
 
 def _without(**changed: Any) -> Any:
-    return dataclasses.make_dataclass(
-        "Config", [(k, int, dataclasses.field(default=v)) for k, v in {"seed": 1, "epochs": 2, **changed}.items()]
-    )
+    fields = {"seed": 1, "epochs": 2, **changed}
+    return dataclasses.make_dataclass("Config", [(key, int, dataclasses.field(default=value)) for key, value in fields.items()])
 
 
 @pytest.mark.parametrize(
@@ -247,7 +242,7 @@ def _without(**changed: Any) -> Any:
         (
             dataclasses.make_dataclass("Config", [("seed", int)]),
             {},
-            "Config must have a default for each field; got Config.seed without one",
+            "Config must have a default for each field; got Config.seed",
         ),
         (dataclasses.make_dataclass("Config", [("lr", int, 1)]), {}, "Config must have a field seed; got Config without it"),
         (_without(task_version=1), {"version": "2"}, "Config must leave task_version to the launcher; got Config.task_version"),
