@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's folder, in a git repository of the user's, below which the wheel is installed."""
     home = tmp_path_factory.mktemp("home")
     installed(wheel, home / "lib")
@@ -45,7 +44,7 @@ def place(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     offer(home, "own-simsiam", cnnjepa_methods={"own_simsiam": "own_simsiam"}, cnnjepa_sweeps={"offered": "my_sweep"})
     for words in (["init", "-q"], ["add", "my_sweep.py"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
         subprocess.run(["git", *words], cwd=home, check=True, timeout=60)
-    yield home
+    return home
 
 
 def write_own(home: Path) -> None:
