@@ -1,4 +1,4 @@
-"""What a sweep's file or a notebook needs: `from sweeps import Configuration, Scale, Sweep, SweepSpec, main, run`."""
+"""What a sweep's file or a notebook needs: `from sweeps import Configuration, PlainTask, Scale, Sweep, SweepSpec, main, run`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from cnnjepa.run.console import require_own
 
 if TYPE_CHECKING:
+    from jobs.plain import PlainTask as PlainTask
+    from jobs.plain import Run as Run
     from sweeps.cli.api import Sweep as Sweep
     from sweeps.cli.api import plan as plan
     from sweeps.cli.api import run as run
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from sweeps.spec.sweep import SweepSpec as SweepSpec
 
 _PLACES = {
+    "jobs.plain": ("PlainTask", "Run"),
     "sweeps.cli.api": ("Sweep", "plan", "run"),
     "sweeps.cli.run": ("main",),
     "sweeps.spec.space": ("choice", "real", "whole"),

@@ -47,7 +47,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
         if asked.json:
             print(json.dumps({**found, "best": best_so_far(view)}))
         else:
-            shown = live_table(found, None)
+            shown = live_table(found, None, console.width)
             console.print(shown if shown.row_count else shown.title, highlight=False)
             waits, moved = [w["line"] for w in found["waiting"]], moved_line(view.sweep, view.watch.queue)
             lines = [*waits, *found["damaged"], *found["nodes"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
@@ -65,7 +65,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
     else:
         tables.write_all(view)
         if asked.format == "table":
-            console.print(tables.terminal_table(view))
+            console.print(tables.terminal_table(view, console.width, None if asked.all else tables.MOST_LINES))
         else:
             print(printable(tables.FORMATS[asked.format](view), keep="\n"), end="")
     return 0
@@ -127,6 +127,8 @@ def command_line() -> Parser:
     groups["nodes"][1].add_argument("--clear", nargs="+", default=[], metavar="NODE", help="forget what happened on these nodes so far")
     groups["nodes"][1].add_argument("--json", action="store_true", help="print one JSON object")
     groups["results"][1].add_argument("--format", choices=formats, default="table", help="default: %(default)s")
+    most = f"print all configurations, not only the {tables.MOST_LINES} best"
+    groups["results"][1].add_argument("--all", action="store_true", help=f"{most}; the other formats always do")
     groups["status"][1].add_argument("--json", action="store_true", help="print one JSON object")
     groups["advice"][1].add_argument("--json", action="store_true", help="print one JSON object with the figures of each run")
     return parser

@@ -25,12 +25,14 @@ NAMED = {
     "jobs.drill",
     "jobs.export",
     "jobs.file_system",
+    "jobs.plain",
     "jobs.preflight",
     "jobs.pretrain",
     "jobs.probe",
     "jobs.slurm.supervisor",
     "jobs.stage",
     "jobs.staging",
+    "sweeps.cli.run",
     "slurm",
     "sweeps.drill.stage",
     "sweeps.drill.sweep",
@@ -41,6 +43,8 @@ NAMED = {
     "sweeps.execution.successor",
     "sweeps.execution.worker_main",
     "sweeps.report",
+    "sweeps.spec.space",
+    "sweeps.spec.sweep",
 }
 
 

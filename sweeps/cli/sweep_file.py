@@ -27,7 +27,7 @@ def run_file(named: str, arguments: Sequence[str]) -> int:
 
     Raise ValueError at wrong usage.
     """
-    spec = spec_of(named)
+    spec = spec_of(named).resolved(Path(named).stem)
     words = [Path(sys.argv[0]).stem] if Path(sys.argv[0]).stem.startswith("cnnjepa-") else ["python", "-m", "sweeps"]
     return run(spec, arguments, psutil.Process().create_time(), shlex.join([*words, "run", named]))
 

@@ -95,7 +95,8 @@ class Watcher:
         left = minutes * (known - done) / gained if gained > 0.5 else None
         warned = [*status["damaged"], *status["nodes"], *skipped_lines(self.view, status), *warning_lines(self.view, status)]
         if self._live:
-            self._live.update(Group(live_table(status, left), *(Text(printable(line)) for line in warned)), refresh=True)
+            table = live_table(status, left, self.console.width)
+            self._live.update(Group(table, *(Text(printable(line)) for line in warned)), refresh=True)
             return
         for warning in warned:
             if warning not in self._warned:
@@ -128,7 +129,7 @@ def conclude(view: View, console: Console) -> int:
     cause = rebuild(view.sweep.path)
     again = f"python -m sweeps report {shlex.quote(str(view.sweep.path))}"
     not_made = f": not written: {cause}; the results are complete without it; to write it: {again}" if cause else ""
-    console.print(tables.terminal_table(view))
+    console.print(tables.terminal_table(view, console.width))
     bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
     damaged = damaged_lines(view)
     for line in [*(f"{row.label}, seed {row.seed}: {row.state.name}: {row.cause}" for row in bad), *damaged]:

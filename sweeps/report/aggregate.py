@@ -1,5 +1,6 @@
 """Decide which runs count, and aggregate them: a row per run, a summary per configuration."""
 
+import collections
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Row:
     """One run: its trial, state, metrics and costs."""
 
     signature: str
+    configuration: str  # tells configurations apart, as labels need not
     label: str
     seed: int
     state: TrialState
@@ -85,6 +87,22 @@ class Summary:
     # metric -> seed -> value, of the completed runs that have one
     values: dict[str, dict[int, float]]
     damaged: int = 0
+    configuration: str = ""
+
+    @property
+    def key(self) -> str:
+        """Return what tells the configuration from others, as its label need not."""
+        return self.configuration or self.label
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return `names`, of which repeated ones are numbered: 'a', 'a (2)'. An axis would merge equal ones."""
+    seen: collections.Counter[str] = collections.Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
 
 
 def costs_of(result: RunResult, batch: int | None) -> dict[str, float]:
@@ -109,6 +127,7 @@ def rows(view: View) -> list[Row]:
         table.append(
             Row(
                 trial.signature,
+                trial.configuration,
                 trial.label,
                 trial.seed,
                 state,
@@ -125,8 +144,11 @@ def summaries(view: View) -> list[Summary]:
     table, sweep = rows(view), view.sweep
     metrics = sorted({m for row in table for m in row.metrics} | {sweep.objective, *sweep.headline})
     found = []
-    for label in dict.fromkeys(row.label for row in table):
-        mine = [row for row in table if row.label == label]
+    by_configuration: dict[str, list[Row]] = {}
+    for row in table:
+        by_configuration.setdefault(row.configuration, []).append(row)
+    for configuration, mine in by_configuration.items():
+        label = mine[0].label
         done = [row for row in mine if row.state is TrialState.completed]
         values = {m: {row.seed: row.metrics[m] for row in done if m in row.metrics} for m in metrics}
         found.append(
@@ -142,10 +164,12 @@ def summaries(view: View) -> list[Summary]:
                 {c: Spread.of([row.costs[c] for row in done if c in row.costs]) for c in COSTS},
                 values,
                 sum(row.state is TrialState.damaged for row in mine),
+                configuration,
             )
         )
-    last = float("-inf")
-    return sorted(found, key=lambda s: -(last if s.spreads[sweep.objective].mean is None else s.spreads[sweep.objective].mean or 0.0))
+    means = {s.label: s.spreads[sweep.objective].mean for s in found}
+    sign = sweep.sign
+    return sorted(found, key=lambda s: float("inf") if (mean := means[s.label]) is None else -sign * mean)
 
 
 def images_behind(view: View, leaders: Mapping[str, "Leader | None"]) -> str:
@@ -173,26 +197,28 @@ def references(view: View) -> dict[str, dict[str, Spread]]:
     for trial in view.sweep.trials:
         result = view.result(trial)
         for name, scores in result.references.items() if result is not None and result.status is RunStatus.completed else ():
-            found.setdefault(name, {}).setdefault(trial.label, {})[trial.seed] = scores
+            found.setdefault(name, {}).setdefault(trial.configuration, {})[trial.seed] = scores
     table: dict[str, dict[str, Spread]] = {}
-    for name, by_label in found.items():
+    labels = {t.configuration: t.label for t in view.sweep.trials}
+    for name, by_configuration in found.items():
         apart: list[tuple[str, dict[int, dict[str, float]]]] = []
-        for label, seeds in by_label.items():
+        for configuration, seeds in by_configuration.items():
             for _, others in apart:
                 if all(others.get(seed, {}).get(m, value) == value for seed, scores in seeds.items() for m, value in scores.items()):
                     for seed, scores in seeds.items():
                         others[seed] = {**others.get(seed, {}), **scores}
                     break
             else:
-                apart.append((label, dict(seeds)))
-        for label, seeds in apart:
+                apart.append((labels[configuration], dict(seeds)))
+        for label, seeds in zip(distinct([label for label, _ in apart]), [seeds for _, seeds in apart], strict=True):
             metrics = dict.fromkeys(metric for scores in seeds.values() for metric in scores)
             values = {m: [scores[m] for scores in seeds.values() if m in scores] for m in metrics}
             # What is the same with every seed, as chance level is, has no spread.
             table[name if len(apart) == 1 else f"{name} ({label})"] = {
                 m: Spread.of(v if len(set(v)) > 1 else v[:1]) for m, v in values.items()
             }
-    return dict(sorted(table.items(), key=lambda found: -(found[1].get(view.sweep.objective, Spread.of([])).mean or 0.0)))
+    sign, objective = view.sweep.sign, view.sweep.objective
+    return dict(sorted(table.items(), key=lambda found: -sign * (found[1].get(objective, Spread.of([])).mean or 0.0)))
 
 
 def shown_configurations(view: View) -> tuple[list[Summary], str]:
@@ -238,9 +264,9 @@ class Leader:
         return self.comparison is not None and self.comparison.significant
 
 
-def leader(table: Sequence[Summary], metric: str) -> Leader | None:
-    """Return the configuration with the best mean of `metric`, the first of equals, or None."""
-    ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -statistics.fmean(s.values[metric].values()))
+def leader(table: Sequence[Summary], metric: str, sign: float = 1.0) -> Leader | None:
+    """Return the configuration with the best mean of `metric`, the first of equals, or None; with sign -1 the lowest is best."""
+    ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -sign * statistics.fmean(s.values[metric].values()))
     if not ranked:
         return None
     best, *others = ranked
@@ -264,7 +290,7 @@ def run_set(view: View) -> str:
     table = rows(view)
     seeds = sorted({r.seed for r in table})
     done = [r for r in table if r.state is TrialState.completed]
-    configurations = len({r.label for r in done})
+    configurations = len({r.configuration for r in done})
     named = ", ".join(map(str, seeds)) if len(seeds) < 7 else f"{seeds[0]} to {seeds[-1]}"
     line = f"run set: all {len(done)} completed runs, of {configurations} configurations and seeds {named}"
     left = [(sum(r.state is s for r in table), s.name) for s in (TrialState.failed, TrialState.pruned, TrialState.damaged)]

@@ -13,13 +13,15 @@ from cnnjepa.run.files import write_atomic
 from sweeps.report import html_text
 from sweeps.report.aggregate import Row, Summary, columns, rows, run_set, shown_configurations, summaries, title
 from sweeps.report.html_curves import Curve, curves_of
-from sweeps.report.html_figures import colours, costs_figure, layout, scores_figure
+from sweeps.report.html_figures import colours, costs_figure, drawn, layout, scores_figure
 from sweeps.report.tables import peoples_table
 from sweeps.report.usage import advice_lines
 from sweeps.search import warnings
 from sweeps.spec.sweep import Trial
 from sweeps.state.view import View
 
+_MOST_ROWS = 100  # configurations in the page's table
+_MOST_CURVES = 100  # drawn at once
 _PAGE = Path(__file__).parent / "page"
 Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and figure
 
@@ -27,14 +29,17 @@ Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and f
 def build(view: View) -> str:
     """Return the page of a sweep in its current state."""
     sweep, metrics, table = view.sweep, columns(view), rows(view)
-    hues, unit = colours(summaries(view), sweep.objective), html_text.hours_unit(view)
+    hues, unit = colours(summaries(view)), html_text.hours_unit(view)
     curves = [curves_of(view, t) for t in sweep.trials]
     shown, _ = shown_configurations(view)
-    scores, costs, search = _scores(view, shown, hues), _costs(view, shown, hues, unit), _search(view)
+    best, not_drawn = drawn(shown, view)
+    scores, costs, search = _scores(view, best, hues), _costs(view, shown, hues, unit), _search(view)
     warned = {t.signature: [w.line for w in found] for t in sweep.trials if (found := warnings.warnings_of(view, t))}
     data = {
         "figures": {name: json.loads(figure.to_json()) for name, (_, figure) in (scores | costs | search).items()},
         "trials": [_trial(view, *of_one, hues, unit) for of_one in zip(sweep.trials, table, curves, strict=True)],
+        "most_curves": _MOST_CURVES,
+        "best_first": _best_first(view),
         "curve_layout": json.loads(layout(go.Figure(), 380).to_json())["layout"],
     }
     return _template().render(
@@ -44,7 +49,8 @@ def build(view: View) -> str:
         warned=warned,
         warnings=warnings.as_lines(sweep, warned),
         scores=scores,
-        table=peoples_table(view),
+        not_drawn=not_drawn,
+        table=peoples_table(view, _MOST_ROWS),
         cost_lines=[*html_text.costs(view), *advice_lines(view)],
         costs=costs,
         search=search,
@@ -53,6 +59,7 @@ def build(view: View) -> str:
         trials={t.signature: _cells(view, t, row, metrics) for t, row in zip(sweep.trials, table, strict=True)},
         run_set=run_set(view),
         data=data,
+        most_curves=_MOST_CURVES,
         style=(_PAGE / "report.css").read_text(),
         # A script must not close its own element. Its strings and patterns allow the backslash.
         plotly=get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--"),
@@ -107,11 +114,17 @@ def _trial(view: View, trial: Trial, row: Row, curves: Mapping[str, Curve], hues
     return {
         "signature": trial.signature,
         "name": f"{trial.label}, seed {trial.seed}",
-        "colour": hues.get(trial.label, "#888"),
+        "colour": hues.get(trial.configuration, "#888"),
         "curves": {name: _points(curve) for name, curve in curves.items()},
         "about": html_text.about(view, trial, unit),
         "log": html_text.last_lines(view, trial) if row.cause else "",
     }
+
+
+def _best_first(view: View) -> list[int]:
+    """Return the places of the trials in the sweep by score, the best first, those without one last."""
+    values = [view.objective(t) for t in view.sweep.trials]
+    return sorted(range(len(values)), key=lambda i: -(float("-inf") if (value := values[i]) is None else value))
 
 
 def _points(curve: Curve) -> list[list[float]]:

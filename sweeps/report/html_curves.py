@@ -9,7 +9,7 @@ from sweeps.spec.sweep import Trial
 from sweeps.state.view import View
 
 # For all trials together, so that a page of 1,000 trials opens as fast as one of ten.
-_MOST_POINTS = 60_000
+_MOST_POINTS = 40_000
 _FEWEST_OF_A_CURVE, _MOST_OF_A_CURVE = 16, 240
 _NO_CURVE = frozenset({"kind", "step", "epoch"})
 

@@ -8,11 +8,12 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 
 from cnnjepa.run.identity import lookup
-from sweeps.report.aggregate import Spread, Summary, in_units, title
+from sweeps.report.aggregate import Spread, Summary, distinct, in_units, title
 from sweeps.report.html_text import called
 from sweeps.state.view import View
 
 _LABEL_WIDTH = 29  # characters per line of an axis label; on a phone the axis needs room too
+_MOST_DRAWN = 40  # configurations with a line of their own in a figure
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#222"}
 
 
@@ -33,17 +34,16 @@ def layout(figure: go.Figure, height: int) -> go.Figure:
     return figure
 
 
-def colours(table: Sequence[Summary], objective: str) -> dict[str, str]:
-    """Return configuration -> colour.
+def colours(table: Sequence[Summary]) -> dict[str, str]:
+    """Return configuration -> colour; `table` has the best one first.
 
     If there are too many configurations to tell apart, colours follow a scale from best to worst.
     """
     palette = qualitative.D3 if len(table) <= len(qualitative.D3) else qualitative.Dark24
     if len(table) <= len(palette):
-        return {s.label: palette[i] for i, s in enumerate(table)}
-    ranked = sorted(table, key=lambda s: -(s.spreads[objective].mean or 0.0))
-    shares = [i / (len(ranked) - 1) for i in range(len(ranked))]
-    return dict(zip((s.label for s in ranked), sample_colorscale("Turbo", shares), strict=True))
+        return {s.key: palette[i] for i, s in enumerate(table)}
+    shares = [i / (len(table) - 1) for i in range(len(table))]
+    return dict(zip((s.key for s in table), sample_colorscale("Turbo", shares), strict=True))
 
 
 def short(label: str) -> str:
@@ -56,10 +56,10 @@ def numeric_axis(view: View) -> str | None:
 
     A key that only some have, such as one of a method, counts as a difference. A bool is no number.
     """
-    values = {t.label: _leaves(t.values) for t in view.sweep.trials}
+    values = {t.configuration: _leaves(t.values) for t in view.sweep.trials}
     if len(values) < 3:
         return None
-    keys = dict.fromkeys(key for leaves in values.values() for key in leaves if key not in ("seed", "epochs"))
+    keys = dict.fromkeys(key for leaves in values.values() for key in leaves if key != "seed")
     differing = [k for k in keys if len({repr(leaves[k]) if k in leaves else None for leaves in values.values()}) > 1]
     if len(differing) != 1:
         return None
@@ -75,24 +75,35 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def drawn(table: Sequence[Summary], view: View) -> tuple[list[Summary], str]:
+    """Return the configurations that figures of scores show, the best ones, and a line about the others.
+
+    On an axis of numbers there is room for all.
+    """
+    if len(table) <= _MOST_DRAWN or numeric_axis(view) is not None:
+        return list(table), ""
+    rest = f"the {_MOST_DRAWN} best of {len(table):,} configurations are drawn; summary.csv has all"
+    return list(table[:_MOST_DRAWN]), rest
+
+
 def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mapping[str, str]) -> go.Figure:
     """Plot each mean ± standard deviation. Dots are seeds; a diamond is the paper's value."""
     key = numeric_axis(view)
     if key is not None:
         return _line(view, table, metric, key)
     figure = go.Figure()
-    names = [short(s.label) for s in table]
+    names = distinct([short(s.label) for s in table])
     for s, name in zip(table, names, strict=True):
         seeds = s.values.get(metric, {})
         hover = [f"{s.label}<br>seed {seed}: %{{x:.2f}}<extra></extra>" for seed in seeds]
-        dots = {"color": hues[s.label], "size": 7, "opacity": 0.35}
+        dots = {"color": hues[s.key], "size": 7, "opacity": 0.35}
         figure.add_scatter(x=list(seeds.values()), y=[name] * len(seeds), mode="markers", marker=dots, hovertemplate=hover)
     for s, name in zip(table, names, strict=True):
         spread = s.spreads[metric]
         if spread.mean is not None:
             hover_text = f"{s.label}<br>{spread} (n = {spread.n})<extra></extra>"
             bars = {"type": "data", "array": [spread.std or 0.0], "visible": spread.std is not None, "thickness": 2}
-            marker = {"color": hues[s.label], "size": 11, "symbol": "square"}
+            marker = {"color": hues[s.key], "size": 11, "symbol": "square"}
             figure.add_scatter(x=[spread.mean], y=[name], error_x=bars, mode="markers", marker=marker, hovertemplate=hover_text)
         if metric in s.paper:
             hover_text = f"{s.label}<br>paper: {s.paper[metric]:.2f}, one seed<extra></extra>"
@@ -105,15 +116,15 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
 
 
 def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Figure:
-    values = {t.label: float(str(lookup(t.values, key))) for t in view.sweep.trials}
-    ranked = sorted((s for s in table if s.spreads[metric].mean is not None), key=lambda s: values[s.label])
-    xs, means = [values[s.label] for s in ranked], [s.spreads[metric] for s in ranked]
+    values = {t.configuration: float(str(lookup(t.values, key))) for t in view.sweep.trials}
+    ranked = sorted((s for s in table if s.spreads[metric].mean is not None), key=lambda s: values[s.key])
+    xs, means = [values[s.key] for s in ranked], [s.spreads[metric] for s in ranked]
     figure = go.Figure()
     bars = {"type": "data", "array": [m.std or 0.0 for m in means], "thickness": 2}
     hover = [f"{s.label}<br>{m} (n = {m.n})<extra></extra>" for s, m in zip(ranked, means, strict=True)]
     line = {"color": qualitative.D3[0]}
     figure.add_scatter(x=xs, y=[m.mean for m in means], error_y=bars, mode="lines+markers", line=line, hovertemplate=hover)
-    dots = [(values[s.label], v) for s in ranked for v in s.values.get(metric, {}).values()]
+    dots = [(values[s.key], v) for s in ranked for v in s.values.get(metric, {}).values()]
     marker = {"color": qualitative.D3[0], "opacity": 0.35}
     figure.add_scatter(
         x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", marker=marker, hovertemplate="%{y:.2f}<extra></extra>"
@@ -122,7 +133,7 @@ def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Fig
     marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
     hover_text = "paper: %{y:.2f}, one seed<extra></extra>"
     ys = [s.paper[metric] for s in papers]
-    figure.add_scatter(x=[values[s.label] for s in papers], y=ys, mode="markers", marker=marker, hovertemplate=hover_text)
+    figure.add_scatter(x=[values[s.key] for s in papers], y=ys, mode="markers", marker=marker, hovertemplate=hover_text)
     figure.update_layout(showlegend=False)
     if min(xs, default=0.0) > 0 and max(xs) / min(xs) > 30:
         figure.update_xaxes(type="log")
@@ -131,41 +142,38 @@ def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Fig
     return layout(figure, 340)
 
 
-def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return the names on the Pareto front of (cost, score), cheapest first."""
+def pareto(points: Mapping[str, tuple[float, float]], sign: float = 1.0) -> list[str]:
+    """Return the names on the Pareto front of (cost, score), cheapest first; with sign -1 a lower score is better."""
     front: list[str] = []
     best = float("-inf")
-    for name, (_, score) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
-        if score > best:
+    for name, (_, score) in sorted(points.items(), key=lambda item: (item[1][0], -sign * item[1][1])):
+        if sign * score > best:
             front.append(name)
-            best = score
+            best = sign * score
     return front
 
 
 def costs_figure(view: View, table: Sequence[Summary], hours: Mapping[str, Spread], unit: str, hues: Mapping[str, str]) -> go.Figure:
     """Plot score against hours of a run, means ± standard deviation, with the Pareto front."""
-    figure, points, metric = go.Figure(), {}, view.sweep.objective
-    for s in table:
-        x, y = hours[s.label], s.spreads[metric]
-        if x.mean is None or y.mean is None:
-            continue
-        points[s.label] = x.mean, y.mean
-        hover = f"{s.label}<br>{in_units(view, y)} (n = {y.n})<br>{x.in_digits()} {unit} a run<extra></extra>"
-        bars: dict[str, Any] = {"type": "data", "thickness": 1}
-        figure.add_scatter(
-            x=[x.mean],
-            y=[y.mean],
-            error_x={**bars, "array": [x.std or 0.0]},
-            error_y={**bars, "array": [y.std or 0.0]},
-            mode="markers",
-            marker={"color": hues[s.label], "size": 10},
-            hovertemplate=hover,
-        )
-    best = pareto(points)
+    figure, metric = go.Figure(), view.sweep.objective
+    known = [(s, hours[s.key], s.spreads[metric]) for s in table if hours[s.key].mean is not None and s.spreads[metric].mean is not None]
+    points = {s.key: (x.mean or 0.0, y.mean or 0.0) for s, x, y in known}
+    bars: dict[str, Any] = {"type": "data", "thickness": 1}
+    # One trace, however many configurations there are: a browser draws thousands of traces slowly.
+    figure.add_scatter(
+        x=[x.mean for _, x, _ in known],
+        y=[y.mean for _, _, y in known],
+        error_x={**bars, "array": [x.std or 0.0 for _, x, _ in known], "visible": any(x.std for _, x, _ in known)},
+        error_y={**bars, "array": [y.std or 0.0 for _, _, y in known], "visible": any(y.std for _, _, y in known)},
+        mode="markers",
+        marker={"color": [hues[s.key] for s, _, _ in known], "size": 10 if len(known) <= _MOST_DRAWN else 6},
+        hovertemplate=[f"{s.label}<br>{in_units(view, y)} (n = {y.n})<br>{x.in_digits()} {unit} a run<extra></extra>" for s, x, y in known],
+    )
+    best, labels = pareto(points, view.sweep.sign), {s.key: s.label for s in table}
     front = [points[name] for name in best]
     line = {"color": "#888", "dash": "dot", "shape": "hv"}
     xs, ys = [x for x, _ in front], [y for _, y in front]
-    figure.add_scatter(x=xs, y=ys, mode="lines+text", line=line, text=[short(n) for n in best], hoverinfo="skip")
+    figure.add_scatter(x=xs, y=ys, mode="lines+text", line=line, text=[short(labels[n]) for n in best], hoverinfo="skip")
     figure.update_traces(textposition="top left", textfont={"size": 11}, selector={"mode": "lines+text"})
     figure.update_layout(showlegend=False)
     figure.update_xaxes(title=f"{unit} of a run", rangemode="tozero")

@@ -39,11 +39,11 @@ def format_hours(hours: float) -> str:
 
 def hours_of_a_run(view: View) -> dict[str, Spread]:
     """Return configuration -> hours of its completed runs."""
-    found: dict[str, list[float]] = {t.label: [] for t in view.sweep.trials}
+    found: dict[str, list[float]] = {t.configuration: [] for t in view.sweep.trials}
     for trial in view.sweep.trials:
         if view.state(trial) is TrialState.completed:
-            found[trial.label].append(view.device_hours(trial))
-    return {label: Spread.of(hours) for label, hours in found.items()}
+            found[trial.configuration].append(view.device_hours(trial))
+    return {configuration: Spread.of(hours) for configuration, hours in found.items()}
 
 
 def to_end(view: View) -> int:
@@ -60,7 +60,7 @@ def called(label: str) -> str:
 
 def answer(view: View) -> tuple[str, bool]:
     """Return a one-sentence answer with its uncertainty, and whether it is significant."""
-    lead = leader(summaries(view), view.sweep.objective)
+    lead = leader(summaries(view), view.sweep.objective, view.sweep.sign)
     if lead is None:
         return "No run has completed yet.", False
     left = to_end(view)
@@ -79,7 +79,7 @@ def answer(view: View) -> tuple[str, bool]:
 def beside_the_answer(view: View) -> list[str]:
     """Return the lines that keep a reader from overrating the answer."""
     table = summaries(view)
-    lead = leader(table, view.sweep.objective)
+    lead = leader(table, view.sweep.objective, view.sweep.sign)
     lines = [view_of_others(table, lead)] if lead is not None and lead.other is not None else []
     if view.sweep.search is not None and lead is not None:
         lines += [s.label for s in (lead.best, lead.other) if s is not None]
@@ -93,7 +93,7 @@ def beside_the_answer(view: View) -> list[str]:
 
 def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
     """Return 'Of the 10 other configurations 6 are tied with it.'"""
-    others = [s for s in table if s.label != lead.best.label and s.values.get(lead.metric)]
+    others = [s for s in table if s.key != lead.best.key and s.values.get(lead.metric)]
     near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).significant]
     if len(others) == 1:
         return f"The only other configuration is {'tied with it' if near else 'significantly worse'}, by the same test."
@@ -103,11 +103,11 @@ def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
 
 def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
     """Return a comparison of a search's best configuration with the unchanged one."""
-    first = view.sweep.trials[0].label
-    base = next((s for s in table if s.label == first and s.values.get(lead.metric)), None)
+    first = view.sweep.trials[0].configuration
+    base = next((s for s in table if s.key == first and s.values.get(lead.metric)), None)
     if base is None:
         return ["The configuration without changes has no completed run to compare the best with."]
-    if base.label == lead.best.label:
+    if base.key == lead.best.key:
         return ["The best is the configuration without changes."]
     tested = compare(lead.best.values[lead.metric], base.values[lead.metric])
     word = "significantly better" if tested.significant else "tied with it"
@@ -117,7 +117,7 @@ def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> 
 
 def tiles(view: View) -> list[tuple[str, str]]:
     """Return (number, label) pairs for readers with ten seconds."""
-    lead, unit = leader(summaries(view), view.sweep.objective), hours_unit(view)
+    lead, unit = leader(summaries(view), view.sweep.objective, view.sweep.sign), hours_unit(view)
     found: list[tuple[str, str]] = []
     if lead is not None:
         spread = lead.best.spreads[lead.metric]

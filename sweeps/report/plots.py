@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.files import write_atomic
-from sweeps.report.aggregate import LABEL_WIDTH, in_units, rows, shown_configurations, title
+from sweeps.report.aggregate import LABEL_WIDTH, in_units, shown_configurations, title
 from sweeps.state.view import View
+
+MOST_DRAWN = 40  # configurations of a picture, which is then at most some 4,000 pixels high
+MOST_NAMED = 30  # in a picture of costs, where names would cover each other
 
 
 def draw(view: View, path: Path) -> None:
     """Plot each mean ± standard deviation. Dots are seeds; a diamond is the paper's value."""
     from matplotlib.figure import Figure
 
-    sweep, table, runs = view.sweep, shown_configurations(view)[0], rows(view)
+    sweep, whole = view.sweep, shown_configurations(view)[0]
+    table = whole[:MOST_DRAWN]
     shown = sweep.headline or [sweep.objective]
     height = 1.4 + 0.36 * sum(-(-len(s.label) // LABEL_WIDTH) for s in table)
     figure = Figure(figsize=(5.2 * len(shown), height))
@@ -23,7 +27,7 @@ def draw(view: View, path: Path) -> None:
     for axis, metric, color in zip(axes[0], shown, itertools.cycle(("#1f5fa8", "#b4531a", "#3c7d3c", "#6a4c93")), strict=False):
         for y, summary in enumerate(table):
             spread = summary.spreads[metric]
-            seeds = [r.metrics[metric] for r in runs if r.label == summary.label and metric in r.metrics]
+            seeds = list(summary.values.get(metric, {}).values())
             axis.plot(seeds, [y] * len(seeds), "o", color=color, alpha=0.35, markersize=4)
             if spread.mean is not None:
                 axis.errorbar(spread.mean, y, xerr=spread.std, fmt="s", color=color, capsize=3, markersize=5)
@@ -38,7 +42,8 @@ def draw(view: View, path: Path) -> None:
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     note = "; hollow diamonds: the paper's value, one seed" if sweep.paper else ""
     ranked = f"ranked by {title(view, sweep.objective)}"
-    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds, {n}, {ranked}{note}", fontsize=9)
+    rest = f"\nthe {len(table)} best of {len(whole):,} configurations; summary.csv has all" if len(table) < len(whole) else ""
+    figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds, {n}, {ranked}{note}{rest}", fontsize=9)
     _write_figure(figure, path)
 
 
@@ -63,7 +68,8 @@ def draw_costs(view: View, path: Path) -> None:
             color, x, y = f"C{i}", summary.costs[cost], summary.spreads[metric]
             if x.mean is not None and y.mean is not None:
                 axis.errorbar(x.mean, y.mean, xerr=x.std, yerr=y.std, fmt="o", color=color, capsize=3)
-                axis.annotate(summary.label, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8, color=color)
+                if i < MOST_NAMED:
+                    axis.annotate(summary.label, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=8, color=color)
             if metric in summary.paper and cost in summary.paper:
                 star = "*" if summary.label in sweep.best_of_many else ""
                 point = summary.paper[cost], summary.paper[metric]
@@ -77,6 +83,7 @@ def draw_costs(view: View, path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     note = "; hollow diamonds: the paper's values, one seed" if sweep.paper else ""
+    note += f"; the {MOST_NAMED} best are named" if len(table) > MOST_NAMED else ""
     note += ", * each the best of several runs" if sweep.best_of_many else ""
     figure.suptitle(f"{sweep.name} ({sweep.scale.name}): mean ± std over seeds{note}", fontsize=9)
     _write_figure(figure, path)

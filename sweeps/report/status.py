@@ -12,6 +12,7 @@ from cnnjepa.run import pace, refusal, skipped
 from jobs.slurm.queue import SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
 from sweeps.report.aggregate import Summary, judged, leader, summaries
+from sweeps.report.terminal import Column, fitted
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec.sweep import Trial
@@ -44,7 +45,7 @@ def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
 def best_so_far(view: View) -> dict[str, Any] | None:
     """Return the best configuration by mean objective, the next and their test, or None."""
     objective = view.sweep.objective
-    lead = leader(summaries(view), objective)
+    lead = leader(summaries(view), objective, view.sweep.sign)
     if lead is None:
         return None
     other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.label}
@@ -61,7 +62,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
 def best_line(view: View) -> str:
     """Return 'best so far by knn: lr 0.003: 71.2 ± 0.4 (n = 3); next: ...', or ""."""
     objective = view.sweep.objective
-    lead = leader(summaries(view), objective)
+    lead = leader(summaries(view), objective, view.sweep.sign)
     if lead is None:
         return ""
 
@@ -198,17 +199,26 @@ def counts_line(status: dict[str, Any]) -> str:
     return line + (" (Slurm does not answer; this is its last answer)" if status["slurm_silent"] else "")
 
 
-def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
-    """Return a table of counts, with a line per trial that runs, waits for its job or has failed."""
+_MOST_LINES = 40  # trials in a table of those that run or have failed
+
+
+def live_table(status: dict[str, Any], minutes_left: float | None, width: int | None = None) -> Table:
+    """Return a table of counts, with a line per trial that runs, waits for its job or has failed.
+
+    It takes at most `width` characters, None for any number. Of many trials those that run come
+    first, and a note counts the rest.
+    """
     left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
     table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
     in_slurm = any(t["job"] for t in status["trials"])
-    columns = ["configuration", "seed", "state", "done", "epoch", "loss", "images/s", "probe", "restarts"]
-    for name in [*columns, *(["job", "node", "GPU-h"] if in_slurm else [])]:
-        table.add_column(name, justify="left" if name in ("configuration", "state", "job", "node") else "right")
-    for t in status["trials"]:
-        if t["state"] in ("waiting", "completed", "pruned", "damaged"):
-            continue
+    names = ["configuration", "seed", "state", "done", "epoch", "loss", "images/s", "probe", "restarts"]
+    names += ["job", "node", "GPU-h"] if in_slurm else []
+    active = [t for t in status["trials"] if t["state"] not in ("waiting", "completed", "pruned", "damaged")]
+    if len(active) > _MOST_LINES:
+        active.sort(key=lambda t: t["state"] == "failed")
+        table.caption = f"{_MOST_LINES} of {len(active):,} such trials are shown; --json has all"
+    rows = []
+    for t in active[:_MOST_LINES]:
         numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
         what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
@@ -217,5 +227,11 @@ def live_table(status: dict[str, Any], minutes_left: float | None) -> Table:
         if t["refused"]:
             what += f", waits for the disk: {t['refused']}"
         row = [t["setting"], str(t["seed"]), what, f"{100 * t['done']:.0f} %", *shown, str(t["restarts"] or "")]
-        table.add_row(*row, *([t["job"] or "", t["node"] or "", f"{t['gpu_hours']:.2f}"] if in_slurm else []))
-    return table
+        rows.append([*row, *([t["job"] or "", t["node"] or "", f"{t['gpu_hours']:.2f}"] if in_slurm else [])])
+    columns = [
+        Column(
+            name, [row[i] for row in rows], name in ("configuration", "state", "job", "node"), None if name == "state" else 3, keep=i < 4
+        )
+        for i, name in enumerate(names)
+    ]
+    return fitted(columns, width, table, "status --json has all")

@@ -16,7 +16,6 @@ from jobs.cli import printable
 from sweeps.report import plots
 from sweeps.report.aggregate import (
     COSTS,
-    LABEL_WIDTH,
     Leader,
     Spread,
     Summary,
@@ -31,9 +30,11 @@ from sweeps.report.aggregate import (
     summaries,
     title,
 )
+from sweeps.report.terminal import Column, fitted
 from sweeps.state.view import View
 
 _TIED = "†"
+LEFT_OUT = "left out"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -116,17 +117,21 @@ class PeoplesTable:
     notes: list[str]
 
 
-def peoples_table(view: View) -> PeoplesTable:
-    """Return mean ± std over seeds (n) of every configuration, ranked by the objective."""
+def peoples_table(view: View, most: int | None = None) -> PeoplesTable:
+    """Return mean ± std over seeds (n) of every configuration, ranked by the objective.
+
+    With `most`, only so many of the best are shown, and a note says so.
+    """
     metrics, costs = columns(view), view.sweep.costs
-    table, pruned = shown_configurations(view)
+    whole, pruned = shown_configurations(view)
+    table = whole[:most]
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
-    leaders = {m: leader(table, m) for m in metrics}
+    leaders = {m: leader(whole, m, view.sweep.task.sign(m)) for m in metrics}
     # A sweep that asks about costs shows these instead of the total.
     total = [] if costs else ["device-hours"]
     marks = [_left_out(s) for s in table]
     header = ["configuration", *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
-    header += [*["left out"] * any(marks), *(title(view, c) for c in costs), "parameters", *total]
+    header += [*[LEFT_OUT] * any(marks), *(title(view, c) for c in costs), "parameters", *total]
     lines = []
     for s, mark in zip(table, marks, strict=True):
         star = "*" if s.label in view.sweep.best_of_many else ""
@@ -134,10 +139,14 @@ def peoples_table(view: View) -> PeoplesTable:
         rest = [*paper, *[mark or "-"] * any(marks), *(s.costs[c].in_digits() for c in costs), f"{s.parameters:,}"]
         rest += [] if costs else [f"{s.device_hours:.3g}"]
         lines.append([Cell(s.label), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
-    for name, scores in references(view).items() if lines else ():
+    compared = list(references(view).items()) if lines else []
+    for name, scores in compared[:most]:
         cells = [f"{scores[m]}" + (f" ({scores[m].n})" if scores[m].std is not None else "") if m in scores else "-" for m in metrics]
         lines.append([Cell(text) for text in [name, *cells, *["-"] * (len(header) - 1 - len(cells))]])
-    return PeoplesTable(header, lines, _notes(view, leaders, pruned))
+    rest = [f"{len(table)} best of {len(whole):,} configurations" if len(table) < len(whole) else ""]
+    rest.append(f"{most} of {len(compared):,} references" if most is not None and len(compared) > most else "")
+    shown = f"shown: {', '.join(filter(None, rest))}; summary.csv has all" if any(rest) else ""
+    return PeoplesTable(header, lines, [*filter(None, [shown]), *_notes(view, leaders, pruned)])
 
 
 def _left_out(s: Summary) -> str:
@@ -150,7 +159,7 @@ def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
     spread = s.spreads[metric]
     if spread.mean is None:
         return Cell("-")
-    best = lead is not None and lead.other is not None and lead.best.label == s.label
+    best = lead is not None and lead.other is not None and lead.best.key == s.key
     return Cell(f"{spread} ({spread.n})", best and lead.significant, best and not lead.significant)  # type: ignore[union-attr]
 
 
@@ -166,16 +175,19 @@ def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[s
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 
 
-def terminal_table(view: View) -> Table:
-    """Return the table for a terminal."""
-    found = peoples_table(view)
+MOST_LINES = 50  # configurations in a terminal's table
+
+
+def terminal_table(view: View, width: int | None = None, most: int | None = MOST_LINES) -> Table:
+    """Return the table for a terminal of `width` characters, None for any; see `peoples_table` for `most`."""
+    found = peoples_table(view, most)
     heading = f"{view.sweep.name} ({view.sweep.scale.name}): best first"
     table = Table(title=heading, caption="\n".join(found.notes), caption_justify="left")
+    columns = []
     for i, name in enumerate(found.header):
-        table.add_column(name, justify="right" if i else "left", max_width=None if i else LABEL_WIDTH)
-    for cells in found.lines:
-        table.add_row(*(Text(printable(str(cell)), style="bold" if cell.bold else "") for cell in cells))
-    return table
+        cells = [Text(printable(str(line[i])), style="bold" if line[i].bold else "") for line in found.lines]
+        columns.append(Column(name, cells, words=i == 0 or name == LEFT_OUT, keep=i < 2))
+    return fitted(columns, width, table, "summary.csv has all")
 
 
 def markdown_table(view: View) -> str:

@@ -13,8 +13,16 @@
   const metricChoice = document.getElementById("metric");
   const rows = new Map([...document.querySelectorAll("#trials tbody tr")].map((row) => [row.dataset.trial, row]));
 
+  // The selected trials, and as many of the best as a browser draws at once, in the sweep's order.
+  function drawn(metric) {
+    const known = data.best_first.map((i) => trials[i]).filter((t) => t.curves[metric]);
+    const first = known.filter((t) => chosen.has(t.signature)), others = known.filter((t) => !chosen.has(t.signature));
+    const shown = new Set([...first, ...others].slice(0, Math.max(data.most_curves, first.length)));
+    return trials.filter((t) => shown.has(t));
+  }
+
   function traces(metric) {
-    return trials.filter((t) => t.curves[metric]).map((t) => {
+    return drawn(metric).map((t) => {
       const [epochs, values] = t.curves[metric];
       const faded = chosen.size > 0 && !chosen.has(t.signature);
       return {

@@ -143,7 +143,7 @@ def test_hours_are_shown_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Pa
         "a completed run took 0.5 core-hours, median over configurations of their means",
         "0 runs were started more than once (0 further starts in all) and resumed from their checkpoints",
     ]
-    assert html_text.hours_of_a_run(view)["pointwise"].n == 0  # it failed
+    assert html_text.hours_of_a_run(view)[view.sweep.trials[2].configuration].n == 0  # it failed
     for epoch in (1, 2, 3):
         claimed(view, 0, epoch, gpus=0)
     claimed(view, 1, 1, gpus=0)
@@ -285,7 +285,8 @@ def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_sta
         "a completed run took 0.5 core-hours, median over configurations of their means",
         "2 runs were started more than once (3 further starts in all) and resumed from their checkpoints",
     ]
-    completed = {configuration: spread.n for configuration, spread in html_text.hours_of_a_run(view).items()}
+    hours = html_text.hours_of_a_run(view)
+    completed = {t.label: hours[t.configuration].n for t in view.sweep.trials}
     assert completed == {"depth 1": 2, "depth 2": 2, "pointwise": 0}
     assert html_text.to_end(view) == 1
     trial = view.sweep.trials[0]
