@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -46,7 +47,13 @@ def names() -> dict[str, str]:
 def spec_of(named: str) -> SweepSpec:
     """Return the sweep of a file, given by its path, or of a package; raise ValueError if there is none."""
     if named.endswith(".py") or "/" in named:
-        return _only_spec(_module(resolved(Path(named), "FILE"), named), named)
+        path = resolved(Path(named), "FILE")
+        module = _module(path, named)
+        spec = _only_spec(module, named)
+        if spec.own_task is not None and module.__name__ != path.stem:
+            rule = "be named as no other module is, with letters, digits and _, since other processes import it"
+            raise ValueError(f"the file of a sweep with a task or command of its own must {rule}; got {named}: rename it")
+        return replace(spec, name=spec.name or path.stem) if spec.own_task is None else spec.resolved(path.stem)
     known = names()
     if named not in known:
         hint = f": write {named}.py" if Path(f"{named}.py").exists() else did_you_mean(named, known)
@@ -55,7 +62,7 @@ def spec_of(named: str) -> SweepSpec:
         module = importlib.import_module(known[named])
     except Exception as error:  # an import may raise anything
         raise ValueError(f"{known[named]} must be a module that can be imported; got {line_of(error)}") from error
-    return _only_spec(module, named)
+    return _only_spec(module, named).resolved(named)
 
 
 def _module(path: Path, named: str) -> ModuleType:
