@@ -6,14 +6,13 @@ name is seen once it has been imported, if it lies in or below the folder of a f
 """
 
 import functools
-import importlib.metadata
 import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cnnjepa.run.console import METHODS
+from cnnjepa.run.console import METHODS, offered
 from jobs.program import imported, modules_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,13 +77,8 @@ def files() -> dict[str, Path]:
 
 def _methods() -> dict[str, Path]:
     """Return the methods of the user's own that are imported, files by module."""
-    loaded = {module: getattr(sys.modules.get(module), "__file__", None) for module in _method_modules()}
+    loaded = {point.value: getattr(sys.modules.get(point.value), "__file__", None) for point in offered(METHODS)}
     return {module: path for module, file in loaded.items() if file and is_own(path := Path(file).resolve())}
-
-
-@functools.cache
-def _method_modules() -> list[str]:
-    return [point.value for point in importlib.metadata.entry_points(group=METHODS)]
 
 
 def _add(found: dict[str, Path], below: str, path: Path) -> bool:

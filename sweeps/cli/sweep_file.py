@@ -1,7 +1,6 @@
 """Find the sweep of a file, or of a name that a package offers, and run its command line."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -14,7 +13,7 @@ from types import ModuleType
 import psutil
 
 from cnnjepa.run.command_line import did_you_mean
-from cnnjepa.run.console import SWEEPS, foreign
+from cnnjepa.run.console import SWEEPS, foreign, offered
 from jobs import own_code
 from jobs.cli import line_of, resolved
 from sweeps.cli.run import run
@@ -36,7 +35,7 @@ def run_file(named: str, arguments: Sequence[str]) -> int:
 def names() -> dict[str, str]:
     """Return the sweeps that need no path, modules by name: those shipped and those of other packages."""
     found = {path.stem: f"sweeps.{path.stem}" for path in sorted(_SHIPPED.glob("[!_]*.py"))}
-    for point in importlib.metadata.entry_points(group=SWEEPS):
+    for point in offered(SWEEPS):
         if found.get(point.name, point.value) != point.value:
             rule = f"have a name of its own; got {point.name} = {point.value} beside {found[point.name]}"
             raise ValueError(f"an entry point of {SWEEPS} must {rule}")

@@ -151,9 +151,7 @@ def test_a_trial_records_its_overrides_and_the_command_it_works_for() -> None:
 def test_a_method_of_another_package_takes_part_once_it_is_imported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(home, my_method="import part\n", part="")
     offer(home, "mine", cnnjepa_methods={"mine": "my_method"})
-    own_code._method_modules.cache_clear()
     assert own_code.files() == {}
     monkeypatch.setitem(sys.modules, "my_method", type(sys)("my_method"))
     sys.modules["my_method"].__file__ = str(home / "my_method.py")
     assert list(own_code.files()) == ["my_method.py", "part.py"]
-    own_code._method_modules.cache_clear()

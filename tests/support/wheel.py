@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cnnjepa.run import console
 from tests.support.documented import ROOT
 
 _PARTS = ("cnnjepa", "jobs", "sweeps", "slurm", "pyproject.toml", "README.md", "LICENSE")
@@ -55,3 +56,4 @@ def offer(folder: Path, name: str, **points: dict[str, str]) -> None:
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     lines = [line for group, found in points.items() for line in [f"[{group}]", *(f"{k} = {v}" for k, v in found.items())]]
     (about / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    console._offered.cache_clear()
