@@ -18,7 +18,7 @@ from sweeps.state import claims
 from sweeps.state.submission import Submission
 from tests.support import flaky_slurm
 from tests.support.sample import seeded
-from tests.support.slurm_bench import ROOT, SweepOnSlurm, needs_slurm
+from tests.support.slurm_bench import ROOT, SweepOnSlurm, given, needs_slurm
 from tests.support.slurm_cluster import SlurmCluster
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
@@ -36,7 +36,8 @@ def quick_sweep(cluster: SlurmCluster, runs: Path) -> SweepOnSlurm:
 
 def submit(sweep: SweepOnSlurm, trials: int, *words: str, **environment: str) -> str:
     whole = {**ENVIRONMENT, **environment}
-    return sweep.run("--seeds", str(trials), *ONE_CORE, *words, "--detach", script=SCRIPT, environment=whole, seconds=250)
+    profile = [word for word in ONE_CORE if not given(word, words)]
+    return sweep.run("--seeds", str(trials), *profile, *words, "--detach", script=SCRIPT, environment=whole, seconds=250)
 
 
 def check_once(sweep: SweepOnSlurm, trials: int) -> list[list[claims.Claim]]:
@@ -136,9 +137,9 @@ def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: 
     while not ended or len(log.read_text().splitlines()) < calls:
         assert time.monotonic() - began < 1500
         ended += trials
-        submit(sweep, ended, PATH=path)
+        submit(sweep, ended, "max_parallel=2", PATH=path)  # one after the other, so that there is much to watch
         # The same command again, while all is under way: nothing is missing.
-        assert "submitted job" not in submit(sweep, ended, PATH=path)
+        assert "submitted job" not in submit(sweep, ended, "max_parallel=2", PATH=path)
         command = [sys.executable, "-m", "sweeps", "status", str(sweep.path), "--json"]
         words = {"cwd": ROOT, "env": {**cluster.environment, **ENVIRONMENT, "PATH": path}, "timeout": 200}
         counts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, **words).stdout)["counts"]  # type: ignore[call-overload]
@@ -146,7 +147,7 @@ def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: 
         with patch.context() as here:
             here.setenv("PATH", path)
             assert "submitted again" not in watch(sweep)
-        sweep.wait_for_end(100)
+        sweep.wait_for_end(200)
         past = check_once(sweep, ended)
         assert [len(claims_of) for claims_of in past] == [1] * ended
         sweep.wait("the accounting", lambda count=ended: len(ever_submitted(sweep)) >= count, 60)
