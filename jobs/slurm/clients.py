@@ -25,6 +25,7 @@ EXPORTED = (
 # Libraries that training uses read these. Whoever sets one expects it to count, so leaving one out is said.
 _OF_LIBRARIES = ("NCCL_", "RCCL_", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_", "CUDNN_", "HIP_", "HSA_", "GLOO_", "UCX_", "FI_", "OMPI_")
 _SET_BY_SLURM = frozenset({"CUDA_VISIBLE_DEVICES"})
+_FROM_THE_SHELL = frozenset(os.environ)  # torch sets further ones while it runs
 TIMEOUT_SECONDS = 60.0
 # Which configuration the clients read, and as whom they ask.
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_SOCKET"})
@@ -66,7 +67,7 @@ def left_out(exported: str) -> list[str]:
     if "ALL" in names:
         return []
     passed = {name.partition("=")[0] for name in names} | _SET_BY_SLURM
-    return sorted(name for name in os.environ if name.startswith(_OF_LIBRARIES) and name not in passed)
+    return sorted(name for name in _FROM_THE_SHELL if name.startswith(_OF_LIBRARIES) and name not in passed)
 
 
 def run(command: Sequence[str], timeout_seconds: float = TIMEOUT_SECONDS) -> subprocess.CompletedProcess[str]:
