@@ -50,8 +50,8 @@ def show(view: View, asked: argparse.Namespace) -> int:
             shown = live_table(found, None, console.width)
             console.print(shown if shown.row_count else shown.title, highlight=False)
             waits, moved = [w["line"] for w in found["waiting"]], moved_line(view.sweep, view.watch.queue)
-            lines = [*waits, *found["damaged"], *found["nodes"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
-            for line in (*lines, unlisted_line(view), rungs_line(view), best_line(view)):
+            lines = [found["to_go_on"], *waits, *found["damaged"], *found["nodes"], moved, *skipped_lines(view, found)]
+            for line in (*lines, *warning_lines(view, found), unlisted_line(view), rungs_line(view), best_line(view)):
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":
