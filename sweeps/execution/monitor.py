@@ -34,7 +34,7 @@ from sweeps.report.status import (
     warning_lines,
 )
 from sweeps.report.usage import advice_lines, await_records
-from sweeps.search.search import is_over
+from sweeps.search.search import is_over, why_over
 from sweeps.state.folder import Sweep
 from sweeps.state.logs import log_tail
 from sweeps.state.place import Place
@@ -136,7 +136,7 @@ def conclude(view: View, console: Console) -> int:
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
     ended = [{"signature": t.signature, "skipped_images": r.skipped_images} for t in view.sweep.trials if (r := view.result(t))]
-    noted = [*skipped_lines(view, {"trials": ended}), *filter(None, [unlisted_line(view)]), *view.sweep.nodes.lines()]
+    noted = [*skipped_lines(view, {"trials": ended}), *filter(None, [why_over(view), unlisted_line(view)]), *view.sweep.nodes.lines()]
     for line in [*noted, *_advice(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad or damaged else 0
