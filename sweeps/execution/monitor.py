@@ -7,6 +7,7 @@ may be ended at any moment. It resubmits workers whose jobs ended before their t
 
 import shlex
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -87,7 +88,10 @@ class Watcher:
         """Read the run folders and refresh the display."""
         status = sweep_status(self.view)
         self._page.look(counts_line(status))
-        done = sum(t["done"] if t["state"] not in ("failed", "pruned") else 1.0 for t in status["trials"])
+        weights = {t.signature: t.epochs for t in self.view.sweep.trials}
+        shares = [(1.0 if t["state"] in ("failed", "pruned") else t["done"]) * weights[t["signature"]] for t in status["trials"]]
+        mean = statistics.fmean(weights.values())
+        done = sum(shares) / mean  # in runs of the mean number of epochs
         if self._first_done is None:
             self._first_done = done
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60

@@ -204,7 +204,7 @@ def test_completed_runs_without_the_objective_are_failures(tmp_path: Path, monke
     in_process(monkeypatch, Trainer(without_value=False))
     status, said = run(depths(*THREE, objective="linear.strength"), "--runs-dir", str(tmp_path), "--seeds", "1")
     assert status == 1
-    line = "seed 42: completed: linear.strength: the run has no value of it, but collapse.feature_std, collapse.rankme, knn.holdout_top1"
+    line = "seed 42: completed: linear.strength: the run has no value of it, but knn.holdout_top1, knn.paper_protocol_top1, "
     assert said.count(line) == 3, said
     assert all(read(monkeypatch, *command.split(), str(tmp_path / "depths-smoke"))[0] == 0 for command in READERS)
     assert Text((tmp_path / "depths-smoke" / "report.html").read_text()).shown.count("linear.strength has no value") >= 1

@@ -26,7 +26,7 @@ from tests.support.searched import end
 from tests.support.tiny import OVERRIDES
 
 QUICK = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-LONG = settings(QUICK, max_examples=1500, derandomize=False)
+LONG = settings(QUICK, max_examples=300, derandomize=False)
 HOURS_PER_EPOCH = 0.5
 # Keys whose every combination trains, with the values that the dimensions are made of; those of `tests/support/tiny.py` among them.
 NUMBERS: dict[str, list[Any]] = {
@@ -163,7 +163,7 @@ def check(case: Case) -> None:
         assert stopped or case.budget is not None or len(firsts) == everything
 
 
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=12)
 @given(cases())
 def test_a_search_ends_by_itself_inside_its_space_and_budget_and_repeats_nothing(case: Case) -> None:
     check(case)
@@ -206,7 +206,7 @@ def check_grid(space: list[Dimension]) -> None:
         assert grid_configurations(space, {}) or True
 
 
-@settings(QUICK, max_examples=25)
+@settings(QUICK, max_examples=8)
 @given(dimensions())
 def test_a_grid_is_the_product_of_what_its_conditions_allow(space: list[Dimension]) -> None:
     check_grid(space)
