@@ -89,8 +89,9 @@ class Watcher:
         status = sweep_status(self.view)
         self._page.look(counts_line(status))
         weights = {t.signature: t.epochs for t in self.view.sweep.trials}
-        shares = [(1.0 if t["state"] in ("failed", "pruned") else t["done"]) * weights[t["signature"]] for t in status["trials"]]
         mean = statistics.fmean(weights.values())
+        ended = {t["signature"]: 1.0 if t["state"] in ("failed", "pruned") else t["done"] for t in status["trials"]}
+        shares = [share * weights.get(signature, mean) for signature, share in ended.items()]
         done = sum(shares) / mean  # in runs of the mean number of epochs
         if self._first_done is None:
             self._first_done = done
