@@ -7,6 +7,7 @@ may be ended at any moment. It resubmits workers whose jobs ended before their t
 
 import shlex
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ from sweeps.report.status import (
     warning_lines,
 )
 from sweeps.report.usage import advice_lines, await_records
-from sweeps.search.search import is_over
+from sweeps.search.search import is_over, why_over
 from sweeps.state.folder import Sweep
 from sweeps.state.logs import log_tail
 from sweeps.state.place import Place
@@ -88,7 +89,11 @@ class Watcher:
         """Read the run folders and refresh the display."""
         status = sweep_status(self.view)
         self._page.look(counts_line(status))
-        done = sum(t["done"] if t["state"] not in ("failed", "pruned") else 1.0 for t in status["trials"])
+        weights = {t.signature: t.epochs for t in self.view.sweep.trials}
+        mean = statistics.fmean(weights.values())
+        ended = {t["signature"]: 1.0 if t["state"] in ("failed", "pruned") else t["done"] for t in status["trials"]}
+        shares = [share * weights.get(signature, mean) for signature, share in ended.items()]
+        done = sum(shares) / mean  # in runs of the mean number of epochs
         if self._first_done is None:
             self._first_done = done
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
@@ -138,7 +143,7 @@ def conclude(view: View, console: Console) -> int:
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
     ended = [{"signature": t.signature, "skipped_images": r.skipped_images} for t in view.sweep.trials if (r := view.result(t))]
-    noted = [*skipped_lines(view, {"trials": ended}), *filter(None, [unlisted_line(view)]), *view.sweep.nodes.lines()]
+    noted = [*skipped_lines(view, {"trials": ended}), *filter(None, [why_over(view), unlisted_line(view)]), *view.sweep.nodes.lines()]
     for line in [*noted, *_advice(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad or damaged else 0

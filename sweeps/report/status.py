@@ -39,10 +39,8 @@ def latest(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 
 def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
-    """Return epoch -> objective, of the rungs that the trial reached with a value."""
-    probes = view.probes(trial)
-    reached = {str(e): probes.get(str(e), {}).get(view.sweep.objective) for e in view.sweep.rungs}
-    return {epoch: value for epoch, value in reached.items() if value is not None}
+    """Return rung -> objective, of the sweep's rungs that the trial reached with a value."""
+    return {str(rung): value for rung, value in view.at_rungs(trial).items()}
 
 
 def best_so_far(view: View) -> dict[str, Any] | None:
@@ -84,7 +82,10 @@ def rungs_line(view: View) -> str:
     if not sweep.rungs:
         return ""
     reached = [sum(str(e) in rungs_reached(view, t) for t in sweep.trials) for e in sweep.rungs]
-    shown = ", ".join(f"epoch {epoch}: {n} runs" for epoch, n in zip(sweep.rungs, reached, strict=True))
+    shares = [f"epoch {e}" for e in sweep.rungs]
+    if sweep.varies_epochs:
+        shares = [f"1/{sweep.eta ** (len(sweep.rungs) - i)} of a run's epochs" for i in range(len(sweep.rungs))]
+    shown = ", ".join(f"{share}: {n} runs" for share, n in zip(shares, reached, strict=True))
     return f"rungs: {shown}; at each the best 1/{sweep.eta} continue"
 
 
