@@ -6,6 +6,7 @@ enough. The watching command adds workers if more could run.
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cached_property
 
 from sweeps.search.configurations import Tried, tried
@@ -109,7 +110,8 @@ def choose(view: View) -> Trial | None:
         return None
     if outlook.seeds_due:
         leading, seed = outlook.seeds_due[0]
-        return search.trial(sweep.next_number, leading.number, leading.trials[0].params, seed)
+        further = search.trial(sweep.next_number, leading.number, leading.trials[0].params, seed)
+        return replace(further, label=leading.trials[0].label)
     from sweeps.search import sampler
 
     known = {t.signature for t in sweep.trials}
@@ -117,7 +119,7 @@ def choose(view: View) -> Trial | None:
     drawn = (sampler.suggest(outcomes, search, sweep.next_number, draw) for draw in range(_DRAWS))
     # If so many draws find nothing new, few are left: list them.
     for params in itertools.chain(drawn, all_configurations(search.space, search.base) or []):
-        trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED)
+        trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED, [t.params for t in sweep.trials])
         if trial.signature not in known:
             return trial
     return None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
@@ -14,7 +15,9 @@ from cnnjepa.run.typed import build, checked
 from jobs.cluster import JobSpec
 from jobs.config import compose_job
 from jobs.task import task_named, task_of
-from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, label
+from sweeps.spec.compose import Composer
+from sweeps.spec.labels import label, labels
+from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations
 
 FIRST_SEED = 42  # the paper's one seed
 SAMPLERS = ("tpe", "random", "gp", "grid")
@@ -74,8 +77,15 @@ class SweepSpec:
 
     def label(self, configuration: Configuration) -> str:
         """Return the display name of `configuration`."""
-        naming = {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by}
-        return label(naming, task_named(self.task))
+        return label(self._naming(configuration), task_named(self.task))
+
+    def labels(self, scale: Scale) -> list[str]:
+        """Return the display names of the configurations at `scale`, in which different values look different."""
+        return labels([self._naming(c) for c in self.configurations_at(scale)], task_named(self.task))
+
+    def _naming(self, configuration: Configuration) -> dict[str, Value]:
+        """Return the overrides that name `configuration`."""
+        return {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by}
 
     def scale(self, name: ScaleName) -> Scale:
         """Return the smoke or the paper scale."""
@@ -166,11 +176,11 @@ class Search:
         """Build a search from the values of `to_dict`; raise TypeError if one is of another type."""
         return build(Search, {_KEYS.get(k, k): v for k, v in values.items()})
 
-    def trial(self, number: int, configuration_number: int, params: Params, seed: int) -> Trial:
-        """Build the trial of `params` and `seed`, numbered and labelled."""
+    def trial(self, number: int, configuration_number: int, params: Params, seed: int, beside: Sequence[Params] = ()) -> Trial:
+        """Build the trial of `params` and `seed`, numbered and labelled so that it looks different from those `beside` it."""
         params = {d.key: params[d.key] for d in self.space if d.key in params}
         values = applied(self.base, params, seed)
-        name = (f"#{configuration_number} " if configuration_number else "baseline: ") + label(params, task_of(values))
+        name = (f"#{configuration_number} " if configuration_number else "baseline: ") + label(params, task_of(values), beside)
         return Trial(number, name, seed, values, signature(from_dict(values)), params, configuration_number)
 
 
@@ -249,20 +259,17 @@ def build_trials(
     """
     configurations = spec.configurations_at(scale)
     check_overrides(spec, {key for configuration in configurations for key in configuration.overrides}, overrides)
-    labels = [spec.label(configuration) for configuration in configurations]
-    if twice := [called for called in labels if labels.count(called) > 1]:
+    names = spec.labels(scale)
+    if spec.named_by and (twice := [called for called, n in Counter(names).items() if n > 1]):
         rule = "differ in the keys that name them (named_by)"
-        raise ValueError(f"configurations of {spec.name} must {rule}; got {twice[0]} {labels.count(twice[0])} times")
+        raise ValueError(f"configurations of {spec.name} must {rule}; got {twice[0]} {names.count(twice[0])} times")
     trials: list[Trial] = []
     known: dict[str, str] = {}
     # Compose once per configuration: its seeds differ in nothing else.
-    composed = []
-    for configuration in configurations:
-        own = [f"{key}={value}" for key, value in configuration.overrides.items()]
-        composed.append(spec.job(cluster, [*scale.overrides, *own, *overrides]).train)
-    composed = list(identified(composed))
+    composer = Composer(lambda own: spec.job(cluster, [*scale.overrides, *own, *overrides]), task_named(spec.task))
+    composed = list(identified([composer.train(configuration.overrides) for configuration in configurations]))
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for called, train in zip(labels, composed, strict=True):
+        for called, train in zip(names, composed, strict=True):
             config = task_of(train).probed_at(replace(train, seed=seed), rungs)
             name = signature(config)
             if name in known:
