@@ -4,7 +4,9 @@ The classes are plain dataclasses that OmegaConf accepts as schemas: no frozen c
 no tuple. A field marked `NEUTRAL` cannot change what a run computes and is not in the run ID.
 """
 
+import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from cnnjepa.data_config import ADDED, NEUTRAL, DataConfig, DatasetName
+from cnnjepa.run.console import METHODS as OWN_METHODS
 from cnnjepa.run.ranks import Device
 
 MIN_GRID = 3
@@ -299,16 +302,53 @@ def file_names(package: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(found.submodule_search_locations) if not m.name.startswith("_"))
 
 
+METHODS = "cnnjepa.methods"
+
+
+@functools.cache
+def _own_methods() -> dict[str, importlib.metadata.EntryPoint]:
+    """Return the methods of other packages, entry points by name; raise ValueError at a name that is taken."""
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=OWN_METHODS):
+        if point.name in file_names(METHODS) or (point.name in found and found[point.name].value != point.value):
+            other = found[point.name].value if point.name in found else f"{METHODS}.{point.name}"
+            raise ValueError(
+                f"an entry point of {OWN_METHODS} must have a name of its own; got {point.name} = {point.value} beside {other}"
+            )
+        found[point.name] = point
+    return found
+
+
 def method_names() -> list[str]:
-    """Return the names of the methods: the files of cnnjepa/methods."""
-    return file_names("cnnjepa.methods")
+    """Return the names of the methods: the files of cnnjepa/methods, and the entry points of other packages."""
+    return sorted([*file_names(METHODS), *_own_methods()])
 
 
 def method_module(name: str) -> Any:
     """Import a method, which defines `Config` (a MethodConfig) and `Method` (a BaseMethod)."""
-    if name not in method_names():
+    if name in file_names(METHODS):
+        return importlib.import_module(f"{METHODS}.{name}")
+    if name not in _own_methods():
         raise ValueError(f"method must be one of {', '.join(method_names())}; got {name}")
-    return importlib.import_module(f"cnnjepa.methods.{name}")
+    return _own_method(name)
+
+
+@functools.cache
+def _own_method(name: str) -> Any:
+    """Import a method of another package; raise ValueError if it is none."""
+    point = _own_methods()[name]
+    what = f"the entry point {name} = {point.value} of {OWN_METHODS} must name a module"
+    try:
+        found = importlib.import_module(point.value)
+    except Exception as error:  # an import may raise anything
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{what} that can be imported; got {said}: correct it, or uninstall its package") from error
+    kind = getattr(found, "Config", None)
+    if not (isinstance(kind, type) and issubclass(kind, MethodConfig) and isinstance(getattr(found, "Method", None), type)):
+        raise ValueError(f"{what} with Config, a MethodConfig, and Method, a BaseMethod; got {found.__file__} without one of them")
+    if kind().name != name:
+        raise ValueError(f"{what} whose Config has name: str = {name!r}; got {kind().name!r}")
+    return found
 
 
 def optimizer_presets() -> dict[str, OptimizerConfig]:

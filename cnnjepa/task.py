@@ -4,7 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnjepa.config import NEED_NO_LABELS, ProbeConfig, TrainConfig, method_module, method_names, optimizer_presets, own_probes, probe_names
 from cnnjepa.data_config import DATA_PRESETS, OWN_SETS, DatasetName, other_set
@@ -15,6 +15,9 @@ from cnnjepa.run.losses import LossCurve
 from cnnjepa.run.ranks import pick_device
 from cnnjepa.run.scores import Probed, Scores
 from cnnjepa.warnings import NEEDS, Probes, early_warnings
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 __all__ = ["validate"]
 
@@ -254,10 +257,16 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
     return scoring.probe(config, folder, wanted)
 
 
-def export(config: TrainConfig, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the probed encoder in torchvision's or timm's keys, and metadata."""
+def encoder(config: TrainConfig, state: Mapping[str, Any]) -> "Module":
+    """Return the probed encoder, with the weights of a checkpoint: images [B, C, S, S] to features [B, D, H, W]."""
     method = method_module(config.method.name).Method(config, total_steps=1)
     method.load_state_dict(state["method"])
-    tensors = {name: tensor.contiguous() for name, tensor in method.probe_encoder.state_dict().items()}
+    network: Module = method.probe_encoder
+    return network
+
+
+def export(config: TrainConfig, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the probed encoder in torchvision's or timm's keys, and metadata."""
+    tensors = {name: tensor.contiguous() for name, tensor in encoder(config, state).state_dict().items()}
     about = {"encoder": config.encoder.name.name, "method": config.method.name, "channels": str(config.data.channels)}
     return tensors, about

@@ -1,0 +1,1 @@
+"""WHERE and how a run happens: this machine, torchrun, Slurm, Hydra."""

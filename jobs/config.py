@@ -29,9 +29,10 @@ from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.identity import DEFAULT_TASK, from_dict, lookup, put, signature
 from jobs.cli import require_printable, resolved
 from jobs.cluster import RENAMED, ClusterProfile, JobSpec, fit_to, validate_cluster
+from jobs.profiles import CONFIG_DIR as CONFIG_DIR
+from jobs.profiles import own, shipped
 from jobs.task import Task, task_named
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
 CONFIG_NAME = "job"
 
 
@@ -50,11 +51,11 @@ def _job_schema(task: Task) -> type:
 
 
 def cluster_names() -> list[str]:
-    """Return the names of the cluster profiles: the files of slurm/cluster."""
-    return sorted(p.stem for p in (CONFIG_DIR / "cluster").glob("*.yaml"))
+    """Return the names of the cluster profiles: the files of slurm/cluster, and those of the user and of other packages."""
+    return sorted([*shipped(CONFIG_DIR), *own(CONFIG_DIR)])
 
 
-PROFILES = f"{', '.join(cluster_names())}, or the path of a .yaml file"
+PROFILES = f"{', '.join(shipped())}, a file of ./slurm/cluster, or the path of a .yaml file"
 _own: dict[str, Path] = {}  # name in Hydra's store -> the profile's file that was read
 
 
@@ -64,14 +65,17 @@ def _is_path(profile: str) -> bool:
 
 def absolute(profile: str) -> str:
     """Return a cluster profile, its name or the path of its file, so that it can be given in any folder."""
-    return str(Path(profile).expanduser().absolute()) if _is_path(profile) else profile
+    if _is_path(profile):
+        return str(Path(profile).expanduser().absolute())
+    return str(own(CONFIG_DIR).get(profile, profile))
 
 
 def _stored(profile: str) -> str:
     """Return the name under which Hydra finds a profile; read its file if it is given by a path."""
-    if not _is_path(profile):
+    given = absolute(profile)
+    if not _is_path(given):
         return profile
-    path = Path(absolute(profile))
+    path = Path(given)
     try:
         now = path.stat()
         return _read_profile(path, now.st_mtime_ns, now.st_size)

@@ -27,6 +27,7 @@ from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import compose_job, override_keys
 from jobs.file_system import check_files, check_other, leave_for_other
 from jobs.slurm import queue as slurm
+from jobs.slurm.limits import array_limit, shares
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.refusals import is_full
 from jobs.slurm.sbatch import Array, render, send
@@ -65,6 +66,7 @@ def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
     """Check with `sbatch --test-only` that Slurm would accept the script; queue nothing."""
     if shutil.which("sbatch") is None:
         return [problem("Slurm", "sbatch must be on this machine's PATH; got none: submit from a login node, or use --dry-run")]
+    what = f"array of {array.size}" if array.throttle else "a single job"
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
         script.write(render(cluster, array))
         script.flush()
@@ -75,20 +77,15 @@ def check_request(cluster: ClusterProfile, array: Array) -> list[Finding]:
                 return [warning("request", f"{away}: Slurm cannot say now whether the nodes suffice; jobs wait for them")]
             if is_full(str(error)):
                 return [warning("request", f"not all jobs may be queued now, what fits is submitted: {error}")]
-            asked = f"account {cluster.account or '-'}, partition {cluster.partition or '-'}, qos {cluster.qos or '-'}"
-            return [problem("request", f"Slurm must accept the job ({asked}, array of {array.size}); got {error}")]
-    return [ok("request", f"sbatch --test-only accepts the script, array of {array.size}")]
+            asked = f"account {cluster.account or '-'}, partition {cluster.partition or '-'}, qos {cluster.qos or '-'}, {what}"
+            return [problem("request", f"Slurm must accept the job ({asked}); got {error}")]
+    return [ok("request", f"sbatch --test-only accepts the script, {what}")]
 
 
 def nodes_away(cluster: ClusterProfile) -> str:
     """Describe drained, down or silent nodes, or return "". Slurm refuses jobs that need them."""
-    where = ["-p", cluster.partition] if cluster.partition else []
-    try:
-        shown = slurm.ask(["sinfo", "-h", "-N", *where, "-o", "state=%T"], 30)
-    except SlurmError:
-        return ""
-    states = re.findall(r"state=(\S+)", shown)
-    away = [s for s in states if s not in ("idle", "mixed", "allocated", "completing", "planned", "reserved")]
+    states = list(slurm.node_states(cluster.partition).values())
+    away = [state for state in states if slurm.is_out_of_use(state)]
     return f"{len(away)} of {len(states)} nodes are {', '.join(sorted(set(away)))}" if away else ""
 
 
@@ -214,7 +211,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
     try:
         write_atomic(folder / "on_node.py", _ON_NODE)
         leave_for_other(folder, "this machine")
-        array = Array("cnnjepa-preflight", 1, 1, "jobs.preflight", "", code, folder)
+        array = Array("cnnjepa-preflight", *shares(1, array_limit(), 1)[0], "jobs.preflight", "", code, folder)
         head = [line for line in render(cluster, array).splitlines() if not line.startswith("#SBATCH --time")]
         head = head[: head.index("# command")]
         python = shlex.join(shlex.split(cluster.python) or [sys.executable])
@@ -227,7 +224,7 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         print(f"job {job} checks a node; waiting for the queue (Ctrl-C cancels the job)", flush=True)
         try:
             queue = slurm.Queue(2)
-            while (state := queue.state(f"{job}_0")) not in slurm.ENDED and state != slurm.GONE:
+            while (state := queue.state(f"{job}_0" if array.throttle else job)) not in slurm.ENDED and state != slurm.GONE:
                 time.sleep(2)
         except KeyboardInterrupt:
             slurm.cancel([job])
@@ -281,6 +278,8 @@ Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
 
 def run(asked: argparse.Namespace) -> int:
     """Check what the command line asks for; return the exit status. Raise ValueError at wrong usage."""
+    if asked.workers < 1:
+        raise ValueError(f"--workers must be at least 1; got {asked.workers}")
     job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
     runs_dir = resolved(asked.runs_dir or Path(job.cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
     if job.cluster.scheduler is Scheduler.slurm:
@@ -288,9 +287,10 @@ def run(asked: argparse.Namespace) -> int:
     begun()
     cluster = job.cluster
     code = Path(__file__).resolve().parent.parent
-    array = Array("cnnjepa-preflight", asked.workers, 1, "sweeps.execution.worker_main", "", code, runs_dir)
     values, room = to_dict(job.train), task_of(job.train).bytes_of_a_run(job.train)
     if cluster.scheduler is Scheduler.slurm:
+        size, throttle = shares(asked.workers, array_limit(), asked.workers)[0]
+        array = Array("cnnjepa-preflight", size, throttle, "sweeps.execution.worker_main", "", code, runs_dir)
         found = preflight(cluster, array, runs_dir, asked.workers, room, [values])
         if asked.on_node and not any(f.level == "problem" for f in found):
             found += check_on_node(cluster, runs_dir, [values])

@@ -24,12 +24,13 @@ from cnnjepa.run.typed import build, checked
 from jobs import preflight, provenance, snapshot
 from jobs.cli import STOPPED, Parser, begun, exit_status, printable, require_writable, resolved, stop_on_signals
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
-from jobs.slurm.queue import Queue, has_slurm, own_restart
+from jobs.slurm.limits import arrays_for, require_room
+from jobs.slurm.nodes import Nodes, off_bad_nodes
+from jobs.slurm.queue import Queue, SlurmError, has_slurm, own_restart
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import Array, render, submit
 from jobs.task import Task, task_of
 
-_MOST_JOBS = 1000  # Slurm's default limit of an array
 ALL_THERE, NOT_SCORED = "nothing to do, all scores are there", "not scored"
 _STARTS_ALLOWED = 10  # of one job: what is not scored by then needs a longer limit
 
@@ -265,27 +266,50 @@ def submit_jobs(request: Request, root: Path, cluster: ClusterProfile, dry_run: 
     if not todo:
         return 0
     require_sbatch_path(root, "RUN_OR_SWEEP")
-    size = min(len(todo), cluster.max_parallel or len(todo), _MOST_JOBS)
     called = hashlib.sha256(json.dumps([str(root), request.values], sort_keys=True).encode()).hexdigest()[:8]
-    file = root / "scores" / f"request-{called}.json"
-    code = root / "code" / snapshot.digest()
-    array = Array(f"probe-{root.name}-{called}", size, size, "jobs.probe", str(file), code, root / "log", f"scores of {root}")
-    if dry_run:
-        print(f"{len(todo)} runs to score in {size} jobs\n\n{render(cluster, array)}", end="")
-        return 0
-    if not has_slurm():
+    name, code, queue = f"probe-{root.name}-{called}", root / "code" / snapshot.digest(), Queue(0)
+    if not (dry_run or has_slurm()):
         raise ValueError(f"--cluster {cluster.name} must be used where Slurm is installed; got no squeue here: use --dry-run to look at it")
-    if queued := [e.array for e in Queue(0).named(array.name) if not e.ended]:
+    if not dry_run and (queued := [e.array for e in queue.named(name) if not e.ended]):
         print(f"job {queued[0]} is queued or runs and scores this: nothing was submitted")
         return 0
-    require_writable(file.parent, "RUN_OR_SWEEP")
-    findings = preflight.check_request(cluster, array)
+    sizes = arrays_for(len(todo), cluster, (cluster.max_queued or None) if dry_run else require_room(cluster, queue))
+    parts = []
+    for number, (size, throttle) in enumerate(sizes):
+        suffix = f"-{number}" if len(sizes) > 1 else ""
+        file = root / "scores" / f"request-{called}{suffix}.json"
+        array = Array(f"{name}{suffix}", size, throttle, "jobs.probe", str(file), code, root / "log", f"scores of {root}")
+        parts.append((array, file, replace(request, runs=todo[number :: len(sizes)], jobs=size)))
+    count = sum(array.size for array, _, _ in parts)
+    if dry_run:
+        print(f"{len(todo)} runs to score in {count} jobs\n\n{render(cluster, parts[0][0])}", end="")
+        return 0
+    require_writable(root / "scores", "RUN_OR_SWEEP")
+    of_sweep = next((folder for folder in (root, root.parent.parent) if (folder / "sweep.json").exists()), None)
+    cluster = off_bad_nodes(cluster, Nodes(of_sweep / "nodes")) if of_sweep else cluster
+    findings = preflight.check_request(cluster, parts[0][0])
     if problems := [f"{f.what}: {f.said}" for f in findings if f.level == "problem"]:
         raise ValueError("preflight found what would stop the jobs, nothing was submitted: " + "; ".join(problems))
-    replace(request, runs=todo, jobs=size).write(file)
+    for _, file, asked in parts:
+        asked.write(file)
     snapshot.take(root / "code", provenance.commit_and_diff())
-    job = submit(cluster, array)
-    print(f"submitted job {job}: {len(todo)} runs to score in {size} jobs; their output: {array.log_folder}/{job}_*.log")
+    return _submit(cluster, [(array, len(asked.runs)) for array, _, asked in parts])
+
+
+def _submit(cluster: ClusterProfile, parts: Sequence[tuple[Array, int]]) -> int:
+    """Submit arrays, each with the number of runs that it scores; return the exit status: 1 if only some were submitted."""
+    made = []
+    for array, runs in parts:
+        try:
+            made.append(submit(cluster, array))
+        except SlurmError as error:
+            if not made:
+                raise
+            rest = f"{len(parts) - len(made)} of {len(parts)} jobs are not submitted, and their runs not scored: {error}"
+            print(f"{rest}; run the command again when jobs {', '.join(made)} have ended")
+            return 1
+        many = f"{array.size} jobs" if array.throttle else "a single job"
+        print(f"submitted job {made[-1]}: {runs} runs to score in {many}; their output: {array.log_folder}/{made[-1]}*.log")
     return 0
 
 

@@ -31,6 +31,7 @@ class Task:
     RENAMED: Mapping[str, str] = {}  # old key: new key; files with the old one still open
     OBJECTIVE: str = ""  # metric that ranks configurations, unless a sweep names one
     HEADLINE: Sequence[str] = ()  # metrics of the results table, unless a sweep names them
+    MINIMIZED: Sequence[str] = ()  # metrics of which lower is better; of all others, higher is
     UNIT: str = ""  # of the scores, such as %
     CURVES: Sequence[str] = ()  # metrics whose curves are offered first, in this order
     WARNINGS: Sequence[str] = ()  # names of early warnings
@@ -89,12 +90,19 @@ class Task:
     def check_warning(self, name: str, values: Mapping[str, Any]) -> None:
         """Raise ValueError if a run of `values` could not get warning `name` before its end."""
 
+    def check_seeds(self, seeds: int) -> None:
+        """Raise ValueError if runs of `seeds` seeds would be equal."""
+
     def check_objective(self, metric: str, values: Mapping[str, Any]) -> None:
         """Raise ValueError if runs of `values` cannot be ranked by `metric`."""
 
     def sampling_error(self, score: float, images: int) -> float | None:
         """Return the standard error that a score has by the choice of its images; None if unknown."""
         return None
+
+    def sign(self, metric: str) -> float:
+        """Return -1 for a metric of which lower is better, else 1."""
+        return -1.0 if metric in self.MINIMIZED else 1.0
 
     def title(self, name: str) -> str:
         """Return the display name of a metric or a recorded number."""
@@ -115,6 +123,10 @@ class Task:
     def export(self, config: Any, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the tensors to export from a checkpoint's state, and metadata for the file."""
         raise ValueError(f"task must define export for weights to be exported; got {self.name}")
+
+    def encoder(self, config: Any, state: Mapping[str, Any]) -> Any:
+        """Return the network of a checkpoint's state, a torch.nn.Module: what `Trial.encoder` of the Python API gives."""
+        raise ValueError(f"task must define encoder for a run's network to be loaded; got {self.name}")
 
     def probed(self, config: Any, own: Any) -> Sequence[Probed]:
         """Return each probe that `config` asks for, of a run whose configuration is `own`."""

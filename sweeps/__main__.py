@@ -1,4 +1,4 @@
-"""`python -m sweeps COMMAND SWEEP_FOLDER`: look at a sweep or stop it. Starts nothing."""
+"""`python -m sweeps COMMAND SWEEP_FOLDER`: look at a sweep or stop it; `run FILE` starts or resumes one."""
 
 import argparse
 import json
@@ -97,12 +97,13 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "study": ("write optuna.journal and print the optuna-dashboard command that shows it", ""),
     "advice": ("show what completed runs used, and what to request from Slurm next time", ""),
 }
+RUN = "run"
 _FOLDER = "runs/predictor_ablation-smoke"
 
 
 def command_line() -> Parser:
     """Return the parser of `python -m sweeps`."""
-    text = "Look at a sweep, or stop it. To start or resume a sweep, run its own file."
+    text = "Start or resume a sweep, look at it, or stop it."
     example = f"example:\n  python -m sweeps status {_FOLDER}\n\npython -m sweeps COMMAND --help shows the options of a command."
     parser = Parser(prog="python -m sweeps", description=text, epilog=example)
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
@@ -113,6 +114,11 @@ def command_line() -> Parser:
         what = made.add_argument_group("what to stop" if name == "cancel" else "what to show")
         what.add_argument("folder", type=Path, metavar="SWEEP_FOLDER", help="such as runs/NAME-smoke; the sweep's command prints it")
         groups[name] = what, made.add_argument_group("how")
+    started = "python -m sweeps run my_sweep.py --cluster local --dry-run"
+    does = "run or resume the sweep of a file"
+    made = commands.add_parser(RUN, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {started}")
+    made.add_argument("file", metavar="FILE", help="Python file with a SweepSpec, or the name of a sweep that a package offers")
+    made.add_argument("rest", nargs="*", metavar="...", help="options of the sweep; FILE --help lists them")
     trial = "run ID or its start, number from 0, or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
     groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
@@ -139,6 +145,12 @@ def main() -> int:
 
 def run(parser: Parser) -> int:
     """Do what the command line asks; return the exit status. Raise ValueError at wrong usage."""
+    if (
+        sys.argv[1:2] == [RUN] and len(sys.argv) > 2 and not sys.argv[2].startswith("-")
+    ):  # what follows the file belongs to its own command line
+        from sweeps.cli.sweep_file import run_file  # the other commands need no torch
+
+        return run_file(sys.argv[2], sys.argv[3:])
     asked = parser.parse_args()
     view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))
     if asked.command == "logs":

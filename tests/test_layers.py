@@ -25,12 +25,15 @@ NAMED = {
     "jobs.drill",
     "jobs.export",
     "jobs.file_system",
+    "jobs.plain",
     "jobs.preflight",
     "jobs.pretrain",
     "jobs.probe",
     "jobs.slurm.supervisor",
     "jobs.stage",
     "jobs.staging",
+    "sweeps.cli.run",
+    "slurm",
     "sweeps.drill.stage",
     "sweeps.drill.sweep",
     "sweeps.execution.monitor",
@@ -40,6 +43,8 @@ NAMED = {
     "sweeps.execution.successor",
     "sweeps.execution.worker_main",
     "sweeps.report",
+    "sweeps.spec.space",
+    "sweeps.spec.sweep",
 }
 
 
@@ -152,6 +157,8 @@ def named(files: list[Path]) -> set[str]:
 def is_there(name: str) -> bool:
     """Whether it is a module, or something in one."""
     package, _, last = name.rpartition(".")
+    if not package:
+        return importlib.util.find_spec(name) is not None
     if importlib.util.find_spec(package).submodule_search_locations is not None:  # type: ignore[union-attr]
         return importlib.util.find_spec(name) is not None
     return hasattr(importlib.import_module(package), last)

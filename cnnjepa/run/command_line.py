@@ -5,6 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")  # a value and no option, as argparse sees it
@@ -48,6 +49,8 @@ class Parser(argparse.ArgumentParser):
         **kwargs: Any,
     ) -> None:
         kwargs = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs}
+        if (name := Path(sys.argv[0]).stem).startswith("cnnjepa-") and str(kwargs.get("prog")).startswith("python -m"):
+            kwargs["prog"] = name  # an installed command is called by its own name
         super().__init__(*args, **kwargs)
         self._keys, self._intermixed = keys, intermixed
         self._renamed = dict(renamed or {})

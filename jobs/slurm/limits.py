@@ -5,9 +5,10 @@ import getpass
 from collections.abc import Sequence
 
 from jobs.cluster import ClusterProfile
-from jobs.slurm.queue import SlurmError, ask, controller_parameter, show_job
+from jobs.slurm.queue import Queue, SlurmError, ask, controller_parameter, show_job
 
 _MAX_ARRAY_SIZE = 1001  # Slurm's default
+_MOST_SINGLE_JOBS = 100  # for work that any number of jobs can share: each costs a call of sbatch
 _ASK_SECONDS = 20.0
 
 
@@ -16,6 +17,21 @@ def array_limit() -> int:
     with contextlib.suppress(SlurmError, ValueError):
         return int(controller_parameter("MaxArraySize"))
     return _MAX_ARRAY_SIZE
+
+
+def shares(workers: int, limit: int, free: int) -> list[tuple[int, int]]:
+    """Return (workers, maximum at once) of each array of at most `limit` tasks.
+
+    All arrays together run `free` at once. Those past the first `free` wait for an earlier one. If
+    the site has no arrays, `limit` is at most 1: each is (1, 0), a single job.
+    """
+    if limit <= 1:
+        return [(1, 0)] * workers
+    count = -(-workers // limit)
+    sizes = [workers // count + (i < workers % count) for i in range(count)]
+    side_by_side = min(count, free)
+    room = [free // side_by_side + (i < free % side_by_side) for i in range(side_by_side)]
+    return [(size, min(size, room[i % side_by_side])) for i, size in enumerate(sizes)]
 
 
 def is_cancelled_by_preemption(job: str) -> bool:
@@ -51,6 +67,31 @@ def submit_limit(cluster: ClusterProfile) -> int | None:
         found = _rows("qos", [f"name={qos}"], ["MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs"])
         limits += [int(n) for row in found for n in row if n.isdecimal()]
     return min(limits, default=None)
+
+
+def room_for(limit: int, queue: Queue) -> int:
+    """Return how many more jobs may be queued where `limit` may."""
+    return max(limit - sum(not e.ended for e in queue.elements().values()), 0)
+
+
+def require_room(cluster: ClusterProfile, queue: Queue) -> int | None:
+    """Return how many more jobs may be queued, None without a limit; raise ValueError if none may."""
+    if (limit := submit_limit(cluster)) is None:
+        return None
+    if not (room := room_for(limit, queue)):
+        raise ValueError(f"jobs of this user that are queued must be at most {limit}; got {limit}, nothing was submitted: try again later")
+    return room
+
+
+def arrays_for(parts: int, cluster: ClusterProfile, room: int | None) -> list[tuple[int, int]]:
+    """Return (tasks, maximum at once) of each array for work in `parts` parts, of which a task may do several.
+
+    Of the tasks, `room` may be queued. It is one array, or single jobs, (1, 0) each, if the site has no arrays.
+    """
+    limit = array_limit()
+    most = min(parts, limit if limit > 1 else _MOST_SINGLE_JOBS)
+    size = min(most, cluster.max_parallel or most, most if room is None else room)
+    return shares(size, limit, size)
 
 
 def _rows(what: str, where: Sequence[str], fields: Sequence[str]) -> list[list[str]]:

@@ -10,12 +10,15 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.typed import build, checked
+from jobs.cluster import ClusterProfile
+from jobs.slurm import queue as slurm
+from jobs.slurm.clients import hosts
 
 EXPIRY_HOURS = 24.0  # after which a fault no longer counts
 SHARE = 0.5  # of the nodes that the jobs may use: never more are avoided
@@ -289,3 +292,15 @@ class Nodes:
             starts = f"{len(faults)} start{'s' * (len(faults) > 1)} failed there and not elsewhere"
             shown.append(f"node {node} {what}: {starts}: {faults[-1].cause.partition(' | ')[0]}")
         return shown + [str(error) for error in self.read()[1]]
+
+
+def off_bad_nodes(profile: ClusterProfile, nodes: Nodes) -> ClusterProfile:
+    """Return the profile of a new job, which also excludes the nodes that the sweep avoids.
+
+    Record first which nodes its jobs may use: at most a share of them is avoided.
+    """
+    own = str(profile.sbatch.get("exclude") or "")
+    usable = slurm.nodes_of(profile.partition, str(profile.sbatch.get("nodelist") or ""))
+    nodes.know(sorted(set(usable) - set(hosts(own))), profile.nodes_per_trial)
+    exclude = ",".join([*([own] if own else []), *nodes.avoided()])
+    return replace(profile, sbatch={**profile.sbatch, "exclude": exclude}) if exclude else profile

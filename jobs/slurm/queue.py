@@ -25,8 +25,9 @@ SECOND_LOOK_SECONDS, EMPTY_SECONDS = 10.0, 60.0
 _CLOCKS_SECONDS = 600.0  # by which two clocks of a site may differ
 _EMPTY_TRIES = 5  # of a question whose answer is never empty
 _UNKNOWN_TRIES = 3  # of a command that fails with words that are no known refusal
-# sinfo's short states; an asterisk marks a node that does not answer.
-_OUT_OF_USE = re.compile(r"down|drain|drng|fail|maint|unk|inval|.*\*$")
+# sinfo's states; an asterisk marks a node that does not answer.
+_OUT_OF_USE = re.compile(r"down|drain|fail|future|inval|maint|unknown|.*\*$")
+_NODE_LINE = re.compile(r"([\w.-]+)\|([\w.-]+\*?)\|([a-z_+]+[*~#!%$@^-]?)$", re.M)  # other lines are a site's
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 15.0
 # The person or the run caused these. Jobs in other states may be requeued after they were recorded.
 _FINAL = frozenset({"CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
@@ -330,18 +331,27 @@ def exclude(job: str, nodes: Sequence[str]) -> None:
     ask(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(listed)}"])
 
 
-def nodes_of(partition: str, nodelist: str = "") -> list[str]:
-    """Return the nodes of a partition ("": the default one) that can run jobs, or those of `nodelist`.
+def node_states(partition: str, nodelist: str = "") -> dict[str, str]:
+    """Return the state of each node of a partition ("": the default one), or of those in `nodelist`.
 
-    Return none if Slurm does not say.
+    The dict is empty if Slurm does not say.
     """
     options = [*(["-p", partition] if partition else []), *(["-n", nodelist] if nodelist else [])]
     try:
-        lines = ask(["sinfo", "-h", "-N", "-o", "%N|%P|%t", *options], patience_seconds=30).splitlines()
+        shown = ask(["sinfo", "-h", "-N", "-o", "%N|%P|%T", *options], patience_seconds=30)
     except SlurmError:
-        return []
-    found = [line.split("|") for line in lines if line.count("|") == 2]
-    return sorted({name for name, part, state in found if (partition or part.endswith("*")) and not _OUT_OF_USE.match(state)})
+        return {}
+    return {name: state for name, part, state in sorted(_NODE_LINE.findall(shown)) if partition or part.endswith("*")}
+
+
+def is_out_of_use(state: str) -> bool:
+    """Return whether a node in that state runs no jobs: it is down, drained, silent or the like."""
+    return bool(_OUT_OF_USE.match(state))
+
+
+def nodes_of(partition: str, nodelist: str = "") -> list[str]:
+    """Return the nodes of `node_states` that can run jobs."""
+    return [name for name, state in node_states(partition, nodelist).items() if not is_out_of_use(state)]
 
 
 def own_job(environment: Mapping[str, str] = os.environ) -> str:

@@ -6,14 +6,18 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
+from jobs import snapshot
 from jobs.cli import INTERRUPTED, Stop, begun, handling
 from jobs.cluster import ClusterProfile, JobSpec
+from jobs.provenance import commit_and_diff
 from jobs.run import check_jobs
 from sweeps.cli.plan import refuse_without_allocation
+from sweeps.cli.program import settle
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.hung_workers import HungWorkers, end_process
 from sweeps.execution.monitor import Watcher, conclude
@@ -40,6 +44,7 @@ def check(asked: argparse.Namespace) -> None:
 
 def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, console: Console) -> int:
     """Run what is missing; raise ValueError first if the machine lacks room, data or a device."""
+    settle(sweep, View.here(sweep), asked, console)
     left = left_to_run(View(sweep), asked.retry_failed)
     more = to_take_up(View(sweep))
     if left or more:
@@ -49,9 +54,10 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
     check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in checked])
     announce_changes(sweep, console)
     sweep.write()
-    note_command(sweep.path)
+    note_command(sweep.path, getattr(asked, "words", None))
+    code = snapshot.take(sweep.path / "code", commit_and_diff()) if left or more else None
     take_up(View.here(sweep), asked.retry_failed, asked.typed)
-    while run_missing(sweep, cluster, console):
+    while run_missing(sweep, cluster, console, code, getattr(asked, "embedded", False)):
         view = View.here(sweep)
         if all(s.ended for s in view.states().values()):
             return conclude(view, console)
@@ -63,12 +69,16 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
     return INTERRUPTED
 
 
-def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool:
-    """Run until every trial has ended; return False if a signal stopped it, after a save."""
+def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console, code: Path | None = None, embedded: bool = False) -> bool:
+    """Run the snapshot `code` until every trial has ended; return False if a signal stopped it, after a save.
+
+    With `embedded`, the process is somebody else's: KeyboardInterrupt is raised again once the runs have saved, and
+    RuntimeError where a command would end at once.
+    """
     view = View.here(sweep)
     if is_over(view):
         return True
-    engine = LocalEngine(sweep, cluster)
+    engine = LocalEngine(sweep, cluster, code)
     stopped = Stop()
     reported: list[str] = []
 
@@ -96,10 +106,14 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
             while time.monotonic() < deadline and TrialState.running in View.here(sweep).states().values():
                 time.sleep(REFRESH_SECONDS)
             rule = f"{folder} must stay while trials run; got no such folder: something removed it"
+            if embedded:
+                engine.abandon()
+                raise RuntimeError(f"{rule}; run the sweep again, which resumes them")
             print(f"error: {rule}; type the command again, which resumes them", file=sys.stderr, flush=True)
             leave(1)
 
-    with handling(on_signal, signal.SIGINT, signal.SIGTERM), contextlib.closing(engine):
+    handled = contextlib.nullcontext() if embedded else handling(on_signal, signal.SIGINT, signal.SIGTERM)
+    with handled, contextlib.closing(engine):
         if engine.unused_devices:
             console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_trial=1 gives each trial one")
         console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
@@ -107,7 +121,9 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console) -> bool
         begun()
         with Watcher(view, console) as watcher:
             while not stopped() and not is_over(view):
-                if not run_round(view, engine.place, engine.parallel, show, stopped):  # the rest runs in another command's workers
+                if not run_round(
+                    view, engine.place, engine.parallel, show, stopped, engine.stop if embedded else None
+                ):  # the rest runs in another command's workers
                     if (hosts := view.hosts_elsewhere()) != reported:
                         reported = hosts
                         minutes = claims.SILENCE_SECONDS / 60

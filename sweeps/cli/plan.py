@@ -40,14 +40,16 @@ _RENAMED = {  # options of version 0.1
 }
 
 
-def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse a sweep's command line; raise ValueError at what --help does not show."""
-    file = sys.argv[0] if sys.argv[0].endswith(".py") else f"sweeps/{spec.name}.py"
-    command = f"python {file}"
+def parse(spec: SweepSpec, arguments: Sequence[str], command: str = "") -> argparse.Namespace:
+    """Parse a sweep's command line; raise ValueError at what --help does not show.
+
+    `command` is what a person types before the arguments; by default `python` and the file.
+    """
+    command = command or f"python {sys.argv[0] if sys.argv[0].endswith('.py') else f'sweeps/{spec.name}.py'}"
     more = "--max-trials 8" if spec.space else "--seeds 3"
     epilog = f"example:\n  {command} --cluster local {more} --dry-run\n\nRun the same command again to resume; completed trials are kept."
     question = textwrap.fill(spec.question, 100)
-    parser = Parser(prog=command, description=question, epilog=epilog, keys=lambda: override_keys(spec.task), renamed=_RENAMED)
+    parser = Parser(prog=command, description=question, epilog=epilog, keys=lambda: override_keys(spec.task_name), renamed=_RENAMED)
     _add_what(parser, spec)
     _add_where(parser)
     _add_search(parser, spec)
@@ -68,6 +70,11 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
     group.add_argument("--retry-failed", action="store_true", help=retried)
     again = "run all trials on the user's images as they are now, if these have changed since the sweep began"
     group.add_argument("--start-again", action="store_true", help=again)
+    kept = "where files of the program have changed since trials began: keep these, and go on with the files as they are"
+    group.add_argument("--keep", action="store_true", help=kept)
+    group.add_argument(
+        "--rerun", action="store_true", help="in that case, run the trials that began with other files again, from the start"
+    )
     group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing (needs no Slurm)")
 
 
@@ -98,7 +105,7 @@ def _add_search(parser: Parser, spec: SweepSpec) -> None:
     group.add_argument(
         "--eta", type=int, default=DEFAULT_ETA, metavar="N", help="let one run in N continue at each rung (default: %(default)s)"
     )
-    names = ", ".join(task_named(spec.task).WARNINGS)
+    names = ", ".join(task_named(spec.task_name).WARNINGS)
     ends = "end a run as pruned when this warning holds at a probe; may be repeated"
     group.add_argument("--prune-on", action="append", default=[], metavar="NAME", help=f"{ends}: {names} (default: none)")
 
@@ -121,7 +128,7 @@ def refuse_without_allocation(asked: argparse.Namespace) -> None:
 
 def profile_keys(spec: SweepSpec, overrides: Sequence[str]) -> list[str]:
     """Return those of `overrides` that belong to the cluster profile, in full."""
-    return [o for o in qualified(overrides, spec.task) if o.startswith("cluster.")]
+    return [o for o in qualified(overrides, spec.task_name) if o.startswith("cluster.")]
 
 
 def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = None) -> tuple[Sweep, ClusterProfile]:
@@ -162,6 +169,7 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     spec = replace(spec, prune_on=list(dict.fromkeys([*spec.prune_on, *asked.prune_on])))
     sweep = Sweep.of(spec, scale, trials, path, search, rungs, eta)
     check_pruning(sweep)
+    sweep.task.check_seeds(seeds)
     sweep.task.check_objective(sweep.objective, sweep.trials[0].values)
     data.compare(sweep)
     return sweep, cluster

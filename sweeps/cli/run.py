@@ -1,18 +1,23 @@
 """Command of every sweep, `python sweeps/<name>.py`: plan, check, run and write results."""
 
+import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import psutil
 from rich.console import Console
 
+from jobs import own_code
 from jobs.cli import exit_status
 from jobs.cluster import Scheduler
+from jobs.task import task_named
 from sweeps.cli import local, submit
 from sweeps.cli.data import PlannedData
 from sweeps.cli.estimate import priced
 from sweeps.cli.plan import parse, plan
+from sweeps.cli.program import settle
 from sweeps.execution.changes import announce_changes
 from sweeps.execution.monitor import wide_console
 from sweeps.search.search import Outlook
@@ -21,16 +26,34 @@ from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 
 
-def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -> int:
+def run(
+    spec: SweepSpec,
+    arguments: Sequence[str],
+    typed: float | None = None,
+    command: str = "",
+    console: Console | None = None,
+    embedded: Callable[[Sweep], None] | None = None,
+) -> int:
     """Run the command line and return the exit status; raise ValueError at wrong usage.
 
-    `typed` is when it was typed, in seconds since the Unix epoch; by default now.
+    `typed` is when it was typed, in seconds since the Unix epoch; by default now. `command` is what
+    a person types before the arguments, for --help. `console` shows what happens. With `embedded`,
+    which is given the sweep once it is planned, the process belongs to somebody else: its signals
+    stay as they are, and it is never left.
     """
-    asked = parse(spec, arguments)
+    spec = spec.resolved(Path(sys.argv[0]).stem)
+    task_named(spec.task_name)
+    module = spec.task_name.partition(":")[0]
+    own_code.name(module, getattr(sys.modules.get(module), "__file__", None))
+    asked = parse(spec, arguments, command)
     asked.typed = time.time() if typed is None else typed
-    console = wide_console()
+    asked.embedded, asked.words = embedded is not None, [command, *arguments] if embedded else None
+    asked.detach, asked.yes = asked.detach or asked.embedded, asked.yes or asked.embedded
+    console = console or wide_console()
     data = PlannedData(asked)
     sweep, cluster = plan(spec, asked, data)
+    if embedded is not None:
+        embedded(sweep)
     for line in data.lines:
         console.print(line, highlight=False, soft_wrap=True)
     if cluster.scheduler is Scheduler.slurm:
@@ -38,7 +61,7 @@ def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -
         sweep, price = priced(sweep, allocation.part(cluster) if allocation else cluster, asked)
         if not asked.dry_run:
             return submit.run(sweep, cluster, allocation, price, asked, console)
-        show_plan(sweep, console, data.missing)
+        show_plan(sweep, asked, console, data.missing)
         submit.show_script(sweep, cluster, allocation, price, console)
         return 0
     local.check(asked)
@@ -46,14 +69,15 @@ def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -
         sweep, _ = priced(sweep, cluster, asked)
     if not asked.dry_run:
         return local.run(sweep, cluster, asked, console)
-    show_plan(sweep, console, data.missing)
+    show_plan(sweep, asked, console, data.missing)
     return 0
 
 
-def show_plan(sweep: Sweep, console: Console, missing: str = "") -> None:
+def show_plan(sweep: Sweep, asked: argparse.Namespace, console: Console, missing: str = "") -> None:
     """Print the trials and their states; write nothing. `missing` says why their run IDs are unknown."""
     view = View.here(sweep)
     announce_changes(sweep, console)
+    settle(sweep, View.here(sweep), asked, console)
     if missing:
         console.print(f"the run IDs are not known here, since they depend on the images: {missing}", highlight=False, soft_wrap=True)
     for trial in sweep.trials:

@@ -13,14 +13,15 @@ from jobs.cli import INTERRUPTED, begun
 from jobs.cluster import Allocation, ClusterProfile
 from jobs.cost import Estimate
 from jobs.provenance import commit_and_diff
-from jobs.slurm.limits import array_limit
+from jobs.slurm.limits import array_limit, shares
 from jobs.slurm.queue import Queue, SlurmError, has_slurm
 from jobs.slurm.sbatch import render
 from sweeps.cli.estimate import show_estimate
 from sweeps.cli.plan import refuse_without_allocation
+from sweeps.cli.program import settle
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.monitor import conclude
-from sweeps.execution.slurm_array import RacedError, SlurmEngine, shares
+from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.execution.submitting import QueueFullError
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import is_over, to_take_up
@@ -97,6 +98,7 @@ def run(
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
+    settle(sweep, View(sweep, queue=queue), asked, console)
     announce_changes(sweep, console)
     if moved := moved_line(sweep, queue):
         say(moved)
@@ -134,7 +136,7 @@ def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespa
         if not confirmed(asked):
             return False
     sweep.write()
-    note_command(sweep.path)
+    note_command(sweep.path, getattr(asked, "words", None))
     for trial in left_to_run(view, asked.retry_failed):
         sweep.run(trial).prepare(trial.config)
     engine.code = snapshot.take(sweep.path / "code", commit_and_diff())  # the question may have waited for an hour

@@ -10,7 +10,17 @@ import torch
 
 from cnnjepa.run.files import write_atomic
 from jobs.cluster import ClusterProfile
-from sweeps.execution.ray_tune import ENVIRONMENT, OBJECT_STORE_BYTES, kill, place, private_folder, signals_kept, write_token
+from sweeps.execution.ray_tune import (
+    ENVIRONMENT,
+    OBJECT_STORE_BYTES,
+    kill,
+    own_path_only,
+    path_of_workers,
+    place,
+    private_folder,
+    signals_kept,
+    write_token,
+)
 from sweeps.execution.worker import run_worker
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep
@@ -77,9 +87,12 @@ class LocalEngine:
     process or its private folder is gone.
     """
 
-    def __init__(self, sweep: Sweep, cluster: ClusterProfile) -> None:
-        """Set up the engine; raise ValueError if the machine has no room for one worker."""
-        self.sweep, self.cluster = sweep, cluster
+    def __init__(self, sweep: Sweep, cluster: ClusterProfile, code: Path | None = None) -> None:
+        """Set up the engine; raise ValueError if the machine has no room for one worker.
+
+        Workers run the snapshot `code`, or without one what this process finds on its path.
+        """
+        self.sweep, self.cluster, self.code = sweep, cluster, code
         self.cores = usable_cores()
         self.parallel = workers_here(cluster)
         # The command prints this once: unused devices would be a slow surprise.
@@ -119,8 +132,9 @@ class LocalEngine:
     def _init(self) -> None:
         import ray
 
-        with signals_kept():
+        with signals_kept(), path_of_workers(self.code):
             ray.init(
+                job_config=own_path_only(),
                 address="local",
                 num_cpus=self.cores,
                 include_dashboard=False,

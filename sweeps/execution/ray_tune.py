@@ -7,7 +7,9 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,13 +55,52 @@ def remove_abandoned() -> None:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Restore the signal handlers at the end: `ray.init` installs one that ends the process."""
+    """Restore the signal handlers at the end: `ray.init` installs one that ends the process.
+
+    It does so in the main thread alone, where alone Python allows it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def path_of_workers(code: Path | None) -> Iterator[None]:
+    """Let processes that start inside the block find the snapshot `code` first, and then what this one finds.
+
+    Beside Python's own folders, that is the folder of the script, and the current one for `python -m`.
+    """
+    before = os.environ.get("PYTHONPATH")
+    own = [str(Path(entry or ".").resolve()) for entry in sys.path[:1] if entry != str(Path(sys.executable).parent)]
+    words = [*([str(code)] if code else []), *filter(None, (before or "").split(os.pathsep)), *own]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(words))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def own_path_only() -> Any:
+    """Return a configuration with which Ray's workers have no other path than `path_of_workers` gives.
+
+    Ray would put the driver's script and current folder before the snapshot.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnPath(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # then Ray adds no folder of the driver's
+
+    return OwnPath()
 
 
 @functools.cache
@@ -100,6 +141,16 @@ def without_client_server(parameters: Any, _head: bool) -> None:
     parameters.ray_client_server_port = None
 
 
+class _OfThisThread:
+    """Standard output that is a log for the thread that makes it, and the former one for all others."""
+
+    def __init__(self, stream: Any, log: Any) -> None:
+        self._stream, self._log, self._thread = stream, log, threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log if threading.get_ident() == self._thread else self._stream, name)
+
+
 def place(
     worker: Callable[[], None],
     workers: int,
@@ -138,5 +189,5 @@ def place(
     )
     # The sweep shows its own table instead of Tune's, and the errors that this returns.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with open(folder / "tune.log", "a") as log, contextlib.redirect_stdout(log):
+    with open(folder / "tune.log", "a") as log, contextlib.redirect_stdout(_OfThisThread(sys.stdout, log)):
         return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]

@@ -13,10 +13,16 @@ REFRESH_SECONDS = 1.0
 
 
 def run_round(
-    view: View, place: Callable[[int, frozenset[Path]], list[str]], parallel: int, show: Callable[[], None], stopped: Callable[[], bool]
+    view: View,
+    place: Callable[[int, frozenset[Path]], list[str]],
+    parallel: int,
+    show: Callable[[], None],
+    stopped: Callable[[], bool],
+    stop: Callable[[], None] | None = None,
 ) -> bool:
     """Run workers for all trials that may begin now, and `show` meanwhile; return False without any.
 
+    If this is interrupted, call `stop` and return once the workers have saved.
     Raise RuntimeError if workers end before they claim a trial, unless they were `stopped`.
     """
     # Read this first: from now on another command may take all trials from our workers.
@@ -29,8 +35,13 @@ def run_round(
     workers = ours if view.sweep.search is None else parallel
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(place, workers, view.watch.silent)
-        while not wait([future], REFRESH_SECONDS).done:
-            show()
+        try:
+            while not wait([future], REFRESH_SECONDS).done:
+                show()
+        except BaseException:
+            if stop is not None:  # the pool waits for `place`
+                stop()
+            raise
         show()
         errors = future.result()
     view.look_again()  # a worker passes over a trial that was damaged meanwhile, which counts as an end

@@ -5,15 +5,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from jobs.cluster import Allocation, ClusterProfile
 from jobs.slurm import queue as slurm
-from jobs.slurm.clients import hosts
-from jobs.slurm.limits import array_limit, submit_limit
+from jobs.slurm.limits import array_limit, room_for, shares, submit_limit
+from jobs.slurm.nodes import off_bad_nodes
 from jobs.slurm.queue import Element, Queue, SlurmError
 from sweeps.execution.submitting import QueueFullError, submit_once
 from sweeps.search.search import trials_to_begin
@@ -35,33 +34,6 @@ def _sbatch_lives(submission: Submission) -> bool:
     """Return whether an sbatch on this machine, or a site's wrapper of it, runs a script in the log folder."""
     lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
     return any("sbatch" in map(os.path.basename, line) and any(w.startswith(str(submission.log_folder)) for w in line) for line in lines)
-
-
-def shares(workers: int, limit: int, free: int) -> list[tuple[int, int]]:
-    """Return (workers, maximum at once) of each array of at most `limit` tasks.
-
-    All arrays together run `free` at once. Those past the first `free` wait for an earlier one. If
-    the site has no arrays, `limit` is at most 1: each is (1, 0), a single job.
-    """
-    if limit <= 1:
-        return [(1, 0)] * workers
-    count = -(-workers // limit)
-    sizes = [workers // count + (i < workers % count) for i in range(count)]
-    side_by_side = min(count, free)
-    room = [free // side_by_side + (i < free % side_by_side) for i in range(side_by_side)]
-    return [(size, min(size, room[i % side_by_side])) for i, size in enumerate(sizes)]
-
-
-def off_bad_nodes(profile: ClusterProfile, sweep: Sweep) -> ClusterProfile:
-    """Return the profile of a new job, which also excludes the nodes that the sweep avoids.
-
-    Record first which nodes its jobs may use: at most a share of them is avoided.
-    """
-    own = str(profile.sbatch.get("exclude") or "")
-    usable = slurm.nodes_of(profile.partition, str(profile.sbatch.get("nodelist") or ""))
-    sweep.nodes.know(sorted(set(usable) - set(hosts(own))), profile.nodes_per_trial)
-    exclude = ",".join([*([own] if own else []), *sweep.nodes.avoided()])
-    return replace(profile, sbatch={**profile.sbatch, "exclude": exclude}) if exclude else profile
 
 
 class RacedError(RuntimeError):
@@ -277,7 +249,7 @@ class SlurmEngine:
             self._limit = time.monotonic(), submit_limit(self.cluster)
         if (limit := self._limit[1]) is None:
             return None
-        return max(limit - sum(not e.ended for e in self.queue.elements().values()), 0), limit
+        return room_for(limit, self.queue), limit
 
     def fitting(self, workers: int, all_of_it: bool = False) -> int:
         """Return how many of `workers` may be queued now.
@@ -348,5 +320,5 @@ class SlurmEngine:
         if not wanted.create():
             raise RacedError(f"submission {wanted.number} is another command's")
         self._seen = wanted.number
-        submit_once(wanted, off_bad_nodes(wanted.job_profile, self.sweep), self.queue)
+        submit_once(wanted, off_bad_nodes(wanted.job_profile, self.sweep.nodes), self.queue)
         return wanted

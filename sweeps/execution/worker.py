@@ -12,6 +12,7 @@ from typing import Any
 
 from cnnjepa.run.attempts import attempts_with, lost, newest, numbered, publish
 from cnnjepa.run.folder import RunStatus
+from jobs import program, provenance
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job
 from jobs.slurm.hangs import stacks_to
@@ -20,6 +21,7 @@ from sweeps.execution.bad_nodes import Place
 from sweeps.execution.scheduler import judge, next_claim
 from sweeps.state import claims
 from sweeps.state.folder import Sweep
+from sweeps.state.history import last_command
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View, slurm_queue
 
@@ -100,7 +102,8 @@ def run_one_trial(
     fit_to(cluster, trial.config, beside_others=True)
     attempt, moved_off = owned.claim.attempt, None
     more: dict[str, Any] = {"spares": place.sparing(view, trial, attempt)} if place else {}
-    with owned, output_to(folder, attempt), stacks_to(sys.stderr):
+    about = provenance.of_trial(trial.overrides, last_command(view.sweep.path))
+    with owned, output_to(folder, attempt), stacks_to(sys.stderr), about:
         try:
             result = run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), attempt, judge(view, trial), **more)
             if place and result is not None and result.status is not RunStatus.failed:
@@ -135,6 +138,7 @@ def run_worker(
     `silent` are claims on other hosts that the driver has watched long enough to know dead. `nodes`
     is the number of nodes of the allocation.
     """
+    program.use(sweep.path)
     # `next_claim` and `look_again` drop cached states themselves.
     view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf, thorough=False)
     place = Place.of(view, start, nodes)

@@ -7,6 +7,7 @@ from cnnjepa.run.folder import RunStatus
 from cnnjepa.run.ranks import Ranks, broadcast_object
 from jobs.cli import MOVED, STOPPED
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
+from jobs.provenance import of_trial
 from jobs.run import charged, run_job
 from jobs.slurm.hangs import pointer, watched
 from jobs.slurm.nodes import NodeFaultError
@@ -15,6 +16,7 @@ from sweeps.execution.scheduler import judge, next_claim
 from sweeps.execution.worker import output_to, stopper
 from sweeps.spec.sweep import Trial
 from sweeps.state.claims import Ownership, SlurmStart
+from sweeps.state.history import last_command
 from sweeps.state.view import View
 
 
@@ -86,6 +88,7 @@ class WorkerOnRanks:
             if owned is not None:
                 ours.enter_context(owned)
                 ours.enter_context(output_to(folder, epoch))
+                ours.enter_context(of_trial(trial.overrides, last_command(self.view.sweep.path)))
                 if self.start is not None:
                     ours.enter_context(watched(pointer(self.view.sweep.path, self.start.job), folder, epoch))
             try:

@@ -29,7 +29,7 @@ Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and f
 def build(view: View) -> str:
     """Return the page of a sweep in its current state."""
     sweep, metrics, table = view.sweep, columns(view), rows(view)
-    hues, unit = colours(summaries(view), sweep.objective), html_text.hours_unit(view)
+    hues, unit = colours(summaries(view)), html_text.hours_unit(view)
     curves = [curves_of(view, t) for t in sweep.trials]
     shown, _ = shown_configurations(view)
     best, not_drawn = drawn(shown, view)
@@ -124,7 +124,8 @@ def _trial(view: View, trial: Trial, row: Row, curves: Mapping[str, Curve], hues
 def _best_first(view: View) -> list[int]:
     """Return the places of the trials in the sweep by score, the best first, those without one last."""
     values = [view.objective(t) for t in view.sweep.trials]
-    return sorted(range(len(values)), key=lambda i: -(float("-inf") if (value := values[i]) is None else value))
+    sign = view.sweep.sign
+    return sorted(range(len(values)), key=lambda i: float("inf") if (value := values[i]) is None else -sign * value)
 
 
 def _points(curve: Curve) -> list[list[float]]:

@@ -126,7 +126,7 @@ def peoples_table(view: View, most: int | None = None) -> PeoplesTable:
     whole, pruned = shown_configurations(view)
     table = whole[:most]
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
-    leaders = {m: leader(whole, m) for m in metrics}
+    leaders = {m: leader(whole, m, view.sweep.task.sign(m)) for m in metrics}
     # A sweep that asks about costs shows these instead of the total.
     total = [] if costs else ["device-hours"]
     marks = [_left_out(s) for s in table]

@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from cnnjepa.run.identity import DEFAULT_TASK, from_dict, identity, signature, to_dict
+from cnnjepa.run.identity import DEFAULT_TASK, fidelity, from_dict, hold, identity, load_from, signature, to_dict
 from cnnjepa.run.typed import build, checked
 from jobs.cluster import JobSpec
+from jobs.command import GRACE_SECONDS, CommandTask
 from jobs.config import compose_job
+from jobs.plain import PlainTask
+from jobs.program import holder_of
 from jobs.task import task_named, task_of
 from sweeps.spec.compose import Composer
 from sweeps.spec.labels import label, labels
@@ -58,10 +62,10 @@ class Configuration:
 class SweepSpec:
     """A question, and the configurations or the space that answer it."""
 
-    name: str
-    question: str
-    smoke: Scale
-    paper: Scale
+    name: str = ""  # of the folder; "": that of the sweep's file
+    question: str = ""
+    smoke: Scale | None = None  # None: as paper
+    paper: Scale | None = None  # None: as smoke
     configurations: Sequence[Configuration] = ()
     space: Sequence[Dimension] = ()
     objective: str = ""  # metric that ranks configurations, on held-out labels; "": the task's
@@ -69,27 +73,78 @@ class SweepSpec:
     costs: Sequence[str] = ()  # costs in results.csv that get a column; the headline is plotted against the first
     prune_on: Sequence[str] = ()  # early warnings that end a run at a probe
     named_by: Sequence[str] = ()  # keys that name a configuration; all if empty
-    task: str = DEFAULT_TASK  # module that trains: jobs/task.py
+    task: str | PlainTask = DEFAULT_TASK  # what trains: a PlainTask, or the module of a task (jobs/task.py)
+    # Of a command in place of a task (jobs/command.py), what PlainTask has for a function:
+    command: Sequence[str] = ()  # words to start, with {key} for a value
+    defaults: Mapping[str, Value] = field(default_factory=dict)  # key: value, of keys that not every configuration sets
+    direction: str = ""
+    unit: str = ""
+    version: str = ""
+    files: Sequence[str] = ()
+    grace_seconds: float = GRACE_SECONDS
+
+    @cached_property
+    def own_task(self) -> PlainTask | None:
+        """Return the task that the sweep brings itself, or None if it names one; raise ValueError if it is none."""
+        if not self.command:
+            of_commands = ("command", "defaults", "direction", "unit", "version", "files")
+            if given := [f.name for f in fields(self) if f.name in of_commands and getattr(self, f.name)]:
+                raise ValueError(f"{given[0]} must come with a command; got it without: a PlainTask has its own")
+            return None if isinstance(self.task, str) else self.task
+        if self.task != DEFAULT_TASK:
+            raise ValueError(f"a sweep must have a task or a command; got both, {self.task} and {self.command[0]}")
+        scales = [scale for scale in (self.smoke, self.paper) if scale is not None]
+        values: dict[str, list[Value]] = {key: [value] for key, value in self.defaults.items()}
+        for configuration in [*self.configurations, *(c for scale in scales for c in scale.configurations)]:
+            for key, value in configuration.overrides.items():
+                values.setdefault(key, []).append(value)
+        for dimension in [*self.space, *(d for scale in scales for d in scale.space)]:
+            values.setdefault(dimension.key, []).extend(dimension.values)
+        about: dict[str, Any] = {"unit": self.unit, "version": self.version, "files": self.files, "grace_seconds": self.grace_seconds}
+        about |= {"headline": self.headline or (), **({"direction": self.direction} if self.direction else {})}
+        return CommandTask(self.command, values, objective=self.objective, **about)
+
+    def resolved(self, name: str = "") -> "SweepSpec":
+        """Return the sweep with the name of its task, so that other processes can find it, and `name` if it has none.
+
+        Raise ValueError if no file holds the task.
+        """
+        spec = replace(self, name=self.name or name)
+        if (own := self.own_task) is None:
+            return spec
+        module, held, file = holder_of(own, self)
+        own.check_program(Path(file).parent)
+        hold(f"{module}:{held}", own)
+        load_from(module, file)
+        of_a_command: dict[str, Any] = {"command": (), "defaults": {}, "direction": "", "unit": "", "version": "", "files": ()}
+        return replace(spec, task=f"{module}:{held}", **of_a_command)
+
+    @property
+    def task_name(self) -> str:
+        """Return the name of the task; the sweep must be `resolved`."""
+        assert isinstance(self.task, str), "the sweep must be resolved"
+        return self.task
 
     def job(self, cluster: str, overrides: Sequence[str]) -> JobSpec:
         """Compose a job of the sweep's task."""
-        return compose_job([f"cluster={cluster}", *overrides], self.task)
+        return compose_job([f"cluster={cluster}", *overrides], self.task_name)
 
     def label(self, configuration: Configuration) -> str:
         """Return the display name of `configuration`."""
-        return label(self._naming(configuration), task_named(self.task))
+        return label(self._naming(configuration), task_named(self.task_name))
 
     def labels(self, scale: Scale) -> list[str]:
         """Return the display names of the configurations at `scale`, in which different values look different."""
-        return labels([self._naming(c) for c in self.configurations_at(scale)], task_named(self.task))
+        return labels([self._naming(c) for c in self.configurations_at(scale)], task_named(self.task_name))
 
     def _naming(self, configuration: Configuration) -> dict[str, Value]:
         """Return the overrides that name `configuration`."""
         return {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by}
 
     def scale(self, name: ScaleName) -> Scale:
-        """Return the smoke or the paper scale."""
-        return self.smoke if name is ScaleName.smoke else self.paper
+        """Return the smoke or the paper scale, or the one of them that there is; without any, one seed."""
+        own, other = (self.smoke, self.paper) if name is ScaleName.smoke else (self.paper, self.smoke)
+        return own or other or Scale((), seeds=1)
 
     def configurations_at(self, scale: Scale) -> Sequence[Configuration]:
         """Return the configurations at `scale`."""
@@ -112,6 +167,11 @@ class Trial:
     signature: str
     params: Params = field(default_factory=dict)  # what a search chose
     configuration_number: int = -1  # in a search, the number of its first trial; else -1
+    overrides: list[str] = field(default_factory=list)  # key=value of all that makes it; [] if an earlier version planned it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the configuration: another process builds its own, once it has found the task."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
 
     @cached_property
     def config(self) -> Any:
@@ -135,8 +195,8 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """Return how many epochs it trains."""
-        return int(self.values["epochs"])
+        """Return how many epochs it trains, or steps if its configuration counts these."""
+        return int(self.values[fidelity(self.values)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, under the keys of version 0.1."""
@@ -148,8 +208,9 @@ class Trial:
         found = build(Trial, {_KEYS.get(k, k): v for k, v in values.items()})
         if not _RUN_ID.fullmatch(found.signature):  # it names a folder
             raise TypeError(f"signature must be letters, digits, _, . and -; got {found.signature[:60]!r}")
-        if checked(int, found.values.get("epochs"), "values.epochs") < 1:
-            raise TypeError(f"values.epochs must be at least 1; got {found.epochs}")
+        key = fidelity(found.values)
+        if checked(int, found.values.get(key), f"values.{key}") < 1:
+            raise TypeError(f"values.{key} must be at least 1; got {found.epochs}")
         return found
 
 
@@ -166,6 +227,7 @@ class Search:
     budget_hours: float | None  # device-hours; no run begins that could exceed them at the most expensive epoch known
     digest: str  # identifies space and base; with others it is another search
     hours_per_epoch: float | None = None  # expected device-hours per epoch; None if unknown
+    overrides: list[str] = field(default_factory=list)  # key=value of what it varies
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, under the keys of version 0.1."""
@@ -181,7 +243,8 @@ class Search:
         params = {d.key: params[d.key] for d in self.space if d.key in params}
         values = applied(self.base, params, seed)
         name = (f"#{configuration_number} " if configuration_number else "baseline: ") + label(params, task_of(values), beside)
-        return Trial(number, name, seed, values, signature(from_dict(values)), params, configuration_number)
+        overrides = [*self.overrides, *(f"{key}={value}" for key, value in params.items()), f"seed={seed}"]
+        return Trial(number, name, seed, values, signature(from_dict(values)), params, configuration_number, overrides)
 
 
 Identify = Callable[[Sequence[Any]], Sequence[Any]]
@@ -241,7 +304,9 @@ def build_search(
     baseline(space, base)
     max_trials = min(max_trials, len(all_configurations(space, base) or range(max_trials)))
     text = json.dumps([identity(train), [asdict(d) for d in space]], sort_keys=True)
-    return Search(space, base, sampler, max_trials, seeds, costs, budget_hours, hashlib.sha256(text.encode()).hexdigest()[:12])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    given = [*scale.overrides, *overrides]
+    return Search(space, base, sampler, max_trials, seeds, costs, budget_hours, digest, overrides=given)
 
 
 def build_trials(
@@ -266,14 +331,16 @@ def build_trials(
     trials: list[Trial] = []
     known: dict[str, str] = {}
     # Compose once per configuration: its seeds differ in nothing else.
-    composer = Composer(lambda own: spec.job(cluster, [*scale.overrides, *own, *overrides]), task_named(spec.task))
+    composer = Composer(lambda own: spec.job(cluster, [*scale.overrides, *own, *overrides]), task_named(spec.task_name))
     composed = list(identified([composer.train(configuration.overrides) for configuration in configurations]))
+    own = [[f"{key}={value}" for key, value in configuration.overrides.items()] for configuration in configurations]
+    given = [[*scale.overrides, *words, *overrides] for words in own]
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for called, train in zip(names, composed, strict=True):
+        for called, train, words in zip(names, composed, given, strict=True):
             config = task_of(train).probed_at(replace(train, seed=seed), rungs)
             name = signature(config)
             if name in known:
                 raise ValueError(f"configurations of {spec.name} must differ; got the same configuration for {known[name]} and {called}")
             known[name] = called
-            trials.append(Trial(len(trials), called, seed, to_dict(config), name))
+            trials.append(Trial(len(trials), called, seed, to_dict(config), name, overrides=[*words, f"seed={seed}"]))
     return trials

@@ -3,21 +3,21 @@
 import contextlib
 import datetime
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnnjepa.run.files import write_atomic
-from jobs.provenance import commit_and_diff, scrubbed
+from jobs.provenance import commit_and_diff, scrubbed, typed
 
 _NAME = "commands.jsonl"
 
 
-def note_command(folder: Path) -> None:
-    """Append this process's command unless it repeats the last one.
+def note_command(folder: Path, command: Sequence[str] | None = None) -> None:
+    """Append a command, by default that of this process, unless it repeats the last one.
 
     Likely secrets are removed. Disk errors are ignored.
     """
-    words = ["python", *(scrubbed(word) for word in sys.argv)]
+    words = typed() if command is None else [scrubbed(word) for word in command]
     known = commands(folder)
     found = commit_and_diff()
     line = {"command": words, "commit": found["commit"], "changed": bool(found["diff"])}
@@ -30,6 +30,13 @@ def note_command(folder: Path) -> None:
             write_atomic(folder / _NAME, (folder / _NAME).read_bytes())
         with open(folder / _NAME, "ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
+
+
+def last_command(folder: Path) -> list[str]:
+    """Return the words of the last recorded command, or []."""
+    words = commands(folder)[-1:]
+    found = words[0]["command"] if words else []
+    return [str(word) for word in found] if isinstance(found, list) else []
 
 
 def commands(folder: Path) -> list[dict[str, object]]:

@@ -1,6 +1,8 @@
 """What would stop a submission, without Slurm; on a real one test_slurm_faults.py submits nothing that preflight refuses."""
 
+import argparse
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +21,7 @@ from cnnjepa.run.identity import to_dict
 from cnnjepa.train import train
 from jobs import preflight, staging
 from jobs.config import compose_job
+from jobs.slurm import sbatch
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array
 from tests.support.images import image_tree
@@ -130,11 +133,13 @@ def test_limits_are_those_of_the_default_partition_where_none_is_named(slurm_say
         ("idle mixed allocated completing planned reserved", ""),
         ("idle drained down idle", "2 of 4 nodes are down, drained"),
         ("drained drained idle*", "3 of 3 nodes are drained, idle*"),  # the star: a node that does not respond
+        ("idle~ powering_up# maint future", "2 of 4 nodes are future, maint"),  # a cloud's nodes start when they are needed
     ],
 )
 def test_nodes_that_are_away_are_counted(states: str, said: str, slurm_says: Answer) -> None:
-    slurm_says("".join(f"state={state}\n" for state in states.split()))
-    assert preflight.nodes_away(CLUSTER) == said
+    lines = [f"gpu{i}|gpu*|{state}\ngpu{i}|other|down\n" for i, state in enumerate(states.split())]
+    slurm_says("".join(lines))
+    assert preflight.nodes_away(replace(CLUSTER, partition="")) == said, "those of the default partition, each once"
     slurm_says(SlurmError("sinfo: silent"))
     assert preflight.nodes_away(CLUSTER) == ""
 
@@ -147,7 +152,7 @@ def test_a_request_that_no_node_can_serve_now_is_a_problem_unless_nodes_are_away
         if command[0] == "sbatch":
             assert command[1] == "--test-only"  # nothing is queued
             raise SlurmError(refusal)
-        return "".join(f"state={state}\n" for state in states)
+        return "".join(f"gpu{i}|gpu|{state}\n" for i, state in enumerate(states))
 
     monkeypatch.setattr(preflight.slurm, "ask", ask)
     monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -164,6 +169,45 @@ def test_a_request_that_no_node_can_serve_now_is_a_problem_unless_nodes_are_away
     assert found.said.startswith("1 of 2 nodes are drained: ")
     refusal = "sbatch: Invalid account"
     assert preflight.check_request(cluster, array)[0].level == "problem"
+
+
+@pytest.mark.parametrize(("limit", "arrays", "what"), [(0, [], "a single job"), (1, [], "a single job"), (3, ["0-2%3"], "array of 3")])
+def test_the_request_is_that_of_the_sites_jobs(
+    limit: int, arrays: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A site without arrays would refuse one."""
+    asked: list[str] = []
+
+    def ask(command: Sequence[str], patience_seconds: float = 0.0) -> str:
+        asked.extend(re.findall(r"--array=(\S+)", Path(command[-1]).read_text()) if command[0] == "sbatch" else [])
+        return f"MaxArraySize = {limit}\nPartitionName=gpu State=UP\n"
+
+    monkeypatch.setattr(preflight.slurm, "ask", ask)
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
+    words = argparse.Namespace(cluster="test_cluster", overrides=["data=digits"], runs_dir=tmp_path, workers=5, on_node=False)
+    assert preflight.run(words) == 0
+    assert asked == arrays
+    assert f"sbatch --test-only accepts the script, {what}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("limit", "job"), [(1, "7"), (1001, "7_0")])
+def test_the_job_that_checks_a_node_is_followed_by_its_own_number(
+    limit: int, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(command: Sequence[str], patience_seconds: float = 0.0) -> str:
+        if command[0] == "sbatch":
+            assert ("--array" in Path(command[1]).read_text()) is (limit > 1)
+            return "Submitted batch job 7\n"
+        (folder,) = tmp_path.glob(".preflight-*")
+        (folder / "from-node").write_text("gpu01: torch")
+        (folder / "files").write_text("[]")
+        return f"MaxArraySize = {limit}\n{job}|COMPLETED|0|None|gpu01|cnnjepa-preflight|\n"
+
+    monkeypatch.setattr(preflight.slurm, "ask", ask)
+    monkeypatch.setattr(sbatch, "ask", ask)
+    monkeypatch.setattr(preflight, "check_other", lambda folder, who: [])
+    (found,) = preflight.check_on_node(CLUSTER, tmp_path, [])
+    assert (found.level, found.what) == ("ok", "node")
 
 
 def test_a_runs_folder_on_a_nodes_own_disk_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,10 +184,13 @@ class OnSlurm:
         return done.stdout
 
 
+@pytest.mark.nightly
 @needs_slurm
 @pytest.mark.slow
 @pytest.mark.xdist_group("slurm-2")
-def test_a_sweep_on_slurm_is_scored_by_jobs_once_its_image_is_repaired(cluster: SlurmCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arrays", [1001, pytest.param(1, marks=pytest.mark.nightly)])
+def test_a_sweep_on_slurm_is_scored_by_jobs_once_its_image_is_repaired(arrays: int, cluster: SlurmCluster, tmp_path: Path) -> None:
+    cluster.change(max_array_size=arrays)
     trees = {name: image_tree(tmp_path / name, CLASSES, images=40) for name in ("broken", "sound")}
     sweeps = {name: SweepOnSlurm(cluster, tmp_path / f"{name}-runs") for name in trees}
     sweeps["broken"].hold(5)
@@ -208,7 +211,8 @@ def test_a_sweep_on_slurm_is_scored_by_jobs_once_its_image_is_repaired(cluster: 
 
     (trees["broken"] / BAD).write_bytes(whole)
     path, command = sweeps["broken"].path, OnSlurm(cluster)
-    assert "2 runs to score in 2 jobs" in command.score(path)
+    out = command.score(path)
+    assert out.count("1 runs to score in a single job") == 2 if arrays == 1 else "2 runs to score in 2 jobs" in out
     again = command.score(path)
     assert "is queued or runs and scores this: nothing was submitted" in again or again.count("nothing to do") == 2
     cluster.wait("the jobs to end", lambda: not cluster.run("squeue", "-h").strip(), 200)

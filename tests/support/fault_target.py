@@ -112,7 +112,7 @@ def workers_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(provenance, "_git", lambda *_: "")
+    monkeypatch.setattr(provenance, "_git", lambda *_, **__: "")
     monkeypatch.setattr(monitor, "rebuild", lambda _: "")
 
 

@@ -19,6 +19,12 @@ KINDS = ("absent", "late", "empty", "foreign", "banner", "lost")
 COMMANDS = ("squeue", "sbatch", "scontrol", "sacct", "sacctmgr", "scancel")
 
 
+def kind_of(seed: str, number: int) -> str:
+    """Return what befalls the call of that number, "" if nothing does."""
+    draw = random.Random(f"{seed} {number}")
+    return draw.choice(KINDS) if draw.random() < SHARE else ""
+
+
 def number_of_this_call(path: str, line: str) -> int:
     """Append the line to the log; return its number."""
     with open(path, "a+") as log:
@@ -32,8 +38,7 @@ def number_of_this_call(path: str, line: str) -> int:
 def main() -> int:
     name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
     number = number_of_this_call(os.environ["FLAKY_LOG"], " ".join([name, *words])[:200])
-    draw = random.Random(f"{os.environ['FLAKY_SEED']} {number}")
-    kind = draw.choice(KINDS) if draw.random() < SHARE else ""
+    kind = kind_of(os.environ["FLAKY_SEED"], number)
     if kind in ("absent", "foreign"):
         print(f"{name}: {ABSENT if kind == 'absent' else FOREIGN}", file=sys.stderr)
         return 1

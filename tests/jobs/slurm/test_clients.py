@@ -52,7 +52,7 @@ def array(folder: Path) -> Array:
 ANSWERS = {
     "sbatch": "Submitted batch job 345\n",
     "squeue": "17_3|RUNNING|2|None|gpu01|x-0001|\n17_4|PENDING|0|Priority||x-0001|\n",
-    "sinfo": "state=idle\nstate=drained\n",
+    "sinfo": "gpu01|gpu*|idle\ngpu02|gpu*|drained\n",
     "scontrol": "JobId=17 ArrayTaskId=3 JobState=RUNNING EndTime=2999-01-01T00:00:00 PartitionName=gpu Default=YES MaxTime=10 State=UP\n",
     "sacct": "17_3|COMPLETED|00:10:00|01:00:00|00:20:00|4|1|8G||\n17_3.batch|COMPLETED|00:10:00||00:20:00|4|1||2048K|1\n",
 }

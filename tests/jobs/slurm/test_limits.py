@@ -7,8 +7,8 @@ import pytest
 
 from jobs.config import compose_job
 from jobs.slurm import limits, queue
-from jobs.slurm.limits import array_limit, is_cancelled_by_preemption, submit_limit
-from jobs.slurm.queue import SlurmError
+from jobs.slurm.limits import array_limit, arrays_for, is_cancelled_by_preemption, require_room, submit_limit
+from jobs.slurm.queue import Queue, SlurmError
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster
 
@@ -80,3 +80,31 @@ def test_a_preempted_job_is_over_where_slurm_does_not_start_it_again(
     assert is_cancelled_by_preemption("7") is cancelled
     said.pop("show job")
     assert not is_cancelled_by_preemption("7")
+
+
+@pytest.mark.parametrize(
+    ("parts", "arrays", "max_parallel", "room", "expected"),
+    [
+        (5, 1001, 0, None, [(5, 5)]),
+        (5, 1001, 2, None, [(2, 2)]),
+        (5, 1001, 0, 3, [(3, 3)]),
+        (5, 4, 0, None, [(4, 4)]),
+        (5, 1, 0, None, [(1, 0)] * 5),
+        (5, 0, 2, None, [(1, 0)] * 2),
+        (5, 1, 0, 3, [(1, 0)] * 3),
+        (500, 0, 0, None, [(1, 0)] * 100),
+    ],
+)
+def test_work_that_any_number_of_jobs_can_share_is_one_array_or_single_jobs_and_fits(
+    parts: int, arrays: int, max_parallel: int, room: int | None, expected: list[tuple[int, int]], said: dict[str, str]
+) -> None:
+    said["show config"] = f"MaxArraySize = {arrays}\n"
+    assert arrays_for(parts, replace(CLUSTER, max_parallel=max_parallel), room) == expected
+
+
+def test_the_room_is_what_the_limit_leaves_beside_all_jobs_of_the_user(said: dict[str, str]) -> None:
+    said["squeue"] = "7_3|RUNNING|0|None|gpu01|x|\n8|COMPLETED|0|None|gpu01|x|\n9|PENDING|0|None||y|\n"
+    assert require_room(replace(CLUSTER, max_queued=5), Queue(0)) == 3
+    assert require_room(CLUSTER, Queue(0)) is None
+    with pytest.raises(ValueError, match=r"^jobs of this user that are queued must be at most 2; got 2, "):
+        require_room(replace(CLUSTER, max_queued=2), Queue(0))

@@ -174,13 +174,14 @@ def test_what_a_job_excludes_already_stays_excluded(monkeypatch: pytest.MonkeyPa
 def test_the_nodes_that_can_run_jobs(partition: str, nodes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
         "a|gpu*|idle",
-        "b|gpu*|alloc",
-        "c|gpu*|drng",
+        "b|gpu*|allocated",
+        "c|gpu*|draining",
         "d|gpu*|down*",
         "d2|gpu*|idle*",
-        "e|other|mix",
+        "e|other|mixed",
         "a banner of the site",
         "a|other|idle",
+        "site policy|gpu*|3 of idle",
     ]
     monkeypatch.setattr(queue, "ask", lambda command, patience_seconds=0: "\n".join(lines))
     assert queue.nodes_of(partition) == nodes

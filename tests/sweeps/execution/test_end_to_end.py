@@ -242,6 +242,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -
     assert not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.nightly
 @UNDISTURBED
 @pytest.mark.slow
 def test_a_cleaned_tmp_ends_the_command_with_one_line_and_loses_no_run(undisturbed: Path, tmp_path: Path) -> None:
@@ -328,6 +329,7 @@ def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(
     assert len(list(folder(tmp_path).glob("trials/*/result.failed-1.json"))) == 1
 
 
+@pytest.mark.nightly
 @UNDISTURBED
 @pytest.mark.slow
 def test_two_commands_at_once_run_each_trial_once(undisturbed: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from cnnjepa.run.ranks import Ranks
 from jobs import run
 from jobs.cli import MOVED
 from jobs.config import compose_job
+from jobs.slurm import nodes
 from sweeps import __main__ as command
-from sweeps.execution import slurm_array
 from sweeps.execution.worker_ranks import WorkerOnRanks
 from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state import claims
@@ -137,17 +137,17 @@ def test_without_another_node_a_fault_ends_the_trial(site: Site, known: tuple[st
 
 
 def test_new_jobs_exclude_what_is_avoided_beside_what_the_profile_excludes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_array.slurm, "nodes_of", lambda partition, nodelist: ["a", "b", "c", "x1", "x2"])
+    monkeypatch.setattr(nodes.slurm, "nodes_of", lambda partition, nodelist: ["a", "b", "c", "x1", "x2"])
     profile = replace(CLUSTER, sbatch={"exclude": "x[1-2]"})
-    assert slurm_array.off_bad_nodes(profile, site.sweep) == profile
-    assert slurm_array.off_bad_nodes(CLUSTER, site.sweep) == CLUSTER
+    assert nodes.off_bad_nodes(profile, site.sweep.nodes) == profile
+    assert nodes.off_bad_nodes(CLUSTER, site.sweep.nodes) == CLUSTER
     site.faults["a"] = lambda trial: OSError(116, "Stale file handle")
     site.work("a")
-    assert slurm_array.off_bad_nodes(profile, site.sweep).sbatch["exclude"] == "x[1-2],a"
+    assert nodes.off_bad_nodes(profile, site.sweep.nodes).sbatch["exclude"] == "x[1-2],a"
     assert site.sweep.nodes.total == 3
-    assert slurm_array.off_bad_nodes(CLUSTER, site.sweep).sbatch == {"exclude": "a"}
+    assert nodes.off_bad_nodes(CLUSTER, site.sweep.nodes).sbatch == {"exclude": "a"}
     whole = replace(CLUSTER, nodes_per_trial=5)  # an allocation of all nodes
-    assert slurm_array.off_bad_nodes(whole, site.sweep) == whole
+    assert nodes.off_bad_nodes(whole, site.sweep.nodes) == whole
 
 
 def test_the_command_lists_and_clears(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

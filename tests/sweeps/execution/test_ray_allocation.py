@@ -275,6 +275,7 @@ def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, und
     assert_nothing_is_left(sweep, temporary)
 
 
+@pytest.mark.nightly
 def test_workers_of_an_allocation_die_and_are_cancelled_one_by_one(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     """Two share a GPU, and nobody else gets in. One is killed and goes on at once, one is cancelled by name, at last all."""
     again = "two", *SHAPE, "epochs=400", *TWO_CORES

@@ -12,9 +12,10 @@ from cnnjepa.run.files import SEAL
 from jobs.cluster import Allocation
 from jobs.config import compose_job
 from jobs.slurm import queue as slurm
+from jobs.slurm.limits import shares
 from jobs.slurm.queue import Element, Queue, SlurmError, SlurmSilentError, ask, own_job
 from sweeps.execution import scheduler
-from sweeps.execution.slurm_array import SlurmEngine, shares
+from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims
 from sweeps.state.claims import Claim, Process, SlurmStart, Standing, Watch

@@ -52,7 +52,8 @@ def test_a_sweep_runs_to_its_table(cluster: SlurmCluster, undisturbed: SweepOnSl
     assert {"results.csv", "summary.csv", "ablation.png", "code", "log"} <= set(os.listdir(undisturbed.path))
     for folder in undisturbed.trial_dirs():
         provenance = json.loads((folder / "provenance.json").read_text())
-        assert provenance["command"][0].startswith(str(undisturbed.path / "code"))
+        assert provenance["process"].startswith(str(undisturbed.path / "code"))
+        assert provenance["command"][0] == "python"
     again = undisturbed.run("two")
     assert "submitted" not in again
     assert [s.size for s in Submission.all_of(undisturbed.sweep)] == [2]
@@ -141,6 +142,7 @@ def supervised(cluster: SlurmCluster, folder: Path, command: str, *options: str)
     return cluster.run("sbatch", *always, *options, str(folder / "job.sh")).strip()
 
 
+@pytest.mark.nightly
 @with_undisturbed
 def test_requeue_by_the_administrator(cluster: SlurmCluster, faults: Faults, tmp_path: Path) -> None:
     """VICReg: batch statistics and covariances are over both ranks, before and after."""
@@ -214,6 +216,7 @@ def test_slurmd_alone_dies_and_the_first_owner_outlives_the_takeover(
     assert sweep.node_of(folder) != lost
 
 
+@pytest.mark.nightly
 @with_undisturbed
 def test_the_controller_is_away_for_20_seconds(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("slurmctld stopped for 20 s", sweep) as said:

@@ -1,10 +1,12 @@
 """Sites that forbid what most allow, and a Slurm that answers badly: the sweep ends by itself, and each trial runs once."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,17 @@ def test_forty_trials_end_unwatched_where_little_is_allowed(cluster: SlurmCluste
     never_watched(cluster, tmp_path, 40, 2)
 
 
+@pytest.mark.nightly
+def test_preflight_checks_a_node_where_there_are_no_arrays(cluster: SlurmCluster, tmp_path: Path) -> None:
+    cluster.change(max_array_size=1)
+    line = [sys.executable, "-m", "jobs.preflight", "--cluster", "test_cluster", "--on-node", "--workers", "4", "--runs-dir", str(tmp_path)]
+    words = [*line, "ranks_per_trial=1", "cores_per_trial=1"]
+    done = subprocess.run(words, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sbatch --test-only accepts the script, a single job\n" in done.stdout
+    assert re.search(r"^ok +node: gpu0\d: torch", done.stdout, re.M), done.stdout
+
+
 def flaky_path(cluster: SlurmCluster, folder: Path, seed: str) -> str:
     """Return a PATH at whose front are Slurm's clients, of which some calls fail, in jobs too."""
     (folder / "bin").mkdir(parents=True)
@@ -98,9 +111,13 @@ def flaky_path(cluster: SlurmCluster, folder: Path, seed: str) -> str:
 
 
 def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: int, calls: int, looks: int) -> None:
-    """Run a sweep that grows until so many of Slurm's clients were called; look at it so often each time."""
+    """Run a sweep that grows until so many of Slurm's clients were called; look at it so often each time.
+
+    It prints its figures.
+    """
     path, sweep, log = flaky_path(cluster, folder, seed), quick_sweep(cluster, folder / "runs"), folder / "calls"
-    deadline, ended = time.monotonic() + 1500, 0
+    began, ended = time.monotonic(), 0
+    deadline = began + 1500
     while not ended or len(log.read_text().splitlines()) < calls:
         assert time.monotonic() < deadline
         ended += trials
@@ -119,6 +136,12 @@ def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: 
         assert [len(claims_of) for claims_of in past] == [1] * ended
         assert len(sweep.jobs()) == ended
         assert sum(s.size for s in Submission.all_of(sweep.sweep) if s.job) == ended
+    made = [line.split()[0] for line in log.read_text().splitlines()]
+    befallen = Counter(kind for number in range(len(made)) if (kind := flaky_slurm.kind_of(seed, number)))
+    figures = {"calls": len(made), "by_client": Counter(made), "faults": befallen.total(), "by_kind": befallen}
+    print(json.dumps({**figures, "seconds": round(time.monotonic() - began), "completed": ended, "doubled": len(sweep.jobs()) - ended}))
+    assert calls < 100 or befallen.total() / len(made) == pytest.approx(flaky_slurm.SHARE, abs=0.07)
+    assert calls < 100 or set(befallen) == set(flaky_slurm.KINDS)
 
 
 @seeded

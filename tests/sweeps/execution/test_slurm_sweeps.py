@@ -17,6 +17,7 @@ pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
 SHORT = ["epochs=2", "optimizer.warmup_epochs=0"]
 
 
+@pytest.mark.nightly
 def test_a_run_that_dies_twice_on_each_of_two_nodes_without_gaining_a_step_is_failed_with_its_log(sweep: SweepOnSlurm) -> None:
     sweep.hold(5)
     sweep.submit("one", "checkpoint.every_minutes=1000")

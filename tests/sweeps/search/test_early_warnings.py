@@ -273,6 +273,7 @@ def rows(runs: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_threshold_that_must_fire_prunes_where_that_is_asked_and_only_there(tmp_path: Path) -> None:
     def run(*more: str, starts_ray: bool = True) -> str:

@@ -102,6 +102,7 @@ def taken_up(undisturbed: tuple[Path, str], tmp_path_factory: pytest.TempPathFac
     return runs
 
 
+@pytest.mark.nightly
 def test_what_was_pruned_is_trained_to_its_end_where_nothing_is_stopped_any_more(undisturbed: tuple[Path, str], taken_up: Path) -> None:
     before = {r["signature"]: r for r in rows(undisturbed[0])}
     after = {r["signature"]: r for r in rows(taken_up)}
@@ -113,6 +114,7 @@ def test_what_was_pruned_is_trained_to_its_end_where_nothing_is_stopped_any_more
     assert log.count("step 1/48 ") == 1
 
 
+@pytest.mark.nightly
 def test_the_page_of_a_search_holds_optunas_figures(taken_up: Path) -> None:
     """Of that one, since as many runs have completed as there are."""
     with opened(folder(taken_up) / "report.html") as page:
