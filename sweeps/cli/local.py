@@ -117,6 +117,8 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console, code: P
         if engine.unused_devices:
             console.print(f"{engine.unused_devices} CUDA devices are not used: cluster.gpus_per_trial=1 gives each trial one")
         console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
+        if shared := engine.shared_line():
+            console.print(shared, soft_wrap=True, highlight=False)
         engine.start()
         begun()
         with Watcher(view, console) as watcher:

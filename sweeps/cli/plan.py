@@ -34,6 +34,7 @@ from sweeps.spec.sweep import (
 from sweeps.state.folder import Sweep
 
 BACKENDS = ("array", "allocation")  # on Slurm
+_ASK_ABOVE = 500  # runs of a grid
 
 
 _RENAMED = {  # options of version 0.1
@@ -93,7 +94,7 @@ def _add_where(parser: Parser) -> None:
     share = "trials at once on each node, with --backend allocation (default: one per GPU, or per core without GPUs)"
     group.add_argument("--trials-per-node", type=int, metavar="N", help=share)
     group.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs run on their own")
-    group.add_argument("--yes", action="store_true", help="submit without asking")
+    group.add_argument("--yes", action="store_true", help=f"submit, or plan a grid of more than {_ASK_ABOVE} runs, without asking")
 
 
 def _add_search(parser: Parser, spec: SweepSpec) -> None:
@@ -169,6 +170,7 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
         if asked.two_objectives:
             raise ValueError("--two-objectives must be left out with --sampler grid, which chooses nothing; got both")
         spec, path = grid_of(spec, chosen, asked.cluster, asked.overrides, data.lines.extend), path.with_name(f"{path.name}-grid")
+        confirm_grid(len(spec.configurations), seeds, path, asked)
     if spec.space:
         search = plan_search(spec, chosen, asked, at, seeds, data)
         trials = [search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)]
@@ -181,6 +183,18 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     sweep.task.check_seeds(seeds)
     data.compare(sweep)
     return sweep, cluster
+
+
+def confirm_grid(configurations: int, seeds: int, path: Path, asked: argparse.Namespace) -> None:
+    """Say the size of a grid before it is planned, and ask if it is large and new; raise ValueError without a yes."""
+    runs = configurations * seeds
+    print(f"grid: {configurations:,} configurations, seeds of each: {seeds}; {runs:,} runs in all", flush=True)
+    if runs <= _ASK_ABOVE or asked.yes or asked.dry_run or (path / "sweep.json").exists():
+        return
+    agreed = sys.stdin.isatty() and input(f"that is more than {_ASK_ABOVE} runs; plan them? [y/N] ").strip().lower() in ("y", "yes")
+    if not agreed:
+        rule = f"--sampler grid must have at most {_ASK_ABOVE} runs, or be confirmed"
+        raise ValueError(f"{rule}; got {runs:,}: add --yes, give fewer values or --seeds, or choose another --sampler")
 
 
 def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:

@@ -9,10 +9,14 @@ import psutil
 import torch
 
 from cnnjepa.run.files import write_atomic
+from jobs.cli import printable
 from jobs.cluster import ClusterProfile
 from sweeps.execution.ray_tune import (
     ENVIRONMENT,
     OBJECT_STORE_BYTES,
+    Held,
+    held_by_others,
+    hold,
     kill,
     own_path_only,
     path_of_workers,
@@ -101,6 +105,15 @@ class LocalEngine:
         self._stop = self._private / "stop"
         self._token = write_token(self._private)  # while it is there, so is the folder; Ray would make the folder again
 
+    def shared_line(self) -> str:
+        """Return what other sweeps hold of the cores that this one counts as its own, or ""."""
+        others = held_by_others(self._private)
+        if not others:
+            return ""
+        held = ", ".join(f"{printable(other.sweep)} holds {other.cores}" for other in others)
+        what = f"other sweeps run on this machine: {held} of its {self.cores} cores, which this one does not leave to them"
+        return f"{what}; all become slower: cluster.max_parallel=N limits how many trials it runs at once"
+
     @property
     def lost_folder(self) -> str:
         """Return the private folder if something has removed it, as cleaners of /tmp do, or ""."""
@@ -116,6 +129,8 @@ class LocalEngine:
 
         Call this in the main thread: Ray's processes end with their thread.
         """
+        cores, gpus = (each * self.parallel for each in (self.cluster.cores_per_trial, self.cluster.gpus_per_trial))
+        hold(self._private, Held(str(self.sweep.path), int(cores), gpus))
         os.environ |= {**ENVIRONMENT, **_LOOPBACK, "RAY_AUTH_TOKEN_PATH": str(self._token)}
         before = set(psutil.Process().children(recursive=True))
         for left in reversed(range(_STARTS)):

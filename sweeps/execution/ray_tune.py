@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import secrets
@@ -12,11 +13,14 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cnnjepa.run.files import write_atomic
+from cnnjepa.run.typed import build
 from jobs.cli import STOP_SIGNALS
 
 OBJECT_STORE_BYTES = 80 * 2**20  # no worker puts anything there; Ray wants at least 75 MiB
@@ -42,6 +46,35 @@ def private_folder() -> Path:
     """Return a new private folder on this machine. Its path leaves room for sockets (107 bytes)."""
     remove_abandoned()
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
+
+
+_HELD = "held.json"
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a sweep holds of this machine while its command runs."""
+
+    sweep: str
+    cores: int
+    gpus: float
+
+
+def hold(private: Path, held: Held) -> None:
+    """Let other sweeps on this machine know what this one holds, until its private folder is removed."""
+    write_atomic(private / _HELD, json.dumps(asdict(held)))
+
+
+def held_by_others(private: Path) -> list[Held]:
+    """Return what this user's other sweeps, whose commands still run, hold of this machine."""
+    found = []
+    for path in sorted(_TEMPORARY.glob(f"{_PREFIX}*-*")):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        # Another version's, one that just begins or ends, and one of another user have nothing to read.
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            if path != private and path.stat().st_uid == os.getuid() and pid.isdigit() and psutil.pid_exists(int(pid)):
+                found.append(build(Held, json.loads((path / _HELD).read_text())))
+    return found
 
 
 def remove_abandoned() -> None:

@@ -167,9 +167,9 @@ def summaries(view: View) -> list[Summary]:
                 configuration,
             )
         )
-    means = {s.label: s.spreads[sweep.objective].mean for s in found}
+    means = {s.key: s.spreads[sweep.objective].mean for s in found}
     sign = sweep.sign
-    return sorted(found, key=lambda s: float("inf") if (mean := means[s.label]) is None else -sign * mean)
+    return sorted(found, key=lambda s: float("inf") if (mean := means[s.key]) is None else -sign * mean)
 
 
 def images_behind(view: View, leaders: Mapping[str, "Leader | None"]) -> str:

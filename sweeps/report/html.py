@@ -124,7 +124,8 @@ def _trial(view: View, trial: Trial, row: Row, curves: Mapping[str, Curve], hues
 def _best_first(view: View) -> list[int]:
     """Return the places of the trials in the sweep by score, the best first, those without one last."""
     values = [view.objective(t) for t in view.sweep.trials]
-    return sorted(range(len(values)), key=lambda i: -(float("-inf") if (value := values[i]) is None else value))
+    sign = view.sweep.sign
+    return sorted(range(len(values)), key=lambda i: float("inf") if (value := values[i]) is None else -sign * value)
 
 
 def _points(curve: Curve) -> list[list[float]]:

@@ -7,6 +7,7 @@ enough. The watching command adds workers if more could run.
 import itertools
 import json
 import math
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -181,7 +182,8 @@ def choose(view: View) -> Trial | None:
         return None
     for leading, seed in outlook.seeds_due:
         if outlook.affords(leading.trials[0].values):
-            return search.trial(sweep.next_number, leading.number, leading.trials[0].params, seed)
+            further = search.trial(sweep.next_number, leading.number, leading.trials[0].params, seed)
+            return replace(further, label=leading.trials[0].label)
     if not outlook.untried:
         return None
     from sweeps.search import sampler
@@ -193,7 +195,7 @@ def choose(view: View) -> Trial | None:
     for params in itertools.chain(drawn, new_runs(search.space, search.base)):
         if not outlook.affords(applied(search.base, params, FIRST_SEED)):
             continue
-        trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED)
+        trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED, [t.params for t in sweep.trials])
         if trial.signature not in known:
             return trial
     sweep.note_exhausted(outlook.situation)

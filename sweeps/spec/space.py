@@ -9,7 +9,6 @@ from enum import Enum
 from typing import Any
 
 from cnnjepa.run.identity import lookup, put
-from jobs.task import Task
 
 _COUNTABLE = 10_000
 _GRID_MOST = 100_000  # combinations; catches a typo before the memory is full
@@ -204,15 +203,3 @@ def applied(base: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> 
     for key, value in params.items():
         put(values, key, value)
     return {**values, "seed": seed}
-
-
-def label(params: Mapping[str, Value], task: Task) -> str:
-    """Return a display name such as 'lr 0.0031, multi_block, depth 3', or 'unchanged'."""
-    return ", ".join(_said(key, value, task) for key, value in params.items()) or "unchanged"
-
-
-def _said(key: str, value: Value, task: Task) -> str:
-    """Return the task's name for a word, or a number after the last part of its key."""
-    if isinstance(value, str):
-        return task.word(key, value)
-    return f"{key.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"

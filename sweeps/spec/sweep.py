@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
@@ -19,7 +20,9 @@ from jobs.plain import PlainTask
 from jobs.program import holder_of
 from jobs.task import task_named, task_of
 from sweeps.spec.check import checked_space, neutral_keys
-from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, label, plain, spread_out
+from sweeps.spec.compose import Composer
+from sweeps.spec.labels import label, labels
+from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, plain, spread_out
 
 FIRST_SEED = 42  # the paper's one seed
 SAMPLERS = ("tpe", "random", "gp", "grid")
@@ -135,8 +138,15 @@ class SweepSpec:
 
     def label(self, configuration: Configuration) -> str:
         """Return the display name of `configuration`."""
-        naming = {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by}
-        return label(naming, task_named(self.task_name))
+        return label(self._naming(configuration), task_named(self.task_name))
+
+    def labels(self, scale: Scale) -> list[str]:
+        """Return the display names of the configurations at `scale`, in which different values look different."""
+        return labels([self._naming(c) for c in self.configurations_at(scale)], task_named(self.task_name))
+
+    def _naming(self, configuration: Configuration) -> dict[str, Value]:
+        """Return the overrides that name `configuration`."""
+        return {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by}
 
     def scale(self, name: ScaleName) -> Scale:
         """Return the smoke or the paper scale, or the one of them that there is; without any, one seed."""
@@ -237,11 +247,11 @@ class Search:
         """Build a search from the values of `to_dict`; raise TypeError if one is of another type."""
         return build(Search, {_KEYS.get(k, k): v for k, v in values.items()})
 
-    def trial(self, number: int, configuration_number: int, params: Params, seed: int) -> Trial:
-        """Build the trial of `params` and `seed`, numbered and labelled."""
+    def trial(self, number: int, configuration_number: int, params: Params, seed: int, beside: Sequence[Params] = ()) -> Trial:
+        """Build the trial of `params` and `seed`, numbered and labelled so that it looks different from those `beside` it."""
         params = {d.key: params[d.key] for d in self.space if d.key in params}
         values = applied(self.base, params, seed)
-        name = (f"#{configuration_number} " if configuration_number else "baseline: ") + label(params, task_of(values))
+        name = (f"#{configuration_number} " if configuration_number else "baseline: ") + label(params, task_of(values), beside)
         overrides = [*self.overrides, *(f"{key}={value}" for key, value in params.items()), f"seed={seed}"]
         return Trial(number, name, seed, values, signature(from_dict(values)), params, configuration_number, overrides)
 
@@ -350,22 +360,19 @@ def build_trials(
     """
     configurations = spec.configurations_at(scale)
     check_overrides(spec, {key for configuration in configurations for key in configuration.overrides}, overrides)
-    labels = [spec.label(configuration) for configuration in configurations]
-    if twice := [called for called in labels if labels.count(called) > 1]:
+    names = spec.labels(scale)
+    if spec.named_by and (twice := [called for called, n in Counter(names).items() if n > 1]):
         rule = "differ in the keys that name them (named_by)"
-        raise ValueError(f"configurations of {spec.name} must {rule}; got {twice[0]} {labels.count(twice[0])} times")
+        raise ValueError(f"configurations of {spec.name} must {rule}; got {twice[0]} {names.count(twice[0])} times")
     trials: list[Trial] = []
     known: dict[str, str] = {}
     # Compose once per configuration: its seeds differ in nothing else.
-    composed: list[Any] = []
-    given: list[list[str]] = []
-    for configuration in configurations:
-        own = [f"{key}={value}" for key, value in configuration.overrides.items()]
-        given.append([*scale.overrides, *own, *overrides])
-        composed.append(spec.job(cluster, given[-1]).train)
-    composed = list(identified(composed))
+    composer = Composer(lambda own: spec.job(cluster, [*scale.overrides, *own, *overrides]), task_named(spec.task_name))
+    composed = list(identified([composer.train(configuration.overrides) for configuration in configurations]))
+    own = [[f"{key}={value}" for key, value in configuration.overrides.items()] for configuration in configurations]
+    given = [[*scale.overrides, *words, *overrides] for words in own]
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for called, train, words in zip(labels, composed, given, strict=True):
+        for called, train, words in zip(names, composed, given, strict=True):
             config = task_of(train).probed_at(replace(train, seed=seed), rungs)
             name = signature(config)
             if name in known:

@@ -60,8 +60,9 @@ class Sweep:
         eta: int = 0,
     ) -> "Sweep":
         """Return the sweep of `spec`. Only paper scale has the paper's values and their metrics."""
-        published = [s for s in spec.configurations_at(spec.scale(scale)) if s.paper and scale is ScaleName.paper]
-        paper = {spec.label(s): dict(s.paper) for s in published}
+        named = zip(spec.labels(spec.scale(scale)), spec.configurations_at(spec.scale(scale)), strict=True)
+        published = {label: s for label, s in named if s.paper and scale is ScaleName.paper}
+        paper = {label: dict(s.paper) for label, s in published.items()}
         metrics = [metric for values in paper.values() for metric in values if metric not in spec.costs]
         task = task_named(spec.task_name)
         objective, shown = spec.objective or task.OBJECTIVE, spec.headline
@@ -75,7 +76,7 @@ class Sweep:
         sweep = Sweep(path, spec.name, spec.question, scale, objective, headline, paper, trials, search, list(rungs), eta)
         sweep.costs.extend(spec.costs)
         sweep.prune_on.extend(spec.prune_on)
-        sweep.best_of_many.extend(spec.label(s) for s in published if s.best_of_many)
+        sweep.best_of_many.extend(label for label, s in published.items() if s.best_of_many)
         sweep.grow()
         return sweep
 

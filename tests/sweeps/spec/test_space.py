@@ -11,8 +11,9 @@ from jobs.task import task_of
 from sweeps.execution.scheduler import judge, next_claim
 from sweeps.search import search
 from sweeps.spec.check import check_dimension
+from sweeps.spec.labels import label
 from sweeps.spec.rungs import goes_on, rung_epochs
-from sweeps.spec.space import Dimension, all_configurations, baseline, choice, grid_configurations, label, real, whole
+from sweeps.spec.space import Dimension, all_configurations, baseline, choice, grid_configurations, real, whole
 from sweeps.spec.sweep import FIRST_SEED, build_trials, grid_of
 from sweeps.state.view import View
 from tests.support.searched import OBJECTIVE, State, end, searched
