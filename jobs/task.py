@@ -31,6 +31,7 @@ class Task:
     RENAMED: Mapping[str, str] = {}  # old key: new key; files with the old one still open
     OBJECTIVE: str = ""  # metric that ranks configurations, unless a sweep names one
     HEADLINE: Sequence[str] = ()  # metrics of the results table, unless a sweep names them
+    MINIMIZED: Sequence[str] = ()  # metrics of which lower is better; of all others, higher is
     UNIT: str = ""  # of the scores, such as %
     CURVES: Sequence[str] = ()  # metrics whose curves are offered first, in this order
     WARNINGS: Sequence[str] = ()  # names of early warnings
@@ -95,6 +96,10 @@ class Task:
     def sampling_error(self, score: float, images: int) -> float | None:
         """Return the standard error that a score has by the choice of its images; None if unknown."""
         return None
+
+    def sign(self, metric: str) -> float:
+        """Return -1 for a metric of which lower is better, else 1."""
+        return -1.0 if metric in self.MINIMIZED else 1.0
 
     def title(self, name: str) -> str:
         """Return the display name of a metric or a recorded number."""

@@ -89,4 +89,4 @@ def train(config, run):
             return
 
 
-TASK = PlainTask(Config, train)
+TASK = PlainTask(Config, train, objective="loss", direction="minimize")

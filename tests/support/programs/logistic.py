@@ -43,4 +43,4 @@ def train(config, run):
             return
 
 
-TASK = PlainTask(Config, train)
+TASK = PlainTask(Config, train, objective="error", direction="minimize")

@@ -66,4 +66,4 @@ def train(config, run):
             break
 
 
-TASK = PlainTask(Config, train)
+TASK = PlainTask(Config, train, objective="loss", direction="minimize")

@@ -85,4 +85,4 @@ def train(config, run):
     trainer.fit()
 
 
-TASK = PlainTask(Config, train)
+TASK = PlainTask(Config, train, objective="loss", direction="minimize")

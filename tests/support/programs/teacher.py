@@ -72,4 +72,4 @@ def train(config, run):
                 return
 
 
-TASK = PlainTask(Config, train)
+TASK = PlainTask(Config, train, objective="loss", direction="minimize")

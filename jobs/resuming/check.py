@@ -1,0 +1,171 @@
+"""The drill of a user's program: kill it at drawn moments, resume it, compare, and name what it forgot."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.resuming import causes as put_back
+from jobs.resuming import unsteady
+from jobs.resuming.align import aligned
+from jobs.resuming.causes import Cause, Group, Items
+from jobs.resuming.kinds import Kind
+from jobs.resuming.outcome import Difference, Outcome, differences, measured_times
+from jobs.resuming.runs import Done, ProgramError, Runs, joined
+from jobs.resuming.unsteady import Unsteady
+from jobs.resuming.watch import START, Moment, Plan
+
+FOLLOWED_LINES = 40
+Say = Callable[[str], None]
+
+
+@dataclass
+class Disturbed:
+    """A run that was killed or stopped, and resumed."""
+
+    moment: Moment
+    stopped: bool  # asked to stop, and not killed
+    different: list[Difference] = field(default_factory=list)
+    failed: str = ""  # why the resumed run did not end
+
+
+@dataclass
+class Findings:
+    """What a drill of a program has found."""
+
+    saves: int = 0
+    reports: int = 0
+    disturbed: list[Disturbed] = field(default_factory=list)
+    unsteady: list[Unsteady] = field(default_factory=list)
+    causes: list[Cause] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)  # values that measure time, which are not compared
+    where: str = ""  # line of the program up to which it has restored what it saved
+    restored_at: str = ""
+    saved_at: str = ""
+    resumed_only: bool = False  # whether `unsteady` is of the resumed run alone
+    runs: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Return whether each disturbed run equals the undisturbed one."""
+        return bool(self.disturbed) and not self.unsteady and not any(d.different or d.failed for d in self.disturbed)
+
+
+def check(runs: Runs, kills: int, seed: int, leave_out: frozenset[str], say: Say) -> Findings:
+    """Run a program undisturbed, then disturb it `kills` times; return what was found.
+
+    Raise ProgramError if the undisturbed run fails, or saves nothing from which it could resume.
+    """
+    found, draw = Findings(), random.Random(seed)
+    reference = undisturbed(runs, "undisturbed")
+    found.saves, found.reports, found.saved_at = len(reference.outcome.states), len(reference.outcome.metrics), reference.outcome.saved_at
+    say(f"undisturbed: {found.reports} reports, {found.saves} saves")
+    again = undisturbed(runs, "again", 1, {"clock": "hurried"})
+    times = measured_times(reference.outcome, again.outcome)
+    found.times, leave_out = sorted(times - leave_out), leave_out | times
+    wrong = differences(again.outcome, reference.outcome, leave_out)
+    if wrong:
+        say(f"undisturbed, with another clock: {wrong[0].text}")
+        found.unsteady = unsteady.causes(lambda h, c: undisturbed(runs, "fixed", h, c).outcome, leave_out, wrong[0])
+    else:
+        say("undisturbed, with another clock: the same")
+        for number in range(kills):
+            _disturb(runs, reference, found, draw, leave_out, number % 2 == 1, say)
+    found.runs = runs.count
+    return found
+
+
+def undisturbed(runs: Runs, name: str, hashing: int = 0, conditions: Mapping[str, Any] | None = None) -> Done:
+    """Run a program to its end; raise ProgramError if it fails."""
+    done = runs(name, hashing=hashing, conditions=conditions)
+    if done.status or done.outcome.ended != "completed":
+        cause = done.outcome.ended or " ".join(done.output.strip().splitlines()[-1:])
+        raise ProgramError(f"an undisturbed run must complete; got {cause}, see {done.folder}")
+    if len(done.outcome.states) < 2:
+        count = len(done.outcome.states)
+        raise ProgramError(f"a program must save its state at least twice to be killed between; got {count}: let it save more often")
+    return done
+
+
+def _disturb(runs: Runs, reference: Done, found: Findings, draw: random.Random, leave_out: frozenset[str], stop: bool, say: Say) -> None:
+    saves = sorted(reference.outcome.states)
+    at = draw.choice(saves[:-1])
+    moment = Moment(at, draw.randrange(max(len(reference.outcome.lines.get(at, [])), 1)))
+    first = runs("stopped" if stop else "killed", Plan(stop=moment) if stop else Plan(kill=moment))
+    disturbed = Disturbed(moment, stop)
+    found.disturbed.append(disturbed)
+    how = f"{'asked to stop' if stop else 'killed'} {moment.line} lines after save {moment.save}"
+    if not stop and not first.killed:
+        raise ProgramError(f"a run must come to the same line each time; got none {moment.line} lines after save {moment.save}")
+    resumed = runs("resumed", after=first)
+    if resumed.status or resumed.outcome.ended != "completed":
+        disturbed.failed = resumed.outcome.ended or " ".join(resumed.output.strip().splitlines()[-1:]) or "no result"
+        say(f"{how}: the resumed run fails: {disturbed.failed}")
+        return
+    outcome = joined(first, resumed)
+    disturbed.different = differences(outcome, reference.outcome, leave_out)
+    say(f"{how}: {disturbed.different[0].text if disturbed.different else 'the same'}")
+    if disturbed.different and not (found.causes or found.unsteady):
+        _explain(runs, reference, first, resumed, found, leave_out, say)
+
+
+def _explain(runs: Runs, reference: Done, first: Done, resumed: Done, found: Findings, leave_out: frozenset[str], say: Say) -> None:
+    outcome = joined(first, resumed)
+
+    def under(hashing: int, conditions: Mapping[str, Any]) -> Outcome:
+        return joined(first, runs("resumed-fixed", after=first, hashing=hashing, conditions=conditions))
+
+    found.restored_at = resumed.outcome.restored_at
+    if wrong := differences(under(1, {"clock": "hurried"}), outcome, leave_out):
+        found.resumed_only = True
+        found.unsteady = unsteady.causes(under, leave_out, wrong[0])
+        return
+    save = max((s for s in first.outcome.states), default=START)
+    match = aligned(reference.outcome.lines.get(save, []), resumed.outcome.lines.get(START, []))
+    if match is None:
+        found.causes = [Cause(Kind.unknown, "", "", False)]
+        return
+    there, here = Moment(save, match[0]), Moment(START, match[1])
+    seen = runs("look-undisturbed", Plan(look=there, lines=FOLLOWED_LINES)).looks
+    looked = runs("look-resumed", Plan(look=here, lines=FOLLOWED_LINES), after=first).looks
+    before, after = ([look["items"] for look in looks] for looks in (seen, looked))
+    found.where = looked[0]["where"]
+    kept = first.folder / "before.pkl"
+    put_back.write(before[0], kept)
+    groups = put_back.grouped(put_back.differing(before[0], after[0]))
+    say(f"{len(groups)} variables differ at {found.where}: putting them back, to see which of them matter")
+
+    def repaired(chosen: list[Group], lines: int = 1) -> Done:
+        names = tuple(name for group in chosen for name in group.names)
+        return runs("repaired", Plan(look=here, lines=lines, repair=str(kept), only=names), after=first)
+
+    def equal(chosen: list[Group]) -> bool:
+        return not differences(joined(first, repaired(chosen)), reference.outcome, leave_out)
+
+    chosen = put_back.smallest(groups, equal)
+    shown = _shown(reference, runs, save)
+    if chosen is not None:
+        found.causes = put_back.folded([_cause(group, before, after, shown) for group in chosen])
+    else:
+        found.causes = [_hidden(repaired(groups, FOLLOWED_LINES), before, shown)]
+
+
+def _shown(reference: Done, runs: Runs, save: int) -> set[str]:
+    """Return checksums of the arrays that the undisturbed run had right after its start and each save up to `save`."""
+    return set()
+
+
+def _cause(group: Group, before: list[Items], after: list[Items], shown: set[str]) -> Cause:
+    kind = put_back.named(group, before, after, shown)
+    return Cause(kind, put_back.common(group.names), put_back.size(group.names, before[0], after[0]), True)
+
+
+def _hidden(repaired: Done, before: list[Items], shown: set[str]) -> Cause:
+    """Return a cause that no variable holds, by what differs first although all variables were put back."""
+    after = [look["items"] for look in repaired.looks]
+    for theirs, ours in zip(before[1:], after[1:]):
+        for item in put_back.differing(theirs, ours):
+            if item.kind in (Kind.array, Kind.sampler, Kind.value):
+                return Cause(Kind.sampler if item.digest in shown else Kind.order, item.name, "", False)
+            return Cause(item.kind, item.name, "", False)
+    return Cause(Kind.unknown, "", "", False)
