@@ -12,7 +12,7 @@ from cnnjepa.run import skipped
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, line_of, never, no_judge
 from cnnjepa.run.pace import STARTING_SECONDS, Pace
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
-from jobs import provenance
+from jobs import program, provenance
 from jobs.cli import require_writable
 from jobs.cluster import JobSpec
 from jobs.slurm.nodes import NodeFaultError
@@ -109,6 +109,8 @@ def run_job(
         if job.retry_failed:
             folder.set_aside(RunStatus.failed)
         provenance.record(job.run_dir)
+        if (files := program.find(task_of(job.train).name)) is not None:
+            program.note(job.run_dir, claim, files)
     pace = Pace(job.run_dir, claim, is_main=is_main_rank() and claim > 0)
     pace.begin("starting", STARTING_SECONDS)
     try:

@@ -1,0 +1,31 @@
+"""What a sweep's file needs: `from sweeps import Configuration, PlainTask, Scale, SweepSpec, main`."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobs.plain import PlainTask as PlainTask
+    from jobs.plain import Run as Run
+    from sweeps.cli.run import main as main
+    from sweeps.spec.space import choice as choice
+    from sweeps.spec.space import real as real
+    from sweeps.spec.space import whole as whole
+    from sweeps.spec.sweep import Configuration as Configuration
+    from sweeps.spec.sweep import Scale as Scale
+    from sweeps.spec.sweep import SweepSpec as SweepSpec
+
+_PLACES = {
+    "jobs.plain": ("PlainTask", "Run"),
+    "sweeps.cli.run": ("main",),
+    "sweeps.spec.space": ("choice", "real", "whole"),
+    "sweeps.spec.sweep": ("Configuration", "Scale", "SweepSpec"),
+}
+_MODULE = {name: module for module, names in _PLACES.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, so that a command that needs none of it starts at once."""
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE[name]), name)

@@ -25,12 +25,14 @@ NAMED = {
     "jobs.drill",
     "jobs.export",
     "jobs.file_system",
+    "jobs.plain",
     "jobs.preflight",
     "jobs.pretrain",
     "jobs.probe",
     "jobs.slurm.supervisor",
     "jobs.stage",
     "jobs.staging",
+    "sweeps.cli.run",
     "sweeps.drill.stage",
     "sweeps.drill.sweep",
     "sweeps.execution.monitor",
@@ -40,6 +42,8 @@ NAMED = {
     "sweeps.execution.successor",
     "sweeps.execution.worker_main",
     "sweeps.report",
+    "sweeps.spec.space",
+    "sweeps.spec.sweep",
 }
 
 

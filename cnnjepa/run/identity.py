@@ -5,8 +5,10 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import importlib.util
 import json
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 from cnnjepa.run.typed import checked
 
 DEFAULT_TASK = "cnnjepa.task"
+FIDELITY = ("epochs", "steps")  # keys of a configuration that say how long it trains; the first that it has counts
 
 
 def task_name(config: Any) -> str:
@@ -24,24 +27,68 @@ def task_name(config: Any) -> str:
     return str(named or DEFAULT_TASK)
 
 
-@functools.cache
-def task_module(name: str) -> types.ModuleType:
-    """Import a task's module; raise ValueError if it fails or lacks what a task needs."""
+_files: dict[str, str] = {}  # module of a program -> its file, if it is not to be looked for on the path
+_held: dict[str, Any] = {}  # task -> what a running script itself holds under that name
+
+
+def load_from(module: str, file: str) -> None:
+    """Take `module` from `file` from now on, whatever the path holds. One that is imported already stays."""
+    _files[module] = file
+
+
+def file_of(module: str) -> str:
+    """Return the file of a module that is or could be imported."""
+    return _files.get(module) or str(_imported(module).__file__)
+
+
+def hold(name: str, task: Any) -> None:
+    """Take `task` for the task called `name` in this process: the running script must not be imported once more."""
+    _held[name] = task
+
+
+def _imported(name: str) -> types.ModuleType:
+    file = _files.get(name)
+    if file is None or name in sys.modules:
+        return importlib.import_module(name)
+    if (above := file.removesuffix(".py").removesuffix(name.replace(".", "/"))) not in sys.path:
+        sys.path.insert(0, above)
+    spec = importlib.util.spec_from_file_location(name, file)
+    if "." in name or spec is None or spec.loader is None:
+        return importlib.import_module(name)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        found = importlib.import_module(name)
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@functools.cache
+def task_module(name: str) -> Any:
+    """Import a task, a module or `module:NAME` for what a module holds; raise ValueError if it fails or lacks what a task needs."""
+    module, _, inner = name.partition(":")
+    try:
+        found: Any = _held[name] if name in _held else _imported(module)
     except Exception as error:  # an import may raise anything
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"task must be a module that can be imported; got {name}: {said}: add its folder to PYTHONPATH") from error
+        raise ValueError(f"task must be a module that can be imported; got {module}: {said}: add its folder to PYTHONPATH") from error
+    file = getattr(found, "__file__", module)
+    if inner and name not in _held:
+        if not hasattr(found, inner):
+            raise ValueError(f"task must be a name in its module; got {inner}, which {file} does not hold")
+        found = getattr(found, inner)
+    found = getattr(found, "own_task", found)
     kind = getattr(found, "Config", None)
     keys = {f.name for f in dataclasses.fields(kind)} if isinstance(kind, type) and dataclasses.is_dataclass(kind) else set()
     parts = {
         "a dataclass Config": bool(keys),
         "Config.seed": "seed" in keys,
-        "Config.epochs": "epochs" in keys,
+        "Config.epochs": bool(keys & set(FIDELITY)),
         "a function train": callable(getattr(found, "train", None)),
     }
     if lacking := [part for part, is_there in parts.items() if not is_there]:
-        raise ValueError(f"task must be a module with {', '.join(parts)}; got {name} ({found.__file__}) without {lacking[0]}")
+        raise ValueError(f"task must be a module with {', '.join(parts)}; got {name} ({file}) without {lacking[0]}")
     return found
 
 
@@ -138,6 +185,11 @@ def from_dict(values: dict[str, Any]) -> Any:
 def identity(config: Any) -> dict[str, Any]:
     """Return `config` without its neutral keys: what tells one run from another."""
     return to_dict(config, neutral=False)
+
+
+def fidelity(values: Mapping[str, Any]) -> str:
+    """Return the key that says how long a run of plain `values` trains: epochs or steps."""
+    return next((key for key in FIDELITY if key in values), FIDELITY[0])
 
 
 def lookup(values: Mapping[str, Any], key: str) -> Any:

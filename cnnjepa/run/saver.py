@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from cnnjepa.run import checkpoint, refusal
 
 log = logging.getLogger(__name__)
@@ -48,6 +46,8 @@ def retry(write: Callable[[], T], what: str, patience_seconds: float, refused: C
 
 def host_copy(state: Any) -> Any:
     """Return `state` with each tensor copied to host memory, where training does not change it."""
+    import torch  # here, since a task may save nothing that needs it
+
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):

@@ -44,7 +44,7 @@ def parse(spec: SweepSpec, arguments: Sequence[str]) -> argparse.Namespace:
     more = "--max-trials 8" if spec.space else "--seeds 3"
     epilog = f"example:\n  {command} --cluster local {more} --dry-run\n\nRun the same command again to resume; completed trials are kept."
     question = textwrap.fill(spec.question, 100)
-    parser = Parser(prog=command, description=question, epilog=epilog, keys=lambda: override_keys(spec.task), renamed=_RENAMED)
+    parser = Parser(prog=command, description=question, epilog=epilog, keys=lambda: override_keys(spec.task_name), renamed=_RENAMED)
     _add_what(parser, spec)
     _add_where(parser)
     _add_search(parser, spec)
@@ -95,7 +95,7 @@ def _add_search(parser: Parser, spec: SweepSpec) -> None:
     group.add_argument(
         "--eta", type=int, default=DEFAULT_ETA, metavar="N", help="let one run in N continue at each rung (default: %(default)s)"
     )
-    names = ", ".join(task_named(spec.task).WARNINGS)
+    names = ", ".join(task_named(spec.task_name).WARNINGS)
     ends = "end a run as pruned when this warning holds at a probe; may be repeated"
     group.add_argument("--prune-on", action="append", default=[], metavar="NAME", help=f"{ends}: {names} (default: none)")
 
@@ -118,7 +118,7 @@ def refuse_without_allocation(asked: argparse.Namespace) -> None:
 
 def profile_keys(spec: SweepSpec, overrides: Sequence[str]) -> list[str]:
     """Return those of `overrides` that belong to the cluster profile, in full."""
-    return [o for o in qualified(overrides, spec.task) if o.startswith("cluster.")]
+    return [o for o in qualified(overrides, spec.task_name) if o.startswith("cluster.")]
 
 
 def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = None) -> tuple[Sweep, ClusterProfile]:

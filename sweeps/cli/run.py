@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 from rich.console import Console
@@ -26,6 +27,7 @@ def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -
 
     `typed` is when it was typed, in seconds since the Unix epoch; by default now.
     """
+    spec = spec.resolved(Path(sys.argv[0]).stem)
     asked = parse(spec, arguments)
     asked.typed = time.time() if typed is None else typed
     console = wide_console()

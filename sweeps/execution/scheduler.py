@@ -110,7 +110,7 @@ def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
         sweep.grow()
         others = view.rung_values(epoch, trial.seed)
         others.pop(trial.signature, None)
-        if goes_on(value, list(others.values()), sweep.eta):
+        if goes_on(sweep.sign * value, [sweep.sign * other for other in others.values()], sweep.eta):
             return ""
         return f"{sweep.objective} {value:.2f} at epoch {epoch} is not among the best 1/{sweep.eta} of {len(others) + 1} runs"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cnnjepa.run.attempts import attempts_with, lost, newest, numbered, publish
 from cnnjepa.run.folder import RunStatus
+from jobs import program
 from jobs.cluster import ClusterProfile, JobSpec, fit_to
 from jobs.run import run_job
 from jobs.slurm.hangs import stacks_to
@@ -135,6 +136,7 @@ def run_worker(
     `silent` are claims on other hosts that the driver has watched long enough to know dead. `nodes`
     is the number of nodes of the allocation.
     """
+    program.use(sweep.path)
     # `next_claim` and `look_again` drop cached states themselves.
     view = View(sweep, silent, slurm_queue(sweep, _ASK_SLURM_SECONDS), remember_seconds=math.inf, thorough=False)
     place = Place.of(view, start, nodes)

@@ -144,8 +144,9 @@ def summaries(view: View) -> list[Summary]:
                 sum(row.state is TrialState.damaged for row in mine),
             )
         )
-    last = float("-inf")
-    return sorted(found, key=lambda s: -(last if s.spreads[sweep.objective].mean is None else s.spreads[sweep.objective].mean or 0.0))
+    means = {s.label: s.spreads[sweep.objective].mean for s in found}
+    sign = sweep.sign
+    return sorted(found, key=lambda s: float("inf") if (mean := means[s.label]) is None else -sign * mean)
 
 
 def images_behind(view: View, leaders: Mapping[str, "Leader | None"]) -> str:
@@ -192,7 +193,8 @@ def references(view: View) -> dict[str, dict[str, Spread]]:
             table[name if len(apart) == 1 else f"{name} ({label})"] = {
                 m: Spread.of(v if len(set(v)) > 1 else v[:1]) for m, v in values.items()
             }
-    return dict(sorted(table.items(), key=lambda found: -(found[1].get(view.sweep.objective, Spread.of([])).mean or 0.0)))
+    sign, objective = view.sweep.sign, view.sweep.objective
+    return dict(sorted(table.items(), key=lambda found: -sign * (found[1].get(objective, Spread.of([])).mean or 0.0)))
 
 
 def shown_configurations(view: View) -> tuple[list[Summary], str]:
@@ -238,9 +240,9 @@ class Leader:
         return self.comparison is not None and self.comparison.significant
 
 
-def leader(table: Sequence[Summary], metric: str) -> Leader | None:
-    """Return the configuration with the best mean of `metric`, the first of equals, or None."""
-    ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -statistics.fmean(s.values[metric].values()))
+def leader(table: Sequence[Summary], metric: str, sign: float = 1.0) -> Leader | None:
+    """Return the configuration with the best mean of `metric`, the first of equals, or None; with sign -1 the lowest is best."""
+    ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -sign * statistics.fmean(s.values[metric].values()))
     if not ranked:
         return None
     best, *others = ranked

@@ -27,7 +27,7 @@ Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and f
 def build(view: View) -> str:
     """Return the page of a sweep in its current state."""
     sweep, metrics, table = view.sweep, columns(view), rows(view)
-    hues, unit = colours(summaries(view), sweep.objective), html_text.hours_unit(view)
+    hues, unit = colours(summaries(view)), html_text.hours_unit(view)
     curves = [curves_of(view, t) for t in sweep.trials]
     shown, _ = shown_configurations(view)
     scores, costs, search = _scores(view, shown, hues), _costs(view, shown, hues, unit), _search(view)

@@ -33,17 +33,16 @@ def layout(figure: go.Figure, height: int) -> go.Figure:
     return figure
 
 
-def colours(table: Sequence[Summary], objective: str) -> dict[str, str]:
-    """Return configuration -> colour.
+def colours(table: Sequence[Summary]) -> dict[str, str]:
+    """Return configuration -> colour; `table` has the best one first.
 
     If there are too many configurations to tell apart, colours follow a scale from best to worst.
     """
     palette = qualitative.D3 if len(table) <= len(qualitative.D3) else qualitative.Dark24
     if len(table) <= len(palette):
         return {s.label: palette[i] for i, s in enumerate(table)}
-    ranked = sorted(table, key=lambda s: -(s.spreads[objective].mean or 0.0))
-    shares = [i / (len(ranked) - 1) for i in range(len(ranked))]
-    return dict(zip((s.label for s in ranked), sample_colorscale("Turbo", shares), strict=True))
+    shares = [i / (len(table) - 1) for i in range(len(table))]
+    return dict(zip((s.label for s in table), sample_colorscale("Turbo", shares), strict=True))
 
 
 def short(label: str) -> str:
@@ -131,14 +130,14 @@ def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Fig
     return layout(figure, 340)
 
 
-def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return the names on the Pareto front of (cost, score), cheapest first."""
+def pareto(points: Mapping[str, tuple[float, float]], sign: float = 1.0) -> list[str]:
+    """Return the names on the Pareto front of (cost, score), cheapest first; with sign -1 a lower score is better."""
     front: list[str] = []
     best = float("-inf")
-    for name, (_, score) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
-        if score > best:
+    for name, (_, score) in sorted(points.items(), key=lambda item: (item[1][0], -sign * item[1][1])):
+        if sign * score > best:
             front.append(name)
-            best = score
+            best = sign * score
     return front
 
 
@@ -161,7 +160,7 @@ def costs_figure(view: View, table: Sequence[Summary], hours: Mapping[str, Sprea
             marker={"color": hues[s.label], "size": 10},
             hovertemplate=hover,
         )
-    best = pareto(points)
+    best = pareto(points, view.sweep.sign)
     front = [points[name] for name in best]
     line = {"color": "#888", "dash": "dot", "shape": "hv"}
     xs, ys = [x for x, _ in front], [y for _, y in front]

@@ -60,7 +60,7 @@ def called(label: str) -> str:
 
 def answer(view: View) -> tuple[str, bool]:
     """Return a one-sentence answer with its uncertainty, and whether it is significant."""
-    lead = leader(summaries(view), view.sweep.objective)
+    lead = leader(summaries(view), view.sweep.objective, view.sweep.sign)
     if lead is None:
         return "No run has completed yet.", False
     left = to_end(view)
@@ -79,7 +79,7 @@ def answer(view: View) -> tuple[str, bool]:
 def beside_the_answer(view: View) -> list[str]:
     """Return the lines that keep a reader from overrating the answer."""
     table = summaries(view)
-    lead = leader(table, view.sweep.objective)
+    lead = leader(table, view.sweep.objective, view.sweep.sign)
     lines = [view_of_others(table, lead)] if lead is not None and lead.other is not None else []
     if view.sweep.search is not None and lead is not None:
         lines += [s.label for s in (lead.best, lead.other) if s is not None]
@@ -117,7 +117,7 @@ def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> 
 
 def tiles(view: View) -> list[tuple[str, str]]:
     """Return (number, label) pairs for readers with ten seconds."""
-    lead, unit = leader(summaries(view), view.sweep.objective), hours_unit(view)
+    lead, unit = leader(summaries(view), view.sweep.objective, view.sweep.sign), hours_unit(view)
     found: list[tuple[str, str]] = []
     if lead is not None:
         spread = lead.best.spreads[lead.metric]

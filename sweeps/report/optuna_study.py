@@ -37,7 +37,7 @@ def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
             causes = [result.cause, *(f"{name}: {cause}" for name, cause in result.missing.items())]
             about["cause"] = "; ".join(filter(None, causes))
         frozen_trials.append(frozen(replace(one, reports=reports(view, trial)), space, about))
-    study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs))
+    study = optuna.create_study(storage=storage, study_name=sweep.path.name, directions=directions(costs, sweep.sign))
     study.set_metric_names([sweep.objective, "device-hours"][: 1 + costs])
     study.set_user_attr("question", sweep.question)
     study.add_trials(frozen_trials)

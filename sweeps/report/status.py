@@ -44,7 +44,7 @@ def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
 def best_so_far(view: View) -> dict[str, Any] | None:
     """Return the best configuration by mean objective, the next and their test, or None."""
     objective = view.sweep.objective
-    lead = leader(summaries(view), objective)
+    lead = leader(summaries(view), objective, view.sweep.sign)
     if lead is None:
         return None
     other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.label}
@@ -61,7 +61,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
 def best_line(view: View) -> str:
     """Return 'best so far by knn: lr 0.003: 71.2 ± 0.4 (n = 3); next: ...', or ""."""
     objective = view.sweep.objective
-    lead = leader(summaries(view), objective)
+    lead = leader(summaries(view), objective, view.sweep.sign)
     if lead is None:
         return ""
 

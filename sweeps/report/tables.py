@@ -121,7 +121,7 @@ def peoples_table(view: View) -> PeoplesTable:
     metrics, costs = columns(view), view.sweep.costs
     table, pruned = shown_configurations(view)
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
-    leaders = {m: leader(table, m) for m in metrics}
+    leaders = {m: leader(table, m, view.sweep.task.sign(m)) for m in metrics}
     # A sweep that asks about costs shows these instead of the total.
     total = [] if costs else ["device-hours"]
     marks = [_left_out(s) for s in table]

@@ -80,23 +80,27 @@ def reports(view: View, trial: Trial) -> dict[int, float]:
 
 
 def outcome(view: View, tried: Tried) -> Outcome:
-    """Return what the sampler learns: the mean over seeds, or how far a pruned run came."""
+    """Return what the sampler learns: the mean over seeds, or how far a pruned run came.
+
+    It maximises. Of an objective of which lower is better it learns the negative.
+    """
     assert view.sweep.search is not None
+    sign = view.sweep.sign
     first, params = tried.trials[0], tried.trials[0].params
     if tried.scores:
         hours = [r.device_hours for t in tried.trials if (r := view.result(t)) is not None and r.device_hours]
         costs = [statistics.fmean(hours)] if view.sweep.search.costs and hours else []
-        return Outcome(params, COMPLETE, [tried.mean, *costs])
+        return Outcome(params, COMPLETE, [sign * tried.mean, *costs])
     if not tried.states[0].ended:
         return Outcome(params, RUNNING)
     if tried.states[0] is TrialState.pruned and not view.sweep.search.costs:
-        return Outcome(params, PRUNED, reports=reports(view, first))
+        return Outcome(params, PRUNED, reports={epoch: sign * value for epoch, value in reports(view, first).items()})
     return Outcome(params, FAIL)
 
 
-def directions(costs: bool) -> list[StudyDirection]:
-    """Return the directions: maximise the objective, minimise device-hours if `costs`."""
-    return [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + costs]
+def directions(costs: bool, sign: float = 1.0) -> list[StudyDirection]:
+    """Return the directions: maximise the objective, or minimise it with sign -1; minimise device-hours if `costs`."""
+    return [StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE, StudyDirection.MINIMIZE][: 1 + costs]
 
 
 def suggest(past: Sequence[Outcome], search: Search, number: int, draw: int) -> Params:

@@ -67,7 +67,7 @@ class Outlook:
         if self.untried or any(p.pending for p in self.tried if len(p.trials) == 1):
             return []
         # A leader by few seeds is included: among many configurations, one seed may be lucky.
-        ranked = sorted((p for p in self.tried if p.scores), key=lambda p: (-p.mean, p.number))
+        ranked = sorted((p for p in self.tried if p.scores), key=lambda p: (-self.sweep.sign * p.mean, p.number))
         return [(p, 1 + max(t.seed for t in p.trials)) for p in ranked[:FINALISTS] if not p.pending and len(p.trials) < self.search.seeds]
 
     @property

@@ -9,10 +9,12 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from cnnjepa.run.identity import DEFAULT_TASK, from_dict, identity, signature, to_dict
+from cnnjepa.run.identity import DEFAULT_TASK, fidelity, from_dict, hold, identity, load_from, signature, to_dict
 from cnnjepa.run.typed import build, checked
 from jobs.cluster import JobSpec
 from jobs.config import compose_job
+from jobs.plain import PlainTask
+from jobs.program import holder_of
 from jobs.task import task_named, task_of
 from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, label
 
@@ -55,10 +57,10 @@ class Configuration:
 class SweepSpec:
     """A question, and the configurations or the space that answer it."""
 
-    name: str
-    question: str
-    smoke: Scale
-    paper: Scale
+    name: str = ""  # of the folder; "": that of the sweep's file
+    question: str = ""
+    smoke: Scale | None = None  # None: as paper
+    paper: Scale | None = None  # None: as smoke
     configurations: Sequence[Configuration] = ()
     space: Sequence[Dimension] = ()
     objective: str = ""  # metric that ranks configurations, on held-out labels; "": the task's
@@ -66,20 +68,45 @@ class SweepSpec:
     costs: Sequence[str] = ()  # costs in results.csv that get a column; the headline is plotted against the first
     prune_on: Sequence[str] = ()  # early warnings that end a run at a probe
     named_by: Sequence[str] = ()  # keys that name a configuration; all if empty
-    task: str = DEFAULT_TASK  # module that trains: jobs/task.py
+    task: str | PlainTask = DEFAULT_TASK  # what trains: a PlainTask, or the module of a task (jobs/task.py)
+
+    @property
+    def own_task(self) -> PlainTask | None:
+        """Return the task that the sweep brings itself, or None if it names one."""
+        return None if isinstance(self.task, str) else self.task
+
+    def resolved(self, name: str = "") -> "SweepSpec":
+        """Return the sweep with the name of its task, so that other processes can find it, and `name` if it has none.
+
+        Raise ValueError if no file holds the task.
+        """
+        spec = replace(self, name=self.name or name)
+        if (own := self.own_task) is None:
+            return spec
+        module, held, file = holder_of(own, self)
+        hold(f"{module}:{held}", own)
+        load_from(module, file)
+        return replace(spec, task=f"{module}:{held}")
+
+    @property
+    def task_name(self) -> str:
+        """Return the name of the task; the sweep must be `resolved`."""
+        assert isinstance(self.task, str), "the sweep must be resolved"
+        return self.task
 
     def job(self, cluster: str, overrides: Sequence[str]) -> JobSpec:
         """Compose a job of the sweep's task."""
-        return compose_job([f"cluster={cluster}", *overrides], self.task)
+        return compose_job([f"cluster={cluster}", *overrides], self.task_name)
 
     def label(self, configuration: Configuration) -> str:
         """Return the display name of `configuration`."""
         naming = {key: value for key, value in configuration.overrides.items() if not self.named_by or key in self.named_by}
-        return label(naming, task_named(self.task))
+        return label(naming, task_named(self.task_name))
 
     def scale(self, name: ScaleName) -> Scale:
-        """Return the smoke or the paper scale."""
-        return self.smoke if name is ScaleName.smoke else self.paper
+        """Return the smoke or the paper scale, or the one of them that there is; without any, one seed."""
+        own, other = (self.smoke, self.paper) if name is ScaleName.smoke else (self.paper, self.smoke)
+        return own or other or Scale((), seeds=1)
 
     def configurations_at(self, scale: Scale) -> Sequence[Configuration]:
         """Return the configurations at `scale`."""
@@ -103,6 +130,10 @@ class Trial:
     params: Params = field(default_factory=dict)  # what a search chose
     configuration_number: int = -1  # in a search, the number of its first trial; else -1
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the configuration: another process builds its own, once it has found the task."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
+
     @cached_property
     def config(self) -> Any:
         """Return the configuration to train."""
@@ -118,8 +149,8 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """Return how many epochs it trains."""
-        return int(self.values["epochs"])
+        """Return how many epochs it trains, or steps if its configuration counts these."""
+        return int(self.values[fidelity(self.values)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, under the keys of version 0.1."""
@@ -131,8 +162,9 @@ class Trial:
         found = build(Trial, {_KEYS.get(k, k): v for k, v in values.items()})
         if not _RUN_ID.fullmatch(found.signature):  # it names a folder
             raise TypeError(f"signature must be letters, digits, _, . and -; got {found.signature[:60]!r}")
-        if checked(int, found.values.get("epochs"), "values.epochs") < 1:
-            raise TypeError(f"values.epochs must be at least 1; got {found.epochs}")
+        key = fidelity(found.values)
+        if checked(int, found.values.get(key), f"values.{key}") < 1:
+            raise TypeError(f"values.{key} must be at least 1; got {found.epochs}")
         return found
 
 

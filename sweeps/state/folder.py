@@ -13,6 +13,7 @@ from typing import Any
 from cnnjepa.run.files import DamagedError, create_exclusive, read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.typed import build, checked
+from jobs import program
 from jobs.slurm.nodes import Nodes
 from jobs.task import Task, task_named, task_of
 from sweeps.spec.sweep import ScaleName, Search, SweepSpec, Trial
@@ -61,10 +62,11 @@ class Sweep:
         published = [s for s in spec.configurations_at(spec.scale(scale)) if s.paper and scale is ScaleName.paper]
         paper = {spec.label(s): dict(s.paper) for s in published}
         metrics = [metric for values in paper.values() for metric in values if metric not in spec.costs]
-        task = task_named(spec.task)
+        task = task_named(spec.task_name)
         objective, shown = spec.objective or task.OBJECTIVE, task.HEADLINE if spec.headline is None else spec.headline
         if not objective:
-            raise ValueError(f"objective must be given by the sweep, or by its task as OBJECTIVE; got none in {spec.name} and {spec.task}")
+            rule = "be given by the sweep, or by its task as OBJECTIVE"
+            raise ValueError(f"objective must {rule}; got none in {spec.name} and {spec.task_name}")
         headline = list(dict.fromkeys([*shown, *metrics]))
         sweep = Sweep(path, spec.name, spec.question, scale, objective, headline, paper, trials, search, list(rungs), eta)
         sweep.costs.extend(spec.costs)
@@ -78,9 +80,15 @@ class Sweep:
         """Return the task that trains the runs."""
         return task_of(self.trials[0].values if self.trials else {})
 
+    @property
+    def sign(self) -> float:
+        """Return -1 if a lower objective is better, else 1."""
+        return self.task.sign(self.objective)
+
     @staticmethod
     def load(path: Path) -> "Sweep":
         """Load what `write` wrote; raise ValueError if there is no valid sweep.json."""
+        program.use(path)
         file = path / "sweep.json"
         if not os.path.exists(file):
             raise ValueError(f"a sweep folder must hold sweep.json; got {path}")
@@ -100,6 +108,9 @@ class Sweep:
         """Write sweep.json atomically. The same sweep writes the same bytes."""
         self.path.mkdir(parents=True, exist_ok=True)
         record_place(self.path)
+        if (files := program.find(self.task.name)) is not None:
+            known = program.read(self.path)
+            program.keep(self.path, replace(files, kept=known.kept if known else []))
         values = {k: v for k, v in vars(self).items() if k not in ("path", "damaged", "_next")}
         given = [t.to_dict() for t in self.trials[: 1 if self.search else None]]
         search = self.search.to_dict() if self.search else None

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.run import checkpoint
+from cnnjepa.run import checkpoint, progress
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.losses import LossCurve
 from cnnjepa.run.records import read_metrics, read_probes
@@ -263,6 +263,6 @@ class View:
         return None if result is None else result.metrics.get(self.sweep.objective)
 
     def reached_step(self, trial: Trial) -> int:
-        """Return the optimiser step from which the trial could resume now."""
+        """Return the step from which the trial could resume now; of one that saves elsewhere, what it has reported."""
         found = checkpoint.find(self.sweep.run(trial).checkpoints)
-        return found[0].step if found else 0
+        return found[0].step if found else progress.read(self.sweep.trial_dir(trial)).step

@@ -20,7 +20,7 @@ def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_
         configurations = [Configuration({"optimizer.lr": rate}) for rate in rates]
         view = made(tmp_path / name, {f"lr {rate:g}": [100 * rate] for rate in rates}, configurations, seeds=1)
         table = summaries(view)
-        figure = scores_figure(view, table, OBJECTIVE, colours(table, OBJECTIVE))
+        figure = scores_figure(view, table, OBJECTIVE, colours(table))
         assert figure.layout.xaxis.type == kind
         assert list(figure.data[0].x) == sorted(rates)
         assert list(figure.data[0].y) == [100 * rate for rate in sorted(rates)]
@@ -28,7 +28,7 @@ def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_
 
 def test_many_configurations_have_colours_from_best_to_worst() -> None:
     table = [Summary(f"s{i}", {OBJECTIVE: Spread.of([float(i)])}, 0, 0, 0, 0, 0.0, {}, {}, {}) for i in range(40)]
-    found = colours(table, OBJECTIVE)
+    found = colours(table)
     assert found["s39"] == "rgb(48, 18, 59)"  # where the scale begins
     assert found["s0"] == "rgb(122, 4, 2)"
 
@@ -63,7 +63,7 @@ def test_configurations_that_differ_in_one_number_are_a_line_with_the_papers_poi
     configurations = [Configuration({"method.predictor.depth": d}, {LINEAR: 60.0 + d}) for d in (3, 1, 2)]
     view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, configurations)
     table = summaries(view)
-    line, seeds, paper = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE)).data
+    line, seeds, paper = scores_figure(view, table, LINEAR, colours(table)).data
     assert (list(line.x), list(line.y)) == ([1, 2, 3], [61.0, 62.0, 63.0])
     assert list(line.error_y.array) == [1.0, 1.0, 1.0]
     assert len(seeds.x) == 9
@@ -92,10 +92,10 @@ def test_only_one_key_that_all_have_and_that_is_a_number_makes_a_line(third: dic
 
 def test_other_configurations_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
     table = summaries(view := made(tmp_path, CLEAR))
-    figure: go.Figure = scores_figure(view, table, LINEAR, colours(table, OBJECTIVE))
+    figure: go.Figure = scores_figure(view, table, LINEAR, colours(table))
     symbols = [trace.marker.symbol for trace in figure.data]
     assert symbols.count("square") == 3
     assert symbols.count("diamond-open") == 2
     assert next(t.error_x.array[0] for t in figure.data if t.marker.symbol == "square") == pytest.approx(0.4163, rel=1e-3)
     many = [dataclasses.replace(table[0], label=f"configuration {i}") for i in range(40)]
-    assert len(set(colours(many, OBJECTIVE).values())) == 40
+    assert len(set(colours(many).values())) == 40

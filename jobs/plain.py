@@ -1,0 +1,359 @@
+"""A task that is a dataclass and a function `train(config, run)`, for programs that know nothing of this project."""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from cnnjepa.run import checkpoint, progress, refusal
+from cnnjepa.run.checkpoint import Checkpoint
+from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus
+from cnnjepa.run.identity import FIDELITY
+from cnnjepa.run.pace import Pace
+from cnnjepa.run.ranks import Device, Ranks, broadcast_object, gathered, joined, rank_count
+from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, retry
+from jobs.task import Judge
+
+log = logging.getLogger("train")
+KEEP = 3  # checkpoints of a run
+_NEVER_SECONDS = 1e9  # a hang is looked for only where the task says what one is
+DIRECTIONS = ("maximize", "minimize")
+VERSION, FINGERPRINT = "task_version", "data_fingerprint"  # keys that a task's `version` and `data` add
+
+
+def devices() -> float:
+    """Return how many devices this process was given: CUDA devices, or CPU threads where it has none."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip() not in ("", "-1")]
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return float(len(visible) or (int(threads) if threads.isdigit() else 0) or 1)
+
+
+class Run:
+    """What `train` is given beside its configuration: one attempt at a run, on one rank.
+
+    With several ranks, each of them calls `restore`, `save`, `report` and `should_stop` equally
+    often and in the same order. The main rank alone writes.
+    """
+
+    def __init__(self, task: "PlainTask", config: Any, folder: RunFolder, ranks: Ranks, stop: Callable[[], bool], judge: Judge) -> None:
+        self._task, self._run, self._ranks, self._asked, self._judge = task, folder, ranks, stop, judge
+        self._epochs = next(getattr(config, key) for key in FIDELITY if hasattr(config, key))
+        self._before, self._began = progress.read(folder.path, folder.attempt), time.monotonic()
+        self._pace = Pace(folder.path, folder.attempt, task.hang_minutes, ranks.is_main and folder.attempt > 0)
+        self._pace.begin("training", 60 * task.hang_minutes or _NEVER_SECONDS)
+        self.log = log  # its lines go to the run's log/train.log
+        self._epoch, self._now = -1, {}  # type: int, dict[str, Any]  # the last report of this attempt
+        self._saved = 0  # step of the last checkpoint, restored or saved
+        self._open = False  # whether this attempt has its records
+        self._source: int | None = None  # attempt whose records it continues
+        self._checked = False  # whether a state of this attempt was read back
+        self.pruned = ""  # why the run ends early
+        self.told_to_stop = False  # whether `train` has seen that it must stop
+
+    @property
+    def folder(self) -> Path:
+        """Return a folder for the program's own files, which all attempts at the run share."""
+        path = self._run.path / "files"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def rank(self) -> int:
+        """Return the number of this process among the run's, 0 for the only one."""
+        return self._ranks.rank
+
+    @property
+    def ranks(self) -> int:
+        """Return the number of processes that train this run together."""
+        return self._ranks.count
+
+    @property
+    def attempt(self) -> int:
+        """Return the number of this attempt at the run, from 1; 0 outside a sweep."""
+        return self._run.attempt
+
+    @property
+    def should_stop(self) -> bool:
+        """Return whether to save and return now: the run is pruned, preempted, or at its time limit. It is cheap."""
+        self._pace.step()
+        wish = bool(self.pruned) or self._asked()
+        self.told_to_stop |= any(gathered(wish, self._ranks)) if self._ranks.count > 1 else wish
+        return self.told_to_stop
+
+    def restore(self) -> Any:
+        """Return the state that was saved last and is intact, or None if the run begins.
+
+        Its tensors are in host memory.
+        """
+        found = broadcast_object(self._found() if self._ranks.is_main else None, self._ranks)
+        if found is None:
+            return None
+        import torch
+
+        self._saved = found.step
+        state = checkpoint.read(found, torch.device("cpu"), self._task.pickled)
+        if self._ranks.is_main:
+            self._continue(found.attempt)
+            checkpoint.adopt(found, self._run.attempt)
+            log.warning("resuming %s from its checkpoint %d", self._run.path.name, found.step)
+        return state["state"]
+
+    def _found(self) -> Checkpoint | None:
+        checkpoint.remove_partial(self._run.checkpoints, self._run.attempt)
+        return next(checkpoint.intact(self._run.checkpoints, self._run.attempt, set_aside=True), None)
+
+    def _continue(self, source: int | None) -> None:
+        """Take over all records of attempt `source`; a report then replaces those from its epoch on."""
+        self._run.open_metrics(2**62, source)
+        self._open = True
+
+    def save(self, state: Any) -> None:
+        """Publish `state` as a checkpoint: whole or not at all, with a checksum, beside the two before it.
+
+        Call it after `report`, with all that the run continues from. A full disk does not end the
+        run: the state is saved at a later call. Raise TypeError at a state that `restore` would not
+        load.
+        """
+        self._pace.touch()
+        if not self._ranks.is_main:
+            return
+        step = max(self._epoch, self._saved + 1)
+
+        def write() -> None:
+            self._run.sync()
+            found = checkpoint.save(self._run.checkpoints, step, {"state": state}, KEEP, self._run.attempt)
+            if not self._checked:
+                self._require_loads(found)
+
+        try:
+            if self.told_to_stop or self.pruned:
+                retry(write, f"the checkpoint at step {step}", PATIENCE_AT_STOP_SECONDS, self._note)
+            else:
+                write()
+                self._note(None)
+        except OSError as error:
+            self._note(error)
+            log.warning("no checkpoint at step %d: %s; training continues", step, error)
+            return
+        self._saved = step
+        self._progress()
+
+    def _note(self, error: OSError | None) -> None:
+        refusal.note(self._run.path, self._run.attempt, error)
+
+    def _require_loads(self, saved: Checkpoint) -> None:
+        """Read back the first state of an attempt; raise HopelessError if it holds what is not loaded."""
+        import torch
+
+        try:
+            checkpoint.read(saved, torch.device("cpu"), self._task.pickled)
+        except OSError:
+            raise
+        except Exception as error:  # pickle has no class of its own for it
+            saved.path.unlink(missing_ok=True)
+            kind = str(error).partition("GLOBAL ")[2].split()[:1] or [" ".join(str(error).split())[:200]]
+            rule = "hold tensors, arrays, numbers, texts, and dicts, lists and tuples of these"
+            what_to_do = "save its state_dict(), or give PlainTask pickled=True"
+            raise HopelessError(f"a saved state must {rule}; got {kind[0]}: {what_to_do}") from error
+        self._checked = True
+
+    def report(self, epoch: int, **metrics: float) -> bool:
+        """Record `metrics` after `epoch`, counted from 1, or after a step; return whether to go on.
+
+        False means what `should_stop` does: save and return. Reports of one epoch are joined.
+        Raise ValueError if the epochs fall, or if a metric is no number.
+        """
+        if type(epoch) is not int or epoch < max(self._epoch, 0):
+            raise ValueError(f"run.report must be given whole epochs or steps that do not fall; got {epoch} after {self._epoch}")
+        values = {name: _number(name, value) for name, value in metrics.items()}
+        self._now = {**(self._now if epoch == self._epoch else {}), **values}
+        first, self._epoch = epoch != self._epoch, epoch
+        if self._ranks.is_main:
+            self._record(first)
+            if epoch < self._epochs and not self.pruned:
+                self.pruned = self._judge(epoch, {k: v for k, v in self._now.items() if math.isfinite(v)})
+        self.pruned = broadcast_object(self.pruned, self._ranks)
+        return not self.should_stop
+
+    def _record(self, first: bool) -> None:
+        if not self._open:
+            self._run.open_metrics(self._epoch - 1, self._source)
+            self._open = True
+        elif first and any(r["step"] >= self._epoch for r in self._run.metrics()[-1:]):
+            self._run.open_metrics(self._epoch - 1, self._run.attempt)
+        for kind in ("step", "probe"):
+            self._run.record(kind, self._epoch, {"epoch": float(self._epoch), **self._now})
+        if not self._saved:
+            self._progress()
+
+    def _progress(self) -> None:
+        """Note how far the run is, for those that save elsewhere, and the time it took."""
+        progress.write(self._run.path, self._run.attempt, max(self._epoch, self._saved), self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds that the run has taken, over all attempts."""
+        return self._before.seconds + time.monotonic() - self._began
+
+    @property
+    def step(self) -> int:
+        """Return how far the run is: its last epoch, or step, with a report."""
+        return max(self._epoch, self._saved, 0)
+
+    def begin(self) -> bool:
+        """Return whether to train: not if the run was to be pruned at its last report, and killed before that was recorded."""
+        if self._ranks.is_main and self._epoch < 0 and (probes := self._run.probes()):
+            last = max(probes, key=float)
+            if float(last) < self._epochs:
+                self.pruned = self._judge(int(float(last)), probes[last])
+        self.pruned = broadcast_object(self.pruned, self._ranks)
+        return not self.pruned
+
+    def end(self, claim: int) -> RunResult | None:
+        """Return the run's result, or None if it was stopped. The main rank writes it."""
+        if not self._ranks.is_main:
+            return broadcast_object(None, self._ranks)
+        ended = self._result(claim)
+        if ended is not None:
+
+            def write(result: RunResult = ended) -> None:
+                self._run.sync()
+                self._run.write_result(result)
+
+            retry(write, "the result", PATIENCE_AT_END_SECONDS, self._note)
+            ended = self._run.result() or ended
+        self._run.close()
+        return broadcast_object(ended, self._ranks)
+
+    def _result(self, claim: int) -> RunResult | None:
+        probes = self._run.probes()
+        last = max(map(float, probes), default=0.0)
+        if not self.pruned and self.told_to_stop and last < self._epochs:
+            return None
+        metrics = probes.get(f"{last:g}", {}) if probes and not self.pruned else {}
+        objective, missing = self._task.OBJECTIVE, {}
+        if not self.pruned and objective not in metrics:
+            if objective not in self._now:
+                got = ", ".join(metrics) or "nothing"
+                raise HopelessError(f"run.report must be given {objective} at the end, by which runs are ranked; got {got}")
+            missing[objective] = f"{objective} was {self._now[objective]} at its last report"
+        status = RunStatus.pruned if self.pruned else RunStatus.completed
+        hours = self.seconds / 3600 * devices() * self._ranks.count
+        found = RunResult(status, self.pruned, metrics, missing, probes=probes, step=self.step, seconds=self.seconds)
+        return dataclasses.replace(found, device_hours=hours, claim=claim, resumes=max(claim - 1, 0))
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run.report must be given numbers; got {name}={str(value)[:60]!r}, a {type(value).__name__}") from error
+
+
+class PlainTask:
+    """A trainer that is a dataclass and a function: what `SweepSpec(task=...)` takes.
+
+    `Config` has the field `seed`, and `epochs` or `steps`, which say how long a run trains; without
+    either of them it gets `epochs` = 1. Each field needs a default. `train(config, run)` trains to
+    the end, or until `run.report` returns False or `run.should_stop` is true.
+    """
+
+    def __init__(
+        self,
+        Config: type,
+        train: Callable[[Any, Run], object],
+        *,
+        objective: str,
+        direction: str = DIRECTIONS[0],
+        unit: str = "",
+        headline: Sequence[str] = (),
+        minimized: Sequence[str] = (),
+        version: str = "",
+        data: Callable[[Any], str] | None = None,
+        validate: Callable[[Any], None] | None = None,
+        files: Sequence[str] = (),
+        pickled: bool = False,
+        hang_minutes: float = 0.0,
+    ) -> None:
+        """Take the trainer, and what tables need to know.
+
+        Args:
+            Config: dataclass of all that a run can be given.
+            train: the trainer.
+            objective: metric that ranks configurations, as `run.report` names it.
+            direction: "maximize" or "minimize", of the objective.
+            unit: of the scores, such as "%".
+            headline: further metrics of the results table.
+            minimized: further metrics of which lower is better.
+            version: a text that is part of each run ID. A new one makes new runs.
+            data: returns what identifies the data of a configuration, which is part of its run ID.
+            validate: raises ValueError at a configuration that cannot be trained.
+            files: further files and folders that the program reads, relative to its own.
+            pickled: whether any Python object may be saved. Reading such a state runs code in it.
+            hang_minutes: end a run that shows no progress for so long; 0 never does.
+        """
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {direction!r}")
+        if not objective:
+            raise ValueError("objective must name the metric that ranks configurations; got none")
+        self.Config = with_identity(Config, version, data is not None)
+        self._train, self._data, self._validate = train, data, validate
+        self.OBJECTIVE, self.UNIT, self.HEADLINE = objective, unit, tuple(headline)
+        self.MINIMIZED = (*((objective,) if direction == "minimize" else ()), *minimized)
+        self.KEYS: Mapping[str, str] = {"fingerprint": FINGERPRINT} if data is not None else {}
+        self.FILES, self.pickled, self.hang_minutes = tuple(files), pickled, hang_minutes
+
+    def validate(self, config: Any, ranks: int = 1) -> None:
+        """Raise ValueError with key, rule and value if `config` cannot be trained."""
+        for key in FIDELITY:
+            if hasattr(config, key) and getattr(config, key) < 1:
+                raise ValueError(f"{key} must be at least 1; got {getattr(config, key)}")
+        if self._validate is not None:
+            self._validate(config)
+
+    def identified(self, configs: Sequence[Any]) -> tuple[Sequence[Any], list[str]]:
+        """Return `configs` with what identifies their data, and no lines to show."""
+        if self._data is None:
+            return configs, []
+        return [dataclasses.replace(config, **{FINGERPRINT: str(self._data(config))}) for config in configs], []
+
+    def train(self, config: Any, folder: RunFolder, should_stop: Callable[[], bool], claim: int, judge: Judge) -> RunResult | None:
+        """Train `config`, and keep its run folder; see `Task.train`."""
+        alone = nullcontext(Ranks(0, 1, None))  # type: ignore[arg-type]  # torch is not imported to train without it
+        with alone if rank_count() == 1 else joined(Device.auto) as ranks:
+            if (ended := broadcast_object(folder.result() if ranks.is_main else None, ranks)) is not None:
+                return ended
+            run = Run(self, config, folder, ranks, should_stop, judge)
+            try:
+                if run.begin():
+                    self._train(config, run)
+                return run.end(claim)
+            except Exception as error:
+                raise RunError(run.step, run.seconds, run.seconds / 3600 * devices()) from error
+
+
+def with_identity(kind: Any, version: str = "", has_data: bool = False) -> type:
+    """Return dataclass `kind` with the keys of what identifies its program and data; raise ValueError if it is no configuration."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(f"Config must be a dataclass; got {kind!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for f in fields.values():
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"Config must have a default for each field; got {kind.__name__}.{f.name} without one")
+    if "seed" not in fields:
+        raise ValueError(f"Config must have a field seed; got {kind.__name__} without it")
+    if taken := {"task", VERSION, FINGERPRINT} & fields.keys():
+        raise ValueError(f"Config must leave {min(taken)} to the launcher; got {kind.__name__}.{min(taken)}")
+    more: list[tuple[str, type, Any]] = []
+    if not fields.keys() & set(FIDELITY):
+        more.append((FIDELITY[0], int, dataclasses.field(default=1)))
+    if version:
+        more.append((VERSION, str, dataclasses.field(default=version)))
+    if has_data:
+        more.append((FINGERPRINT, str, dataclasses.field(default="")))
+    return dataclasses.make_dataclass(kind.__name__, more, bases=(kind,), namespace={"__doc__": kind.__doc__}) if more else kind

@@ -1,0 +1,217 @@
+"""The files of a task that is no part of this project: find them, copy them beside a sweep, load the copy.
+
+`program.json` in a sweep's folder names the task's module, its files with their checksums, and the
+copy in `program/<digest>/` from which every process of the sweep loads it. A run keeps the list of
+the files with which each attempt at it began, `program.N.json`.
+"""
+
+import ast
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnnjepa.run import identity
+from cnnjepa.run.attempts import attempts_with, numbered
+from cnnjepa.run.files import read_json, reading, sealed_json, write_atomic
+from cnnjepa.run.typed import build
+
+_NAME, _COPIES = "program.json", "program"
+_PROJECT = ("cnnjepa", "jobs", "sweeps")  # modules of this project are in its own copy: jobs/snapshot.py
+_MOST_BYTES = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Program:
+    """The files of a task, as paths below its root with the checksum of each."""
+
+    module: str
+    files: dict[str, str]
+    root: str  # the folder that they were found in
+    # Digests of earlier programs whose runs a person keeps beside those of this one.
+    kept: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Return 12 hex digits that identify the files."""
+        return hashlib.sha256("\n".join(f"{name} {of}" for name, of in sorted(self.files.items())).encode()).hexdigest()[:12]
+
+    def changed_from(self, earlier: "Program") -> list[str]:
+        """Return the files that were added, removed or changed since `earlier`."""
+        return sorted(name for name in self.files.keys() | earlier.files.keys() if self.files.get(name) != earlier.files.get(name))
+
+
+def holder_of(*found: Any) -> tuple[str, str, str]:
+    """Return module, name and file under which a program holds the first of `found` that it holds at the top of a module.
+
+    Raise ValueError if no module holds any of them.
+    """
+    for thing in found:
+        own = getattr(getattr(thing, "_train", None), "__module__", "__main__")
+        modules = [m for m in list(sys.modules.values()) if isinstance(m, types.ModuleType) and is_foreign(m.__name__)]
+        held = [(m, name) for m in modules for name, value in list(vars(m).items()) if value is thing]
+        for module, name in sorted(held, key=lambda pair: (pair[0].__name__ != own, pair[0].__name__ != "__main__", pair[0].__name__)):
+            if file := getattr(module, "__file__", None):
+                return _name_of(module), name, os.path.abspath(file)
+    rule = "stand at the top of a file, as TASK = PlainTask(...) or SWEEP = SweepSpec(...)"
+    raise ValueError(f"a task must {rule}; got one that no imported file holds: in a notebook, import it from a file")
+
+
+def _name_of(module: types.ModuleType) -> str:
+    if module.__name__ != "__main__":
+        return module.__name__
+    if (spec := getattr(module, "__spec__", None)) is not None:  # python -m
+        return str(spec.name)
+    name = Path(str(module.__file__)).stem
+    if not name.isidentifier():
+        raise ValueError(f"a sweep's file must be named like a Python module, with letters, digits and _; got {name}.py")
+    return name
+
+
+def is_foreign(task: str) -> bool:
+    """Return whether a task is no part of this project."""
+    return task.partition(":")[0].partition(".")[0] not in _PROJECT
+
+
+def find(task: str) -> Program | None:
+    """Return the files of a task as they are now, None for one of this project; raise ValueError if they are too large."""
+    if not is_foreign(task):
+        return None
+    module, owner = task.partition(":")[0], identity.task_module(task)
+    file = Path(identity.file_of(module))
+    root = file.parent
+    for _ in range(module.count(".") + (file.name == "__init__.py")):
+        root = root.parent
+    more = list(files_among(getattr(owner, "FILES", ()), root))
+    return listed(module, root, [*with_imports(file, root), *more])
+
+
+def listed(module: str, root: Path, files: Sequence[Path]) -> Program:
+    """Return the program of these files; raise ValueError if they are too large to be copied."""
+    size = sum(path.stat().st_size for path in files)
+    if size > _MOST_BYTES:
+        largest = max(files, key=lambda path: path.stat().st_size)
+        rule = f"take at most {_MOST_BYTES >> 20} MiB, since they are copied beside each sweep"
+        raise ValueError(f"the files of {module} must {rule}; got {size >> 20} MiB, most of it {largest}: read data from where they are")
+    found = {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
+    return Program(module, dict(sorted(found.items())), str(root))
+
+
+def files_among(names: Sequence[str], root: Path) -> Iterator[Path]:
+    """Yield the files that a user has named, of folders all below them; raise ValueError at one that is not below `root`."""
+    for name in names:
+        path = Path(os.path.normpath(root / name))
+        if not path.is_relative_to(root) or not path.exists():
+            raise ValueError(f"files must be below the folder of the program, {root}; got {name}")
+        yield from [p for p in sorted(path.rglob("*")) if p.is_file() and "__pycache__" not in p.parts] if path.is_dir() else [path]
+
+
+def with_imports(file: Path, root: Path) -> list[Path]:
+    """Return a Python file and what it imports from below `root`, wherever in its text."""
+    found: dict[Path, None] = {file: None}
+    waiting = [file]
+    while waiting:
+        path = waiting.pop()
+        if path.suffix != ".py":
+            continue
+        for name in _imported(path, root):
+            for near in _modules(name, root):
+                if near not in found:
+                    found[near] = None
+                    waiting.append(near)
+    return list(found)
+
+
+def _modules(name: str, root: Path) -> Iterator[Path]:
+    """Yield the files below `root` that an import of `name` runs: those of its packages, and its own."""
+    parts = name.split(".")
+    if parts[0] in _PROJECT:
+        return
+    for end in range(1, len(parts) + 1):
+        place = root.joinpath(*parts[:end])
+        yield from [path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()]
+
+
+def _imported(path: Path, root: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    package = path.relative_to(root).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            if base:
+                yield base
+            yield from (f"{base}.{alias.name}".lstrip(".") for alias in node.names if alias.name != "*")
+
+
+def read(folder: Path) -> Program | None:
+    """Return the program that a sweep's folder names, or None; raise ValueError if the file is damaged."""
+    path = folder / _NAME
+    if not path.exists():
+        return None
+    with reading(path):
+        return build(Program, read_json(path))
+
+
+def use(folder: Path) -> None:
+    """Let this process load the task of a sweep from the copy in its folder, unless it has loaded it."""
+    program = read(folder)
+    if program is not None and (file := _file_in(program, copy_in(folder, program))) is not None:
+        identity.load_from(program.module, str(file))
+
+
+def _file_in(program: Program, root: Path) -> Path | None:
+    base = root.joinpath(*program.module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def copy_in(folder: Path, program: Program) -> Path:
+    """Return where a sweep's folder has the copy of a program."""
+    return folder / _COPIES / program.digest
+
+
+def keep(folder: Path, program: Program) -> None:
+    """Copy the files of a program into a sweep's folder, whole or not at all, and name it as the sweep's."""
+    target = copy_in(folder, program)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=target.parent))
+        for name in program.files:
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(program.root) / name, beside / name)
+        beside.chmod(0o755)
+        try:
+            os.rename(beside, target)
+        except OSError:
+            shutil.rmtree(beside)  # another command was first; the content is the same
+            if not target.exists():
+                raise
+    known = read(folder)
+    if known is None or (known.module, known.files, known.kept) != (program.module, program.files, program.kept):
+        write_atomic(folder / _NAME, sealed_json(asdict(program)))
+
+
+def note(run: Path, attempt: int, program: Program) -> None:
+    """Note with which files an attempt at a run began."""
+    write_atomic(numbered(run / _NAME, attempt), sealed_json(asdict(program)))
+
+
+def noted(run: Path) -> Program | None:
+    """Return the files with which the newest attempt at a run began, or None."""
+    for path in [*(numbered(run / _NAME, n) for n in attempts_with(run / _NAME)), run / _NAME]:
+        if path.exists():
+            with reading(path):
+                return build(Program, read_json(path))
+    return None
