@@ -18,7 +18,7 @@ Items = dict[str, Item]
 # From the likeliest cause to the least likely: the last are left out first.
 _ORDER = (
     *(Kind.weights, Kind.average, Kind.optimizer, Kind.statistics, Kind.scaler, Kind.scheduler, Kind.order, Kind.sampler),
-    *(Kind.torch, Kind.numpy, Kind.python, Kind.buffer, Kind.array, Kind.rate, Kind.value),
+    *(Kind.rate, Kind.torch, Kind.numpy, Kind.python, Kind.buffer, Kind.array, Kind.value),
 )
 _LIKELY = _ORDER[: _ORDER.index(Kind.array)]
 _MOST_GROUPS = 40
@@ -125,35 +125,30 @@ def _of_array(names: list[str], before: Items, after: Items) -> Kind:
     return Kind.average if close else Kind.optimizer
 
 
-def _effect(before: list[Items], after: list[Items], seen: set[str]) -> Item | None:
+def effect(before: list[Items], after: list[Items]) -> Item | None:
     """Return the first item that differs in the lines that follow, and did not where they begin."""
-    known = {item.name for item in differing(before[0], after[0])}
+    known = {item.name for item in differing(before[0], after[0])} if before and after else set()
     for theirs, ours in zip(before[1:], after[1:]):
-        for item in differing(theirs, ours):
-            if item.name not in known:
-                return item
-        known |= {name for name in ours if name in theirs and ours[name].digest != theirs[name].digest}
+        new = [item for item in differing(theirs, ours) if item.name not in known]
+        if new:
+            return min(new, key=lambda item: _ORDER.index(item.kind) if item.kind not in _RATES else -1)
     return None
 
 
-def _of_value(effect: Item | None, seen: set[str]) -> Kind:
-    """Return what a number is by what it changes first: a rate, or the data."""
-    if effect is None:
-        return Kind.value
-    if effect.kind in _RATES or effect.kind is Kind.value:
+def of_effect(item: Item, is_earlier: Callable[[Item], bool]) -> Kind:
+    """Return what is wrong where no state is, by what differs first: a rate, or the data."""
+    if item.kind in _RATES or item.kind is Kind.value:
         return Kind.scheduler
-    if effect.kind in (Kind.array, Kind.sampler, Kind.order):
-        return Kind.sampler if effect.digest in seen else Kind.order
-    return Kind.value
+    if item.kind in (Kind.array, Kind.sampler, Kind.order):
+        return Kind.sampler if is_earlier(item) else Kind.order
+    return item.kind
 
 
-def named(group: Group, before: list[Items], after: list[Items], seen: set[str]) -> Kind:
-    """Return the kind of what a group holds, from what it is or does."""
-    if group.kind is Kind.array:
-        return _of_array(group.names, before[0], after[0])
-    if group.kind is Kind.rate:
-        return Kind.scheduler
-    return _of_value(_effect(before, after, seen), seen) if group.kind is Kind.value else group.kind
+def named(kind: Kind, names: list[str], before: Items, after: Items) -> Kind:
+    """Return the kind of what a group holds, from what it is."""
+    if kind is Kind.array:
+        return _of_array(names, before, after)
+    return Kind.scheduler if kind is Kind.rate else kind
 
 
 def size(names: list[str], before: Items, after: Items) -> str:
@@ -184,11 +179,14 @@ def _other(before: Any, after: Any) -> str:
 
 def folded(causes: list[Cause]) -> list[Cause]:
     """Leave out what belongs to another cause: the buffers of an average, the rate of an optimizer."""
-    roots = {(c.kind, c.name.partition(".")[0]) for c in causes}
+    roots = {(c.kind, c.name.rpartition(".")[0]) for c in causes if c.kind is Kind.optimizer}
+    roots |= {(c.kind, c.name.partition(".")[0]) for c in causes}
     kept = []
     for cause in causes:
         root = cause.name.partition(".")[0]
         if cause.kind in (Kind.statistics, Kind.buffer) and ((Kind.average, root) in roots or (Kind.weights, root) in roots):
+            continue
+        if cause.name.endswith(".param_groups") and (Kind.optimizer, cause.name.removesuffix(".param_groups")) in roots:
             continue
         kept.append(cause)
     return kept

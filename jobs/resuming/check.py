@@ -8,8 +8,9 @@ from typing import Any
 from jobs.resuming import causes as put_back
 from jobs.resuming import unsteady
 from jobs.resuming.align import aligned
-from jobs.resuming.causes import Cause, Group, Items
+from jobs.resuming.causes import Cause, Group
 from jobs.resuming.kinds import Kind
+from jobs.resuming.live import Item
 from jobs.resuming.outcome import Difference, Outcome, differences, measured_times
 from jobs.resuming.runs import Done, ProgramError, Runs, joined
 from jobs.resuming.unsteady import Unsteady
@@ -126,13 +127,13 @@ def _explain(runs: Runs, reference: Done, first: Done, resumed: Done, found: Fin
         found.causes = [Cause(Kind.unknown, "", "", False)]
         return
     there, here = Moment(save, match[0]), Moment(START, match[1])
-    seen = runs("look-undisturbed", Plan(look=there, lines=FOLLOWED_LINES)).looks
-    looked = runs("look-resumed", Plan(look=here, lines=FOLLOWED_LINES), after=first).looks
-    before, after = ([look["items"] for look in looks] for looks in (seen, looked))
-    found.where = looked[0]["where"]
+    seen = runs("look-undisturbed", Plan(look=there)).looks[0]
+    looked = runs("look-resumed", Plan(look=here), after=first).looks[0]
+    before, after = seen["items"], looked["items"]
+    found.where = looked["where"]
     kept = first.folder / "before.pkl"
-    put_back.write(before[0], kept)
-    groups = put_back.grouped(put_back.differing(before[0], after[0]))
+    put_back.write(before, kept)
+    groups = put_back.grouped(put_back.differing(before, after))
     say(f"{len(groups)} variables differ at {found.where}: putting them back, to see which of them matter")
 
     def repaired(chosen: list[Group], lines: int = 1) -> Done:
@@ -142,30 +143,27 @@ def _explain(runs: Runs, reference: Done, first: Done, resumed: Done, found: Fin
     def equal(chosen: list[Group]) -> bool:
         return not differences(joined(first, repaired(chosen)), reference.outcome, leave_out)
 
+    def followed(chosen: list[Group]) -> Item | None:
+        """Return what differs first in the lines that follow, with `chosen` put back."""
+        theirs = runs("follow-undisturbed", Plan(look=there, lines=FOLLOWED_LINES)).looks
+        return put_back.effect([look["items"] for look in theirs], [look["items"] for look in repaired(chosen, FOLLOWED_LINES).looks])
+
+    def is_earlier(item: Item) -> bool:
+        """Return whether the undisturbed run had the same data at its start."""
+        looks = runs("start", Plan(look=Moment(min(reference.outcome.states), 0), lines=4 * FOLLOWED_LINES)).looks
+        return any(item.digest == i.digest for look in looks for i in look["items"].values() if i.kind is Kind.array)
+
     chosen = put_back.smallest(groups, equal)
-    shown = _shown(reference, runs, save)
-    if chosen is not None:
-        found.causes = put_back.folded([_cause(group, before, after, shown) for group in chosen])
-    else:
-        found.causes = [_hidden(repaired(groups, FOLLOWED_LINES), before, shown)]
-
-
-def _shown(reference: Done, runs: Runs, save: int) -> set[str]:
-    """Return checksums of the arrays that the undisturbed run had right after its start and each save up to `save`."""
-    return set()
-
-
-def _cause(group: Group, before: list[Items], after: list[Items], shown: set[str]) -> Cause:
-    kind = put_back.named(group, before, after, shown)
-    return Cause(kind, put_back.common(group.names), put_back.size(group.names, before[0], after[0]), True)
-
-
-def _hidden(repaired: Done, before: list[Items], shown: set[str]) -> Cause:
-    """Return a cause that no variable holds, by what differs first although all variables were put back."""
-    after = [look["items"] for look in repaired.looks]
-    for theirs, ours in zip(before[1:], after[1:]):
-        for item in put_back.differing(theirs, ours):
-            if item.kind in (Kind.array, Kind.sampler, Kind.value):
-                return Cause(Kind.sampler if item.digest in shown else Kind.order, item.name, "", False)
-            return Cause(item.kind, item.name, "", False)
-    return Cause(Kind.unknown, "", "", False)
+    if chosen is None:
+        item = followed(groups)
+        kind = Kind.unknown if item is None else put_back.of_effect(item, is_earlier)
+        found.causes = [Cause(kind, "" if item is None else item.name, "", False)]
+        return
+    found.causes = []
+    for group in chosen:
+        kind = put_back.named(group.kind, group.names, before, after)
+        if kind is Kind.value:
+            item = followed([g for g in chosen if g is not group])
+            kind = kind if item is None else put_back.of_effect(item, is_earlier)
+        found.causes.append(Cause(kind, put_back.common(group.names), put_back.size(group.names, before, after), True))
+    found.causes = put_back.folded(found.causes)

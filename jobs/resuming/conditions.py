@@ -57,7 +57,7 @@ def set_clock(change: Callable[[float], float]) -> None:
 
         @classmethod
         def utcnow(cls) -> Any:
-            return real_datetime.fromtimestamp(now(), datetime.timezone.utc).replace(tzinfo=None)
+            return real_datetime.fromtimestamp(now(), datetime.UTC).replace(tzinfo=None)
 
         @classmethod
         def today(cls) -> Any:

@@ -22,6 +22,8 @@ from jobs.resuming.kinds import Kind
 _DEPTH, _ITEMS = 9, 20_000
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# What a run is launched with, and what holds no state of a training.
+_LEFT_OUT = ("jobs.", "sweeps.", "cnnjepa.run.", "pathlib", "logging", "threading", "concurrent.", "multiprocessing.", "torch._C", "_io")
 Put = Callable[[Any], None]
 
 
@@ -131,7 +133,7 @@ class Walk:
             if not isinstance(value, (str, bytes)) or len(value) < 200:
                 self.add(name, Kind.sampler if data else Kind.value, value, put)
             return
-        if isinstance(value, (type, types.ModuleType)) or depth > _DEPTH:
+        if isinstance(value, (type, types.ModuleType)) or depth > _DEPTH or type(value).__module__.startswith(_LEFT_OUT):
             return
         self._feeds(value, data)
         if id(value) in self.seen:

@@ -4,6 +4,7 @@ Lines are counted after each save, and after the state is read when a run resume
 save and a number of lines: there a process is killed, and there states are compared.
 """
 
+import functools
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cnnjepa.run import checkpoint
-from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.folder import TIMING_KEYS, RunFolder
 from cnnjepa.run.saver import Saver
 from jobs.resuming.live import Item, copied, digest, live_items
 from jobs.resuming.outcome import flat
@@ -52,6 +53,7 @@ class Plan:
     only: tuple[str, ...] = ()  # names of the items to set
 
 
+@functools.cache
 def is_own(file: str) -> bool:
     """Return whether a file is the program's, and not a library's or the launcher's."""
     path = os.path.realpath(file)
@@ -186,7 +188,7 @@ def install(plan: Plan, out: IO[str]) -> Watch:
         return state
 
     def on_record(self: RunFolder, kind: str, step: int, values: dict[str, Any]) -> Any:
-        watch.reported(step, {f"{kind}.{k}": v for k, v in values.items()})
+        watch.reported(step, {k: v for k, v in values.items() if k not in TIMING_KEYS})
         return record(self, kind, step, values)
 
     def in_background(self: Saver, step: int, state: dict[str, Any], *rest: Any, **more: Any) -> Any:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jobs.plain import PlainTask
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from jobs.plain import PlainTask
 
 
 @dataclass

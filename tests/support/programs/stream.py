@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from jobs.plain import PlainTask
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Sampler, TensorDataset
+
+from jobs.plain import PlainTask
 
 
 @dataclass

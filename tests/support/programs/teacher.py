@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jobs.plain import PlainTask
 from torch import nn
+
+from jobs.plain import PlainTask
 
 
 @dataclass
