@@ -42,15 +42,14 @@ class Run:
 
     def __init__(self, task: "PlainTask", config: Any, folder: RunFolder, ranks: Ranks, stop: Callable[[], bool], judge: Judge) -> None:
         self._task, self._run, self._ranks, self._asked, self._judge = task, folder, ranks, stop, judge
-        self._epochs = next(getattr(config, key) for key in FIDELITY if hasattr(config, key))
+        self._epochs = task.length(config)
         self._before, self._began = progress.read(folder.path, folder.attempt), time.monotonic()
         self._pace = Pace(folder.path, folder.attempt, task.hang_minutes, ranks.is_main and folder.attempt > 0)
         self._pace.begin("training", 60 * task.hang_minutes or _NEVER_SECONDS)
         self.log = log  # its lines go to the run's log/train.log
         self._epoch, self._now = -1, {}  # type: int, dict[str, Any]  # the last report of this attempt
         self._saved = 0  # step of the last checkpoint, restored or saved
-        self._open = False  # whether this attempt has its records
-        self._source: int | None = None  # attempt whose records it continues
+        self._last: int | None = None  # the last record of this attempt, None before it has any file of them
         self._checked = False  # whether a state of this attempt was read back
         self.pruned = ""  # why the run ends early
         self.told_to_stop = False  # whether `train` has seen that it must stop
@@ -110,7 +109,7 @@ class Run:
     def _continue(self, source: int | None) -> None:
         """Take over all records of attempt `source`; a report then replaces those from its epoch on."""
         self._run.open_metrics(2**62, source)
-        self._open = True
+        self._last = max((record["step"] for record in self._run.metrics()), default=-1)
 
     def save(self, state: Any) -> None:
         """Publish `state` as a checkpoint: whole or not at all, with a checksum, beside the two before it.
@@ -181,11 +180,11 @@ class Run:
         return not self.should_stop
 
     def _record(self, first: bool) -> None:
-        if not self._open:
-            self._run.open_metrics(self._epoch - 1, self._source)
-            self._open = True
-        elif first and any(r["step"] >= self._epoch for r in self._run.metrics()[-1:]):
+        if self._last is None:
+            self._run.open_metrics(self._epoch - 1)
+        elif first and self._last >= self._epoch:
             self._run.open_metrics(self._epoch - 1, self._run.attempt)
+        self._last = self._epoch
         for kind in ("step", "probe"):
             self._run.record(kind, self._epoch, {"epoch": float(self._epoch), **self._now})
         if not self._saved:
@@ -204,6 +203,15 @@ class Run:
     def step(self) -> int:
         """Return how far the run is: its last epoch, or step, with a report."""
         return max(self._epoch, self._saved, 0)
+
+    def rewind(self) -> None:
+        """Let reports begin again, at an epoch that was reported before."""
+        self._epoch, self._now = -1, {}
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """Return the folder of the run, which the launcher keeps."""
+        return self._run
 
     def begin(self) -> bool:
         """Return whether to train: not if the run was to be pruned at its last report, and killed before that was recorded."""
@@ -301,12 +309,23 @@ class PlainTask:
             raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {direction!r}")
         if not objective:
             raise ValueError("objective must name the metric that ranks configurations; got none")
+        self._counts = next((key for key in FIDELITY if key in getattr(Config, "__dataclass_fields__", ())), "")
         self.Config = with_identity(Config, version, data is not None)
         self._train, self._data, self._validate = train, data, validate
         self.OBJECTIVE, self.UNIT, self.HEADLINE = objective, unit, tuple(headline)
         self.MINIMIZED = (*((objective,) if direction == "minimize" else ()), *minimized)
         self.KEYS: Mapping[str, str] = {"fingerprint": FINGERPRINT} if data is not None else {}
         self.FILES, self.pickled, self.hang_minutes = tuple(files), pickled, hang_minutes
+
+    def length(self, config: Any) -> float:
+        """Return how many epochs or steps a run trains; infinity if its configuration does not say."""
+        return float(getattr(config, self._counts)) if self._counts else math.inf
+
+    def check_program(self, root: Path) -> None:
+        """Accept the files of the program, which are imported, as they are."""
+
+    def check_seeds(self, seeds: int) -> None:
+        """Accept any number of seeds."""
 
     def validate(self, config: Any, ranks: int = 1) -> None:
         """Raise ValueError with key, rule and value if `config` cannot be trained."""

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,48 @@ _MOST_BYTES = 100 * 2**20
 
 @dataclass(frozen=True)
 class Program:
-    """The files of a task, as paths below its root with the checksum of each."""
+    """The files of a task with the checksum of each, as paths below its root, or whole ones of those elsewhere."""
 
     module: str
-    files: dict[str, str]
+    files: dict[str, str]  # of Python, a checksum of what it means: see `meaning`
     root: str  # the folder that they were found in
+    copy: str  # 12 hex digits that identify their bytes
     # Digests of earlier programs whose runs a person keeps beside those of this one.
     kept: list[str] = field(default_factory=list)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Return 12 hex digits that identify the files."""
-        return hashlib.sha256("\n".join(f"{name} {of}" for name, of in sorted(self.files.items())).encode()).hexdigest()[:12]
+        """Return 12 hex digits that identify what the files mean."""
+        return _digest(f"{name} {of}" for name, of in sorted(self.files.items()))
 
     def changed_from(self, earlier: "Program") -> list[str]:
         """Return the files that were added, removed or changed since `earlier`."""
         return sorted(name for name in self.files.keys() | earlier.files.keys() if self.files.get(name) != earlier.files.get(name))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def meaning(path: Path) -> bytes:
+    """Return what of a file a run depends on: all bytes, of Python without comments, layout and the sweeps that it describes."""
+    data = path.read_bytes()
+    if path.suffix != ".py":
+        return data
+    try:
+        tree = ast.parse(data)
+    except (SyntaxError, ValueError):
+        return data
+    tree.body = [node for node in tree.body if not _is_about_a_sweep(node)]
+    return ast.dump(tree).encode()
+
+
+def _is_about_a_sweep(node: ast.stmt) -> bool:
+    """Return whether a statement only says what to sweep, so that another configuration is no other program."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "__name__ == '__main__'"
+    calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)] if isinstance(node, (ast.Assign, ast.AnnAssign)) else []
+    return any((f.id if isinstance(f, ast.Name) else f.attr if isinstance(f, ast.Attribute) else "") == "SweepSpec" for f in calls)
 
 
 def holder_of(*found: Any) -> tuple[str, str, str]:
@@ -84,24 +110,32 @@ def find(task: str) -> Program | None:
     """Return the files of a task as they are now, None for one of this project; raise ValueError if they are too large."""
     if not is_foreign(task):
         return None
-    module, owner = task.partition(":")[0], identity.task_module(task)
+    module, owner, root = task.partition(":")[0], identity.task_module(task), folder_of(task)
+    files = with_imports(Path(identity.file_of(module)), root)
+    for path in owner.program_words(root) if hasattr(owner, "program_words") else ():
+        files += with_imports(path, path.parent)
+    return listed(module, root, [*files, *files_among(getattr(owner, "FILES", ()), root)])
+
+
+def folder_of(task: str) -> Path:
+    """Return the folder that the files of a task are relative to: that of its module, or the one above its package."""
+    module = task.partition(":")[0]
     file = Path(identity.file_of(module))
-    root = file.parent
-    for _ in range(module.count(".") + (file.name == "__init__.py")):
-        root = root.parent
-    more = list(files_among(getattr(owner, "FILES", ()), root))
-    return listed(module, root, [*with_imports(file, root), *more])
+    return file.parents[module.count(".") + (file.name == "__init__.py")]
 
 
 def listed(module: str, root: Path, files: Sequence[Path]) -> Program:
     """Return the program of these files; raise ValueError if they are too large to be copied."""
+    files = list(dict.fromkeys(files))
     size = sum(path.stat().st_size for path in files)
     if size > _MOST_BYTES:
         largest = max(files, key=lambda path: path.stat().st_size)
         rule = f"take at most {_MOST_BYTES >> 20} MiB, since they are copied beside each sweep"
         raise ValueError(f"the files of {module} must {rule}; got {size >> 20} MiB, most of it {largest}: read data from where they are")
-    found = {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
-    return Program(module, dict(sorted(found.items())), str(root))
+    named = {(path.relative_to(root) if path.is_relative_to(root) else path).as_posix(): path for path in files}
+    copy = _digest(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in sorted(named.items()))
+    found = {name: hashlib.sha256(meaning(path)).hexdigest()[:16] for name, path in sorted(named.items())}
+    return Program(module, found, str(root), copy)
 
 
 def files_among(names: Sequence[str], root: Path) -> Iterator[Path]:
@@ -122,14 +156,14 @@ def with_imports(file: Path, root: Path) -> list[Path]:
         if path.suffix != ".py":
             continue
         for name in _imported(path, root):
-            for near in _modules(name, root):
+            for near in modules_of(name, root):
                 if near not in found:
                     found[near] = None
                     waiting.append(near)
     return list(found)
 
 
-def _modules(name: str, root: Path) -> Iterator[Path]:
+def modules_of(name: str, root: Path) -> Iterator[Path]:
     """Yield the files below `root` that an import of `name` runs: those of its packages, and its own."""
     parts = name.split(".")
     if parts[0] in _PROJECT:
@@ -179,7 +213,7 @@ def _file_in(program: Program, root: Path) -> Path | None:
 
 def copy_in(folder: Path, program: Program) -> Path:
     """Return where a sweep's folder has the copy of a program."""
-    return folder / _COPIES / program.digest
+    return folder / _COPIES / program.copy
 
 
 def keep(folder: Path, program: Program) -> None:
@@ -188,7 +222,7 @@ def keep(folder: Path, program: Program) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=target.parent))
-        for name in program.files:
+        for name in [name for name in program.files if not os.path.isabs(name)]:
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(Path(program.root) / name, beside / name)
         beside.chmod(0o755)
@@ -199,7 +233,7 @@ def keep(folder: Path, program: Program) -> None:
             if not target.exists():
                 raise
     known = read(folder)
-    if known is None or (known.module, known.files, known.kept) != (program.module, program.files, program.kept):
+    if known is None or (known.module, known.copy, known.kept) != (program.module, program.copy, program.kept):
         write_atomic(folder / _NAME, sealed_json(asdict(program)))
 
 

@@ -90,6 +90,9 @@ class Task:
     def check_warning(self, name: str, values: Mapping[str, Any]) -> None:
         """Raise ValueError if a run of `values` could not get warning `name` before its end."""
 
+    def check_seeds(self, seeds: int) -> None:
+        """Raise ValueError if runs of `seeds` seeds would be equal."""
+
     def check_objective(self, metric: str, values: Mapping[str, Any]) -> None:
         """Raise ValueError if runs of `values` cannot be ranked by `metric`."""
 

@@ -14,6 +14,7 @@ from jobs.cli import INTERRUPTED, Stop, begun, handling
 from jobs.cluster import ClusterProfile, JobSpec
 from jobs.run import check_jobs
 from sweeps.cli.plan import refuse_without_allocation
+from sweeps.cli.program import settle
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.hung_workers import HungWorkers, end_process
 from sweeps.execution.monitor import Watcher, conclude
@@ -40,6 +41,7 @@ def check(asked: argparse.Namespace) -> None:
 
 def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, console: Console) -> int:
     """Run what is missing; raise ValueError first if the machine lacks room, data or a device."""
+    settle(sweep, View.here(sweep), asked, console)
     left = left_to_run(View(sweep), asked.retry_failed)
     more = to_take_up(View(sweep))
     if left or more:

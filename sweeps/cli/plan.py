@@ -65,6 +65,11 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
     group.add_argument("--retry-failed", action="store_true", help=retried)
     again = "run all trials on the user's images as they are now, if these have changed since the sweep began"
     group.add_argument("--start-again", action="store_true", help=again)
+    kept = "where files of the program have changed since trials began: keep these, and go on with the files as they are"
+    group.add_argument("--keep", action="store_true", help=kept)
+    group.add_argument(
+        "--rerun", action="store_true", help="in that case, run the trials that began with other files again, from the start"
+    )
     group.add_argument("--dry-run", action="store_true", help="show trials, cost estimate and batch script; run nothing (needs no Slurm)")
 
 
@@ -158,6 +163,7 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     spec = replace(spec, prune_on=list(dict.fromkeys([*spec.prune_on, *asked.prune_on])))
     sweep = Sweep.of(spec, scale, trials, path, search, rungs, eta)
     check_pruning(sweep)
+    sweep.task.check_seeds(seeds)
     sweep.task.check_objective(sweep.objective, sweep.trials[0].values)
     data.compare(sweep)
     return sweep, cluster

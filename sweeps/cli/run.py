@@ -1,5 +1,6 @@
 """Command of every sweep, `python sweeps/<name>.py`: plan, check, run and write results."""
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from sweeps.cli import local, submit
 from sweeps.cli.data import PlannedData
 from sweeps.cli.estimate import priced
 from sweeps.cli.plan import parse, plan
+from sweeps.cli.program import settle
 from sweeps.execution.changes import announce_changes
 from sweeps.execution.monitor import wide_console
 from sweeps.search.search import Outlook
@@ -40,7 +42,7 @@ def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -
         sweep, price = priced(sweep, allocation.part(cluster) if allocation else cluster, asked)
         if not asked.dry_run:
             return submit.run(sweep, cluster, allocation, price, asked, console)
-        show_plan(sweep, console, data.missing)
+        show_plan(sweep, asked, console, data.missing)
         submit.show_script(sweep, cluster, allocation, price, console)
         return 0
     local.check(asked)
@@ -48,14 +50,15 @@ def run(spec: SweepSpec, arguments: Sequence[str], typed: float | None = None) -
         sweep, _ = priced(sweep, cluster, asked)
     if not asked.dry_run:
         return local.run(sweep, cluster, asked, console)
-    show_plan(sweep, console, data.missing)
+    show_plan(sweep, asked, console, data.missing)
     return 0
 
 
-def show_plan(sweep: Sweep, console: Console, missing: str = "") -> None:
+def show_plan(sweep: Sweep, asked: argparse.Namespace, console: Console, missing: str = "") -> None:
     """Print the trials and their states; write nothing. `missing` says why their run IDs are unknown."""
     view = View.here(sweep)
     announce_changes(sweep, console)
+    settle(sweep, View.here(sweep), asked, console)
     if missing:
         console.print(f"the run IDs are not known here, since they depend on the images: {missing}", highlight=False, soft_wrap=True)
     for trial in sweep.trials:

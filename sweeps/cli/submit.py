@@ -18,6 +18,7 @@ from jobs.slurm.queue import Queue, SlurmError, has_slurm
 from jobs.slurm.sbatch import render
 from sweeps.cli.estimate import show_estimate
 from sweeps.cli.plan import refuse_without_allocation
+from sweeps.cli.program import settle
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.monitor import conclude
 from sweeps.execution.slurm_array import RacedError, SlurmEngine, shares
@@ -97,6 +98,7 @@ def run(
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
+    settle(sweep, View(sweep, queue=queue), asked, console)
     announce_changes(sweep, console)
     if moved := moved_line(sweep, queue):
         say(moved)

@@ -35,6 +35,14 @@ class Dimension:
         key, values = self.when
         return chosen.get(key, lookup(dict(base), key)) in values
 
+    @property
+    def values(self) -> list[Value]:
+        """Return values that it may have, those of its grid first."""
+        if self.options:
+            return list(self.options)
+        low, high = (int(self.low), int(self.high)) if self.whole else (float(self.low), float(self.high))
+        return [*([] if self.whole else self.grid), low, high]
+
     def check(self) -> None:
         """Raise ValueError if the range is empty or the grid leaves it."""
         if self.options:

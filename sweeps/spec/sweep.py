@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.identity import DEFAULT_TASK, fidelity, from_dict, hold, identity, load_from, signature, to_dict
 from cnnjepa.run.typed import build, checked
 from jobs.cluster import JobSpec
+from jobs.command import GRACE_SECONDS, CommandTask
 from jobs.config import compose_job
 from jobs.plain import PlainTask
 from jobs.program import holder_of
@@ -69,11 +71,35 @@ class SweepSpec:
     prune_on: Sequence[str] = ()  # early warnings that end a run at a probe
     named_by: Sequence[str] = ()  # keys that name a configuration; all if empty
     task: str | PlainTask = DEFAULT_TASK  # what trains: a PlainTask, or the module of a task (jobs/task.py)
+    # Of a command in place of a task (jobs/command.py), what PlainTask has for a function:
+    command: Sequence[str] = ()  # words to start, with {key} for a value
+    defaults: Mapping[str, Value] = field(default_factory=dict)  # key: value, of keys that not every configuration sets
+    direction: str = ""
+    unit: str = ""
+    version: str = ""
+    files: Sequence[str] = ()
+    grace_seconds: float = GRACE_SECONDS
 
-    @property
+    @cached_property
     def own_task(self) -> PlainTask | None:
-        """Return the task that the sweep brings itself, or None if it names one."""
-        return None if isinstance(self.task, str) else self.task
+        """Return the task that the sweep brings itself, or None if it names one; raise ValueError if it is none."""
+        if not self.command:
+            of_commands = ("command", "defaults", "direction", "unit", "version", "files")
+            if given := [f.name for f in fields(self) if f.name in of_commands and getattr(self, f.name)]:
+                raise ValueError(f"{given[0]} must come with a command; got it without: a PlainTask has its own")
+            return None if isinstance(self.task, str) else self.task
+        if self.task != DEFAULT_TASK:
+            raise ValueError(f"a sweep must have a task or a command; got both, {self.task} and {self.command[0]}")
+        scales = [scale for scale in (self.smoke, self.paper) if scale is not None]
+        values: dict[str, list[Value]] = {key: [value] for key, value in self.defaults.items()}
+        for configuration in [*self.configurations, *(c for scale in scales for c in scale.configurations)]:
+            for key, value in configuration.overrides.items():
+                values.setdefault(key, []).append(value)
+        for dimension in [*self.space, *(d for scale in scales for d in scale.space)]:
+            values.setdefault(dimension.key, []).extend(dimension.values)
+        about: dict[str, Any] = {"unit": self.unit, "version": self.version, "files": self.files, "grace_seconds": self.grace_seconds}
+        about |= {"headline": self.headline or (), **({"direction": self.direction} if self.direction else {})}
+        return CommandTask(self.command, values, objective=self.objective, **about)
 
     def resolved(self, name: str = "") -> "SweepSpec":
         """Return the sweep with the name of its task, so that other processes can find it, and `name` if it has none.
@@ -84,9 +110,11 @@ class SweepSpec:
         if (own := self.own_task) is None:
             return spec
         module, held, file = holder_of(own, self)
+        own.check_program(Path(file).parent)
         hold(f"{module}:{held}", own)
         load_from(module, file)
-        return replace(spec, task=f"{module}:{held}")
+        of_a_command: dict[str, Any] = {"command": (), "defaults": {}, "direction": "", "unit": "", "version": "", "files": ()}
+        return replace(spec, task=f"{module}:{held}", **of_a_command)
 
     @property
     def task_name(self) -> str:

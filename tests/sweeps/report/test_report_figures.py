@@ -28,7 +28,7 @@ def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_
 
 def test_many_configurations_have_colours_from_best_to_worst() -> None:
     table = [Summary(f"s{i}", {OBJECTIVE: Spread.of([float(i)])}, 0, 0, 0, 0, 0.0, {}, {}, {}) for i in range(40)]
-    found = colours(table)
+    found = colours(table[::-1])  # the best first, as a summary has it
     assert found["s39"] == "rgb(48, 18, 59)"  # where the scale begins
     assert found["s0"] == "rgb(122, 4, 2)"
 
