@@ -338,3 +338,23 @@ def _(site: Site) -> None:
     site.cluster.change(max_array_size=1)
     twice(site)
     assert [s.throttle for s in Submission.all_of(site.sweep.sweep)] == [0, 0]
+
+
+@condition(
+    "`MaxArraySize=0`, `MaxSubmitJobs=3`, no requeue, `PreemptMode=CANCEL`, a preemption",
+    "single jobs; another one took the trial of one that was cancelled",
+)
+def _(site: Site) -> None:
+    site.cluster.change(max_array_size=0, plugin=NO_REQUEUE, preempt_mode="CANCEL", grace_seconds=0)
+    site.cluster.limit(MaxSubmitJobs=3)
+    try:
+        site.type(4, "partition=gpu-preempt", "pause_seconds=2.5")
+        site.wait("an epoch", epochs=1)
+        site.cluster.limit(MaxSubmitJobs=6)
+        # The controller hears of a new limit some time later.
+        site.cluster.wait("the urgent job", lambda: preempt(site.cluster), 30)
+        site.cluster.limit(MaxSubmitJobs=3)
+        site.wait("results", results=4)
+    finally:
+        site.cluster.limit(MaxSubmitJobs=-1)
+    assert any(len(past) > 1 for past in starts_of(site)), "none was preempted"
