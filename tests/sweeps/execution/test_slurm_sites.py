@@ -142,7 +142,8 @@ def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: 
     path, sweep, log = flaky_path(cluster, folder, seed), quick_sweep(cluster, folder / "runs"), folder / "calls"
     began, go = time.monotonic(), folder / "go"
     words = ["max_parallel=4", f"setup=['until [ -e {go} ]; do sleep 0.2; done']"]
-    submit(sweep, trials, *words, PATH=path)
+    for part in (trials // 3, 2 * trials // 3, trials):
+        submit(sweep, part, *words, PATH=path)
     # The same command again, while all is under way: nothing is missing.
     assert "submitted job" not in submit(sweep, trials, *words, PATH=path)
     command = [sys.executable, "-m", "sweeps", "status", str(sweep.path), "--json"]
