@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from cnnjepa.run.folder import RunResult, RunStatus
-from cnnjepa.run.identity import signature
+from cnnjepa.run.identity import fidelity, signature
 from sweeps.execution.bad_nodes import Place, log_of
 from sweeps.search import search
 from sweeps.search.rungs import goes_on
@@ -112,6 +112,7 @@ def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
         others.pop(trial.signature, None)
         if goes_on(sweep.sign * value, [sweep.sign * other for other in others.values()], sweep.eta):
             return ""
-        return f"{sweep.objective} {value:.2f} at epoch {epoch} is not among the best 1/{sweep.eta} of {len(others) + 1} runs"
+        shown, what = f"{value:.2f}" if sweep.task.UNIT == "%" else f"{value:.4g}", fidelity(trial.values).removesuffix("s")
+        return f"{sweep.objective} {shown} at {what} {epoch} is not among the best 1/{sweep.eta} of {len(others) + 1} runs"
 
     return verdict
