@@ -96,6 +96,7 @@ def test_comments_and_the_sweep_are_no_other_program_and_all_else_is(name: str, 
     assert fewer.changed_from(other) == ["late_one.py"]
 
 
+@pytest.mark.slow
 def test_another_process_loads_the_copy_wherever_the_program_has_gone(name: str, tmp_path: Path) -> None:
     found = program.find(name)
     assert found is not None

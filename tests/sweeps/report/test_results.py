@@ -268,9 +268,8 @@ def test_latex_has_a_word_for_each_sign_that_it_reads_otherwise() -> None:
 
 
 def test_scores_that_are_no_percentages_keep_the_digits_that_tell_them_apart_and_a_lower_one_may_lead() -> None:
-    shown = [
-        str(FineSpread(*vars(Spread.of(values)).values())) for values in ([0.0031, 0.0033], [2.3026], [1500.0, 1512.0], [], [1.0, 1.0])
-    ]
+    runs: list[list[float]] = [[0.0031, 0.0033], [2.3026], [1500.0, 1512.0], [], [1.0, 1.0]]
+    shown = [str(FineSpread(*vars(Spread.of(values)).values())) for values in runs]
     assert shown == ["0.00320 ± 0.00014", "2.303", "1506.0 ± 8.5", "-", "1 ± 0"]
 
     def summary(configuration: str, *values: float) -> Summary:
