@@ -78,6 +78,7 @@ _NO_KEYS = {
     "api_key",
     "password",
     "state",
+    "pickled",
     "log",
     "key",
     "user",
