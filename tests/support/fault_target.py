@@ -41,6 +41,9 @@ class InProcess:
 
     lost_folder = ""
 
+    def shared_line(self) -> str:
+        return ""
+
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
