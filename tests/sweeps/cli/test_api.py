@@ -35,7 +35,7 @@ assert failed == [None], "a cell failed"
 assert [signal.getsignal(n) for n in numbers] == before
 assert dict(os.environ) == environment
 frame = shown["frame"]
-shape = list(shown["encoder"](shown["torch"].zeros(2, 1, 24, 24)).shape)
+shape = list(shown["features"].shape)
 print("RESULT", json.dumps({"rows": len(frame), "states": sorted(set(frame.state)), "shape": shape}))
 """
 
