@@ -62,7 +62,7 @@ def run(sweep: "SweepSpec | str | Path", *overrides: str, quiet: bool = False, *
     before = dict(os.environ)
     _require_no_ray()
     try:
-        command.run(spec, words, command=f"sweeps.run({spec.name})", console=shown, embedded=made.append)
+        command.run(spec, words, command=f"run({spec.name})", console=shown, embedded=made.append)
     finally:
         if shown is not None:
             shown.file.close()

@@ -116,7 +116,7 @@ class SweepSpec:
 
         Raise ValueError if no file holds the task.
         """
-        spec = replace(self, name=self.name or name)
+        spec = self if self.name else replace(self, name=name)
         if (own := self.own_task) is None:
             return spec
         module, held, file = holder_of(own, self)

@@ -15,7 +15,7 @@ from cnnjepa.data.datasets import load_splits
 from cnnjepa.run.files import SEAL
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import signature
-from jobs import provenance
+from jobs import provenance, snapshot
 from jobs.cluster import ClusterProfile
 from sweeps.cli import local, run
 from sweeps.cli import plan as plans
@@ -36,10 +36,13 @@ class InProcess:
 
     unused_devices, parallel = 0, 1
 
-    def __init__(self, sweep: Sweep, cluster: ClusterProfile) -> None:
+    def __init__(self, sweep: Sweep, cluster: ClusterProfile, _code: Path | None = None) -> None:
         self.sweep, self.cluster = sweep, cluster
 
     lost_folder = ""
+
+    def shared_line(self) -> str:
+        return ""
 
     def start(self) -> None: ...
 
@@ -113,6 +116,7 @@ def workers_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(provenance, "_git", lambda *_, **__: "")
+    monkeypatch.setattr(snapshot, "_PARTS", ("pyproject.toml",))
     monkeypatch.setattr(monitor, "rebuild", lambda _: "")
 
 

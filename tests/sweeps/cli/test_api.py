@@ -35,7 +35,7 @@ assert failed == [None], "a cell failed"
 assert [signal.getsignal(n) for n in numbers] == before
 assert dict(os.environ) == environment
 frame = shown["frame"]
-shape = list(shown["encoder"](shown["torch"].zeros(2, 1, 24, 24)).shape)
+shape = list(shown["features"].shape)
 print("RESULT", json.dumps({"rows": len(frame), "states": sorted(set(frame.state)), "shape": shape}))
 """
 
@@ -54,7 +54,7 @@ def test_the_page_runs_as_it_stands_in_a_thread_of_a_process_without_a_file(tmp_
     found = json.loads(line.removeprefix("RESULT"))
     assert (found["rows"], found["states"], found["shape"][0]) == (4, ["completed"], 2)
     commands = [json.loads(text) for text in (tmp_path / "runs" / "which_rate-smoke" / "commands.jsonl").read_text().splitlines()]
-    assert commands[0]["command"][0] == "sweeps.run(which_rate)"
+    assert commands[0]["command"][0] == "run(which_rate)"
 
 
 def test_a_frame_has_a_column_for_each_key_and_metric(tmp_path: Path) -> None:
