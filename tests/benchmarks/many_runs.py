@@ -105,7 +105,7 @@ def run_of(sweep: Sweep, trial: Trial) -> None:
 
 
 def measured(line: list[str]) -> dict[str, float]:
-    """Seconds, the most memory, and the lines and bytes of output, of a command in a new process."""
+    """Seconds, the most memory, and the lines of output, of a command in a new process; CPU seconds where others are busy."""
     with tempfile.TemporaryFile() as out:
         before = time.perf_counter()
         process = subprocess.Popen(line, cwd=ROOT, stdout=out, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"})
@@ -116,7 +116,13 @@ def measured(line: list[str]) -> dict[str, float]:
             raise RuntimeError(f"{' '.join(line)} must succeed; got exit status {process.returncode}")
         out.seek(0)
         shown = out.read()
-    return {"seconds": round(seconds, 2), "memory_mb": round(used.ru_maxrss / 1024), "output_lines": shown.count(b"\n")}
+    cpu = used.ru_utime + used.ru_stime
+    return {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
+        "memory_mb": round(used.ru_maxrss / 1024),
+        "output_lines": shown.count(b"\n"),
+    }
 
 
 def commands(path: Path, kind: str) -> dict[str, dict[str, float]]:
@@ -175,7 +181,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the sweeps are kept; default: a temporary folder, removed at the end")
     asked = parser.parse_args()
     figures: dict[str, Any] = {}
-    table = Table("sweep", "runs", "command", "seconds", "memory, MiB", "lines of output", title="What a look at many runs costs")
+    table = Table(
+        "sweep", "runs", "command", "seconds", "CPU seconds", "memory, MiB", "lines of output", title="What a look at many runs costs"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         for kind in asked.kind:
             for runs in asked.runs:
