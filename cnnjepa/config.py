@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from cnnjepa.data_config import ADDED, NEUTRAL, DataConfig, DatasetName
 from cnnjepa.run.console import METHODS as OWN_METHODS
+from cnnjepa.run.console import offered
 from cnnjepa.run.ranks import Device
 
 MIN_GRID = 3
@@ -309,7 +310,7 @@ METHODS = "cnnjepa.methods"
 def _own_methods() -> dict[str, importlib.metadata.EntryPoint]:
     """Return the methods of other packages, entry points by name; raise ValueError at a name that is taken."""
     found: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=OWN_METHODS):
+    for point in offered(OWN_METHODS):
         if point.name in file_names(METHODS) or (point.name in found and found[point.name].value != point.value):
             other = found[point.name].value if point.name in found else f"{METHODS}.{point.name}"
             raise ValueError(

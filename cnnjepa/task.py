@@ -66,6 +66,7 @@ PAPER_SHAPE = {
     "encoder.name": "resnet50",
     "precision": "bf16",
 }
+_AT_THE_END = ("test_", "paper_protocol_")  # scores on images that no probe during training sees
 _CHECKPOINT_HEAD = 2**20  # names and indices, at most
 
 
@@ -185,6 +186,22 @@ def check_warning(name: str, values: Mapping[str, Any]) -> None:
     if not 0 < probes["every_epochs"] < epochs and not any(epoch < epochs for epoch in probes["at_epochs"]):
         rule = f"give a probe before epoch {epochs} to prune on {name}, which is checked at probes"
         raise ValueError(f"probes.every_epochs or probes.at_epochs must {rule}; got none: add 'probes.at_epochs=[{epochs // 2}]'")
+
+
+def metrics(values: Mapping[str, Any], final: bool = True) -> list[str]:
+    """Return the metrics of the configured probes, as each probe's METRICS lists them.
+
+    They have a part more on the sets of `probes.data`, which are probed at the end alone, as the
+    test split is.
+    """
+    names, found = values["probes"]["names"], []
+    unlabelled = values["data"]["name"] == DatasetName.images.name
+    sets = [""] + [f"{entry.partition(':')[0]}." for entry in values["probes"]["data"] if final]
+    for name in names:
+        declared = getattr(importlib.import_module(f"cnnjepa.probes.{name}"), "METRICS", ("*",))
+        declared = [m for m in declared if final or not m.startswith(_AT_THE_END)]
+        found += [f"{name}.{part}{m}" for part in sets for m in declared if part or not unlabelled or name in NEED_NO_LABELS]
+    return found
 
 
 def check_objective(metric: str, values: Mapping[str, Any]) -> None:

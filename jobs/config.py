@@ -30,7 +30,7 @@ from cnnjepa.run.identity import DEFAULT_TASK, from_dict, lookup, put, signature
 from jobs.cli import require_printable, resolved
 from jobs.cluster import RENAMED, ClusterProfile, JobSpec, fit_to, validate_cluster
 from jobs.profiles import CONFIG_DIR as CONFIG_DIR
-from jobs.profiles import own, shipped
+from jobs.profiles import find, names, shipped
 from jobs.task import Task, task_named
 
 CONFIG_NAME = "job"
@@ -52,7 +52,7 @@ def _job_schema(task: Task) -> type:
 
 def cluster_names() -> list[str]:
     """Return the names of the cluster profiles: the files of slurm/cluster, and those of the user and of other packages."""
-    return sorted([*shipped(CONFIG_DIR), *own(CONFIG_DIR)])
+    return names(CONFIG_DIR)
 
 
 PROFILES = f"{', '.join(shipped())}, a file of ./slurm/cluster, or the path of a .yaml file"
@@ -67,7 +67,7 @@ def absolute(profile: str) -> str:
     """Return a cluster profile, its name or the path of its file, so that it can be given in any folder."""
     if _is_path(profile):
         return str(Path(profile).expanduser().absolute())
-    return str(own(CONFIG_DIR).get(profile, profile))
+    return str(find(profile, CONFIG_DIR) or profile)
 
 
 def _stored(profile: str) -> str:

@@ -5,16 +5,15 @@ imports are read off the source, those within functions too. A module that is im
 name is seen once it has been imported, if it lies in or below the folder of a file of the user's.
 """
 
-import ast
 import functools
-import importlib.metadata
 import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cnnjepa.run.console import METHODS
+from cnnjepa.run.console import METHODS, offered
+from jobs.program import imported, modules_of
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("cnnjepa", "jobs", "sweeps", "slurm")
@@ -67,8 +66,10 @@ def files() -> dict[str, Path]:
     left = list(found)
     while left:
         below = left.pop()
-        for imported in _imports(found[below], below):
-            for more, path in _files_of(imported, folders):
+        whole = found[below].as_posix()
+        root = Path(whole.removesuffix(below)) if whole.endswith(below) else found[below].parent
+        for module in imported(found[below], root):
+            for more, path in _files_of(module, folders):
                 if _add(found, more, path):
                     left.append(more)
     return dict(sorted(found.items()))
@@ -76,13 +77,8 @@ def files() -> dict[str, Path]:
 
 def _methods() -> dict[str, Path]:
     """Return the methods of the user's own that are imported, files by module."""
-    loaded = {module: getattr(sys.modules.get(module), "__file__", None) for module in _method_modules()}
+    loaded = {point.value: getattr(sys.modules.get(point.value), "__file__", None) for point in offered(METHODS)}
     return {module: path for module, file in loaded.items() if file and is_own(path := Path(file).resolve())}
-
-
-@functools.cache
-def _method_modules() -> list[str]:
-    return [point.value for point in importlib.metadata.entry_points(group=METHODS)]
 
 
 def _add(found: dict[str, Path], below: str, path: Path) -> bool:
@@ -107,37 +103,13 @@ def _place(path: Path, folders: Iterable[Path]) -> tuple[str, Path] | None:
     return path.relative_to(max(above, key=lambda folder: len(folder.parts))).as_posix(), path
 
 
-def _imports(path: Path, below: str) -> Iterator[str]:
-    """Yield the dotted names that a file imports, and those that it may take out of a package."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError):
-        return  # Python says so where it is imported
-    package = Path(below).parent.parts
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*start, *([node.module] if node.module else [])])
-            if module:
-                yield module
-                yield from (f"{module}.{alias.name}" for alias in node.names)
-            else:
-                yield from (alias.name for alias in node.names)
-
-
 def _files_of(module: str, folders: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """Yield the user's own files that an import of `module` runs: its packages', and its own."""
-    parts = module.split(".")
-    if parts[0] in (*OURS, *sys.builtin_module_names, *sys.stdlib_module_names):
+    first = module.partition(".")[0]
+    if first in (*OURS, *sys.builtin_module_names, *sys.stdlib_module_names):
         return
     for folder in folders:
-        if not ((folder / parts[0]).is_dir() or (folder / f"{parts[0]}.py").is_file()):
-            continue
-        for end in range(1, len(parts) + 1):
-            inner = folder.joinpath(*parts[:end])
-            for path in (inner / "__init__.py", inner.with_name(f"{inner.name}.py")):
-                if path.is_file() and is_own(path.resolve()):
-                    yield path.relative_to(folder).as_posix(), path.resolve()
-        return
+        if (folder / first).is_dir() or (folder / f"{first}.py").is_file():
+            found = [path for path in modules_of(module, folder) if is_own(path.resolve())]
+            yield from ((path.relative_to(folder).as_posix(), path.resolve()) for path in found)
+            return

@@ -1,11 +1,12 @@
 """A task that is a dataclass and a function `train(config, run)`, for programs that know nothing of this project."""
 
 import dataclasses
+import itertools
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Run:
         self._saved = 0  # step of the last checkpoint, restored or saved
         self._last: int | None = None  # the last record of this attempt, None before it has any file of them
         self._checked = False  # whether a state of this attempt was read back
+        self._restored = 0  # epoch of the restored state
+        self._yielded: int | None = None  # epoch that `epochs` is at
         self.pruned = ""  # why the run ends early
         self.told_to_stop = False  # whether `train` has seen that it must stop
 
@@ -100,7 +103,19 @@ class Run:
             self._continue(found.attempt)
             checkpoint.adopt(found, self._run.attempt)
             log.warning("resuming %s from its checkpoint %d", self._run.path.name, found.step)
+        self._restored = state["epoch"]
         return state["state"]
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the epochs, or steps, that are left after `restore`, counted from 1; end where `should_stop` is true.
+
+        In each of them, call `report` and then `save`, with the state at its end.
+        """
+        for epoch in itertools.count(self._restored + 1):
+            if epoch > self._epochs or self.should_stop:
+                return
+            self._yielded = epoch
+            yield epoch
 
     def _found(self) -> Checkpoint | None:
         checkpoint.remove_partial(self._run.checkpoints, self._run.attempt)
@@ -119,13 +134,15 @@ class Run:
         load.
         """
         self._pace.touch()
+        if self._yielded is not None and self._epoch != self._yielded:
+            raise HopelessError(f"run.save must follow run.report of the same epoch within run.epochs(); got none of {self._yielded}")
         if not self._ranks.is_main:
             return
-        step = max(self._epoch, self._saved + 1)
+        step, kept = max(self._epoch, self._saved + 1), {"state": state, "epoch": max(self._epoch, self._restored)}
 
         def write() -> None:
             self._run.sync()
-            found = checkpoint.save(self._run.checkpoints, step, {"state": state}, KEEP, self._run.attempt)
+            found = checkpoint.save(self._run.checkpoints, step, kept, KEEP, self._run.attempt)
             if not self._checked:
                 self._require_loads(found)
 

@@ -30,7 +30,7 @@ from jobs.slurm import queue as slurm
 from jobs.slurm.limits import array_limit, shares
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.refusals import is_full
-from jobs.slurm.sbatch import Array, render, send
+from jobs.slurm.sbatch import Array, render, send, unexported
 from jobs.staging import PackedSet, StagingError, obstacle
 from jobs.task import task_of
 
@@ -251,6 +251,8 @@ def preflight(
     found = check_request(cluster, array)
     if found[0].what != "Slurm":
         found += check_limits(cluster)
+    if left_out := unexported(cluster):
+        found.append(warning("environment", left_out))
     found += [*check_runs_dir(runs_dir, trials, bytes_a_trial), check_shared(runs_dir)]
     for values in configs:
         found += checked_data(values)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,7 @@ from jobs.private import make_private
 from jobs.run import check_jobs, run_job
 from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
-from jobs.slurm.sbatch import adapt_submitit, launcher_overrides
+from jobs.slurm.sbatch import adapt_submitit, launcher_overrides, unexported
 from jobs.slurm.supervisor import KILLED_WITHIN_SECONDS, job_state, requeue
 from jobs.task import task_named, task_of
 
@@ -88,12 +89,19 @@ def exit_status(result: RunResult | None) -> int:
 _statuses: list[int] = []
 
 
+def _is_submitits() -> bool:
+    """Return whether hydra-submitit-launcher has started this process."""
+    return getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "") == "submitit.core._submit"
+
+
 @hydra.main(config_path=str(CONFIG_DIR), config_name=CONFIG_NAME, version_base="1.3")
 def _hydra_run(config: DictConfig) -> None:
     adopt_srun_ranks()  # in a job of hydra-submitit-launcher, our code starts here
     status = run(job_from(config, task_named(DEFAULT_TASK)))
     _statuses.append(status)
-    if status == INTERRUPTED and (job := own_job()):
+    if status == INTERRUPTED and not _is_submitits():
+        sys.exit(INTERRUPTED)  # the rest of a grid is not begun; an allocation around this command is the user's
+    if status == INTERRUPTED and os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and (job := own_job()):
         # submitit takes a return for success, and a rank that exits ends the others: requeue first.
         if is_main_rank() and job_state(job) == "RUNNING" and not requeue(job):
             sys.exit(INTERRUPTED)  # Slurm will not end this start of the job
@@ -139,6 +147,8 @@ def launch(arguments: list[str], jobs: list[JobSpec], launcher: str) -> int:
     folder = Path(cluster.runs_dir).resolve() / "hydra" / name
     make_private(folder, "the folder of submitit's pickles")
     if launcher == "submitit_slurm":
+        if left_out := unexported(cluster):
+            print(left_out)
         adapt_submitit()
     sys.argv[1:] = [*arguments, *_QUIET_HYDRA, *launcher_overrides(cluster, launcher, name, folder)]
     try:

@@ -1,10 +1,10 @@
 """Find cluster profiles by name: those shipped, those of the user's own folder, and those of other packages."""
 
-import importlib.metadata
 import importlib.util
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
-from cnnjepa.run.console import PROFILES  # entry points: the name of a profile, and the module beside its file
+from cnnjepa.run.console import PROFILES, offered
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "slurm"
 OWN_FOLDER = Path("slurm") / "cluster"  # below the folder in which a command is typed
@@ -15,25 +15,28 @@ def shipped(folder: Path = CONFIG_DIR) -> dict[str, Path]:
     return {path.stem: path for path in sorted((folder / "cluster").glob("*.yaml"))}
 
 
-def own(folder: Path = CONFIG_DIR) -> dict[str, Path]:
-    """Return the profiles of the user's folder and of other packages, files by name. `folder` is as for `shipped`.
+def names(folder: Path = CONFIG_DIR) -> list[str]:
+    """Return the names of all profiles: those shipped in `folder`, the user's, and those that packages offer."""
+    own = [path.stem for path in OWN_FOLDER.glob("*.yaml")]
+    return sorted({*shipped(folder), *own, *(point.name for point in offered(PROFILES))})
 
-    Raise ValueError at a name that two different files have.
+
+def find(name: str, folder: Path = CONFIG_DIR) -> Path | None:
+    """Return the file of the user's or of a package's profile of that name, or None if it is a shipped one or none.
+
+    Raise ValueError if different files have the name.
     """
-    ours = shipped(folder)
-    files = [(path.stem, path.absolute()) for path in sorted(OWN_FOLDER.glob("*.yaml"))]
-    files += [(point.name, _beside(point)) for point in importlib.metadata.entry_points(group=PROFILES)]
-    found: dict[str, Path] = {}
-    for name, path in files:
-        known = ours.get(name) or found.get(name)
-        if known is None:
-            found[name] = path
-        elif known.resolve() != path.resolve() and known.read_bytes() != path.read_bytes():
-            raise ValueError(f"a cluster profile must have a name of its own; got {path} beside {known}: rename it, or give it by its path")
-    return found
+    ours = shipped(folder).get(name)
+    mine = OWN_FOLDER.absolute() / f"{name}.yaml"
+    files = [*([ours] if ours else []), *([mine] if mine.is_file() else [])]
+    files += [_beside(point) for point in offered(PROFILES) if point.name == name]
+    for path in files[1:]:
+        if path.resolve() != files[0].resolve() and path.read_bytes() != files[0].read_bytes():
+            raise ValueError(f"cluster {name} must be one file; got {path} and {files[0]}: rename one, or give it by its path")
+    return files[0] if files and ours is None else None
 
 
-def _beside(point: importlib.metadata.EntryPoint) -> Path:
+def _beside(point: EntryPoint) -> Path:
     """Return the file NAME.yaml in the folder of the module that an entry point names."""
     try:
         spec = importlib.util.find_spec(point.value)

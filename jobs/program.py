@@ -155,7 +155,7 @@ def with_imports(file: Path, root: Path) -> list[Path]:
         path = waiting.pop()
         if path.suffix != ".py":
             continue
-        for name in _imported(path, root):
+        for name in imported(path, root):
             for near in modules_of(name, root):
                 if near not in found:
                     found[near] = None
@@ -173,7 +173,8 @@ def modules_of(name: str, root: Path) -> Iterator[Path]:
         yield from [path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()]
 
 
-def _imported(path: Path, root: Path) -> Iterator[str]:
+def imported(path: Path, root: Path) -> Iterator[str]:
+    """Yield the dotted names that a file below `root` imports, and those that it may take out of a package."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):

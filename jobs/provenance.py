@@ -51,7 +51,11 @@ def _looked_up() -> dict[str, Any]:
     among = {**ours, **own} if is_checkout else own
     diffs += [_whole(name, path) for name, path in among.items() if path not in known]
     commit = _git("rev-parse", "HEAD", folder=ROOT).strip() if is_checkout else ""
-    return {"commit": commit, "diff": _bounded("".join(diffs)), "own": {name: commits[path.parent] for name, path in own.items()}}
+    return {
+        "commit": commit,
+        "diff": _bounded("".join(diffs)),
+        "own": {name: commits[path.parent] if path in known else "" for name, path in own.items()},
+    }
 
 
 def _imported() -> dict[str, Path]:

@@ -30,6 +30,7 @@ class Task:
     DEFAULTS: Sequence[Any] = ("_self_",)  # Hydra's defaults list; the cluster is appended
     RENAMED: Mapping[str, str] = {}  # old key: new key; files with the old one still open
     OBJECTIVE: str = ""  # metric that ranks configurations, unless a sweep names one
+    METRICS: Sequence[str] = ()  # metrics that a run has at its end, if they are known: see `metrics`
     HEADLINE: Sequence[str] = ()  # metrics of the results table, unless a sweep names them
     MINIMIZED: Sequence[str] = ()  # metrics of which lower is better; of all others, higher is
     UNIT: str = ""  # of the scores, such as %
@@ -44,6 +45,11 @@ class Task:
             own = getattr(module, part, None)
             if not part.startswith("_") and own is not None and callable(own) == callable(default):
                 setattr(self, part, own)
+
+    @property
+    def declares_metrics(self) -> bool:
+        """Return whether the task says which metrics its runs have."""
+        return bool(self.METRICS) or "metrics" in vars(self)
 
     def groups(self) -> Mapping[str, Mapping[str, Any]]:
         """Return presets by group and name, such as data=digits."""
@@ -92,6 +98,13 @@ class Task:
 
     def check_seeds(self, seeds: int) -> None:
         """Raise ValueError if runs of `seeds` seeds would be equal."""
+
+    def metrics(self, values: Mapping[str, Any], final: bool = True) -> Sequence[str] | None:
+        """Return the metrics of runs of `values`, or, unless `final`, those of their probes during training.
+
+        One that ends in * stands for all that begin so. None if they are unknown.
+        """
+        return self.METRICS or None
 
     def check_objective(self, metric: str, values: Mapping[str, Any]) -> None:
         """Raise ValueError if runs of `values` cannot be ranked by `metric`."""

@@ -15,6 +15,7 @@ from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
 from sweeps.report import tables, usage
 from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
+from sweeps.search.search import why_over
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
 from sweeps.state.logs import follow
@@ -50,8 +51,9 @@ def show(view: View, asked: argparse.Namespace) -> int:
             shown = live_table(found, None, console.width)
             console.print(shown if shown.row_count else shown.title, highlight=False)
             waits, moved = [w["line"] for w in found["waiting"]], moved_line(view.sweep, view.watch.queue)
-            lines = [*waits, *found["damaged"], *found["nodes"], moved, *skipped_lines(view, found), *warning_lines(view, found)]
-            for line in (*lines, unlisted_line(view), rungs_line(view), best_line(view)):
+            lines = [found["to_go_on"], *waits, *found["damaged"], *found["nodes"], moved, *skipped_lines(view, found)]
+            lines += [*warning_lines(view, found), unlisted_line(view), rungs_line(view), why_over(view), best_line(view)]
+            for line in lines:
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":

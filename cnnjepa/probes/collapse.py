@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from cnnjepa.config import ProbeConfig
 from cnnjepa.probes.features import ProbeData
 
+METRICS = ("feature_std", "rankme")
+
 
 def rankme(features_NC: torch.Tensor) -> float:
     """Return RankMe: exp of the singular values' entropy, 1 to min(N, C) (Garrido et al. 2023)."""

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from cnnjepa.probes.features import ProbeData, topk_accuracy
 
+METRICS = ("holdout_top1", "holdout_top5", "test_top1", "test_top5")
+
 
 @torch.no_grad()
 def knn_scores(bank_NC: Tensor, labels_N: Tensor, query_MC: Tensor, classes: int, k: int, temperature: float) -> Tensor:

@@ -15,6 +15,9 @@ from cnnjepa.probes import _logistic
 from cnnjepa.probes.features import Features, ProbeData, topk_accuracy
 from cnnjepa.randomness import Stream, integer
 
+_SCORES = ("holdout_top1", "holdout_top5", "test_top1", "test_top5", "paper_protocol_top1")
+METRICS = (*_SCORES, "strength", "iterations", "relative_gradient")
+
 
 def run(data: ProbeData) -> dict[str, float]:
     """Return holdout_top1 and so on in percent, and the strength behind them.

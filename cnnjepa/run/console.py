@@ -1,5 +1,6 @@
 """Start the commands that the wheel installs, once no other package hides a part of this one."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -20,6 +21,16 @@ def distribution() -> importlib.metadata.Distribution | None:
         if Path(str(found.locate_file(""))).resolve() == _ROOT:
             return found
     return None
+
+
+def offered(group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Return the entry points of a group, of all packages on the path; those of a path are looked for once."""
+    return _offered(group, tuple(sys.path))
+
+
+@functools.lru_cache(32)
+def _offered(group: str, _path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=group))
 
 
 def foreign() -> str:

@@ -24,11 +24,11 @@ def train(config: Config, run) -> None:
     layers = [torch.nn.Linear(64, config.width), torch.nn.ReLU(), torch.nn.Dropout(0.1), torch.nn.Linear(config.width, 10)]
     model = torch.nn.Sequential(*layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
-    begun = 0
     if state := run.restore():
-        begun, random = state["epoch"], state["random"]
-        model.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"]), torch.set_rng_state(random)
-    for epoch in range(begun + 1, config.epochs + 1):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+    for epoch in run.epochs():
         model.train()
         for rows in torch.randperm(1200).split(40):
             optimizer.zero_grad()
@@ -38,10 +38,8 @@ def train(config: Config, run) -> None:
         with torch.no_grad():
             scores = model(x[1200:])
         loss, right = cross_entropy(scores, y[1200:]), (scores.argmax(1) == y[1200:]).float().mean()
-        go_on = run.report(epoch, loss=loss, accuracy=100 * right)
-        run.save({"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()})
-        if not go_on:
-            return
+        run.report(epoch, loss=loss, accuracy=100 * right)
+        run.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()})
 
 
 TASK = PlainTask(Config, train, objective="accuracy", unit="%")

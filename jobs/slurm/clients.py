@@ -22,6 +22,10 @@ EXPORTED = (
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "XDG_CACHE_HOME", "TORCH_HOME"),
 )
+# Libraries that training uses read these. Whoever sets one expects it to count, so leaving one out is said.
+_OF_LIBRARIES = ("NCCL_", "RCCL_", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_", "CUDNN_", "HIP_", "HSA_", "GLOO_", "UCX_", "FI_", "OMPI_")
+_SET_BY_SLURM = frozenset({"CUDA_VISIBLE_DEVICES"})
+_FROM_THE_SHELL = frozenset(os.environ)  # torch sets further ones while it runs
 TIMEOUT_SECONDS = 60.0
 # Which configuration the clients read, and as whom they ask.
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_SOCKET"})
@@ -55,6 +59,15 @@ def step_environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """
     ours = {k: v for k, v in given.items() if k not in _NOT_OF_A_STEP and not k.startswith(_OPTIONS)}
     return {**ours, "JOB_HOSTS": " ".join(hosts(given.get("SLURM_JOB_NODELIST", "")))}
+
+
+def left_out(exported: str) -> list[str]:
+    """Return the variables of libraries that are set here and that the value of --export does not pass to jobs."""
+    names = exported.split(",")
+    if "ALL" in names:
+        return []
+    passed = {name.partition("=")[0] for name in names} | _SET_BY_SLURM
+    return sorted(name for name in _FROM_THE_SHELL if name.startswith(_OF_LIBRARIES) and name not in passed)
 
 
 def run(command: Sequence[str], timeout_seconds: float = TIMEOUT_SECONDS) -> subprocess.CompletedProcess[str]:

@@ -110,6 +110,17 @@ def _site_options(cluster: ClusterProfile) -> dict[str, Any]:
     return {k: None if v is False or v == "" else v for k, v in {**options, **replaced, **own}.items()}
 
 
+def unexported(cluster: ClusterProfile) -> str:
+    """Return which variables of libraries are set here and do not reach jobs, and what to do, or ""."""
+    names = clients.left_out(str(_site_options(cluster)["export"] or "ALL"))
+    if not names:
+        return ""
+    several = len(names) > 1
+    what = f"{', '.join(names)} {'are' if several else 'is'} set in this shell and {'do' if several else 'does'} not reach jobs"
+    own = f"export=[{','.join([*cluster.export, *names])}] on the command line, or export in the cluster profile"
+    return f"{what}; to pass {'them' if several else 'it'} on: {'sbatch.export' if 'export' in cluster.sbatch else own}"
+
+
 def _executor(cluster: ClusterProfile, array: Array, python: str) -> _Executor:
     executor = _Executor(folder=array.log_folder)
     code = shlex.quote(str(array.code))

@@ -73,7 +73,10 @@ def run(sweep: "SweepSpec | str | Path", *overrides: str, quiet: bool = False, *
 
 
 def _spec(sweep: "SweepSpec | str | Path") -> SweepSpec:
-    return sweep if isinstance(sweep, SweepSpec) else spec_of(str(sweep))
+    spec = sweep.resolved() if isinstance(sweep, SweepSpec) else spec_of(str(sweep))
+    if not spec.name:
+        raise ValueError("name must be given to a SweepSpec that no file holds, since it names a folder; got none")
+    return spec
 
 
 def _words(overrides: tuple[str, ...], options: Mapping[str, Any]) -> list[str]:

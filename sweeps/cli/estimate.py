@@ -1,7 +1,7 @@
 """Estimate a sweep's cost before it starts, compare it with the limits, and print it."""
 
 import argparse
-import statistics
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from jobs.slurm.queue import site_tool
 from sweeps.execution.changes import left_to_run
 from sweeps.report.status import trial_status
 from sweeps.search.search import Outlook, epochs_expected
-from sweeps.spec.sweep import Trial
+from sweeps.spec.check import borders
+from sweeps.spec.space import applied
+from sweeps.spec.sweep import FIRST_SEED, Trial
 from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 
@@ -43,10 +45,10 @@ def measured_hours(runs_dir: Path, like: dict[str, Any], cluster: ClusterProfile
 
 
 def kinds_of(sweep: Sweep) -> list[list[Trial]]:
-    """Group the trials by the cost of an epoch; those of a search count as one kind."""
+    """Group the trials by the cost of an epoch."""
     kinds: list[list[Trial]] = []
     for trial in sweep.trials:
-        alike = next((kind for kind in kinds if sweep.search is not None or same_shape(trial.values, kind[0].values)), [])
+        alike = next((kind for kind in kinds if same_shape(trial.values, kind[0].values)), [])
         if not alike:
             kinds.append(alike)
         alike.append(trial)
@@ -54,19 +56,39 @@ def kinds_of(sweep: Sweep) -> list[list[Trial]]:
 
 
 def estimate_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Estimate:
-    """Estimate what is left of the sweep, including failed runs if they are retried."""
-    search = view.sweep.search
+    """Estimate what is left of the sweep, including failed runs if they are retried.
+
+    A run that a search may still choose counts as its longest, and as the most expensive kind that
+    the bounds of its space show.
+    """
+    search, folder = view.sweep.search, view.sweep.path.parent
     left = {t.signature: t.epochs * (1 - trial_status(view, t)["done"]) for t in left_to_run(view, retry_failed)}
-    estimates = []
-    for kind in kinds_of(view.sweep):
-        epochs_left = [left[t.signature] for t in kind if t.signature in left]
-        if search is not None:  # as if nothing were stopped early
-            epochs_left += [float(kind[0].epochs)] * Outlook(view).runs_left_at_most
-        measured = measured_hours(view.sweep.path.parent, kind[0].values, cluster)
-        epochs = statistics.fmean(t.epochs for t in kind)
-        at_most = bool(view.sweep.rungs) or search is not None
-        estimates.append(estimate(cluster, kind[0].values, epochs_left, epochs, measured, at_most=at_most))
+    at_most = bool(view.sweep.rungs) or search is not None
+    # Of each kind: a configuration of it, the epochs of its runs that are left, and those of its longest run.
+    kinds = [(k[0].values, [left[t.signature] for t in k if t.signature in left], max(t.epochs for t in k)) for k in kinds_of(view.sweep)]
+    if search is not None:  # as if nothing were stopped early
+        further = [applied(search.base, params, FIRST_SEED) for params in borders(search.space, search.base)]
+        longest = max(int(values["epochs"]) for values in further)
+        dearest = _dearest(further, folder, cluster)
+        alike = [kind for kind in kinds if same_shape(kind[0], dearest)]
+        same = alike[0] if alike else (dearest, [], longest)
+        kinds = [kind for kind in kinds if kind is not same]
+        kinds.insert(0, (same[0], [*same[1], *[float(longest)] * Outlook(view).runs_left_at_most], max(same[2], longest)))
+    estimates = [estimate(cluster, v, e, longest, measured_hours(folder, v, cluster), at_most=at_most) for v, e, longest in kinds]
     return combined(estimates, cluster)
+
+
+def _dearest(every: list[dict[str, Any]], folder: Path, cluster: ClusterProfile) -> dict[str, Any]:
+    """Return the configuration with the most expensive epoch, or the first whose epoch has no known price."""
+    kinds: list[dict[str, Any]] = []
+    for values in every:
+        if not any(same_shape(values, known) for known in kinds):
+            kinds.append(values)
+    if len(kinds) == 1:
+        return kinds[0]
+    known = [estimate(cluster, v, [1.0], 1.0, measured_hours(folder, v, cluster)).device_hours_per_epoch for v in kinds]
+    prices = [math.inf if price is None else price for price in known]
+    return kinds[prices.index(max(prices))]
 
 
 def budget_of(sweep: Sweep) -> float | None:
@@ -75,10 +97,10 @@ def budget_of(sweep: Sweep) -> float | None:
 
 
 def check_budget(sweep: Sweep, price: Estimate) -> None:
-    """Raise ValueError if a search's budget does not cover one run."""
+    """Raise ValueError if a search's budget does not cover its first run."""
     budget, rate = budget_of(sweep), price.device_hours_per_epoch
-    if budget is not None and rate is not None and budget < rate * sweep.trials[0].epochs:
-        cost = rate * sweep.trials[0].epochs
+    cost = None if rate is None else rate * sweep.trials[0].epochs
+    if budget is not None and cost is not None and budget < cost:
         raise ValueError(f"--budget-gpu-hours must be at least the {cost:,.1f} {price.unit} of one run; got {budget:g}")
 
 

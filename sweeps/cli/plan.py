@@ -1,34 +1,40 @@
 """Turn a command line into a planned and checked sweep: trials or a search, rungs, cluster."""
 
 import argparse
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cnnjepa.run.identity import from_dict, lookup, to_dict
+from cnnjepa.run.identity import lookup, to_dict
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import PROFILES, override_keys, qualified
 from jobs.task import task_named, task_of
 from sweeps.cli.data import PlannedData
-from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
+from sweeps.cli.metrics import check_metrics
 from sweeps.search.warnings import check_pruning
-from sweeps.spec.space import applied, baseline
-from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, Search, SweepSpec, build_search, build_trials, grid_of
+from sweeps.spec.check import ends
+from sweeps.spec.check_sweep import check_spec, count
+from sweeps.spec.rungs import DEFAULT_ETA, rung_epochs
+from sweeps.spec.space import baseline
+from sweeps.spec.sweep import (
+    FIRST_SEED,
+    MAX_FAILURES,
+    SAMPLERS,
+    Scale,
+    ScaleName,
+    Search,
+    SweepSpec,
+    build_search,
+    build_trials,
+    grid_of,
+)
 from sweeps.state.folder import Sweep
 
 BACKENDS = ("array", "allocation")  # on Slurm
-_MOST = 100_000  # seeds or configurations; catches a typo before hours of planning
-
-
 _ASK_ABOVE = 500  # runs of a grid
-
-
-def _and_at_most(value: int) -> str:
-    return f" and at most {_MOST}" if value > _MOST else ""
 
 
 _RENAMED = {  # options of version 0.1
@@ -99,6 +105,9 @@ def _add_search(parser: Parser, spec: SweepSpec) -> None:
         group.add_argument("--max-trials", type=int, metavar="N", help=f"configurations to try (default: {scales})")
         objectives = "search for high accuracy and few GPU-hours; stop no run early"
         group.add_argument("--two-objectives", action="store_true", help=objectives)
+    if spec.space:
+        most = "choose nothing more once N runs have failed or have no value of the objective (default: %(default)s)"
+        group.add_argument("--max-failures", type=int, default=MAX_FAILURES, metavar="N", help=most)
     default = "asha, or none with --two-objectives and with the samplers grid and gp" if spec.space else "none"
     early = f"compare runs at rungs and stop all but the best (default: {default})"
     group.add_argument("--early-stopping", choices=["asha", "none"], help=early)
@@ -137,21 +146,22 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     `data` learns what was found out about the images.
     """
     data = data or PlannedData(asked)
-    if asked.seeds is not None and not 1 <= asked.seeds <= _MOST:
-        raise ValueError(f"--seeds must be at least 1{_and_at_most(asked.seeds)}; got {asked.seeds}")
+    if asked.seeds is not None:
+        count(asked.seeds, "--seeds")
     local = spec.job(asked.cluster, profile_keys(spec, asked.overrides)).cluster.scheduler is Scheduler.local
     scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if local else ScaleName.paper
     chosen = spec.scale(scale)
+    check_spec(spec, chosen, scale.name)
     cluster = spec.job(asked.cluster, [*chosen.overrides, *asked.overrides]).cluster
     runs_dir = resolved(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
     if not asked.dry_run:
         require_writable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
     if cluster.scheduler is Scheduler.slurm:
         require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
-    if not re.fullmatch(r"\w[\w.-]*", spec.name):
-        raise ValueError(f"a sweep's name must be letters, digits, _, . and -, since it names a folder and jobs; got {spec.name!r}")
     path, seeds = runs_dir / f"{spec.name}-{scale.name}", asked.seeds or chosen.seeds
     rungs = rungs_of(spec, chosen, asked)
+    # Where epochs differ, each run gets a probe at its own rungs when it starts.
+    at = [] if _given(spec, chosen, "epochs") else rungs
     eta, search = asked.eta if rungs else 0, None
     if spec.space and asked.sampler == "grid":
         for flag, value in {"--max-trials": asked.max_trials, "--budget-gpu-hours": asked.budget_gpu_hours}.items():
@@ -159,18 +169,18 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
                 raise ValueError(f"{flag} must be left out with --sampler grid, which runs every combination; got {value:g}")
         if asked.two_objectives:
             raise ValueError("--two-objectives must be left out with --sampler grid, which chooses nothing; got both")
-        spec, path = grid_of(spec, chosen, asked.cluster, asked.overrides), path.with_name(f"{path.name}-grid")
+        spec, path = grid_of(spec, chosen, asked.cluster, asked.overrides, data.lines.extend), path.with_name(f"{path.name}-grid")
         confirm_grid(len(spec.configurations), seeds, path, asked)
     if spec.space:
-        search = plan_search(spec, chosen, asked, rungs, seeds, data)
+        search = plan_search(spec, chosen, asked, at, seeds, data)
         trials = [search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)]
     else:
-        trials = build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, rungs, data.identified)
+        trials = build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, at, data.identified)
     spec = replace(spec, prune_on=list(dict.fromkeys([*spec.prune_on, *asked.prune_on])))
     sweep = Sweep.of(spec, scale, trials, path, search, rungs, eta)
+    check_metrics(spec, sweep)
     check_pruning(sweep)
     sweep.task.check_seeds(seeds)
-    sweep.task.check_objective(sweep.objective, sweep.trials[0].values)
     data.compare(sweep)
     return sweep, cluster
 
@@ -200,28 +210,40 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
     train = spec.job(asked.cluster, [*scale.overrides, *asked.overrides]).train
     longest, key = 0.0, task_of(train).KEYS.get("warmup_epochs")
     if key is not None:
-        swept = [d for d in spec.space_at(scale) if d.key == key]
-        given = [float(s.overrides.get(key, 0)) for s in spec.configurations_at(scale)]
-        longest = max([lookup(to_dict(train), key), *given, *(max([d.high, *map(float, d.options)]) for d in swept)])
-    found = rung_epochs(train.epochs, longest, asked.eta)
+        longest = max(lookup(to_dict(train), key), *_given(spec, scale, key), 0.0)
+    epochs = int(max([train.epochs, *_given(spec, scale, "epochs")]))
+    found = rung_epochs(epochs, longest, asked.eta)
     if not found:
-        rule = f"leave an epoch between the warm-up of {longest:g} and {train.epochs} / {asked.eta}"
+        rule = f"leave an epoch between the warm-up of {longest:g} and {epochs} / {asked.eta}"
         raise ValueError(f"--early-stopping=asha must {rule}; got none: use more epochs, or --early-stopping none")
     return found
 
 
+def _given(spec: SweepSpec, scale: Scale, key: str) -> list[float]:
+    """Return the numbers that the sweep's configurations, options and bounds give for `key`."""
+    given = [c.overrides[key] for c in spec.configurations_at(scale) if key in c.overrides]
+    given += [value for d in spec.space_at(scale) if d.key == key for value in ends(d)]
+    return [float(value) for value in given if isinstance(value, (int, float))]
+
+
 def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int, data: PlannedData) -> Search:
-    """Plan the search; raise ValueError if a border of its space cannot be trained."""
-    max_trials, budget = scale.max_trials if asked.max_trials is None else asked.max_trials, asked.budget_gpu_hours
-    if not 1 <= max_trials <= _MOST:
-        raise ValueError(f"--max-trials must be at least 1{_and_at_most(max_trials)}; got {max_trials}")
+    """Plan the search; raise ValueError if an option makes no sense, or its space does not."""
+    max_trials = count(scale.max_trials, "max_trials of the scale") if asked.max_trials is None else count(asked.max_trials, "--max-trials")
+    budget, failures = asked.budget_gpu_hours, count(asked.max_failures, "--max-failures")
     if budget is not None and not 0 < budget < float("inf"):
         raise ValueError(f"--budget-gpu-hours must be positive and finite; got {budget:g}")
-    options = {"max_trials": max_trials, "seeds": seeds, "costs": asked.two_objectives, "budget_hours": budget}
-    search = build_search(spec, scale, asked.cluster, asked.overrides, rungs, sampler=asked.sampler, identified=data.identified, **options)
-    start = baseline(search.space, search.base)
-    for d in search.space:
-        for value in d.options or ((int(d.low), int(d.high)) if d.whole else (d.low, d.high)):
-            if d.key in start:
-                task_of(search.base).validate(from_dict(applied(search.base, {**start, d.key: value}, FIRST_SEED)))
-    return search
+    return build_search(
+        spec,
+        scale,
+        asked.cluster,
+        asked.overrides,
+        rungs,
+        sampler=asked.sampler,
+        max_trials=max_trials,
+        seeds=seeds,
+        costs=asked.two_objectives,
+        budget_hours=budget,
+        max_failures=failures,
+        identified=data.identified,
+        say=data.lines.extend,
+    )

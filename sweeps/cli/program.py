@@ -33,7 +33,7 @@ def settle(sweep: Sweep, view: View, asked: argparse.Namespace, console: Console
         console.print(f"{line}: {_WHAT_TO_DO}", highlight=False, soft_wrap=True)
         return
     choice = "k" if asked.keep else "r" if asked.rerun else ""
-    if not choice and sys.stdin.isatty():
+    if not choice and sys.stdin.isatty() and not getattr(asked, "embedded", False):
         choice = input(f"{line}: {_QUESTION}").strip().lower()
     if choice == "k":
         program.keep(sweep.path, replace(now, kept=sorted({*before.kept, *(begun.digest for begun in other.values())})))

@@ -86,7 +86,12 @@ def show_plan(sweep: Sweep, asked: argparse.Namespace, console: Console, missing
     epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
     console.print(f"{len(sweep.trials)} trials, {epochs} epochs each, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:
-        console.print(f"after epochs {', '.join(map(str, sweep.rungs))} the best 1/{sweep.eta} of the runs continue", highlight=False)
+        when = f"after epochs {', '.join(map(str, sweep.rungs))}"
+        if sweep.varies_epochs:
+            when = (
+                f"after {' and '.join(f'1/{sweep.eta**k}' for k in range(len(sweep.rungs), 0, -1))} of its epochs each run is compared, and"
+            )
+        console.print(f"{when} the best 1/{sweep.eta} of the runs continue", highlight=False)
     if (search := sweep.search) is not None:
         more = Outlook(view).runs_left_at_most
         what = f"{search.sampler} chooses up to {search.max_trials} configurations; the best of them get up to {search.seeds} seeds"

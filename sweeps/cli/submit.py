@@ -1,6 +1,7 @@
 """Submit a planned sweep to Slurm: show the script, run preflight, submit missing workers."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from cnnjepa.run.identity import from_dict
 from jobs import preflight, snapshot
 from jobs.cli import INTERRUPTED, begun
 from jobs.cluster import Allocation, ClusterProfile
@@ -25,6 +27,9 @@ from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.execution.submitting import QueueFullError
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import is_over, to_take_up
+from sweeps.spec.check import borders
+from sweeps.spec.space import applied
+from sweeps.spec.sweep import FIRST_SEED
 from sweeps.state.folder import Sweep
 from sweeps.state.history import note_command
 from sweeps.state.submission import Submission, moved_line
@@ -64,11 +69,21 @@ def show_script(sweep: Sweep, cluster: ClusterProfile, allocation: Allocation | 
             console.out(render(alike[0].job_profile, alike[0].array()), highlight=False)
 
 
+def most_bytes(sweep: Sweep) -> int:
+    """Return the most bytes that a run of the sweep keeps on disk, of a search at the bounds of its space."""
+    search = sweep.search
+    every = [t.values for t in sweep.trials]
+    if search is not None:
+        every += [applied(search.base, params, FIRST_SEED) for params in borders(search.space, search.base)]
+    distinct = {json.dumps({**values, "seed": 0}, sort_keys=True): values for values in every}
+    return max(sweep.task.bytes_of_a_run(from_dict(values)) for values in distinct.values())
+
+
 def refuse_problems(engine: SlurmEngine, workers: int, runs: int, console: Console) -> None:
     """Run preflight for `runs` runs; print warnings and raise ValueError at problems."""
     sweep = engine.sweep
     by_data = {str(sweep.task.value(t.values, "data", "")): t.values for t in sweep.trials}
-    room = sweep.task.bytes_of_a_run(sweep.trials[0].config)
+    room = most_bytes(sweep)
     first = planned(engine, max(engine.fitting(workers), 1))[0]
     found = preflight.preflight(first.job_profile, first.array(), sweep.path.parent, runs, room, list(by_data.values()))
     for finding in found:

@@ -1,19 +1,19 @@
 """Find the sweep of a file, or of a name that a package offers, and run its command line."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 
 from cnnjepa.run.command_line import did_you_mean
-from cnnjepa.run.console import SWEEPS, foreign
+from cnnjepa.run.console import SWEEPS, foreign, offered
 from jobs import own_code
 from jobs.cli import line_of, resolved
 from sweeps.cli.run import run
@@ -35,7 +35,7 @@ def run_file(named: str, arguments: Sequence[str]) -> int:
 def names() -> dict[str, str]:
     """Return the sweeps that need no path, modules by name: those shipped and those of other packages."""
     found = {path.stem: f"sweeps.{path.stem}" for path in sorted(_SHIPPED.glob("[!_]*.py"))}
-    for point in importlib.metadata.entry_points(group=SWEEPS):
+    for point in offered(SWEEPS):
         if found.get(point.name, point.value) != point.value:
             rule = f"have a name of its own; got {point.name} = {point.value} beside {found[point.name]}"
             raise ValueError(f"an entry point of {SWEEPS} must {rule}")
@@ -46,7 +46,13 @@ def names() -> dict[str, str]:
 def spec_of(named: str) -> SweepSpec:
     """Return the sweep of a file, given by its path, or of a package; raise ValueError if there is none."""
     if named.endswith(".py") or "/" in named:
-        return _only_spec(_module(resolved(Path(named), "FILE"), named), named)
+        path = resolved(Path(named), "FILE")
+        module = _module(path, named)
+        spec = _only_spec(module, named)
+        if spec.own_task is not None and module.__name__ != path.stem:
+            rule = "be named as no other module is, with letters, digits and _, since other processes import it"
+            raise ValueError(f"the file of a sweep with a task or command of its own must {rule}; got {named}: rename it")
+        return replace(spec, name=spec.name or path.stem) if spec.own_task is None else spec.resolved(path.stem)
     known = names()
     if named not in known:
         hint = f": write {named}.py" if Path(f"{named}.py").exists() else did_you_mean(named, known)
@@ -55,7 +61,7 @@ def spec_of(named: str) -> SweepSpec:
         module = importlib.import_module(known[named])
     except Exception as error:  # an import may raise anything
         raise ValueError(f"{known[named]} must be a module that can be imported; got {line_of(error)}") from error
-    return _only_spec(module, named)
+    return _only_spec(module, named).resolved(named)
 
 
 def _module(path: Path, named: str) -> ModuleType:

@@ -7,6 +7,7 @@ may be ended at any moment. It resubmits workers whose jobs ended before their t
 
 import shlex
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ from sweeps.report.status import (
     warning_lines,
 )
 from sweeps.report.usage import advice_lines, await_records
-from sweeps.search.search import is_over
+from sweeps.search.search import is_over, why_over
 from sweeps.state.folder import Sweep
 from sweeps.state.logs import log_tail
 from sweeps.state.place import Place
@@ -44,6 +45,7 @@ from sweeps.state.view import View
 
 _LOOK_SECONDS = 10.0
 _PLAIN_LINE_SECONDS = 30.0
+_FOUND_NOTHING = 3  # submissions in a row whose jobs may end well without a trial
 _FULL_SECONDS = 120.0  # before a queue that was full is tried again; the jobs do so as they end
 
 
@@ -87,7 +89,11 @@ class Watcher:
         """Read the run folders and refresh the display."""
         status = sweep_status(self.view)
         self._page.look(counts_line(status))
-        done = sum(t["done"] if t["state"] not in ("failed", "pruned") else 1.0 for t in status["trials"])
+        weights = {t.signature: t.epochs for t in self.view.sweep.trials}
+        mean = statistics.fmean(weights.values())
+        ended = {t["signature"]: 1.0 if t["state"] in ("failed", "pruned") else t["done"] for t in status["trials"]}
+        shares = [share * weights.get(signature, mean) for signature, share in ended.items()]
+        done = sum(shares) / mean  # in runs of the mean number of epochs
         if self._first_done is None:
             self._first_done = done
         gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
@@ -137,7 +143,7 @@ def conclude(view: View, console: Console) -> int:
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)
     ended = [{"signature": t.signature, "skipped_images": r.skipped_images} for t in view.sweep.trials if (r := view.result(t))]
-    noted = [*skipped_lines(view, {"trials": ended}), *filter(None, [unlisted_line(view)]), *view.sweep.nodes.lines()]
+    noted = [*skipped_lines(view, {"trials": ended}), *filter(None, [why_over(view), unlisted_line(view)]), *view.sweep.nodes.lines()]
     for line in [*noted, *_advice(view), *map(str, paths), f"{page}{not_made}"]:
         console.print(line, highlight=False, soft_wrap=True)
     return 1 if bad or damaged else 0
@@ -162,6 +168,7 @@ class SlurmWatch:
         self.full_until = float("-inf")
         self.reload()
         self.missing_before = 0
+        self.found_nothing: set[int] = set()  # submissions in a row whose jobs found no trial to begin
         # The command that became this process resumed or withdrew what was cancelled before.
         self.cancelled_before = self.engine.cancelled_unclaimed(self.view)
 
@@ -193,17 +200,7 @@ class SlurmWatch:
             return True
         if workers <= 0:
             return bool(self.engine.live()) or missing > 0
-        last = Submission.all_of(self.engine.sweep)[-1]
-        jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
-        # Others have begun trials: a search's worker may find nothing to begin
-        begun = bool(jobs) and self.engine.sweep.search is not None
-        if (
-            last.place is Place.here
-            and last.job
-            and not begun
-            and last.job not in jobs
-            and last.job not in {e.array for e in self.engine.live()}
-        ):
+        if self.ended_in_vain():
             logs = sorted((self.folder / "log").glob("*.log"), key=lambda p: p.stat().st_mtime)
             said = log_tail(logs[-1]) if logs else "they left no log"
             raise SlurmError(f"jobs end before they start a trial: {said}; see {self.folder / 'log'}")
@@ -220,6 +217,25 @@ class SlurmWatch:
         if self.engine.refused:
             self.full_until = time.monotonic() + _FULL_SECONDS
         return True
+
+    def ended_in_vain(self) -> bool:
+        """Return whether the jobs that were submitted last have ended before they could begin a trial.
+
+        Where others have begun trials, jobs that ended well have found none to begin: another job
+        was faster. But they do so only a few times in a row.
+        """
+        last = Submission.all_of(self.engine.sweep)[-1]
+        jobs = {c.slurm.job.partition("_")[0] for t in self.engine.sweep.trials for c in self.view.claims(t) if c.slurm}
+        if last.place is not Place.here or not last.job or last.job in jobs:
+            self.found_nothing.clear()
+            return False
+        if last.job in {e.array for e in self.engine.live()}:
+            return False
+        ended_well = all(e.state == "COMPLETED" for e in self.engine.queue.named(last.name))  # none is listed of jobs of long ago
+        if not jobs or not (ended_well or self.engine.sweep.search is not None):
+            return True
+        self.found_nothing.add(last.number)
+        return len(self.found_nothing) > _FOUND_NOTHING and self.engine.sweep.search is None
 
     def run(self) -> int:
         """Watch until all trials are settled or nothing more happens; return the exit status."""

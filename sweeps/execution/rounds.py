@@ -25,11 +25,14 @@ def run_round(
     If this is interrupted, call `stop` and return once the workers have saved.
     Raise RuntimeError if workers end before they claim a trial, unless they were `stopped`.
     """
+
+    def for_us() -> int:
+        states = view.states().values()
+        return sum(s in (TrialState.waiting, TrialState.interrupted) for s in states) + trials_to_begin(view)
+
     # Read this first: from now on another command may take all trials from our workers.
     before = progress_made(view)
-    states = view.states().values()
-    ours = sum(s in (TrialState.waiting, TrialState.interrupted) for s in states) + trials_to_begin(view)
-    if not ours:
+    if not (ours := for_us()):
         return False
     # In a search a worker waits for the trials that the end of another brings.
     workers = ours if view.sweep.search is None else parallel
@@ -45,6 +48,7 @@ def run_round(
         show()
         errors = future.result()
     view.look_again()  # a worker passes over a trial that was damaged meanwhile, which counts as an end
-    if not stopped() and progress_made(view) == before:
+    # Workers of a search may have found that nothing new is left to begin.
+    if not stopped() and progress_made(view) == before and for_us():
         raise RuntimeError(f"workers end before they claim a trial: {(errors or ['without an error'])[0]}")
     return True

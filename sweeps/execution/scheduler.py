@@ -1,15 +1,17 @@
 """Choose a worker's next trial, and decide at each probe if it goes on. Needs no torch."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from cnnjepa.run.identity import signature
 from sweeps.execution.bad_nodes import Place, log_of
 from sweeps.search import search
-from sweeps.search.rungs import goes_on
 from sweeps.search.warnings import cause_of, warnings_of
+from sweeps.spec.rungs import goes_on
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
+from sweeps.state.folder import Sweep
 from sweeps.state.logs import log_tail
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
@@ -92,6 +94,11 @@ def not_begun(view: View) -> Iterator[Trial]:
         yield chosen
 
 
+def probed_at_rungs(sweep: Sweep, trial: Trial) -> Any:
+    """Return the configuration to train, with a probe at each of the trial's own rungs."""
+    return sweep.task.probed_at(trial.config, sweep.rungs_of(trial)) if sweep.varies_epochs else trial.config
+
+
 def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
     """Return the function that decides at each probe whether a run of `trial` goes on.
 
@@ -104,11 +111,11 @@ def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
         for warning in warnings_of(view, trial, {str(epoch): metrics}) if sweep.prune_on else ():
             if warning.name in sweep.prune_on:
                 return cause_of(warning)
-        value = metrics.get(sweep.objective)
-        if value is None or epoch not in sweep.rungs or not search.is_judged(sweep, trial):
+        value, own = metrics.get(sweep.objective), sweep.rungs_of(trial)
+        if value is None or epoch not in own or not search.is_judged(sweep, trial):
             return ""
         sweep.grow()
-        others = view.rung_values(epoch, trial.seed)
+        others = view.rung_values(sweep.rungs[own.index(epoch) - len(own)], trial.seed)
         others.pop(trial.signature, None)
         if goes_on(sweep.sign * value, [sweep.sign * other for other in others.values()], sweep.eta):
             return ""

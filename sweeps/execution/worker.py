@@ -18,7 +18,7 @@ from jobs.run import run_job
 from jobs.slurm.hangs import stacks_to
 from jobs.slurm.nodes import NodeFaultError
 from sweeps.execution.bad_nodes import Place
-from sweeps.execution.scheduler import judge, next_claim
+from sweeps.execution.scheduler import judge, next_claim, probed_at_rungs
 from sweeps.state import claims
 from sweeps.state.folder import Sweep
 from sweeps.state.history import last_command
@@ -105,7 +105,13 @@ def run_one_trial(
     about = provenance.of_trial(trial.overrides, last_command(view.sweep.path))
     with owned, output_to(folder, attempt), stacks_to(sys.stderr), about:
         try:
-            result = run_job(JobSpec(trial.config, cluster, folder), stopper(owned, asked_to_stop), attempt, judge(view, trial), **more)
+            result = run_job(
+                JobSpec(probed_at_rungs(view.sweep, trial), cluster, folder),
+                stopper(owned, asked_to_stop),
+                attempt,
+                judge(view, trial),
+                **more,
+            )
             if place and result is not None and result.status is not RunStatus.failed:
                 place.nodes.works(place.here, owned.claim.time)
         except NodeFaultError as error:

@@ -12,7 +12,7 @@ from jobs.run import charged, run_job
 from jobs.slurm.hangs import pointer, watched
 from jobs.slurm.nodes import NodeFaultError
 from sweeps.execution.bad_nodes import Place, is_reopened_left
-from sweeps.execution.scheduler import judge, next_claim
+from sweeps.execution.scheduler import judge, next_claim, probed_at_rungs
 from sweeps.execution.worker import output_to, stopper
 from sweeps.spec.sweep import Trial
 from sweeps.state.claims import Ownership, SlurmStart
@@ -93,7 +93,7 @@ class WorkerOnRanks:
                     ours.enter_context(watched(pointer(self.view.sweep.path, self.start.job), folder, epoch))
             try:
                 should_stop = self.stop if owned is None else stopper(owned, self.stop)
-                job = JobSpec(trial.config, self.cluster, folder)
+                job = JobSpec(probed_at_rungs(self.view.sweep, trial), self.cluster, folder)
                 result = run_job(job, should_stop, epoch, judge(self.view, trial), spares)
                 ended = result is not None
                 if self.place and owned and result is not None and result.status is not RunStatus.failed:

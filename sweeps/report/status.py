@@ -1,5 +1,6 @@
 """Report a sweep's state from its run folders and Slurm."""
 
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from cnnjepa.run import pace, refusal, skipped
-from jobs.slurm.queue import SlurmSilentError
+from jobs.slurm.queue import EMPTY_SECONDS, SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.report.terminal import Column, fitted
@@ -17,7 +18,9 @@ from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.submission import job_prefix
+from sweeps.state.history import commands
+from sweeps.state.place import Place
+from sweeps.state.submission import Submission, job_prefix
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
@@ -36,10 +39,8 @@ def latest(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 
 def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
-    """Return epoch -> objective, of the rungs that the trial reached with a value."""
-    probes = view.probes(trial)
-    reached = {str(e): probes.get(str(e), {}).get(view.sweep.objective) for e in view.sweep.rungs}
-    return {epoch: value for epoch, value in reached.items() if value is not None}
+    """Return rung -> objective, of the sweep's rungs that the trial reached with a value."""
+    return {str(rung): value for rung, value in view.at_rungs(trial).items()}
 
 
 def best_so_far(view: View) -> dict[str, Any] | None:
@@ -81,7 +82,10 @@ def rungs_line(view: View) -> str:
     if not sweep.rungs:
         return ""
     reached = [sum(str(e) in rungs_reached(view, t) for t in sweep.trials) for e in sweep.rungs]
-    shown = ", ".join(f"epoch {epoch}: {n} runs" for epoch, n in zip(sweep.rungs, reached, strict=True))
+    shares = [f"epoch {e}" for e in sweep.rungs]
+    if sweep.varies_epochs:
+        shares = [f"1/{sweep.eta ** (len(sweep.rungs) - i)} of a run's epochs" for i in range(len(sweep.rungs))]
+    shown = ", ".join(f"{share}: {n} runs" for share, n in zip(shares, reached, strict=True))
     return f"rungs: {shown}; at each the best 1/{sweep.eta} continue"
 
 
@@ -144,7 +148,7 @@ def sweep_status(view: View) -> dict[str, Any]:
     waits = [{**asdict(w), "line": w.line} for w in waiting_jobs(view)]
     looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
     noted = {"damaged": damaged_lines(view), "nodes": view.sweep.nodes.lines()}
-    return {**looked, "waiting": waits, "rungs": view.sweep.rungs, "search": search, **noted}
+    return {**looked, "waiting": waits, "to_go_on": to_go_on(view), "rungs": view.sweep.rungs, "search": search, **noted}
 
 
 def waiting_jobs(view: View) -> list[Waiting]:
@@ -155,6 +159,30 @@ def waiting_jobs(view: View) -> list[Waiting]:
         return waiting(view.watch.queue.named(job_prefix(view.sweep)))
     except SlurmSilentError:
         return []
+
+
+def to_go_on(view: View) -> str:
+    """Return how many trials are left, and the command that goes on, if no job is there to run them, or "".
+
+    Jobs submit what is left as they end. One that is killed outright where Slurm does not requeue
+    cannot, and no other job may be left.
+    """
+    queue, states = view.watch.queue, view.states().values()
+    left = sum(not state.settled for state in states) + (Outlook(view).to_begin if view.sweep.search is not None else 0)
+    if queue is None or not left or any(state in (TrialState.running, TrialState.requeued) for state in states):
+        return ""
+    made = [s for s in Submission.readable_of(view.sweep)[0] if s.place is Place.here and not s.is_void]
+    if not made:
+        return ""
+    claimed = (c.slurm for t in view.sweep.trials for c in view.claims(t)[-1:] if c.slurm)
+    with suppress(SlurmSilentError):
+        listed = any(not e.ended for e in queue.named(job_prefix(view.sweep)))
+        young = min(s.age_seconds for s in made) < EMPTY_SECONDS  # it may not be listed yet
+        if not (listed or young or queue.silent or any(queue.is_elsewhere(start.cluster) for start in claimed)):
+            last = [c["command"] for c in commands(view.sweep.path)][-1:]
+            words = shlex.join(map(str, last[0])) if last and isinstance(last[0], list) else "the sweep's command"
+            return f"{left} trials are left, and no job of this sweep is queued or runs; to go on: {words}"
+    return ""
 
 
 def damaged_lines(view: View) -> list[str]:

@@ -46,7 +46,7 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.options:
         return CategoricalDistribution(list(dimension.options))
     if dimension.whole:
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=dimension.step)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
@@ -126,5 +126,5 @@ def draw_from(asked: optuna.Trial, dimension: Dimension) -> Value:
         assert isinstance(chosen, (str, int, float))
         return chosen
     if dimension.whole:
-        return asked.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log)
+        return asked.suggest_int(key, int(dimension.low), int(dimension.high), log=dimension.log, step=dimension.step)
     return asked.suggest_float(key, dimension.low, dimension.high, log=dimension.log)

@@ -5,14 +5,18 @@ enough. The watching command adds workers if more could run.
 """
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from sweeps.search.configurations import Tried, tried
-from sweeps.spec.space import all_configurations
-from sweeps.spec.sweep import FIRST_SEED, Trial
+from sweeps.spec.check import borders
+from sweeps.spec.space import applied
+from sweeps.spec.sweep import FIRST_SEED, Trial, new_runs
 from sweeps.state.folder import Sweep
+from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
 FINALISTS = 2  # configurations that get all seeds, to compare the best with the next
@@ -30,9 +34,11 @@ class Outlook:
         self.tried = tried(view)
 
     @cached_property
-    def hours(self) -> tuple[float, float | None]:
-        """Return device-hours of ended trials, and of the most expensive epoch known or None."""
-        spent, rates = 0.0, [] if self.search.hours_per_epoch is None else [self.search.hours_per_epoch]
+    def _costs(self) -> tuple[float, list[tuple[object, float]]]:
+        """Return device-hours of ended trials, and device-hours of an epoch with the shape of each that is known."""
+        spent, rates = 0.0, []
+        if self.search.hours_per_epoch is not None:
+            rates.append((self.sweep.task.cost_shape(self.search.base), self.search.hours_per_epoch))
         for trial in self.sweep.trials:
             result = self.view.result(trial) if self.view.state(trial).ended else None
             if result is None:
@@ -41,26 +47,80 @@ class Outlook:
             spent += cost
             epochs = epochs_done(trial, result.status.name, result.probes)
             if cost and epochs:
-                rates.append(cost / epochs)
-        return spent, max(rates, default=None)
+                rates.append((self.sweep.task.cost_shape(trial.values), cost / epochs))
+        return spent, rates
+
+    @property
+    def hours(self) -> tuple[float, float | None]:
+        """Return device-hours of ended trials, and of the most expensive epoch known or None."""
+        spent, rates = self._costs
+        return spent, max((rate for _, rate in rates), default=None)
+
+    def price(self, values: dict[str, Any]) -> float | None:
+        """Return device-hours of a run of `values` at the most expensive epoch known of its shape, or of any; None if none is."""
+        shape, rates = self.sweep.task.cost_shape(values), self._costs[1]
+        alike = [rate for other, rate in rates if other == shape] or [rate for _, rate in rates]
+        return max(alike) * int(values["epochs"]) if alike else None
 
     @cached_property
-    def affordable(self) -> int | None:
-        """Return how many runs fit the budget at the most expensive epoch known, None for any."""
+    def left(self) -> float:
+        """Return device-hours that the budget leaves beside what was spent and what is pending; infinite without one."""
         if self.search.budget_hours is None:
-            return None
-        spent, rate = self.hours
+            return math.inf
         pending = [t for p in self.tried for t, s in zip(p.trials, p.states, strict=True) if not s.ended]
-        if rate is None:
-            return 0 if pending or spent >= self.search.budget_hours else 1  # one run measures the cost
-        epochs = self.sweep.trials[0].epochs
-        left = self.search.budget_hours - spent - rate * epochs * len(pending)
-        return max(int(left / (rate * epochs)), 0)
+        prices = [self.price(t.values) for t in pending]
+        # While no price is known, one run measures it and nothing goes beside it.
+        return self.search.budget_hours - self.hours[0] - sum(math.inf if price is None else price for price in prices)
+
+    def affords(self, values: dict[str, Any]) -> bool:
+        """Return whether the budget leaves room for a run of `values`."""
+        return self.left > 0 and (self.price(values) or 0.0) <= self.left
+
+    @cached_property
+    def cheapest(self) -> float | None:
+        """Return the lowest price of a run in the space, or None if unknown."""
+        prices = [self.price(applied(self.search.base, params, FIRST_SEED)) for params in borders(self.search.space, self.search.base)]
+        return min((p for p in prices if p is not None), default=None)
+
+    @property
+    def affordable(self) -> int | None:
+        """Return how many runs fit the budget if each is the cheapest of the space, None for any."""
+        return None if self.search.budget_hours is None else self._fitting(self.left)
+
+    def _fitting(self, left: float) -> int:
+        if self.cheapest is None:
+            return int(left > 0)  # one run measures the cost
+        return max(int(left / self.cheapest), 0)
+
+    @cached_property
+    def failures(self) -> int:
+        """Return how many runs have failed, or completed without a value of the objective."""
+        ended = [(s, v) for p in self.tried for s, v in zip(p.states, p.values, strict=True)]
+        return sum(s is TrialState.failed or (s is TrialState.completed and v is None) for s, v in ended)
+
+    @property
+    def stopped(self) -> str:
+        """Return why the search chooses nothing more, or "" if it may."""
+        objective = self.sweep.objective
+        if self.failures >= self.search.max_failures:
+            remedy = "give --retry-failed once the cause is mended, or allow more"
+            return f"{self.failures} runs failed or have no {objective}, as many as --max-failures allows: {remedy}"
+        blind = [p for p in self.tried if TrialState.completed in p.states and not p.scores]
+        if blind and not self.sweep.task.declares_metrics and not any(p.scores for p in self.tried):
+            return f"no run has {objective}, and the first has completed: correct the sweep's objective"
+        return ""
 
     @cached_property
     def untried(self) -> int:
-        """Return how many configurations are still to be tried."""
-        return max(self.search.max_trials - len(self.tried), 0)
+        """Return how many configurations are still to be tried; 0 if a worker found that none is left."""
+        left = max(self.search.max_trials - len(self.tried), 0)
+        return 0 if left and self.sweep.is_exhausted(self.situation) else left
+
+    @property
+    def situation(self) -> str:
+        """Return all on which it depends whether a new configuration is left that the budget can pay."""
+        s, ended = self.search, sum(state.ended for p in self.tried for state in p.states)
+        return json.dumps([s.digest, s.max_trials, s.budget_hours, s.hours_per_epoch, self.sweep.next_number, ended])
 
     @cached_property
     def seeds_due(self) -> list[tuple[Tried, int]]:
@@ -79,8 +139,15 @@ class Outlook:
     @property
     def worth_beginning(self) -> int:
         """Return how many further trials may begin if a cancelled search is resumed."""
-        wanted = len(self.seeds_due) + self.untried
-        return wanted if self.affordable is None else min(wanted, self.affordable)
+        if self.stopped:
+            return 0
+        if self.search.budget_hours is None:
+            return len(self.seeds_due) + self.untried
+        left, seeds = self.left, 0
+        for leading, _ in self.seeds_due:
+            if left > 0 and (price := self.price(leading.trials[0].values) or 0.0) <= left:
+                left, seeds = left - price, seeds + 1
+        return seeds + min(self.untried, self._fitting(left))
 
     @property
     def runs_left_at_most(self) -> int:
@@ -91,8 +158,10 @@ class Outlook:
 
 def epochs_expected(outlook: Outlook) -> float:
     """Return epochs to expect if one run in eta continues at each rung, and for leaders' seeds."""
-    sweep, epochs = outlook.sweep, outlook.sweep.trials[0].epochs
-    stages = [0, *sweep.rungs, epochs]
+    sweep = outlook.sweep
+    every = [int(applied(outlook.search.base, p, FIRST_SEED)["epochs"]) for p in borders(outlook.search.space, outlook.search.base)]
+    epochs = (min(every) + max(every)) / 2
+    stages = [0, *(r for r in sweep.rungs if r < epochs), epochs]
     of_one = sum((end - start) / math.pow(max(sweep.eta, 1), i) for i, (start, end) in enumerate(itertools.pairwise(stages)))
     return outlook.untried * of_one + FINALISTS * (outlook.search.seeds - 1) * epochs
 
@@ -103,26 +172,34 @@ def epochs_done(trial: Trial, status: str, probes: dict[str, dict[str, float]]) 
 
 
 def choose(view: View) -> Trial | None:
-    """Return the trial to begin next, not yet registered, or None."""
+    """Return the trial to begin next, not yet registered, or None.
+
+    If the space holds nothing new that the budget can pay, note that in the sweep folder.
+    """
     outlook = Outlook(view)
     search, sweep = outlook.search, outlook.sweep
     if outlook.to_begin == 0:
         return None
-    if outlook.seeds_due:
-        leading, seed = outlook.seeds_due[0]
-        further = search.trial(sweep.next_number, leading.number, leading.trials[0].params, seed)
-        return replace(further, label=leading.trials[0].label)
+    for leading, seed in outlook.seeds_due:
+        if outlook.affords(leading.trials[0].values):
+            further = search.trial(sweep.next_number, leading.number, leading.trials[0].params, seed)
+            return replace(further, label=leading.trials[0].label)
+    if not outlook.untried:
+        return None
     from sweeps.search import sampler
 
     known = {t.signature for t in sweep.trials}
     outcomes = [sampler.outcome(view, p) for p in outlook.tried]
     drawn = (sampler.suggest(outcomes, search, sweep.next_number, draw) for draw in range(_DRAWS))
     # If so many draws find nothing new, few are left: list them.
-    for params in itertools.chain(drawn, all_configurations(search.space, search.base) or []):
+    for params in itertools.chain(drawn, new_runs(search.space, search.base)):
+        if not outlook.affords(applied(search.base, params, FIRST_SEED)):
+            continue
         trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED, [t.params for t in sweep.trials])
         if trial.signature not in known:
             return trial
-    return None
+    sweep.note_exhausted(outlook.situation)
+    return choose(view)  # a leader may lack a seed
 
 
 def begin(view: View) -> Trial | None:
@@ -138,6 +215,21 @@ def begin(view: View) -> Trial | None:
 def is_over(view: View) -> bool:
     """Return whether every trial is settled and none may begin."""
     return all(s.settled for s in view.states().values()) and trials_to_begin(view) == 0
+
+
+def why_over(view: View) -> str:
+    """Return why a search that is over chose nothing more, or "" if it has done all that it was asked for."""
+    if view.sweep.search is None or not is_over(view):
+        return ""
+    outlook = Outlook(view)
+    search = outlook.search
+    if outlook.stopped:
+        return f"the search has stopped: {outlook.stopped}"
+    if search.size is not None and len(outlook.tried) >= search.size:
+        return f"all {search.size} configurations of the space were tried: nothing new is left"
+    if search.budget_hours is not None and (len(outlook.tried) < search.max_trials or outlook.seeds_due):
+        return f"no further run fits the budget of {search.budget_hours:g} device-hours, of which {outlook.hours[0]:.3g} are spent"
+    return "nothing new is left in the space" if len(outlook.tried) < search.max_trials else ""
 
 
 def trials_to_begin(view: View) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.folder import EarlyWarning, RunStatus
 from jobs.task import Probes, task_of
 from sweeps.spec.sweep import Trial
@@ -45,6 +46,6 @@ def check_pruning(sweep: Sweep) -> None:
     for name in sweep.prune_on:
         if name not in known:
             rule = f"one of {', '.join(known)}" if known else "left out, as the task has no warnings"
-            raise ValueError(f"--prune-on must be {rule}; got {name}")
+            raise ValueError(f"--prune-on must be {rule}; got {name}{did_you_mean(name, known)}")
         for trial in sweep.trials:
             sweep.task.check_warning(name, trial.values)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
@@ -19,12 +19,14 @@ from jobs.config import compose_job
 from jobs.plain import PlainTask
 from jobs.program import holder_of
 from jobs.task import task_named, task_of
+from sweeps.spec.check import checked_space, neutral_keys
 from sweeps.spec.compose import Composer
 from sweeps.spec.labels import label, labels
-from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations
+from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, plain, spread_out
 
 FIRST_SEED = 42  # the paper's one seed
 SAMPLERS = ("tpe", "random", "gp", "grid")
+MAX_FAILURES = 10
 # Keys of version 0.1, which sweep.json and points/ keep -> their names here.
 _KEYS = {"setting": "label", "point": "configuration_number", "points": "max_trials"}
 _RUN_ID = re.compile(r"\w[\w.-]*")
@@ -56,6 +58,11 @@ class Configuration:
     overrides: Mapping[str, Value]
     paper: Mapping[str, float] = field(default_factory=dict)  # the paper's figures by metric (percent) or cost (hours)
     best_of_many: bool = False  # each of the paper's scores is the best of several runs
+
+    def __post_init__(self) -> None:
+        """Take plain values: NumPy scalars and enums as Python's."""
+        for name in ("overrides", "paper"):
+            object.__setattr__(self, name, {key: plain(value) for key, value in getattr(self, name).items()})
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,8 @@ class Search:
     digest: str  # identifies space and base; with others it is another search
     hours_per_epoch: float | None = None  # expected device-hours per epoch; None if unknown
     overrides: list[str] = field(default_factory=list)  # key=value of what it varies
+    max_failures: int = MAX_FAILURES  # the search chooses nothing more once so many runs have failed or have no objective
+    size: int | None = None  # configurations in the space, if all of them are tried; None if there are more
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, under the keys of version 0.1."""
@@ -248,6 +257,11 @@ class Search:
 
 
 Identify = Callable[[Sequence[Any]], Sequence[Any]]
+Say = Callable[[Sequence[str]], object]
+
+
+def nobody(lines: Sequence[str]) -> None:
+    """Show no line."""
 
 
 def as_they_are(configs: Sequence[Any]) -> Sequence[Any]:
@@ -264,10 +278,15 @@ def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -
             raise ValueError(f"{key} must not be overridden, because {spec.name} sets it; got {override}")
 
 
-def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str]) -> SweepSpec:
-    """Return a sweep over the whole grid; the unchanged configuration, if in it, comes first."""
-    space = spec.space_at(scale)
-    base = to_dict(spec.job(cluster, [*scale.overrides, *overrides]).train)
+def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str], say: Say = nobody) -> SweepSpec:
+    """Return a sweep over the whole grid; the unchanged configuration, if in it, comes first.
+
+    `say` gets lines about dimensions that are left out. Raise ValueError if the space makes no sense.
+    """
+    train = spec.job(cluster, [*scale.overrides, *overrides]).train
+    space, lines = checked_space(spec.space_at(scale), train)
+    say(lines)
+    base = to_dict(train)
     found = grid_configurations(space, base)
     published = baseline(space, base)
     found = [p for p in found if p == published] + [p for p in found if p != published]
@@ -286,14 +305,15 @@ def build_search(
     seeds: int,
     costs: bool = False,
     budget_hours: float | None = None,
+    max_failures: int = MAX_FAILURES,
     identified: Identify = as_they_are,
+    say: Say = nobody,
 ) -> Search:
-    """Build the search; raise ValueError if the unchanged configuration is not in its space."""
-    space = spec.space_at(scale)
-    for dimension in space:
-        dimension.check()
-    check_overrides(spec, {d.key for d in space}, overrides)
+    """Build the search; raise ValueError if its space makes no sense: sweeps/spec/check.py."""
+    check_overrides(spec, {d.key for d in spec.space_at(scale)}, overrides)
     train = spec.job(cluster, [*scale.overrides, *overrides]).train
+    space, lines = checked_space(spec.space_at(scale), train, costs)
+    say(lines)
     if chosen := {d.key for d in space} & {task_of(train).KEYS.get("data_root"), task_of(train).KEYS.get("fingerprint")}:
         raise ValueError(
             f"a search must not choose the data, which are identified when it is planned; got {min(map(str, chosen))}: use configurations"
@@ -301,12 +321,28 @@ def build_search(
     (train,) = identified([train])
     train = task_of(train).probed_at(train, rungs)
     base = to_dict(train)
-    baseline(space, base)
-    max_trials = min(max_trials, len(all_configurations(space, base) or range(max_trials)))
-    text = json.dumps([identity(train), [asdict(d) for d in space]], sort_keys=True)
+    text = json.dumps([identity(train), [d.identity() for d in space]], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    given = [*scale.overrides, *overrides]
-    return Search(space, base, sampler, max_trials, seeds, costs, budget_hours, digest, overrides=given)
+    size = count_runs(space, base, max_trials)
+    most, given = max_trials if size is None else size, [*scale.overrides, *overrides]
+    return Search(space, base, sampler, most, seeds, costs, budget_hours, digest, overrides=given, max_failures=max_failures, size=size)
+
+
+def new_runs(space: Sequence[Dimension], base: dict[str, Any]) -> Iterator[Params]:
+    """Yield configurations of the space; all whose runs differ, if it can be listed."""
+    fixed = set(neutral_keys(space, base)) - {d.when[0] for d in space if d.when is not None}
+    changing = [d for d in space if d.key not in fixed]
+    return iter(found) if (found := all_configurations(changing, base)) is not None else spread_out(changing, base)
+
+
+def count_runs(space: Sequence[Dimension], base: dict[str, Any], most: int) -> int | None:
+    """Return how many different runs the space has for one seed, or None if more than `most`."""
+    found: set[str] = set()
+    for params in new_runs(space, base):
+        found.add(signature(from_dict(applied(base, params, FIRST_SEED))))
+        if len(found) > most:
+            return None
+    return len(found)
 
 
 def build_trials(

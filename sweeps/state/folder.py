@@ -16,6 +16,7 @@ from cnnjepa.run.typed import build, checked
 from jobs import program
 from jobs.slurm.nodes import Nodes
 from jobs.task import Task, task_named, task_of
+from sweeps.spec.rungs import rung_epochs
 from sweeps.spec.sweep import ScaleName, Search, SweepSpec, Trial
 from sweeps.state import choices
 from sweeps.state.damage import cause_of
@@ -64,7 +65,10 @@ class Sweep:
         paper = {label: dict(s.paper) for label, s in published.items()}
         metrics = [metric for values in paper.values() for metric in values if metric not in spec.costs]
         task = task_named(spec.task_name)
-        objective, shown = spec.objective or task.OBJECTIVE, task.HEADLINE if spec.headline is None else spec.headline
+        objective, shown = spec.objective or task.OBJECTIVE, spec.headline
+        if shown is None:  # of the task's, those that some run can have
+            known = [task.metrics(t.values) for t in trials]
+            shown = [m for m in task.HEADLINE if any(given is None or m in given for given in known)]
         if not objective:
             rule = "be given by the sweep, or by its task as OBJECTIVE"
             raise ValueError(f"objective must {rule}; got none in {spec.name} and {spec.task_name}")
@@ -85,6 +89,24 @@ class Sweep:
     def sign(self) -> float:
         """Return -1 if a lower objective is better, else 1."""
         return self.task.sign(self.objective)
+
+    @property
+    def varies_epochs(self) -> bool:
+        """Return whether runs train for different numbers of epochs."""
+        if self.search is not None:
+            return any(d.key == "epochs" for d in self.search.space)
+        return len({t.epochs for t in self.trials}) > 1
+
+    def rungs_of(self, trial: Trial) -> list[int]:
+        """Return the epochs at which the trial is compared, earliest first; they end as `rungs` do.
+
+        Where epochs differ, each run has its rungs at the same shares of its own epochs, after its own
+        warm-up and the first eighth: a short run may have fewer.
+        """
+        if not self.rungs or not self.varies_epochs:
+            return self.rungs
+        warmup = float(self.task.value(trial.values, "warmup_epochs", 0.0))
+        return rung_epochs(trial.epochs, warmup, self.eta)[-len(self.rungs) :]
 
     @staticmethod
     def load(path: Path) -> "Sweep":
@@ -152,6 +174,17 @@ class Sweep:
     def uncancel(self) -> None:
         """Choose trials again."""
         (self.path / "cancelled").unlink(missing_ok=True)
+
+    def note_exhausted(self, situation: str) -> None:
+        """Record that a search found no further configuration in this situation, a text."""
+        write_atomic(self.path / "exhausted", situation.encode())
+
+    def is_exhausted(self, situation: str) -> bool:
+        """Return whether a search found no further configuration in this situation. A file that cannot be read says no."""
+        try:
+            return (self.path / "exhausted").read_bytes() == situation.encode()
+        except OSError:
+            return False
 
     def expecting(self, hours_per_epoch: float | None) -> "Sweep":
         """Return this sweep with `hours_per_epoch` as the expected cost of an epoch."""

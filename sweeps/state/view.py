@@ -2,10 +2,12 @@
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cnnjepa.run import checkpoint, progress
+from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.losses import LossCurve
 from cnnjepa.run.records import read_metrics, read_probes
@@ -17,10 +19,24 @@ from sweeps.state.damage import Damage
 from sweeps.state.folder import Sweep
 from sweeps.state.trial_state import OF_STANDING, TrialState
 
+_NAMED = 6  # metrics in a cause
+
 
 def slurm_queue(sweep: Sweep, refresh_seconds: float = 5.0) -> Queue | None:
     """Return the Slurm queue of the sweep's jobs, or None without jobs or without Slurm here."""
     return Queue(refresh_seconds) if has_slurm() and (sweep.path / "submissions").is_dir() else None
+
+
+def with_objective(result: RunResult, objective: str) -> RunResult:
+    """Return a result that says under `missing` that a completed run has no value of the objective."""
+    if result.status is not RunStatus.completed or objective in result.metrics:
+        return result
+    if any(objective == probe or objective.startswith(f"{probe}.") for probe in result.missing):
+        return result
+    has = sorted(result.metrics)
+    more = " ..." * (len(has) > _NAMED)
+    said = f"the run has no value of it, but {', '.join(has[:_NAMED])}{more}" if has else "the run has no metrics"
+    return replace(result, missing={**result.missing, objective: said + did_you_mean(objective, has)})
 
 
 class View:
@@ -120,6 +136,7 @@ class View:
         if found is None:
             run = self._run(trial)
             found = self._damage.guard(run.path, run.result, None)
+            found = with_objective(found, self.sweep.objective) if found is not None else None
         if found is not None:
             self._results[trial.signature] = found
         return found
@@ -251,11 +268,16 @@ class View:
         self._damage.guard(path.parent, lambda: curve.read(path, share), None)
         return curve
 
-    def rung_values(self, epoch: int, seed: int) -> dict[str, float]:
-        """Return run ID -> objective at a rung, for trials of `seed` with a value there."""
-        ours = [t for t in self.sweep.trials if t.seed == seed]
-        values = {t.signature: self.probes(t).get(str(epoch), {}).get(self.sweep.objective) for t in ours}
-        return {signature: value for signature, value in values.items() if value is not None}
+    def at_rungs(self, trial: Trial) -> dict[int, float]:
+        """Return rung -> objective of a trial's probe there, if it has a value. A rung is one of the sweep's `rungs`."""
+        probes, objective, own = self.probes(trial), self.sweep.objective, self.sweep.rungs_of(trial)
+        values = {r: probes.get(str(e), {}).get(objective) for r, e in zip(self.sweep.rungs[len(self.sweep.rungs) - len(own) :], own)}
+        return {rung: value for rung, value in values.items() if value is not None}
+
+    def rung_values(self, rung: int, seed: int) -> dict[str, float]:
+        """Return run ID -> objective at a rung, one of the sweep's `rungs`, for trials of `seed` with a value there."""
+        found = {t.signature: self.at_rungs(t).get(rung) for t in self.sweep.trials if t.seed == seed}
+        return {signature: value for signature, value in found.items() if value is not None}
 
     def objective(self, trial: Trial) -> float | None:
         """Return the value by which the trial is ranked, or None."""

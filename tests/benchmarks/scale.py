@@ -30,8 +30,8 @@ from rich.table import Table
 
 from sweeps.joint_search import SWEEP
 from sweeps.search import sampler
-from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.search.sampler import COMPLETE, PRUNED, Outcome
+from sweeps.spec.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.spec.space import baseline
 from sweeps.spec.sweep import FIRST_SEED, ScaleName, Search, Trial, build_search
 from sweeps.state import claims

@@ -31,7 +31,7 @@ from record_curves import BASE, CURVES, EPOCHS, GRID, SEEDS, key
 from rich.table import Table
 
 from sweeps.search.configurations import tried
-from sweeps.search.rungs import DEFAULT_ETA, rung_epochs
+from sweeps.spec.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.spec.space import Params, baseline, real
 from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, SweepSpec, Trial, build_search
 from sweeps.state.folder import Sweep

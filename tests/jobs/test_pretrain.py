@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
+from jobs import pretrain as command
 from jobs.config import compose_job
 from jobs.run import run_job
 from jobs.slurm.ranks import adopt_srun_ranks
@@ -77,11 +80,11 @@ def test_two_ranks_of_torchrun_train_the_same_experiment(tmp_path: Path) -> None
     assert two.metrics == pytest.approx(one.metrics, rel=1e-6)
 
 
-def held(arguments: list[str], tmp_path: Path) -> forked.Forked:
+def held(arguments: list[str], tmp_path: Path, **more: str) -> forked.Forked:
     """The command, in a session of its own, when it has recorded step 3; it goes on when `tmp_path / "held"` is removed."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     words = ["-m", "tests.support.held", "jobs.pretrain", *arguments]
-    child = forked.start(words, env=environment(tmp_path / "held", 3), start_new_session=True, **pipes)
+    child = forked.start(words, env={**environment(tmp_path / "held", 3), **more}, start_new_session=True, **pipes)
     wait_until("step 3", (tmp_path / "held").exists, lambda: child.poll() is None)
     return child
 
@@ -128,6 +131,49 @@ def test_one_failing_run_of_a_multirun_stops_no_other(tmp_path: Path) -> None:
     assert done.returncode == 1
     ended = {RunFolder(f).config().optimizer.lr: RunFolder(f).result() for f in (tmp_path / "runs" / "single").iterdir()}
     assert {lr: r and r.status for lr, r in ended.items()} == {1e30: RunStatus.failed, 0.002: RunStatus.completed}
+
+
+@pytest.mark.parametrize(
+    ("main", "executor", "asked", "status"),
+    [
+        ("submitit.core._submit", "slurm", ["17"], 130),  # a job of the launcher's own
+        ("submitit.core._submit", "local", [], None),  # a process that the launcher has started within an allocation
+        ("jobs.pretrain", "", [], 130),
+        ("jobs.pretrain", "slurm", [], 130),  # a shell within such a job
+    ],
+)
+def test_only_a_job_that_the_launcher_submitted_requeues_itself(
+    main: str, executor: str, asked: list[str], status: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others may run in an allocation that is the user's."""
+    requeued: list[str] = []
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name=main)))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    for name, found in (("job_from", None), ("adopt_srun_ranks", None), ("run", 130), ("job_state", "RUNNING")):
+        monkeypatch.setattr(command, name, lambda *_, found=found: found)
+    monkeypatch.setattr(command, "requeue", lambda job: requeued.append(job) or True)
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
+    if status is None:
+        command._hydra_run.__wrapped__(OmegaConf.create())
+    else:
+        with pytest.raises(SystemExit) as end:
+            command._hydra_run.__wrapped__(OmegaConf.create())
+        assert end.value.code == status
+    assert requeued == asked
+
+
+def test_a_grid_that_is_stopped_begins_no_further_run(tmp_path: Path) -> None:
+    """Also within an allocation, which it leaves alone."""
+    grid = ["-m", *SMALL, "epochs=50", "optimizer.lr=0.001,0.002", f"cluster.runs_dir={tmp_path / 'runs'}"]
+    child = held(grid, tmp_path, SLURM_JOB_ID="17")
+    child.send_signal(signal.SIGTERM)
+    (tmp_path / "held").unlink()
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 130, err
+    assert out.count("stopped, checkpoint saved") == 1
+    assert len(list(tmp_path.glob("runs/single/*/metrics.jsonl"))) == 1
 
 
 @pytest.mark.slow

@@ -176,7 +176,6 @@ AWKWARD: dict[str, tuple[SweepSpec, list[str], Iterable[int]]] = {
     "no headline": (depths(*THREE, headline=()), ["--seeds", "1"], ()),
     "more of a headline than colours": (depths(*THREE, headline=SIX), ["--seeds", "1"], ()),
     "costs, and no top-1": (depths(*THREE, headline=("linear.test_top5",), costs=("energy_kwh",)), ["--seeds", "1"], ()),
-    "a metric that no probe has": (depths(*THREE, objective="linear.holdout_top9"), ["--seeds", "1"], ()),
     "a search of one configuration": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "1"], ()),
     "a search that completes nothing": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "3"], ALL),
     "two objectives, nothing completes": (tiny_search.SWEEP, ["--seeds", "1", "--max-trials", "2", "--two-objectives"], ALL),
@@ -198,6 +197,17 @@ def test_an_awkward_sweep_comes_to_its_page_too(what: str, tmp_path: Path, monke
     assert {command: read(monkeypatch, *command.split(), str(folder))[0] for command in READERS} == dict.fromkeys(READERS, 0)
     names = {t["setting"] for t in json.loads(read(monkeypatch, "status", "--json", str(folder))[1])["trials"]}
     assert names <= set(Text((folder / "report.html").read_text()).shown)
+
+
+@pytest.mark.slow
+def test_completed_runs_without_the_objective_are_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_process(monkeypatch, Trainer(without_value=False))
+    status, said = run(depths(*THREE, objective="linear.strength"), "--runs-dir", str(tmp_path), "--seeds", "1")
+    assert status == 1
+    line = "seed 42: completed: linear.strength: the run has no value of it, but knn.holdout_top1, knn.paper_protocol_top1, "
+    assert said.count(line) == 3, said
+    assert all(read(monkeypatch, *command.split(), str(tmp_path / "depths-smoke"))[0] == 0 for command in READERS)
+    assert Text((tmp_path / "depths-smoke" / "report.html").read_text()).shown.count("linear.strength has no value") >= 1
 
 
 def test_each_metric_of_a_headline_has_its_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.cluster import Allocation, ClusterProfile, validate_cluster
 from jobs.config import CONFIG_DIR, compose_job, qualified, split_multirun
-from jobs.slurm.sbatch import Array, launcher_overrides, render
+from jobs.slurm import clients
+from jobs.slurm.sbatch import Array, launcher_overrides, render, unexported
 
 ARRAY = Array("sweep-1", 3, 2, "sweeps.execution.worker_main", "/runs/1.json", Path("/code"), Path("/runs/log"))
 SLURM = compose_job(["cluster=test_cluster"]).cluster
@@ -151,3 +153,28 @@ def test_every_alternative_of_the_template_is_rendered_somewhere_here() -> None:
         *("qos", "local_scratch", "gres", "python", "export", "gpus-per-node", "gpus-per-task", "mem-per-cpu", "mem", "requeue"),
         *("exclusive", "constraint", "exclude"),
     }
+
+
+@pytest.mark.parametrize(
+    ("profile", "names"),
+    [
+        ({}, ["NCCL_DEBUG", "TORCHINDUCTOR_CACHE_DIR", "UCX_TLS"]),
+        ({"export": ["NCCL_DEBUG", "UCX_TLS"]}, ["TORCHINDUCTOR_CACHE_DIR"]),
+        ({"export": ["NCCL_DEBUG", "UCX_TLS", "TORCHINDUCTOR_CACHE_DIR"]}, []),
+        ({"sbatch": {"export": "ALL"}}, []),
+        ({"sbatch": {"export": None}}, []),
+        ({"sbatch": {"export": "PATH,NCCL_DEBUG=INFO"}}, ["CUDA_HOME", "TORCHINDUCTOR_CACHE_DIR", "TORCH_HOME", "UCX_TLS"]),
+    ],
+)
+def test_the_variables_of_libraries_that_jobs_do_not_get_are_said(
+    profile: dict[str, Any], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = ("NCCL_DEBUG", "UCX_TLS", "TORCHINDUCTOR_CACHE_DIR", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "TORCH_HOME", "EDITOR")
+    monkeypatch.setattr(clients, "_FROM_THE_SHELL", frozenset(shell))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIRS", "set by a library since")
+    line = unexported(replace(SLURM, **profile))
+    several, own = len(names) > 1, ",".join([*profile.get("export", []), *names])
+    what = f"{', '.join(names)} {'are' if several else 'is'} set in this shell and {'do' if several else 'does'} not reach jobs"
+    key = "sbatch.export" if "sbatch" in profile else f"export=[{own}] on the command line, or export in the cluster profile"
+    remedy = f"to pass {'them' if several else 'it'} on: {key}"
+    assert line == (f"{what}; {remedy}" if names else "")

@@ -63,7 +63,7 @@ if "SLURM_PROCID" in os.environ and "sweeps.execution.worker_main" in " ".join(s
 
 
 class Hanging:
-    """One trial of two ranks that hangs; three seconds without a step count as a hang."""
+    """One trial of two ranks that hangs; 15 seconds without a step count as a hang, which a crowded machine does not take for one."""
 
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
         self.sweep, self.folder = SweepOnSlurm(cluster, folder / "runs", ranks=2, held=False), folder
@@ -73,7 +73,7 @@ class Hanging:
     def submit(self, text: str, *arguments: str, trials: str = "one") -> None:
         (self.folder / "python" / "sitecustomize.py").write_text(text)
         words = f"env PYTHONPATH={self.folder / 'python'}:{ROOT} {sys.executable}"
-        self.sweep.submit(*trials.split(), f"cluster.python={shlex.quote(words)}", "hang_minutes=0.05", *arguments)
+        self.sweep.submit(*trials.split(), f"cluster.python={shlex.quote(words)}", "hang_minutes=0.25", *arguments)
 
     def at_step(self, how: str, rank: int, nodes: str = NODES, always: str = "False", **more: str) -> None:
         how, mark = how.format(fifo=str(self.folder / "fifo")), str(self.folder / "mark")

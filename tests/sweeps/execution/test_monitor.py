@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from sweeps.execution.monitor import SlurmWatch, Watcher, conclude
 from sweeps.execution.slurm_array import SlurmEngine
 from sweeps.report.status import counts_line, live_table, share_done, sweep_status, trial_status
 from sweeps.spec.sweep import ScaleName, Trial
-from sweeps.state import claims
+from sweeps.state import claims, submission
 from sweeps.state.claims import Process, SlurmStart
 from sweeps.state.folder import Sweep
 from sweeps.state.submission import Submission, job_prefix
@@ -154,6 +155,40 @@ def test_jobs_that_end_before_they_begin_a_trial_are_an_error_with_their_last_wo
         found.repair()
 
 
+def test_a_job_that_found_no_trial_to_begin_is_no_error(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
+    """A successor that was one too many ended well; later the job of a trial was killed."""
+    submitted(sweep)
+    claim(sweep, 0, "7_0")
+    submitted(sweep, 2, "8")
+    found = watching(j7_1="RUNNING", j7_2="RUNNING")
+    found.queue.listed.append(Element("8_0", "COMPLETED", 0, "None", "gpu01", f"{job_prefix(sweep)}0002"))  # type: ignore[attr-defined]
+    found.engine.submit = lambda workers: [submitted(sweep, 3, "9")]  # type: ignore[method-assign, assignment, misc]
+    assert [found.repair(), found.repair()] == [True, True]
+    assert said(console) == ["submitted again: job 9, 3 workers whose jobs had ended"]
+
+
+@pytest.mark.parametrize(("states", "vain"), [("CCCC", "...!"), ("CCF", "..!"), ("----", "...!"), ("F", "!")])
+def test_jobs_that_end_in_vain_several_times_in_a_row_are_an_error(
+    states: str, vain: str, sweep: Sweep, watching: Callable[..., SlurmWatch]
+) -> None:
+    """C: completed, F: failed, -: so long ago that Slurm lists it no more."""
+    submitted(sweep)
+    claim(sweep, 0, "7_0")
+    found = watching(j7_1="RUNNING", j7_2="RUNNING")
+    assert not found.ended_in_vain()
+    for number, (state, expected) in enumerate(zip(states, vain, strict=True), start=2):
+        made = submitted(sweep, number, str(number + 6))
+        if state != "-":
+            word = {"C": "COMPLETED", "F": "FAILED"}[state]
+            name = f"{job_prefix(sweep)}{number:04d}"
+            found.queue.listed.append(Element(f"{made.job}_0", word, 0, "None", "gpu01", name))  # type: ignore[attr-defined]
+        assert [found.ended_in_vain(), found.ended_in_vain()] == [expected == "!"] * 2, number
+    claim(sweep, 1, f"{made.job}_0")
+    found.view._states.clear()
+    found.reload()
+    assert not SlurmWatch(sweep.path, found.console).ended_in_vain()
+
+
 def test_an_element_that_a_person_cancelled_is_not_replaced(sweep: Sweep, console: Console, watching: Callable[..., SlurmWatch]) -> None:
     submitted(sweep)
     claim(sweep, 0, "7_0")
@@ -272,6 +307,30 @@ def test_a_trials_status_is_its_last_numbers_and_what_its_jobs_held(sweep: Sweep
     assert list(live_table(sweep_status(view), None).columns[2].cells) == [
         "running, waits for the disk: [Errno 28] No space left on device"
     ]
+
+
+def test_where_no_job_is_left_status_names_the_command_that_goes_on(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last job was killed outright, and Slurm does not requeue it."""
+    made = submitted(sweep)
+    claim(sweep, 0, "7_0")
+    line = {"command": ["python", "sweeps/x.py", "--cluster", "a b"], "commit": "c", "changed": False, "time": "t"}
+    (sweep.path / "commands.jsonl").write_text(json.dumps(line) + "\n")
+
+    def status(**states: str) -> str:
+        found = sweep_status(View(sweep, queue=Jobs(made.name, **states)))["to_go_on"]  # type: ignore[arg-type]
+        assert isinstance(found, str)
+        return found
+
+    words = "3 trials are left, and no job of this sweep is queued or runs; to go on: python sweeps/x.py --cluster 'a b'"
+    assert status(j7_0="NODE_FAIL") == status(j7_0="FAILED") == words
+    assert status(j7_0="RUNNING") == status(j7_0="FAILED", j7_1="PENDING") == status(j7_0="PENDING") == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(submission.time, "time", lambda: 50.0)  # 45 s after it was submitted
+        assert status(j7_0="FAILED") == ""
+    for trial in sweep.trials:
+        sweep.trial_dir(trial).mkdir(parents=True, exist_ok=True)
+        sweep.run(trial).write_result(RunResult(RunStatus.completed))
+    assert status() == ""
 
 
 # What a cancel ends.

@@ -29,7 +29,7 @@ def in_shell(cluster: SlurmCluster, banners: Path, *command: str) -> str:
     """Run a command in an allocation with memory per core, with that shell's variables; return what it prints."""
     inner = ["env", *(f"{k}={v}" for k, v in OWN.items()), f"PATH={banners}:{cluster.environment['PATH']}", *command]
     line = ["salloc", "--quiet", "--account=proj", "--partition=gpu", "--mem-per-cpu=1000", "--ntasks=1", *inner]
-    done = subprocess.run(line, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(line, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,5 +1,6 @@
 """Sites that forbid what most allow, and a Slurm that answers badly: the sweep ends by itself, and each trial runs once."""
 
+import io
 import json
 import re
 import shutil
@@ -10,12 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from sweeps.execution import monitor
 from sweeps.state import claims
 from sweeps.state.submission import Submission
 from tests.support import flaky_slurm
 from tests.support.sample import seeded
-from tests.support.slurm_bench import ROOT, SweepOnSlurm, needs_slurm
+from tests.support.slurm_bench import ROOT, SweepOnSlurm, given, needs_slurm
 from tests.support.slurm_cluster import SlurmCluster
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
@@ -33,7 +36,8 @@ def quick_sweep(cluster: SlurmCluster, runs: Path) -> SweepOnSlurm:
 
 def submit(sweep: SweepOnSlurm, trials: int, *words: str, **environment: str) -> str:
     whole = {**ENVIRONMENT, **environment}
-    return sweep.run("--seeds", str(trials), *ONE_CORE, *words, "--detach", script=SCRIPT, environment=whole, seconds=250)
+    profile = [word for word in ONE_CORE if not given(word, words)]
+    return sweep.run("--seeds", str(trials), *profile, *words, "--detach", script=SCRIPT, environment=whole, seconds=250)
 
 
 def check_once(sweep: SweepOnSlurm, trials: int) -> list[list[claims.Claim]]:
@@ -110,47 +114,68 @@ def flaky_path(cluster: SlurmCluster, folder: Path, seed: str) -> str:
     return f"{folder / 'bin'}:{cluster.environment['PATH']}"
 
 
-def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: int, calls: int, looks: int) -> None:
-    """Run a sweep that grows until so many of Slurm's clients were called; look at it so often each time.
+def ever_submitted(sweep: SweepOnSlurm) -> list[str]:
+    """Return the jobs of the sweep, also those that squeue has forgotten."""
+    lines = sweep.cluster.run("sacct", "-X", "-n", "-P", "-S", "now-1days", "-o", "JobID,JobName").splitlines()
+    names = {s.name for s in Submission.all_of(sweep.sweep)}
+    return [job for job, name in (line.split("|") for line in lines) if name in names]
 
-    It prints its figures.
-    """
+
+def watch(sweep: SweepOnSlurm) -> str:
+    """Watch in this process until the sweep ends, without the pauses between two looks; return what is said."""
+    console = Console(file=io.StringIO(), width=200)
+    assert monitor.SlurmWatch(sweep.path, console).run() == 0
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: int, calls: int, patch: pytest.MonkeyPatch) -> None:
+    """Run and watch a sweep that grows until so many of Slurm's clients were called. It prints its figures."""
     path, sweep, log = flaky_path(cluster, folder, seed), quick_sweep(cluster, folder / "runs"), folder / "calls"
     began, ended = time.monotonic(), 0
-    deadline = began + 1500
+    patch.setattr(monitor, "_LOOK_SECONDS", 0.2)
+    patch.syspath_prepend(str(SCRIPT.parent))  # of the trainer
     while not ended or len(log.read_text().splitlines()) < calls:
-        assert time.monotonic() < deadline
+        assert time.monotonic() - began < 1500
         ended += trials
-        submit(sweep, ended, PATH=path)
+        submit(sweep, ended, "max_parallel=2", PATH=path)  # one after the other, so that there is much to watch
         # The same command again, while all is under way: nothing is missing.
-        assert "submitted job" not in submit(sweep, ended, PATH=path)
-        for _ in range(looks):
-            done = subprocess.run(
-                [sys.executable, "-m", "sweeps", "status", str(sweep.path), "--json"],
-                env={**cluster.environment, **ENVIRONMENT, "PATH": path}, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
-            )  # fmt: skip
-            counts = json.loads(done.stdout)["counts"]
-            assert counts["interrupted"] + counts["cancelled"] + counts["failed"] == 0, counts
-        sweep.wait_for_end(500)
+        assert "submitted job" not in submit(sweep, ended, "max_parallel=2", PATH=path)
+        command = [sys.executable, "-m", "sweeps", "status", str(sweep.path), "--json"]
+        words = {"cwd": ROOT, "env": {**cluster.environment, **ENVIRONMENT, "PATH": path}, "timeout": 200}
+        counts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, **words).stdout)["counts"]  # type: ignore[call-overload]
+        assert counts["interrupted"] + counts["cancelled"] + counts["failed"] == 0, counts
+        with patch.context() as here:
+            here.setenv("PATH", path)
+            assert "submitted again" not in watch(sweep)
+        sweep.wait_for_end(200)
         past = check_once(sweep, ended)
         assert [len(claims_of) for claims_of in past] == [1] * ended
-        assert len(sweep.jobs()) == ended
+        sweep.wait("the accounting", lambda count=ended: len(ever_submitted(sweep)) >= count, 60)
+        assert len(ever_submitted(sweep)) == ended
         assert sum(s.size for s in Submission.all_of(sweep.sweep) if s.job) == ended
     made = [line.split()[0] for line in log.read_text().splitlines()]
-    befallen = Counter(kind for number in range(len(made)) if (kind := flaky_slurm.kind_of(seed, number)))
-    figures = {"calls": len(made), "by_client": Counter(made), "faults": befallen.total(), "by_kind": befallen}
-    print(json.dumps({**figures, "seconds": round(time.monotonic() - began), "completed": ended, "doubled": len(sweep.jobs()) - ended}))
+    befallen: Counter[str] = Counter(kind for number in range(len(made)) if (kind := flaky_slurm.kind_of(seed, number)))
+    figures: dict[str, object] = {"calls": len(made), "by_client": Counter(made), "faults": befallen.total(), "by_kind": befallen}
+    print(
+        json.dumps(
+            {**figures, "seconds": round(time.monotonic() - began), "completed": ended, "doubled": len(ever_submitted(sweep)) - ended}
+        )
+    )
     assert calls < 100 or befallen.total() / len(made) == pytest.approx(flaky_slurm.SHARE, abs=0.07)
     assert calls < 100 or set(befallen) == set(flaky_slurm.KINDS)
 
 
 @seeded
 @pytest.mark.nightly  # in the suite tests/sweeps/execution/test_submitting.py plays such a Slurm
-def test_some_bad_answers_of_slurm_change_nothing(cluster: SlurmCluster, tmp_path: Path, seed: str) -> None:
-    through_bad_answers(cluster, tmp_path, seed, trials=4, calls=10, looks=2)
+def test_some_bad_answers_of_slurm_change_nothing(
+    cluster: SlurmCluster, tmp_path: Path, seed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through_bad_answers(cluster, tmp_path, seed, 4, 10, monkeypatch)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
-def test_five_hundred_calls_of_which_a_third_goes_wrong_change_nothing(cluster: SlurmCluster, tmp_path: Path) -> None:
-    through_bad_answers(cluster, tmp_path, "1", trials=12, calls=500, looks=20)
+def test_five_hundred_calls_of_which_a_third_goes_wrong_change_nothing(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through_bad_answers(cluster, tmp_path, "1", 12, 500, monkeypatch)

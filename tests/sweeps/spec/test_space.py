@@ -10,9 +10,10 @@ import pytest
 from jobs.task import task_of
 from sweeps.execution.scheduler import judge, next_claim
 from sweeps.search import search
-from sweeps.search.rungs import goes_on, rung_epochs
+from sweeps.spec.check import check_dimension
 from sweeps.spec.labels import label
-from sweeps.spec.space import all_configurations, baseline, choice, grid_configurations, real, whole
+from sweeps.spec.rungs import goes_on, rung_epochs
+from sweeps.spec.space import Dimension, all_configurations, baseline, choice, grid_configurations, real, whole
 from sweeps.spec.sweep import FIRST_SEED, build_trials, grid_of
 from sweeps.state.view import View
 from tests.support.searched import OBJECTIVE, State, end, searched
@@ -40,14 +41,14 @@ def test_a_grid_needs_values_and_whole_numbers_have_them() -> None:
 @pytest.mark.parametrize(
     ("dimension", "message"),
     [
-        (real("a", 2, 1), r"dimension a must have low < high, and low > 0 with log=True; got \[2, 1\]"),
+        (real("a", 2, 1), r"dimension a must have low < high, both finite, and low > 0 with log=True; got \[2, 1\]"),
         (real("a", 0, 1, log=True), r"and low > 0 with log=True; got \[0, 1\]"),
         (real("a", 1, 2, 3), r"grid of a must lie in \[1, 2\]; got 3"),
     ],
 )
-def test_a_dimension_that_makes_no_sense_is_refused(dimension: object, message: str) -> None:
+def test_a_dimension_that_makes_no_sense_is_refused(dimension: Dimension, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dimension.check()  # type: ignore[attr-defined]
+        check_dimension(dimension)
 
 
 def test_the_configuration_without_changes_must_lie_in_the_space() -> None:
@@ -69,7 +70,7 @@ def test_the_grid_is_a_sweep_of_configurations_that_begins_with_the_papers() -> 
 
 def test_borders_belong_to_a_space() -> None:
     depth, rate = whole("depth", 1, 3), real("lr", 0.01, 0.1, 0.01, 0.1, log=True)
-    rate.check()
+    check_dimension(rate)
     assert all_configurations([depth], {}) == [{"depth": 1}, {"depth": 2}, {"depth": 3}]
     assert all_configurations([depth, rate], {}) is None  # cannot be counted
     assert all_configurations([whole("depth", 1, 10_000)], {}) is not None
@@ -78,10 +79,10 @@ def test_borders_belong_to_a_space() -> None:
         assert baseline([rate], {"lr": value}) == {"lr": value}
     with pytest.raises(ValueError, match=r"lr must lie in \[0.01, 0.1\]; got 0.11"):
         baseline([rate], {"lr": 0.11})
-    with pytest.raises(ValueError, match=r"and low > 0 with log=True; got \[0.0, 0.1\]"):
-        real("lr", 0.0, 0.1, log=True).check()
+    with pytest.raises(ValueError, match=r"both finite, and low > 0 with log=True; got \[0.0, 0.1\]"):
+        check_dimension(real("lr", 0.0, 0.1, log=True))
     with pytest.raises(ValueError, match=r"grid of lr must lie in \[0.01, 0.1\]; got 0.2"):
-        real("lr", 0.01, 0.1, 0.01, 0.2).check()
+        check_dimension(real("lr", 0.01, 0.1, 0.01, 0.2))
 
 
 def test_a_search_has_no_more_configurations_than_its_space_and_is_named_by_what_it_searches(tmp_path: Path) -> None:
