@@ -192,6 +192,11 @@ def fidelity(values: Mapping[str, Any]) -> str:
     return next((key for key in FIDELITY if key in values), FIDELITY[0])
 
 
+def length(values: Mapping[str, Any]) -> int:
+    """Return for how many epochs or steps a run of plain `values` trains."""
+    return int(values[fidelity(values)])
+
+
 def lookup(values: Mapping[str, Any], key: str) -> Any:
     """Return the value at a dotted key of nested dicts; raise ValueError if it is missing."""
     value: Any = values

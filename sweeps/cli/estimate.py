@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from cnnjepa.run.folder import RunStatus
+from cnnjepa.run.identity import length
 from jobs.cluster import ClusterProfile
 from jobs.cost import Estimate, combined, estimate, same_shape
 from jobs.slurm.queue import site_tool
@@ -68,7 +69,7 @@ def estimate_of(view: View, cluster: ClusterProfile, retry_failed: bool) -> Esti
     kinds = [(k[0].values, [left[t.signature] for t in k if t.signature in left], max(t.epochs for t in k)) for k in kinds_of(view.sweep)]
     if search is not None:  # as if nothing were stopped early
         further = [applied(search.base, params, FIRST_SEED) for params in borders(search.space, search.base)]
-        longest = max(int(values["epochs"]) for values in further)
+        longest = max(length(values) for values in further)
         dearest = _dearest(further, folder, cluster)
         alike = [kind for kind in kinds if same_shape(kind[0], dearest)]
         same = alike[0] if alike else (dearest, [], longest)

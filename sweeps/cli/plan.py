@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cnnjepa.run.identity import lookup, to_dict
+from cnnjepa.run.identity import fidelity, length, lookup, to_dict
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import PROFILES, override_keys, qualified
@@ -159,9 +160,10 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     if cluster.scheduler is Scheduler.slurm:
         require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
     path, seeds = runs_dir / f"{spec.name}-{scale.name}", asked.seeds or chosen.seeds
-    rungs = rungs_of(spec, chosen, asked)
+    values = to_dict(spec.job(asked.cluster, [*chosen.overrides, *asked.overrides]).train)
+    rungs = rungs_of(spec, chosen, values, asked)
     # Where epochs differ, each run gets a probe at its own rungs when it starts.
-    at = [] if _given(spec, chosen, "epochs") else rungs
+    at = [] if _given(spec, chosen, fidelity(values)) else rungs
     eta, search = asked.eta if rungs else 0, None
     if spec.space and asked.sampler == "grid":
         for flag, value in {"--max-trials": asked.max_trials, "--budget-gpu-hours": asked.budget_gpu_hours}.items():
@@ -197,8 +199,8 @@ def confirm_grid(configurations: int, seeds: int, path: Path, asked: argparse.Na
         raise ValueError(f"{rule}; got {runs:,}: add --yes, give fewer values or --seeds, or choose another --sampler")
 
 
-def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:
-    """Return the epochs at which runs are compared, after any warm-up; [] if nothing is stopped."""
+def rungs_of(spec: SweepSpec, scale: Scale, values: dict[str, Any], asked: argparse.Namespace) -> list[int]:
+    """Return the epochs at which runs are compared, after any warm-up; [] if nothing is stopped. `values` are those of the base."""
     # A grid chooses nothing; gp and two objectives learn from completed runs only.
     default = "asha" if spec.space and asked.sampler in ("tpe", "random") and not asked.two_objectives else "none"
     if spec.space and asked.two_objectives and asked.early_stopping == "asha":
@@ -207,11 +209,10 @@ def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[i
         return []
     if asked.eta < 2:
         raise ValueError(f"--eta must be at least 2; got {asked.eta}")
-    train = spec.job(asked.cluster, [*scale.overrides, *asked.overrides]).train
-    longest, key = 0.0, task_of(train).KEYS.get("warmup_epochs")
+    longest, key = 0.0, task_of(values).KEYS.get("warmup_epochs")
     if key is not None:
-        longest = max(lookup(to_dict(train), key), *_given(spec, scale, key), 0.0)
-    epochs = int(max([train.epochs, *_given(spec, scale, "epochs")]))
+        longest = max(lookup(values, key), *_given(spec, scale, key), 0.0)
+    epochs = int(max([length(values), *_given(spec, scale, fidelity(values))]))
     found = rung_epochs(epochs, longest, asked.eta)
     if not found:
         rule = f"leave an epoch between the warm-up of {longest:g} and {epochs} / {asked.eta}"

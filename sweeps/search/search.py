@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from cnnjepa.run.identity import length
 from sweeps.search.configurations import Tried, tried
 from sweeps.spec.check import borders
 from sweeps.spec.space import applied
@@ -60,7 +61,7 @@ class Outlook:
         """Return device-hours of a run of `values` at the most expensive epoch known of its shape, or of any; None if none is."""
         shape, rates = self.sweep.task.cost_shape(values), self._costs[1]
         alike = [rate for other, rate in rates if other == shape] or [rate for _, rate in rates]
-        return max(alike) * int(values["epochs"]) if alike else None
+        return max(alike) * length(values) if alike else None
 
     @cached_property
     def left(self) -> float:
@@ -159,7 +160,7 @@ class Outlook:
 def epochs_expected(outlook: Outlook) -> float:
     """Return epochs to expect if one run in eta continues at each rung, and for leaders' seeds."""
     sweep = outlook.sweep
-    every = [int(applied(outlook.search.base, p, FIRST_SEED)["epochs"]) for p in borders(outlook.search.space, outlook.search.base)]
+    every = [length(applied(outlook.search.base, p, FIRST_SEED)) for p in borders(outlook.search.space, outlook.search.base)]
     epochs = (min(every) + max(every)) / 2
     stages = [0, *(r for r in sweep.rungs if r < epochs), epochs]
     of_one = sum((end - start) / math.pow(max(sweep.eta, 1), i) for i, (start, end) in enumerate(itertools.pairwise(stages)))

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.run.identity import DEFAULT_TASK, fidelity, from_dict, hold, identity, load_from, signature, to_dict
+from cnnjepa.run.identity import DEFAULT_TASK, fidelity, from_dict, hold, identity, length, load_from, signature, to_dict
 from cnnjepa.run.typed import build, checked
 from jobs.cluster import JobSpec
 from jobs.command import GRACE_SECONDS, CommandTask
@@ -203,7 +203,7 @@ class Trial:
     @property
     def epochs(self) -> int:
         """Return how many epochs it trains, or steps if its configuration counts these."""
-        return int(self.values[fidelity(self.values)])
+        return length(self.values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, under the keys of version 0.1."""

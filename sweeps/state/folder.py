@@ -12,6 +12,7 @@ from typing import Any
 
 from cnnjepa.run.files import DamagedError, create_exclusive, read_json, reading, sealed_json, write_atomic
 from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.identity import fidelity
 from cnnjepa.run.typed import build, checked
 from jobs import program
 from jobs.slurm.nodes import Nodes
@@ -94,7 +95,7 @@ class Sweep:
     def varies_epochs(self) -> bool:
         """Return whether runs train for different numbers of epochs."""
         if self.search is not None:
-            return any(d.key == "epochs" for d in self.search.space)
+            return any(d.key == fidelity(self.search.base) for d in self.search.space)
         return len({t.epochs for t in self.trials}) > 1
 
     def rungs_of(self, trial: Trial) -> list[int]:

@@ -1,4 +1,4 @@
-"""Many short trials, to see whether each is run once: softmax regression, by the number of seeds.
+"""Many short trials, to see whether each is run once: the trainer in tests/support/site_task.py, by the number of seeds.
 
 PYTHONPATH=tests/support python tests/support/site_sweep.py --cluster test_cluster --seeds 40
 """
@@ -19,7 +19,7 @@ SWEEP = SweepSpec(
     configurations=[Configuration({"lr": 0.1})],
     smoke=_SCALE,
     paper=_SCALE,
-    task="softmax_task",
+    task="site_task",
 )
 
 if __name__ == "__main__":

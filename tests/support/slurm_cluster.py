@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,9 @@ _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWUSER = 0x20000, 0x4000000, 0x10000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _PR_SET_CHILD_SUBREAPER = 4096, 16384, 1 << 18, 36
 
-_NO_REQUEUE = """
+_PLUGIN = """
 function slurm_job_submit(job_desc, part_list, submit_uid)
-    job_desc.requeue = 0
-    slurm.log_user("NOTE: jobs are not requeued on this site")
+    %s
     return slurm.SUCCESS
 end
 function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
@@ -42,6 +41,7 @@ function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
 end
 return slurm.SUCCESS
 """
+NO_REQUEUE = 'job_desc.requeue = 0 slurm.log_user("NOTE: jobs are not requeued on this site")'
 
 
 def missing_programs() -> list[str]:
@@ -96,9 +96,11 @@ class Options:
     message_seconds: int = 5
     max_array_size: int = 1001
     cores: int = 64
-    requeue: bool = True  # False: a job_submit plugin of the site forbids it for every job
+    plugin: str = ""  # Lua that the site's job_submit plugin runs on each job_desc, such as NO_REQUEUE
     preempt_mode: str = "REQUEUE"  # of the partition gpu-preempt
     gather: str = "none"  # linux: what jobs use of cores and memory is looked at each second
+    lines: dict[str, str] = field(default_factory=dict)  # of slurm.conf: parameter -> value, instead of the one here or beside them
+    partitions: str = ""  # what the line of all partitions has as well, such as OverSubscribe=EXCLUSIVE
 
 
 class SlurmCluster:
@@ -131,67 +133,65 @@ class SlurmCluster:
         addresses = ",".join(f"127.0.1.{i}" for i in range(1, o.nodes + 1))
         ports = ",".join(str(o.port + 9 + i) for i in range(1, o.nodes + 1))
         hardware = f"CPUs={o.cores} Sockets=1 CoresPerSocket={o.cores} ThreadsPerCore=1 RealMemory=256000 Gres=gpu:a100:4"
-        self.conf.write_text(
-            "\n".join(
-                [
-                    "ClusterName=mini",
-                    f"SlurmctldHost={host}(127.0.0.1)",
-                    f"SlurmctldPort={o.port}",
-                    f"SlurmUser={me}",
-                    f"SlurmdUser={me}",
-                    "AuthType=auth/munge",
-                    "CredType=cred/munge",
-                    f"AuthInfo=socket={b}/munge/sock,cred_expire={o.again_seconds}",
-                    f"StateSaveLocation={b}/state",
-                    f"SlurmdSpoolDir={b}/spool/%n",
-                    f"SlurmctldPidFile={b}/run/slurmctld.self",
-                    f"SlurmdPidFile={b}/run/slurmd.%n.self",
-                    f"SlurmctldLogFile={b}/log/slurmctld.log",
-                    f"SlurmdLogFile={b}/log/slurmd.%n.log",
-                    f"PlugStackConfig={b}/etc/plugstack.conf",
-                    "MpiDefault=none",
-                    "ProctrackType=proctrack/linuxproc",
-                    "TaskPlugin=task/none",
-                    "SwitchType=switch/none",
-                    f"JobAcctGatherType=jobacct_gather/{o.gather}",
-                    "JobAcctGatherFrequency=task=1",
-                    "PropagateResourceLimits=NONE",
-                    "SlurmdParameters=config_overrides",
-                    *(["SlurmctldParameters=preempt_send_user_signal"] if o.user_signal else []),
-                    "SelectType=select/cons_tres",
-                    "SelectTypeParameters=CR_Core_Memory",
-                    "SchedulerType=sched/backfill",
-                    "SchedulerParameters=bf_interval=1,sched_interval=2,sched_min_interval=0",
-                    "PriorityType=priority/basic",
-                    "JobRequeue=1",
-                    f"KillWait={o.kill_wait_seconds}",
-                    f"MessageTimeout={o.message_seconds}",
-                    "MinJobAge=300",
-                    "MaxJobCount=20000",
-                    f"MaxArraySize={o.max_array_size}",
-                    f"SlurmdTimeout={o.node_timeout_seconds}",
-                    "ReturnToService=2",
-                    "GresTypes=gpu",
-                    "PreemptType=preempt/partition_prio",
-                    f"PreemptMode={o.preempt_mode}",
-                    *([] if o.requeue else ["JobSubmitPlugins=lua"]),
-                    "AccountingStorageType=accounting_storage/slurmdbd",
-                    "AccountingStorageHost=127.0.0.1",
-                    f"AccountingStoragePort={o.port + 1}",
-                    f"AccountingStoragePass={b}/munge/sock",
-                    "AccountingStorageTRES=gres/gpu,gres/gpu:a100",
-                    "AccountingStorageEnforce=associations,limits,qos",
-                    f"NodeName={','.join(self.names)} NodeHostname={host} NodeAddr={addresses} Port={ports} {hardware} State=UNKNOWN",
-                    f"PartitionName=DEFAULT Nodes={','.join(self.names)} MaxTime=2-0 DefaultTime=60 DefMemPerCPU=2000 State=UP",
-                    "PartitionName=gpu Default=YES PriorityTier=10 PreemptMode=OFF",
-                    f"PartitionName=gpu-preempt PriorityTier=1 PreemptMode={o.preempt_mode} GraceTime={o.grace_seconds}",
-                    "",
-                ]
-            )
-        )
+        lines = [
+            "ClusterName=mini",
+            f"SlurmctldHost={host}(127.0.0.1)",
+            f"SlurmctldPort={o.port}",
+            f"SlurmUser={me}",
+            f"SlurmdUser={me}",
+            "AuthType=auth/munge",
+            "CredType=cred/munge",
+            f"AuthInfo=socket={b}/munge/sock,cred_expire={o.again_seconds}",
+            f"StateSaveLocation={b}/state",
+            f"SlurmdSpoolDir={b}/spool/%n",
+            f"SlurmctldPidFile={b}/run/slurmctld.self",
+            f"SlurmdPidFile={b}/run/slurmd.%n.self",
+            f"SlurmctldLogFile={b}/log/slurmctld.log",
+            f"SlurmdLogFile={b}/log/slurmd.%n.log",
+            f"PlugStackConfig={b}/etc/plugstack.conf",
+            "MpiDefault=none",
+            "ProctrackType=proctrack/linuxproc",
+            "TaskPlugin=task/none",
+            "SwitchType=switch/none",
+            f"JobAcctGatherType=jobacct_gather/{o.gather}",
+            "JobAcctGatherFrequency=task=1",
+            "PropagateResourceLimits=NONE",
+            "SlurmdParameters=config_overrides",
+            *(["SlurmctldParameters=preempt_send_user_signal"] if o.user_signal else []),
+            "SelectType=select/cons_tres",
+            "SelectTypeParameters=CR_Core_Memory",
+            "SchedulerType=sched/backfill",
+            "SchedulerParameters=bf_interval=1,sched_interval=2,sched_min_interval=0",
+            "PriorityType=priority/basic",
+            "JobRequeue=1",
+            f"KillWait={o.kill_wait_seconds}",
+            f"MessageTimeout={o.message_seconds}",
+            "MinJobAge=300",
+            "MaxJobCount=20000",
+            f"MaxArraySize={o.max_array_size}",
+            f"SlurmdTimeout={o.node_timeout_seconds}",
+            "ReturnToService=2",
+            "GresTypes=gpu",
+            "PreemptType=preempt/partition_prio",
+            f"PreemptMode={o.preempt_mode}",
+            *(["JobSubmitPlugins=lua"] if o.plugin else []),
+            "AccountingStorageType=accounting_storage/slurmdbd",
+            "AccountingStorageHost=127.0.0.1",
+            f"AccountingStoragePort={o.port + 1}",
+            f"AccountingStoragePass={b}/munge/sock",
+            "AccountingStorageTRES=gres/gpu,gres/gpu:a100",
+            "AccountingStorageEnforce=associations,limits,qos",
+            f"NodeName={','.join(self.names)} NodeHostname={host} NodeAddr={addresses} Port={ports} {hardware} State=UNKNOWN",
+            f"PartitionName=DEFAULT Nodes={','.join(self.names)} MaxTime=2-0 DefaultTime=60 DefMemPerCPU=2000 State=UP {o.partitions}",
+            "PartitionName=gpu Default=YES PriorityTier=10 PreemptMode=OFF",
+            f"PartitionName=gpu-preempt PriorityTier=1 PreemptMode={o.preempt_mode} GraceTime={o.grace_seconds}",
+        ]
+        given = {name.lower() for name in o.lines}
+        kept = [line for line in lines if line.partition("=")[0].lower() not in given]
+        self.conf.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in o.lines.items() if value), ""]))
         (b / "etc" / "gres.conf").write_text(f"NodeName={','.join(self.names)} Name=gpu Type=a100 File={b}/dev/nvidia[0-3]\n")
         (b / "etc" / "plugstack.conf").write_text("")
-        (b / "etc" / "job_submit.lua").write_text(_NO_REQUEUE)
+        (b / "etc" / "job_submit.lua").write_text(_PLUGIN % o.plugin)
         hosts = "".join(f"127.0.1.{i} {name}\n" for i, name in enumerate(self.names, 1))
         (b / "etc" / "hosts").write_text(Path("/etc/hosts").read_text() + hosts)
         database = b / "etc" / "slurmdbd.conf"
@@ -319,8 +319,7 @@ class SlurmCluster:
                     "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=0",
                     "--innodb-lock-wait-timeout=900")  # fmt: skip
         self.wait("mariadbd", (b / "db" / "sock").exists)
-        self._spawn("slurmdbd", _program("slurmdbd"), "-D")
-        self.wait("slurmdbd", lambda: bool(self.run("sacctmgr", "-n", "list", "qos")))
+        self.start_accounting()
         if not self.run("sacctmgr", "-nP", "list", "cluster", "mini", "format=cluster").strip():
             for line in ("add cluster mini", "add account proj cluster=mini", f"add user {me} account=proj",
                          f"modify user {me} set defaultaccount=proj"):  # fmt: skip
@@ -330,6 +329,15 @@ class SlurmCluster:
         """Set limits of this user's association, such as MaxSubmitJobs=4; -1 lifts one."""
         words = [f"{key}={value}" for key, value in limits.items()]
         self.run("sacctmgr", "-i", "modify", "user", "where", f"user={getpass.getuser()}", "account=proj", "set", *words)
+
+    def start_accounting(self) -> None:
+        """Start slurmdbd, whose database runs, and wait until it answers."""
+        self._spawn("slurmdbd", _program("slurmdbd"), "-D")
+        self.wait("slurmdbd", lambda: bool(self.run("sacctmgr", "-n", "list", "qos")))
+
+    def stop_accounting(self) -> None:
+        """Stop slurmdbd; jobs go on, and sacct does not answer."""
+        self._end("slurmdbd")
 
     def start_controller(self) -> None:
         """Start slurmctld, and wait until it answers."""
@@ -364,10 +372,12 @@ class SlurmCluster:
         """Change some of the options; jobs go on."""
         if replace(self.options, **options) == self.options:
             return
-        self.options = replace(self.options, **options)
+        before, self.options = self.options, replace(self.options, **options)
         self.write()
         self.stop_controller()  # some parameters are read at its start alone
         self.start_controller()
+        if before.lines != self.options.lines:
+            self.run("scontrol", "reconfigure")  # for those that nodes read, such as Prolog
         self.wait("nodes", self._nodes_answer)
 
     def start_node(self, name: str) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -14,54 +13,19 @@ import pytest
 from rich.console import Console
 
 from sweeps.execution import monitor
-from sweeps.state import claims
 from sweeps.state.submission import Submission
 from tests.support import flaky_slurm
 from tests.support.sample import seeded
-from tests.support.slurm_bench import ROOT, SweepOnSlurm, given, needs_slurm
-from tests.support.slurm_cluster import SlurmCluster
+from tests.support.site_bench import ENVIRONMENT, SCRIPT, check_once, flaky_path, preempt, quick_sweep, submit
+from tests.support.slurm_bench import ROOT, SweepOnSlurm, needs_slurm
+from tests.support.slurm_cluster import NO_REQUEUE, SlurmCluster
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
-SCRIPT = ROOT / "tests" / "support" / "site_sweep.py"
-ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
-ONE_CORE = ["cores_per_trial=1", "gpus_per_trial=1", "gres=gpu:1", "max_parallel=0"]
-
-
-def quick_sweep(cluster: SlurmCluster, runs: Path) -> SweepOnSlurm:
-    """A sweep of short trials, one core each."""
-    made = SweepOnSlurm(cluster, runs, ranks=1, held=False)
-    made.path = runs / "site_sweep-smoke"
-    return made
-
-
-def submit(sweep: SweepOnSlurm, trials: int, *words: str, **environment: str) -> str:
-    whole = {**ENVIRONMENT, **environment}
-    profile = [word for word in ONE_CORE if not given(word, words)]
-    return sweep.run("--seeds", str(trials), *profile, *words, "--detach", script=SCRIPT, environment=whole, seconds=250)
-
-
-def check_once(sweep: SweepOnSlurm, trials: int) -> list[list[claims.Claim]]:
-    """Every trial completed, and did each epoch once; returns the claims of each."""
-    folders = sweep.trial_dirs()
-    assert len(folders) == trials
-    for folder in folders:
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4]
-        assert (folder / "log" / "train.log").read_text().count("begins after epoch") == len(claims.history(folder))
-        assert {c.slurm.name for c in claims.history(folder) if c.slurm} <= {s.name for s in Submission.all_of(sweep.sweep)}
-        assert json.loads((folder / "result.json").read_text())["status"] == "completed"
-    return [claims.history(folder) for folder in folders]
-
-
-def preempt(cluster: SlurmCluster) -> None:
-    """An urgent job on all nodes, which ends at once."""
-    words = ["-p", "gpu", f"-N{len(cluster.names)}", "--gres=gpu:4", "-t", "1", "-o", "/dev/null", "--wrap", "true"]
-    cluster.run("sbatch", *words, check=False)  # refused where four jobs are queued
 
 
 def never_watched(cluster: SlurmCluster, runs: Path, trials: int, preemptions: int) -> None:
     """Under a limit of 4 jobs, without arrays and requeues, and with a preemption that cancels."""
-    cluster.change(max_array_size=1, requeue=False, preempt_mode="CANCEL", grace_seconds=0)
+    cluster.change(max_array_size=1, plugin=NO_REQUEUE, preempt_mode="CANCEL", grace_seconds=0)
     cluster.limit(MaxSubmitJobs=4)
     sweep = quick_sweep(cluster, runs)
     try:
@@ -100,18 +64,6 @@ def test_preflight_checks_a_node_where_there_are_no_arrays(cluster: SlurmCluster
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sbatch --test-only accepts the script, a single job\n" in done.stdout
     assert re.search(r"^ok +node: gpu0\d: torch", done.stdout, re.M), done.stdout
-
-
-def flaky_path(cluster: SlurmCluster, folder: Path, seed: str) -> str:
-    """Return a PATH at whose front are Slurm's clients, of which some calls fail, in jobs too."""
-    (folder / "bin").mkdir(parents=True)
-    real = Path(shutil.which("sbatch", path=cluster.environment["PATH"]) or "").parent
-    values = {"FLAKY_SEED": seed, "FLAKY_LOG": str(folder / "calls"), "FLAKY_REAL": str(real)}
-    for name in flaky_slurm.COMMANDS:
-        wrapper = folder / "bin" / name
-        wrapper.write_text(f"#!{sys.executable} -SE\nimport os\nos.environ |= {values!r}\n{Path(flaky_slurm.__file__).read_text()}")
-        wrapper.chmod(0o755)
-    return f"{folder / 'bin'}:{cluster.environment['PATH']}"
 
 
 def ever_submitted(sweep: SweepOnSlurm) -> list[str]:

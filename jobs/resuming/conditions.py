@@ -1,0 +1,116 @@
+"""Change what a program must not depend on: its clock, and where random numbers without a seed come from."""
+
+import datetime
+import functools
+import itertools
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SHIFT_SECONDS = 40 * 86_400.0 + 4_321.0
+SPEED = 1_000.0  # of the clock of the second undisturbed run
+_CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
+
+
+def counting(start: float, tick: float) -> Callable[[float], float]:
+    """Return a clock that goes on by `tick` seconds with each look, whatever the time."""
+    looks = itertools.count(1)
+    return lambda now: start + tick * next(looks)
+
+
+def hurried() -> Callable[[float], float]:
+    """Return a clock that is ahead, and goes a thousand times as fast."""
+    began: dict[bool, float] = {}
+
+    def shifted(now: float) -> float:
+        first = began.setdefault(now > 1e9, now)  # the time of day, or a time since the start of something
+        return first + SHIFT_SECONDS + SPEED * (now - first)
+
+    return shifted
+
+
+def set_clock(change: Callable[[float], float]) -> None:
+    """Let each clock of Python give `change` of its time, in modules that are imported from now on."""
+    for name in _CLOCKS:
+        real = getattr(time, name)
+        setattr(time, name, functools.partial(lambda r: change(r()), real))
+        nanoseconds = getattr(time, f"{name}_ns")
+        setattr(time, f"{name}_ns", functools.partial(lambda r: int(change(r() / 1e9) * 1e9), nanoseconds))
+    now = time.time
+    for name in ("localtime", "gmtime", "ctime"):
+        setattr(time, name, functools.partial(lambda real, seconds=None: real(now() if seconds is None else seconds), getattr(time, name)))
+    strftime, localtime = time.strftime, time.localtime
+    time.strftime = lambda format, t=None: strftime(format, localtime() if t is None else t)  # type: ignore[assignment]
+    real_datetime, real_date = datetime.datetime, datetime.date
+
+    class Meta(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, real_datetime)
+
+    class DateTime(real_datetime, metaclass=Meta):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return real_datetime.fromtimestamp(now(), tz)
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            return real_datetime.fromtimestamp(now(), datetime.UTC).replace(tzinfo=None)
+
+        @classmethod
+        def today(cls) -> Any:
+            return real_datetime.fromtimestamp(now())
+
+    class DateMeta(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, real_date)
+
+    class Date(real_date, metaclass=DateMeta):
+        @classmethod
+        def today(cls) -> Any:
+            return real_date.fromtimestamp(now())
+
+    datetime.datetime, datetime.date = DateTime, Date  # type: ignore[misc]
+
+
+def set_entropy(seed: int) -> None:
+    """Let what the system gives as random bytes depend on `seed`, in modules that are imported from now on."""
+    source, seeded = random.Random(seed), random.Random.seed
+
+    def urandom(count: int) -> bytes:
+        return source.randbytes(count)
+
+    def seed_it(self: random.Random, a: Any = None, version: int = 2) -> None:
+        seeded(self, source.getrandbits(64) if a is None else a, version)
+
+    os.urandom = urandom
+    random._urandom = urandom  # type: ignore[attr-defined]
+    random.Random.seed = seed_it  # type: ignore[method-assign]
+    random.seed = functools.partial(seed_it, random._inst)  # type: ignore[attr-defined]
+    if torch := sys.modules.get("torch"):
+        torch.seed = torch.random.seed = lambda: torch.manual_seed(source.getrandbits(62)).initial_seed()
+
+
+def apply(conditions: Mapping[str, Any]) -> None:
+    """Set the conditions of this process; an empty mapping changes nothing. Call it before the program is imported.
+
+    `clock` is "hurried", or the start of a counting clock in seconds; `python`, `numpy` and `torch`
+    seed the global generators; `entropy` seeds what the system gives.
+    """
+    if "entropy" in conditions:
+        set_entropy(conditions["entropy"])
+    if "python" in conditions:
+        random.seed(conditions["python"])
+    if "numpy" in conditions:
+        import numpy as np
+
+        np.random.seed(conditions["numpy"])
+    if "torch" in conditions:
+        import torch
+
+        torch.manual_seed(conditions["torch"])
+    clock = conditions.get("clock")
+    if clock is not None:
+        set_clock(hurried() if clock == "hurried" else counting(float(clock), 0.01 + float(clock) * 1e-11))
