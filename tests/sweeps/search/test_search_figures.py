@@ -28,9 +28,11 @@ def ended(path: Path, space: Sequence[Dimension], score: Callable[[Trial], float
     made = searched(path, spec=dataclasses.replace(SWEEP, space=space), max_trials=runs, costs=costs)
     drawing, known = dataclasses.replace(made.search, sampler="random"), {made.trials[0].signature}  # type: ignore[type-var]
     for draw in range(20 * runs):
+        if len(made.trials) == runs:
+            break
         number = made.next_number
         trial = made.search.trial(number, number, sampler.suggest([], drawing, number, draw), 42)  # type: ignore[union-attr]
-        if trial.signature not in known and len(made.trials) < runs:
+        if trial.signature not in known:
             known.add(trial.signature)
             made.register(trial)
             made.grow()
@@ -53,7 +55,7 @@ RATE_AND_DEPTH = [real("optimizer.lr", 0.0005, 0.05, log=True), whole("method.pr
 def test_a_page_of_two_objectives_shows_of_the_scores_what_a_page_of_one_shows(tmp_path: Path) -> None:
     found: list[dict[str, Any]] = []
     for costs in (False, True):
-        view = ended(tmp_path / str(costs), RATE_AND_DEPTH, good_only_at_one_end, costs, 60)
+        view = ended(tmp_path / str(costs), RATE_AND_DEPTH, good_only_at_one_end, costs, 40)
         study = of_first_objective(study_of(view))
         assert study.direction is MAXIMIZE
         weights = importances(study, ["optimizer.lr", "method.predictor.depth"])
