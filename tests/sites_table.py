@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "site-conditions.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "reference" / "site-conditions.md"
 BEGIN, END = "<!-- conditions: written by tests/sites_table.py -->", "<!-- end of conditions -->"
 HEAD = ["condition", "what happened", "trials completed", "trials lost", "jobs doubled", "idle, s", "loading, s"]
 KEYS = ["condition", "happened", "completed", "lost", "doubled", "idle", "loading"]
@@ -28,6 +29,7 @@ def rows(page: str) -> list[list[str]]:
 
 def main() -> None:
     """Rewrite the table in the order of the tests; a condition that was tested twice is taken from its last run."""
+    sys.path.insert(0, str(ROOT))  # as a script it has only its own folder on the path
     from tests.support.conditions_of_sites import CONDITIONS
 
     entries = {e["condition"]: e for e in map(json.loads, Path(sys.argv[1]).read_text().splitlines())}
