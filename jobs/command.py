@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnjepa.run.attempts import numbered
+from cnnjepa.run.attempts import attempts_with, numbered
 from cnnjepa.run.folder import HopelessError
 from cnnjepa.run.identity import task_name
 from jobs import program
@@ -26,6 +26,7 @@ STOPPED = 75  # exit status of a command that has saved, and goes on when it is 
 GRACE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _PYTHONS, _SHELLS = ("python", "python3"), ("bash", "sh", "zsh")
+_REPORTS = "reports.jsonl"
 _OWN = ("run_dir",)  # placeholders that are no keys
 _RESERVED = ("command", "task", *_OWN)
 
@@ -164,6 +165,7 @@ class CommandTask(PlainTask):
             root = Path(known.root)
         if not root.is_dir():
             raise HopelessError(f"the folder of the program must be there, since it runs in it; got no {root}")
+        _take_left(run)
         at, line = -1, self.line(config, run.folder, copy, root)
         while True:
             ended = _Started(line, root, run).wait(self.grace_seconds)
@@ -181,12 +183,40 @@ class CommandTask(PlainTask):
             run.rewind()
 
 
+def _take_left(run: Run) -> None:
+    """Record what the command reported in earlier attempts and nobody read: it may have saved since, and does not report it again."""
+    path = run.run_folder.path / _REPORTS
+    for number in sorted({*attempts_with(path), 0}):
+        if number > run.attempt or not numbered(path, number).exists():
+            continue
+        known = max(map(float, run.run_folder.probes()), default=-1.0)
+        for line in numbered(path, number).read_bytes().split(b"\n")[:-1]:
+            with contextlib.suppress(HopelessError, ValueError):  # that attempt has failed, or was killed as it wrote
+                epoch, values = _parsed(line)
+                if epoch > known:
+                    run.report(epoch, **values)
+        run.rewind()
+
+
+def _parsed(line: bytes) -> tuple[int, dict[str, Any]]:
+    """Return epoch and metrics of a line of reports; raise HopelessError if it holds none."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        values = None
+    epoch = next((values.pop(key) for key in ("epoch", "step") if key in values), None) if isinstance(values, dict) else None
+    if type(epoch) is not int:
+        rule = 'be a JSON object with a whole "epoch" or "step", and numbers'
+        raise HopelessError(f"each line of SWEEP_REPORT must {rule}; got {line[:200].decode(errors='replace')!r}")
+    return epoch, values or {}
+
+
 class _Started:
     """A command that runs."""
 
     def __init__(self, words: list[str], cwd: Path, run: Run) -> None:
         self._run, self._read, self._rest = run, 0, b""
-        self._reports = numbered(run.run_folder.path / "reports.jsonl", run.attempt)
+        self._reports = numbered(run.run_folder.path / _REPORTS, run.attempt)
         self._reports.write_bytes(b"")
         environment = {
             **os.environ,
@@ -233,14 +263,7 @@ class _Started:
 
     def _take_reports(self, last: bool = False) -> None:
         for line in self._lines(last):
-            try:
-                values = json.loads(line)
-            except ValueError:
-                values = None
-            epoch = next((values.pop(key) for key in ("epoch", "step") if key in values), None) if isinstance(values, dict) else None
-            if type(epoch) is not int:
-                rule = 'be a JSON object with a whole "epoch" or "step", and numbers'
-                raise HopelessError(f"each line of SWEEP_REPORT must {rule}; got {line[:200].decode(errors='replace')!r}")
+            epoch, values = _parsed(line)
             try:
                 self._run.report(epoch, **values)
             except ValueError as error:

@@ -17,7 +17,7 @@ from tests.support.typed import EXAMPLES
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 # Options of other programs that the pages speak of.
 _FOREIGN_OPTIONS = {"--help", "--nv", "--gpus-per-node", "--test-only", "--overlap", "--signal", "--inspect", "--logdir", "--constraint"}
-_FOREIGN_OPTIONS |= {"--exclude", "--exclusive", "--export", "--gres", "--mem", "--requeue"}  # of sbatch
+_FOREIGN_OPTIONS |= {"--exclude", "--exclusive", "--export", "--gres", "--mem", "--mem-per-cpu", "--requeue"}  # of sbatch
 
 
 def anchors(path: Path) -> set[str]:
@@ -78,6 +78,7 @@ _NO_KEYS = {
     "api_key",
     "password",
     "state",
+    "pickled",
     "log",
     "key",
     "user",

@@ -120,6 +120,10 @@ ELSEWHERE = {
         "tests/cnnjepa/data/test_pack_sources.py::test_a_torchvision_set_is_packed_without_loss"
     ),
     **dict.fromkeys(
+        ("python mine/digits_rate.py --cluster local --seeds 2", "python -m sweeps results runs/digits_rate-smoke"),
+        "tests/test_docs_own_task.py::test_a_function_is_swept_as_it_stands_on_the_page",
+    ),
+    **dict.fromkeys(
         (
             "export PYTHONPATH=$PWD/mine",
             "python mine/softmax_rate.py --cluster local",

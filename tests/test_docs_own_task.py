@@ -10,6 +10,7 @@ import pytest
 
 from jobs.task import Task
 from tests.support.documented import ROOT, code_spans, example, page, typed
+from tests.support.killed_run import configured, loaded
 
 PAGE = "own-task.md"
 
@@ -23,10 +24,34 @@ def in_bash(folder: Path, *commands: list[str]) -> str:
 
 
 @pytest.mark.slow
+def test_a_function_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "digits_rate.py").write_text(example(PAGE, "python"))
+    python = {"python": sys.executable}
+    path = ["export", f"PYTHONPATH={ROOT}"]
+    in_bash(tmp_path, path, [*typed("python mine/digits_rate.py --cluster local --seeds 2", python), "max_parallel=2"])
+    table = list(csv.DictReader((tmp_path / "runs" / "digits_rate-smoke" / "results.csv").open()))
+    assert [row["state"] for row in table] == ["completed"] * 4
+    assert all(float(row["accuracy"]) > 80 for row in table)
+    # No path leads to the program: it is in the sweep's folder.
+    (tmp_path / "mine" / "digits_rate.py").unlink()
+    shown = in_bash(tmp_path, path, typed("python -m sweeps results runs/digits_rate-smoke", python))
+    assert "lr 0.1" in shown
+
+
+def test_the_command_on_the_page_is_planned_as_it_stands_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.py").touch()
+    (tmp_path / "on_the_page.py").write_text(example(PAGE, "python", 1))
+    spec, config = configured(loaded(tmp_path / "on_the_page.py").SWEEP, "lr=0.5")
+    assert spec.task_name == "on_the_page:SWEEP"
+    assert (config.lr, config.epochs, config.seed) == (0.5, 6, 42)
+
+
+@pytest.mark.slow
 def test_the_example_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for number, name in enumerate(("softmax_task.py", "softmax_rate.py")):
-        (tmp_path / "mine" / name).write_text(example(PAGE, "python", number))
+        (tmp_path / "mine" / name).write_text(example(PAGE, "python", 2 + number))
     python = {"python": sys.executable}
     path = typed("export PYTHONPATH=$PWD/mine", {"PYTHONPATH=$PWD/mine": f"PYTHONPATH=$PWD/mine:{ROOT}"})
     in_bash(tmp_path, path, typed("python mine/softmax_rate.py --cluster local", python))
@@ -50,6 +75,6 @@ def test_the_example_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_part_that_a_task_may_define() -> None:
-    helpers = {"name", "Config", "train", "value", "get", "put"}
+    helpers = {"name", "Config", "train", "value", "get", "put", "sign"}
     parts = {part for part in (*Task.__annotations__, *vars(Task)) if not part.startswith("_")} - helpers
     assert parts - set(code_spans(page(PAGE))) == set()

@@ -48,10 +48,10 @@ def settle(sweep: Sweep, view: View, asked: argparse.Namespace, console: Console
 
 def _begun_with_others(view: View, asked: argparse.Namespace, now: Program, before: Program) -> dict[str, Program]:
     """Return the trials, by run ID, that ended or began with other files, with these; a failed one only if it is to go on."""
-    found = {}
+    found, kept = {}, before.kept if before.digest == now.digest else ()  # another change asks again
     for trial in view.sweep.trials:
         begun = program.noted(view.sweep.trial_dir(trial))
-        if begun is None or begun.digest == now.digest or begun.digest in before.kept:
+        if begun is None or begun.digest == now.digest or begun.digest in kept:
             continue
         if view.state(trial) is not TrialState.failed or asked.retry_failed:
             found[trial.signature] = begun

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cnnjepa.run.folder import RunResult, RunStatus
-from cnnjepa.run.identity import signature
+from cnnjepa.run.identity import fidelity, signature
 from sweeps.execution.bad_nodes import Place, log_of
 from sweeps.search import search
 from sweeps.search.warnings import cause_of, warnings_of
@@ -119,6 +119,7 @@ def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
         others.pop(trial.signature, None)
         if goes_on(sweep.sign * value, [sweep.sign * other for other in others.values()], sweep.eta):
             return ""
-        return f"{sweep.objective} {value:.2f} at epoch {epoch} is not among the best 1/{sweep.eta} of {len(others) + 1} runs"
+        shown, what = f"{value:.2f}" if sweep.task.UNIT == "%" else f"{value:.4g}", fidelity(trial.values).removesuffix("s")
+        return f"{sweep.objective} {shown} at {what} {epoch} is not among the best 1/{sweep.eta} of {len(others) + 1} runs"
 
     return verdict

@@ -1,6 +1,7 @@
 """Decide which runs count, and aggregate them: a row per run, a summary per configuration."""
 
 import collections
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,26 @@ class Spread:
         if self.mean is None:
             return "-"
         return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
+
+
+@dataclass(frozen=True)
+class FineSpread(Spread):
+    """Spread of scores that are no percentages: shown with as many digits as its standard deviation tells apart."""
+
+    def __str__(self) -> str:
+        """Return '0.0231 ± 0.0014', '0.02314' for a single value, or '-' for none."""
+        if self.mean is None:
+            return "-"
+        if not self.std:
+            return f"{self.mean:.4g}" if self.std is None else f"{self.mean:.4g} ± 0"
+        places = max(1 - math.floor(math.log10(self.std)), 0)
+        return f"{self.mean:.{places}f} ± {self.std:.{places}f}" if places < 7 else f"{self.mean:.4g} ± {self.std:.1e}"
+
+
+def spread_of(view: View, values: Sequence[float]) -> Spread:
+    """Return the spread of scores, which says how they are shown: percentages with one decimal."""
+    found = Spread.of(values)
+    return found if view.sweep.task.UNIT == "%" else FineSpread(found.mean, found.std, found.n)
 
 
 @dataclass(frozen=True)
@@ -154,7 +175,7 @@ def summaries(view: View) -> list[Summary]:
         found.append(
             Summary(
                 label,
-                {m: Spread.of(list(values[m].values())) for m in metrics},
+                {m: spread_of(view, list(values[m].values())) for m in metrics},
                 sum(row.state is TrialState.failed for row in mine),
                 sum(row.state is TrialState.pruned for row in mine),
                 sum(not row.state.ended for row in mine),
@@ -281,8 +302,9 @@ def judged(lead: Leader) -> str:
     """Return 'apart by 1.3 (95 % interval 0.4 to 2.2): paired t over 3 seeds, p = 0.01'."""
     assert lead.comparison is not None
     tested = lead.comparison
-    interval = "" if tested.low is None or tested.high is None else f" (95 % interval {tested.low:.1f} to {tested.high:.1f})"
-    return f"difference {tested.difference:.1f}{interval}: {tested}"
+    form = ".3g" if isinstance(lead.best.spreads.get(lead.metric), FineSpread) else ".1f"
+    interval = "" if tested.low is None or tested.high is None else f" (95 % interval {tested.low:{form}} to {tested.high:{form}})"
+    return f"difference {tested.difference:{form}}{interval}: {tested}"
 
 
 def run_set(view: View) -> str:

@@ -10,6 +10,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from cnnjepa.run.files import write_atomic
+from sweeps.report.aggregate import distinct
 from sweeps.search.sampler import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Outcome, directions, distribution, frozen, reports
 from sweeps.spec.space import Params
 from sweeps.state.trial_state import TrialState
@@ -23,11 +24,13 @@ def study_of(view: View, storage: BaseStorage | None = None) -> optuna.Study:
         space = {d.key: distribution(d) for d in search.space}
     else:
         # The names are those of version 0.1.
-        space = {"setting": CategoricalDistribution(list(dict.fromkeys(t.label for t in sweep.trials)))}
+        labels = {t.configuration: t.label for t in sweep.trials}
+        names = dict(zip(labels, distinct(list(labels.values())), strict=True))
+        space = {"setting": CategoricalDistribution(list(names.values()))}
     costs = search is not None and search.costs
     frozen_trials = []
     for trial in sweep.trials:
-        params: Params = trial.params if search is not None else {"setting": trial.label}
+        params: Params = trial.params if search is not None else {"setting": names[trial.configuration]}
         state, result = view.state(trial), view.result(trial)
         one = outcome_of_a_run(params, state, view.objective(trial))
         if one.state is COMPLETE and costs and result is not None:

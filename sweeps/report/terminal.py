@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from rich.table import Table
@@ -24,10 +24,13 @@ class Column:
     most_lines: int | None = 3  # of words, beyond which they are shortened; None for any number
     keep: bool = False  # never left out
 
+    whole_name: bool = False  # its name is in one line
+
     @property
     def width(self) -> int:
         """Return the characters that its widest cell takes, or its name's longest word."""
-        return max([cell_len(str(cell)) for cell in self.cells] + [max(map(cell_len, self.name.split() or [""]))])
+        parts = [self.name] if self.whole_name else self.name.split() or [""]
+        return max(map(cell_len, [*parts, *map(str, self.cells)]))
 
 
 def fitted(columns: Sequence[Column], width: int | None, table: Table, whole: str) -> Table:
@@ -35,7 +38,10 @@ def fitted(columns: Sequence[Column], width: int | None, table: Table, whole: st
 
     `whole` says where everything is, in a note below if something was shortened or left out.
     """
-    shown, room = list(columns), _room(columns, width)
+    wide = [replace(c, whole_name=True) for c in columns]
+    room = _room(wide, width)
+    shown = wide if room is None or sum(c.width for c in wide if c.words) <= room else list(columns)
+    room = _room(shown, width)
     while room is not None and room < sum(min(c.width, _FEWEST) for c in shown if c.words):
         leaving = next((c for c in reversed(shown) if not c.keep), None)
         if leaving is None:
@@ -51,7 +57,7 @@ def fitted(columns: Sequence[Column], width: int | None, table: Table, whole: st
         texts.append(made)
     for cells in zip(*texts, strict=True):
         table.add_row(*cells)
-    lost = [c.name for c in columns if c not in shown]
+    lost = [c.name for c in columns if c.name not in {kept.name for kept in shown}]
     said = ["names are shortened"] * shortened + [f"without {', '.join(lost)}, for which the terminal is too narrow"] * bool(lost)
     if said:
         table.caption = "\n".join([f"{'; '.join(said)}: {whole}", *filter(None, [str(table.caption or "")])])

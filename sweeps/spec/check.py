@@ -107,9 +107,12 @@ def _check_keys(space: Sequence[Dimension], base: Mapping[str, Any]) -> None:
         if keys.count(d.key) > 1:
             raise ValueError(f"a space must hold each key once; got {d.key} {keys.count(d.key)} times: merge them")
         if d.key not in known:
-            inside = [key for key in known if key.startswith(f"{d.key}.")]
-            what = f"a group of keys: search {inside[0]} and the like, or compare groups as configurations" if inside else d.key
-            raise ValueError(f"a dimension must be a key of the configuration; got {what}{'' if inside else did_you_mean(d.key, known)}")
+            if inside := [key for key in known if key.startswith(f"{d.key}.")]:
+                remedy = f"search {inside[0]} and the like, or compare groups as configurations"
+                raise ValueError(f"a dimension must be a key with one value; got {d.key}, a group of keys: {remedy}")
+            if hint := did_you_mean(d.key, known, cutoff=0.8):
+                raise ValueError(f"a dimension must be a key of the configuration; got {d.key}{hint}")
+            lookup(base, d.key)  # says that the key may belong to another method
         if d.key == threads:
             raise ValueError(f"{d.key} must be left to cluster.cores_per_trial; got a dimension: leave it out")
         if isinstance(lookup(base, d.key), list):

@@ -14,7 +14,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,9 @@ CHOOSE = (
 
 def plain_search(runs: int, chosen_by: str) -> Search:
     """The joint search, over one configuration more than there are runs."""
-    return build_search(SWEEP, SWEEP.smoke, "local", [f"epochs={EPOCHS}"], [], sampler=chosen_by, max_trials=runs + 1, seeds=1)
+    return build_search(
+        SWEEP, SWEEP.smoke, "local", [f"epochs={EPOCHS}"], [], sampler=chosen_by, max_trials=runs + 1, seeds=1, max_failures=runs
+    )
 
 
 def fabricated(path: Path, runs: int, kind: str) -> Sweep:
@@ -104,19 +105,25 @@ def run_of(sweep: Sweep, trial: Trial) -> None:
     folder.write_result(RunResult(status, cause[status], metrics, probes=probes, step=epochs * STEPS_OF_AN_EPOCH, **measured))
 
 
+# A process of its own: what a program is said to have held at most includes the process that started it.
+_MEASURE = (
+    "import json, resource, subprocess, sys, time\n"
+    "began = time.perf_counter()\n"
+    "done = subprocess.run(sys.argv[1:], capture_output=True)\n"
+    "used, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - began\n"
+    "sys.stderr.write(done.stderr.decode())\n"
+    "print(json.dumps([done.returncode, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, done.stdout.count(10)]))\n"
+)
+
+
 def measured(line: list[str]) -> dict[str, float]:
-    """Seconds, the most memory, and the lines and bytes of output, of a command in a new process."""
-    with tempfile.TemporaryFile() as out:
-        before = time.perf_counter()
-        process = subprocess.Popen(line, cwd=ROOT, stdout=out, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"})
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - before
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(line)} must succeed; got exit status {process.returncode}")
-        out.seek(0)
-        shown = out.read()
-    return {"seconds": round(seconds, 2), "memory_mb": round(used.ru_maxrss / 1024), "output_lines": shown.count(b"\n")}
+    """Seconds, the most memory, and the lines of output, of a command in a new process; CPU seconds where others are busy."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-S", "-c", _MEASURE, *line], cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
+    status, seconds, cpu, memory, lines = json.loads(done.stdout)
+    if status:
+        raise RuntimeError(f"{' '.join(line)} must succeed; got exit status {status}")
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "memory_mb": round(memory), "output_lines": lines}
 
 
 def commands(path: Path, kind: str) -> dict[str, dict[str, float]]:
@@ -175,7 +182,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the sweeps are kept; default: a temporary folder, removed at the end")
     asked = parser.parse_args()
     figures: dict[str, Any] = {}
-    table = Table("sweep", "runs", "command", "seconds", "memory, MiB", "lines of output", title="What a look at many runs costs")
+    table = Table(
+        "sweep", "runs", "command", "seconds", "CPU seconds", "memory, MiB", "lines of output", title="What a look at many runs costs"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         for kind in asked.kind:
             for runs in asked.runs:

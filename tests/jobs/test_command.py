@@ -47,6 +47,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
     return made
 
 
+@pytest.mark.slow
 def test_a_command_runs_to_its_end_and_what_it_reports_is_the_run_s(counting: Callable[..., Any], tmp_path: Path) -> None:
     result = attempt(counting(), tmp_path / "run", 1)
     assert result is not None
@@ -54,6 +55,7 @@ def test_a_command_runs_to_its_end_and_what_it_reports_is_the_run_s(counting: Ca
     assert [r["loss"] for r in scores(tmp_path / "run") if r["kind"] == "step"] == [99, 98, 97, 96]
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_or_stops_by_itself_goes_on_and_one_that_gains_nothing_fails(
     counting: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -71,6 +73,7 @@ def _stopped_after(path: Path, epochs: int) -> Callable[[], bool]:
     return lambda: (path / "files" / "epoch").exists() and int((path / "files" / "epoch").read_text() or 0) >= epochs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["trap 'exit 75' TERM; ", "", "trap 'exit 0' TERM; ", "trap 'exit 9' TERM; "])
 def test_a_command_is_stopped_by_sigterm_and_goes_on_when_it_is_started_again(
     how: str, counting: Callable[..., Any], tmp_path: Path
@@ -85,6 +88,7 @@ def test_a_command_is_stopped_by_sigterm_and_goes_on_when_it_is_started_again(
     assert (path / "reports.2.jsonl").read_text().count("\n") == 4 - reached
 
 
+@pytest.mark.slow
 def test_a_command_that_does_not_end_is_killed_after_its_grace(counting: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "run"
     config = counting("trap '' TERM; sleep 60", grace_seconds=0.3)
@@ -93,6 +97,7 @@ def test_a_command_that_does_not_end_is_killed_after_its_grace(counting: Callabl
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.slow
 def test_a_command_is_pruned_by_a_signal(counting: Callable[..., Any], tmp_path: Path) -> None:
     def judge(epoch: int, metrics: dict[str, float]) -> str:
         return "not among the best" if epoch == 2 else ""
@@ -102,6 +107,7 @@ def test_a_command_is_pruned_by_a_signal(counting: Callable[..., Any], tmp_path:
     assert (result.status, result.cause) == (RunStatus.pruned, "not among the best")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -151,6 +157,7 @@ def test_nothing_of_a_command_outlives_what_started_it(victim: str, tmp_path: Pa
             os.killpg(leader, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_example_in_bash_is_run_from_its_copy(tmp_path: Path) -> None:
     _, config = configured(loaded(EXAMPLES / "shell_walk.py").SWEEP, "epochs=3", "step=50")
     result = attempt(config, tmp_path / "run", 1)

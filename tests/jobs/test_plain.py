@@ -25,6 +25,7 @@ def example(request: pytest.FixtureRequest) -> ModuleType:
     return loaded(EXAMPLES / f"{request.param}.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_that_is_killed_at_drawn_moments_ends_like_an_undisturbed_one(example: ModuleType, seed: int, tmp_path: Path) -> None:
     _, config = configured(example.SWEEP, "epochs=5")

@@ -5,6 +5,7 @@ The name and what happens are a line of the table in docs/reference/site-conditi
 
 import contextlib
 import shlex
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from sweeps.state import claims
 from sweeps.state.submission import Submission
 from tests.support.shell import BANNERS, put_banners
 from tests.support.site_bench import ONE_CORE, SCRIPT, Site, preempt
+from tests.support.slurm_bench import ROOT
 from tests.support.slurm_cluster import NO_REQUEUE
 
 
@@ -141,7 +143,8 @@ def _(site: Site) -> None:
 def _typed_within(site: Site, outer: list[str]) -> None:
     env = ["env", *(f"{k}={v}" for k, v in site.shell.items() if k in ("PYTHONPATH", "PATH"))]
     line = [*env, *site.sweep.line("--seeds", "2", *ONE_CORE, "--detach", script=SCRIPT)]
-    site.cluster.run(*outer, *(["--wrap", shlex.join(line)] if outer[0] == "sbatch" else line))
+    whole = [*outer, *(["--wrap", shlex.join(line)] if outer[0] == "sbatch" else line)]
+    subprocess.run(whole, cwd=ROOT, env=site.cluster.environment, capture_output=True, timeout=250, check=True)
     (made,) = Submission.all_of(site.sweep.sweep)
     assert "MinMemoryNode=8000M" in site.cluster.run("scontrol", "show", "job", made.job)
 
@@ -219,7 +222,8 @@ def _(site: Site) -> None:
 
 @condition("a submit plugin that moves jobs to a preempted partition", "saved, requeued, resumed")
 def _(site: Site) -> None:
-    site.cluster.change(plugin='job_desc.partition = "gpu-preempt"', grace_seconds=5)
+    # The urgent job has no comment, and stays where it is.
+    site.cluster.change(plugin='if job_desc.comment ~= nil then job_desc.partition = "gpu-preempt" end', grace_seconds=5)
     preempted(site, "partition=gpu")
     requeued(site)
 
@@ -336,16 +340,21 @@ def _(site: Site) -> None:
     assert [s.throttle for s in Submission.all_of(site.sweep.sweep)] == [0, 0]
 
 
-@condition("`MaxArraySize=0`, `MaxSubmitJobs=3`, no requeue, `PreemptMode=CANCEL`, a preemption", "single jobs, each followed by another")
+@condition(
+    "`MaxArraySize=0`, `MaxSubmitJobs=3`, no requeue, `PreemptMode=CANCEL`, a preemption",
+    "single jobs; another one took the trial of one that was cancelled",
+)
 def _(site: Site) -> None:
     site.cluster.change(max_array_size=0, plugin=NO_REQUEUE, preempt_mode="CANCEL", grace_seconds=0)
     site.cluster.limit(MaxSubmitJobs=3)
     try:
-        site.type(4, "partition=gpu-preempt", "pause_seconds=0.5")
-        site.wait("a result", results=1)
-        site.cluster.limit(MaxSubmitJobs=4)
-        preempt(site.cluster)
+        site.type(4, "partition=gpu-preempt", "pause_seconds=2.5")
+        site.wait("an epoch", epochs=1)
+        site.cluster.limit(MaxSubmitJobs=6)
+        # The controller hears of a new limit some time later.
+        site.cluster.wait("the urgent job", lambda: preempt(site.cluster), 30)
         site.cluster.limit(MaxSubmitJobs=3)
         site.wait("results", results=4)
     finally:
         site.cluster.limit(MaxSubmitJobs=-1)
+    assert any(len(past) > 1 for past in starts_of(site)), "none was preempted"

@@ -207,10 +207,11 @@ def _(site: Site) -> None:
 
 def _power_cut(site: Site) -> None:
     site.cluster.change(partitions="OverSubscribe=EXCLUSIVE")
-    site.type(3, "pause_seconds=4")
+    # The fourth trial waits for a node, and ends after Slurm has noticed.
+    site.type(4, "pause_seconds=4")
     site.wait("an epoch of each", epochs=3)
     site.cluster.kill_node("gpu02")
-    site.wait("results", results=3)
+    site.wait("results", results=4)
 
 
 @condition("the Slurm daemon of a node dies, and its jobs live on", "one owner at a time; the trial resumed elsewhere")
@@ -239,10 +240,10 @@ if os.environ.get("SLURMD_NODENAME") == "gpu01":
 @condition("a node breaks whatever computes there, with an unknown error", "named and avoided; no trial pays for it")
 def _(site: Site) -> None:
     site.at_start(BAD)
-    site.type(3, "pause_seconds=0.5")
-    site.wait("results", results=3)
+    site.type(2, "pause_seconds=0.5")
+    site.wait("results", results=2)
     assert list(site.sweep.sweep.nodes.avoided()) == ["gpu01"]
-    assert sum(c.slurm is not None and c.slurm.node == "gpu01" for past in starts_of(site) for c in past) <= 3
+    assert sum(c.slurm is not None and c.slurm.node == "gpu01" for past in starts_of(site) for c in past) <= 2
 
 
 @condition("the setup fails on one node", "named and avoided; the jobs moved")

@@ -56,10 +56,10 @@ def check_once(sweep: SweepOnSlurm, trials: int) -> list[list[claims.Claim]]:
     return [claims.history(folder) for folder in folders]
 
 
-def preempt(cluster: SlurmCluster) -> None:
-    """An urgent job on all nodes, which ends at once."""
+def preempt(cluster: SlurmCluster) -> bool:
+    """Submit an urgent job on all nodes, which ends at once; return whether it was accepted: not where too many are queued."""
     words = ["-p", "gpu", f"-N{len(cluster.names)}", "--gres=gpu:4", "-t", "1", "-o", "/dev/null", "--wrap", "true"]
-    cluster.run("sbatch", *words, check=False)  # refused where four jobs are queued
+    return bool(cluster.run("sbatch", *words, check=False))
 
 
 def flaky_path(cluster: SlurmCluster, folder: Path, seed: str) -> str:

@@ -2,9 +2,30 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  // The figures of a large sweep are drawn as they come into sight, so that the page answers before.
+  const waiting = new Map();
+  const observer = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach((one) => arrive(one.target)),
+    { rootMargin: "300px" });
+
+  function arrive(element) {
+    const work = waiting.get(element);
+    if (!work) return;
+    waiting.delete(element);
+    observer.unobserve(element);
+    work();
+  }
+
+  function whenSeen(element, height, work) {
+    if (data.trials.length <= data.most_curves) return work();
+    element.style.minHeight = height + "px";
+    waiting.set(element, work);
+    observer.observe(element);
+  }
+
   for (const [id, figure] of Object.entries(data.figures)) {
     // Buttons would cover a narrow figure. A drag zooms, a double click resets.
-    Plotly.newPlot(id, figure.data, figure.layout, Object.assign({}, options, { displayModeBar: false }));
+    whenSeen(document.getElementById(id), figure.layout.height, () =>
+      Plotly.newPlot(id, figure.data, figure.layout, Object.assign({}, options, { displayModeBar: false })));
   }
 
   const trials = data.trials;
@@ -35,7 +56,7 @@
   }
 
   function draw() {
-    if (!place || !metricChoice.value) return;
+    if (!place || !metricChoice.value || waiting.has(place)) return;
     const shown = traces(metricChoice.value);
     shown.sort((a, b) => chosen.has(a.meta) - chosen.has(b.meta));
     const layout = Object.assign({}, data.curve_layout, {
@@ -112,10 +133,16 @@
 
   if (metricChoice) metricChoice.addEventListener("change", draw);
   for (const signature of (location.hash.match(/^#trials=(.+)$/) || ["", ""])[1].split(",")) if (rows.has(signature)) chosen.add(signature);
+  if (place) {
+    whenSeen(place, data.curve_layout.height, () => {
+      draw();
+      if (place.on) place.on("plotly_click", (event) => toggle(event.points[0].data.meta));
+    });
+  }
   show();
-  if (place && place.on) place.on("plotly_click", (event) => toggle(event.points[0].data.meta));
 
   const all = () => document.querySelectorAll(".js-plotly-plot");
+  window.addEventListener("beforeprint", () => [...waiting.keys()].forEach(arrive));
   window.addEventListener("beforeprint", () => all().forEach((plot) => Plotly.relayout(plot, { width: Math.min(plot.clientWidth, 680) })));
   window.addEventListener("afterprint", () => all().forEach((plot) => Plotly.relayout(plot, { width: null, autosize: true })));
   document.body.dataset.ready = "true";

@@ -16,6 +16,7 @@ from cnnjepa.probes import collapse, features, knn, linear, run_probes
 from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm, pooled_features, topk_accuracy
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.run.folder import RunFolder, RunStatus
+from cnnjepa.run.identity import to_dict
 from cnnjepa.run.ranks import Ranks
 from cnnjepa.train import train
 from tests.support.runs import assert_bitwise_equal, final_state, run
@@ -337,3 +338,22 @@ def test_calibration_makes_features_of_a_random_encoder_normal() -> None:
     maps = [encoder.conv1(loader.normalise(part, splits, ALONE.device, torch.float32)) for part in images.split(256)]
     mean = torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0)
     torch.testing.assert_close(encoder.bn1.running_mean, mean.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_each_probe_gives_the_metrics_that_it_declares() -> None:
+    """A sweep's objective is compared with these before anything is trained."""
+    many = [blobs(n, seed, classes=7) for seed, n in enumerate((200, 100, 100))]
+    for final in (True, False):
+        config = probe_data(linear_paper_epochs=2).config
+        data = ProbeData(many[0], many[1], many[2] if final else None, 7, config)
+        given = {f"{p.__name__.rpartition('.')[2]}.{m}" for p in (collapse, knn, linear) for m in p.run(data)}
+        assert given == set(task.metrics(to_dict(config), final))
+
+
+def test_metrics_of_other_sets_have_their_name_and_are_given_at_the_end() -> None:
+    values = to_dict(tiny_config(probes=ProbeConfig(names=["knn"], data=["pets:/pets"])))
+    assert set(task.metrics(values)) >= {"knn.holdout_top1", "knn.pets.test_top1"}
+    assert task.metrics(values, final=False) == ["knn.holdout_top1", "knn.holdout_top5"]
+    values["data"]["name"] = "images"
+    assert "knn.test_top1" not in task.metrics(values)
+    assert "knn.pets.test_top1" in task.metrics(values)

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -80,39 +81,46 @@ def watch(sweep: SweepOnSlurm) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
+def let_go(log: Path, calls: int, file: Path) -> None:
+    """Let the jobs begin their trials once so many of Slurm's clients were called, or after a quarter of an hour."""
+    deadline = time.monotonic() + 900
+    while len(log.read_text().splitlines()) < calls and time.monotonic() < deadline:
+        time.sleep(0.2)
+    file.touch()
+
+
 def through_bad_answers(cluster: SlurmCluster, folder: Path, seed: str, trials: int, calls: int, patch: pytest.MonkeyPatch) -> None:
-    """Run and watch a sweep that grows until so many of Slurm's clients were called. It prints its figures."""
+    """Submit and watch a sweep whose jobs wait until so many of Slurm's clients were called. It prints its figures."""
     path, sweep, log = flaky_path(cluster, folder, seed), quick_sweep(cluster, folder / "runs"), folder / "calls"
-    began, ended = time.monotonic(), 0
+    began, go = time.monotonic(), folder / "go"
+    words = ["max_parallel=4", f"setup=['until [ -e {go} ]; do sleep 0.2; done']"]
+    for part in (trials // 3, 2 * trials // 3, trials):
+        submit(sweep, part, *words, PATH=path)
+    # The same command again, while all is under way: nothing is missing.
+    assert "submitted job" not in submit(sweep, trials, *words, PATH=path)
+    command = [sys.executable, "-m", "sweeps", "status", str(sweep.path), "--json"]
+    environment = {**cluster.environment, **ENVIRONMENT, "PATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    counts = json.loads(done.stdout)["counts"]
+    assert counts["interrupted"] + counts["cancelled"] + counts["failed"] == 0, counts
     patch.setattr(monitor, "_LOOK_SECONDS", 0.2)
     patch.syspath_prepend(str(SCRIPT.parent))  # of the trainer
-    while not ended or len(log.read_text().splitlines()) < calls:
-        assert time.monotonic() - began < 1500
-        ended += trials
-        submit(sweep, ended, "max_parallel=2", PATH=path)  # one after the other, so that there is much to watch
-        # The same command again, while all is under way: nothing is missing.
-        assert "submitted job" not in submit(sweep, ended, "max_parallel=2", PATH=path)
-        command = [sys.executable, "-m", "sweeps", "status", str(sweep.path), "--json"]
-        words = {"cwd": ROOT, "env": {**cluster.environment, **ENVIRONMENT, "PATH": path}, "timeout": 200}
-        counts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, **words).stdout)["counts"]  # type: ignore[call-overload]
-        assert counts["interrupted"] + counts["cancelled"] + counts["failed"] == 0, counts
-        with patch.context() as here:
-            here.setenv("PATH", path)
-            assert "submitted again" not in watch(sweep)
-        sweep.wait_for_end(200)
-        past = check_once(sweep, ended)
-        assert [len(claims_of) for claims_of in past] == [1] * ended
-        sweep.wait("the accounting", lambda count=ended: len(ever_submitted(sweep)) >= count, 60)
-        assert len(ever_submitted(sweep)) == ended
-        assert sum(s.size for s in Submission.all_of(sweep.sweep) if s.job) == ended
+    threading.Thread(target=let_go, args=(log, calls, go), daemon=True).start()
+    with patch.context() as here:
+        here.setenv("PATH", path)
+        assert "submitted again" not in watch(sweep)
+    sweep.wait_for_end(200)
+    past = check_once(sweep, trials)
+    assert [len(claims_of) for claims_of in past] == [1] * trials
+    sweep.wait("the accounting", lambda: len(ever_submitted(sweep)) >= trials, 60)
+    assert len(ever_submitted(sweep)) == trials
+    assert sum(s.size for s in Submission.all_of(sweep.sweep) if s.job) == trials
     made = [line.split()[0] for line in log.read_text().splitlines()]
     befallen: Counter[str] = Counter(kind for number in range(len(made)) if (kind := flaky_slurm.kind_of(seed, number)))
     figures: dict[str, object] = {"calls": len(made), "by_client": Counter(made), "faults": befallen.total(), "by_kind": befallen}
-    print(
-        json.dumps(
-            {**figures, "seconds": round(time.monotonic() - began), "completed": ended, "doubled": len(ever_submitted(sweep)) - ended}
-        )
-    )
+    figures |= {"seconds": round(time.monotonic() - began), "completed": trials, "doubled": len(ever_submitted(sweep)) - trials}
+    print(json.dumps(figures))
+    assert len(made) >= calls
     assert calls < 100 or befallen.total() / len(made) == pytest.approx(flaky_slurm.SHARE, abs=0.07)
     assert calls < 100 or set(befallen) == set(flaky_slurm.KINDS)
 

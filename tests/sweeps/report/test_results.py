@@ -11,7 +11,7 @@ from rich.console import Console
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.execution.monitor import wide_console
 from sweeps.report import html, plots, tables
-from sweeps.report.aggregate import Spread, Summary, leader
+from sweeps.report.aggregate import FineSpread, Spread, Summary, judged, leader
 from sweeps.report.significance import compare
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.spec.sweep import ScaleName, build_trials
@@ -265,6 +265,22 @@ def test_latex_has_a_word_for_each_sign_that_it_reads_otherwise() -> None:
     assert tables.tex(r"a\b~c^d") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"
     assert tables.tex("100 % & $5 #1 _x {y} ± † p < 0.1 > 0") == (r"100 \% \& \$5 \#1 \_x \{y\} $\pm$ $\dagger$ p $<$ 0.1 $>$ 0")
     assert tables.tex("top-1, -1.5") == "top-1, $-$1.5"  # a hyphen, and a minus
+
+
+def test_scores_that_are_no_percentages_keep_the_digits_that_tell_them_apart_and_a_lower_one_may_lead() -> None:
+    runs: list[list[float]] = [[0.0031, 0.0033], [2.3026], [1500.0, 1512.0], [], [1.0, 1.0]]
+    shown = [str(FineSpread(*vars(Spread.of(values)).values())) for values in runs]
+    assert shown == ["0.00320 ± 0.00014", "2.303", "1506.0 ± 8.5", "-", "1 ± 0"]
+
+    def summary(configuration: str, *values: float) -> Summary:
+        fine = FineSpread(*vars(Spread.of(values)).values())
+        return Summary(configuration, {OBJECTIVE: fine}, 0, 0, 0, 0, 0.0, {}, {}, {OBJECTIVE: dict(enumerate(values))})
+
+    lead = leader([summary("a", 0.03, 0.04), summary("b", 0.01, 0.02), summary("c", 0.021, 0.02)], OBJECTIVE, sign=-1)
+    assert lead is not None
+    assert lead.other is not None
+    assert (lead.best.label, lead.other.label) == ("b", "c")
+    assert judged(lead).startswith("difference -0.0055 (95 % interval ")
 
 
 def test_of_equal_means_the_first_leads_and_is_compared_with_the_next_and_no_other(tmp_path: Path) -> None:

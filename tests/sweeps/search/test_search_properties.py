@@ -163,6 +163,7 @@ def check(case: Case) -> None:
         assert stopped or case.budget is not None or len(firsts) == everything
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=12)
 @given(cases())
 def test_a_search_ends_by_itself_inside_its_space_and_budget_and_repeats_nothing(case: Case) -> None:
@@ -206,6 +207,7 @@ def check_grid(space: list[Dimension]) -> None:
         assert grid_configurations(space, {}) or True
 
 
+@pytest.mark.slow
 @settings(QUICK, max_examples=8)
 @given(dimensions())
 def test_a_grid_is_the_product_of_what_its_conditions_allow(space: list[Dimension]) -> None:

@@ -97,7 +97,12 @@ REFUSED: dict[str, tuple[Made, list[str], str]] = {
         [],
         "a dimension must be a key of the configuration; got optimiser.lr",
     ),
-    "a group of keys": (search(choice("optimizer", "byol_imagenet1k")), [], "got a group of keys: search optimizer."),
+    "a key of another method": (
+        search(choice("method.temperature", 0.1, 0.2)),
+        [],
+        "the configuration must have method.temperature; got one",
+    ),
+    "a group of keys": (search(choice("optimizer", "byol_imagenet1k")), [], "got optimizer, a group of keys: search optimizer."),
     "a list": (search(choice("probes.at_epochs", 1, 2)), [], "a dimension must have one value; got probes.at_epochs, which has a list"),
     "a key that is no text": (search(choice(3, 1, 2)), [], "a key must be a text; got 3, a int"),  # type: ignore[arg-type]
     "the cluster": (
