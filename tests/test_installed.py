@@ -22,6 +22,7 @@ SWEEP = SweepSpec(
     configurations=[Configuration({"optimizer.lr": 0.001}), Configuration({"optimizer.lr": 0.01})],
     smoke=Scale(["method=own_simsiam", *WORDS], seeds=1),
     paper=Scale([], seeds=1),
+    objective="knn.holdout_top1",
 )
 if __name__ == "__main__":
     main(SWEEP)
