@@ -29,6 +29,7 @@ NAMED = {
     "jobs.preflight",
     "jobs.pretrain",
     "jobs.probe",
+    "jobs.resuming.child",
     "jobs.slurm.supervisor",
     "jobs.stage",
     "jobs.staging",
