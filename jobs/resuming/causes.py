@@ -21,8 +21,7 @@ _ORDER = (
     *(Kind.rate, Kind.torch, Kind.numpy, Kind.python, Kind.buffer, Kind.array, Kind.value),
 )
 _LIKELY = _ORDER[: _ORDER.index(Kind.array)]
-_MOST_GROUPS = 40
-# Kinds of data that a batch is made of, or that count how far the data are.
+_RANDOM = (Kind.torch, Kind.numpy, Kind.python, Kind.order)
 _RATES = (Kind.rate, Kind.scheduler)
 
 
@@ -160,6 +159,8 @@ def size(names: list[str], before: Items, after: Items) -> str:
 
     if len(names) == 1 and before[names[0]].kind in (Kind.value, Kind.sampler):
         return f"{after[names[0]].value!r} instead of {before[names[0]].value!r}"
+    if before[names[0]].kind in _RANDOM:
+        return "another state"
     widest = 0.0
     for name in names:
         a, b = _numbers(after[name].value), _numbers(before[name].value)

@@ -28,6 +28,7 @@ def lines(text: str) -> list[tuple[str, int]]:
 def test_a_resumed_run_is_met_where_all_is_restored_and_nothing_is_trained() -> None:
     loop = "while-body-of-an-epoch"
     assert aligned(lines("s" + loop * 2), lines("restore" + loop * 3)) == (1, 7)
+    assert aligned(lines("s" + loop * 2), lines("body!restore" + loop * 3)) == (1, 12)  # a function that both use
     assert aligned(lines("abcdef"), lines("uvwxyz")) is None
 
 
