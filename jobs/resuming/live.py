@@ -236,6 +236,8 @@ class Walk:
                 if tensor is not None:
                     self.seen[id(tensor)] = tensor
                     self.add(f"{of}.{key}", Kind.statistics if norm or key in _STATISTICS else Kind.buffer, tensor, put(tensor))
+        for path, part in module.named_modules():  # after all parts have the names of the module that they are in
+            of = f"{name}.{path}" if path else name
             for key, own in list(vars(part).items()):
                 if not key.startswith("_"):
                     self.visit(f"{of}.{key}", own, functools.partial(setattr, part, key), depth + 1)
