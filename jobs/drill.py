@@ -1,4 +1,4 @@
-"""`python -m jobs.drill`: run a small training under faults and compare it with a reference run."""
+"""`python -m jobs.drill`: run a small training, or a program of your own, under faults and compare it with a reference run."""
 
 import argparse
 import datetime
@@ -13,6 +13,7 @@ from pathlib import Path
 from jobs.cli import Parser, begun, exit_status, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler
 from jobs.config import PROFILES, absolute, compose_job, override_keys, qualified
+from jobs.resuming.program import add_arguments, check_arguments, drill_program
 from jobs.slurm.queue import has_slurm
 from sweeps.drill.campaign import Drill, Scene, drill
 from sweeps.drill.local_faults import RunHere
@@ -23,9 +24,10 @@ from sweeps.drill.summary import report
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; raise ValueError at what --help does not show."""
     text = """Inject faults into a small training run, and compare it bit for bit with a reference run.
+With --task or --command: kill a program of your own, resume it, and name what it has forgotten.
 
 Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 wrong usage."""
-    example = "example:\n  python -m jobs.drill --faults 100 --seed 7"
+    example = "examples:\n  python -m jobs.drill --faults 100 --seed 7\n  python -m jobs.drill --task train:TASK epochs=6"
     parser = Parser(prog="python -m jobs.drill", description=text, epilog=example, keys=override_keys)
     what = parser.add_argument_group("what to run")
     what.add_argument(
@@ -38,7 +40,9 @@ Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 w
     where.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{PROFILES} (default: %(default)s)")
     folder = "keep the runs here (default: a temporary folder on this machine, the profile's runs_dir on a cluster)"
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help=folder)
+    add_arguments(parser)
     asked: argparse.Namespace = parser.parse_args(arguments)
+    check_arguments(asked)
     asked.runs_dir = asked.runs_dir and resolved(asked.runs_dir, "--runs-dir")
     return asked
 
@@ -90,6 +94,8 @@ def run(arguments: Sequence[str] | None) -> int:
     """Run the drill; return the exit status. Raise ValueError at wrong usage."""
     try:
         asked = parse(arguments)
+        if asked.task is not None or asked.command is not None:
+            return drill_program(asked)
         cluster = check(asked)
         shown = what_it_would_do(asked, cluster)
         if asked.dry_run:

@@ -115,6 +115,12 @@ ELSEWHERE = {
     "make gpu": "tests/test_on_cuda.py::test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda",
     "make install": ".ci/run",
     "python -m jobs.drill": "tests/sweeps/drill/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
+    "python -m jobs.drill --task my_training:TASK epochs=6": (
+        "tests/jobs/resuming/test_program.py::test_a_task_that_forgets_a_generator_is_told_so"
+    ),
+    "python -m jobs.drill --command 'sh train.sh {run_dir}'": (
+        "tests/jobs/resuming/test_program.py::test_the_first_metric_and_step_of_a_command_that_differ_are_named"
+    ),
     "python -m jobs.drill --faults 100 --seed 7 --runs-dir runs": "tests/sweeps/drill/test_drill.py::test_a_few_faults_lose_nothing",
     "python -m cnnjepa.data.pack torchvision:FashionMNIST /scratch/fashion --root /data": (
         "tests/cnnjepa/data/test_pack_sources.py::test_a_torchvision_set_is_packed_without_loss"

@@ -21,8 +21,7 @@ _ORDER = (
     *(Kind.rate, Kind.torch, Kind.numpy, Kind.python, Kind.buffer, Kind.array, Kind.value),
 )
 _LIKELY = _ORDER[: _ORDER.index(Kind.array)]
-_MOST_GROUPS = 40
-# Kinds of data that a batch is made of, or that count how far the data are.
+_RANDOM = (Kind.torch, Kind.numpy, Kind.python, Kind.order)
 _RATES = (Kind.rate, Kind.scheduler)
 
 
@@ -109,7 +108,7 @@ def _of_array(names: list[str], before: Items, after: Items) -> Kind:
 
     if any(_is_permutation(before[n].value, after[n].value) for n in names):
         return Kind.order
-    shapes = {}
+    shapes: dict[Any, list[Any]] = {}
     for name, item in before.items():
         if name not in names and item.kind in (Kind.array, Kind.weights, Kind.average) and (value := _numbers(item.value)) is not None:
             shapes.setdefault(value.shape, []).append(value)
@@ -120,16 +119,19 @@ def _of_array(names: list[str], before: Items, after: Items) -> Kind:
     for value, others in alike:
         for other in others:
             norms = float(np.linalg.norm(value) * np.linalg.norm(other))
-            near = float(np.linalg.norm(value - other)) < 0.7 * float(np.linalg.norm(other))
-            close += norms > 0 and float((value * other).sum()) / norms > 0.8 and near
+            # An average points where the weights do and is about as long; moments are not both.
+            ratio = float(np.linalg.norm(value)) / max(float(np.linalg.norm(other)), 1e-300)
+            close += norms > 0 and float((value * other).sum()) / norms > 0.7 and 0.2 < ratio < 1.5
     return Kind.average if close else Kind.optimizer
 
 
-def effect(before: list[Items], after: list[Items]) -> Item | None:
+def effect(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Item | None:
     """Return the first item that differs in the lines that follow, and did not where they begin."""
-    known = {item.name for item in differing(before[0], after[0])} if before and after else set()
+    known = {item.name for item in differing(before[0]["items"], after[0]["items"])} if before and after else set()
     for theirs, ours in zip(before[1:], after[1:]):
-        new = [item for item in differing(theirs, ours) if item.name not in known]
+        new = [item for item in differing(theirs["items"], ours["items"]) if item.name not in known]
+        if theirs["where"] != ours["where"]:  # they no longer run the same lines
+            break
         if new:
             return min(new, key=lambda item: _ORDER.index(item.kind) if item.kind not in _RATES else -1)
     return None
@@ -157,6 +159,8 @@ def size(names: list[str], before: Items, after: Items) -> str:
 
     if len(names) == 1 and before[names[0]].kind in (Kind.value, Kind.sampler):
         return f"{after[names[0]].value!r} instead of {before[names[0]].value!r}"
+    if before[names[0]].kind in _RANDOM:
+        return "another state"
     widest = 0.0
     for name in names:
         a, b = _numbers(after[name].value), _numbers(before[name].value)
@@ -179,7 +183,7 @@ def _other(before: Any, after: Any) -> str:
 
 def folded(causes: list[Cause]) -> list[Cause]:
     """Leave out what belongs to another cause: the buffers of an average, the rate of an optimizer."""
-    roots = {(c.kind, c.name.rpartition(".")[0]) for c in causes if c.kind is Kind.optimizer}
+    roots: set[tuple[Kind, str]] = {(c.kind, c.name.rpartition(".")[0]) for c in causes if c.kind is Kind.optimizer}
     roots |= {(c.kind, c.name.partition(".")[0]) for c in causes}
     kept = []
     for cause in causes:

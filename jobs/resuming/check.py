@@ -146,7 +146,7 @@ def _explain(runs: Runs, reference: Done, first: Done, resumed: Done, found: Fin
     def followed(chosen: list[Group]) -> Item | None:
         """Return what differs first in the lines that follow, with `chosen` put back."""
         theirs = runs("follow-undisturbed", Plan(look=there, lines=FOLLOWED_LINES)).looks
-        return put_back.effect([look["items"] for look in theirs], [look["items"] for look in repaired(chosen, FOLLOWED_LINES).looks])
+        return put_back.effect(theirs, repaired(chosen, FOLLOWED_LINES).looks)
 
     def is_earlier(item: Item) -> bool:
         """Return whether the undisturbed run had the same data at its start."""

@@ -17,8 +17,9 @@ def _moment(value: list[int] | None) -> Moment | None:
 
 def plan_of(values: dict[str, Any]) -> Plan:
     """Return the plan that a file holds."""
-    moments = {name: _moment(values.pop(name, None)) for name in ("kill", "stop", "look")}
-    return Plan(**moments, **{**values, "only": tuple(values.get("only", ()))})
+    for name in ("kill", "stop", "look"):
+        values[name] = _moment(values.get(name))
+    return Plan(**{**values, "only": tuple(values.get("only", ()))})
 
 
 def run(spec: dict[str, Any]) -> int:

@@ -43,14 +43,14 @@ def set_clock(change: Callable[[float], float]) -> None:
     for name in ("localtime", "gmtime", "ctime"):
         setattr(time, name, functools.partial(lambda real, seconds=None: real(now() if seconds is None else seconds), getattr(time, name)))
     strftime, localtime = time.strftime, time.localtime
-    time.strftime = lambda format, t=None: strftime(format, localtime() if t is None else t)  # type: ignore[assignment]
+    time.strftime = lambda format, t=None: strftime(format, localtime() if t is None else t)
     real_datetime, real_date = datetime.datetime, datetime.date
 
     class Meta(type):
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, real_datetime)
 
-    class DateTime(real_datetime, metaclass=Meta):
+    class DateTime(real_datetime, metaclass=Meta):  # type: ignore[misc,valid-type]
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return real_datetime.fromtimestamp(now(), tz)
@@ -67,7 +67,7 @@ def set_clock(change: Callable[[float], float]) -> None:
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, real_date)
 
-    class Date(real_date, metaclass=DateMeta):
+    class Date(real_date, metaclass=DateMeta):  # type: ignore[misc,valid-type]
         @classmethod
         def today(cls) -> Any:
             return real_date.fromtimestamp(now())
@@ -87,9 +87,11 @@ def set_entropy(seed: int) -> None:
 
     os.urandom = urandom
     random._urandom = urandom  # type: ignore[attr-defined]
-    random.Random.seed = seed_it  # type: ignore[method-assign]
-    random.seed = functools.partial(seed_it, random._inst)  # type: ignore[attr-defined]
-    if torch := sys.modules.get("torch"):
+    kind: Any = random.Random
+    kind.seed = seed_it
+    random.seed = functools.partial(seed_it, random._inst)
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
         torch.seed = torch.random.seed = lambda: torch.manual_seed(source.getrandbits(62)).initial_seed()
 
 

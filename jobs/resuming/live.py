@@ -5,6 +5,7 @@ follows containers and the program's own objects, and knows what libraries' obje
 """
 
 import collections
+import contextlib
 import ctypes
 import functools
 import gc
@@ -17,13 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cnnjepa.run import __name__ as run_package
 from jobs.resuming.kinds import Kind
 
 _DEPTH, _ITEMS = 9, 20_000
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # What a run is launched with, and what holds no state of a training.
-_LEFT_OUT = ("jobs.", "sweeps.", "cnnjepa.run.", "pathlib", "logging", "threading", "concurrent.", "multiprocessing.", "torch._C", "_io")
+_LEFT_OUT = ("jobs.", "sweeps.", f"{run_package}.", "pathlib", "logging", "threading", "concurrent.", "multiprocessing.", "_io")
 Put = Callable[[Any], None]
 
 
@@ -174,12 +176,13 @@ class Walk:
     def _torch(self, name: str, value: Any, depth: int, put: Put | None) -> bool:
         if "torch" not in sys.modules:
             return False
+        own: Any = value
         if isinstance(value, _class("torch.optim", "Optimizer")):
             self._optimizer(name, value)
         elif isinstance(value, _class("torch.optim.lr_scheduler", "LRScheduler")):
             self._scheduler(name, value)
         elif isinstance(value, _class("torch.amp", "GradScaler")):
-            self.add(name, Kind.scaler, value.state_dict(), value.load_state_dict)
+            self.add(name, Kind.scaler, own.state_dict(), own.load_state_dict)
         elif isinstance(value, _class("torch.nn", "Module")):
             self._module(name, value, depth)
         elif isinstance(value, _class("torch.utils.data", "DataLoader")):
@@ -233,6 +236,8 @@ class Walk:
                 if tensor is not None:
                     self.seen[id(tensor)] = tensor
                     self.add(f"{of}.{key}", Kind.statistics if norm or key in _STATISTICS else Kind.buffer, tensor, put(tensor))
+        for path, part in module.named_modules():  # after all parts have the names of the module that they are in
+            of = f"{name}.{path}" if path else name
             for key, own in list(vars(part).items()):
                 if not key.startswith("_"):
                     self.visit(f"{of}.{key}", own, functools.partial(setattr, part, key), depth + 1)
@@ -271,9 +276,9 @@ class Walk:
                 set_it = None if isinstance(value, tuple) else functools.partial(value.__setitem__, number)
                 self.visit(f"{name}[{number}]", inner, set_it, depth + 1, data)
         elif isinstance(value, types.GeneratorType):
-            for key, inner in list(value.gi_frame.f_locals.items()) if value.gi_frame else ():
-                put = functools.partial(set_local, value.gi_frame, key)
-                self.visit(f"{name}().{key}", inner, put, depth + 1, data)
+            frame: Any = value.gi_frame  # None once it has ended
+            for key, inner in list(frame.f_locals.items()) if frame is not None else ():
+                self.visit(f"{name}().{key}", inner, functools.partial(set_local, frame, key), depth + 1, data)
         elif isinstance(value, functools.partial):
             self.visit(f"{name}.args", [*value.args, value.keywords], None, depth + 1, data)
         elif isinstance(value, types.MethodType):
@@ -302,10 +307,8 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
         names += [slots] if isinstance(slots, str) else list(slots)
     for name in names:
         if isinstance(name, str) and not name.startswith("__"):
-            try:
+            with contextlib.suppress(Exception):  # what a library does not give holds no state
                 yield name, getattr(value, name)
-            except Exception:  # a property of a library that does not answer holds no state
-                continue
 
 
 def _from_gc() -> Iterable[tuple[str, Any]]:

@@ -24,6 +24,11 @@ class ProgramError(RuntimeError):
     """Raised when an undisturbed run fails: there is nothing to compare with."""
 
 
+def too_long(limit_seconds: float) -> str:
+    """Return what is wrong with a run that does not end."""
+    return f"a run must end within {limit_seconds:g} s; got no end: raise --time-limit, or train less"
+
+
 def start_python(words: Sequence[str], environment: Mapping[str, str], limit_seconds: float) -> tuple[int, str]:
     """Run a Python program in a process of its own."""
     line = [sys.executable, *words]
@@ -32,7 +37,7 @@ def start_python(words: Sequence[str], environment: Mapping[str, str], limit_sec
             line, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit_seconds, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"a run must end within {limit_seconds:g} s; got no end: raise --time-limit, or train less") from error
+        raise TimeoutError(too_long(limit_seconds)) from error
     return done.returncode, done.stdout
 
 
@@ -80,7 +85,7 @@ class Runs:
             shutil.copytree(after.run, folder / "run", symlinks=True)
         plan = dataclasses.replace(plan or Plan(), values=str(folder / "looks.pkl"))
         events = folder / "events.jsonl"
-        spec = {
+        spec: dict[str, Any] = {
             "task": self.task,
             "run": str(folder / "run"),
             "events": str(events),

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LINES_AFTER_SAVE, LINES_AFTER_READ = 600, 30_000
 _LIBRARIES = tuple({str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 # Of this project, only the trainer is watched.
-_OURS = tuple(str(ROOT / name) + os.sep for name in ("jobs", "sweeps", "cnnjepa/run"))
+_OURS = (f"{ROOT / 'jobs'}/", f"{ROOT / 'sweeps'}/", f"{Path(checkpoint.__file__).resolve().parent}/")
 START = -1  # the moment of a run that begins, or that has read its state
 
 
@@ -210,6 +210,6 @@ def install(plan: Plan, out: IO[str]) -> Watch:
         watch.saved(step, state)
         return done
 
-    checkpoint.save, checkpoint.read, RunFolder.record = on_save, on_read, on_record  # type: ignore[assignment,method-assign]
-    Saver.begin, Saver.finish = in_background, at_the_end  # type: ignore[assignment,method-assign]
+    checkpoint.save, checkpoint.read, RunFolder.record = on_save, on_read, on_record  # type: ignore[method-assign]
+    Saver.begin, Saver.finish = in_background, at_the_end  # type: ignore[method-assign]
     return watch

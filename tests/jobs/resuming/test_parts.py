@@ -1,0 +1,153 @@
+"""The parts of the drill of a user's program: lines, live objects, causes, clocks, reports."""
+
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from jobs.resuming.align import aligned
+from jobs.resuming.causes import Cause, Group, common, differing, folded, named, smallest
+from jobs.resuming.check import Disturbed, Findings
+from jobs.resuming.command import words_of
+from jobs.resuming.kinds import Kind
+from jobs.resuming.live import Item, live_items
+from jobs.resuming.outcome import Outcome, differences, measured_times
+from jobs.resuming.report import text
+from jobs.resuming.unsteady import causes
+from jobs.resuming.watch import Moment
+
+
+def lines(text: str) -> list[tuple[str, int]]:
+    return [("train.py", ord(letter)) for letter in text]
+
+
+def test_a_resumed_run_is_met_where_all_is_restored_and_nothing_is_trained() -> None:
+    loop = "while-body-of-an-epoch"
+    assert aligned(lines("s" + loop * 2), lines("restore" + loop * 3)) == (1, 7)
+    assert aligned(lines("s" + loop * 2), lines("body!restore" + loop * 3)) == (1, 12)  # a function that both use
+    assert aligned(lines("abcdef"), lines("uvwxyz")) is None
+
+
+def test_a_run_that_skips_what_it_has_seen_is_met_after_that() -> None:
+    after = "fifbatch-and-its-step"
+    assert aligned(lines(after), lines("fic" * 4 + after)) == (0, 12)
+
+
+def walked(**values: Any) -> dict[str, Item]:
+    locals().update(values)
+    return live_items([sys._getframe()], lambda file: True)
+
+
+def test_kinds_are_found_by_what_objects_are_and_not_by_their_names() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    other = nn.Linear(2, 2)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    box = {
+        "a": net, "b": other, "c": sgd, "d": torch.optim.lr_scheduler.StepLR(sgd, 2), "e": torch.amp.GradScaler("cpu"),
+        "f": np.random.default_rng(1), "g": random.Random(1), "h": torch.Generator(), "i": np.zeros(3), "j": 4,
+    }  # fmt: skip
+    found = {name.removeprefix("values['box']"): item.kind for name, item in walked(box=box).items()}
+    wanted = {
+        "['a'].0.weight": Kind.weights, "['a'].1.running_mean": Kind.statistics, "['b'].weight": Kind.average,
+        "['c'].state": Kind.optimizer, "['c'].param_groups": Kind.rate, "['d']": Kind.scheduler, "['e']": Kind.scaler,
+        "['f']": Kind.numpy, "['g']": Kind.python, "['h']": Kind.torch, "['i']": Kind.array, "['j']": Kind.value,
+        "torch.get_rng_state()": Kind.torch,
+    }  # fmt: skip
+    assert {name: found.get(name) for name in wanted} == wanted
+
+
+def test_a_generator_that_a_loader_holds_decides_the_order_of_the_data() -> None:
+    draw = torch.Generator()
+    loader = torch.utils.data.DataLoader([1, 2, 3], shuffle=True, generator=draw)  # type: ignore[arg-type]
+    assert walked(both=[draw, loader])["values['both'][0]"].kind is Kind.order
+
+
+def test_what_was_found_can_be_put_back() -> None:
+    before = {"rng": np.random.default_rng(1), "array": np.ones(3), "number": 5}
+    after = {"rng": np.random.default_rng(2), "array": np.zeros(3), "number": 6}
+    good, bad = walked(box=before), walked(box=after)
+    wrong = differing(good, bad)
+    assert {item.kind for item in wrong} == {Kind.numpy, Kind.array, Kind.value}
+    for item in wrong:
+        assert item.put is not None
+        item.put(good[item.name].value)
+    assert after["number"] == 5
+    assert after["array"].tolist() == [1, 1, 1]  # type: ignore[attr-defined]
+    assert after["rng"].random() == np.random.default_rng(1).random()  # type: ignore[attr-defined]
+
+
+def arrays(**values: Any) -> dict[str, Item]:
+    return {name: Item(name, Kind.array, value) for name, value in values.items()}
+
+
+def test_an_array_is_an_average_or_moments_or_an_order() -> None:
+    draw = np.random.default_rng(0)
+    weights = draw.normal(size=(4, 5))
+    before = arrays(w=weights, mean=0.6 * weights + 0.1, push=draw.normal(size=(4, 5)), rows=np.array([2, 0, 1]), alone=np.ones(7))
+    after = arrays(w=weights, mean=weights, push=0 * weights, rows=np.array([0, 1, 2]), alone=np.zeros(7))
+    assert {name: named(Kind.array, [name], before, after) for name in ("mean", "push", "rows", "alone")} == {
+        "mean": Kind.average,
+        "push": Kind.optimizer,
+        "rows": Kind.order,
+        "alone": Kind.array,
+    }
+
+
+def test_only_what_matters_is_kept_of_all_that_differs() -> None:
+    groups = [Group(kind, f"{kind.name}{n}") for kind in (Kind.optimizer, Kind.torch, Kind.value) for n in range(3)]
+    needed = {"optimizer1", "value2"}
+    assert {g.root for g in smallest(groups, lambda chosen: needed <= {g.root for g in chosen}) or []} == needed
+    assert smallest(groups, lambda chosen: False) is None
+
+
+def test_what_belongs_to_another_cause_is_not_named_twice() -> None:
+    found = [Cause(Kind.optimizer, "t.sgd.state", "", True), Cause(Kind.scheduler, "t.sgd.param_groups", "", True)]
+    found += [Cause(Kind.average, "mean.0", "", True), Cause(Kind.statistics, "mean.1", "", True)]
+    assert [c.name for c in folded(found)] == ["t.sgd.state", "mean.0"]
+    assert common(["net.1.running_mean", "net.1.running_var"]) == "net.1"
+
+
+def test_a_value_that_follows_the_clock_is_told_from_one_that_depends_on_it() -> None:
+    normal = Outcome(metrics={1: {"took": 0.5, "rate": 200.0, "loss": 1.0}, 2: {"took": 1.1, "rate": 190.0, "loss": 0.5}})
+    hurried = Outcome(metrics={1: {"took": 480.0, "rate": 0.21, "loss": 1.0}, 2: {"took": 1210.0, "rate": 0.18, "loss": 0.4}})
+    assert measured_times(normal, hurried) == {"took", "rate"}
+    [wrong] = differences(hurried, normal, measured_times(normal, hurried))
+    assert (wrong.step, wrong.name, wrong.text) == (2, "loss", "loss, reported at 2: 0.4 instead of 0.5 (difference 0.1)")
+
+
+@pytest.mark.parametrize(
+    ("depends", "kinds"),
+    [("clock", [Kind.clock]), ("numpy", [Kind.unseeded_numpy]), ("hashing", [Kind.hashing]), ("nothing", [Kind.chance])],
+)
+def test_one_condition_at_a_time_says_why_two_undisturbed_runs_differ(depends: str, kinds: list[Kind]) -> None:
+    def under(hashing: int, conditions: Any) -> Outcome:
+        return Outcome(metrics={1: {"loss": float({**conditions, "hashing": hashing}.get(depends, 0))}})
+
+    [first] = differences(Outcome(metrics={1: {"loss": 1.0}}), Outcome(metrics={1: {"loss": 2.0}}))
+    assert [u.kind for u in causes(under, frozenset(), first)] == kinds
+
+
+def test_a_report_says_what_where_how_large_and_what_to_do() -> None:
+    different = differences(Outcome(metrics={3: {"loss": 0.5}}), Outcome(metrics={3: {"loss": 0.25}}))
+    found = Findings(
+        4, 4, [Disturbed(Moment(2, 7), False, different)], where="/x/train.py:30", restored_at="/x/train.py:9", saved_at="/x/train.py:50"
+    )
+    found.causes = [Cause(Kind.optimizer, "sgd.state", "empty", True)]
+    shown = text(found)
+    assert not found.holds
+    assert "FORGOTTEN: optimizer moments: sgd.state (empty)" in shown
+    assert "loss, reported at 3: 0.5 instead of 0.25 (difference 0.25); run killed after 2" in shown
+    assert "read at /x/train.py:9, and saved at /x/train.py:50" in shown
+    assert "fix       Save sgd.state with the model" in shown
+
+
+def test_a_command_must_have_a_value_for_each_key() -> None:
+    assert words_of("python t.py --lr {lr} {run_dir}", ["lr=0.1"]) == (["python", "t.py", "--lr", "{lr}", "{run_dir}"], {"lr": "0.1"})
+    with pytest.raises(ValueError, match="got none for"):
+        words_of("t {lr}", [])
+    with pytest.raises(ValueError, match="decay= must be a"):
+        words_of("t {lr}", ["lr=1", "decay=2"])
