@@ -133,7 +133,10 @@ def _explain(runs: Runs, reference: Done, first: Done, resumed: Done, found: Fin
     found.where = looked["where"]
     kept = first.folder / "before.pkl"
     put_back.write(before, kept)
-    groups = put_back.grouped(put_back.differing(before, after))
+    # What follows the clock is no state of the training, and must not be put back.
+    other = runs("look-again", Plan(look=there), conditions={"clock": "hurried"}).looks[0]["items"]
+    times = {item.name for item in put_back.differing(before, other)}
+    groups = put_back.grouped(item for item in put_back.differing(before, after) if item.name not in times)
     say(f"{len(groups)} variables differ at {found.where}: putting them back, to see which of them matter")
 
     def repaired(chosen: list[Group], lines: int = 1) -> Done:
@@ -146,6 +149,10 @@ def _explain(runs: Runs, reference: Done, first: Done, resumed: Done, found: Fin
     def followed(chosen: list[Group]) -> Item | None:
         """Return what differs first in the lines that follow, with `chosen` put back."""
         theirs = runs("follow-undisturbed", Plan(look=there, lines=FOLLOWED_LINES)).looks
+        again = runs("follow-again", Plan(look=there, lines=FOLLOWED_LINES), conditions={"clock": "hurried"}).looks
+        late = {item.name for a, b in zip(theirs, again) for item in put_back.differing(a["items"], b["items"])}
+        for look in theirs:
+            look["items"] = {name: item for name, item in look["items"].items() if name not in late}
         return put_back.effect(theirs, repaired(chosen, FOLLOWED_LINES).looks)
 
     def is_earlier(item: Item) -> bool:
