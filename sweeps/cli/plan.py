@@ -7,8 +7,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from cnnjepa.run.files import read_json, reading
 from cnnjepa.run.identity import from_dict, lookup, to_dict
+from cnnjepa.run.typed import checked
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import PROFILES, override_keys, qualified
@@ -84,7 +87,8 @@ def _add_where(parser: Parser) -> None:
 def _add_search(parser: Parser, spec: SweepSpec) -> None:
     group = parser.add_argument_group("search" if spec.space else "early stopping")
     if spec.space:
-        group.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="how configurations are chosen (default: %(default)s)")
+        how = f"how configurations are chosen (default: as the search began; at first {SAMPLERS[0]}, or tpe with --two-objectives)"
+        group.add_argument("--sampler", choices=SAMPLERS, help=how)
         scales = ", ".join(f"{spec.scale(s).max_trials} at {s.name} scale" for s in ScaleName)
         group.add_argument("--max-trials", type=int, metavar="N", help=f"configurations to try (default: {scales})")
         objectives = "search for high accuracy and few GPU-hours; stop no run early"
@@ -141,6 +145,8 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     if not re.fullmatch(r"\w[\w.-]*", spec.name):
         raise ValueError(f"a sweep's name must be letters, digits, _, . and -, since it names a folder and jobs; got {spec.name!r}")
     path, seeds = runs_dir / f"{spec.name}-{scale.name}", asked.seeds or chosen.seeds
+    if spec.space:
+        asked.sampler = sampler_for(asked, path)
     rungs = rungs_of(spec, chosen, asked)
     eta, search = asked.eta if rungs else 0, None
     if spec.space and asked.sampler == "grid":
@@ -163,10 +169,25 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     return sweep, cluster
 
 
+def sampler_for(asked: argparse.Namespace, path: Path) -> str:
+    """Return the sampler that was asked for, else that of the search in `path`, else the default."""
+    if asked.two_objectives and asked.sampler == "multi_fidelity":
+        raise ValueError("--sampler must be tpe, random or gp with --two-objectives: its model has one objective; got multi_fidelity")
+    if asked.sampler:
+        return str(asked.sampler)
+    file, default = path / "sweep.json", "tpe" if asked.two_objectives else SAMPLERS[0]
+    if not file.exists():
+        return default
+    with reading(file):
+        values = checked(dict[str, Any] | None, read_json(file).get("search"), "search")
+    begun = Search.from_dict(values).sampler if values else default
+    return default if asked.two_objectives and begun == "multi_fidelity" else begun
+
+
 def rungs_of(spec: SweepSpec, scale: Scale, asked: argparse.Namespace) -> list[int]:
     """Return the epochs at which runs are compared, after any warm-up; [] if nothing is stopped."""
     # A grid chooses nothing; gp and two objectives learn from completed runs only.
-    default = "asha" if spec.space and asked.sampler in ("tpe", "random") and not asked.two_objectives else "none"
+    default = "asha" if spec.space and asked.sampler not in ("gp", "grid") and not asked.two_objectives else "none"
     if spec.space and asked.two_objectives and asked.early_stopping == "asha":
         raise ValueError("--early-stopping must be none with --two-objectives: a run that was stopped has no accuracy; got asha")
     if (asked.early_stopping or default) == "none":

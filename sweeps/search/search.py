@@ -113,8 +113,7 @@ def choose(view: View) -> Trial | None:
     from sweeps.search import sampler
 
     known = {t.signature for t in sweep.trials}
-    outcomes = [sampler.outcome(view, p) for p in outlook.tried]
-    drawn = (sampler.suggest(outcomes, search, sweep.next_number, draw) for draw in range(_DRAWS))
+    drawn = itertools.islice(sampler.proposals(view, outlook.tried, sweep.next_number), _DRAWS)
     # If so many draws find nothing new, few are left: list them.
     for params in itertools.chain(drawn, all_configurations(search.space, search.base) or []):
         trial = search.trial(sweep.next_number, sweep.next_number, params, FIRST_SEED)

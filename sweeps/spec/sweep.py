@@ -17,7 +17,7 @@ from jobs.task import task_named, task_of
 from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, label
 
 FIRST_SEED = 42  # the paper's one seed
-SAMPLERS = ("tpe", "random", "gp", "grid")
+SAMPLERS = ("multi_fidelity", "tpe", "random", "gp", "grid")  # the first is the default
 # Keys of version 0.1, which sweep.json and points/ keep -> their names here.
 _KEYS = {"setting": "label", "point": "configuration_number", "points": "max_trials"}
 _RUN_ID = re.compile(r"\w[\w.-]*")
