@@ -136,7 +136,8 @@ class Cube:
         The distance in a dimension is at most 1. Each option has a column. A dimension that does not
         matter lies at an equal distance from all options, and beside the middle of a range.
         """
-        columns, of = [], []
+        columns: list[Array] = []
+        of: list[int] = []
         for i, d in enumerate(self.space):
             u = points[:, i]
             if d.options:
@@ -162,7 +163,7 @@ class Data:
     y: Array
 
 
-def _covariance(theta: Array, a: Data, b: Data, gradient: Sequence[Array] | None = None) -> tuple[Array, list[Array]]:
+def _covariance(theta: Array, a: Data, b: Data) -> tuple[Array, list[Array]]:
     """Return the covariance of scores `a` and `b` without noise, and parts of it that `_fit` differentiates."""
     lengths, (f, r, _, rate), exponent = np.exp(theta[:-5]), np.exp(theta[-5:-1]), theta[-1]
     scaled = 1 / lengths[a.of]
@@ -179,10 +180,11 @@ def _covariance(theta: Array, a: Data, b: Data, gradient: Sequence[Array] | None
 
 def _noise(theta: Array, data: Data) -> Array:
     """Return the variance of the noise of each score."""
-    return np.exp(2 * theta[-3] + 2 * theta[-1] * data.t) + 1e-6
+    return np.asarray(np.exp(2 * theta[-3] + 2 * theta[-1] * data.t) + 1e-6)
 
 
 def _prior(lengths: int) -> tuple[Array, Array]:
+    """Return mean and deviation of the prior of the hyperparameters, lengths first."""
     rows = [_PRIOR["length"]] * lengths + [_PRIOR[k] for k in ("f", "r", "noise", "rate", "exponent")]
     mean, deviation = np.array(rows).T
     return mean, deviation
@@ -313,21 +315,21 @@ def propose(cube: Cube, runs: Sequence[Run], random: np.random.Generator) -> Par
 
 def _squares(a: Array, b: Array) -> Array:
     """Return the squared distance of each row of `a` to each row of `b`."""
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0)
+    return np.asarray(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0))
 
 
 def _spaced(cube: Cube, drawn: Array, points: Array) -> Array:
     """Return the rows of `drawn` that are not close to one of `points`, at least the tenth furthest from them."""
     apart = _squares(cube.features(drawn)[0], cube.features(points)[0]).min(1)
     least = (_SPACING * len(points) ** (-1 / len(cube.space))) ** 2
-    return drawn[apart >= min(least, np.quantile(apart, 0.9))]
+    return np.asarray(drawn[apart >= min(least, np.quantile(apart, 0.9))])
 
 
 def _unknown(drawn: Array, points: Array) -> Array:
     """Return the rows of `drawn` that are not among `points`, or all if there is none."""
     known = {row.tobytes() for row in points}
     fresh = [row.tobytes() not in known for row in drawn]
-    return drawn[fresh] if any(fresh) else drawn
+    return np.asarray(drawn[fresh]) if any(fresh) else drawn
 
 
 def _near(cube: Cube, best: Array, random: np.random.Generator) -> Array:
