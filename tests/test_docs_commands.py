@@ -33,7 +33,7 @@ TYPED = {
     f"python -m sweeps results {_ABLATION} --format markdown": Run("| configuration |", after=(_RUN_ABLATION,)),
     f"python -m sweeps report {_ABLATION}": Run("report.html", after=(_RUN_ABLATION,)),
     f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
-    "python sweeps/joint_search.py --cluster local": Run("tpe chooses up to 16 configurations", "--dry-run"),
+    "python sweeps/joint_search.py --cluster local": Run("multi_fidelity chooses up to 16 configurations", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
         "33 runs, 6633 epochs to train"
     ),
@@ -80,7 +80,7 @@ TYPED = {
     f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64 retry_failed=true": Run(
         "completed: ", "", _SHORT, after=(_RUN_SINGLE,)
     ),
-    "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("tpe chooses up to 40 configurations"),
+    "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("multi_fidelity chooses up to 40 configurations"),
     "python sweeps/learning_rate.py --cluster local --sampler grid --seeds 3": Run("72 trials", "--dry-run"),
     "python sweeps/predictor_depth.py --cluster local --dry-run": Run("8 trials, 4 epochs each"),
     _RUN_DEPTH: Run("linear top-1, test", starts_others=True),

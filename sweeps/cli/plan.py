@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cnnjepa.run.files import read_json, reading
 from cnnjepa.run.identity import fidelity, length, lookup, to_dict
+from cnnjepa.run.typed import checked
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import PROFILES, override_keys, qualified
@@ -101,7 +103,8 @@ def _add_where(parser: Parser) -> None:
 def _add_search(parser: Parser, spec: SweepSpec) -> None:
     group = parser.add_argument_group("search" if spec.space else "early stopping")
     if spec.space:
-        group.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0], help="how configurations are chosen (default: %(default)s)")
+        how = f"how configurations are chosen (default: as the search began; at first {SAMPLERS[0]}, or tpe with --two-objectives)"
+        group.add_argument("--sampler", choices=SAMPLERS, help=how)
         scales = ", ".join(f"{spec.scale(s).max_trials} at {s.name} scale" for s in ScaleName)
         group.add_argument("--max-trials", type=int, metavar="N", help=f"configurations to try (default: {scales})")
         objectives = "search for high accuracy and few GPU-hours; stop no run early"
@@ -160,6 +163,8 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     if cluster.scheduler is Scheduler.slurm:
         require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
     path, seeds = runs_dir / f"{spec.name}-{scale.name}", asked.seeds or chosen.seeds
+    if spec.space:
+        asked.sampler = sampler_for(asked, path)
     values = to_dict(spec.job(asked.cluster, [*chosen.overrides, *asked.overrides]).train)
     rungs = rungs_of(spec, chosen, values, asked)
     # Where epochs differ, each run gets a probe at its own rungs when it starts.
@@ -187,6 +192,21 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     return sweep, cluster
 
 
+def sampler_for(asked: argparse.Namespace, path: Path) -> str:
+    """Return the sampler that was asked for, else that of the search in `path`, else the default."""
+    if asked.two_objectives and asked.sampler == "multi_fidelity":
+        raise ValueError("--sampler must be tpe, random or gp with --two-objectives: its model has one objective; got multi_fidelity")
+    if asked.sampler:
+        return str(asked.sampler)
+    file, default = path / "sweep.json", "tpe" if asked.two_objectives else SAMPLERS[0]
+    if not file.exists():
+        return default
+    with reading(file):
+        values = checked(dict[str, Any] | None, read_json(file).get("search"), "search")
+    begun = Search.from_dict(values).sampler if values else default
+    return default if asked.two_objectives and begun == "multi_fidelity" else begun
+
+
 def confirm_grid(configurations: int, seeds: int, path: Path, asked: argparse.Namespace) -> None:
     """Say the size of a grid before it is planned, and ask if it is large and new; raise ValueError without a yes."""
     runs = configurations * seeds
@@ -202,7 +222,7 @@ def confirm_grid(configurations: int, seeds: int, path: Path, asked: argparse.Na
 def rungs_of(spec: SweepSpec, scale: Scale, values: dict[str, Any], asked: argparse.Namespace) -> list[int]:
     """Return the epochs at which runs are compared, after any warm-up; [] if nothing is stopped. `values` are those of the base."""
     # A grid chooses nothing; gp and two objectives learn from completed runs only.
-    default = "asha" if spec.space and asked.sampler in ("tpe", "random") and not asked.two_objectives else "none"
+    default = "asha" if spec.space and asked.sampler not in ("gp", "grid") and not asked.two_objectives else "none"
     if spec.space and asked.two_objectives and asked.early_stopping == "asha":
         raise ValueError("--early-stopping must be none with --two-objectives: a run that was stopped has no accuracy; got asha")
     if (asked.early_stopping or default) == "none":

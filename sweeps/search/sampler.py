@@ -1,8 +1,10 @@
 """Ask Optuna for configurations, through studies built in memory from the run folders."""
 
+import itertools
+import math
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
+from sweeps.search import multi_fidelity
 from sweeps.search.configurations import Tried
 from sweeps.spec.space import Dimension, Params, Value
 from sweeps.spec.sweep import Search, Trial
@@ -50,10 +53,14 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
+def random_of(search: Search, number: int, draw: int) -> np.random.Generator:
+    """Return the random numbers of one draw for trial `number`."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((int(search.digest, 16), _STREAM, number, draw))))
+
+
 def sampler_of(search: Search, number: int, draw: int) -> BaseSampler:
     """Return the sampler for trial `number`, seeded by it: a rebuilt study repeats no draw."""
-    key = np.random.SeedSequence((int(search.digest, 16), _STREAM, number, draw))
-    seed = int(np.random.Generator(np.random.Philox(key)).integers(2**63)) % 2**32
+    seed = int(random_of(search, number, draw).integers(2**63)) % 2**32
     if draw or search.sampler == "random":  # a model that repeated a configuration would repeat it again
         return RandomSampler(seed=seed)
     if search.sampler == "gp":
@@ -96,6 +103,32 @@ def outcome(view: View, tried: Tried) -> Outcome:
     if tried.states[0] is TrialState.pruned and not view.sweep.search.costs:
         return Outcome(params, PRUNED, reports={epoch: sign * value for epoch, value in reports(view, first).items()})
     return Outcome(params, FAIL)
+
+
+def runs(view: View) -> list[multi_fidelity.Run]:
+    """Return what the multi-fidelity model learns: each run's scores, also of one that was stopped or still goes on.
+
+    Higher is better: scores of a minimised objective change their sign.
+    """
+    found, sign = [], view.sweep.sign
+    for trial in view.sweep.trials:
+        state, last = view.state(trial), view.objective(trial)
+        scores = {**reports(view, trial), **({} if last is None else {trial.epochs: last})}
+        scores = {epoch: sign * score for epoch, score in scores.items() if 0 < epoch <= trial.epochs and math.isfinite(score)}
+        failed = state is TrialState.failed
+        found.append(multi_fidelity.Run(trial.params, trial.seed, trial.epochs, scores, pending=not state.ended, failed=failed))
+    return found
+
+
+def proposals(view: View, tried: Sequence[Tried], number: int) -> Iterator[Params]:
+    """Yield proposals for trial `number`: the sampler's own, then random ones."""
+    search = view.sweep.search
+    assert search is not None
+    if search.sampler == "multi_fidelity":
+        yield multi_fidelity.propose(multi_fidelity.Cube(search.space, search.base), runs(view), random_of(search, number, 0))
+    else:
+        yield suggest([outcome(view, p) for p in tried], search, number, 0)
+    yield from (suggest([], search, number, draw) for draw in itertools.count(1))
 
 
 def directions(costs: bool, sign: float = 1.0) -> list[StudyDirection]:

@@ -190,8 +190,7 @@ def choose(view: View) -> Trial | None:
     from sweeps.search import sampler
 
     known = {t.signature for t in sweep.trials}
-    outcomes = [sampler.outcome(view, p) for p in outlook.tried]
-    drawn = (sampler.suggest(outcomes, search, sweep.next_number, draw) for draw in range(_DRAWS))
+    drawn = itertools.islice(sampler.proposals(view, outlook.tried, sweep.next_number), _DRAWS)
     # If so many draws find nothing new, few are left: list them.
     for params in itertools.chain(drawn, new_runs(search.space, search.base)):
         if not outlook.affords(applied(search.base, params, FIRST_SEED)):

@@ -25,7 +25,7 @@ from sweeps.spec.labels import label, labels
 from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, plain, spread_out
 
 FIRST_SEED = 42  # the paper's one seed
-SAMPLERS = ("tpe", "random", "gp", "grid")
+SAMPLERS = ("multi_fidelity", "tpe", "random", "gp", "grid")  # the first is the default
 MAX_FAILURES = 10
 # Keys of version 0.1, which sweep.json and points/ keep -> their names here.
 _KEYS = {"setting": "label", "point": "configuration_number", "points": "max_trials"}

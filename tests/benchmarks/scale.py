@@ -1,6 +1,6 @@
 """What a decision costs as a search grows to 10,000 trials on 1,000 workers with preemptions, and how long a cold look at it takes.
 
-    python tests/benchmarks/scale.py [--json] [--trials 10000] [--slots 1000] [--preempted 0.1] [--folder DIR]
+    python tests/benchmarks/scale.py [--json] [--trials 10000] [--slots 1000] [--preempted 0.1] [--folder DIR] [--sampler random]
 
 The engine is real, and so are the sweep folder and all its files; the clock, the queue and the training are simulated. File operations are
 those that Python asks of the system: opens, stats, listings. They are what a shared file system is asked too. Afterwards `status` opens the
@@ -33,7 +33,7 @@ from sweeps.search import sampler
 from sweeps.search.sampler import COMPLETE, PRUNED, Outcome
 from sweeps.spec.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.spec.space import baseline
-from sweeps.spec.sweep import FIRST_SEED, ScaleName, Search, Trial, build_search
+from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, ScaleName, Search, Trial, build_search
 from sweeps.state import claims
 from sweeps.state.folder import Sweep
 
@@ -152,11 +152,12 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--slots", dest="workers", type=int, default=1000)
     parser.add_argument("--preempted", type=float, default=0.1, help="probability on each way to a rung")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="random", help="what chooses; the model takes far longer than the engine")
     parser.add_argument("--folder", type=Path, help="where the sweep is kept; default: a temporary folder")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         rungs = rung_epochs(EPOCHS, 1, DEFAULT_ETA)
-        search = search_of(asked.trials, "random", rungs)
+        search = search_of(asked.trials, asked.sampler, rungs)
         first = search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)
         sweep = Sweep.of(SWEEP, ScaleName.smoke, [first], Path(temporary) / "scale-smoke", search, rungs, DEFAULT_ETA)
         sweep.write()

@@ -1,13 +1,14 @@
-"""What a search costs and how often it is right, replayed on recorded learning curves: full grid, random, TPE, with early stopping or not.
+"""What a search costs and how often it is right, replayed on recorded learning curves: each sampler, with early stopping or not.
 
-    python tests/benchmarks/search.py [--json] [--seeds 50] [--first 0] [--jobs 2] [--slots 4] [--all]
+    python tests/benchmarks/search.py [--json] [--seeds 50] [--first 0] [--jobs 2] [--slots 4] [--all] [--only TEXT ...]
 
 tests/benchmarks/curves.json holds 64 configurations x 3 seeds, trained to the end by record_curves.py. The real engine replays a search on
 4 workers under a simulated clock; a configuration between recorded ones scores as the nearest, and each replay deals the recorded seeds
 again. A winner is right if its mean over all recorded seeds is within one standard error of the best. Epochs are shares of those of the
-full grid with one seed. Every search has a budget of REQUIRED_SHARE of them.
+full grid with one seed. Every search has a budget of REQUIRED_SHARE of them, or of SMALL_SHARE. Each strategy is compared with the model's
+in the same replays. On shuffled labels every configuration has the curves of another, so that no sampler can learn anything.
 Status 1 where the default is right in less than REQUIRED_RIGHT of the replays.
---all replays also the choices that the defaults were compared with.
+--all replays also the choices that the defaults were compared with. --only keeps the strategies whose names contain one of the texts.
 """
 
 import argparse
@@ -30,13 +31,13 @@ from _simulated import Simulation
 from record_curves import BASE, CURVES, EPOCHS, GRID, SEEDS, key
 from rich.table import Table
 
-from sweeps.search.configurations import tried
+from sweeps.search.configurations import Tried, tried
 from sweeps.spec.rungs import DEFAULT_ETA, rung_epochs
 from sweeps.spec.space import Params, baseline, real
 from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, SweepSpec, Trial, build_search
 from sweeps.state.folder import Sweep
 
-REQUIRED_SHARE, REQUIRED_RIGHT = 0.25, 0.8
+REQUIRED_SHARE, SMALL_SHARE, REQUIRED_RIGHT = 0.25, 0.12, 0.8
 LR, EMA, MASK = GRID
 SPACE = [
     real(LR, min(GRID[LR]), max(GRID[LR]), log=True),
@@ -57,20 +58,33 @@ class Strategy:
     rungs: tuple[int, ...]
     max_trials: int
     seeds: int
+    share: float = REQUIRED_SHARE
+    shuffled: bool = False
 
 
 RUNGS = tuple(rung_epochs(EPOCHS, 1, DEFAULT_ETA))
-DEFAULT = Strategy("TPE + ASHA (the default)", SAMPLERS[0], DEFAULT_ETA, RUNGS, 16, 3)
+NAMES = {"multi_fidelity": "multi-fidelity", "random": "random", "tpe": "TPE", "gp": "GP"}
+
+
+def with_asha(sampler: str, share: float = REQUIRED_SHARE, shuffled: bool = False) -> Strategy:
+    """`sampler` with the default early stopping; all samplers try as many configurations."""
+    max_trials, seeds = (20, 3) if share == REQUIRED_SHARE else (9, 2)
+    what = ", labels shuffled" if shuffled else "" if share == REQUIRED_SHARE else f", {100 * share:.0f} %"
+    return Strategy(f"{NAMES[sampler]} + ASHA{what}", sampler, DEFAULT_ETA, RUNGS, max_trials, seeds, share, shuffled)
+
+
+DEFAULT = with_asha(SAMPLERS[0])
 STRATEGIES = [
-    Strategy("random, to the end", "random", 0, (), 12, 3),
-    Strategy("TPE, to the end", "tpe", 0, (), 12, 3),
-    Strategy("random + ASHA", "random", DEFAULT_ETA, RUNGS, 16, 3),
     DEFAULT,
+    *(with_asha(sampler) for sampler in NAMES if sampler != DEFAULT.sampler),
+    *(Strategy(f"{NAMES[sampler]}, to the end", sampler, 0, (), 12, 3) for sampler in ("random", "tpe", "gp")),
+    *(with_asha(sampler, SMALL_SHARE) for sampler in NAMES),
+    *(with_asha(sampler, shuffled=True) for sampler in ("multi_fidelity", "random")),
 ]
 # What the defaults were chosen from.
 CONSIDERED = [
     Strategy(f"{sampler} + ASHA eta {eta} at {rungs}, {n} configurations, {seeds} seeds", sampler, eta, rungs, n, seeds)
-    for sampler in ("tpe", "random")
+    for sampler in ("multi_fidelity", "tpe", "random")
     for eta, rungs, n in ((2, (6, 13), 14), (3, (3, 9), 24), (3, (9,), 16), (4, (6,), 16))
     for seeds in (2, 3)
 ]
@@ -122,13 +136,26 @@ def of_seed(seed: int, epoch: int) -> float:
     return statistics.fmean(curves()[key(s, seed)][str(epoch)] for s in configurations())
 
 
-def replayed_value(params: Params, number: int, epoch: int, replay: int) -> float:
+@cache
+def shuffle_of(replay: int) -> dict[Configuration, Configuration]:
+    """Whose curves each configuration has on the shuffled labels of a replay."""
+    dealt = list(configurations())
+    random.Random(f"shuffled {replay}").shuffle(dealt)
+    return dict(zip(configurations(), dealt, strict=True))
+
+
+def scored_as(params: Params, replay: int, shuffled: bool) -> Configuration:
+    """The recorded configuration whose curves a chosen one has."""
+    return shuffle_of(replay)[nearest(params)] if shuffled else nearest(params)
+
+
+def replayed_value(params: Params, number: int, epoch: int, replay: int, shuffled: bool = False) -> float:
     """What the chosen configuration scores after an epoch with its seed `number`.
 
     Two that are near the same recorded one are not the same run: each is dealt one of its recorded seeds, for what is its own of a curve.
     Which recorded seed stands for the search's n-th, for what a seed does to all, is dealt again for each replay.
     """
-    configuration, order, own = nearest(params), list(SEEDS), list(SEEDS)
+    configuration, order, own = scored_as(params, replay, shuffled), list(SEEDS), list(SEEDS)
     random.Random(replay).shuffle(order)
     random.Random(f"{replay} {params}").shuffle(own)
     dealt = own[number % len(own)]
@@ -156,12 +183,17 @@ def grid(replay: int) -> Replay:
     )
 
 
+def leader(found: list[Tried], replay: int, shuffled: bool) -> Configuration:
+    """The recorded configuration of the best mean."""
+    return scored_as(max(found, key=lambda p: p.mean).trials[0].params, replay, shuffled)
+
+
 def replayed(strategy: Strategy, workers: int, replay: int) -> Replay:
     """One search by the real engine."""
     rungs = list(strategy.rungs)
     scale = Scale(BASE, 1)
     spec = SweepSpec("replay", "?", space=SPACE, smoke=scale, paper=scale)
-    budget = REQUIRED_SHARE * len(configurations()) * EPOCHS
+    budget = strategy.share * len(configurations()) * EPOCHS
     options: dict[str, Any] = {
         "sampler": strategy.sampler,
         "max_trials": strategy.max_trials,
@@ -177,15 +209,15 @@ def replayed(strategy: Strategy, workers: int, replay: int) -> Replay:
         sweep.write()
 
         def curve(trial: Trial, epoch: int) -> float:
-            return replayed_value(trial.params, trial.seed - FIRST_SEED, epoch, replay)
+            return replayed_value(trial.params, trial.seed - FIRST_SEED, epoch, replay, strategy.shuffled)
 
         simulation = Simulation(sweep, curve, workers, random.Random(replay))
         total, to_right = len(configurations()) * EPOCHS, None
         for _ in simulation.run():
             leading = [p for p in tried(simulation.view) if p.scores]
-            if leading and to_right is None and is_right(nearest(max(leading, key=lambda p: p.mean).trials[0].params)):
+            if leading and to_right is None and is_right(leader(leading, replay, strategy.shuffled)):
                 to_right = simulation.epochs_trained / total
-        winner = nearest(max((p for p in tried(simulation.view) if p.scores), key=lambda p: p.mean).trials[0].params)
+        winner = leader([p for p in tried(simulation.view) if p.scores], replay, strategy.shuffled)
     best = max(map(mean, configurations()))
     share = simulation.epochs_trained / total
     return Replay(share, to_right, is_right(winner), mean(winner) == best, best - mean(winner), simulation.ended)
@@ -209,6 +241,16 @@ def summary(name: str, replays: Sequence[Replay]) -> dict[str, Any]:
         "wrong_winner": round(1 - statistics.fmean(r.best for r in replays), 3),
         "regret_mean": round(statistics.fmean(r.regret for r in replays), 2),
     }
+
+
+def compared(ours: Sequence[Replay], others: Sequence[Replay]) -> dict[str, list[float]]:
+    """The mean of ours minus the other's in the same replays, with a 95 % interval: share of right winners, and points below the best."""
+    found = {}
+    for name in ("right", "regret"):
+        apart = [float(getattr(a, name)) - float(getattr(b, name)) for a, b in zip(ours, others, strict=True)]
+        half = 1.96 * statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else math.inf
+        found[name] = [round(statistics.fmean(apart) + k * half, 3) for k in (0, -1, 1)]
+    return found
 
 
 def shown(figures: dict[str, Any]) -> tuple[Table, list[str]]:
@@ -239,8 +281,13 @@ def shown(figures: dict[str, Any]) -> tuple[Table, list[str]]:
             f"{100 * line['wrong_winner']:.0f} %",
             f"{line['regret_mean']:.2f}",
         )
+    notes = []
+    for line in figures["compared"]:
+        (mean, low, high), (regret, least, most) = line["right"], line["regret"]
+        right = f"right {100 * mean:+.0f} points ({100 * low:+.0f} to {100 * high:+.0f})"
+        notes.append(f"{line['strategy']} - {line['with']}: {right}, points short {regret:+.2f} ({least:+.2f} to {most:+.2f})")
     counts = f"{figures['right_configurations']} of {figures['configurations']} configurations are right"
-    return table, [f"{counts}: within {figures['standard_error']} points of {figures['best']:.1f} %"]
+    return table, [*notes, f"{counts}: within {figures['standard_error']} points of {figures['best']:.1f} %"]
 
 
 def main() -> int:
@@ -252,17 +299,28 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--slots", dest="workers", type=int, default=4)
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", default=[""], help="strategies whose names contain one of these")
     asked = parser.parse_args()
-    strategies = STRATEGIES + (CONSIDERED if asked.all else [])
+    strategies = [s for s in STRATEGIES + (CONSIDERED if asked.all else []) if s == DEFAULT or any(text in s.name for text in asked.only)]
     numbers = range(asked.first, asked.first + asked.seeds)
     lines = [summary("full grid, one seed", [grid(r) for r in numbers])]
+    found: dict[Strategy, list[Replay]] = {}
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
-        for strategy in strategies:
-            found = [pool.submit(replayed, strategy, asked.workers, r) for r in numbers]
-            lines.append(summary(strategy.name, [f.result() for f in found]))
-    by_default = next(line for line in lines if line["strategy"] == DEFAULT.name)
+        pending = {strategy: [pool.submit(replayed, strategy, asked.workers, r) for r in numbers] for strategy in strategies}
+        for strategy, futures in pending.items():
+            found[strategy] = [f.result() for f in futures]
+            lines.append(summary(strategy.name, found[strategy]))
+    by_default = lines[1]
     figures = {
+        "epochs_share_of_grid": by_default["share_of_grid"],
+        "success_rate": by_default["right"],
         "strategies": lines,
+        "compared": [
+            {"strategy": ours.name, "with": other.name, **compared(found[ours], found[other])}
+            for ours in found
+            for other in found
+            if ours.sampler == DEFAULT.sampler and ours != other and (ours.share, ours.shuffled) == (other.share, other.shuffled)
+        ],
         "configurations": len(configurations()),
         "right_configurations": sum(map(is_right, configurations())),
         "best": max(map(mean, configurations())),

@@ -235,6 +235,7 @@ SEARCH_TABLE = [
     (["--prune-on", "knn", "probes.names=[linear]"], "probes.names must hold knn to prune on knn; got linear"),
     (["--sampler", "grid", "--max-trials", "3"], "--max-trials must be left out with --sampler grid, which runs every combination; got 3"),
     (["--sampler", "grid", "--two-objectives"], "--two-objectives must be left out with --sampler grid"),
+    (["--sampler", "multi_fidelity", "--two-objectives"], "--sampler must be tpe, random or gp with --two-objectives"),
     (["--two-objectives", "--early-stopping", "asha"], "--early-stopping must be none with --two-objectives"),
     (["--budget-gpu-hours", "0"], "--budget-gpu-hours must be positive and finite; got 0"),
     (["--budget-gpu-hours", "nan"], "--budget-gpu-hours must be positive and finite; got nan"),

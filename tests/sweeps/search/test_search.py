@@ -54,7 +54,7 @@ def test_trial_0_is_the_configuration_without_changes_and_all_others_are_new(tmp
     assert all(("method.predictor.kernel" in t.params) is (t.params["method.predictor.conv"] == "depthwise") for t in begun)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+@pytest.mark.parametrize("sampler", ["multi_fidelity", "tpe", "random", "gp"])
 def test_the_same_search_chooses_the_same_also_when_each_choice_is_a_new_process_s(tmp_path: Path, sampler: str) -> None:
     def score(trial: Trial) -> float:
         lr = trial.params["optimizer.lr"]
@@ -72,7 +72,8 @@ def test_the_same_search_chooses_the_same_also_when_each_choice_is_a_new_process
     assert Sweep.load(two.path).trials == Sweep.load(one.path).trials
 
 
-def test_a_model_based_sampler_looks_where_the_scores_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sampler", "most"), [("multi_fidelity", 0.5), ("tpe", 0.6)])  # the former keeps its distance from what was tried
+def test_a_model_based_sampler_looks_where_the_scores_are(tmp_path: Path, sampler: str, most: float) -> None:
     """The optimum lies at lr 0.004; of the configurations after the random ones most must lie within a factor of 3 of it."""
 
     def score(trial: Trial) -> float:
@@ -80,10 +81,10 @@ def test_a_model_based_sampler_looks_where_the_scores_are(tmp_path: Path) -> Non
         assert isinstance(lr, float)
         return 50 - 20 * abs(lr / 0.004 - 1) if lr > 0.004 else 50 - 20 * abs(0.004 / lr - 1)
 
-    begun = run_to_the_end(searched(tmp_path, sampler="tpe", max_trials=40), score)
+    begun = run_to_the_end(searched(tmp_path, sampler=sampler, max_trials=40), score)
     near = [0.004 / 3 < float(t.params["optimizer.lr"]) < 0.012 for t in begun]
     late, early = near[20:], near[1:11]
-    assert sum(late) / len(late) > 0.6
+    assert sum(late) / len(late) > most
     assert sum(late) / len(late) > sum(early) / len(early)
 
 
@@ -120,9 +121,10 @@ def test_choices_of_another_space_are_none_of_this_search(tmp_path: Path) -> Non
     assert [t.number for t in run_to_the_end(other, lambda _: 50.0)] == [5, 6, 7, 8]  # the baseline has its result
 
 
-def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["multi_fidelity", "random"])
+def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path, sampler: str) -> None:
     small = dataclasses.replace(SWEEP, space=[whole("method.predictor.depth", 1, 3)])
-    made = searched(tmp_path, spec=small, max_trials=50, seeds=2)
+    made = searched(tmp_path, spec=small, sampler=sampler, max_trials=50, seeds=2)
     begun = run_to_the_end(made, lambda t: float(t.configuration_number))
     assert {t.params["method.predictor.depth"] for t in begun} == {1, 2, 3}
     assert len(begun) == 5  # a second seed for the best two
