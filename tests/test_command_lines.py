@@ -170,7 +170,7 @@ HELP = [
     *[(["-m", "sweeps", c], ["what to show", "how"], "SWEEP_FOLDER") for c in ("status", "results", "logs", "advice")],
     (["-m", "sweeps", "cancel"], ["what to stop"], "(default: all, and their queued jobs)"),
     (["-m", "jobs.pretrain"], ["what to run", "look, and run nothing"], "--multirun"),
-    (["-m", "jobs.drill"], ["what to run", "where and how"], "(default: 20)"),
+    (["-m", "jobs.drill"], ["what to run", "where and how", "your own program, on this machine"], "(default: 20)"),
     (["-m", "jobs.preflight"], ["what to check", "where"], "(default: local)"),
     (["-m", "jobs.stage"], ["what to do, one of", "which sets"], "--free FOLDER"),
     (["-m", "jobs.export"], ["what to export"], "(default: RUN_DIR/backbone.safetensors)"),

@@ -21,7 +21,6 @@ NAMED = {
     "cnnjepa.data.pack",
     "cnnjepa.methods",
     "cnnjepa.probes",
-    "cnnjepa.run",
     "cnnjepa.task",
     "jobs.drill",
     "jobs.export",

@@ -28,8 +28,12 @@ def check_metrics(spec: SweepSpec, sweep: Sweep) -> None:
         _require(metric, every, "headline", "the probes give")
     for cost in spec.costs:
         _require(cost, costs, "costs", "results.csv has")
+    # Images without labels are scored on other data alone: the paper's figures then stand beside no value.
+    elsewhere = {(m.partition(".")[0], m.rpartition(".")[2]) for m in every or ()}
     for key in dict.fromkeys(key for c in spec.configurations_at(spec.scale(sweep.scale)) for key in c.paper):
         probe, probes = key.partition(".")[0], [m.partition(".")[0] for m in every or ()]
+        if (probe, key.rpartition(".")[2]) in elsewhere:
+            continue
         # At smoke scale the paper's figures are not shown, and a probe may be left out.
         if sweep.scale is ScaleName.paper or probe in probes or "." not in key or did_you_mean(probe, probes):
             _require(key, None if every is None else [*every, *costs], "paper", "the probes give, or a cost")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from dataclasses import replace
 
@@ -71,7 +72,8 @@ def _set_aside(sweep: Sweep, trial: Trial, view: View) -> None:
     state = view.state(trial)
     if not state.ended and state not in (TrialState.interrupted, TrialState.waiting, TrialState.cancelled):
         rule = "wait until none of the trials runs or has a job that waits"
-        raise ValueError(f"--rerun must {rule}; got {trial.label}, seed {trial.seed}, {state.name}: python -m sweeps cancel {sweep.path}")
+        got = f"{trial.label}, seed {trial.seed}, {state.name}"
+        raise ValueError(f"--rerun must {rule}; got {got}: python -m sweeps cancel {shlex.quote(str(sweep.path))}")
     folder = sweep.path / "replaced"
     folder.mkdir(exist_ok=True)
     number = 1 + sum(path.name.startswith(f"{trial.signature}-") for path in folder.iterdir())

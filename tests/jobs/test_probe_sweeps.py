@@ -122,7 +122,7 @@ def test_retry_failed_leaves_alone_what_it_would_have_to_train_again(sweep: Swee
 def test_a_worker_of_a_search_sees_that_a_command_took_a_completed_trial_up(tmp_path: Path) -> None:
     made = searched(tmp_path)
     (first,) = made.trials
-    end(made, first, None)
+    end(made, first, 50.0)
     whole = result_of(made.trial_dir(first))
     view = View(made, remember_seconds=1e9)
     assert view.follow()

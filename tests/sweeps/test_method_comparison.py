@@ -84,8 +84,8 @@ def test_costs_are_shown_in_three_digits_or_whole() -> None:
 
 
 def test_the_table_says_which_published_values_are_the_best_of_several_runs(tmp_path: Path) -> None:
-    console = Console(record=True, width=300, file=io.StringIO())
-    console.print(tables.terminal_table(finished(ScaleName.paper, tmp_path)))
+    console = Console(record=True, width=600, file=io.StringIO())
+    console.print(tables.terminal_table(finished(ScaleName.paper, tmp_path), 600))
     text = console.export_text()
     assert "73.26*" in text
     assert "* in the paper each score is the best of several runs" in text

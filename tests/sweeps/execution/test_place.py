@@ -43,6 +43,8 @@ class Site:
 
     # The trainer.
 
+    name = "cnnjepa.task"
+
     def get(self, config: object, what: str, default: object) -> object:
         return default
 

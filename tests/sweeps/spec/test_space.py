@@ -58,7 +58,7 @@ def test_the_configuration_without_changes_must_lie_in_the_space() -> None:
 
 
 def test_a_configuration_is_called_by_its_short_keys() -> None:
-    assert label({"optimizer.lr": 0.0031234, "method.predictor.depth": 2}, task_of({})) == "lr 0.003123, depth 2"
+    assert label({"optimizer.lr": 0.0031234, "method.predictor.depth": 2}, task_of({})) == "lr 0.0031234, depth 2"
 
 
 def test_the_grid_is_a_sweep_of_configurations_that_begins_with_the_papers() -> None:

@@ -20,7 +20,18 @@ EMPTY = {"epochs": 4}
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    made = Sweep(tmp_path, "x", "?", ScaleName.smoke, "o", [], {}, [Trial(i, f"s{i}", 42, EMPTY, f"trial{i}") for i in range(3)])
+    made = Sweep(
+        tmp_path,
+        "x",
+        "?",
+        ScaleName.smoke,
+        "o",
+        [],
+        {},
+        [Trial(i, f"s{i}", 42, EMPTY, f"trial{i}") for i in range(3)],
+        rungs=[2, 3, 4, 6],
+        eta=2,
+    )
     made.write()
     return made
 
