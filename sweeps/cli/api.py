@@ -272,13 +272,14 @@ class Sweep:
     def best(self) -> Best | None:
         """Return the best configuration, or None as long as no run of any has completed."""
         view = self._look()
-        lead = aggregate.leader(aggregate.summaries(view), self.objective)
+        lead, sign = aggregate.leader(aggregate.summaries(view), self.objective, view.sweep.sign), view.sweep.sign
         if lead is None:
             return None
         spread = lead.best.spreads[self.objective]
         assert spread.mean is not None
-        done = [t for t in self.trials if t.configuration == lead.best.label and t.state == "completed" and self.objective in t.metrics]
-        done.sort(key=lambda t: t.metrics[self.objective], reverse=True)
+        own = {row.signature for row in aggregate.rows(view) if row.configuration == lead.best.configuration}
+        done = [t for t in self.trials if t.run_id in own and t.state == "completed" and self.objective in t.metrics]
+        done.sort(key=lambda t: -sign * t.metrics[self.objective])
         shared = {k: v for k, v in done[0].hyperparameters.items() if k != "seed"}
         return Best(lead.best.label, self.objective, spread.mean, spread.std, bool(lead.significant), shared, done)
 

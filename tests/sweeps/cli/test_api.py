@@ -14,6 +14,7 @@ from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunStatus
 from sweeps import Sweep, plan, run
 from sweeps.cli import api
+from sweeps.state import folder
 from tests.support.documented import ROOT, blocks, page
 from tests.support.reported import CLEAR, LINEAR, OBJECTIVE, failed, made
 from tests.support.tiny_sweep import sweep as tiny
@@ -101,6 +102,15 @@ def test_the_best_has_its_trials_best_first(tmp_path: Path) -> None:
     assert list(best.trial.history().step) == [1, 2, 3]
     with pytest.raises(ValueError, match=r"must hold an intact checkpoint; got .*, whose trial is completed"):
         best.trial.checkpoint()
+
+
+def test_the_best_of_a_minimized_objective_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "s", CLEAR)
+    monkeypatch.setattr(folder.Sweep, "sign", -1.0)
+    best = Sweep.open(tmp_path / "s").best()
+    assert best is not None
+    scores = [t.metrics[OBJECTIVE] for t in best.trials]
+    assert (best.configuration, scores) == ("depth 1", sorted(scores))
 
 
 def test_an_encoder_has_the_weights_of_its_checkpoint(tmp_path: Path) -> None:
