@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,23 +219,30 @@ def copy_in(folder: Path, program: Program) -> Path:
 
 def keep(folder: Path, program: Program) -> None:
     """Copy the files of a program into a sweep's folder, whole or not at all, and name it as the sweep's."""
-    target = copy_in(folder, program)
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=target.parent))
-        for name in [name for name in program.files if not os.path.isabs(name)]:
-            (beside / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(Path(program.root) / name, beside / name)
-        beside.chmod(0o755)
-        try:
-            os.rename(beside, target)
-        except OSError:
-            shutil.rmtree(beside)  # another command was first; the content is the same
-            if not target.exists():
-                raise
+    copy_whole(copy_in(folder, program), {name: Path(program.root) / name for name in program.files if not os.path.isabs(name)})
     known = read(folder)
     if known is None or (known.module, known.copy, known.kept) != (program.module, program.copy, program.kept):
         write_atomic(folder / _NAME, sealed_json(asdict(program)))
+
+
+def copy_whole(target: Path, files: Mapping[str, Path], **texts: str) -> None:
+    """Copy files, by their paths in `target`, into that folder: whole or not at all, and once; `texts` are further files."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=target.parent))
+    for name, path in files.items():
+        (beside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, beside / name)
+    for name, text in texts.items():
+        (beside / name).write_text(text)
+    beside.chmod(0o755)
+    try:
+        os.rename(beside, target)
+    except OSError:
+        shutil.rmtree(beside)  # another command was first; the content is the same
+        if not target.exists():
+            raise
 
 
 def note(run: Path, attempt: int, program: Program) -> None:

@@ -5,15 +5,13 @@ It is this package, from a checkout or as it is installed, and the user's own fi
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.files import to_json
 from jobs import own_code
+from jobs.program import copy_whole
 
 ROOT = own_code.ROOT
 _PARTS = (*own_code.OURS, "pyproject.toml")
@@ -40,22 +38,7 @@ def digest() -> str:
 def take(folder: Path, commit: Mapping[str, Any]) -> Path:
     """Copy the code and its `commit` to `folder`/<digest>, atomically and once; return the path."""
     target = folder / digest()
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
-    for name, path in _files().items():
-        copy = beside / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    (beside / _RECORD).write_text(to_json(commit))
-    beside.chmod(0o755)
-    try:
-        os.rename(beside, target)
-    except OSError:
-        shutil.rmtree(beside)  # another command was first; the content is the same
-        if not target.exists():
-            raise
+    copy_whole(target, _files(), **{_RECORD: to_json(commit)})
     return target
 
 
