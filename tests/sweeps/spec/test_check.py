@@ -103,6 +103,12 @@ REFUSED: dict[str, tuple[Made, list[str], str]] = {
         "the configuration must have method.temperature; got one",
     ),
     "a group of keys": (search(choice("optimizer", "byol_imagenet1k")), [], "got optimizer, a group of keys: search optimizer."),
+    "a key twice": (search(RATE, choice(LR, 0.1, 0.2)), [], f"a space must hold each key once; got {LR} 2 times: merge them"),
+    "a key again under a condition": (
+        search(whole(DEPTH, 1, 3), KIND, whole(DEPTH, 2, 4, when=(CONV, "dense"))),
+        [],
+        f"a space must hold each key once; got {DEPTH} 2 times: merge them",
+    ),
     "a list": (search(choice("probes.at_epochs", 1, 2)), [], "a dimension must have one value; got probes.at_epochs, which has a list"),
     "a key that is no text": (search(choice(3, 1, 2)), [], "a key must be a text; got 3, a int"),  # type: ignore[arg-type]
     "the cluster": (
