@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import keyword
 import os
 import shlex
 import shutil
@@ -19,7 +20,7 @@ from cnnjepa.run.attempts import attempts_with, numbered
 from cnnjepa.run.folder import HopelessError
 from cnnjepa.run.identity import task_name
 from jobs import program
-from jobs.plain import DIRECTIONS, PlainTask, Run
+from jobs.plain import DIRECTIONS, PlainTask, Run, require_several
 
 Value = str | int | float | bool
 STOPPED = 75  # exit status of a command that has saved, and goes on when it is started again: EX_TEMPFAIL of sysexits.h
@@ -44,6 +45,8 @@ def placeholders(words: Sequence[str]) -> list[str]:
                 continue
             if not key.isidentifier() or form or conversion:
                 raise ValueError(f"command must have a plain key in braces, as {{lr}}, and {{{{ for a brace; got {word}")
+            if keyword.iskeyword(key):
+                raise ValueError(f"command must have keys that are no words of Python; got {word}: write {{{key}_}}")
             found[key] = None
     return list(found)
 
@@ -89,6 +92,7 @@ class CommandTask(PlainTask):
         `grace_seconds` is how long a command may take to save after SIGTERM, before SIGKILL. See
         PlainTask for the rest. Raise ValueError at a key without a value, or a value without a key.
         """
+        require_several(command=command)
         self.words = [str(word) for word in command]
         if not self.words:
             raise ValueError("command must have at least the program; got no word")
@@ -111,12 +115,16 @@ class CommandTask(PlainTask):
             kind, self._run, objective=objective, direction=direction, unit=unit, hang_minutes=hang_minutes, validate=self._check, **about
         )
 
-    def program_words(self, root: Path) -> list[Path]:
-        """Return the files of the program that the command names, relative to `root`."""
+    @property
+    def module(self) -> str:
+        """Return the module that the command runs as `python -m`, or ""."""
+        is_module = "-m" in self.words[:-1] and self.words[0] in _PYTHONS
+        return self.words[self.words.index("-m") + 1] if is_module else ""
+
+    def program_words(self, root: Path) -> list[tuple[Path, Path]]:
+        """Return the files of the program that the command names, relative to `root`, and the folder that each imports from."""
         found = [root / word for word in self.words if not placeholders([word]) and (root / word).is_file()]
-        if "-m" in self.words[:-1] and self.words[0] in _PYTHONS:
-            found += list(program.modules_of(self.words[self.words.index("-m") + 1], root))
-        return found
+        return [*((path, path.parent) for path in found), *((path, root) for path in program.modules_of(self.module, root) if self.module)]
 
     def check_program(self, root: Path) -> None:
         """Raise ValueError if the program, or the script that it is to run, is not there."""
@@ -149,7 +157,7 @@ class CommandTask(PlainTask):
         """Return the words to start, with the program's files in their copy."""
         values = {field.name: written(getattr(config, field.name)) for field in dataclasses.fields(config)}
         values["run_dir"] = str(folder)
-        own = {os.path.normpath(path): str(copy / path.relative_to(root)) for path in self.program_words(root)} if copy != root else {}
+        own = {os.path.normpath(path): str(copy / path.relative_to(root)) for path, _ in self.program_words(root)} if copy != root else {}
         words = []
         for word in self.words:
             path = os.path.normpath(root / word)
@@ -168,7 +176,7 @@ class CommandTask(PlainTask):
         _take_left(run)
         at, line = -1, self.line(config, run.folder, copy, root)
         while True:
-            ended = _Started(line, root, run).wait(self.grace_seconds)
+            ended = _Started(line, root, run, copy if self.module else None).wait(self.grace_seconds)
             if run.pruned or run.told_to_stop:
                 run.log.warning("the command was asked to stop: %s", ended)
                 return
@@ -192,19 +200,23 @@ def _take_left(run: Run) -> None:
         known = max(map(float, run.run_folder.probes()), default=-1.0)
         for line in numbered(path, number).read_bytes().split(b"\n")[:-1]:
             with contextlib.suppress(HopelessError, ValueError):  # that attempt has failed, or was killed as it wrote
-                epoch, values = _parsed(line)
+                epoch, values = _parsed(line, run.position)
                 if epoch > known:
                     run.report(epoch, **values)
         run.rewind()
 
 
-def _parsed(line: bytes) -> tuple[int, dict[str, Any]]:
-    """Return epoch and metrics of a line of reports; raise HopelessError if it holds none."""
+def _parsed(line: bytes, position: str) -> tuple[int, dict[str, Any]]:
+    """Return epoch and metrics of a line of reports; raise HopelessError if it holds none.
+
+    Of "epoch" and "step", the one called `position` says how far the run is where a line has both.
+    """
     try:
         values = json.loads(line)
     except ValueError:
         values = None
-    epoch = next((values.pop(key) for key in ("epoch", "step") if key in values), None) if isinstance(values, dict) else None
+    found = {key: values.pop(key) for key in ("epoch", "step") if key in values} if isinstance(values, dict) else {}
+    epoch = found.get(position, next(iter(found.values()), None))
     if type(epoch) is not int:
         rule = 'be a JSON object with a whole "epoch" or "step", and numbers'
         raise HopelessError(f"each line of SWEEP_REPORT must {rule}; got {line[:200].decode(errors='replace')!r}")
@@ -214,7 +226,8 @@ def _parsed(line: bytes) -> tuple[int, dict[str, Any]]:
 class _Started:
     """A command that runs."""
 
-    def __init__(self, words: list[str], cwd: Path, run: Run) -> None:
+    def __init__(self, words: list[str], cwd: Path, run: Run, imports: Path | None) -> None:
+        """Start it in `cwd`; with `imports`, Python looks for modules there first, and nowhere in `cwd`."""
         self._run, self._read, self._rest = run, 0, b""
         self._reports = numbered(run.run_folder.path / _REPORTS, run.attempt)
         self._reports.write_bytes(b"")
@@ -224,6 +237,9 @@ class _Started:
             "SWEEP_RUN_DIR": str(run.folder),
             "SWEEP_ATTEMPT": str(run.attempt),
         }
+        if imports is not None:
+            known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+            environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([str(imports), *known])}
         life, self._lifeline = os.pipe()
         self._status, status = os.pipe()
         guard = [sys.executable, "-S", "-E", str(Path(__file__).with_name("guard.py")), str(life), str(status), *words]
@@ -263,7 +279,7 @@ class _Started:
 
     def _take_reports(self, last: bool = False) -> None:
         for line in self._lines(last):
-            epoch, values = _parsed(line)
+            epoch, values = _parsed(line, self._run.position)
             try:
                 self._run.report(epoch, **values)
             except ValueError as error:

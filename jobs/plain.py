@@ -186,6 +186,8 @@ class Run:
         """
         if type(epoch) is not int or epoch < max(self._epoch, 0):
             raise ValueError(f"run.report must be given whole epochs or steps that do not fall; got {epoch} after {self._epoch}")
+        if taken := {"kind", "step"} & metrics.keys():
+            raise ValueError(f"run.report must leave {min(taken)} to the launcher; got a metric of that name")
         values = {name: _number(name, value) for name, value in metrics.items()}
         self._now = {**(self._now if epoch == self._epoch else {}), **values}
         first, self._epoch = epoch != self._epoch, epoch
@@ -224,6 +226,11 @@ class Run:
     def rewind(self) -> None:
         """Let reports begin again, at an epoch that was reported before."""
         self._epoch, self._now = -1, {}
+
+    @property
+    def position(self) -> str:
+        """Return "step" if the configuration counts steps, else "epoch"."""
+        return self._task.position
 
     @property
     def run_folder(self) -> RunFolder:
@@ -322,6 +329,7 @@ class PlainTask:
             pickled: whether any Python object may be saved. Reading such a state runs code in it.
             hang_minutes: end a run that shows no progress for so long; 0 never does.
         """
+        require_several(headline=headline, minimized=minimized, files=files)
         if direction not in DIRECTIONS:
             raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {direction!r}")
         if not objective:
@@ -333,6 +341,11 @@ class PlainTask:
         self.MINIMIZED = (*((objective,) if direction == "minimize" else ()), *minimized)
         self.KEYS: Mapping[str, str] = {"fingerprint": FINGERPRINT} if data is not None else {}
         self.FILES, self.pickled, self.hang_minutes = tuple(files), pickled, hang_minutes
+
+    @property
+    def position(self) -> str:
+        """Return "step" if a configuration counts steps, else "epoch"."""
+        return "step" if self._counts == "steps" else "epoch"
 
     def length(self, config: Any) -> float:
         """Return how many epochs or steps a run trains; infinity if its configuration does not say."""
@@ -371,6 +384,13 @@ class PlainTask:
                 return run.end(claim)
             except Exception as error:
                 raise RunError(run.step, run.seconds, run.seconds / 3600 * devices()) from error
+
+
+def require_several(**lists: Sequence[str]) -> None:
+    """Raise ValueError at a text that stands where a list of texts is needed."""
+    for name, value in lists.items():
+        if isinstance(value, str):
+            raise ValueError(f"{name} must be a list of texts; got the text {value!r}: write [{value!r}]")
 
 
 def with_identity(kind: Any, version: str = "", has_data: bool = False) -> type:

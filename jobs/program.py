@@ -112,8 +112,8 @@ def find(task: str) -> Program | None:
         return None
     module, owner, root = task.partition(":")[0], identity.task_module(task), folder_of(task)
     files = with_imports(Path(identity.file_of(module)), root)
-    for path in owner.program_words(root) if hasattr(owner, "program_words") else ():
-        files += with_imports(path, path.parent)
+    for path, base in owner.program_words(root) if hasattr(owner, "program_words") else ():
+        files += with_imports(path, base)
     return listed(module, root, [*files, *files_among(getattr(owner, "FILES", ()), root)])
 
 
@@ -201,15 +201,23 @@ def read(folder: Path) -> Program | None:
 
 
 def use(folder: Path) -> None:
-    """Let this process load the task of a sweep from the copy in its folder, unless it has loaded it."""
+    """Let this process load the task of a sweep from the copy in its folder, unless it knows a file of the task.
+
+    A command that was given the sweep's own file keeps to that: it compares the file with the copy.
+    """
     program = read(folder)
-    if program is not None and (file := _file_in(program, copy_in(folder, program))) is not None:
+    if program is not None and not identity.is_placed(program.module) and (file := _file_in(program, copy_in(folder, program))) is not None:
         identity.load_from(program.module, str(file))
 
 
 def _file_in(program: Program, root: Path) -> Path | None:
     base = root.joinpath(*program.module.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def is_copy(file: str | None) -> bool:
+    """Return whether a file is a sweep's own copy of one."""
+    return file is not None and any(above.parent.name == _COPIES and (above.parents[1] / _NAME).is_file() for above in Path(file).parents)
 
 
 def copy_in(folder: Path, program: Program) -> Path:

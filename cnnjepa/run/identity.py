@@ -36,6 +36,18 @@ def load_from(module: str, file: str) -> None:
     _files[module] = file
 
 
+def is_placed(module: str) -> bool:
+    """Return whether this process knows already from which file it takes `module`."""
+    return module in _files
+
+
+def forget(module: str) -> None:
+    """Look for `module` on the path again, and import it anew where it is asked for."""
+    _files.pop(module, None)
+    sys.modules.pop(module, None)
+    task_module.cache_clear()
+
+
 def file_of(module: str) -> str:
     """Return the file of a module that is or could be imported."""
     return _files.get(module) or str(_imported(module).__file__)

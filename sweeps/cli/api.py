@@ -16,7 +16,9 @@ from rich.console import Console
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.identity import task_module, task_name
 from jobs.cli import resolved
+from jobs.plain import PlainTask
 from jobs.task import task_of
 from sweeps.cli import run as command
 from sweeps.cli.plan import parse
@@ -120,16 +122,20 @@ class Trial:
         return PlannedTrial(0, "", self.seed, self._values, self.run_id).config
 
     def checkpoint(self, device: str = "cpu") -> dict[str, Any]:
-        """Return the state of the newest intact checkpoint, its tensors on `device`.
+        """Return the state of the newest intact checkpoint, its tensors on `device`: of a PlainTask, what it saved.
 
         Raise ValueError if there is none.
         """
         import torch
 
+        own = task_module(task_name(self._values))
         found = checkpoint.newest_good(self.folder / "checkpoints")
         if found is None:
             raise ValueError(f"a run folder must hold an intact checkpoint; got {self.folder}, whose trial is {self.state}")
-        return checkpoint.read(found, torch.device(device))
+        if not isinstance(own, PlainTask):
+            return checkpoint.read(found, torch.device(device))
+        saved: dict[str, Any] = checkpoint.read(found, torch.device(device), own.pickled)["state"]
+        return saved
 
     def encoder(self, device: str = "cpu") -> "torch.nn.Module":
         """Return the network that is probed, with the weights of the newest intact checkpoint, in eval mode.

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.files import read_json, reading
-from cnnjepa.run.identity import fidelity, length, lookup, to_dict
+from cnnjepa.run.identity import fidelity, length, lookup, task_module, to_dict
 from cnnjepa.run.typed import checked
 from jobs.cli import Parser, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import PROFILES, override_keys, qualified
+from jobs.plain import PlainTask
 from jobs.task import task_named, task_of
 from sweeps.cli.data import PlannedData
 from sweeps.cli.metrics import check_metrics
@@ -167,6 +168,8 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
         asked.sampler = sampler_for(asked, path)
     values = to_dict(spec.job(asked.cluster, [*chosen.overrides, *asked.overrides]).train)
     rungs = rungs_of(spec, chosen, values, asked)
+    if spec.space and not rungs and asked.early_stopping is None and asked.sampler not in ("gp", "grid") and not asked.two_objectives:
+        data.lines.append(f"no run is stopped early: {length(values)} {fidelity(values)} leave none at which to compare runs")
     # Where epochs differ, each run gets a probe at its own rungs when it starts.
     at = [] if _given(spec, chosen, fidelity(values)) else rungs
     eta, search = asked.eta if rungs else 0, None
@@ -188,6 +191,10 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     check_metrics(spec, sweep)
     check_pruning(sweep)
     sweep.task.check_seeds(seeds)
+    if sweep.objective not in (sweep.task.OBJECTIVE, *sweep.task.MINIMIZED, *sweep.task.HEADLINE, *sweep.task.METRICS):
+        rule = f"ranked by {sweep.objective}, of which the highest is best"
+        if isinstance(spec.own_task or task_module(spec.task_name), PlainTask):
+            data.lines.append(f"{rule}; name it in `minimized` of the task if the lowest is")
     data.compare(sweep)
     return sweep, cluster
 
@@ -234,6 +241,8 @@ def rungs_of(spec: SweepSpec, scale: Scale, values: dict[str, Any], asked: argpa
         longest = max(lookup(values, key), *_given(spec, scale, key), 0.0)
     epochs = int(max([length(values), *_given(spec, scale, fidelity(values))]))
     found = rung_epochs(epochs, longest, asked.eta)
+    if not found and key is None and asked.early_stopping is None:
+        return []
     if not found:
         rule = f"leave an epoch between the warm-up of {longest:g} and {epochs} / {asked.eta}"
         raise ValueError(f"--early-stopping=asha must {rule}; got none: use more epochs, or --early-stopping none")

@@ -40,8 +40,11 @@ def settle(sweep: Sweep, view: View, asked: argparse.Namespace, console: Console
         program.keep(sweep.path, replace(now, kept=sorted({*before.kept, *(begun.digest for begun in other.values())})))
         console.print(f"{line}: they are kept", highlight=False, soft_wrap=True)
     elif choice == "r":
-        for signature in other:
-            _set_aside(sweep, next(t for t in sweep.trials if t.signature == signature), view)
+        again = [trial for trial in sweep.trials if trial.signature in other]
+        for trial in again:
+            _require_at_rest(sweep, trial, view)
+        for trial in again:
+            _set_aside(sweep, trial)
         console.print(f"{line}: they run again; what there was is in {sweep.path / 'replaced'}", highlight=False, soft_wrap=True)
     else:
         raise ValueError(f"{line}: {_WHAT_TO_DO}")
@@ -63,17 +66,21 @@ def _line(view: View, other: dict[str, Program], now: Program) -> str:
     files = sorted({name for begun in other.values() for name in now.changed_from(begun)})
     states = [view.state(trial) for trial in view.sweep.trials if trial.signature in other]
     ended = sum(state.ended for state in states)
-    counts = [f"{n} trials {what}" for n, what in ((ended, "ended"), (len(states) - ended, "began")) if n]
+    counts = [f"{n} trial{'s' * (n != 1)} {what}" for n, what in ((ended, "ended"), (len(states) - ended, "began")) if n]
     return f"{', '.join(files)} changed since {' and '.join(counts)}"
 
 
-def _set_aside(sweep: Sweep, trial: Trial, view: View) -> None:
-    """Move the folder of a trial out of the way; raise ValueError if the trial runs or its job waits."""
+def _require_at_rest(sweep: Sweep, trial: Trial, view: View) -> None:
+    """Raise ValueError if the trial runs or its job waits."""
     state = view.state(trial)
     if not state.ended and state not in (TrialState.interrupted, TrialState.waiting, TrialState.cancelled):
         rule = "wait until none of the trials runs or has a job that waits"
         got = f"{trial.label}, seed {trial.seed}, {state.name}"
         raise ValueError(f"--rerun must {rule}; got {got}: python -m sweeps cancel {shlex.quote(str(sweep.path))}")
+
+
+def _set_aside(sweep: Sweep, trial: Trial) -> None:
+    """Move the folder of a trial out of the way."""
     folder = sweep.path / "replaced"
     folder.mkdir(exist_ok=True)
     number = 1 + sum(path.name.startswith(f"{trial.signature}-") for path in folder.iterdir())

@@ -12,10 +12,12 @@ from types import ModuleType
 
 import psutil
 
+from cnnjepa.run import identity
 from cnnjepa.run.command_line import did_you_mean
 from cnnjepa.run.console import SWEEPS, foreign, offered
-from jobs import own_code
+from jobs import own_code, program
 from jobs.cli import line_of, resolved
+from jobs.task import task_named
 from sweeps.cli.run import run
 from sweeps.spec.sweep import SweepSpec
 
@@ -75,6 +77,9 @@ def _module(path: Path, named: str) -> ModuleType:
     if line := foreign():
         raise ValueError(line)
     name = path.stem
+    if program.is_copy(getattr(sys.modules.get(name), "__file__", None)):
+        identity.forget(name)  # a sweep of this file was opened before, whose copy of it may be an older one
+        task_named.cache_clear()
     known = sys.modules.get(name) or importlib.util.find_spec(name) if name.isidentifier() else None
     file = getattr(known, "__file__", None) or getattr(known, "origin", None)
     if file is None or Path(file).resolve() != path:

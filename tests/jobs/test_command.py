@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from cnnjepa.run.folder import RunError, RunResult, RunStatus, no_judge
-from jobs.command import CommandTask, placeholders, written
+from jobs.command import CommandTask, _parsed, placeholders, written
+from jobs.program import with_imports
 from sweeps.spec.space import choice, real, whole
 from sweeps.spec.sweep import Configuration, SweepSpec
 from tests.support.killed_run import EXAMPLES, attempt, configured, loaded, scores
@@ -239,3 +240,30 @@ def test_a_sweep_has_a_task_or_a_command_and_seeds_that_reach_it() -> None:
     with pytest.raises(ValueError, match=r"^cluster\.ranks_per_trial must be 1 for a command"):
         task.validate(task.Config(), 2)
     assert no_judge(1, {}) == ""
+
+
+def test_of_epoch_and_step_the_one_that_the_run_counts_says_how_far_it_is() -> None:
+    line = b'{"epoch": 3, "step": 1200, "loss": 0.5}'
+    assert _parsed(line, "epoch") == (3, {"loss": 0.5})
+    assert _parsed(line, "step") == (1200, {"loss": 0.5})
+    assert _parsed(b'{"step": 7, "loss": 0.5}', "epoch") == (7, {"loss": 0.5})
+
+
+def test_words_of_python_are_no_keys_and_a_text_is_no_list_of_words() -> None:
+    with pytest.raises(ValueError, match=r"^command must have keys that are no words of Python; got \{lambda\}: write \{lambda_\}$"):
+        placeholders(["--lambda", "{lambda}"])
+    with pytest.raises(ValueError, match=r"^command must be a list of texts; got the text 'python t.py': write \['python t.py'\]$"):
+        CommandTask("python t.py", {}, objective="loss")
+    with pytest.raises(ValueError, match=r"^headline must be a list of texts; got the text 'acc'"):
+        CommandTask(["true"], {}, objective="loss", headline="acc")
+
+
+def test_a_module_and_what_it_imports_from_its_package_are_files_of_the_program(tmp_path: Path) -> None:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__init__.py").write_text("")
+    (tmp_path / "pkg" / "train.py").write_text("from pkg.model import x\n")
+    (tmp_path / "pkg" / "model.py").write_text("x = 1\n")
+    task = CommandTask(["python", "-m", "pkg.train"], {}, objective="loss")
+    files = {path for word, base in task.program_words(tmp_path) for path in with_imports(word, base)}
+    assert {path.name for path in files} == {"__init__.py", "train.py", "model.py"}
+    assert task.module == "pkg.train"

@@ -163,6 +163,7 @@ def test_a_state_that_would_not_be_loaded_is_refused_when_it_is_saved(tmp_path: 
         ([], "run.report must be given loss at the end, by which runs are ranked; got nothing"),
         ([(2, {"loss": 1.0}), (1, {"loss": 1.0})], "run.report must be given whole epochs or steps that do not fall; got 1 after 2"),
         ([(1.5, {"loss": 1.0})], "run.report must be given whole epochs or steps that do not fall; got 1.5 after -1"),
+        ([(1, {"loss": 1.0, "step": 2.0})], "run.report must leave step to the launcher; got a metric of that name"),
         ([(1, {"loss": "low"})], "run.report must be given numbers; got loss='low', a str"),
     ],
 )

@@ -14,6 +14,7 @@ from sweeps.spec.sweep import SweepSpec
 from sweeps.state import claims
 from sweeps.state.folder import Sweep
 from sweeps.state.view import View
+from tests.support import forked
 from tests.support.killed_run import configured, loaded
 
 _TASK = """
@@ -61,7 +62,7 @@ def chosen(spec: SweepSpec, *options: str) -> Namespace:
 
 def test_a_change_is_named_and_nothing_is_done_until_the_user_chooses(begun: tuple[SweepSpec, Sweep, Path]) -> None:
     spec, sweep, file = begun
-    said = rf"^{file.name} changed since 1 trials ended and 1 trials began: --keep keeps them .*; --rerun runs them again from the start$"
+    said = rf"^{file.name} changed since 1 trial ended and 1 trial began: --keep keeps them .*; --rerun runs them again from the start$"
     with pytest.raises(ValueError, match=said):
         settle(sweep, View(sweep), chosen(spec), Console())
     with pytest.raises(ValueError, match=r"^--keep must be left out with --rerun; got both$"):
@@ -77,7 +78,7 @@ def test_kept_trials_are_kept_for_good(begun: tuple[SweepSpec, Sweep, Path]) -> 
     settle(sweep, View(sweep), chosen(spec), Console())
     assert [View(sweep).state(trial).name for trial in sweep.trials] == ["completed", "interrupted", "waiting"]
     file.write_text(_TASK.replace("loss=1.0", "loss=3.0"))  # another change asks again
-    with pytest.raises(ValueError, match=r"changed since 1 trials ended"):
+    with pytest.raises(ValueError, match=r"changed since 1 trial ended"):
         settle(sweep, View(sweep), chosen(spec), Console())
 
 
@@ -95,3 +96,43 @@ def test_a_trial_that_runs_is_not_moved_away(begun: tuple[SweepSpec, Sweep, Path
     assert owned is not None
     with owned, pytest.raises(ValueError, match=r"^--rerun must wait until none of the trials runs .*; got lr 0\.2, seed 42, running: "):
         settle(sweep, View(sweep), chosen(spec, "--rerun"), Console())
+
+
+@pytest.mark.slow
+def test_an_edited_file_is_noticed_by_the_command_itself_which_runs_the_new_code_where_it_is_told_to(tmp_path: Path) -> None:
+    """In processes of their own: what a sweep's folder has copied must not stand for the file that was typed."""
+    file, words = tmp_path / "edited.py", ["--runs-dir", str(tmp_path / "runs"), "--dry-run"]
+    file.write_text(_TASK.replace("SweepSpec(conf", "SweepSpec('edited', conf") + "\nif __name__ == '__main__':\n    from sweeps import main\n    main(SWEEP)\n")
+
+    def typed(*more: str, dry: bool = True) -> str:
+        done = forked.run([str(file), *(words if dry else words[:-1]), *more], cwd=tmp_path)
+        return f"{done.returncode}: {done.stdout}{done.stderr}"
+
+    assert typed().startswith("0: ")
+    folder = tmp_path / "runs" / "edited-smoke"
+    # As a worker leaves a trial that has ended, and the command its plan.
+    spec, _ = configured(loaded(file).SWEEP)
+    sweep, _ = plan(spec, parse(spec, words[:-1]))
+    sweep.write()
+    run, found = sweep.run(sweep.trials[0]), program.find(spec.task_name)
+    assert found is not None
+    run.prepare(sweep.trials[0].config)
+    program.note(run.path, 1, found)
+    RunFolder(run.path, 1).write_result(RunResult(RunStatus.completed, metrics={"loss": 1.0}, claim=1))
+    assert "changed since" not in typed()
+    file.write_text(file.read_text().replace("loss=1.0", "loss=2.0"))
+    assert "edited.py changed since 1 trial ended: --keep keeps them" in typed()
+    refused = typed(dry=False)
+    assert refused.startswith("2: ")
+    assert "edited.py changed since 1 trial ended" in refused
+    assert folder.is_dir()
+
+
+def test_nothing_is_set_aside_while_one_of_the_trials_runs(begun: tuple[SweepSpec, Sweep, Path]) -> None:
+    spec, sweep, _ = begun
+    owned = claims.claim(sweep.trial_dir(sweep.trials[1]), 2, "driver", 0)
+    assert owned is not None
+    with owned, pytest.raises(ValueError, match=r"--rerun must wait until none of the trials runs"):
+        settle(sweep, View.here(sweep), chosen(spec, "--rerun"), Console())
+    assert not (sweep.path / "replaced").exists()
+    assert sweep.run(sweep.trials[0]).result() is not None
