@@ -20,7 +20,8 @@ from cnnjepa.run.attempts import attempts_with, numbered
 from cnnjepa.run.folder import HopelessError
 from cnnjepa.run.identity import task_name
 from jobs import program
-from jobs.plain import DIRECTIONS, PlainTask, Run, require_several
+from jobs.plain import DIRECTIONS, PlainTask, Run
+from jobs.plain_config import require_several
 
 Value = str | int | float | bool
 STOPPED = 75  # exit status of a command that has saved, and goes on when it is started again: EX_TEMPFAIL of sysexits.h

@@ -102,7 +102,8 @@ def test_a_trial_that_runs_is_not_moved_away(begun: tuple[SweepSpec, Sweep, Path
 def test_an_edited_file_is_noticed_by_the_command_itself_which_runs_the_new_code_where_it_is_told_to(tmp_path: Path) -> None:
     """In processes of their own: what a sweep's folder has copied must not stand for the file that was typed."""
     file, words = tmp_path / "edited.py", ["--runs-dir", str(tmp_path / "runs"), "--dry-run"]
-    file.write_text(_TASK.replace("SweepSpec(conf", "SweepSpec('edited', conf") + "\nif __name__ == '__main__':\n    from sweeps import main\n    main(SWEEP)\n")
+    named = _TASK.replace("SweepSpec(conf", "SweepSpec('edited', conf")
+    file.write_text(named + "\nif __name__ == '__main__':\n    from sweeps import main\n    main(SWEEP)\n")
 
     def typed(*more: str, dry: bool = True) -> str:
         done = forked.run([str(file), *(words if dry else words[:-1]), *more], cwd=tmp_path)
