@@ -34,6 +34,7 @@ class Task:
     HEADLINE: Sequence[str] = ()  # metrics of the results table, unless a sweep names them
     MINIMIZED: Sequence[str] = ()  # metrics of which lower is better; of all others, higher is
     UNIT: str = ""  # of the scores, such as %
+    RANKED: str = ""  # a sentence beside the answer of a report: which data rank configurations
     CURVES: Sequence[str] = ()  # metrics whose curves are offered first, in this order
     WARNINGS: Sequence[str] = ()  # names of early warnings
 

@@ -84,8 +84,8 @@ def beside_the_answer(view: View) -> list[str]:
     if view.sweep.search is not None and lead is not None:
         lines += [s.label for s in (lead.best, lead.other) if s is not None]
         lines += against_the_baseline(view, table, lead)
-    if lead is not None:
-        lines.append("Ranked on held-out training labels; the test split was read once, at the end of each run.")
+    if lead is not None and view.sweep.task.RANKED:
+        lines.append(view.sweep.task.RANKED)
     if view.sweep.scale.name == "smoke":
         lines.append("Smoke scale: it shows that everything works, and says little about the question.")
     return lines
