@@ -17,6 +17,11 @@ Judge = Callable[[int, dict[str, float]], str]
 Probes = Mapping[str, Mapping[str, float]]
 
 
+def score_format(unit: str, places: int = 2) -> str:
+    """Return the format of one score, for Python and Plotly: `places` decimals for a percentage, else four digits."""
+    return f".{places}f" if unit == "%" else ".4g"
+
+
 class Task:
     """A trainer as the launcher sees it."""
 

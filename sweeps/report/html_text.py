@@ -11,6 +11,7 @@ from pathlib import Path
 from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import read_json, reading, tail
 from cnnjepa.run.typed import build
+from jobs.task import score_format
 from sweeps.report.aggregate import Leader, Spread, Summary, in_units, judged, leader, rows, summaries, title
 from sweeps.report.significance import compare
 from sweeps.search.search import trials_to_begin
@@ -160,7 +161,7 @@ def about(view: View, trial: Trial, unit: str) -> list[str]:
     if result is not None:
         lines += [f"cause: {result.cause}"] if result.cause else []
         lines += [f"{probe} has no value: {cause}" for probe, cause in result.missing.items()]
-        lines += [f"{title(view, m)}: {v:.2f}" for m, v in result.metrics.items()]
+        lines += [f"{title(view, m)}: {v:{score_format(view.sweep.task.UNIT)}}" for m, v in result.metrics.items()]
         hours = f"{format_hours(view.device_hours(trial))} {unit}"
         lines.append(f"{result.step} steps, {hours}, {result.images_per_second:.0f} images/s, peak memory {result.peak_memory_mb:.0f} MiB")
     lines += [f"warning: {warning.line}" for warning in warnings_of(view, trial)]

@@ -12,6 +12,7 @@ from rich.table import Table
 from cnnjepa.run import pace, refusal, skipped
 from jobs.slurm.queue import EMPTY_SECONDS, SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
+from jobs.task import score_format
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.report.terminal import Column, fitted
 from sweeps.search.search import Outlook
@@ -142,11 +143,11 @@ def sweep_status(view: View) -> dict[str, Any]:
     counts[TrialState.damaged.name] += len(view.sweep.damaged)
     hours = sum(t["gpu_hours"] for t in trials)
     silent = view.watch.queue is not None and view.watch.queue.silent
-    name, scale = view.sweep.name, view.sweep.scale.name
+    about = {"name": view.sweep.name, "scale": view.sweep.scale.name, "unit": view.sweep.task.UNIT}
     chosen = view.sweep.search
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     waits = [{**asdict(w), "line": w.line} for w in waiting_jobs(view)]
-    looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
+    looked = {**about, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
     noted = {"damaged": damaged_lines(view), "nodes": view.sweep.nodes.lines()}
     return {**looked, "waiting": waits, "to_go_on": to_go_on(view), "rungs": view.sweep.rungs, "search": search, **noted}
 
@@ -245,9 +246,9 @@ def live_table(status: dict[str, Any], minutes_left: float | None, width: int | 
     if len(active) > _MOST_LINES:
         active.sort(key=lambda t: t["state"] == "failed")
         table.caption = f"{_MOST_LINES} of {len(active):,} such trials are shown; --json has all"
-    rows = []
+    rows, of_scores = [], score_format(status["unit"], 1)
     for t in active[:_MOST_LINES]:
-        numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
+        numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], of_scores)]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
         what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
         if t["idle"]:
