@@ -2,7 +2,6 @@
 
 import collections
 import re
-import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state.damage import cause_of
-from sweeps.state.history import commands
+from sweeps.state.history import commands, in_words
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
@@ -251,9 +250,7 @@ def what_was_run(view: View) -> list[str]:
     sweep = view.sweep
     lines = []
     for found in commands(sweep.path):
-        words = found["command"]
-        command = shlex.join(map(str, words)) if isinstance(words, list) else str(words)
-        lines.append(f"{found['time']}: {command}")
+        lines.append(f"{found['time']}: {in_words(found['command'])}")
     known, damaged = provenances(view)
     lines += damaged
     commits = collections.Counter(f"commit {p.commit[:12] or 'unknown'}{' with uncommitted changes' * bool(p.diff)}" for p in known)

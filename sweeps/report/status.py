@@ -1,6 +1,5 @@
 """Report a sweep's state from its run folders and Slurm."""
 
-import shlex
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.history import commands
+from sweeps.state.history import called_from_python, in_words, last_command
 from sweeps.state.place import Place
 from sweeps.state.submission import Submission, job_prefix
 from sweeps.state.trial_state import TrialState
@@ -180,9 +179,9 @@ def to_go_on(view: View) -> str:
         listed = any(not e.ended for e in queue.named(job_prefix(view.sweep)))
         young = min(s.age_seconds for s in made) < EMPTY_SECONDS  # it may not be listed yet
         if not (listed or young or queue.silent or any(queue.is_elsewhere(start.cluster) for start in claimed)):
-            last = [c["command"] for c in commands(view.sweep.path)][-1:]
-            words = shlex.join(map(str, last[0])) if last and isinstance(last[0], list) else "the sweep's command"
-            return f"{left} trials are left, and no job of this sweep is queued or runs; to go on: {words}"
+            words = last_command(view.sweep.path)
+            again = "run the sweep again from Python" if called_from_python(words) else in_words(words) if words else "the sweep's command"
+            return f"{left} trials are left, and no job of this sweep is queued or runs; to go on: {again}"
     return ""
 
 
