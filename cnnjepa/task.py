@@ -44,6 +44,7 @@ RENAMED = {
 OBJECTIVE = "linear.holdout_top1"
 HEADLINE = ("linear.test_top1", "knn.test_top1")
 UNIT = "%"
+RANKED = "Ranked on held-out training labels; the test split was read once, at the end of each run."
 CURVES = (
     "loss",
     "linear.holdout_top1",

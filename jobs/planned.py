@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder, RunStatus
-from cnnjepa.run.identity import identity, lookup, signature
+from cnnjepa.run.identity import DEFAULT_TASK, identity, lookup, signature
 from cnnjepa.run.ranks import Device, broadcast_object, joined
 from jobs.cluster import JobSpec
 from jobs.config import default_run_dir
@@ -98,14 +98,25 @@ def _compared(new: JobSpec, earlier: RunFolder, then: str) -> str:
     if named or (then and begun and not completed and not new.start_again):
         remedy = "give another run_dir" if named else "begin a new run with start_again=true"
         raise ValueError(f"{must_hold(new.train, str(earlier.path), then, now)} to resume it from step {begun}, or {remedy}")
-    what = then or "images that version 0.1 did not record"
+    what = then or not_recorded(new.train)
     return f"this is a new run on {now}; {earlier.path} {'completed' if completed else 'began'} on {what}"
+
+
+def kind_of_data(config: Any) -> str:
+    """Return what the data of a configuration are called: images only where its trainer is CNN-JEPA's."""
+    return "images" if task_of(config).name == DEFAULT_TASK else "data"
+
+
+def not_recorded(config: Any) -> str:
+    """Return what a run is said to have begun on that did not record its data, as version 0.1 did not."""
+    what = kind_of_data(config)
+    return f"{what} that version 0.1 did not record" if what == "images" else f"{what} that were not recorded"
 
 
 def must_hold(config: Any, who: str, then: str, now: str) -> str:
     """Return the rule that `who` goes on with the data `then`, the data `now`, and what restores the former."""
-    keys = task_of(config).KEYS
-    key, what = keys.get("data_root", keys["fingerprint"]), then or "which version 0.1 did not record"
-    compared = [text.split()[-2:-1] for text in (then, now)]  # such as listing and content
-    restore = "compare them in the same way" if then and compared[0] != compared[1] else "restore them"
-    return f"{key} must hold the images that {who} began with, {what}; got {now}: {restore}"
+    keys, kind = task_of(config).KEYS, kind_of_data(config)
+    key, what = keys.get("data_root", keys["fingerprint"]), then or f"which {not_recorded(config).partition(' that ')[2]}"
+    compared = [text.split()[-2:-1] for text in (then, now)]  # of images: listing or content
+    restore = "compare them in the same way" if then and kind == "images" and compared[0] != compared[1] else "restore them"
+    return f"{key} must hold the {kind} that {who} began with, {what}; got {now}: {restore}"

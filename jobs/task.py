@@ -17,6 +17,11 @@ Judge = Callable[[int, dict[str, float]], str]
 Probes = Mapping[str, Mapping[str, float]]
 
 
+def score_format(unit: str, places: int = 2) -> str:
+    """Return the format of one score, for Python and Plotly: `places` decimals for a percentage, else four digits."""
+    return f".{places}f" if unit == "%" else ".4g"
+
+
 class Task:
     """A trainer as the launcher sees it."""
 
@@ -34,6 +39,7 @@ class Task:
     HEADLINE: Sequence[str] = ()  # metrics of the results table, unless a sweep names them
     MINIMIZED: Sequence[str] = ()  # metrics of which lower is better; of all others, higher is
     UNIT: str = ""  # of the scores, such as %
+    RANKED: str = ""  # a sentence beside the answer of a report: which data rank configurations
     CURVES: Sequence[str] = ()  # metrics whose curves are offered first, in this order
     WARNINGS: Sequence[str] = ()  # names of early warnings
 

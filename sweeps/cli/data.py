@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from jobs.planned import apart_from_data, data_of, must_hold
+from jobs.planned import apart_from_data, data_of, must_hold, not_recorded
 from jobs.task import task_of
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
@@ -44,7 +44,7 @@ class PlannedData:
             if then and not self._asked.start_again:
                 said = must_hold(config, f"the sweep in {sweep.path}", then, now)
                 raise ValueError(f"{said} to go on, or run all trials on these with --start-again")
-            self.lines.append(f"all trials run on {now}; before on {then or 'images that version 0.1 did not record'}")
+            self.lines.append(f"all trials run on {now}; before on {then or not_recorded(config)}")
             return
 
 

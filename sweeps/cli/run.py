@@ -12,6 +12,7 @@ from rich.console import Console
 from jobs import own_code
 from jobs.cli import exit_status
 from jobs.cluster import Scheduler
+from jobs.planned import kind_of_data
 from jobs.task import task_named
 from sweeps.cli import local, submit
 from sweeps.cli.data import PlannedData
@@ -79,7 +80,11 @@ def show_plan(sweep: Sweep, asked: argparse.Namespace, console: Console, missing
     announce_changes(sweep, console)
     settle(sweep, View.here(sweep), asked, console)
     if missing:
-        console.print(f"the run IDs are not known here, since they depend on the images: {missing}", highlight=False, soft_wrap=True)
+        console.print(
+            f"the run IDs are not known here, since they depend on the {kind_of_data(sweep.trials[0].values)}: {missing}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for trial in sweep.trials:
         run_id = "?" * len(trial.signature) if missing else trial.signature
         console.print(f"{run_id}  {view.state(trial).name:11}  seed {trial.seed}  {trial.label}", highlight=False, soft_wrap=True)

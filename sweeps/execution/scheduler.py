@@ -5,6 +5,7 @@ from typing import Any
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from cnnjepa.run.identity import fidelity, signature
+from jobs.task import score_format
 from sweeps.execution.bad_nodes import Place, log_of
 from sweeps.search import search
 from sweeps.search.warnings import cause_of, warnings_of
@@ -119,7 +120,7 @@ def judge(view: View, trial: Trial) -> Callable[[int, dict[str, float]], str]:
         others.pop(trial.signature, None)
         if goes_on(sweep.sign * value, [sweep.sign * other for other in others.values()], sweep.eta):
             return ""
-        shown, what = f"{value:.2f}" if sweep.task.UNIT == "%" else f"{value:.4g}", fidelity(trial.values).removesuffix("s")
+        shown, what = f"{value:{score_format(sweep.task.UNIT)}}", fidelity(trial.values).removesuffix("s")
         return f"{sweep.objective} {shown} at {what} {epoch} is not among the best 1/{sweep.eta} of {len(others) + 1} runs"
 
     return verdict

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.task import score_format
 from sweeps.report.significance import Comparison, compare
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
@@ -203,7 +204,7 @@ def images_behind(view: View, leaders: Mapping[str, "Leader | None"]) -> str:
             continue
         error = view.sweep.task.sampling_error(lead.best.spreads[metric].mean or 0.0, counts[0])
         many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-        said.append(f"{title(view, metric)} {many}" + ("" if error is None else f" (± {error:.1f})"))
+        said.append(f"{title(view, metric)} {many}" + ("" if error is None else f" (± {error:{score_format(view.sweep.task.UNIT, 1)}})"))
     lead_in = "images behind a score, and the standard error that their choice gives the best, which no test over seeds covers"
     return f"{lead_in}: {', '.join(said)}" if said else ""
 

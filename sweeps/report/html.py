@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from cnnjepa.run.files import write_atomic
+from jobs.task import score_format
 from sweeps.report import html_text
 from sweeps.report.aggregate import Row, Summary, columns, rows, run_set, shown_configurations, summaries, title
 from sweeps.report.html_curves import Curve, curves_of
@@ -133,6 +134,7 @@ def _points(curve: Curve) -> list[list[float]]:
 
 
 def _cells(view: View, trial: Trial, row: Row, metrics: Sequence[str]) -> list[str]:
-    scores = [f"{row.metrics[m]:.2f}" if m in row.metrics else "-" for m in metrics]
+    form = score_format(view.sweep.task.UNIT)
+    scores = [f"{row.metrics[m]:{form}}" if m in row.metrics else "-" for m in metrics]
     hours = view.device_hours(trial)
     return [row.label, str(row.seed), row.state.name, *scores, f"{hours:.3g}" if hours else "-", str(len(view.claims(trial)) or "-")]

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 
 from cnnjepa.run.identity import lookup
+from jobs.task import score_format
 from sweeps.report.aggregate import Spread, Summary, distinct, in_units, title
 from sweeps.report.html_text import called
 from sweeps.state.view import View
@@ -91,11 +92,11 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
     key = numeric_axis(view)
     if key is not None:
         return _line(view, table, metric, key)
-    figure = go.Figure()
+    figure, form = go.Figure(), score_format(view.sweep.task.UNIT)
     names = distinct([short(s.label) for s in table])
     for s, name in zip(table, names, strict=True):
         seeds = s.values.get(metric, {})
-        hover = [f"{s.label}<br>seed {seed}: %{{x:.2f}}<extra></extra>" for seed in seeds]
+        hover = [f"{s.label}<br>seed {seed}: %{{x:{form}}}<extra></extra>" for seed in seeds]
         dots = {"color": hues[s.key], "size": 7, "opacity": 0.35}
         figure.add_scatter(x=list(seeds.values()), y=[name] * len(seeds), mode="markers", marker=dots, hovertemplate=hover)
     for s, name in zip(table, names, strict=True):
@@ -106,7 +107,7 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
             marker = {"color": hues[s.key], "size": 11, "symbol": "square"}
             figure.add_scatter(x=[spread.mean], y=[name], error_x=bars, mode="markers", marker=marker, hovertemplate=hover_text)
         if metric in s.paper:
-            hover_text = f"{s.label}<br>paper: {s.paper[metric]:.2f}, one seed<extra></extra>"
+            hover_text = f"{s.label}<br>paper: {s.paper[metric]:{form}}, one seed<extra></extra>"
             marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
             figure.add_scatter(x=[s.paper[metric]], y=[name], mode="markers", marker=marker, hovertemplate=hover_text)
     figure.update_layout(showlegend=False)
@@ -119,19 +120,18 @@ def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Fig
     values = {t.configuration: float(str(lookup(t.values, key))) for t in view.sweep.trials}
     ranked = sorted((s for s in table if s.spreads[metric].mean is not None), key=lambda s: values[s.key])
     xs, means = [values[s.key] for s in ranked], [s.spreads[metric] for s in ranked]
-    figure = go.Figure()
+    figure, form = go.Figure(), score_format(view.sweep.task.UNIT)
     bars = {"type": "data", "array": [m.std or 0.0 for m in means], "thickness": 2}
     hover = [f"{s.label}<br>{m} (n = {m.n})<extra></extra>" for s, m in zip(ranked, means, strict=True)]
     line = {"color": qualitative.D3[0]}
     figure.add_scatter(x=xs, y=[m.mean for m in means], error_y=bars, mode="lines+markers", line=line, hovertemplate=hover)
     dots = [(values[s.key], v) for s in ranked for v in s.values.get(metric, {}).values()]
     marker = {"color": qualitative.D3[0], "opacity": 0.35}
-    figure.add_scatter(
-        x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", marker=marker, hovertemplate="%{y:.2f}<extra></extra>"
-    )
+    hover_text = f"%{{y:{form}}}<extra></extra>"
+    figure.add_scatter(x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", marker=marker, hovertemplate=hover_text)
     papers = [s for s in table if metric in s.paper]
     marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
-    hover_text = "paper: %{y:.2f}, one seed<extra></extra>"
+    hover_text = f"paper: %{{y:{form}}}, one seed<extra></extra>"
     ys = [s.paper[metric] for s in papers]
     figure.add_scatter(x=[values[s.key] for s in papers], y=ys, mode="markers", marker=marker, hovertemplate=hover_text)
     figure.update_layout(showlegend=False)

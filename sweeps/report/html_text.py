@@ -2,7 +2,6 @@
 
 import collections
 import re
-import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,13 +10,14 @@ from pathlib import Path
 from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import read_json, reading, tail
 from cnnjepa.run.typed import build
+from jobs.task import score_format
 from sweeps.report.aggregate import Leader, Spread, Summary, in_units, judged, leader, rows, summaries, title
 from sweeps.report.significance import compare
 from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state.damage import cause_of
-from sweeps.state.history import commands
+from sweeps.state.history import commands, in_words
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
@@ -84,8 +84,8 @@ def beside_the_answer(view: View) -> list[str]:
     if view.sweep.search is not None and lead is not None:
         lines += [s.label for s in (lead.best, lead.other) if s is not None]
         lines += against_the_baseline(view, table, lead)
-    if lead is not None:
-        lines.append("Ranked on held-out training labels; the test split was read once, at the end of each run.")
+    if lead is not None and view.sweep.task.RANKED:
+        lines.append(view.sweep.task.RANKED)
     if view.sweep.scale.name == "smoke":
         lines.append("Smoke scale: it shows that everything works, and says little about the question.")
     return lines
@@ -160,7 +160,7 @@ def about(view: View, trial: Trial, unit: str) -> list[str]:
     if result is not None:
         lines += [f"cause: {result.cause}"] if result.cause else []
         lines += [f"{probe} has no value: {cause}" for probe, cause in result.missing.items()]
-        lines += [f"{title(view, m)}: {v:.2f}" for m, v in result.metrics.items()]
+        lines += [f"{title(view, m)}: {v:{score_format(view.sweep.task.UNIT)}}" for m, v in result.metrics.items()]
         hours = f"{format_hours(view.device_hours(trial))} {unit}"
         lines.append(f"{result.step} steps, {hours}, {result.images_per_second:.0f} images/s, peak memory {result.peak_memory_mb:.0f} MiB")
     lines += [f"warning: {warning.line}" for warning in warnings_of(view, trial)]
@@ -250,9 +250,7 @@ def what_was_run(view: View) -> list[str]:
     sweep = view.sweep
     lines = []
     for found in commands(sweep.path):
-        words = found["command"]
-        command = shlex.join(map(str, words)) if isinstance(words, list) else str(words)
-        lines.append(f"{found['time']}: {command}")
+        lines.append(f"{found['time']}: {in_words(found['command'])}")
     known, damaged = provenances(view)
     lines += damaged
     commits = collections.Counter(f"commit {p.commit[:12] or 'unknown'}{' with uncommitted changes' * bool(p.diff)}" for p in known)

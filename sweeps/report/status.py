@@ -1,6 +1,5 @@
 """Report a sweep's state from its run folders and Slurm."""
 
-import shlex
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,13 +11,14 @@ from rich.table import Table
 from cnnjepa.run import pace, refusal, skipped
 from jobs.slurm.queue import EMPTY_SECONDS, SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
+from jobs.task import score_format
 from sweeps.report.aggregate import Summary, judged, leader, summaries
 from sweeps.report.terminal import Column, fitted
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
-from sweeps.state.history import commands
+from sweeps.state.history import called_from_python, in_words, last_command
 from sweeps.state.place import Place
 from sweeps.state.submission import Submission, job_prefix
 from sweeps.state.trial_state import TrialState
@@ -142,11 +142,11 @@ def sweep_status(view: View) -> dict[str, Any]:
     counts[TrialState.damaged.name] += len(view.sweep.damaged)
     hours = sum(t["gpu_hours"] for t in trials)
     silent = view.watch.queue is not None and view.watch.queue.silent
-    name, scale = view.sweep.name, view.sweep.scale.name
+    about = {"name": view.sweep.name, "scale": view.sweep.scale.name, "unit": view.sweep.task.UNIT}
     chosen = view.sweep.search
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     waits = [{**asdict(w), "line": w.line} for w in waiting_jobs(view)]
-    looked = {"name": name, "scale": scale, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
+    looked = {**about, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
     noted = {"damaged": damaged_lines(view), "nodes": view.sweep.nodes.lines()}
     return {**looked, "waiting": waits, "to_go_on": to_go_on(view), "rungs": view.sweep.rungs, "search": search, **noted}
 
@@ -179,9 +179,9 @@ def to_go_on(view: View) -> str:
         listed = any(not e.ended for e in queue.named(job_prefix(view.sweep)))
         young = min(s.age_seconds for s in made) < EMPTY_SECONDS  # it may not be listed yet
         if not (listed or young or queue.silent or any(queue.is_elsewhere(start.cluster) for start in claimed)):
-            last = [c["command"] for c in commands(view.sweep.path)][-1:]
-            words = shlex.join(map(str, last[0])) if last and isinstance(last[0], list) else "the sweep's command"
-            return f"{left} trials are left, and no job of this sweep is queued or runs; to go on: {words}"
+            words = last_command(view.sweep.path)
+            again = "run the sweep again from Python" if called_from_python(words) else in_words(words) if words else "the sweep's command"
+            return f"{left} trials are left, and no job of this sweep is queued or runs; to go on: {again}"
     return ""
 
 
@@ -245,9 +245,9 @@ def live_table(status: dict[str, Any], minutes_left: float | None, width: int | 
     if len(active) > _MOST_LINES:
         active.sort(key=lambda t: t["state"] == "failed")
         table.caption = f"{_MOST_LINES} of {len(active):,} such trials are shown; --json has all"
-    rows = []
+    rows, of_scores = [], score_format(status["unit"], 1)
     for t in active[:_MOST_LINES]:
-        numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], ".1f")]
+        numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], of_scores)]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
         what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
         if t["idle"]:

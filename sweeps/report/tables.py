@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cnnjepa.run.files import write_atomic
 from jobs.cli import printable
+from jobs.task import score_format
 from sweeps.report import plots
 from sweeps.report.aggregate import (
     COSTS,
@@ -128,14 +129,14 @@ def peoples_table(view: View, most: int | None = None) -> PeoplesTable:
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
     leaders = {m: leader(whole, m, view.sweep.task.sign(m)) for m in metrics}
     # A sweep that asks about costs shows these instead of the total.
-    total = [] if costs else ["device-hours"]
+    total, form = [] if costs else ["device-hours"], score_format(view.sweep.task.UNIT)
     marks = [_left_out(s) for s in table]
     header = ["configuration", *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
     header += [*[LEFT_OUT] * any(marks), *(title(view, c) for c in costs), "parameters", *total]
     lines = []
     for s, mark in zip(table, marks, strict=True):
         star = "*" if s.label in view.sweep.best_of_many else ""
-        paper = [f"{s.paper[m]:.2f}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
+        paper = [f"{s.paper[m]:{'.2f' if m in costs else form}}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
         rest = [*paper, *[mark or "-"] * any(marks), *(s.costs[c].in_digits() for c in costs), f"{s.parameters:,}"]
         rest += [] if costs else [f"{s.device_hours:.3g}"]
         lines.append([Cell(s.label), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])

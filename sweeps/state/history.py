@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def last_command(folder: Path) -> list[str]:
     words = commands(folder)[-1:]
     found = words[0]["command"] if words else []
     return [str(word) for word in found] if isinstance(found, list) else []
+
+
+def called_from_python(words: Sequence[object]) -> bool:
+    """Return whether `words` record a call of `run` of the Python API, which begins with run(NAME)."""
+    return bool(words) and str(words[0]).startswith("run(") and str(words[0]).endswith(")")
+
+
+def in_words(command: object) -> str:
+    """Return a recorded command so that it can be typed again, or a call of the Python API in words."""
+    if not isinstance(command, list):
+        return str(command)
+    if not called_from_python(command):
+        return shlex.join(map(str, command))
+    first, *more = map(str, command)
+    return f"{first} from Python" + (f", with {shlex.join(more)}" if more else "")
 
 
 def commands(folder: Path) -> list[dict[str, object]]:

@@ -2,17 +2,22 @@
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cnnjepa.data import fingerprint as module
 from cnnjepa.run.folder import RunResult, RunStatus
+from cnnjepa.run.identity import from_dict
+from jobs.plain import PlainTask
+from jobs.planned import must_hold, not_recorded
 from sweeps.cli.data import PlannedData
 from sweeps.cli.plan import parse, plan
 from sweeps.cli.run import run
 from sweeps.spec.space import choice
-from sweeps.spec.sweep import SweepSpec
+from sweeps.spec.sweep import Configuration, SweepSpec
 from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 from tests.support.images import image_tree, picture
@@ -81,6 +86,45 @@ def test_a_sweep_whose_images_have_changed_is_refused_until_all_may_run_again(ki
     assert {t.signature for t in again.trials}.isdisjoint(t.signature for t in first.trials)
     again.write()
     assert planned(spec, tree, tmp_path)[0].trials[0].signature == again.trials[0].signature
+
+
+@dataclasses.dataclass
+class Config:
+    """A trainer whose data are no images."""
+
+    lr: float = 0.1
+    epochs: int = 1
+    seed: int = 42
+
+
+_held = ["3 rows, kind one"]
+
+
+def _data(config: Config) -> str:
+    if not _held:
+        raise ValueError("table.csv must be there; got none")
+    return _held[-1]
+
+
+TASK = PlainTask(Config, lambda config, run: None, objective="loss", data=_data)
+
+
+def test_the_changed_data_of_another_trainer_are_called_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    spec = SweepSpec(name="own", configurations=[Configuration({"lr": 0.1})], task=TASK).resolved()
+    asked = parse(spec, ["--runs-dir", str(tmp_path)])
+    plan(spec, asked, PlannedData(asked))[0].write()
+    monkeypatch.setattr(sys.modules[__name__], "_held", ["4 rows, sort two"])
+    with pytest.raises(
+        ValueError, match=r"_fingerprint must hold the data that the sweep in .* began with, 3 rows, .*: restore them to"
+    ) as error:
+        plan(spec, asked, PlannedData(asked))
+    assert "image" not in str(error.value)
+    monkeypatch.setattr(sys.modules[__name__], "_held", [])
+    assert run(spec, ["--runs-dir", str(tmp_path), "--dry-run"]) == 0
+    assert "since they depend on the data: table.csv must be there" in capsys.readouterr().out
+    config = from_dict({"task": spec.task_name})
+    assert not_recorded(config) == "data that were not recorded"
+    assert "must hold the data that it began with, which were not recorded; got now" in must_hold(config, "it", "", "now")
 
 
 def test_a_sweep_of_version_0_1_starts_again_and_says_so(tree: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims, submission
 from sweeps.state.claims import Process, SlurmStart
 from sweeps.state.folder import Sweep
+from sweeps.state.history import commands, in_words
 from sweeps.state.submission import Submission, job_prefix
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
@@ -323,6 +324,13 @@ def test_where_no_job_is_left_status_names_the_command_that_goes_on(sweep: Sweep
 
     words = "3 trials are left, and no job of this sweep is queued or runs; to go on: python sweeps/x.py --cluster 'a b'"
     assert status(j7_0="NODE_FAIL") == status(j7_0="FAILED") == words
+    again = line | {"command": ["run(x)", "--cluster", "a b"]}
+    (sweep.path / "commands.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(again) + "\n")
+    assert status(j7_0="FAILED").endswith("runs; to go on: run the sweep again from Python")
+    assert [in_words(c["command"]) for c in commands(sweep.path)] == [
+        "python sweeps/x.py --cluster 'a b'",
+        "run(x) from Python, with --cluster 'a b'",
+    ]
     assert status(j7_0="RUNNING") == status(j7_0="FAILED", j7_1="PENDING") == status(j7_0="PENDING") == ""
     with monkeypatch.context() as patch:
         patch.setattr(submission.time, "time", lambda: 50.0)  # 45 s after it was submitted

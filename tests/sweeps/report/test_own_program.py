@@ -1,0 +1,86 @@
+"""Reports of other trainers than CNN-JEPA: their words, their numbers, and what their runs count."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.plain import PlainTask
+from sweeps.report import html, html_text
+from sweeps.report.aggregate import rows, summaries
+from sweeps.report.html_figures import colours, scores_figure
+from sweeps.report.status import live_table, sweep_status
+from sweeps.report.tables import peoples_table
+from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, build_trials
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
+from tests.support.reported import CLEAR
+from tests.support.reported import made as ours
+
+
+@dataclasses.dataclass
+class Epochs:
+    lr: float = 0.1
+    epochs: int = 4
+    seed: int = 42
+
+
+@dataclasses.dataclass
+class Steps:
+    lr: float = 0.1
+    steps: int = 40
+    seed: int = 42
+
+
+@dataclasses.dataclass
+class Unknown:
+    lr: float = 0.1
+    seed: int = 42
+
+
+def _train(config: Any, run: Any) -> None:
+    """Nothing trains here."""
+
+
+EPOCHS = PlainTask(Epochs, _train, objective="loss", direction="minimize")
+STEPS = PlainTask(Steps, _train, objective="loss", direction="minimize")
+UNKNOWN = PlainTask(Unknown, _train, objective="loss", direction="minimize")
+
+
+def made(path: Path, task: PlainTask, scores: tuple[float, ...] = (), rates: tuple[float, ...] = (0.1, 0.2)) -> View:
+    """A sweep of a configuration per rate, with one seed; those with a score have completed."""
+    scale, swept = Scale([], seeds=1), [Configuration({"lr": rate}) for rate in rates]
+    spec = SweepSpec(name="own", question="", configurations=swept, smoke=scale, paper=scale, task=task).resolved()
+    found = Sweep.of(spec, ScaleName.paper, build_trials(spec, spec.paper, 1, "local", []), path)
+    found.write()
+    for trial, score in zip(found.trials, scores, strict=False):
+        run = found.run(trial)
+        run.prepare(trial.config)
+        run.write_result(RunResult(RunStatus.completed, metrics={"loss": score}, step=3, device_hours=0.5, seconds=1800.0))
+    return View(found)
+
+
+def test_only_a_task_that_says_so_is_ranked_on_held_out_labels(tmp_path: Path) -> None:
+    said = "Ranked on held-out training labels; the test split was read once, at the end of each run."
+    assert said in html_text.beside_the_answer(ours(tmp_path / "ours", CLEAR))
+    view = made(tmp_path / "own", EPOCHS, (0.02, 0.03))
+    assert not [line for line in html_text.beside_the_answer(view) if "anked" in line or "split" in line]
+
+
+def test_small_scores_keep_their_digits_wherever_they_are_shown(tmp_path: Path) -> None:
+    view = made(tmp_path, EPOCHS, (0.00234, 0.00245))
+    view = View(dataclasses.replace(view.sweep, paper={view.sweep.trials[0].label: {"loss": 0.0021}}, headline=["loss"]))
+    trial, table = view.sweep.trials[0], summaries(view)
+    assert "loss: 0.00234" in html_text.about(view, trial, "core-hours")
+    assert html._cells(view, trial, rows(view)[0], ["loss"])[3] == "0.00234"
+    assert peoples_table(view).lines[0][2].text == "0.0021"
+    shown = str(scores_figure(view, table, "loss", colours(table)))
+    assert (shown.count("x:.4g"), "paper: 0.0021," in shown) == (2, True)
+    line = made(tmp_path / "line", EPOCHS, (0.00234, 0.00245, 0.0025), rates=(0.1, 0.2, 0.3))
+    shown = str(scores_figure(line, summaries(line), "loss", {}))
+    assert (shown.count("y:.4g"), ".2f" in shown) == (2, False)
+    status = sweep_status(view)
+    status["trials"][0] |= {"state": "running", "probe": 0.00234}
+    assert list(live_table(status, None).columns[7].cells) == ["0.00234"]
+    status["unit"] = "%"
+    assert list(live_table(status, None).columns[7].cells) == ["0.0"]
