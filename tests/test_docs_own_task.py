@@ -2,13 +2,17 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.task import Task
+from tests.support import forked
 from tests.support.documented import ROOT, code_spans, example, page, typed
 from tests.support.killed_run import configured, loaded
 
@@ -18,7 +22,20 @@ PAGE = "own-task.md"
 def in_bash(folder: Path, *commands: list[str]) -> str:
     """What the commands print, typed one after the other in `folder`; double quotes, since one names $PWD."""
     lines = ["set -e", *(" ".join(f'"{word}"' for word in words) for words in commands)]
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(["bash", "-c", "\n".join(lines)], cwd=folder, **pipes) as child:
+        try:
+            out, err = child.communicate(timeout=500)  # it took a minute on a busy machine, and once more than five
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # bash alone would leave behind what it started
+            raise
+    assert child.returncode == 0, out + err
+    return out
+
+
+def results(folder: Path, words: list[str]) -> str:
+    """What `python -m sweeps results` prints there, without the seconds of Python's start."""
+    done = forked.run(words[1:], cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -35,7 +52,7 @@ def test_a_function_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
     assert all(float(row["accuracy"]) > 80 for row in table)
     # No path leads to the program: it is in the sweep's folder.
     (tmp_path / "mine" / "digits_rate.py").unlink()
-    shown = in_bash(tmp_path, path, typed("python -m sweeps results runs/digits_rate-smoke", python))
+    shown = results(tmp_path, typed("python -m sweeps results runs/digits_rate-smoke", python))
     assert "lr 0.1" in shown
 
 
@@ -59,7 +76,7 @@ def test_the_example_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
     table = list(csv.DictReader((folder / "results.csv").open()))
     assert [row["state"] for row in table] == ["completed"] * 6
     assert all(float(row["holdout_accuracy"]) > 80 for row in table if row["setting"] == "lr 1")
-    shown = in_bash(tmp_path, path, typed("python -m sweeps results runs/softmax_rate-smoke", python))
+    shown = results(tmp_path, typed("python -m sweeps results runs/softmax_rate-smoke", python))
     assert "lr 0.1" in shown
     assert "holdout accuracy" in " ".join(shown.split())
     assert "completed: " in in_bash(tmp_path, path, typed("python -m jobs.pretrain task=softmax_task epochs=5", python))

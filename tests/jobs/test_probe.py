@@ -198,7 +198,7 @@ WRONG = [
     (["run", "--cluster", "summit"], "cluster must be one of komondor, komondor_test, local, test_cluster; got summit"),
     (["run", "--cluster", "komondor"], "cluster.account must be given for cluster komondor; got none: add account=VALUE"),
     (["run", "--clster", "local"], "--clster must be an option listed by --help; got --clster local; did you mean --cluster?"),
-    (["softmax"], "task must define probed and probe to have its runs scored later; got tests.support.softmax_task"),
+    (["other"], "task must define probed and probe to have its runs scored later; got tests.support.site_task"),
 ]
 
 
@@ -208,7 +208,7 @@ def test_wrong_use_is_one_line(words: list[str], message: str, tree: Path, tmp_p
     for name, overrides in {
         "begun": [*SMALL, f"data.root={tree}"],
         "run": [*SMALL, f"data.root={tree}"],
-        "softmax": ["task=tests.support.softmax_task"],
+        "other": ["task=tests.support.site_task"],
     }.items():
         folder = RunFolder(tmp_path / name)
         folder.prepare(compose_job(overrides).train)

@@ -1,88 +1,76 @@
 """Another trainer than CNN-JEPA under the launcher: swept, killed and resumed, searched, shown; and a task that is none."""
 
-import csv
 import json
-import os
 import pickle
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from cnnjepa.run.folder import never
 from cnnjepa.run.identity import from_dict, signature, to_dict
 from jobs.config import compose_job
 from jobs.task import task_of
+from sweeps import __main__ as sweeps
+from sweeps.execution.worker import run_worker
+from sweeps.spec.space import choice, real
+from sweeps.spec.sweep import ScaleName, SweepSpec, build_trials
+from sweeps.state.claims import Process
+from sweeps.state.folder import Sweep
+from sweeps.state.view import View
+from tests.support.killed_run import EXAMPLES, configured, killed_and_resumed, loaded, scores
+from tests.support.scored import called
+from tests.support.searched import searched
 
-ROOT = Path(__file__).parents[2]
-SUPPORT = ROOT / "tests" / "support"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{SUPPORT}"}
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def command(script: str, runs: Path, *words: str) -> list[str]:
-    return [sys.executable, str(SUPPORT / script), "--runs-dir", str(runs), "max_parallel=2", *words]
-
-
-def called(line: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
-
-
-def reader(*words: str) -> str:
-    done = called([sys.executable, "-m", "sweeps", *words])
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def reader(command: str, made: Sweep, *words: str) -> str:
+    status, out, err = called(sweeps.main, command, made.path, *words)
+    assert status == 0, out + err
+    return out
 
 
 @pytest.mark.slow
 def test_a_sweep_of_another_trainer_is_killed_resumed_and_reported(tmp_path: Path) -> None:
-    line = command("softmax_sweep.py", tmp_path, "pause_seconds=0.3")
-    child = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not any(p.stat().st_size > 300 for p in tmp_path.rglob("metrics.jsonl")):
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    done = called(line)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "softmax-smoke"
-    table = list(csv.DictReader((folder / "results.csv").open()))
-    assert [row["state"] for row in table] == ["completed"] * 4
-    assert min(float(row["holdout_accuracy"]) for row in table if row["setting"] == "lr 0.1") > 85
-    logs = [p.read_text() for p in folder.glob("trials/*/log/train.log")]
-    assert any(log.count("begins after epoch") > 1 and "begins after epoch 0" not in log.split("\n", 1)[1] for log in logs)
-    assert "lr 0.1" in reader("results", str(folder))
-    assert json.loads(reader("status", str(folder), "--json"))["counts"]["completed"] == 4
-    reader("report", str(folder))
-    page = (folder / "report.html").read_text()
-    assert "% holdout accuracy" in page
-    assert "decay 0.0, epochs 6, lr 0.1, pause_seconds 0.3, task softmax_task: 2 runs" in page
+    spec, _ = configured(loaded(EXAMPLES / "sklearn_digits.py").SWEEP)
+    trials = build_trials(spec, spec.scale(ScaleName.smoke), 2, "local", ["epochs=4"])
+    made = Sweep.of(spec, ScaleName.smoke, trials, tmp_path / "sklearn_digits-smoke")
+    made.write()
+    attempts = [killed_and_resumed(trial.config, made.trial_dir(trial), 2, seed)[1] for seed, trial in enumerate(made.trials)]
+    assert sum(attempts) > len(attempts) == 4
+    for trial in made.trials:
+        assert [record["step"] for record in scores(made.trial_dir(trial)) if record["kind"] == "probe"] == [1, 2, 3, 4]
+    assert json.loads(reader("status", made, "--json"))["counts"]["completed"] == 4
+    assert "│ l1 " in reader("results", made)
+    reader("report", made)
+    page = (made.path / "report.html").read_text()
+    assert "alpha 0.0001, epochs 4, penalty l1, task sklearn_digits:TASK: 2 runs" in page
 
 
 @pytest.mark.slow
 def test_another_trainer_is_searched_with_rungs(tmp_path: Path) -> None:
-    done = called(command("softmax_search.py", tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "softmax_search-smoke"
-    states = json.loads(reader("status", str(folder), "--json"))["counts"]
-    assert states["completed"] + states["pruned"] == 5
-    assert states["pruned"] >= 1
+    space = [real("alpha", 1e-6, 10.0, 1e-4, log=True), choice("penalty", "l2", "l1")]
+    spec, _ = configured(SweepSpec(space=space, task=loaded(EXAMPLES / "sklearn_digits.py").TASK))
+    made = searched(tmp_path, rungs=[2], eta=2, spec=spec, max_trials=5)
+    run_worker(made, compose_job(["cluster=local"]).cluster, Process.me().driver, never)
+    states = [state.value for state in View(Sweep.load(made.path)).states().values()]
+    assert len(states) == states.count("completed") + states.count("pruned") == 5
+    assert states.count("pruned") >= 1
 
 
 @pytest.fixture
 def _found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.syspath_prepend(SUPPORT)
 
 
 @pytest.mark.usefixtures("_found")
 def test_a_configuration_records_its_task_unless_it_is_the_default(tmp_path: Path) -> None:
-    config = compose_job(["lr=0.5"], "softmax_task").train
-    assert to_dict(config) == {"lr": 0.5, "decay": 0.0, "epochs": 6, "seed": 42, "pause_seconds": 0.0, "task": "softmax_task"}
+    config = compose_job(["alpha=0.5"], "sklearn_digits:TASK").train
+    assert to_dict(config) == {"alpha": 0.5, "penalty": "l2", "epochs": 6, "seed": 42, "task": "sklearn_digits:TASK"}
     assert from_dict(to_dict(config)) == config == pickle.loads(pickle.dumps(config))  # noqa: S301, our own bytes
-    assert signature(compose_job(["task=softmax_task", "pause_seconds=9"]).train) == signature(compose_job([], "softmax_task").train)
+    assert signature(compose_job(["task=site_task", "pause_seconds=9"]).train) == signature(compose_job([], "site_task").train)
     default = compose_job([]).train
     assert "task" not in to_dict(default)
     assert task_of(default) is task_of(to_dict(default)) is not task_of(config)
@@ -117,9 +105,9 @@ def test_a_task_that_is_none_is_one_clear_line(text: str | None, said: str, tmp_
 
 @pytest.mark.usefixtures("_found")
 def test_a_broken_rule_or_key_of_another_task_is_one_clear_line() -> None:
-    with pytest.raises(ValueError, match=r"^lr must be positive; got -1\.0$"):
-        compose_job(["lr=-1"], "softmax_task")
-    with pytest.raises(ValueError, match=r"^decya must be a key of the configuration; got decya=1; did you mean decay\?$"):
-        compose_job(["decya=1"], "softmax_task")
+    with pytest.raises(ValueError, match=r"^epochs must be at least 1; got -1$"):
+        compose_job(["epochs=-1"], "sklearn_digits:TASK")
+    with pytest.raises(ValueError, match=r"^penalyt must be a key of the configuration; got penalyt=l1; did you mean penalty\?$"):
+        compose_job(["penalyt=l1"], "sklearn_digits:TASK")
     with pytest.raises(ValueError, match=r"^data must be a key of the configuration; "):
-        compose_job(["data=digits"], "softmax_task")
+        compose_job(["data=digits"], "sklearn_digits:TASK")

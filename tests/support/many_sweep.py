@@ -1,4 +1,4 @@
-"""Do many trials of a second each survive? N trials of the trainer in tests/support/softmax_task.py.
+"""Do many trials of a second each survive? N trials of the trainer in tests/support/site_task.py.
 
 python tests/support/many_sweep.py 12 --cluster test_cluster
 """
@@ -17,7 +17,7 @@ def sweep(trials: int) -> SweepSpec:
     """The sweep of so many learning rates."""
     scale = Scale(["epochs=2"], seeds=1)
     rates = [Configuration({"lr": round(0.01 * (1 + i), 4)}) for i in range(trials)]
-    return SweepSpec("many", "Which learning rate?", configurations=rates, smoke=scale, paper=scale, task="softmax_task")
+    return SweepSpec("many", "Which learning rate?", configurations=rates, smoke=scale, paper=scale, task="site_task")
 
 
 if __name__ == "__main__":

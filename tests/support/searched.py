@@ -22,7 +22,7 @@ def searched(path: Path, rungs: list[int] | None = None, eta: int = 3, spec: Swe
     """A search in `path` whose trial 0 is there; `changes` are of how it chooses."""
     rungs = [] if rungs is None else rungs
     options: dict = {"sampler": "random", "max_trials": 12, "seeds": 1, **changes}
-    chosen = build_search(spec, spec.smoke, "local", [], rungs, **options)
+    chosen = build_search(spec, spec.scale(ScaleName.smoke), "local", [], rungs, **options)
     first = chosen.trial(0, 0, baseline(chosen.space, chosen.base), FIRST_SEED)
     made = Sweep.of(spec, ScaleName.smoke, [first], path / "tiny_search-smoke", chosen, rungs, eta)
     made.write()
