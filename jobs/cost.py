@@ -23,6 +23,7 @@ class Estimate:
     parallel: int
     chunks: int  # consecutive jobs that one trial needs under the time limit
     at_most: bool  # some runs may be stopped early or not be needed
+    counted: str = "epochs"  # what `epochs` counts: epochs or steps; "" if the length of a run is unknown
 
     @property
     def device_hours(self) -> float | None:
@@ -31,13 +32,18 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
-        head = f"cost estimate: {'at most ' * self.at_most}{self.trials} runs, {self.epochs:g} epochs to train"
+        head = f"cost estimate: {'at most ' * self.at_most}{self.trials} runs"
+        rate, one = self.device_hours_per_epoch, self.counted.removesuffix("s") or "run"
+        if self.counted:
+            head += f", {self.epochs:g} {self.counted} to train"
+        elif self.device_hours is not None:
+            rate = self.device_hours / max(self.trials, 1)
         if self.device_hours is None or self.wall_hours is None:
             return [head, f"  cost unknown: {self.source}"]
         chain = f", each in {self.chunks} consecutive jobs" if self.chunks > 1 else ""
         return [
-            f"{head} x {self.device_hours_per_epoch:.4g} {self.unit} per epoch = {self.device_hours:,.0f} {self.unit}",
-            f"  cost per epoch: {self.source}",
+            f"{head} x {rate:.4g} {self.unit} per {one} = {self.device_hours:,.0f} {self.unit}",
+            f"  cost per {one}: {self.source}",
             f"  wall-clock: {self.wall_hours:,.1f} h with {self.parallel} at once{chain}, not counting the queue",
         ]
 
@@ -74,7 +80,9 @@ def estimate(
         wall = max(sum(hours) / parallel, *hours, math.ceil(len(hours) / parallel) * statistics.fmean(hours)) if hours else 0.0
         usable = (60 * cluster.time_limit_minutes - cluster.stop_signal_seconds) / 3600
         chunks = max(math.ceil(epochs_of_a_trial * per_epoch / devices / usable), 1)
-    return Estimate(len(epochs_left), sum(epochs_left), per_epoch, source, unit, wall, parallel, chunks, at_most)
+    return Estimate(
+        len(epochs_left), sum(epochs_left), per_epoch, source, unit, wall, parallel, chunks, at_most, task_of(config).counted(config)
+    )
 
 
 def combined(estimates: Sequence[Estimate], cluster: ClusterProfile) -> Estimate:
@@ -84,15 +92,17 @@ def combined(estimates: Sequence[Estimate], cluster: ClusterProfile) -> Estimate
         return estimates[0]
     trials, epochs = sum(e.trials for e in estimates), sum(e.epochs for e in estimates)
     parallel = min(cluster.max_parallel or trials, trials)
-    unit, chunks, at_most = estimates[0].unit, max(e.chunks for e in estimates), any(e.at_most for e in estimates)
+    unit, counted = estimates[0].unit, estimates[0].counted  # of one task
+    chunks, at_most = max(e.chunks for e in estimates), any(e.at_most for e in estimates)
     unknown = [e for e in estimates if e.device_hours is None]
     if unknown:
         source = f"{sum(e.trials for e in unknown)} of the runs: {unknown[0].source}"
         known = sum(e.device_hours or 0.0 for e in estimates)
         source += f"; the others come to {known:,.0f} {unit}" if known else ""
-        return Estimate(trials, epochs, None, source, unit, None, parallel, chunks, at_most)
+        return Estimate(trials, epochs, None, source, unit, None, parallel, chunks, at_most, counted)
     hours = sum(e.device_hours or 0.0 for e in estimates)
     devices = cluster.gpus_per_trial or cluster.cores_per_trial
     longest = max((e.device_hours or 0.0) / e.trials / devices for e in estimates)  # a run of the most expensive kind
     source = f"mean of {len(estimates)} kinds of runs: " + "; ".join(dict.fromkeys(e.source for e in estimates))
-    return Estimate(trials, epochs, hours / epochs, source, unit, max(hours / devices / parallel, longest), parallel, chunks, at_most)
+    wall = max(hours / devices / parallel, longest)
+    return Estimate(trials, epochs, hours / epochs, source, unit, wall, parallel, chunks, at_most, counted)

@@ -5,11 +5,13 @@ cnnjepa/run/. Anything else in `Task` is a default that the module may replace b
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
-from cnnjepa.run.identity import config_class, lookup, task_module, task_name
+from cnnjepa.run.identity import FIDELITY, config_class, fidelity, lookup, task_module, task_name
 from cnnjepa.run.losses import LossCurve
 from cnnjepa.run.scores import Probed, Scores
 
@@ -78,6 +80,14 @@ class Task:
         ValueError if they cannot be read.
         """
         return configs, []
+
+    def length(self, config: Any) -> float:
+        """Return how many epochs or steps a run trains; infinity if its configuration does not say."""
+        return float(next(getattr(config, key) for key in FIDELITY if hasattr(config, key)))
+
+    def counted(self, values: Mapping[str, Any]) -> str:
+        """Return what the length of a run of plain `values` counts, epochs or steps; "" if its length is unknown."""
+        return "" if math.isinf(self.length(SimpleNamespace(**values))) else fidelity(values)
 
     def bytes_of_a_run(self, config: Any) -> int:
         """Return the most bytes that a run keeps on disk."""

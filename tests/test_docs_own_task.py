@@ -92,6 +92,6 @@ def test_the_example_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_part_that_a_task_may_define() -> None:
-    helpers = {"name", "Config", "train", "value", "get", "put", "sign", "declares_metrics"}
+    helpers = {"name", "Config", "train", "value", "get", "put", "sign", "counted", "declares_metrics"}
     parts = {part for part in (*Task.__annotations__, *vars(Task)) if not part.startswith("_")} - helpers
     assert parts - set(code_spans(page(PAGE))) == set()

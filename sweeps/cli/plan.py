@@ -78,7 +78,7 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
     group.add_argument("--seeds", type=int, metavar="N", help=f"{seeds} (default: {scales})")
     retried = "run failed trials again, from their last checkpoint, and probes without a value"
     group.add_argument("--retry-failed", action="store_true", help=retried)
-    again = "run all trials on the user's images as they are now, if these have changed since the sweep began"
+    again = "run all trials on the user's data as they are now, if these have changed since the sweep began"
     group.add_argument("--start-again", action="store_true", help=again)
     kept = "where files of the program have changed since trials began: keep these, and go on with the files as they are"
     group.add_argument("--keep", action="store_true", help=kept)

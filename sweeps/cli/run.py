@@ -89,13 +89,13 @@ def show_plan(sweep: Sweep, asked: argparse.Namespace, console: Console, missing
         run_id = "?" * len(trial.signature) if missing else trial.signature
         console.print(f"{run_id}  {view.state(trial).name:11}  seed {trial.seed}  {trial.label}", highlight=False, soft_wrap=True)
     epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
-    console.print(f"{len(sweep.trials)} trials, {epochs} epochs each, in {sweep.path}", soft_wrap=True)
+    each = f", {epochs} {sweep.counted} each" if sweep.task.counted(sweep.trials[0].values) else ""
+    console.print(f"{len(sweep.trials)} trials{each}, in {sweep.path}", soft_wrap=True)
     if sweep.rungs:
-        when = f"after epochs {', '.join(map(str, sweep.rungs))}"
+        when = f"after {sweep.counted} {', '.join(map(str, sweep.rungs))}"
         if sweep.varies_epochs:
-            when = (
-                f"after {' and '.join(f'1/{sweep.eta**k}' for k in range(len(sweep.rungs), 0, -1))} of its epochs each run is compared, and"
-            )
+            shares = " and ".join(f"1/{sweep.eta**k}" for k in range(len(sweep.rungs), 0, -1))
+            when = f"after {shares} of its {sweep.counted} each run is compared, and"
         console.print(f"{when} the best 1/{sweep.eta} of the runs continue", highlight=False)
     if (search := sweep.search) is not None:
         more = Outlook(view).runs_left_at_most

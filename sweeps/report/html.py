@@ -40,6 +40,7 @@ def build(view: View) -> str:
         "figures": {name: json.loads(figure.to_json()) for name, (_, figure) in (scores | costs | search).items()},
         "trials": [_trial(view, *of_one, hues, unit) for of_one in zip(sweep.trials, table, curves, strict=True)],
         "most_curves": _MOST_CURVES,
+        "one": sweep.counted.removesuffix("s"),
         "best_first": _best_first(view),
         "curve_layout": json.loads(layout(go.Figure(), 380).to_json())["layout"],
     }

@@ -82,9 +82,9 @@ def rungs_line(view: View) -> str:
     if not sweep.rungs:
         return ""
     reached = [sum(str(e) in rungs_reached(view, t) for t in sweep.trials) for e in sweep.rungs]
-    shares = [f"epoch {e}" for e in sweep.rungs]
+    shares = [f"{sweep.counted.removesuffix('s')} {e}" for e in sweep.rungs]
     if sweep.varies_epochs:
-        shares = [f"1/{sweep.eta ** (len(sweep.rungs) - i)} of a run's epochs" for i in range(len(sweep.rungs))]
+        shares = [f"1/{sweep.eta ** (len(sweep.rungs) - i)} of a run's {sweep.counted}" for i in range(len(sweep.rungs))]
     shown = ", ".join(f"{share}: {n} runs" for share, n in zip(shares, reached, strict=True))
     return f"rungs: {shown}; at each the best 1/{sweep.eta} continue"
 
@@ -142,7 +142,12 @@ def sweep_status(view: View) -> dict[str, Any]:
     counts[TrialState.damaged.name] += len(view.sweep.damaged)
     hours = sum(t["gpu_hours"] for t in trials)
     silent = view.watch.queue is not None and view.watch.queue.silent
-    about = {"name": view.sweep.name, "scale": view.sweep.scale.name, "unit": view.sweep.task.UNIT}
+    about = {
+        "name": view.sweep.name,
+        "scale": view.sweep.scale.name,
+        "unit": view.sweep.task.UNIT,
+        "counted": view.sweep.counted,
+    }
     chosen = view.sweep.search
     search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
     waits = [{**asdict(w), "line": w.line} for w in waiting_jobs(view)]
@@ -239,7 +244,7 @@ def live_table(status: dict[str, Any], minutes_left: float | None, width: int | 
     left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
     table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
     in_slurm = any(t["job"] for t in status["trials"])
-    names = ["configuration", "seed", "state", "done", "epoch", "loss", "images/s", "probe", "restarts"]
+    names = ["configuration", "seed", "state", "done", status["counted"].removesuffix("s"), "loss", "images/s", "probe", "restarts"]
     names += ["job", "node", "GPU-h"] if in_slurm else []
     active = [t for t in status["trials"] if t["state"] not in ("waiting", "completed", "pruned", "damaged")]
     if len(active) > _MOST_LINES:
@@ -247,7 +252,12 @@ def live_table(status: dict[str, Any], minutes_left: float | None, width: int | 
         table.caption = f"{_MOST_LINES} of {len(active):,} such trials are shown; --json has all"
     rows, of_scores = [], score_format(status["unit"], 1)
     for t in active[:_MOST_LINES]:
-        numbers = [(t["epoch"], ".1f"), (t["loss"], ".4f"), (t["images_per_second"], ".0f"), (t["probe"], of_scores)]
+        numbers = [
+            (t["epoch"], ".1f" if status["counted"] == "epochs" else ",.0f"),
+            (t["loss"], ".4f"),
+            (t["images_per_second"], ".0f"),
+            (t["probe"], of_scores),
+        ]
         shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
         what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
         if t["idle"]:

@@ -92,6 +92,11 @@ class Sweep:
         return self.task.sign(self.objective)
 
     @property
+    def counted(self) -> str:
+        """Return what the lengths of its runs count: epochs or steps."""
+        return fidelity(self.trials[0].values if self.trials else {})
+
+    @property
     def varies_epochs(self) -> bool:
         """Return whether runs train for different numbers of epochs."""
         if self.search is not None:

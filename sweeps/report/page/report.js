@@ -50,7 +50,7 @@
         x: epochs, y: values, name: t.name, meta: t.signature, type: "scatter", mode: values.length > 1 ? "lines" : "markers",
         line: { color: t.colour, width: chosen.has(t.signature) ? 3.5 : 1.4 }, marker: { color: t.colour, size: 8 },
         opacity: faded ? 0.12 : 0.9, showlegend: false,
-        hovertemplate: "%{fullData.name}<br>epoch %{x:.4g}: %{y:.5g}<extra></extra>",
+        hovertemplate: "%{fullData.name}<br>" + data.one + (data.one === "epoch" ? " %{x:.4g}" : " %{x:,.0f}") + ": %{y:.5g}<extra></extra>",
       };
     });
   }
@@ -60,7 +60,7 @@
     const shown = traces(metricChoice.value);
     shown.sort((a, b) => chosen.has(a.meta) - chosen.has(b.meta));
     const layout = Object.assign({}, data.curve_layout, {
-      xaxis: { title: { text: "epoch" }, automargin: true, rangemode: "tozero" },
+      xaxis: { title: { text: data.one }, automargin: true, rangemode: "tozero" },
       yaxis: { title: { text: metricChoice.selectedOptions[0].text }, automargin: true },
     });
     Plotly.react(place, shown, layout, options);

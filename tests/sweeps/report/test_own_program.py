@@ -1,15 +1,23 @@
 """Reports of other trainers than CNN-JEPA: their words, their numbers, and what their runs count."""
 
+import argparse
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
+import pytest
+from rich.console import Console
+
 from cnnjepa.run.folder import RunResult, RunStatus
+from jobs.config import compose_job
+from jobs.cost import combined, estimate
 from jobs.plain import PlainTask
+from sweeps.cli.run import show_plan
 from sweeps.report import html, html_text
 from sweeps.report.aggregate import rows, summaries
 from sweeps.report.html_figures import colours, scores_figure
-from sweeps.report.status import live_table, sweep_status
+from sweeps.report.status import live_table, rungs_line, sweep_status
 from sweeps.report.tables import peoples_table
 from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, build_trials
 from sweeps.state.folder import Sweep
@@ -84,3 +92,50 @@ def test_small_scores_keep_their_digits_wherever_they_are_shown(tmp_path: Path) 
     assert list(live_table(status, None).columns[7].cells) == ["0.00234"]
     status["unit"] = "%"
     assert list(live_table(status, None).columns[7].cells) == ["0.0"]
+
+
+def test_what_runs_count_is_said_everywhere(tmp_path: Path) -> None:
+    def planned(view: View) -> str:
+        console = Console(file=io.StringIO(), width=200)
+        asked = argparse.Namespace(keep=False, rerun=False, dry_run=True, retry_failed=False)
+        show_plan(view.sweep, asked, console)
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    with_rungs = [
+        View(dataclasses.replace(made(tmp_path / name, task).sweep, rungs=[2, 4], eta=3))
+        for name, task in (("epochs", EPOCHS), ("steps", STEPS))
+    ]
+    for view, one, length in zip(with_rungs, ("epoch", "step"), (4, 40), strict=True):
+        said = planned(view)
+        assert f"2 trials, {length} {one}s each, in " in said
+        assert f"after {one}s 2, 4 the best 1/3" in said
+        assert rungs_line(view).startswith(f"rungs: {one} 2: 0 runs, {one} 4: 0 runs")
+        status = sweep_status(view)
+        assert live_table(status, None).columns[4].header == one
+        status["trials"][0] |= {"state": "running", "epoch": 3.0}
+        assert list(live_table(status, None).columns[4].cells) == ["3.0" if one == "epoch" else "3"]
+    assert '"one": "step"' in html.build(with_rungs[1])
+    unknown = made(tmp_path / "unknown", UNKNOWN)
+    assert "2 trials, in " in planned(unknown)
+    varied = [dataclasses.replace(t, values={**t.values, "steps": 8 * (n + 1)}) for n, t in enumerate(with_rungs[1].sweep.trials)]
+    view = View(dataclasses.replace(with_rungs[1].sweep, trials=varied))
+    assert "of its steps each run is compared" in planned(view)
+    assert "of a run's steps: 0 runs" in rungs_line(view)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (EPOCHS, ["cost estimate: 2 runs, 8 epochs to train x 0.5 core-hours per epoch = 4 core-hours", "  cost per epoch: measured"]),
+        (STEPS, ["cost estimate: 2 runs, 80 steps to train x 0.5 core-hours per step = 40 core-hours", "  cost per step: measured"]),
+        (UNKNOWN, ["cost estimate: 2 runs x 0.5 core-hours per run = 1 core-hours", "  cost per run: measured"]),
+    ],
+)
+def test_a_cost_estimate_counts_what_runs_count(task: PlainTask, said: list[str], tmp_path: Path) -> None:
+    trials = made(tmp_path, task).sweep.trials
+    cluster = compose_job([]).cluster
+    price = estimate(cluster, trials[0].values, [float(t.epochs) for t in trials], 1.0, [0.5])
+    both = combined([price, price], cluster)
+    assert [line[: len(text)] for line, text in zip(price.lines(), said, strict=False)] == said
+    assert both.counted == price.counted
+    assert " epoch" not in estimate(cluster, made(tmp_path / "u", UNKNOWN).sweep.trials[0].values, [1.0], 1.0, []).lines()[0]
