@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnjepa.run.folder import never
+from cnnjepa.run.folder import RunStatus, never
 from cnnjepa.run.identity import from_dict, signature, to_dict
 from jobs.config import compose_job
 from jobs.task import task_of
@@ -17,9 +17,8 @@ from sweeps.spec.space import choice, real
 from sweeps.spec.sweep import ScaleName, SweepSpec, build_trials
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep
-from sweeps.state.view import View
 from tests.support.killed_run import EXAMPLES, configured, killed_and_resumed, loaded, scores
-from tests.support.scored import called
+from tests.support.scored import called, result_of
 from tests.support.searched import searched
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -54,9 +53,10 @@ def test_another_trainer_is_searched_with_rungs(tmp_path: Path) -> None:
     spec, _ = configured(SweepSpec(space=space, task=loaded(EXAMPLES / "sklearn_digits.py").TASK))
     made = searched(tmp_path, rungs=[2], eta=2, spec=spec, max_trials=5)
     run_worker(made, compose_job(["cluster=local"]).cluster, Process.me().driver, never)
-    states = [state.value for state in View(Sweep.load(made.path)).states().values()]
-    assert len(states) == states.count("completed") + states.count("pruned") == 5
-    assert states.count("pruned") >= 1
+    results = [result_of(made.trial_dir(trial)) for trial in Sweep.load(made.path).trials]
+    errors = {status: [r.probes["2"]["error"] for r in results if r.status is status] for status in (RunStatus.completed, RunStatus.pruned)}
+    assert sum(map(len, errors.values())) == len(results) == 5
+    assert min(errors[RunStatus.completed]) < min(errors[RunStatus.pruned])
 
 
 @pytest.fixture

@@ -174,6 +174,16 @@ def test_an_example_survives_what_slurm_and_kills_do_to_it(name: str, seed: str,
     print(json.dumps({"example": name, "seconds": round(time.monotonic() - began), **figures, "doubled": len(twice)}))
 
 
+def kill_all(command: subprocess.Popen[bytes]) -> None:
+    """Kill -9 its process group, and what Ray has started in groups of its own."""
+    below = psutil.Process(command.pid).children(recursive=True)
+    os.killpg(command.pid, signal.SIGKILL)
+    for process in below:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    command.wait()
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", EPOCHS)
 def test_an_example_survives_three_kills_of_its_command(name: str, tmp_path: Path) -> None:
@@ -193,13 +203,15 @@ def test_an_example_survives_three_kills_of_its_command(name: str, tmp_path: Pat
 
     for kill in range(1, KILLS + 1):
         hold.at(kill * GAIN)
-        output = (tmp_path / "said").open("w")
-        child = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
-        wait_until("a trial that gains", lambda: bool(alive()), lambda c=child: c.poll() is None)  # type: ignore[misc]
-        running = alive()
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        with (tmp_path / "said").open("w") as output:
+            child = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
+        try:
+            wait_until("a trial that gains", alive, lambda c=child: c.poll() is None)  # type: ignore[misc]
+            running = alive()
+        finally:
+            kill_all(child)
         dead += running
+        wait_until("their end", lambda r=running: not any(process_of(claim) for _, claim in r))  # type: ignore[misc]
     hold.release()
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
