@@ -31,7 +31,8 @@ def _one_thread() -> None:
 def shared_slurm() -> "Iterator[SlurmCluster]":
     """The one-host Slurm of this process."""
     from tests.support.slurm_bench import started_cluster
-    from tests.support.slurm_cluster import Options, free_ports
+    from tests.support.slurm_cluster import free_ports
+    from tests.support.slurm_files import Options
 
     with started_cluster(Options(port=free_ports(), gather="linux")) as made:
         yield made

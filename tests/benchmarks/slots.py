@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sweeps.state.folder import Sweep
 from sweeps.state.view import View
-from tests.support.slurm_cluster import Options, SlurmCluster, free_ports
+from tests.support.slurm_cluster import SlurmCluster, free_ports
+from tests.support.slurm_files import Options
 
 SCRIPT = Path(__file__).resolve().parent / "_slots_sweep.py"
 RANK = Path(__file__).resolve().parent / "_trivial_rank.py"

@@ -15,7 +15,7 @@ from sweeps.state.submission import Submission
 from tests.support.shell import BANNERS, put_banners
 from tests.support.site_bench import ONE_CORE, SCRIPT, Site, preempt
 from tests.support.slurm_bench import ROOT
-from tests.support.slurm_cluster import NO_REQUEUE
+from tests.support.slurm_files import NO_REQUEUE
 
 
 @dataclass(frozen=True)

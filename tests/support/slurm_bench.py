@@ -28,7 +28,8 @@ from sweeps.state.submission import Submission
 from sweeps.state.view import View
 from tests.support import forked
 from tests.support.held_rank import HOLD, LET_GO
-from tests.support.slurm_cluster import PACKAGES, Options, SlurmCluster, missing_programs
+from tests.support.slurm_cluster import PACKAGES, SlurmCluster, missing_programs
+from tests.support.slurm_files import Options
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "support" / "slurm_sweep.py"

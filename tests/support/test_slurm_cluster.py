@@ -15,7 +15,8 @@ import pytest
 from tests.support import slurm_cluster
 from tests.support.documented import ROOT
 from tests.support.slurm_bench import needs_slurm, started_cluster
-from tests.support.slurm_cluster import InUseError, Options, SlurmCluster, free_ports
+from tests.support.slurm_cluster import InUseError, SlurmCluster, free_ports
+from tests.support.slurm_files import Options
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
 

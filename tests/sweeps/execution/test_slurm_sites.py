@@ -19,7 +19,8 @@ from tests.support import flaky_slurm
 from tests.support.sample import seeded
 from tests.support.site_bench import ENVIRONMENT, SCRIPT, check_once, flaky_path, preempt, quick_sweep, submit
 from tests.support.slurm_bench import ROOT, SweepOnSlurm, needs_slurm
-from tests.support.slurm_cluster import NO_REQUEUE, SlurmCluster
+from tests.support.slurm_cluster import SlurmCluster
+from tests.support.slurm_files import NO_REQUEUE
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
 
