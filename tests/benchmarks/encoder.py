@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.resnet import FEWEST_CELLS, ResNet, build_encoder
-from cnnjepa.models.tiles import TileMap, run_blocks
+from cnnjepa.models.tile_map import TileMap
+from cnnjepa.models.tiles import run_blocks
 
 HEADLINE = ("visible", "tiled_over_dense", "tiled_over_limit", "masked_over_tiled")
 

@@ -14,7 +14,7 @@ from cnnjepa.config import EncoderConfig, EncoderName, Execution, MaskConfig, Ma
 from cnnjepa.data_config import DataConfig
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods.cnn_jepa import Config, Method
-from cnnjepa.models import resnet, tiles
+from cnnjepa.models import resnet, tile_map, tiles
 from cnnjepa.models.encoders import build_encoder as build_any
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.resnet import ResNet, build_encoder
@@ -146,9 +146,9 @@ def test_every_kernel_computes_the_same(kernels: str, name: EncoderName, monkeyp
 @pytest.mark.parametrize("mask", MASKS)
 def test_tiles_that_see_nothing_may_be_added(mask: str, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiles.CPU, torch.float64, kernels)
-    monkeypatch.setitem(tiles.SHAPES, "cpu", 3)
+    monkeypatch.setitem(tile_map.SHAPES, "cpu", 3)
     visible = MASKS[mask]()
-    assert tiles.TileMap(Visibility(visible)).padding == -int(visible.sum()) % -(-visible.numel() // 3)
+    assert tile_map.TileMap(Visibility(visible)).padding == -int(visible.sum()) % -(-visible.numel() // 3)
     for name in (EncoderName.resnet_small, EncoderName.resnet18):
         assert_same_pass(build_encoder(EncoderConfig(name, width=8, blocks=2)), visible)
 
@@ -193,9 +193,9 @@ def test_a_gradient_that_others_hold_is_left_alone() -> None:
 def test_the_gradient_of_what_the_blocks_hand_on_is_left_alone_too() -> None:
     """What `encode_tiles` puts behind the blocks copies its gradient in any case; others may not."""
     net, visible = lively(build_encoder(EncoderConfig(width=8))), MASKS["random"]()
-    tile_map, blocks = tiles.TileMap(Visibility(visible)), net.blocks()
-    rows = torch.rand(tile_map.count * 4**2, blocks[0].conv1.in_channels, dtype=torch.float64, requires_grad=True)
-    features, _ = tiles.run_blocks(blocks, rows, tile_map, 4)
+    rows_of, blocks = tile_map.TileMap(Visibility(visible)), net.blocks()
+    rows = torch.rand(rows_of.count * 4**2, blocks[0].conv1.in_channels, dtype=torch.float64, requires_grad=True)
+    features, _ = tiles.run_blocks(blocks, rows, rows_of, 4)
     gradient = torch.randn_like(features)
     before = gradient.clone()
     features.backward(gradient)

@@ -1,0 +1,87 @@
+"""Which rows each tile reads: the indices of tiled execution (cnnjepa/models/tiles.py), computed once for a mask.
+
+Shapes: N tiles, S positions per side, M = N x S x S rows, K x K kernels, W positions per side of a
+tile with its edges.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnjepa.models.masked import Visibility
+
+# cuDNN plans again, in milliseconds, for each new number of tiles. On CUDA, convolutions see only
+# this many different numbers.
+SHAPES = {"cuda": 32}
+
+
+class TileMap:
+    """Rows that each tile reads, for one mask; computed once, without a CUDA synchronisation."""
+
+    def __init__(self, visibility: Visibility) -> None:
+        self.shape = visibility.shape
+        self.cells = visibility.cells  # [N]
+        self.count = len(self.cells)
+        # Tiles without content, added for convolutions only.
+        self.padding = -self.count % -(-self.shape.numel() // SHAPES.get(self.cells.device.type, self.shape.numel()))
+        numbers = torch.full((self.shape.numel(),), self.count, dtype=torch.long, device=self.cells.device)
+        numbers[self.cells] = torch.arange(self.count, device=self.cells.device)
+        # The number of each cell's tile, N if hidden; a ring of hidden cells surrounds each image.
+        ringed = F.pad(numbers.view(self.shape), (1, 1, 1, 1), value=self.count)
+        # [N, 3, 3] numbers of each tile and of those around it.
+        self.around = ringed.unfold(1, 3, 1).unfold(2, 3, 1).flatten(0, 2).index_select(0, self.cells)
+        self._known: dict[tuple[int, ...], Any] = {}
+
+    def window(self, side: int, before: int, after: int) -> Tensor:
+        """Return the rows behind each tile and its edges, [N + padding, W, W]; M where hidden."""
+        key = side, before, after
+        if key not in self._known:
+            reach = torch.arange(-before, side + after, device=self.cells.device)
+            step, inside = reach.div(side, rounding_mode="floor"), reach % side
+            tile = self.around[:, step[:, None] + 1, step[None] + 1]
+            row, end = tile * side**2 + inside[:, None] * side + inside[None], self.count * side**2
+            self._known[key] = F.pad(torch.where(tile == self.count, end, row), (0, 0, 0, 0, 0, self.padding), value=end)
+        return self._known[key]
+
+    def patches(self, side: int, kernel: int, stride: int) -> Tensor:
+        """Return the row behind each tap of each output position, [N s s K K], s = side/stride."""
+        key = side, kernel, stride, 0
+        if key not in self._known:
+            window = self.window(side, kernel // 2, kernel // 2 - stride + 1)[: self.count]
+            self._known[key] = window.unfold(1, kernel, stride).unfold(2, kernel, stride).flatten()
+        return self._known[key]
+
+    def taps(self, side: int, kernel: int, stride: int) -> "Taps":
+        """Return the pairs of output and visible input rows, tap by tap.
+
+        Not for CUDA: the host would have to wait for their numbers.
+        """
+        key = side, kernel, stride, 1
+        if key not in self._known:
+            self._known[key] = Taps(self.patches(side, kernel, stride).view(-1, kernel**2), self.count * side**2)
+        return self._known[key]
+
+
+class Taps:
+    """Pairs (output row, visible input row) for each tap of a kernel, and how to sum over taps."""
+
+    def __init__(self, rows_MT: Tensor, inputs: int) -> None:
+        outputs, taps = rows_MT.shape
+        tap, out = (rows_MT.t() < inputs).nonzero(as_tuple=True)
+        into = rows_MT.t()[tap, out]
+        self.count = len(tap)
+        self.sizes = tap.bincount(minlength=taps).tolist()
+        self.pairs = list(zip(out.split(self.sizes), into.split(self.sizes), strict=True))
+        self.by_output, self.by_input = self._sorted(out, outputs), self._sorted(into, inputs)
+
+    @staticmethod
+    def _sorted(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        sizes = rows.bincount(minlength=count)
+        return rows.argsort(stable=True), sizes.cumsum(0) - sizes
+
+    @staticmethod
+    def total(products: Tensor, order: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the sum of the products that belong to each row."""
+        return F.embedding_bag(order[0], products, order[1], mode="sum")
