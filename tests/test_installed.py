@@ -104,7 +104,7 @@ def test_each_command_finds_its_data_and_what_is_the_users_own(words: str, says:
     status, said = command(place, *words.split())
     assert status == 0, said
     assert says in said
-    assert str(ROOT) not in said
+    assert str(ROOT) not in said.replace(sys.executable, ""), "nothing comes from the checkout, though its interpreter may lie there"
 
 
 def test_a_package_that_has_overwritten_a_file_of_ours_is_one_line(wheel: Path, tmp_path: Path) -> None:
