@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documented import MARK, ROOT, Command, commands, typed, typed_by
+from tests.support.documented import MARKS, ROOT, Command, commands, typed, typed_by
 from tests.support.slurm_bench import needs_slurm
 from tests.support.tiny import OVERRIDES
 from tests.support.typed import EXAMPLES, Run, Session
@@ -158,9 +158,9 @@ _CLUSTERS = (
 
 @pytest.mark.parametrize("command", commands(), ids=lambda c: f"{c.page}: {c.text}")
 def test_a_command_is_typed_here_or_run_elsewhere_or_marked(command: Command) -> None:
-    ways = [command.text in TYPED, command.text in ELSEWHERE, command.text in PRINTED, command.needs_a_cluster]
-    assert sum(ways) == 1, f"add it to TYPED, to ELSEWHERE, or end its comment with `{MARK}`"
-    assert not command.needs_a_cluster or any(word in command.text for word in _CLUSTERS), "what needs a cluster names one"
+    ways = [command.text in TYPED, command.text in ELSEWHERE, command.text in PRINTED, command.cannot_run_here]
+    assert sum(ways) == 1, f"add it to TYPED, to ELSEWHERE, or end its comment with one of {MARKS}"
+    assert not command.cannot_run_here or any(word in command.text for word in _CLUSTERS), "what needs one names it"
 
 
 def test_no_entry_outlives_its_command() -> None:
@@ -205,8 +205,8 @@ def test_two():
 
 
 def test_the_mark_is_read_at_the_end_of_a_comment_alone() -> None:
-    assert Command("x", "sbatch", "it needs a cluster").needs_a_cluster
-    assert not Command("x", "sbatch", "needs a cluster, or not").needs_a_cluster
+    assert Command("x", "sbatch", "it needs a cluster").cannot_run_here
+    assert not Command("x", "sbatch", "needs a cluster, or not").cannot_run_here
     assert Run("", "--dry-run", "b=2").words("python x.py --seeds 5 a=1") == ["python", "x.py", "--seeds", "5", "--dry-run", "a=1", "b=2"]
 
 

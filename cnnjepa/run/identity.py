@@ -42,7 +42,7 @@ def is_placed(module: str) -> bool:
 
 
 def forget(module: str) -> None:
-    """Look for `module` on the path again, and import it anew where it is asked for."""
+    """Look for `module` on the path again, and import it again at its next use."""
     _files.pop(module, None)
     sys.modules.pop(module, None)
     task_module.cache_clear()

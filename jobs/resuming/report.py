@@ -1,12 +1,16 @@
 """Write what a drill of a program has found, for a person and as JSON."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from jobs.resuming.causes import Cause
 from jobs.resuming.check import Disturbed, Findings
 from jobs.resuming.kinds import Kind
+
+_WIDTH = 100
+_LABEL = len("  shown by  ")
 
 
 def near(line: str) -> str:
@@ -34,7 +38,13 @@ def text(found: Findings) -> str:
     if found.times:
         shown = ", ".join(found.times)
         lines += ["", f"not compared, since they measure time: {shown}"]
-    return "\n".join(lines)
+    return "\n".join(part for line in lines for part in _wrapped(line))
+
+
+def _wrapped(line: str) -> list[str]:
+    """Return a line in lines of at most 100 characters, the further ones below the words of the first."""
+    indent = " " * (_LABEL if line.startswith("  ") else 2)
+    return textwrap.wrap(line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _verdict(found: Findings) -> str:

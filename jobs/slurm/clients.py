@@ -22,7 +22,7 @@ EXPORTED = (
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "XDG_CACHE_HOME", "TORCH_HOME"),
 )
-# Libraries that training uses read these. Whoever sets one expects it to count, so leaving one out is said.
+# Libraries that training uses read these. A user who sets one expects it to apply, so each that is left out is named.
 _OF_LIBRARIES = ("NCCL_", "RCCL_", "TORCH", "PYTORCH_", "CUDA_", "CUBLAS_", "CUDNN_", "HIP_", "HSA_", "GLOO_", "UCX_", "FI_", "OMPI_")
 _SET_BY_SLURM = frozenset({"CUDA_VISIBLE_DEVICES"})
 _FROM_THE_SHELL = frozenset(os.environ)  # torch sets further ones while it runs

@@ -216,7 +216,8 @@ class Sweep:
     def watch(self, every_seconds: float = _POLL_SECONDS) -> Iterator[dict[str, Any]]:
         """Yield `status()` now and then until the sweep has ended, and once more at its end.
 
-        A sweep that nobody runs never ends.
+        This only reads the folder: it goes on for as long as the sweep has trials left, also where
+        no job or command runs them. `wait(timeout_seconds=...)` ends by itself.
         """
         while not self.has_ended:
             yield self.status()

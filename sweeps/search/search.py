@@ -104,7 +104,7 @@ class Outlook:
         """Return why the search chooses nothing more, or "" if it may."""
         objective = self.sweep.objective
         if self.failures >= self.search.max_failures:
-            remedy = "give --retry-failed once the cause is mended, or allow more"
+            remedy = "give --retry-failed once the cause is fixed, or allow more"
             return f"{self.failures} runs failed or have no {objective}, as many as --max-failures allows: {remedy}"
         blind = [p for p in self.tried if TrialState.completed in p.states and not p.scores]
         if blind and not self.sweep.task.declares_metrics and not any(p.scores for p in self.tried):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# A command at whose end this stands is run by nobody here.
-MARK = "needs a cluster"
+# A command with one of these at its end is read, and not run by the tests.
+MARKS = ("needs a cluster", "needs the network")
 # What a line of a code block begins with where it is something to type, and not a listing or the output of something.
 _PROGRAMS = (
     *("python", "python3", "python3.11", ".venv/bin/python", ".venv/bin/pip", "pip", "make", "torchrun", "tensorboard", "optuna-dashboard"),
@@ -35,9 +35,9 @@ class Command:
     comment: str
 
     @property
-    def needs_a_cluster(self) -> bool:
-        """Whether it carries the mark."""
-        return self.comment.endswith(MARK)
+    def cannot_run_here(self) -> bool:
+        """Whether it carries one of the marks."""
+        return self.comment.endswith(MARKS)
 
 
 @dataclass(frozen=True)
