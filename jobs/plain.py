@@ -23,6 +23,7 @@ from jobs.task import Judge
 
 log = logging.getLogger("train")
 KEEP = 3  # checkpoints of a run
+_NOTICE_SECONDS = 2.0  # within which an exit at a signal is seen to follow it: the launcher looks twice a second
 _NEVER_SECONDS = 1e9  # a hang is looked for only where the task says what one is
 DIRECTIONS = ("maximize", "minimize")
 
@@ -86,6 +87,14 @@ class Run:
         wish = bool(self.pruned) or self._asked()
         self.told_to_stop |= any(gathered(wish, self._ranks)) if self._ranks.count > 1 else wish
         return self.told_to_stop
+
+    def leaves(self) -> bool:
+        """Return whether `train`, which exits, does so since it was asked to stop, as PyTorch Lightning does at SIGTERM."""
+        end = time.monotonic() + _NOTICE_SECONDS
+        while not (wish := bool(self.pruned) or self._asked()) and time.monotonic() < end:
+            time.sleep(0.05)
+        self.told_to_stop |= wish
+        return wish
 
     def restore(self) -> Any:
         """Return the state that was saved last and is intact, or None if the run begins.
@@ -381,6 +390,10 @@ class PlainTask:
             try:
                 if run.begin():
                     self._train(config, run)
+                return run.end(claim)
+            except SystemExit:
+                if not run.leaves():
+                    raise
                 return run.end(claim)
             except Exception as error:
                 raise RunError(run.step, run.seconds, run.seconds / 3600 * devices()) from error

@@ -1,9 +1,13 @@
 """The programs of docs/examples: hardly longer than the bare scripts that they were made of, and none loses by being killed."""
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs.cli import stop_on_signals
 from tests.support.killed_run import EXAMPLES, attempt, configured, killed_and_resumed, loaded, scores
 
 # What is swept: the files of the example, of which the first has a bare script of the same name.
@@ -49,9 +53,32 @@ def test_a_command_that_is_killed_three_times_ends_like_an_undisturbed_one(name:
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_lightning_that_is_killed_three_times_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    _, config = configured(loaded(EXAMPLES / "lightning_digits.py").SWEEP, "epochs=3")
+    _, config = configured(loaded(EXAMPLES / "lightning_digits.py").SWEEP, "epochs=6")
     whole = attempt(config, tmp_path / "whole", 1)
     assert whole is not None
-    again, _ = killed_and_resumed(config, tmp_path / "killed", 3, seed=2)
+    again, attempts = killed_and_resumed(config, tmp_path / "killed", 3, seed=6)  # in epochs 1, 4 and 6
+    assert attempts == 4
     assert (again.status, again.metrics) == (whole.status, whole.metrics)
     assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_lightning_that_exits_at_sigterm_within_an_epoch_is_stopped_and_ends_like_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config = configured(loaded(EXAMPLES / "lightning_digits.py").SWEEP, "epochs=5")
+    whole = attempt(config, tmp_path / "whole", 1)
+    assert whole is not None
+
+    def ends(self: Any, *_: Any) -> None:
+        if self.current_epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, stop_on_signals() as stop:
+        patch.setattr("pytorch_lightning.LightningModule.on_train_batch_start", ends)
+        assert attempt(config, tmp_path / "stopped", 1, stop=stop) is None
+    again = attempt(config, tmp_path / "stopped", 2)
+    assert again is not None
+    assert (again.status, again.metrics) == (whole.status, whole.metrics)
+    assert scores(tmp_path / "stopped") == scores(tmp_path / "whole")

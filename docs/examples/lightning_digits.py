@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,9 +30,11 @@ class Digits(pl.LightningModule):
         self.images, self.labels = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
 
     def train_dataloader(self):
-        # Its order follows from seed and epoch, so that a resumed run sees the same batches.
+        # Its order follows from seed and epoch, so that a resumed run sees the same batches. A generator given
+        # to the loader would not do: Lightning starts the loader once in a resumed epoch, and twice in others.
         order = torch.Generator().manual_seed(1000 * self.config.seed + self.current_epoch)
-        return DataLoader(TensorDataset(self.images[:1200], self.labels[:1200]), 40, shuffle=True, generator=order)
+        rows = torch.randperm(1200, generator=order)
+        return DataLoader(TensorDataset(self.images[rows], self.labels[rows]), 40)
 
     def val_dataloader(self):
         return DataLoader(TensorDataset(self.images[1200:], self.labels[1200:]), 597)
@@ -52,6 +55,7 @@ def train(config: Config, run) -> None:
 
     pl.seed_everything(config.seed)
     quiet = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
+    quiet["plugins"] = [LightningEnvironment()]  # a Slurm job that Lightning sees it would requeue by itself
     callbacks = [ModelCheckpoint(run.folder, save_last=True), LambdaCallback(on_validation_end=report)]
     trainer = pl.Trainer(max_epochs=config.epochs, reload_dataloaders_every_n_epochs=1, callbacks=callbacks, **quiet)
     trainer.fit(Digits(config), ckpt_path="last")

@@ -90,6 +90,26 @@ def test_a_stop_at_the_end_is_no_stop(config: Any, tmp_path: Path) -> None:
     assert result.status is RunStatus.completed
 
 
+def test_an_exit_is_a_stop_where_one_was_asked_for_and_else_the_end_of_the_process(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def leaves(config: Config, run: Run) -> None:
+        run.report(1, loss=0.0)
+        raise SystemExit
+
+    config = _swept(leaves)
+    with pytest.raises(SystemExit):
+        attempt(config, tmp_path, 1)
+    assert RunFolder(tmp_path).result() is None
+
+    def noticed_late() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    assert attempt(config, tmp_path, 2, stop=noticed_late) is None
+    assert RunFolder(tmp_path).result() is None
+
+
 def test_a_run_is_pruned_where_the_judge_says_so_and_again_if_it_was_killed_then(config: Any, tmp_path: Path) -> None:
     def judge(epoch: int, metrics: dict[str, float]) -> str:
         return f"not among the best at {epoch}: {metrics['seen']:g}" if epoch >= 2 else ""
