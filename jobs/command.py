@@ -124,18 +124,18 @@ class CommandTask(PlainTask):
 
     def program_words(self, root: Path) -> list[tuple[Path, Path]]:
         """Return the files of the program that the command names, relative to `root`, and the folder that each imports from."""
-        found = [root / word for word in self.words if not placeholders([word]) and (root / word).is_file()]
+        found = [root / word for word in self.words if not placeholders([word]) and os.path.isfile(root / word)]  # of a long text too
         return [*((path, path.parent) for path in found), *((path, root) for path in program.modules_of(self.module, root) if self.module)]
 
     def check_program(self, root: Path) -> None:
         """Raise ValueError if the program, or the script that it is to run, is not there."""
         first = self.words[0]
-        if first not in _PYTHONS and not (root / first).is_file() and shutil.which(first) is None:
+        if first not in _PYTHONS and not os.path.isfile(root / first) and shutil.which(first) is None:
             raise ValueError(f"command must begin with a program that is there; got {first}, which is neither in {root} nor on the PATH")
-        if (root / first).is_file() and "/" in first and not os.access(root / first, os.X_OK):
+        if os.path.isfile(root / first) and "/" in first and not os.access(root / first, os.X_OK):
             raise ValueError(f"command must begin with a program that can be run; got {first}: chmod +x {root / first}")
         script = self.words[1] if first in (*_PYTHONS, *_SHELLS) and len(self.words) > 1 else ""
-        if script and not script.startswith("-") and not placeholders([script]) and not (root / script).is_file():
+        if script and not script.startswith("-") and not placeholders([script]) and not os.path.isfile(root / script):
             raise ValueError(f"command must name a script that is there; got {script}, which is not in {root}")
 
     def check_seeds(self, seeds: int) -> None:

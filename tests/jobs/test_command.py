@@ -249,6 +249,14 @@ def test_of_epoch_and_step_the_one_that_the_run_counts_says_how_far_it_is() -> N
     assert _parsed(b'{"step": 7, "loss": 0.5}', "epoch") == (7, {"loss": 0.5})
 
 
+def test_a_word_that_is_too_long_for_a_file_name_is_a_text(tmp_path: Path) -> None:
+    task = CommandTask(["bash", "-c", "echo of a loop; " * 30], {}, objective="loss")
+    task.check_program(tmp_path)
+    assert task.program_words(tmp_path) == []
+    with pytest.raises(ValueError, match=r"^command must name a script that is there; got xxx"):
+        CommandTask(["bash", "x" * 300], {}, objective="loss").check_program(tmp_path)
+
+
 def test_words_of_python_are_no_keys_and_a_text_is_no_list_of_words() -> None:
     with pytest.raises(ValueError, match=r"^command must have keys that are no words of Python; got \{lambda\}: write \{lambda_\}$"):
         placeholders(["--lambda", "{lambda}"])
