@@ -201,13 +201,13 @@ def _take_left(run: Run) -> None:
         known = max(map(float, run.run_folder.probes()), default=-1.0)
         for line in numbered(path, number).read_bytes().split(b"\n")[:-1]:
             with contextlib.suppress(HopelessError, ValueError):  # that attempt has failed, or was killed as it wrote
-                epoch, values = _parsed(line, run.position)
+                epoch, values = parsed(line, run.position)
                 if epoch > known:
                     run.report(epoch, **values)
         run.rewind()
 
 
-def _parsed(line: bytes, position: str) -> tuple[int, dict[str, Any]]:
+def parsed(line: bytes, position: str) -> tuple[int, dict[str, Any]]:
     """Return epoch and metrics of a line of reports; raise HopelessError if it holds none.
 
     Of "epoch" and "step", the one called `position` says how far the run is where a line has both.
@@ -280,7 +280,7 @@ class _Started:
 
     def _take_reports(self, last: bool = False) -> None:
         for line in self._lines(last):
-            epoch, values = _parsed(line, self._run.position)
+            epoch, values = parsed(line, self._run.position)
             try:
                 self._run.report(epoch, **values)
             except ValueError as error:
