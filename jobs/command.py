@@ -12,7 +12,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from cnnjepa.run.attempts import attempts_with, numbered
 from cnnjepa.run.folder import HopelessError
 from cnnjepa.run.identity import task_name
 from jobs import program
-from jobs.plain import DIRECTIONS, PlainTask, Run
+from jobs.plain import PlainTask, Run
 from jobs.plain_config import require_several
 
 Value = str | int | float | bool
@@ -73,25 +73,13 @@ class CommandTask(PlainTask):
     """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        values: Mapping[str, Sequence[Value]],
-        *,
-        objective: str,
-        direction: str = DIRECTIONS[0],
-        unit: str = "",
-        headline: Sequence[str] = (),
-        minimized: Sequence[str] = (),
-        version: str = "",
-        data: Callable[[Any], str] | None = None,
-        files: Sequence[str] = (),
-        grace_seconds: float = GRACE_SECONDS,
-        hang_minutes: float = 0.0,
+        self, command: Sequence[str], values: Mapping[str, Sequence[Value]], *, grace_seconds: float = GRACE_SECONDS, **about: Any
     ) -> None:
-        """Take the command, and for each key its default and whatever else it may be.
+        """Take the command, and for each key its values, the default first.
 
-        `grace_seconds` is how long a command may take to save after SIGTERM, before SIGKILL. See
-        PlainTask for the rest. Raise ValueError at a key without a value, or a value without a key.
+        `grace_seconds` is how long a command may take to save after SIGTERM, before SIGKILL. `about`
+        is what tables need to know, as for PlainTask. Raise ValueError at a key without a value, or a
+        value without a key.
         """
         require_several(command=command)
         self.words = [str(word) for word in command]
@@ -111,10 +99,7 @@ class CommandTask(PlainTask):
         self.grace_seconds, self._seeded = grace_seconds, "seed" in keys
         fields = [(key, _kind_of(known[key]), dataclasses.field(default=_kind_of(known[key])(known[key][0]))) for key in known]
         kind = dataclasses.make_dataclass("Config", [*fields, ("command", str, dataclasses.field(default=shlex.join(self.words)))])
-        about: dict[str, Any] = {"headline": headline, "minimized": minimized, "version": version, "data": data, "files": files}
-        super().__init__(
-            kind, self._run, objective=objective, direction=direction, unit=unit, hang_minutes=hang_minutes, validate=self._check, **about
-        )
+        super().__init__(kind, self._run, validate=self._check, **about)
 
     @property
     def module(self) -> str:
