@@ -27,7 +27,7 @@ Value = str | int | float | bool
 STOPPED = 75  # exit status of a command that has saved, and goes on when it is started again: EX_TEMPFAIL of sysexits.h
 GRACE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
-_PYTHONS, _SHELLS = ("python", "python3"), ("bash", "sh", "zsh")
+PYTHONS, _SHELLS = ("python", "python3"), ("bash", "sh", "zsh")
 _REPORTS = "reports.jsonl"
 _OWN = ("run_dir",)  # placeholders that are no keys
 _RESERVED = ("command", "task", *_OWN)
@@ -104,7 +104,7 @@ class CommandTask(PlainTask):
     @property
     def module(self) -> str:
         """Return the module that the command runs as `python -m`, or ""."""
-        is_module = "-m" in self.words[:-1] and self.words[0] in _PYTHONS
+        is_module = "-m" in self.words[:-1] and self.words[0] in PYTHONS
         return self.words[self.words.index("-m") + 1] if is_module else ""
 
     def program_words(self, root: Path) -> list[tuple[Path, Path]]:
@@ -115,11 +115,11 @@ class CommandTask(PlainTask):
     def check_program(self, root: Path) -> None:
         """Raise ValueError if the program, or the script that it is to run, is not there."""
         first = self.words[0]
-        if first not in _PYTHONS and not os.path.isfile(root / first) and shutil.which(first) is None:
+        if first not in PYTHONS and not os.path.isfile(root / first) and shutil.which(first) is None:
             raise ValueError(f"command must begin with a program that is there; got {first}, which is neither in {root} nor on the PATH")
         if os.path.isfile(root / first) and "/" in first and not os.access(root / first, os.X_OK):
             raise ValueError(f"command must begin with a program that can be run; got {first}: chmod +x {root / first}")
-        script = self.words[1] if first in (*_PYTHONS, *_SHELLS) and len(self.words) > 1 else ""
+        script = self.words[1] if first in (*PYTHONS, *_SHELLS) and len(self.words) > 1 else ""
         if script and not script.startswith("-") and not placeholders([script]) and not os.path.isfile(root / script):
             raise ValueError(f"command must name a script that is there; got {script}, which is not in {root}")
 
@@ -148,7 +148,7 @@ class CommandTask(PlainTask):
         for word in self.words:
             path = os.path.normpath(root / word)
             words.append(own.get(path) or string.Formatter().vformat(word, (), values))
-        if words[0] in _PYTHONS:
+        if words[0] in PYTHONS:
             words[0] = sys.executable
         return words
 

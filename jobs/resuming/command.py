@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.folder import HopelessError
-from jobs.command import STOPPED, parsed, placeholders
+from jobs.command import GRACE_SECONDS, PYTHONS, STOPPED, parsed, placeholders
 from jobs.resuming.check import Disturbed, Findings, Say
 from jobs.resuming.kinds import Kind
 from jobs.resuming.outcome import Outcome, differences
@@ -23,7 +23,7 @@ from jobs.resuming.runs import ProgramError, too_long
 from jobs.resuming.unsteady import Unsteady
 from jobs.resuming.watch import Moment
 
-_POLL_SECONDS, _GRACE_SECONDS = 0.005, 60.0
+_POLL_SECONDS = 0.005
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Commands:
         reports, log = base / "reports.jsonl", base / "output.txt"
         reports.write_bytes(b"")
         line = [string.Formatter().vformat(w, (), {**self.values, "run_dir": str(run)}) for w in self.words]
-        line[0] = sys.executable if line[0] in ("python", "python3") else line[0]
+        line[0] = sys.executable if line[0] in PYTHONS else line[0]
         own = {"SWEEP_REPORT": str(reports), "SWEEP_RUN_DIR": str(run), "SWEEP_ATTEMPT": str(self.count), "PYTHONHASHSEED": str(hashing)}
         deadline = time.monotonic() + self.limit_seconds
         with open(log, "wb") as output:
@@ -81,7 +81,7 @@ def _disturb(process: "subprocess.Popen[bytes]", reports: Path, kill: tuple[int,
                 os.killpg(process.pid, signal.SIGTERM if asks else signal.SIGKILL)
             if asks:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE_SECONDS)
+                    process.wait(GRACE_SECONDS)
             return True
         time.sleep(_POLL_SECONDS)
     return False
