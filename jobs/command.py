@@ -178,7 +178,7 @@ class CommandTask(PlainTask):
 
 
 def _take_left(run: Run) -> None:
-    """Record what the command reported in earlier attempts and nobody read: it may have saved since, and does not report it again."""
+    """Record reports of earlier attempts that were not read: the command may have saved since, and does not report them again."""
     path = run.run_folder.path / _REPORTS
     for number in sorted({*attempts_with(path), 0}):
         if number > run.attempt or not numbered(path, number).exists():
