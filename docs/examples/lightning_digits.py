@@ -29,9 +29,11 @@ class Digits(pl.LightningModule):
         self.images, self.labels = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
 
     def train_dataloader(self):
-        # Its order follows from seed and epoch, so that a resumed run sees the same batches.
+        # Its order follows from seed and epoch, so that a resumed run sees the same batches. A generator given
+        # to the loader would not do: Lightning starts the loader once in a resumed epoch, and twice in others.
         order = torch.Generator().manual_seed(1000 * self.config.seed + self.current_epoch)
-        return DataLoader(TensorDataset(self.images[:1200], self.labels[:1200]), 40, shuffle=True, generator=order)
+        rows = torch.randperm(1200, generator=order)
+        return DataLoader(TensorDataset(self.images[rows], self.labels[rows]), 40)
 
     def val_dataloader(self):
         return DataLoader(TensorDataset(self.images[1200:], self.labels[1200:]), 597)

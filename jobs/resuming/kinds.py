@@ -23,7 +23,7 @@ class Kind(Enum):
     rate = ("learning rate", "Save the optimizer's param_groups and the scheduler, and load both before the first step.")
     sampler = ("sampler position", "Save where the data stand ({name}), and continue there: after the last batch that was trained on.")
     order = ("data order", "Save what decides the order of the data ({name}), or draw each epoch's order from the seed and the epoch.")
-    python = _random("Python", "getstate()")
+    python = _random("Python", "getstate(), setstate()")
     numpy = _random("NumPy", "bit_generator.state or np.random.get_state()")
     torch = _random("torch", "get_rng_state() or get_state()")
     average = ("EMA", "Save {name}, the average of the weights, and load it; do not copy the trained weights again.")
