@@ -68,13 +68,13 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, to nowhere if nobody reads it any more."""
+        """Write text; discard it if the reader has closed the pipe."""
         with self._forgiving():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, to nowhere if nobody reads it any more."""
+        """Flush; do nothing if the reader has closed the pipe."""
         with self._forgiving():
             self._stream.flush()
 

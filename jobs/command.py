@@ -12,7 +12,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from cnnjepa.run.attempts import attempts_with, numbered
 from cnnjepa.run.folder import HopelessError
 from cnnjepa.run.identity import task_name
 from jobs import program
-from jobs.plain import DIRECTIONS, PlainTask, Run
+from jobs.plain import PlainTask, Run
 from jobs.plain_config import require_several
 
 Value = str | int | float | bool
 STOPPED = 75  # exit status of a command that has saved, and goes on when it is started again: EX_TEMPFAIL of sysexits.h
 GRACE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
-_PYTHONS, _SHELLS = ("python", "python3"), ("bash", "sh", "zsh")
+PYTHONS, _SHELLS = ("python", "python3"), ("bash", "sh", "zsh")
 _REPORTS = "reports.jsonl"
 _OWN = ("run_dir",)  # placeholders that are no keys
 _RESERVED = ("command", "task", *_OWN)
@@ -73,25 +73,13 @@ class CommandTask(PlainTask):
     """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        values: Mapping[str, Sequence[Value]],
-        *,
-        objective: str,
-        direction: str = DIRECTIONS[0],
-        unit: str = "",
-        headline: Sequence[str] = (),
-        minimized: Sequence[str] = (),
-        version: str = "",
-        data: Callable[[Any], str] | None = None,
-        files: Sequence[str] = (),
-        grace_seconds: float = GRACE_SECONDS,
-        hang_minutes: float = 0.0,
+        self, command: Sequence[str], values: Mapping[str, Sequence[Value]], *, grace_seconds: float = GRACE_SECONDS, **about: Any
     ) -> None:
-        """Take the command, and for each key its default and whatever else it may be.
+        """Take the command, and for each key its values, the default first.
 
-        `grace_seconds` is how long a command may take to save after SIGTERM, before SIGKILL. See
-        PlainTask for the rest. Raise ValueError at a key without a value, or a value without a key.
+        `grace_seconds` is how long a command may take to save after SIGTERM, before SIGKILL. `about`
+        is what tables need to know, as for PlainTask. Raise ValueError at a key without a value, or a
+        value without a key.
         """
         require_several(command=command)
         self.words = [str(word) for word in command]
@@ -111,31 +99,28 @@ class CommandTask(PlainTask):
         self.grace_seconds, self._seeded = grace_seconds, "seed" in keys
         fields = [(key, _kind_of(known[key]), dataclasses.field(default=_kind_of(known[key])(known[key][0]))) for key in known]
         kind = dataclasses.make_dataclass("Config", [*fields, ("command", str, dataclasses.field(default=shlex.join(self.words)))])
-        about: dict[str, Any] = {"headline": headline, "minimized": minimized, "version": version, "data": data, "files": files}
-        super().__init__(
-            kind, self._run, objective=objective, direction=direction, unit=unit, hang_minutes=hang_minutes, validate=self._check, **about
-        )
+        super().__init__(kind, self._run, validate=self._check, **about)
 
     @property
     def module(self) -> str:
         """Return the module that the command runs as `python -m`, or ""."""
-        is_module = "-m" in self.words[:-1] and self.words[0] in _PYTHONS
+        is_module = "-m" in self.words[:-1] and self.words[0] in PYTHONS
         return self.words[self.words.index("-m") + 1] if is_module else ""
 
     def program_words(self, root: Path) -> list[tuple[Path, Path]]:
         """Return the files of the program that the command names, relative to `root`, and the folder that each imports from."""
-        found = [root / word for word in self.words if not placeholders([word]) and (root / word).is_file()]
+        found = [root / word for word in self.words if not placeholders([word]) and os.path.isfile(root / word)]  # of a long text too
         return [*((path, path.parent) for path in found), *((path, root) for path in program.modules_of(self.module, root) if self.module)]
 
     def check_program(self, root: Path) -> None:
         """Raise ValueError if the program, or the script that it is to run, is not there."""
         first = self.words[0]
-        if first not in _PYTHONS and not (root / first).is_file() and shutil.which(first) is None:
+        if first not in PYTHONS and not os.path.isfile(root / first) and shutil.which(first) is None:
             raise ValueError(f"command must begin with a program that is there; got {first}, which is neither in {root} nor on the PATH")
-        if (root / first).is_file() and "/" in first and not os.access(root / first, os.X_OK):
+        if os.path.isfile(root / first) and "/" in first and not os.access(root / first, os.X_OK):
             raise ValueError(f"command must begin with a program that can be run; got {first}: chmod +x {root / first}")
-        script = self.words[1] if first in (*_PYTHONS, *_SHELLS) and len(self.words) > 1 else ""
-        if script and not script.startswith("-") and not placeholders([script]) and not (root / script).is_file():
+        script = self.words[1] if first in (*PYTHONS, *_SHELLS) and len(self.words) > 1 else ""
+        if script and not script.startswith("-") and not placeholders([script]) and not os.path.isfile(root / script):
             raise ValueError(f"command must name a script that is there; got {script}, which is not in {root}")
 
     def check_seeds(self, seeds: int) -> None:
@@ -163,7 +148,7 @@ class CommandTask(PlainTask):
         for word in self.words:
             path = os.path.normpath(root / word)
             words.append(own.get(path) or string.Formatter().vformat(word, (), values))
-        if words[0] in _PYTHONS:
+        if words[0] in PYTHONS:
             words[0] = sys.executable
         return words
 
@@ -193,7 +178,7 @@ class CommandTask(PlainTask):
 
 
 def _take_left(run: Run) -> None:
-    """Record what the command reported in earlier attempts and nobody read: it may have saved since, and does not report it again."""
+    """Record reports of earlier attempts that were not read: the command may have saved since, and does not report them again."""
     path = run.run_folder.path / _REPORTS
     for number in sorted({*attempts_with(path), 0}):
         if number > run.attempt or not numbered(path, number).exists():
@@ -201,13 +186,13 @@ def _take_left(run: Run) -> None:
         known = max(map(float, run.run_folder.probes()), default=-1.0)
         for line in numbered(path, number).read_bytes().split(b"\n")[:-1]:
             with contextlib.suppress(HopelessError, ValueError):  # that attempt has failed, or was killed as it wrote
-                epoch, values = _parsed(line, run.position)
+                epoch, values = parsed(line, run.position)
                 if epoch > known:
                     run.report(epoch, **values)
         run.rewind()
 
 
-def _parsed(line: bytes, position: str) -> tuple[int, dict[str, Any]]:
+def parsed(line: bytes, position: str) -> tuple[int, dict[str, Any]]:
     """Return epoch and metrics of a line of reports; raise HopelessError if it holds none.
 
     Of "epoch" and "step", the one called `position` says how far the run is where a line has both.
@@ -280,7 +265,7 @@ class _Started:
 
     def _take_reports(self, last: bool = False) -> None:
         for line in self._lines(last):
-            epoch, values = _parsed(line, self._run.position)
+            epoch, values = parsed(line, self._run.position)
             try:
                 self._run.report(epoch, **values)
             except ValueError as error:

@@ -2,7 +2,7 @@
 
     python guard.py LIFELINE STATUS WORD...
 
-LIFELINE is the descriptor of a pipe: at its end, whatever ended its other side, every process of the
+LIFELINE is the descriptor of a pipe: when its other side is closed for any reason, every process of the
 group is killed. STATUS is that of another, which gets `exit 3` or `signal 9` once the command and
 what it left running have ended. Standard library only, since each start of a run pays for it.
 """
@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def _prctl(option: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # no Linux
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 

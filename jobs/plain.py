@@ -233,7 +233,7 @@ class Run:
         return max(self._epoch, self._saved, 0)
 
     def rewind(self) -> None:
-        """Let reports begin again, at an epoch that was reported before."""
+        """Allow the next report to be of an epoch that was reported before."""
         self._epoch, self._now = -1, {}
 
     @property

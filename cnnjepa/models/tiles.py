@@ -210,7 +210,7 @@ class _Residual(torch.autograd.Function):
     """A residual block: takes ReLU's gradient in place, adds the shortcut's within a product.
 
     Inputs: rows, tiles, layers (the branch's, then the shortcut's if it has one), length of the
-    branch, whether nobody else reads the output's gradient, weights of the convolutions, then
+    branch, whether nothing else reads the output's gradient, weights of the convolutions, then
     weights and biases of the norms.
     """
 

@@ -54,7 +54,7 @@ def _overwritten() -> str:
     changed = next((f for f in recorded if not (path := _ROOT / f).exists() or path.stat().st_size != f.size), None)
     if changed is None:
         return ""
-    # Only now, since this reads the metadata of every package. A file that a person has edited is nobody else's.
+    # Only now, since this reads the metadata of every package. A file that a person has edited belongs to no other package.
     for other in importlib.metadata.distributions():
         if other.metadata["Name"] != DISTRIBUTION and changed in (other.files or []):
             whose = f"the file of the package {other.metadata['Name']}"

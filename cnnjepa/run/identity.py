@@ -32,7 +32,7 @@ _held: dict[str, Any] = {}  # task -> what a running script itself holds under t
 
 
 def load_from(module: str, file: str) -> None:
-    """Take `module` from `file` from now on, whatever the path holds. One that is imported already stays."""
+    """Take `module` from `file` from now on, and not from the path. One that is imported already stays."""
     _files[module] = file
 
 

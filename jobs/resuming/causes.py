@@ -1,8 +1,8 @@
-"""Name what a resumed run has forgotten: put back one kind of state after the other, and see which makes it equal.
+"""Name what a resumed run has forgotten: put back one kind of state after another, and see which makes the run equal.
 
 State that differs may be harmless: variables left over from before the save, or random numbers that
-nobody draws. So nothing is named because it differs, but because the run equals the undisturbed one
-with it, and does not without it.
+the program does not draw. So an item is named only if the run equals the undisturbed one with it put
+back, and does not without it.
 """
 
 import pickle

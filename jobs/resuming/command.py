@@ -1,7 +1,6 @@
 """The drill of a command in any language: kill it at drawn moments, start it again, and compare what it reports."""
 
 import contextlib
-import json
 import os
 import random
 import shlex
@@ -15,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.command import STOPPED, placeholders
+from cnnjepa.run.folder import HopelessError
+from jobs.command import GRACE_SECONDS, PYTHONS, STOPPED, parsed, placeholders
 from jobs.resuming.check import Disturbed, Findings, Say
 from jobs.resuming.kinds import Kind
 from jobs.resuming.outcome import Outcome, differences
-from jobs.resuming.runs import ProgramError
+from jobs.resuming.runs import ProgramError, too_long
 from jobs.resuming.unsteady import Unsteady
 from jobs.resuming.watch import Moment
 
-_POLL_SECONDS, _GRACE_SECONDS = 0.005, 60.0
+_POLL_SECONDS = 0.005
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Commands:
         """Run the command to its end, or until it is disturbed; return its outcome, whether it was, and its last line.
 
         `kill` is how many reports to wait for, how many seconds more, and whether to use SIGTERM.
-        Raise ProgramError where it fails.
+        Raise ProgramError at a line of reports that cannot be read, and TimeoutError if it takes too long.
         """
         self.count += 1
         base = self.folder / f"{self.count:03d}-{name}"
@@ -48,7 +48,7 @@ class Commands:
         reports, log = base / "reports.jsonl", base / "output.txt"
         reports.write_bytes(b"")
         line = [string.Formatter().vformat(w, (), {**self.values, "run_dir": str(run)}) for w in self.words]
-        line[0] = sys.executable if line[0] in ("python", "python3") else line[0]
+        line[0] = sys.executable if line[0] in PYTHONS else line[0]
         own = {"SWEEP_REPORT": str(reports), "SWEEP_RUN_DIR": str(run), "SWEEP_ATTEMPT": str(self.count), "PYTHONHASHSEED": str(hashing)}
         deadline = time.monotonic() + self.limit_seconds
         with open(log, "wb") as output:
@@ -59,9 +59,7 @@ class Commands:
                 disturbed = kill is not None and _disturb(process, reports, kill, deadline)
                 process.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired as error:
-                raise TimeoutError(
-                    f"a run must end within {self.limit_seconds:g} s; got no end: raise --time-limit, or train less"
-                ) from error
+                raise TimeoutError(too_long(self.limit_seconds)) from error
             finally:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -83,7 +81,7 @@ def _disturb(process: "subprocess.Popen[bytes]", reports: Path, kill: tuple[int,
                 os.killpg(process.pid, signal.SIGTERM if asks else signal.SIGKILL)
             if asks:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE_SECONDS)
+                    process.wait(GRACE_SECONDS)
             return True
         time.sleep(_POLL_SECONDS)
     return False
@@ -93,19 +91,15 @@ def _reports(path: Path) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines):
+        if not line.strip():
+            continue
         try:
-            values = json.loads(line)
-            step = values.pop("epoch", None)
-            step = values.pop("step", step) if step is None else step
-            found.setdefault(step, {}).update(values)
-            if type(step) is not int:
-                raise ValueError
-        except (ValueError, AttributeError) as error:
-            if number == len(lines) - 1:  # cut short by a kill, or nothing
+            epoch, values = parsed(line, "epoch")
+        except HopelessError as error:
+            if number == len(lines) - 1:  # cut short by a kill
                 break
-            shown = line[:200].decode(errors="replace")
-            rule = 'be a JSON object with a whole "epoch" or "step", and numbers'
-            raise ProgramError(f"each line of SWEEP_REPORT must {rule}; got {shown!r}") from error
+            raise ProgramError(str(error)) from error
+        found.setdefault(epoch, {}).update(values)
     return found
 
 

@@ -16,13 +16,13 @@ _CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
 
 
 def counting(start: float, tick: float) -> Callable[[float], float]:
-    """Return a clock that goes on by `tick` seconds with each look, whatever the time."""
+    """Return a clock that advances by `tick` seconds each time it is read."""
     looks = itertools.count(1)
     return lambda now: start + tick * next(looks)
 
 
 def hurried() -> Callable[[float], float]:
-    """Return a clock that is ahead, and goes a thousand times as fast."""
+    """Return a clock that is ahead, and runs a thousand times as fast."""
     began: dict[bool, float] = {}
 
     def shifted(now: float) -> float:

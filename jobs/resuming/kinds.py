@@ -2,6 +2,12 @@
 
 from enum import Enum
 
+_MODULE = "Save {name} as state_dict(), which holds the buffers too, and not its parameters alone."
+
+
+def _random(of: str, how: str) -> tuple[str, str]:
+    return f"{of} random state", f"Save {{name}} ({how}) and restore it, or draw from the seed and the step."
+
 
 class Kind(Enum):
     """A kind of state: its title, and the fix in one sentence where there is one."""
@@ -17,17 +23,14 @@ class Kind(Enum):
     rate = ("learning rate", "Save the optimizer's param_groups and the scheduler, and load both before the first step.")
     sampler = ("sampler position", "Save where the data stand ({name}), and continue there: after the last batch that was trained on.")
     order = ("data order", "Save what decides the order of the data ({name}), or draw each epoch's order from the seed and the epoch.")
-    python = ("Python random state", "Save {name} (getstate()) and restore it (setstate()), or draw from the seed and the step.")
-    numpy = (
-        "NumPy random state",
-        "Save {name} (bit_generator.state or np.random.get_state()) and restore it, or draw from the seed and the step.",
-    )
-    torch = ("torch random state", "Save {name} (get_rng_state() or get_state()) and restore it, or draw from the seed and the step.")
+    python = _random("Python", "getstate(), setstate()")
+    numpy = _random("NumPy", "bit_generator.state or np.random.get_state()")
+    torch = _random("torch", "get_rng_state() or get_state()")
     average = ("EMA", "Save {name}, the average of the weights, and load it; do not copy the trained weights again.")
-    statistics = ("BatchNorm buffers", "Save {name} as state_dict(), which holds the buffers too, and not its parameters alone.")
+    statistics = ("BatchNorm buffers", _MODULE)
     scaler = ("loss scaler", "Save {name} (a GradScaler: its state_dict()) and load it.")
     weights = ("weights", "Save {name} and load it before the first step.")
-    buffer = ("buffers of a module", "Save {name} as state_dict(), which holds the buffers too, and not its parameters alone.")
+    buffer = ("buffers of a module", _MODULE)
     array = ("array", "Save {name} and restore it.")
     value = ("variable", "Save {name} and restore it.")
     clock = ("clock", "Let no time of day and no elapsed time change what is computed: use the step, and a fixed seed.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jobs.slurm import clients
 from jobs.slurm.refusals import is_refusal, may_pass
 
-# These states end a job for good, unless Slurm or somebody requeues it.
+# These states end a job for good, unless Slurm or a person requeues it.
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
 )

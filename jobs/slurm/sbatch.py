@@ -191,7 +191,7 @@ def launcher_overrides(cluster: ClusterProfile, launcher: str, name: str, folder
 
 
 def adapt_submitit() -> None:
-    """Let submitit, in this process, run Slurm's commands as we do: without the shell's variables, and whatever else a site prints."""
+    """Let submitit, in this process, run Slurm's commands as we do: without the shell's variables, and with a site's banners ignored."""
     clients.adopt_environment()
     SlurmExecutor._get_job_id_from_submission_command = staticmethod(_number)  # type: ignore[assignment]
     SlurmInfoWatcher.read_info = _read_info  # type: ignore[method-assign, assignment]

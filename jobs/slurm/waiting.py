@@ -10,7 +10,7 @@ from jobs.slurm.queue import Element, SlurmError, ask, show_job
 
 NOT_SCHEDULED = "Slurm has not looked at it yet"
 _ASK_SECONDS = 5.0
-# Reasons (squeue(1), job_reason_codes) of jobs that wait for ever unless somebody changes something.
+# Reasons (squeue(1), job_reason_codes) of jobs that wait until a person changes something.
 _NEVER = {
     r"PartitionNodeLimit": "ask for fewer nodes (nodes_per_trial), or use another partition",
     r"PartitionTimeLimit": "lower time_limit_minutes, or use another partition",

@@ -171,7 +171,7 @@ class Best:
 
 
 class Sweep:
-    """A sweep's folder. Whatever is asked is read again, except for ended trials."""
+    """A sweep's folder. Each call reads it again, except for ended trials."""
 
     def __init__(self, sweep: folder.Sweep) -> None:
         """Take a sweep that was planned or loaded; see `Sweep.open`."""

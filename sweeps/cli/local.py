@@ -72,7 +72,7 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
 def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console, code: Path | None = None, embedded: bool = False) -> bool:
     """Run the snapshot `code` until every trial has ended; return False if a signal stopped it, after a save.
 
-    With `embedded`, the process is somebody else's: KeyboardInterrupt is raised again once the runs have saved, and
+    With `embedded`, the process belongs to the caller: KeyboardInterrupt is raised again once the runs have saved, and
     RuntimeError where a command would end at once.
     """
     view = View.here(sweep)

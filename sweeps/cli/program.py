@@ -22,7 +22,7 @@ _QUESTION = "keep them (k), run them again from the start (r), or leave (any oth
 def settle(sweep: Sweep, view: View, asked: argparse.Namespace, console: Console) -> None:
     """Say which files changed since trials ended or began, and keep these trials or set them aside, as the user chooses.
 
-    Raise ValueError if nobody has chosen. Without a change, do nothing.
+    Raise ValueError if the user has chosen neither. Without a change, do nothing.
     """
     if asked.keep and asked.rerun:
         raise ValueError("--keep must be left out with --rerun; got both")

@@ -39,7 +39,7 @@ def run(
 
     `typed` is when it was typed, in seconds since the Unix epoch; by default now. `command` is what
     a person types before the arguments, for --help. `console` shows what happens. With `embedded`,
-    which is given the sweep once it is planned, the process belongs to somebody else: its signals
+    which is given the sweep once it is planned, the process belongs to the caller: its signals
     stay as they are, and it is never left.
     """
     spec = spec.resolved(Path(sys.argv[0]).stem)

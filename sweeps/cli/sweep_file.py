@@ -73,6 +73,8 @@ def _module(path: Path, named: str) -> ModuleType:
     """
     if not path.is_file():
         raise ValueError(f"FILE must be a file of Python; got {named}: there is no such file")
+    if path.suffix != ".py":
+        raise ValueError(f"FILE must be the path of a .py file; got {named}")
     add_to_path(path.parent)
     if line := foreign():
         raise ValueError(line)

@@ -222,7 +222,7 @@ class RunHere:
         self._driver = self._new_driver(silent=str(self.run.claim_file(attempt)))
         try:
             wait_for("another owner", lambda: self.run.attempt() > attempt or self.run.ended(), _START_SECONDS)
-            time.sleep(draw.uniform(0, 3))  # before it has begun, or amid its steps
+            time.sleep(draw.uniform(0, 3))  # before it has begun, or during its steps
             if draw.random() < 0.7:
                 _signal(suspended, signal.SIGCONT)
                 wait_for("the first owner to notice", lambda: self.run.has_let_go(attempt) or _is_dead(main), _START_SECONDS)

@@ -52,7 +52,7 @@ class Start:
     silent: str = ""  # a claim whose heartbeat has been silent for long enough
 
 
-def heed_modes() -> None:
+def respect_modes() -> None:
     """Give up root's exemption from file modes, for this process and its children."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION_3, 0)
@@ -131,7 +131,7 @@ def main() -> None:
     sweep.task.check([sweep.trials[0].config], ranks)  # what it imports is there for all children
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # ranks that outlive their driver are ours
     if os.geteuid() == 0:
-        heed_modes()
+        respect_modes()
     log = os.open(Path(runs_dir) / "stage.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     answers = os.dup(1)
     os.dup2(log, 1)

@@ -21,7 +21,7 @@ def left_to_run(view: View, retry_failed: bool) -> list[Trial]:
 
 
 def is_set_aside(view: View, trial: Trial, retry_failed: bool) -> bool:
-    """Return whether an ended trial shall run again.
+    """Return whether an ended trial is to run again.
 
     A failed trial does if `retry_failed` is set, and a completed one of which a probe has no value:
     with its final checkpoint there, only the probes run. A pruned one does if the sweep no longer

@@ -181,7 +181,7 @@ class SlurmWatch:
         sweep = Sweep.load(self.folder)
         self.view = View(sweep, queue=self.queue, remember_seconds=_LOOK_SECONDS / 2)
         engine = SlurmEngine.of(sweep, self.queue)
-        assert engine is not None, "who watches has submitted, or somebody before"
+        assert engine is not None, "a sweep that is watched has a submission"
         self.engine = engine
 
     def repair(self) -> bool:

@@ -25,7 +25,7 @@ from jobs.cli import STOP_SIGNALS
 
 OBJECT_STORE_BYTES = 80 * 2**20  # no worker puts anything there; Ray wants at least 75 MiB
 ENVIRONMENT = {
-    # Whoever can reach Ray's ports runs code as us, and every user of the machine can reach them.
+    # Without a token, every user of the machine could run code as this user, through Ray's ports.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

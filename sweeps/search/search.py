@@ -70,7 +70,7 @@ class Outlook:
             return math.inf
         pending = [t for p in self.tried for t, s in zip(p.trials, p.states, strict=True) if not s.ended]
         prices = [self.price(t.values) for t in pending]
-        # While no price is known, one run measures it and nothing goes beside it.
+        # While no price is known, a single run measures it.
         return self.search.budget_hours - self.hours[0] - sum(math.inf if price is None else price for price in prices)
 
     def affords(self, values: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ def count(value: Any, what: str) -> int:
 
 
 def check_spec(spec: SweepSpec, scale: Scale, scale_name: str) -> None:
-    """Raise ValueError if the sweep's file makes no sense at this scale, whatever its keys mean."""
+    """Raise ValueError if the sweep's file makes no sense at this scale; what its keys mean is not checked."""
     if not isinstance(spec.name, str) or not re.fullmatch(r"\w[\w.-]*", spec.name):
         raise ValueError(f"a sweep's name must be letters, digits, _, . and -, since it names a folder and jobs; got {spec.name!r}")
     if (length := len(spec.name.encode())) > _NAME_BYTES:

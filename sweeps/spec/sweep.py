@@ -260,8 +260,8 @@ Identify = Callable[[Sequence[Any]], Sequence[Any]]
 Say = Callable[[Sequence[str]], object]
 
 
-def nobody(lines: Sequence[str]) -> None:
-    """Show no line."""
+def discard(lines: Sequence[str]) -> None:
+    """Show no lines."""
 
 
 def as_they_are(configs: Sequence[Any]) -> Sequence[Any]:
@@ -278,7 +278,7 @@ def check_overrides(spec: SweepSpec, keys: set[str], overrides: Sequence[str]) -
             raise ValueError(f"{key} must not be overridden, because {spec.name} sets it; got {override}")
 
 
-def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str], say: Say = nobody) -> SweepSpec:
+def grid_of(spec: SweepSpec, scale: Scale, cluster: str, overrides: Sequence[str], say: Say = discard) -> SweepSpec:
     """Return a sweep over the whole grid; the unchanged configuration, if in it, comes first.
 
     `say` gets lines about dimensions that are left out. Raise ValueError if the space makes no sense.
@@ -307,7 +307,7 @@ def build_search(
     budget_hours: float | None = None,
     max_failures: int = MAX_FAILURES,
     identified: Identify = as_they_are,
-    say: Say = nobody,
+    say: Say = discard,
 ) -> Search:
     """Build the search; raise ValueError if its space makes no sense: sweeps/spec/check.py."""
     check_overrides(spec, {d.key for d in spec.space_at(scale)}, overrides)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from cnnjepa.run.folder import RunError, RunResult, RunStatus, no_judge
-from jobs.command import CommandTask, _parsed, placeholders, written
+from jobs.command import CommandTask, parsed, placeholders, written
 from jobs.program import with_imports
 from sweeps.spec.space import choice, real, whole
 from sweeps.spec.sweep import Configuration, SweepSpec
@@ -244,9 +244,17 @@ def test_a_sweep_has_a_task_or_a_command_and_seeds_that_reach_it() -> None:
 
 def test_of_epoch_and_step_the_one_that_the_run_counts_says_how_far_it_is() -> None:
     line = b'{"epoch": 3, "step": 1200, "loss": 0.5}'
-    assert _parsed(line, "epoch") == (3, {"loss": 0.5})
-    assert _parsed(line, "step") == (1200, {"loss": 0.5})
-    assert _parsed(b'{"step": 7, "loss": 0.5}', "epoch") == (7, {"loss": 0.5})
+    assert parsed(line, "epoch") == (3, {"loss": 0.5})
+    assert parsed(line, "step") == (1200, {"loss": 0.5})
+    assert parsed(b'{"step": 7, "loss": 0.5}', "epoch") == (7, {"loss": 0.5})
+
+
+def test_a_word_that_is_too_long_for_a_file_name_is_a_text(tmp_path: Path) -> None:
+    task = CommandTask(["bash", "-c", "echo of a loop; " * 30], {}, objective="loss")
+    task.check_program(tmp_path)
+    assert task.program_words(tmp_path) == []
+    with pytest.raises(ValueError, match=r"^command must name a script that is there; got xxx"):
+        CommandTask(["bash", "x" * 300], {}, objective="loss").check_program(tmp_path)
 
 
 def test_words_of_python_are_no_keys_and_a_text_is_no_list_of_words() -> None:

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import nn
 from jobs.resuming.align import aligned
 from jobs.resuming.causes import Cause, Group, common, differing, folded, named, smallest
 from jobs.resuming.check import Disturbed, Findings
-from jobs.resuming.command import words_of
+from jobs.resuming.command import _reports, words_of
 from jobs.resuming.kinds import Kind
 from jobs.resuming.live import Item, live_items
 from jobs.resuming.outcome import Outcome, differences, measured_times
 from jobs.resuming.report import text
+from jobs.resuming.runs import ProgramError
 from jobs.resuming.unsteady import causes
 from jobs.resuming.watch import Moment
 
@@ -151,3 +153,12 @@ def test_a_command_must_have_a_value_for_each_key() -> None:
         words_of("t {lr}", [])
     with pytest.raises(ValueError, match="decay= must be a"):
         words_of("t {lr}", ["lr=1", "decay=2"])
+
+
+def test_a_command_s_reports_are_read_as_a_sweep_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "reports.jsonl"
+    file.write_text('{"epoch": 1, "loss": 3}\n\n{"epoch": 1, "step": 9, "accuracy": 5}\n{"step": 2, "loss": 1}\n{"epoch": 3, "lo')
+    assert _reports(file) == {1: {"loss": 3, "accuracy": 5}, 2: {"loss": 1}}
+    file.write_text('{"epoch": [1], "loss": 3}\n')
+    with pytest.raises(ProgramError, match=r'^each line of SWEEP_REPORT must be a JSON object with a whole "epoch" or "step"'):
+        _reports(file)

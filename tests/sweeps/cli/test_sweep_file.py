@@ -67,6 +67,12 @@ def test_what_is_no_sweep_is_one_line(text: str | None, says: str, tmp_path: Pat
     assert "\n" not in str(said.value)
 
 
+def test_a_file_that_is_not_called_like_one_of_python_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text(SPEC.format(name="SWEEP"))
+    with pytest.raises(ValueError, match=r"^FILE must be the path of a \.py file; got \S+/mine$"):
+        sweep_file.spec_of(str(tmp_path / "mine"))
+
+
 def test_a_folder_with_a_module_called_like_ours_is_refused(tmp_path: Path) -> None:
     (tmp_path / "jobs.py").write_text("")
     (tmp_path / "my_sweep_file.py").write_text(SPEC.format(name="SWEEP"))

@@ -44,7 +44,7 @@ def undisturbed(name: str, tmp_path: Path) -> Path:
 @pytest.mark.slow
 @seeded
 def test_the_command_is_killed_at_some_of_its_write_points_and_run_again(seed: str, name: str, undisturbed: Path, tmp_path: Path) -> None:
-    kill_at_points(name, undisturbed, tmp_path, lambda points: drawn(points, 20, name, seed))
+    kill_at_points(name, undisturbed, tmp_path, lambda points: drawn(points, 8, name, seed))
 
 
 @pytest.mark.nightly
@@ -66,6 +66,7 @@ def kill_at_points(name: str, undisturbed: Path, tmp_path: Path, chosen: Callabl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["sweep", pytest.param("search", marks=pytest.mark.nightly)])
 def test_each_start_is_killed_one_write_point_later_than_the_last(name: str, undisturbed: Path, tmp_path: Path) -> None:
     """Until a start ends by itself: each one gains something on the one before, and none does over what stood already."""
     runs, point = tmp_path / "runs", 1
@@ -81,10 +82,11 @@ def test_each_start_is_killed_one_write_point_later_than_the_last(name: str, und
 
 
 @pytest.mark.slow
-def test_of_two_commands_at_once_one_is_killed(name: str, undisturbed: Path, tmp_path: Path) -> None:
-    """At each seventh of its write points; the other takes over what it leaves, and both show the same table when run again."""
+@pytest.mark.parametrize("every", [21, pytest.param(7, marks=pytest.mark.nightly)])
+def test_of_two_commands_at_once_one_is_killed(every: int, name: str, undisturbed: Path, tmp_path: Path) -> None:
+    """At some of its write points; the other takes over what it leaves, and both show the same table when run again."""
     points, expected = points_of(tmp_path / "said"), what_it_came_to(name, undisturbed)
-    for point in range(1, points + 1, 7):
+    for point in range(1, points + 1, every):
         runs, said = tmp_path / "runs", tmp_path / f"said-{point}"
         runs.mkdir()
         pair = [start(work(name, runs), runs, kill_at, said) for kill_at in (point, 0)]

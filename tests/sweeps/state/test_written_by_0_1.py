@@ -130,8 +130,8 @@ def test_a_half_done_ablation_runs_again_with_the_same_losses(tmp_path: Path) ->
     assert {row["state"] for row in table.values()} == {"completed"}
     assert {name: text for name, text in ended(folder).items() if name in before} == before
     for name in table:
-        # Another processor may round in another way; another algorithm differs by far more.
-        assert losses(folder / "trials" / name) == pytest.approx(losses(undisturbed / old[name]), rel=1e-4)
+        # Another processor rounds in another way (3e-4 was seen); another algorithm differs by far more.
+        assert losses(folder / "trials" / name) == pytest.approx(losses(undisturbed / old[name]), rel=1e-3)
 
 
 @pytest.mark.nightly
