@@ -24,4 +24,6 @@ def test_the_readme_says_what_the_table_says() -> None:
     lost = max(map(float, re.findall(r"\| ([\d.]+) \|$", block(page), re.M)))
     assert len(faults_in(page)) == 14
     said = " ".join((ROOT / "README.md").read_text().split())
-    assert f"In 14 fault scenarios on a real Slurm, trials that save at almost every step lost at most {lost:.1f} s each." in said
+    assert (
+        f"In 14 fault scenarios on a real Slurm, trials that save at almost every step lost at most {lost:.1f} s of training each." in said
+    )
