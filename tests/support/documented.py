@@ -9,8 +9,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# A command with one of these at its end is read, and not run by the tests.
-MARKS = ("needs a cluster", "needs the network")
+# A command with one of these at its end is not run by the tests, and holds one of its words.
+MARKS = {
+    "needs a cluster": (
+        *("--cluster komondor", "--cluster mine", "cluster=komondor", "--clear gpu07", "srun ", "python3.11 -m venv"),
+        *(".venv/bin/pip install --editable", "torchrun --nproc-per-node=4 "),
+    ),
+    "needs the network": (".venv/bin/pip ",),
+}
 # What a line of a code block begins with where it is something to type, and not a listing or the output of something.
 _PROGRAMS = (
     *("python", "python3", "python3.11", ".venv/bin/python", ".venv/bin/pip", "pip", "make", "torchrun", "tensorboard", "optuna-dashboard"),
@@ -35,9 +41,9 @@ class Command:
     comment: str
 
     @property
-    def cannot_run_here(self) -> bool:
-        """Whether it carries one of the marks."""
-        return self.comment.endswith(MARKS)
+    def mark(self) -> str:
+        """The mark that it carries, or ""."""
+        return next((mark for mark in MARKS if self.comment.endswith(mark)), "")
 
 
 @dataclass(frozen=True)
