@@ -84,14 +84,17 @@ class Run:
     def should_stop(self) -> bool:
         """Return whether to save and return now: the run is pruned, preempted, or at its time limit. It is cheap."""
         self._pace.step()
-        wish = bool(self.pruned) or self._asked()
+        wish = self._wished()
         self.told_to_stop |= any(gathered(wish, self._ranks)) if self._ranks.count > 1 else wish
         return self.told_to_stop
 
+    def _wished(self) -> bool:
+        return bool(self.pruned) or self._asked()
+
     def leaves(self) -> bool:
-        """Return whether `train`, which exits, does so since it was asked to stop, as PyTorch Lightning does at SIGTERM."""
+        """Return whether `train`, which exits, was asked to stop, as PyTorch Lightning exits at SIGTERM."""
         end = time.monotonic() + _NOTICE_SECONDS
-        while not (wish := bool(self.pruned) or self._asked()) and time.monotonic() < end:
+        while not (wish := self._wished()) and time.monotonic() < end:
             time.sleep(0.05)
         self.told_to_stop |= wish
         return wish
@@ -389,11 +392,11 @@ class PlainTask:
             run = Run(self, config, folder, ranks, should_stop, judge)
             try:
                 if run.begin():
-                    self._train(config, run)
-                return run.end(claim)
-            except SystemExit:
-                if not run.leaves():
-                    raise
+                    try:
+                        self._train(config, run)
+                    except SystemExit:
+                        if not run.leaves():
+                            raise
                 return run.end(claim)
             except Exception as error:
                 raise RunError(run.step, run.seconds, run.seconds / 3600 * devices()) from error

@@ -55,7 +55,7 @@ def train(config: Config, run) -> None:
 
     pl.seed_everything(config.seed)
     quiet = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
-    quiet["plugins"] = [LightningEnvironment()]  # a Slurm job that Lightning sees it would requeue by itself
+    quiet["plugins"] = [LightningEnvironment()]  # else Lightning may requeue a Slurm job itself
     callbacks = [ModelCheckpoint(run.folder, save_last=True), LambdaCallback(on_validation_end=report)]
     trainer = pl.Trainer(max_epochs=config.epochs, reload_dataloaders_every_n_epochs=1, callbacks=callbacks, **quiet)
     trainer.fit(Digits(config), ckpt_path="last")
