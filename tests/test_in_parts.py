@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks._in_parts import Part, end_all, run_parts
+from _in_parts import Part, end_all, run_parts
 
 # Parts, each in its own process.
 

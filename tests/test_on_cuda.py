@@ -12,23 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import _cuda_parts
 import pytest
 import torch
+from _cuda_parts import bucket_apart
+from _cuda_run import Answer, Setup, WrongError, completed, drawn, judge_run, kill_halfway, losses_apart, settled
+from _in_parts import Outcome
 
-from tests.benchmarks import _cuda_parts
-from tests.benchmarks._cuda_parts import (
-    Answer,
-    Setup,
-    WrongError,
-    bucket_apart,
-    completed,
-    drawn,
-    judge_run,
-    kill_halfway,
-    losses_apart,
-    settled,
-)
-from tests.benchmarks._in_parts import Outcome
 from tests.support.documented import typed
 from tests.test_in_parts import answering, part
 from tests.test_same_run import different, step_record
@@ -39,8 +29,7 @@ NO_CUDA = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def on_cuda(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+def on_cuda() -> ModuleType:
     return importlib.import_module("on_cuda")
 
 

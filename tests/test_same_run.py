@@ -4,8 +4,7 @@ import math
 from typing import Any
 
 import torch
-
-from tests.benchmarks._same_run import compare_records, compare_states, relative, verdict
+from _same_run import compare_records, compare_states, relative, verdict
 
 # What is held to be different.
 

@@ -45,7 +45,8 @@ from typing import Any
 
 import psutil
 import torch
-from _cuda_parts import PARTS, ROOT, Setup
+from _cuda_parts import PARTS
+from _cuda_run import ROOT, Setup
 from _in_parts import FAILED, NOT_RUN, PASSED, Outcome, Part, run_parts
 from _report import machine, publish
 from rich.console import Console
