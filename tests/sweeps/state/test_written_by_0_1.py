@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import identity, signature
@@ -28,6 +30,7 @@ from tests.support import forked
 
 ROOT = Path(__file__).parents[3]
 WRITTEN = ROOT / "tests" / "support" / "v0_1"
+RECORDED_ON = ("GenuineIntel", "AVX512")
 
 
 def unpacked(name: str, to: Path) -> Path:
@@ -68,6 +71,17 @@ def run_again(folder: Path) -> dict[str, dict[str, str]]:
 def losses(trial: Path) -> dict[int, float]:
     lines = map(json.loads, (trial / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
+
+
+def furthest(found: dict[int, float], recorded: dict[int, float]) -> float:
+    """The largest relative difference of a step's loss, of the same steps."""
+    assert found.keys() == recorded.keys()
+    return max(abs(found[step] - recorded[step]) / abs(recorded[step]) for step in recorded)
+
+
+def processor() -> tuple[str, str]:
+    """Its vendor, and the instructions that torch uses of it."""
+    return re.findall(r"vendor_id\s*: (\w+)", Path("/proc/cpuinfo").read_text())[0], torch.backends.cpu.get_cpu_capability()
 
 
 def ended(folder: Path) -> dict[str, bytes]:
@@ -129,9 +143,14 @@ def test_a_half_done_ablation_runs_again_with_the_same_losses(tmp_path: Path) ->
     assert not set(table) & set(old.values())
     assert {row["state"] for row in table.values()} == {"completed"}
     assert {name: text for name, text in ended(folder).items() if name in before} == before
-    for name in table:
-        # Another processor rounds in another way (3e-4 was seen); another algorithm differs by far more.
-        assert losses(folder / "trials" / name) == pytest.approx(losses(undisturbed / old[name]), rel=1e-3)
+    apart = [furthest(losses(folder / "trials" / name), losses(undisturbed / old[name])) for name in table]
+    if processor() == RECORDED_ON:
+        assert max(apart) <= 1e-4
+    else:
+        # It rounds in another way, and most configurations amplify that: with torch held to SSE, up to 0.054 at some step, while three
+        # stayed below 1e-5. Another algorithm changes all of them.
+        assert sorted(apart)[2] <= 1e-4
+        assert max(apart) <= 0.1
 
 
 @pytest.mark.nightly
