@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.bad_node import broken_at_start
 from tests.support.conditions import CONDITIONS, condition, starts_of, twice
 from tests.support.site_bench import Site, flaky_path, quick_sweep
 from tests.support.slurm_cluster import SlurmCluster
@@ -225,25 +226,13 @@ def _(site: Site) -> None:
     site.wait("results", results=3)
 
 
-BAD = """
-import os
-if os.environ.get("SLURMD_NODENAME") == "gpu01":
-    from cnnjepa.run.folder import RunFolder
-
-    def broken(self, *rest):
-        raise RuntimeError(f"the flux of {os.getpid()} is odd")
-
-    RunFolder.open_metrics = broken
-"""
-
-
 @condition("a node breaks whatever computes there, with an unknown error", "named and avoided; no trial pays for it")
 def _(site: Site) -> None:
-    site.at_start(BAD)
+    site.at_start(broken_at_start())
     site.type(2, "pause_seconds=0.5")
     site.wait("results", results=2)
     assert list(site.sweep.sweep.nodes.avoided()) == ["gpu01"]
-    assert sum(c.slurm is not None and c.slurm.node == "gpu01" for past in starts_of(site) for c in past) <= 2
+    assert 1 <= sum(c.slurm is not None and c.slurm.node == "gpu01" for past in starts_of(site) for c in past) <= 2
 
 
 @condition("the setup fails on one node", "named and avoided; the jobs moved")

@@ -9,25 +9,13 @@ import pytest
 
 from jobs.slurm.nodes import FaultKind, Nodes
 from sweeps.state import claims
+from tests.support.bad_node import ODD, broken_at_start
 from tests.support.slurm_bench import ROOT, SweepOnSlurm, needs_slurm
 from tests.support.slurm_cluster import SlurmCluster
 
 pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm-3")]
 
 SCRIPT = ROOT / "tests" / "support" / "many_sweep.py"
-# Python reads it at its start: whatever opens a run's records on the bad node ends so.
-BAD = """
-import os, signal, sys
-sys.path.append({support!r})
-if os.environ.get("SLURMD_NODENAME") == {node!r}:
-    from cnnjepa.run.folder import RunFolder
-
-    def broken(self, *rest):
-        {how}
-
-    RunFolder.open_metrics = broken
-"""
-ODD = 'raise RuntimeError(f"the flux of {os.getpid()} is odd")'
 ECC = 'raise RuntimeError("CUDA error: uncorrectable ECC error encountered")'
 DIES = "os.kill(os.getpid(), signal.SIGKILL)"
 NONE = "pass"
@@ -57,8 +45,8 @@ class Bad:
         """Submit, with a Python whose runs end so on `node`."""
         there = self.folder / "python"
         there.mkdir()
-        (there / "sitecustomize.py").write_text(BAD.format(support=str(SCRIPT.parent), node=node, how=how))
-        words = f"env PYTHONPATH={there}:{ROOT} {sys.executable}"
+        (there / "sitecustomize.py").write_text(broken_at_start(how, node, (str(SCRIPT.parent),)))
+        words = f"env PYTHONPATH={there} {sys.executable}"
         # The others take longer, so that the bad node gets the next trial too.
         self.sweep.submit(str(trials), "pause_seconds=1.5", f"cluster.python={shlex.quote(words)}", *arguments, script=SCRIPT)
 
@@ -82,11 +70,11 @@ def bad(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return Bad(cluster, tmp_path)
 
 
-def check(bad: Bad, trials: int) -> None:
-    """All complete, at most 3 starts are lost, and the node is named."""
+def check(bad: Bad, trials: int, begun: bool = True) -> None:
+    """All complete, at most 3 starts are lost, and the node is named; `begun` is whether trials begin there at all."""
     results = bad.end()
     assert [r["status"] for r in results] == ["completed"] * trials, results
-    assert bad.lost() <= 3
+    assert begun <= bad.lost() <= 3 * begun
     assert list(bad.nodes.avoided()) == ["gpu01"]
     assert "node gpu01 is avoided" in bad.nodes.lines()[0]
 
@@ -106,8 +94,7 @@ def test_twelve_trials_lose_three_starts_at_most(bad: Bad, how: str) -> None:
 @pytest.mark.nightly
 def test_a_node_whose_setup_fails(bad: Bad) -> None:
     bad.submit(12, NONE, f"cluster.setup={SETUP}")
-    check(bad, 12)
-    assert bad.lost() == 0
+    check(bad, 12, begun=False)
     assert [f.kind for f in bad.nodes.live()] == [FaultKind.setup]
 
 
@@ -117,7 +104,7 @@ def test_workers_of_an_allocation_are_placed_on_other_nodes(bad: Bad) -> None:
     bad.submit(8, ODD, "--backend", "allocation", "--nodes", "3", "--trials-per-node", "1")
     results = bad.end()
     assert [r["status"] for r in results] == ["completed"] * 8
-    assert bad.lost() <= 3
+    assert 1 <= bad.lost() <= 3
     assert "node gpu01 is suspect" in bad.nodes.lines()[0], "the allocation has no other node; within it the node is avoided"
 
 
