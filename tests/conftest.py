@@ -59,6 +59,14 @@ def pytest_runtest_call() -> None:
     _same_numbers()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before the marks that the command line asks for are looked at."""
+    from tests.support.sample import leave_the_rest_to_nightly
+
+    leave_the_rest_to_nightly(items)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fail where pytest and xdist do not understand each other: tests of one group would make its fixture once a worker."""
     if session.config.getoption("loadgroup", False):

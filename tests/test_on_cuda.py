@@ -289,7 +289,7 @@ def assert_documented(reported: dict[str, Any], documented: str, *parts: str) ->
 
 
 @pytest.mark.xdist_group("rehearsal")
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rehearsal_on_cpu_trains_is_killed_and_resumes_with_the_documented_figures(
     rehearsed: tuple[Path, dict[str, Any]], on_cuda: ModuleType
 ) -> None:
@@ -328,7 +328,7 @@ if "jobs.pretrain" in sys.orig_argv:
 
 
 @pytest.mark.xdist_group("rehearsal")
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_resume_that_forgets_something_is_reported_as_different(rehearsed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = rehearsed
     for path in folder.glob("killed*"):

@@ -112,8 +112,8 @@ def workers_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run workers one after the other in this process, without waits, git, or a process that writes the page."""
     monkeypatch.setattr(local, "LocalEngine", InProcess)
     monkeypatch.setattr(local, "workers_here", lambda _: 1)
-    monkeypatch.setattr(local, "REFRESH_SECONDS", 0.02)
-    monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.02)
+    monkeypatch.setattr(local, "REFRESH_SECONDS", 0.2)
+    monkeypatch.setattr(rounds, "REFRESH_SECONDS", 0.2)
     monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(provenance, "_git", lambda *_, **__: "")
     monkeypatch.setattr(snapshot, "_PARTS", ("pyproject.toml",))

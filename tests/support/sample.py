@@ -11,6 +11,16 @@ from typing import Any, TypeVar
 import pytest
 
 T = TypeVar("T")
+# How many tests of each campaign `make test` runs, each of which takes a minute or so.
+CAMPAIGNS = {
+    "faults under Ray": 1,
+    "faults on Slurm": 4,
+    "drills": 1,
+    "staged runs": 1,
+    "sweeps of the docs": 1,
+    "sweeps on Slurm": 3,
+    "awkward sweeps": 3,
+}
 SEED = os.environ.get("CNNJEPA_SAMPLE_SEED", "1")
 # For a test that draws by itself.
 seeded = pytest.mark.parametrize("seed", [pytest.param(SEED, id=f"CNNJEPA_SAMPLE_SEED={SEED}")])
@@ -31,3 +41,17 @@ def sampled(values: Sequence[Any], count: int, what: str) -> list[Any]:
         marks = [*old.marks] if number in kept else [*old.marks, pytest.mark.nightly]
         parameters.append(pytest.param(*old.values, marks=marks, id=old.id))
     return parameters
+
+
+def leave_the_rest_to_nightly(items: Sequence[pytest.Item]) -> None:
+    """Mark those tests of each campaign that are not drawn as nightly."""
+    members: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if (mark := item.get_closest_marker("campaign")) and not item.get_closest_marker("nightly"):
+            members.setdefault(mark.args[0], []).append(item)
+    for name, found in members.items():
+        found.sort(key=lambda item: item.nodeid)  # in whatever order they come: each worker of xdist draws the same
+        kept = drawn(found, min(CAMPAIGNS[name], len(found)), name)
+        for item in found:
+            if item not in kept:
+                item.add_marker(pytest.mark.nightly)

@@ -170,7 +170,9 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", [None, "/nowhere/c++"], ids=["compiler", "no_compiler"])
+@pytest.mark.parametrize(
+    "compiler", [pytest.param(None, marks=pytest.mark.nightly, id="compiler"), pytest.param("/nowhere/c++", id="no_compiler")]
+)
 def test_compiling_changes_nothing_and_is_left_alone_where_it_cannot_be_done(
     compiler: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

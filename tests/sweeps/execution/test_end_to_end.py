@@ -174,6 +174,7 @@ KILLS = {
 }
 
 
+@pytest.mark.campaign("faults under Ray")
 @UNDISTURBED
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", sampled(list(KILLS), 1, "moments of a kill under Ray"))
@@ -192,6 +193,7 @@ def test_killed_9_it_ends_with_the_same_table_and_repeats_no_trial(undisturbed: 
     assert resumed >= (moment != "while Ray starts")
 
 
+@pytest.mark.campaign("faults under Ray")
 @UNDISTURBED
 @pytest.mark.slow
 def test_a_worker_killed_9_costs_that_worker_alone(undisturbed: Path, tmp_path: Path) -> None:
@@ -208,6 +210,7 @@ def test_a_worker_killed_9_costs_that_worker_alone(undisturbed: Path, tmp_path: 
     assert sum(claims) == 6 + 2
 
 
+@pytest.mark.campaign("faults under Ray")
 @UNDISTURBED
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed: Path, tmp_path: Path) -> None:
@@ -228,6 +231,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed: Path, tmp_path: 
     assert rows(tmp_path) == rows(undisturbed)
 
 
+@pytest.mark.campaign("faults under Ray")
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     child = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

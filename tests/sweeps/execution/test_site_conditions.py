@@ -20,7 +20,7 @@ MOST_IDLE_SECONDS = 60
 
 
 _LONG = [pytest.param(c, id=c.name, marks=pytest.mark.nightly) for c in CONDITIONS if c.long]
-_SHORT = sampled([pytest.param(c, id=c.name) for c in CONDITIONS if not c.long], 2, "site conditions")
+_SHORT = sampled([pytest.param(c, id=c.name) for c in CONDITIONS if not c.long], 1, "site conditions")
 
 
 @needs_slurm

@@ -25,6 +25,7 @@ from tests.support.damaged import READERS, Capture, away, changed, finished, no_
 from tests.support.fault_target import SPECS, given, make_quick, work
 from tests.support.fault_target import folder as folder_of
 from tests.support.reported import made, provenance
+from tests.support.sample import sampled
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def test_a_wrong_digit_in_a_claim_is_no_endless_loop(digit: int, tmp_path: Path,
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("harm", [b"{", b"", b'{"number": 1}', b"\xff", None])
+@pytest.mark.parametrize("harm", sampled([b"{", b"", b'{"number": 1}', b"\xff", None], 2, "harms of a choice"))
 def test_a_choice_that_cannot_be_read_costs_one_trial_of_a_search(
     harm: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
