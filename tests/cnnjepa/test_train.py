@@ -27,7 +27,8 @@ from tests.support.runs import CHILD, assert_bitwise_equal, comparable, final_st
 from tests.support.tiny import tiny_config
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_kill_9_mid_epoch_and_resume_is_bit_for_bit(tmp_path: Path, workers: int) -> None:
     config = tiny_config()
     config.data.workers = workers
@@ -148,6 +149,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     assert_bitwise_equal(final_state(tmp_path / "0"), final_state(tmp_path / "2"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "bit"])
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture

@@ -149,6 +149,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "when"), sampled(CASES, 5, "changes of images"))
 def test_a_change_of_the_images(change: str, when: str, tmp_path: Path) -> None:
     assert outcome(change, when, tmp_path) == EXPECTED[change][WHEN.index(when)]

@@ -64,6 +64,7 @@ def test_the_target_backbone_loads_elsewhere(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(other.eval()(images), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_methods_probed_encoder_is_exported(tmp_path: Path, name: str) -> None:
     config = small(name, epochs=1)

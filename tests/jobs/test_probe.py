@@ -22,6 +22,7 @@ def tree(tmp_path: Path) -> Path:
     return image_tree(tmp_path / "tree", CLASSES, images=16)
 
 
+@pytest.mark.slow
 def test_a_run_whose_image_broke_is_scored_once_it_is_repaired(tree: Path, tmp_path: Path) -> None:
     whole, run = (tree / BAD).read_bytes(), tmp_path / "run"
     undisturbed = trained(tmp_path / "undisturbed", tree)
@@ -98,6 +99,7 @@ def fashion(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_another_labelled_set_is_scored_by_its_name(tree: Path, tmp_path: Path) -> None:
     run, data = tmp_path / "run", f"probes.data=[fashion_mnist:{fashion(tmp_path / 'fashion')}]"
     plain = trained(run, tree)

@@ -113,6 +113,7 @@ def test_retry_failed_takes_up_the_probes_of_completed_trials_and_trains_nothing
     assert left_to_run(View(sweep), retry_failed=True) == [third]
 
 
+@pytest.mark.slow
 def test_retry_failed_leaves_alone_what_it_would_have_to_train_again(sweep: Sweep) -> None:
     _, second, third = sweep.trials
     max((sweep.trial_dir(second) / "checkpoints").iterdir()).unlink()

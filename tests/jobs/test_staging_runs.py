@@ -63,6 +63,7 @@ def test_a_set_as_it_was_packed_is_staged_and_trains_as_the_loose_images_do(
     assert_same_files(tmp_path / "packed", own_folder(str(scratch)) / set_of(tmp_path / "packed").key)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_stage_says_so_once_and_reads_the_set_itself(
     tmp_path: Path, scratch: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

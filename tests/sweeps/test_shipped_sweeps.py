@@ -213,6 +213,7 @@ def test_completed_runs_without_the_objective_are_failures(tmp_path: Path, monke
     assert "linear.strength has no value: the run has no value of it" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_each_metric_of_a_headline_has_its_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(pictures, "_write_figure", lambda figure, path: drawn.append(figure))

@@ -112,6 +112,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "workers"),
     [("loose", 2), *(pytest.param(k, w, marks=pytest.mark.nightly) for k, w in (("loose", 0), ("packed", 0), ("packed", 2)))],

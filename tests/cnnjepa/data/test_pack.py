@@ -216,6 +216,7 @@ def test_decoded_images_are_the_same_experiment(tree: Path, tmp_path: Path) -> N
 DAMAGES = ["truncated", "missing", "another file", "manifest", "torn manifest"]
 
 
+@pytest.mark.slow
 @PACKED
 @pytest.mark.parametrize("how", DAMAGES)
 def test_damaged_sets_are_one_line_where_the_data_is_opened(packed: Path, tmp_path: Path, how: str) -> None:

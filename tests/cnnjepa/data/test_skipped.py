@@ -109,6 +109,7 @@ def test_a_resume_and_later_scores_read_the_list_and_end_as_one_run(tree: Path, 
     assert "not scored: skipped.json must be in the folder of a run with data.on_bad_image=skip" in out
 
 
+@pytest.mark.slow
 def test_two_ranks_leave_out_the_same(tree: Path, tmp_path: Path) -> None:
     statuses, said = on_two_ranks(tmp_path / "run", f"data.root={tree}", "data.on_bad_image=skip", "probes.names=[knn]")
     assert statuses == [0, 0], said

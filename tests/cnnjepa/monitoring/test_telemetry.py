@@ -79,6 +79,7 @@ def test_a_run_that_lost_steps_is_one_curve(folder: Path) -> None:
     assert [e.step for e in disturbed.Scalars("final/linear.test_top1")] == [10]
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("trials with TensorBoard")
 def test_the_hparams_page_has_each_trial_with_what_differs_and_its_metrics(folder: Path) -> None:
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))

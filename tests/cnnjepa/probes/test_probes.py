@@ -279,6 +279,7 @@ def test_a_feature_pass_that_fails_leaves_every_probe_without_value_and_the_run_
     assert set(result.missing) == {"linear", "knn", "collapse"}
 
 
+@pytest.mark.slow
 def test_a_feature_pass_that_fails_on_the_way_changes_no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = tiny_config()
     config.probes.every_epochs = 1

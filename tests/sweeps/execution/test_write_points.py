@@ -185,6 +185,7 @@ def kill_a_worker_at_points(name: str, undisturbed: Path, tmp_path: Path, monkey
     return killed_at
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_is_no_record_and_the_run_goes_on_without_it(name: str, undisturbed: Path, tmp_path: Path) -> None:
     """At each byte of it, and with what a power cut may leave instead."""
     trial = next((folder(name, undisturbed) / "trials").iterdir())
@@ -207,6 +208,7 @@ def test_a_torn_last_line_is_no_record_and_the_run_goes_on_without_it(name: str,
     assert run_folder.metrics() == [*records[:-1], {"kind": "final", "step": STEPS, "epoch": 2.0}]
 
 
+@pytest.mark.slow
 def test_the_mirror_is_killed_at_each_write_point_deleted_and_made_again(name: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()

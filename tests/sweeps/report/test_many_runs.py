@@ -55,12 +55,14 @@ def test_the_page_draws_the_best_and_says_so(many: View) -> None:
     assert "100 of 120 curves at most" in " ".join(page.split())
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_sane_size_and_says_what_it_shows(many: View, tmp_path: Path) -> None:
     plots.draw(many, tmp_path / "all.png")
     with Image.open(tmp_path / "all.png") as image:
         assert image.height < 3000
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_the_best_and_all_where_asked(many: View) -> None:
     short, whole = tables.terminal_table(many, 100), tables.terminal_table(many, 100, None)
     assert (short.row_count, whole.row_count) == (50, MANY)

@@ -54,6 +54,7 @@ def test_trial_0_is_the_configuration_without_changes_and_all_others_are_new(tmp
     assert all(("method.predictor.kernel" in t.params) is (t.params["method.predictor.conv"] == "depthwise") for t in begun)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["multi_fidelity", "tpe", "random", "gp"])
 def test_the_same_search_chooses_the_same_also_when_each_choice_is_a_new_process_s(tmp_path: Path, sampler: str) -> None:
     def score(trial: Trial) -> float:

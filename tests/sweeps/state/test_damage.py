@@ -100,6 +100,7 @@ def test_a_trial_that_was_repaired_is_there_again(view: View) -> None:
     assert view.result(trial) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["result.json", "claim/000001.json", "sweep.json", "provenance.json", "config.yaml", "metrics.jsonl"])
 def test_a_flipped_byte_never_ends_in_a_traceback(file: str, view: View, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """At positions drawn at random; the other trials stay readable, or one line names the sweep's own file."""
@@ -155,6 +156,7 @@ def own(name: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture)
     return int(end.value.code or 0), out + err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("file", ["result.json", "claim/000001.json", "config.yaml", "checkpoints", "."])
 def test_the_command_runs_what_is_not_damaged_and_returns_1(
@@ -187,6 +189,7 @@ def test_the_command_runs_what_is_not_damaged_and_returns_1(
     assert not list((tmp_path / "away").glob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("digit", [0, 2, 7])
 def test_a_wrong_digit_in_a_claim_is_no_endless_loop(digit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -201,6 +204,7 @@ def test_a_wrong_digit_in_a_claim_is_no_endless_loop(digit: int, tmp_path: Path,
     assert own("sweep", tmp_path, monkeypatch, capsys)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("harm", sampled([b"{", b"", b'{"number": 1}', b"\xff", None], 2, "harms of a choice"))
 def test_a_choice_that_cannot_be_read_costs_one_trial_of_a_search(
