@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import keyword
+import math
 import os
 import shlex
 import shutil
@@ -85,6 +86,8 @@ class CommandTask(PlainTask):
         self.words = [str(word) for word in command]
         if not self.words:
             raise ValueError("command must have at least the program; got no word")
+        if isinstance(grace_seconds, bool) or not isinstance(grace_seconds, (int, float)) or not 0 <= grace_seconds < math.inf:
+            raise ValueError(f"grace_seconds must be a number of seconds, at least 0; got {grace_seconds!r}")
         keys = [key for key in placeholders(self.words) if key not in _OWN]
         if taken := sorted(set(_RESERVED) & values.keys()):
             raise ValueError(f"configurations must leave {taken[0]} to the launcher; got a value for it")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -230,8 +231,14 @@ def test_keys_get_the_types_of_all_that_they_may_be() -> None:
 def test_a_sweep_has_a_task_or_a_command_and_seeds_that_reach_it() -> None:
     with pytest.raises(ValueError, match=r"^a sweep must have a task or a command; got both"):
         SweepSpec(command=["true"], task="x", objective="y").resolved()
-    with pytest.raises(ValueError, match=r"^unit must come with a command; got it without"):
-        SweepSpec(unit="%").resolved()
+    of_commands = {"unit": "%", "version": "2", "files": ["x"], "direction": "minimize", "defaults": {"lr": 1}, "grace_seconds": 0}
+    for name, value in of_commands.items():
+        remedy = "leave it out" if name in ("defaults", "grace_seconds") else "give it to the PlainTask"
+        with pytest.raises(ValueError, match=rf"^{name} must come with a command; got {re.escape(repr(value))} without one: {remedy}$"):
+            SweepSpec(**{name: value}).resolved()  # type: ignore[arg-type]
+    assert SweepSpec(files=[], defaults={}).own_task is None
+    with pytest.raises(ValueError, match=r"^grace_seconds must be a number of seconds, at least 0; got -1$"):
+        SweepSpec(command=["true"], objective="y", grace_seconds=-1).resolved()
     task = SweepSpec(command=["true", "{lr}"], configurations=[Configuration({"lr": 1})], objective="y").own_task
     assert task is not None
     task.check_seeds(1)
