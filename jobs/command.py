@@ -169,15 +169,26 @@ class CommandTask(PlainTask):
             if run.pruned or run.told_to_stop:
                 run.log.warning("the command was asked to stop: %s", ended)
                 return
-            if ended == "exit 0":
+            if not goes_on(ended, run.step, at, f"see {run.run_folder.logs / 'train.log'}"):
                 return
-            if ended != f"exit {STOPPED}" and not ended.startswith("signal"):
-                raise HopelessError(f"the command must end with status 0; got {ended}: see {run.run_folder.logs / 'train.log'}")
-            if run.step <= at:
-                raise HopelessError(f"the command must gain an epoch before it stops by itself; got {ended} twice at {run.step}")
             at = run.step
             run.log.warning("the command stopped by itself at %d, %s: starting it again", run.step, ended)
             run.rewind()
+
+
+def goes_on(ended: str, reached: int, before: int, see: str) -> bool:
+    """Return whether a command that ended unasked is to be started again; False if it has completed.
+
+    `ended` is `exit 3` or `signal 9`; `before` is where the command was when it last stopped by itself, and
+    `reached` where it is now. Raise HopelessError, which ends in `see`, where it has failed.
+    """
+    if ended == "exit 0":
+        return False
+    if ended != f"exit {STOPPED}" and not ended.startswith("signal"):
+        raise HopelessError(f"the command must end with status 0; got {ended}: {see}")
+    if reached <= before:
+        raise HopelessError(f"the command must gain an epoch before it stops by itself; got {ended} twice at {reached}: {see}")
+    return True
 
 
 def _take_left(run: Run) -> None:

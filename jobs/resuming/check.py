@@ -28,6 +28,7 @@ class Disturbed:
     stopped: bool  # asked to stop, and not killed
     different: list[Difference] = field(default_factory=list)
     failed: str = ""  # why the resumed run did not end
+    outlived_seconds: float = 0.0  # the grace after which a command that was asked to stop had to be killed
 
 
 @dataclass

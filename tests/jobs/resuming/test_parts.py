@@ -2,6 +2,7 @@
 
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from jobs.resuming.align import aligned
 from jobs.resuming.causes import Cause, Group, common, differing, folded, named, smallest
 from jobs.resuming.check import Disturbed, Findings
-from jobs.resuming.command import _reports, words_of
+from jobs.resuming.command import Commands, Kill, _reports, words_of
 from jobs.resuming.kinds import Kind
 from jobs.resuming.live import Item, live_items
 from jobs.resuming.outcome import Outcome, differences, measured_times
@@ -162,3 +163,39 @@ def test_a_command_s_reports_are_read_as_a_sweep_reads_them(tmp_path: Path) -> N
     file.write_text('{"epoch": [1], "loss": 3}\n')
     with pytest.raises(ProgramError, match=r'^each line of SWEEP_REPORT must be a JSON object with a whole "epoch" or "step"'):
         _reports(file)
+
+
+def _commands(folder: Path, script: str, **more: Any) -> Commands:
+    return Commands(folder, ["sh", "-c", script, "sh", "{run_dir}"], {}, 30.0, **more)
+
+
+_REPORT = 'echo "{{\\"epoch\\": $n, \\"loss\\": $n}}" >> "$SWEEP_REPORT"'
+
+
+def test_a_command_that_outlives_its_grace_is_killed_and_that_is_said(tmp_path: Path) -> None:
+    commands = _commands(tmp_path, f"trap '' TERM; n=1; {_REPORT}; n=2; {_REPORT}; sleep 30", grace_seconds=0.2)
+    began = time.monotonic()
+    stopped = commands.start("stopped", tmp_path, Kill(1, 0.0, True))
+    assert time.monotonic() - began < 20
+    assert (stopped.disturbed, stopped.outlived, stopped.outcome.ended) == (True, True, "signal 9")
+    found = Findings(reports=2, disturbed=[Disturbed(Moment(1, 0), True, outlived_seconds=0.2)])
+    assert text(found).splitlines()[-1] == "note: the command did not end within 0.2 s of SIGTERM: it was killed, as in a sweep"
+    ends = _commands(tmp_path, f"n=1; {_REPORT}; sleep 30", grace_seconds=5, count=1).start("ends", tmp_path, Kill(1, 0.0, True))
+    assert (ends.disturbed, ends.outlived, ends.outcome.ended) == (True, False, "signal 15")
+
+
+@pytest.mark.parametrize(
+    ("step", "ended"),
+    [
+        ("exit 75", "completed"),
+        ("kill -9 $$", "completed"),
+        ("exit 3", "the command must end with status 0; got exit 3: no output"),
+        ("[ $n = 2 ] && rm $1/n; exit 75", "the command must gain an epoch before it stops by itself; got exit 75 twice at 2: no output"),
+    ],
+)
+def test_a_command_that_ends_by_itself_is_judged_as_in_a_sweep(step: str, ended: str, tmp_path: Path) -> None:
+    script = f"n=$(cat $1/n 2>/dev/null); n=$((n + 1)); [ $n -gt 3 ] && exit 0; {_REPORT}; echo $n > $1/n; {step}"
+    found = _commands(tmp_path, script).start("undisturbed", tmp_path)
+    assert (found.outcome.ended, found.disturbed) == (ended, False)
+    if ended == "completed":
+        assert found.outcome.metrics == {n: {"loss": n} for n in (1, 2, 3)}

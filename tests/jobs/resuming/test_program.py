@@ -26,6 +26,7 @@ while [ "$n" -lt 6 ]; do
   sleep 0.1
 done
 """
+_FAILS = "an undisturbed run must complete; got a failure:"
 
 
 @pytest.mark.slow
@@ -84,7 +85,12 @@ def test_wrong_usage_is_one_line_and_status_2(words: list[str], message: str, ca
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("false", "an undisturbed run must end with status 0; got exit status 1"), ("true", "a command must report at least twice")],
+    [
+        ("false", f"{_FAILS} the command must end with status 0; got exit 1: no output"),
+        ("sh -c 'echo no data; exit 3'", f"{_FAILS} the command must end with status 0; got exit 3: no data"),
+        ("sh -c 'exit 75'", f"{_FAILS} the command must gain an epoch before it stops by itself; got exit 75 twice at 0"),
+        ("true", "a command must report at least twice"),
+    ],
 )
 def test_a_command_that_cannot_be_drilled_says_why(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert drill.main(["--command", line]) == 1
