@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,16 @@ from jobs.resuming.watch import Moment
 
 _POLL_SECONDS = 0.005
 COMPLETED = "completed"
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command as it is drilled."""
+
+    words: Sequence[str]
+    values: Mapping[str, str] = field(default_factory=dict)  # of each {key} but run_dir
+    grace_seconds: float = GRACE_SECONDS
+    position: str = "epoch"  # what says how far it is where a report has both, "epoch" or "step"
 
 
 @dataclass(frozen=True)
@@ -50,10 +60,9 @@ class Commands:
     """The runs of one command in one folder."""
 
     folder: Path
-    words: Sequence[str]
-    values: Mapping[str, str]
+    command: CommandLine
+    cwd: Path
     limit_seconds: float
-    grace_seconds: float = GRACE_SECONDS
     count: int = 0
 
     def start(self, name: str, run: Path, kill: Kill | None = None, hashing: int = 0) -> Attempt:
@@ -66,7 +75,7 @@ class Commands:
         base.mkdir()
         reports, log = base / "reports.jsonl", base / "output.txt"
         reports.write_bytes(b"")
-        line = [string.Formatter().vformat(w, (), {**self.values, "run_dir": str(run)}) for w in self.words]
+        line = [string.Formatter().vformat(w, (), {**self.command.values, "run_dir": str(run)}) for w in self.command.words]
         line[0] = sys.executable if line[0] in PYTHONS else line[0]
         own = {"SWEEP_REPORT": str(reports), "SWEEP_RUN_DIR": str(run), "SWEEP_ATTEMPT": str(self.count), "PYTHONHASHSEED": str(hashing)}
         environment, deadline = {**os.environ, **own}, time.monotonic() + self.limit_seconds
@@ -74,8 +83,9 @@ class Commands:
         while True:
             with open(log, "ab") as output:
                 process = subprocess.Popen(
-                    line, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
+                    line, cwd=self.cwd, env=environment, stdin=subprocess.DEVNULL,
+                    stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
             try:
                 if kill is not None:
                     self._disturb(process, reports, kill, deadline, found)
@@ -85,7 +95,7 @@ class Commands:
             finally:
                 _signal(process, signal.SIGKILL)
                 process.wait()
-            found.outcome.metrics = _reports(reports)
+            found.outcome.metrics = _reports(reports, self.command.position)
             ended = f"signal {-process.returncode}" if process.returncode < 0 else f"exit {process.returncode}"
             if found.disturbed:
                 found.outcome.ended = ended
@@ -108,9 +118,9 @@ class Commands:
             time.sleep(kill.seconds)
             found.disturbed = True
             _signal(process, signal.SIGTERM if kill.asks else signal.SIGKILL)
-            if kill.asks and self.grace_seconds < deadline - time.monotonic():
+            if kill.asks and self.command.grace_seconds < deadline - time.monotonic():
                 try:
-                    process.wait(self.grace_seconds)
+                    process.wait(self.command.grace_seconds)
                 except subprocess.TimeoutExpired:
                     found.outlived = True
                     _signal(process, signal.SIGKILL)
@@ -122,14 +132,14 @@ def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _reports(path: Path) -> dict[int, dict[str, Any]]:
+def _reports(path: Path, position: str) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            epoch, values = parsed(line, "epoch")
+            epoch, values = parsed(line, position)
         except HopelessError as error:
             if number == len(lines) - 1:  # cut short by a kill
                 break
@@ -169,8 +179,8 @@ def check_command(commands: Commands, kills: int, seed: int, leave_out: frozense
         found.disturbed.append(disturbed)
         how = "asked to stop" if asks else "killed"
         if first.outlived:
-            disturbed.outlived_seconds = commands.grace_seconds
-            how += f", did not end within {commands.grace_seconds:g} s of SIGTERM, and was killed"
+            disturbed.outlived_seconds = commands.command.grace_seconds
+            how += f", did not end within {commands.command.grace_seconds:g} s of SIGTERM, and was killed"
         outcome = commands.start("resumed", run).outcome
         disturbed.failed = "" if outcome.ended == COMPLETED else outcome.ended
         outcome.metrics = {**first.outcome.metrics, **outcome.metrics}

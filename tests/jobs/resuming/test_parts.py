@@ -14,7 +14,7 @@ from torch import nn
 from jobs.resuming.align import aligned
 from jobs.resuming.causes import Cause, Group, common, differing, folded, named, smallest
 from jobs.resuming.check import Disturbed, Findings
-from jobs.resuming.command import Commands, Kill, _reports, words_of
+from jobs.resuming.command import CommandLine, Commands, Kill, _reports, words_of
 from jobs.resuming.kinds import Kind
 from jobs.resuming.live import Item, live_items
 from jobs.resuming.outcome import Outcome, differences, measured_times
@@ -159,14 +159,15 @@ def test_a_command_must_have_a_value_for_each_key() -> None:
 def test_a_command_s_reports_are_read_as_a_sweep_reads_them(tmp_path: Path) -> None:
     file = tmp_path / "reports.jsonl"
     file.write_text('{"epoch": 1, "loss": 3}\n\n{"epoch": 1, "step": 9, "accuracy": 5}\n{"step": 2, "loss": 1}\n{"epoch": 3, "lo')
-    assert _reports(file) == {1: {"loss": 3, "accuracy": 5}, 2: {"loss": 1}}
+    assert _reports(file, "epoch") == {1: {"loss": 3, "accuracy": 5}, 2: {"loss": 1}}
     file.write_text('{"epoch": [1], "loss": 3}\n')
     with pytest.raises(ProgramError, match=r'^each line of SWEEP_REPORT must be a JSON object with a whole "epoch" or "step"'):
-        _reports(file)
+        _reports(file, "epoch")
 
 
-def _commands(folder: Path, script: str, **more: Any) -> Commands:
-    return Commands(folder, ["sh", "-c", script, "sh", "{run_dir}"], {}, 30.0, **more)
+def _commands(folder: Path, script: str, grace_seconds: float = 9.0) -> Commands:
+    line = CommandLine(["sh", "-c", script, "sh", "{run_dir}"], grace_seconds=grace_seconds)
+    return Commands(folder, line, folder, 30.0, len(list(folder.iterdir())))
 
 
 _REPORT = 'echo "{{\\"epoch\\": $n, \\"loss\\": $n}}" >> "$SWEEP_REPORT"'
@@ -180,7 +181,7 @@ def test_a_command_that_outlives_its_grace_is_killed_and_that_is_said(tmp_path: 
     assert (stopped.disturbed, stopped.outlived, stopped.outcome.ended) == (True, True, "signal 9")
     found = Findings(reports=2, disturbed=[Disturbed(Moment(1, 0), True, outlived_seconds=0.2)])
     assert text(found).splitlines()[-1] == "note: the command did not end within 0.2 s of SIGTERM: it was killed, as in a sweep"
-    ends = _commands(tmp_path, f"n=1; {_REPORT}; sleep 30", grace_seconds=5, count=1).start("ends", tmp_path, Kill(1, 0.0, True))
+    ends = _commands(tmp_path, f"n=1; {_REPORT}; sleep 30", grace_seconds=5).start("ends", tmp_path, Kill(1, 0.0, True))
     assert (ends.disturbed, ends.outlived, ends.outcome.ended) == (True, False, "signal 15")
 
 
