@@ -1,6 +1,8 @@
 """The parts of the drill of a user's program: lines, live objects, causes, clocks, reports."""
 
+import os
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ from jobs.resuming.outcome import Outcome, differences, measured_times
 from jobs.resuming.report import text
 from jobs.resuming.runs import ProgramError
 from jobs.resuming.unsteady import causes
-from jobs.resuming.watch import Moment
+from jobs.resuming.watch import ROOT, Moment
 
 
 def lines(text: str) -> list[tuple[str, int]]:
@@ -120,6 +122,31 @@ def test_a_value_that_follows_the_clock_is_told_from_one_that_depends_on_it() ->
     assert measured_times(normal, hurried) == {"took", "rate"}
     [wrong] = differences(hurried, normal, measured_times(normal, hurried))
     assert (wrong.step, wrong.name, wrong.text) == (2, "loss", "loss, reported at 2: 0.4 instead of 0.5 (difference 0.1)")
+
+
+_DATED = """
+import datetime
+from datetime import date, datetime as a
+def ages():
+    from datetime import datetime as b
+    known = datetime.datetime(2000, 1, 1)
+    assert isinstance(known, a) and isinstance(known, date)
+    return [(when - known).days for when in (datetime.datetime.now(), a.today(), b.utcnow())] + [(date.today() - known.date()).days]
+"""
+
+
+def test_another_clock_is_the_program_s_and_not_that_of_compiled_libraries(tmp_path: Path) -> None:
+    (tmp_path / "dated.py").write_text(_DATED)
+    code = """
+from jobs.resuming import conditions
+conditions.apply({"clock": 4e9})
+import dated, pandas
+assert min(dated.ages()) > 35_000, dated.ages()
+assert str(pandas.Timestamp("2001-01-01") + pandas.Timedelta(days=1)) == "2001-01-02 00:00:00"
+"""
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
