@@ -140,10 +140,6 @@ class SweepSpec:
         """Compose a job of the sweep's task."""
         return compose_job([f"cluster={cluster}", *overrides], self.task_name)
 
-    def label(self, configuration: Configuration) -> str:
-        """Return the display name of `configuration`."""
-        return label(self._naming(configuration), task_named(self.task_name))
-
     def labels(self, scale: Scale) -> list[str]:
         """Return the display names of the configurations at `scale`, in which different values look different."""
         return labels([self._naming(c) for c in self.configurations_at(scale)], task_named(self.task_name))
