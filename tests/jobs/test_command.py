@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -123,6 +124,33 @@ def test_a_wrong_report_fails_the_run_in_one_line(line: str, said: str, counting
     with pytest.raises(RunError) as raised:
         attempt(counting(f"echo {shlex.quote(line)} >> $SWEEP_REPORT"), tmp_path / "run", 1)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_signal_reaches_the_command_though_it_is_early_or_blocked_where_the_run_is(before: bool) -> None:
+    guard = Path(sys.modules[CommandTask.__module__].__file__ or "").with_name("guard.py")
+    life, lifeline = os.pipe()
+    status, out = os.pipe()
+
+    def block() -> None:  # as in a worker of Ray; a signal that comes now is there once the guard begins
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if before:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    words = [sys.executable, "-S", "-E", str(guard), str(life), str(out), "sh", "-c", "echo begun; exec sleep 30"]
+    with subprocess.Popen(words, start_new_session=True, pass_fds=(life, out), stdout=subprocess.PIPE, preexec_fn=block) as made:
+        os.close(out)
+        os.close(life)
+        try:
+            if not before:
+                assert made.stdout is not None
+                assert made.stdout.readline() == b"begun\n"
+                os.killpg(made.pid, signal.SIGTERM)
+            assert select.select([status], [], [], 20)[0]
+            assert os.read(status, 64) == b"signal 15"
+        finally:
+            os.close(lifeline)
+            os.close(status)
 
 
 @pytest.mark.slow
