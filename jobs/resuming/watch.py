@@ -101,6 +101,12 @@ class Watch:
             self._write_looks()
         self.lines = []
 
+    def leave(self) -> None:
+        """Watch no more: this is another process of the program, such as one that loads data."""
+        sys.settrace(None)
+        self.limit, self.lines, self.looks, self.plan = 0, [], [], Plan()
+        self.out = open(os.devnull, "w")  # noqa: SIM115, the process keeps it
+
     def _call(self, frame: types.FrameType, event: str, argument: Any) -> Any:
         return self._line if is_own(frame.f_code.co_filename) else None
 
@@ -140,7 +146,7 @@ class Watch:
                 if name in wanted and name in items and (put := items[name].put) is not None:
                     put(copied(wanted[name].value))
         where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        kept = {name: Item(i.name, i.kind, i.value if first else None, None, i.root, i.digest) for name, i in items.items()}
+        kept = {name: Item(i.name, i.kind, i.value if first else None, None, i.root, i.digest, i.computed) for name, i in items.items()}
         self.looks.append({"where": where, "items": kept})
         self.limit = traced
 
@@ -210,6 +216,7 @@ def install(plan: Plan, out: IO[str]) -> Watch:
         watch.saved(step, state)
         return done
 
+    os.register_at_fork(after_in_child=watch.leave)
     checkpoint.save, checkpoint.read, RunFolder.record = on_save, on_read, on_record  # type: ignore[method-assign]
     Saver.begin, Saver.finish = in_background, at_the_end  # type: ignore[method-assign]
     return watch

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from jobs.resuming.align import aligned
-from jobs.resuming.causes import Cause, Group, common, differing, folded, named, smallest
+from jobs.resuming.causes import Cause, Group, common, differing, effects, folded, named, of_effects, smallest
 from jobs.resuming.check import Disturbed, Findings
 from jobs.resuming.command import CommandLine, Commands, Kill, _reports, words_of
 from jobs.resuming.kinds import Kind
@@ -107,6 +107,73 @@ def test_only_what_matters_is_kept_of_all_that_differs() -> None:
     needed = {"optimizer1", "value2"}
     assert {g.root for g in smallest(groups, lambda chosen: needed <= {g.root for g in chosen}) or []} == needed
     assert smallest(groups, lambda chosen: False) is None
+
+
+@pytest.mark.parametrize(
+    ("follows", "kind"),
+    [
+        ("size=value images=array w=weights", Kind.order),
+        ("size=value early=array w=weights", Kind.sampler),
+        ("decay=value mean=average", Kind.average),
+        ("number=value rate=value w=weights", Kind.scheduler),
+        ("number=value groups=rate w=weights", Kind.scheduler),
+        ("bad=value", Kind.value),
+        ("bad=value norm=statistics w=weights", Kind.value),
+        ("bad=value saved=array", Kind.value),
+        ("separate=value w=weights", Kind.value),
+        ("w=weights mean=average", Kind.weights),
+        ("images=array", Kind.order),
+    ],
+)
+def test_a_number_is_called_by_what_follows_from_it(follows: str, kind: Kind) -> None:
+    items = [Item(name, Kind[of], 0) for name, of in (pair.split("=") for pair in follows.split())]
+    assert of_effects(items, lambda item: item.name == "early", lambda item: item.name == "saved") is kind
+
+
+def test_what_follows_is_in_order_and_without_what_is_on_the_way_to_the_loss() -> None:
+    def look(where: int, **values: Any) -> dict[str, Any]:
+        items = {n: Item(n, Kind.weights if n == "w" else Kind.value, v, computed=n == "hidden") for n, v in values.items()}
+        return {"where": f"train.py:{where}", "items": items}
+
+    before = [look(1, seen=3, w=1, late=1), look(2, seen=3, size=9, w=1, late=1), look(3, seen=3, size=9, w=2, hidden=1, late=1)]
+    after = [look(1, seen=0, w=1, late=1), look(2, seen=0, size=5, w=1, late=1), look(3, seen=0, size=5, w=3, hidden=2, late=1)]
+    assert [item.name for item in effects([*before, look(4, late=1)], [*after, look(5, late=2)])] == ["size", "w"]
+    tensor = torch.ones(2, requires_grad=True) * 2
+    assert live_items([sys._getframe()], lambda file: True)["tensor"].computed, tensor
+
+
+def test_a_process_that_the_program_forks_is_not_the_one_that_is_watched(tmp_path: Path) -> None:
+    (tmp_path / "loads.py").write_text(_LOADS)
+    code = f"""
+import os
+from jobs.resuming import watch
+import loads
+with open({str(tmp_path / "events")!r}, "a") as out:
+    kill = watch.Moment(watch.START, 5)
+    watched = watch.install(watch.Plan(kill=kill), out)
+    loads.work(lambda: watched.begin(watch.START, 100))
+"""
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-9, "the other process ended with 0\n"), done.stderr
+
+
+_LOADS = """
+import os
+def work(begin):
+    begin()
+    child = os.fork()
+    if not child:
+        a = 1
+        b = 2
+        c = 3
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    os.write(1, f"the other process ended with {status}\\n".encode())
+    x = 1
+    x = 2
+    x = 3
+"""
 
 
 def test_what_belongs_to_another_cause_is_not_named_twice() -> None:
