@@ -57,7 +57,7 @@ def _dated(now: Callable[[], float]) -> types.ModuleType:
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, real_datetime)
 
-    class DateTime(real_datetime, metaclass=Meta):
+    class DateTime(real_datetime, metaclass=Meta):  # type: ignore[misc,valid-type]
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return real_datetime.fromtimestamp(now(), tz)
@@ -74,7 +74,7 @@ def _dated(now: Callable[[], float]) -> types.ModuleType:
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, real_date)
 
-    class Date(real_date, metaclass=DateMeta):
+    class Date(real_date, metaclass=DateMeta):  # type: ignore[misc,valid-type]
         @classmethod
         def today(cls) -> Any:
             return real_date.fromtimestamp(now())
