@@ -12,6 +12,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jobs.resuming.own_files import is_own
+
 SHIFT_SECONDS = 40 * 86_400.0 + 4_321.0
 SPEED = 1_000.0  # of the clock of the second undisturbed run
 _CLOCKS = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
@@ -89,8 +91,6 @@ def _give_own_modules(module: types.ModuleType) -> None:
 
     Compiled libraries such as pandas derive from the classes of datetime, and crash where these are others.
     """
-    from jobs.resuming.watch import is_own
-
     real = builtins.__import__
 
     def importing(name: str, globals: Mapping[str, Any] | None = None, *rest: Any, **more: Any) -> Any:

@@ -20,10 +20,11 @@ from jobs.resuming.command import CommandLine, Commands, Kill, _reports, words_o
 from jobs.resuming.kinds import Kind
 from jobs.resuming.live import Item, live_items
 from jobs.resuming.outcome import Outcome, differences, measured_times
+from jobs.resuming.own_files import ROOT
 from jobs.resuming.report import text
 from jobs.resuming.runs import ProgramError
 from jobs.resuming.unsteady import causes
-from jobs.resuming.watch import ROOT, Moment
+from jobs.resuming.watch import Moment
 
 
 def lines(text: str) -> list[tuple[str, int]]:
