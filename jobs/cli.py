@@ -47,6 +47,10 @@ def line_of(error: BaseException) -> str:
     return printable(" ".join(said.splitlines()))
 
 
+class ExitedError(RuntimeError):
+    """Raised where a run has left its process, as with sys.exit(0), though nothing had asked it to stop."""
+
+
 class _Begun:
     """Whether the command has started what it is for."""
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import keyword
+import math
 import os
 import shlex
 import shutil
@@ -85,6 +86,8 @@ class CommandTask(PlainTask):
         self.words = [str(word) for word in command]
         if not self.words:
             raise ValueError("command must have at least the program; got no word")
+        if isinstance(grace_seconds, bool) or not isinstance(grace_seconds, (int, float)) or not 0 <= grace_seconds < math.inf:
+            raise ValueError(f"grace_seconds must be a number of seconds, at least 0; got {grace_seconds!r}")
         keys = [key for key in placeholders(self.words) if key not in _OWN]
         if taken := sorted(set(_RESERVED) & values.keys()):
             raise ValueError(f"configurations must leave {taken[0]} to the launcher; got a value for it")
@@ -166,15 +169,26 @@ class CommandTask(PlainTask):
             if run.pruned or run.told_to_stop:
                 run.log.warning("the command was asked to stop: %s", ended)
                 return
-            if ended == "exit 0":
+            if not goes_on(ended, run.step, at, f"see {run.run_folder.logs / 'train.log'}"):
                 return
-            if ended != f"exit {STOPPED}" and not ended.startswith("signal"):
-                raise HopelessError(f"the command must end with status 0; got {ended}: see {run.run_folder.logs / 'train.log'}")
-            if run.step <= at:
-                raise HopelessError(f"the command must gain an epoch before it stops by itself; got {ended} twice at {run.step}")
             at = run.step
             run.log.warning("the command stopped by itself at %d, %s: starting it again", run.step, ended)
             run.rewind()
+
+
+def goes_on(ended: str, reached: int, before: int, see: str) -> bool:
+    """Return whether a command that ended unasked is to be started again; False if it has completed.
+
+    `ended` is `exit 3` or `signal 9`; `before` is where the command was when it last stopped by itself, and
+    `reached` where it is now. Raise HopelessError, which ends in `see`, where it has failed.
+    """
+    if ended == "exit 0":
+        return False
+    if ended != f"exit {STOPPED}" and not ended.startswith("signal"):
+        raise HopelessError(f"the command must end with status 0; got {ended}: {see}")
+    if reached <= before:
+        raise HopelessError(f"the command must gain an epoch before it stops by itself; got {ended} twice at {reached}: {see}")
+    return True
 
 
 def _take_left(run: Run) -> None:

@@ -2,23 +2,31 @@
 
 import argparse
 import datetime
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
+from cnnjepa.run.identity import task_module
 from jobs.cli import Parser, begun, exit_status, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler
+from jobs.command import CommandTask, written
 from jobs.config import PROFILES, absolute, compose_job, override_keys, qualified
-from jobs.resuming.program import add_arguments, check_arguments, drill_program
+from jobs.resuming.command import CommandLine
+from jobs.resuming.program import Own, add_arguments, check_arguments, drill_program, named
 from jobs.slurm.queue import has_slurm
+from sweeps.cli.sweep_file import spec_of
 from sweeps.drill.campaign import Drill, Scene, drill
 from sweeps.drill.local_faults import RunHere
 from sweeps.drill.slurm_faults import RunOnSlurm, command
 from sweeps.drill.summary import report
+from sweeps.spec.check_sweep import check_spec
+from sweeps.spec.sweep import ScaleName
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -27,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 With --task or --command: kill a program of your own, resume it, and name what it has forgotten.
 
 Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 wrong usage."""
-    example = "examples:\n  python -m jobs.drill --faults 100 --seed 7\n  python -m jobs.drill --task train:TASK epochs=6"
+    example = "examples:\n  python -m jobs.drill --faults 100 --seed 7\n  python -m jobs.drill --task my_sweep.py epochs=6"
     parser = Parser(prog="python -m jobs.drill", description=text, epilog=example, keys=override_keys)
     what = parser.add_argument_group("what to run")
     what.add_argument(
@@ -85,6 +93,27 @@ def run_drill(asked: argparse.Namespace, cluster: ClusterProfile, folder: Path) 
     return drill(make, asked.faults, asked.seed, say)
 
 
+def of_sweep(file: str, overrides: Sequence[str]) -> Own:
+    """Return the task or command of a sweep's file at smoke scale, with the values of its first configuration, then `overrides`.
+
+    Of a search, it is the unchanged configuration. Raise ValueError if the file holds no sweep that could be run.
+    """
+    try:
+        spec = spec_of(file).resolved(Path(file).stem)
+    except ValueError as error:
+        raise ValueError(re.sub("^FILE", "--task", str(error))) from error
+    scale = spec.scale(ScaleName.smoke)
+    check_spec(spec, scale, ScaleName.smoke.value)
+    first = [f"{key}={value}" for c in spec.configurations_at(scale)[:1] for key, value in c.overrides.items()]
+    words, folder = [*scale.overrides, *first, *overrides], resolved(Path(file), "--task").parent
+    task = task_module(spec.task_name)
+    if not isinstance(task, CommandTask):
+        return Own(folder, spec.task_name, words)
+    config = compose_job(words, spec.task_name).train
+    values = {field.name: written(getattr(config, field.name)) for field in fields(config)}
+    return Own(folder, command=CommandLine(task.words, values, task.grace_seconds, task.position))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status that --help explains."""
     return exit_status(lambda: run(arguments))
@@ -95,7 +124,8 @@ def run(arguments: Sequence[str] | None) -> int:
     try:
         asked = parse(arguments)
         if asked.task is not None or asked.command is not None:
-            return drill_program(asked)
+            is_file = asked.task is not None and (asked.task.endswith(".py") or "/" in asked.task)
+            return drill_program(asked, of_sweep(asked.task, asked.overrides) if is_file else named(asked))
         cluster = check(asked)
         shown = what_it_would_do(asked, cluster)
         if asked.dry_run:

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -26,8 +27,14 @@ def _started(words: list[str]) -> int:
     """Start the command; return its process number."""
     child = os.fork()
     if child:
+        for number in signal.sigpending() & set(_STOPS):  # sent before there was a command that could get them
+            os.kill(child, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         return child
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # should this guard be killed alone
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     try:
         os.execvp(words[0], words)  # noqa: S606, no shell is wanted
     except OSError as error:
@@ -41,7 +48,8 @@ def main() -> None:
     for descriptor in (lifeline, status):
         os.set_inheritable(descriptor, False)
     asked = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until the command is there; a Ray worker blocks some for ever
+    for number in _STOPS:
         signal.signal(number, lambda number, _: asked.append(number))  # they are for the command
     woken, waker = os.pipe()
     os.set_blocking(waker, False)

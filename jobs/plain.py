@@ -190,16 +190,19 @@ class Run:
             raise HopelessError(f"a saved state must {rule}; got {kind[0]}: {what_to_do}") from error
         self._checked = True
 
-    def report(self, epoch: int, **metrics: float) -> bool:
+    def report(self, /, epoch: int, **metrics: float) -> bool:
         """Record `metrics` after `epoch`, counted from 1, or after a step; return whether to go on.
 
-        False means what `should_stop` does: save and return. Reports of one epoch are joined.
+        False means what `should_stop` does: save and return. Reports of one epoch are joined. One
+        without metrics says how far the run is. 0 is for metrics before training.
         Raise ValueError if the epochs fall, or if a metric is no number.
         """
         if type(epoch) is not int or epoch < max(self._epoch, 0):
             raise ValueError(f"run.report must be given whole epochs or steps that do not fall; got {epoch} after {self._epoch}")
         if taken := {"kind", "step"} & metrics.keys():
             raise ValueError(f"run.report must leave {min(taken)} to the launcher; got a metric of that name")
+        if not epoch and not metrics:
+            raise ValueError("run.report must be given a metric with 0, at which nothing is trained yet; got none: leave that report out")
         values = {name: _number(name, value) for name, value in metrics.items()}
         self._now = {**(self._now if epoch == self._epoch else {}), **values}
         first, self._epoch = epoch != self._epoch, epoch

@@ -53,9 +53,8 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
-def meaning(path: Path) -> bytes:
-    """Return what of a file a run depends on: all bytes, of Python without comments, layout and the sweeps that it describes."""
-    data = path.read_bytes()
+def meaning(path: Path, data: bytes) -> bytes:
+    """Return what of a file's `data` a run depends on: all, of Python without comments, layout and the sweeps that it describes."""
     if path.suffix != ".py":
         return data
     try:
@@ -133,9 +132,12 @@ def listed(module: str, root: Path, files: Sequence[Path]) -> Program:
         rule = f"take at most {_MOST_BYTES >> 20} MiB, since they are copied beside each sweep"
         raise ValueError(f"the files of {module} must {rule}; got {size >> 20} MiB, most of it {largest}: read data from where they are")
     named = {(path.relative_to(root) if path.is_relative_to(root) else path).as_posix(): path for path in files}
-    copy = _digest(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in sorted(named.items()))
-    found = {name: hashlib.sha256(meaning(path)).hexdigest()[:16] for name, path in sorted(named.items())}
-    return Program(module, found, str(root), copy)
+    lines, found = [], {}
+    for name, path in sorted(named.items()):
+        data = path.read_bytes()
+        lines.append(f"{name} {hashlib.sha256(data).hexdigest()}")
+        found[name] = hashlib.sha256(meaning(path, data)).hexdigest()[:16]
+    return Program(module, found, str(root), _digest(lines))
 
 
 def files_among(names: Sequence[str], root: Path) -> Iterator[Path]:

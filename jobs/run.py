@@ -13,7 +13,7 @@ from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, Ru
 from cnnjepa.run.pace import STARTING_SECONDS, Pace
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from jobs import program, provenance
-from jobs.cli import require_writable
+from jobs.cli import ExitedError, require_writable
 from jobs.cluster import JobSpec
 from jobs.slurm.nodes import NodeFaultError
 from jobs.staging import PackedSet, Staging, StagingError
@@ -101,7 +101,8 @@ def run_job(
     Raise ValueError if the folder holds another configuration. With one rank, any other error
     becomes a `failed` result with its cause. With several, a HopelessError does, which every rank
     has; any other error is raised. Each rank passes the cause to `spares`, unless the run itself is
-    at fault. If that returns True for the only rank, raise NodeFaultError instead.
+    at fault. If that returns True for the only rank, raise NodeFaultError instead. Raise ExitedError
+    if the run exits by itself: no status of its own may look like a run that has ended or was stopped.
     """
     folder = RunFolder(job.run_dir, claim)
     if is_main_rank():
@@ -116,6 +117,10 @@ def run_job(
     try:
         with data_at_hand(job, should_stop, pace) as config:
             return None if config is None else task_of(config).train(config, folder, should_stop, claim, judge)
+    except SystemExit as end:
+        shown = f"train must return or raise unless it was asked to stop; got sys.exit({'' if end.code is None else repr(end.code)[:200]})"
+        log.error("%s", shown)
+        raise ExitedError(shown) from end
     except Exception as error:
         log.error("%s", traceback.format_exc())
         reached = error if isinstance(error, RunError) else RunError(0, 0.0, 0.0)

@@ -115,6 +115,9 @@ ELSEWHERE = {
     "make gpu": "tests/test_on_cuda.py::test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda",
     "make install": ".ci/run",
     "python -m jobs.drill": "tests/sweeps/drill/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",
+    "python -m jobs.drill --task my_sweep.py epochs=6": (
+        "tests/jobs/resuming/test_program.py::test_a_sweep_s_file_is_drilled_with_the_values_of_its_first_configuration"
+    ),
     "python -m jobs.drill --task my_training:TASK epochs=6": (
         "tests/jobs/resuming/test_program.py::test_a_task_that_forgets_a_generator_is_told_so"
     ),

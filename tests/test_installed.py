@@ -136,6 +136,7 @@ def test_it_installs_and_what_needs_no_other_package_imports_on_each_python_here
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(4500)  # several gigabytes are installed
 def test_in_a_fresh_environment_a_sweep_of_the_users_own_runs_to_its_table(wheel: Path, tmp_path: Path) -> None:
     """All dependencies are installed from the index, and the user's method as a package of its own."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)

@@ -6,7 +6,8 @@ back, and does not without it.
 """
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _ORDER = (
 _LIKELY = _ORDER[: _ORDER.index(Kind.array)]
 _RANDOM = (Kind.torch, Kind.numpy, Kind.python, Kind.order)
 _RATES = (Kind.rate, Kind.scheduler)
+# Words of a variable that holds a rate.
+_RATE = re.compile(r"(?<![a-z])(lr|rate|eta|warmup|warm|anneal|annealing|sched|schedule|learning)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass
@@ -125,25 +128,36 @@ def _of_array(names: list[str], before: Items, after: Items) -> Kind:
     return Kind.average if close else Kind.optimizer
 
 
-def effect(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Item | None:
-    """Return the first item that differs in the lines that follow, and did not where they begin."""
+def effects(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[Item]:
+    """Return the items that differ in the lines that follow, and did not where they begin, the first to differ first.
+
+    What is computed on the way to the loss is left out.
+    """
+    found: list[Item] = []
     known = {item.name for item in differing(before[0]["items"], after[0]["items"])} if before and after else set()
     for theirs, ours in zip(before[1:], after[1:]):
-        new = [item for item in differing(theirs["items"], ours["items"]) if item.name not in known]
+        new = [item for item in differing(theirs["items"], ours["items"]) if item.name not in known and not item.computed]
         if theirs["where"] != ours["where"]:  # they no longer run the same lines
             break
-        if new:
-            return min(new, key=lambda item: _ORDER.index(item.kind) if item.kind not in _RATES else -1)
-    return None
+        found += sorted(new, key=lambda item: _ORDER.index(item.kind) if item.kind not in _RATES else -1)
+        known |= {item.name for item in new}
+    return found
 
 
-def of_effect(item: Item, is_earlier: Callable[[Item], bool]) -> Kind:
-    """Return what is wrong where no state is, by what differs first: a rate, or the data."""
-    if item.kind in _RATES or item.kind is Kind.value:
-        return Kind.scheduler
-    if item.kind in (Kind.array, Kind.sampler, Kind.order):
-        return Kind.sampler if is_earlier(item) else Kind.order
-    return item.kind
+def of_effects(items: Sequence[Item], is_earlier: Callable[[Item], bool], is_saved: Callable[[Item], bool]) -> Kind:
+    """Return what is wrong where no state is, or only a number, by what differs next: a rate, an average or the data.
+
+    `is_earlier` says whether the undisturbed run had the same data at its start, and `is_saved` whether
+    an item is part of what is saved, and so no data.
+    """
+    for item in items:
+        if item.kind in _RATES or (item.kind is Kind.value and _RATE.search(item.name)):
+            return Kind.scheduler
+        if item.kind in (Kind.array, Kind.sampler, Kind.order) and not is_saved(item):
+            return Kind.sampler if is_earlier(item) else Kind.order
+        if item.kind is not Kind.value:
+            return item.kind if item is items[0] or item.kind is Kind.average else Kind.value
+    return Kind.value
 
 
 def named(kind: Kind, names: list[str], before: Items, after: Items) -> Kind:

@@ -28,6 +28,7 @@ class Disturbed:
     stopped: bool  # asked to stop, and not killed
     different: list[Difference] = field(default_factory=list)
     failed: str = ""  # why the resumed run did not end
+    outlived_seconds: float = 0.0  # the grace after which a command that was asked to stop had to be killed
 
 
 @dataclass
@@ -146,31 +147,35 @@ def _explain(runs: Runs, reference: Done, first: Done, resumed: Done, found: Fin
     def equal(chosen: list[Group]) -> bool:
         return not differences(joined(first, repaired(chosen)), reference.outcome, leave_out)
 
-    def followed(chosen: list[Group]) -> Item | None:
-        """Return what differs first in the lines that follow, with `chosen` put back."""
+    def followed(chosen: list[Group]) -> list[Item]:
+        """Return what differs in the lines that follow, the first first, with `chosen` put back."""
         theirs = runs("follow-undisturbed", Plan(look=there, lines=FOLLOWED_LINES)).looks
         again = runs("follow-again", Plan(look=there, lines=FOLLOWED_LINES), conditions={"clock": "hurried"}).looks
         late = {item.name for a, b in zip(theirs, again) for item in put_back.differing(a["items"], b["items"])}
         for look in theirs:
             look["items"] = {name: item for name, item in look["items"].items() if name not in late}
-        return put_back.effect(theirs, repaired(chosen, FOLLOWED_LINES).looks)
+        return put_back.effects(theirs, repaired(chosen, FOLLOWED_LINES).looks)
 
     def is_earlier(item: Item) -> bool:
         """Return whether the undisturbed run had the same data at its start."""
         looks = runs("start", Plan(look=Moment(min(reference.outcome.states), 0), lines=4 * FOLLOWED_LINES)).looks
         return any(item.digest == i.digest for look in looks for i in look["items"].values() if i.kind is Kind.array)
 
+    saved = {value for value in reference.outcome.states.get(save, {}).values() if isinstance(value, str)}
+
+    def is_saved(item: Item) -> bool:
+        return item.name in before and before[item.name].digest in saved
+
     chosen = put_back.smallest(groups, equal)
     if chosen is None:
-        item = followed(groups)
-        kind = Kind.unknown if item is None else put_back.of_effect(item, is_earlier)
-        found.causes = [Cause(kind, "" if item is None else item.name, "", False)]
+        items = followed(groups)
+        kind = put_back.of_effects(items, is_earlier, is_saved) if items else Kind.unknown
+        found.causes = [Cause(kind, items[0].name if items else "", "", False)]
         return
     found.causes = []
     for group in chosen:
         kind = put_back.named(group.kind, group.names, before, after)
         if kind is Kind.value:
-            item = followed([g for g in chosen if g is not group])
-            kind = kind if item is None else put_back.of_effect(item, is_earlier)
+            kind = put_back.of_effects(followed([g for g in chosen if g is not group]), is_earlier, is_saved)
         found.causes.append(Cause(kind, put_back.common(group.names), put_back.size(group.names, before, after), True))
     found.causes = put_back.folded(found.causes)

@@ -1,5 +1,6 @@
 """Change what a program must not depend on: its clock, and where random numbers without a seed come from."""
 
+import builtins
 import datetime
 import functools
 import itertools
@@ -7,8 +8,11 @@ import os
 import random
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from jobs.resuming.own_files import is_own
 
 SHIFT_SECONDS = 40 * 86_400.0 + 4_321.0
 SPEED = 1_000.0  # of the clock of the second undisturbed run
@@ -44,6 +48,11 @@ def set_clock(change: Callable[[float], float]) -> None:
         setattr(time, name, functools.partial(lambda real, seconds=None: real(now() if seconds is None else seconds), getattr(time, name)))
     strftime, localtime = time.strftime, time.localtime
     time.strftime = lambda format, t=None: strftime(format, localtime() if t is None else t)
+    _give_own_modules(_dated(now))
+
+
+def _dated(now: Callable[[], float]) -> types.ModuleType:
+    """Return the module datetime, by the clock `now`."""
     real_datetime, real_date = datetime.datetime, datetime.date
 
     class Meta(type):
@@ -72,7 +81,24 @@ def set_clock(change: Callable[[float], float]) -> None:
         def today(cls) -> Any:
             return real_date.fromtimestamp(now())
 
-    datetime.datetime, datetime.date = DateTime, Date  # type: ignore[misc]
+    module = types.ModuleType("datetime", datetime.__doc__)
+    vars(module).update({**vars(datetime), "datetime": DateTime, "date": Date})
+    return module
+
+
+def _give_own_modules(module: types.ModuleType) -> None:
+    """Let the program's own files import `module` for the one of its name, and libraries the real one.
+
+    Compiled libraries such as pandas derive from the classes of datetime, and crash where these are others.
+    """
+    real = builtins.__import__
+
+    def importing(name: str, globals: Mapping[str, Any] | None = None, *rest: Any, **more: Any) -> Any:
+        if name == module.__name__ and globals is not None and is_own(globals.get("__file__") or "<"):
+            return module
+        return real(name, globals, *rest, **more)
+
+    builtins.__import__ = importing
 
 
 def set_entropy(seed: int) -> None:

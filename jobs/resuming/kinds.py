@@ -26,7 +26,7 @@ class Kind(Enum):
     python = _random("Python", "getstate(), setstate()")
     numpy = _random("NumPy", "bit_generator.state or np.random.get_state()")
     torch = _random("torch", "get_rng_state() or get_state()")
-    average = ("EMA", "Save {name}, the average of the weights, and load it; do not copy the trained weights again.")
+    average = ("EMA", "Save {name}, part of the average of the weights, and load it; do not begin with the trained weights again.")
     statistics = ("BatchNorm buffers", _MODULE)
     scaler = ("loss scaler", "Save {name} (a GradScaler: its state_dict()) and load it.")
     weights = ("weights", "Save {name} and load it before the first step.")

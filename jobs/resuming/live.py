@@ -39,6 +39,7 @@ class Item:
     put: Put | None = None  # sets it; None where that is impossible
     root: str = ""  # the variable that it belongs to
     digest: str = ""
+    computed: bool = False  # whether it is a tensor on the way to the loss
 
     def __post_init__(self) -> None:
         """Compute the digest."""
@@ -127,7 +128,8 @@ class Walk:
     def add(self, name: str, kind: Kind, value: Any, put: Put | None) -> None:
         """Note an item, unless there is one of that name or there are too many."""
         if name not in self.items and len(self.items) < _ITEMS:
-            self.items[name] = Item(name, kind, copied(value), put, self.root)
+            computed = getattr(value, "grad_fn", None) is not None
+            self.items[name] = Item(name, kind, copied(value), put, self.root, computed=computed)
 
     def visit(self, name: str, value: Any, put: Put | None, depth: int = 0, data: bool = False) -> None:
         """Note the state of `value` and of what it holds; `data` is true below what feeds data."""

@@ -1,16 +1,17 @@
-"""The command of the drill for a user's program: `python -m jobs.drill --task MODULE:NAME` or `--command ...`."""
+"""The command of the drill for a user's program: `python -m jobs.drill --task ...` or `--command ...`."""
 
 import argparse
-import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.cli import begun, require_writable
 from jobs.config import compose_job
 from jobs.resuming.check import Findings, check
-from jobs.resuming.command import Commands, check_command, words_of
+from jobs.resuming.command import CommandLine, Commands, check_command, words_of
 from jobs.resuming.report import as_json, text
 from jobs.resuming.runs import ProgramError, Runs
 
@@ -18,7 +19,8 @@ from jobs.resuming.runs import ProgramError, Runs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a drill of a program."""
     own = parser.add_argument_group("your own program, on this machine")
-    own.add_argument("--task", metavar="MODULE:NAME", help="drill this task: name what it forgets when it resumes")
+    task_help = "name what this task forgets when it resumes: MODULE:NAME, or a sweep's file for its task or command, with its first values"
+    own.add_argument("--task", metavar="TASK", help=task_help)
     own.add_argument("--command", metavar="LINE", help='drill this command, as in "python train.py --out {run_dir}"')
     own.add_argument("--kills", type=int, metavar="N", help="how many runs to disturb; each other one is asked to stop (default: 4)")
     own.add_argument("--ignore", action="append", default=[], metavar="METRIC", help="do not compare this metric; may be repeated")
@@ -44,7 +46,24 @@ def check_arguments(asked: argparse.Namespace) -> None:
         raise ValueError(f"--time-limit must be positive; got {asked.time_limit}")
 
 
-def drill_program(asked: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Own:
+    """The program that is drilled: a task by its name, or a command in `command`."""
+
+    folder: Path  # from which the task is imported, or in which the command runs
+    task: str = ""
+    overrides: Sequence[str] = ()
+    command: CommandLine | None = None
+
+
+def named(asked: argparse.Namespace) -> Own:
+    """Return the program that the command line names itself; raise ValueError at a value that it does not take."""
+    if asked.command is None:
+        return Own(Path.cwd(), asked.task, asked.overrides)
+    return Own(Path.cwd(), command=CommandLine(*words_of(asked.command, asked.overrides)))
+
+
+def drill_program(asked: argparse.Namespace, own: Own) -> int:
     """Drill a task or a command and print the report; return 0 if nothing is forgotten, otherwise 1.
 
     Raise ValueError at wrong usage.
@@ -55,10 +74,9 @@ def drill_program(asked: argparse.Namespace) -> int:
         print(f"{time.monotonic() - started:7.1f} s  {line}", file=stream, flush=True)
 
     kills, limit = asked.kills or 4, asked.time_limit or 600.0
-    command = words_of(asked.command, asked.overrides) if asked.command is not None else None
-    if command is None:
-        sys.path[:0] = [str(Path.cwd())] if str(Path.cwd()) not in sys.path else []
-        compose_job([f"task={asked.task}", *asked.overrides])  # refuses what could not run
+    if own.command is None:
+        sys.path[:0] = [str(own.folder)] if str(own.folder) not in sys.path else []
+        compose_job([f"task={own.task}", *own.overrides])  # refuses what could not run
     if asked.runs_dir:
         require_writable(asked.runs_dir, "--runs-dir")
     with tempfile.TemporaryDirectory(prefix="cnnjepa-drill-") as passing:
@@ -67,12 +85,11 @@ def drill_program(asked: argparse.Namespace) -> int:
         begun()
         try:
             leave_out = frozenset(asked.ignore)
-            if command is not None:
-                found = check_command(Commands(folder, *command, limit), kills, asked.seed, leave_out, say)
+            if own.command is not None:
+                found = check_command(Commands(folder, own.command, own.folder, limit), kills, asked.seed, leave_out, say)
             else:
-                found = check(
-                    Runs(folder, asked.task, asked.overrides, [os.getcwd()], limit_seconds=limit), kills, asked.seed, leave_out, say
-                )
+                runs = Runs(folder, own.task, own.overrides, [str(own.folder)], limit_seconds=limit)
+                found = check(runs, kills, asked.seed, leave_out, say)
         except ProgramError as error:
             raise ValueError(str(error)) from error
     return show(found, asked.json)

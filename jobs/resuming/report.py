@@ -35,6 +35,8 @@ def text(found: Findings) -> str:
             lines += ["  fix       Run it with the state that it has saved, and see its last lines above that error."]
         elif one.different and not found.causes:
             lines += ["", f"DIFFERENT: run {number}, {_how(one)}", f"  first     {one.different[0].text}"]
+    if outlived := next((d for d in found.disturbed if d.outlived_seconds), None):
+        lines += ["", f"note: the command did not end within {outlived.outlived_seconds:g} s of SIGTERM: it was killed, as in a sweep"]
     if found.times:
         shown = ", ".join(found.times)
         lines += ["", f"not compared, since they measure time: {shown}"]
@@ -89,6 +91,7 @@ def as_json(found: Findings) -> str:
             "lines": d.moment.line,
             "how": "stop" if d.stopped else "kill",
             "failed": d.failed,
+            "outlived_seconds": d.outlived_seconds,
             "differences": len(d.different),
             "first": None if not d.different else {"step": d.different[0].step, "name": d.different[0].name, "text": d.different[0].text},
         }

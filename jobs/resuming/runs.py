@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.resuming.outcome import Outcome
-from jobs.resuming.watch import ROOT, Plan
+from jobs.resuming.own_files import ROOT
+from jobs.resuming.watch import Plan
 
 KILLED = -9
 # Starts `python *words` with an environment and a time limit in seconds, and returns exit status and output.

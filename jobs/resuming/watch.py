@@ -4,13 +4,11 @@ Lines are counted after each save, and after the state is read when a run resume
 save and a number of lines: there a process is killed, and there states are compared.
 """
 
-import functools
 import json
 import os
 import pickle
 import signal
 import sys
-import sysconfig
 import threading
 import types
 from collections.abc import Iterable
@@ -23,12 +21,9 @@ from cnnjepa.run.folder import TIMING_KEYS, RunFolder
 from cnnjepa.run.saver import Saver
 from jobs.resuming.live import Item, copied, digest, live_items
 from jobs.resuming.outcome import flat
+from jobs.resuming.own_files import is_own
 
-ROOT = Path(__file__).resolve().parents[2]
 LINES_AFTER_SAVE, LINES_AFTER_READ = 600, 30_000
-_LIBRARIES = tuple({str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-# Of this project, only the trainer is watched.
-_OURS = (f"{ROOT / 'jobs'}/", f"{ROOT / 'sweeps'}/", f"{Path(checkpoint.__file__).resolve().parent}/")
 START = -1  # the moment of a run that begins, or that has read its state
 
 
@@ -51,13 +46,6 @@ class Plan:
     values: str = ""  # file for what was seen at `look`
     repair: str = ""  # file with the items to set at `look`
     only: tuple[str, ...] = ()  # names of the items to set
-
-
-@functools.cache
-def is_own(file: str) -> bool:
-    """Return whether a file is the program's, and not a library's or the launcher's."""
-    path = os.path.realpath(file)
-    return file[:1] != "<" and "site-packages" not in path and "dist-packages" not in path and not path.startswith((*_LIBRARIES, *_OURS))
 
 
 @dataclass
@@ -101,6 +89,12 @@ class Watch:
             self._write_looks()
         self.lines = []
 
+    def leave(self) -> None:
+        """Watch no more: this is another process of the program, such as one that loads data."""
+        sys.settrace(None)
+        self.limit, self.lines, self.looks, self.plan = 0, [], [], Plan()
+        self.out = open(os.devnull, "w")  # noqa: SIM115, the process keeps it
+
     def _call(self, frame: types.FrameType, event: str, argument: Any) -> Any:
         return self._line if is_own(frame.f_code.co_filename) else None
 
@@ -140,7 +134,7 @@ class Watch:
                 if name in wanted and name in items and (put := items[name].put) is not None:
                     put(copied(wanted[name].value))
         where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        kept = {name: Item(i.name, i.kind, i.value if first else None, None, i.root, i.digest) for name, i in items.items()}
+        kept = {name: Item(i.name, i.kind, i.value if first else None, None, i.root, i.digest, i.computed) for name, i in items.items()}
         self.looks.append({"where": where, "items": kept})
         self.limit = traced
 
@@ -210,6 +204,7 @@ def install(plan: Plan, out: IO[str]) -> Watch:
         watch.saved(step, state)
         return done
 
+    os.register_at_fork(after_in_child=watch.leave)
     checkpoint.save, checkpoint.read, RunFolder.record = on_save, on_read, on_record  # type: ignore[method-assign]
     Saver.begin, Saver.finish = in_background, at_the_end  # type: ignore[method-assign]
     return watch

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,22 +239,7 @@ class Sweep:
     def trials(self) -> list[Trial]:
         """Return all trials, in the sweep's order."""
         view = self._look()
-        return [
-            Trial(
-                row.signature,
-                row.label,
-                row.seed,
-                row.state.name,
-                row.cause,
-                dict(_leaves(trial.values)),
-                dict(row.metrics),
-                dict(row.costs),
-                list(trial.overrides),
-                view.sweep.trial_dir(trial),
-                trial.values,
-            )
-            for row, trial in zip(aggregate.rows(view), view.sweep.trials, strict=True)
-        ]
+        return _trials(view, aggregate.rows(view))
 
     def to_frame(self) -> "pd.DataFrame":
         """Return a row per trial: its run ID, configuration, seed, state and cause; a column per hyperparameter, metric and cost.
@@ -279,16 +264,37 @@ class Sweep:
     def best(self) -> Best | None:
         """Return the best configuration, or None as long as no run of any has completed."""
         view = self._look()
-        lead, sign = aggregate.leader(aggregate.summaries(view), self.objective, view.sweep.sign), view.sweep.sign
+        table, sign = aggregate.rows(view), view.sweep.sign
+        lead = aggregate.leader(aggregate.summaries(view, table), self.objective, sign)
         if lead is None:
             return None
         spread = lead.best.spreads[self.objective]
         assert spread.mean is not None
-        own = {row.signature for row in aggregate.rows(view) if row.configuration == lead.best.configuration}
-        done = [t for t in self.trials if t.run_id in own and t.state == "completed" and self.objective in t.metrics]
+        own = {row.signature for row in table if row.configuration == lead.best.configuration}
+        done = [t for t in _trials(view, table) if t.run_id in own and t.state == "completed" and self.objective in t.metrics]
         done.sort(key=lambda t: -sign * t.metrics[self.objective])
         shared = {k: v for k, v in done[0].hyperparameters.items() if k != "seed"}
         return Best(lead.best.label, self.objective, spread.mean, spread.std, bool(lead.significant), shared, done)
+
+
+def _trials(view: View, table: Sequence[aggregate.Row]) -> list[Trial]:
+    """Return the trials of a view, of which `table` has the rows."""
+    return [
+        Trial(
+            row.signature,
+            row.label,
+            row.seed,
+            row.state.name,
+            row.cause,
+            dict(_leaves(trial.values)),
+            dict(row.metrics),
+            dict(row.costs),
+            list(trial.overrides),
+            view.sweep.trial_dir(trial),
+            trial.values,
+        )
+        for row, trial in zip(table, view.sweep.trials, strict=True)
+    ]
 
 
 def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

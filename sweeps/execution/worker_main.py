@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.cli import Stop, line_of, stop_on_signals
+from jobs.cli import ExitedError, Stop, line_of, stop_on_signals
 from jobs.slurm.hangs import stacks_to
 
 
@@ -46,7 +46,8 @@ def main() -> None:
     with stacks_to(sys.stderr), stop_on_signals() as stop:
         try:
             status = run_rank(Path(sys.argv[1]), stop)
-        except ValueError as error:  # about a file of the sweep: a retry would end the same way
+        # A ValueError is about a file of the sweep. A program that exits has died, whatever its status: 0 and 200 have a meaning here.
+        except (ValueError, ExitedError) as error:
             print(f"error: {line_of(error)}", file=sys.stderr, flush=True)
             status = 1
         sys.stdout.flush()

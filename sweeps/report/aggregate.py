@@ -161,9 +161,12 @@ def rows(view: View) -> list[Row]:
     return table
 
 
-def summaries(view: View) -> list[Summary]:
-    """Return one summary per configuration, best mean objective first, those without one last."""
-    table, sweep = rows(view), view.sweep
+def summaries(view: View, table: Sequence[Row] | None = None) -> list[Summary]:
+    """Return one summary per configuration, best mean objective first, those without one last.
+
+    `table` is what `rows` gives for the view, if that is known.
+    """
+    table, sweep = rows(view) if table is None else table, view.sweep
     metrics = sorted({m for row in table for m in row.metrics} | {sweep.objective, *sweep.headline})
     found = []
     by_configuration: dict[str, list[Row]] = {}

@@ -83,11 +83,6 @@ class Outlook:
         prices = [self.price(applied(self.search.base, params, FIRST_SEED)) for params in borders(self.search.space, self.search.base)]
         return min((p for p in prices if p is not None), default=None)
 
-    @property
-    def affordable(self) -> int | None:
-        """Return how many runs fit the budget if each is the cheapest of the space, None for any."""
-        return None if self.search.budget_hours is None else self._fitting(self.left)
-
     def _fitting(self, left: float) -> int:
         if self.cheapest is None:
             return int(left > 0)  # one run measures the cost

@@ -177,12 +177,17 @@ def _built(base: Mapping[str, Any], params: Params, d: Dimension, value: Any) ->
 
 def neutral_keys(space: Sequence[Dimension], base: Mapping[str, Any]) -> list[str]:
     """Return the keys of the dimensions that change no run ID, and so no result."""
-    found = []
-    for d in space:
-        params, values = reaching(space, base, d), ends(d)
-        names = {signature(_built(base, params, d, value)) for value in values}
-        found += [d.key] if len(values) > 1 and len(names) == 1 else []
-    return found
+    return _neutral({key: [signature(config) for config in configs] for key, configs in _at_ends(space, base).items()})
+
+
+def _at_ends(space: Sequence[Dimension], base: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the configurations at the ends of each dimension, by its key."""
+    return {d.key: [_built(base, reaching(space, base, d), d, value) for value in ends(d)] for d in space}
+
+
+def _neutral(names: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the keys of the dimensions whose ends have one run ID; `names` are the run IDs at the ends of each."""
+    return [key for key, found in names.items() if len(found) > 1 and len(set(found)) == 1]
 
 
 def checked_space(space: Sequence[Dimension], train: Any, costs: bool = False) -> tuple[list[Dimension], list[str]]:
@@ -197,17 +202,16 @@ def checked_space(space: Sequence[Dimension], train: Any, costs: bool = False) -
     _check_keys(space, base)
     _check_conditions(space)
     baseline(space, base)
-    neutral = neutral_keys(space, base)
+    built = _at_ends(space, base)
+    ids = {key: [signature(config) for config in configs] for key, configs in built.items()}
+    neutral = _neutral(ids)
     for d in space:
-        params = reaching(space, base, d)
-        built = [_built(base, params, d, value) for value in ends(d)]
-        for config in built:
+        for config in built[d.key]:
             task_of(train).validate(config)
+        params = reaching(space, base, d) if d.grid else {}
         for value in d.grid:
             _built(base, params, d, value)
-        names = [signature(config) for config in built]
-        if d.key in neutral:
-            names = [repr(lookup(to_dict(config), d.key)) for config in built]
+        names = [repr(lookup(to_dict(config), d.key)) for config in built[d.key]] if d.key in neutral else ids[d.key]
         if twice := [i for i, name in enumerate(names) if name in names[:i]]:
             one, other = ends(d)[names.index(names[twice[0]])], ends(d)[twice[0]]
             raise ValueError(f"options of {d.key} must give different runs; got {one!r} and {other!r}: leave one out")

@@ -14,7 +14,7 @@ from typing import Any
 from cnnjepa.run.identity import DEFAULT_TASK, fidelity, from_dict, hold, identity, length, load_from, signature, to_dict
 from cnnjepa.run.typed import build, checked
 from jobs.cluster import JobSpec
-from jobs.command import GRACE_SECONDS, CommandTask
+from jobs.command import CommandTask
 from jobs.config import compose_job
 from jobs.plain import PlainTask
 from jobs.program import holder_of
@@ -29,6 +29,10 @@ SAMPLERS = ("multi_fidelity", "tpe", "random", "gp", "grid")  # the first is the
 MAX_FAILURES = 10
 # Keys of version 0.1, which sweep.json and points/ keep -> their names here.
 _KEYS = {"setting": "label", "point": "configuration_number", "points": "max_trials"}
+# What a sweep has with a command alone, and what it is without.
+_OF_COMMANDS: dict[str, Any] = {
+    "command": (), "defaults": {}, "direction": "", "unit": "", "version": "", "files": (), "grace_seconds": None,
+}  # fmt: skip
 _RUN_ID = re.compile(r"\w[\w.-]*")
 _OLD_KEYS = {new: old for old, new in _KEYS.items()}
 
@@ -88,15 +92,15 @@ class SweepSpec:
     unit: str = ""
     version: str = ""
     files: Sequence[str] = ()
-    grace_seconds: float = GRACE_SECONDS
+    grace_seconds: float | None = None  # None: GRACE_SECONDS of jobs/command.py
 
     @cached_property
     def own_task(self) -> PlainTask | None:
         """Return the task that the sweep brings itself, or None if it names one; raise ValueError if it is none."""
         if not self.command:
-            of_commands = ("command", "defaults", "direction", "unit", "version", "files")
-            if given := [f.name for f in fields(self) if f.name in of_commands and getattr(self, f.name)]:
-                raise ValueError(f"{given[0]} must come with a command; got it without: a PlainTask has its own")
+            if given := [name for name in _OF_COMMANDS if getattr(self, name) not in (None, "", (), [], {})]:
+                remedy = "leave it out" if given[0] in ("defaults", "grace_seconds") else "give it to the PlainTask"
+                raise ValueError(f"{given[0]} must come with a command; got {getattr(self, given[0])!r} without one: {remedy}")
             return None if isinstance(self.task, str) else self.task
         if self.task != DEFAULT_TASK:
             raise ValueError(f"a sweep must have a task or a command; got both, {self.task} and {self.command[0]}")
@@ -107,8 +111,9 @@ class SweepSpec:
                 values.setdefault(key, []).append(value)
         for dimension in [*self.space, *(d for scale in scales for d in scale.space)]:
             values.setdefault(dimension.key, []).extend(dimension.values)
-        about: dict[str, Any] = {"unit": self.unit, "version": self.version, "files": self.files, "grace_seconds": self.grace_seconds}
-        about |= {"headline": self.headline or (), **({"direction": self.direction} if self.direction else {})}
+        about: dict[str, Any] = {"unit": self.unit, "version": self.version, "files": self.files, "headline": self.headline or ()}
+        about |= {"direction": self.direction} if self.direction else {}
+        about |= {} if self.grace_seconds is None else {"grace_seconds": self.grace_seconds}
         return CommandTask(self.command, values, objective=self.objective, **about)
 
     def resolved(self, name: str = "") -> "SweepSpec":
@@ -123,8 +128,7 @@ class SweepSpec:
         own.check_program(Path(file).parent)
         hold(f"{module}:{held}", own)
         load_from(module, file)
-        of_a_command: dict[str, Any] = {"command": (), "defaults": {}, "direction": "", "unit": "", "version": "", "files": ()}
-        return replace(spec, task=f"{module}:{held}", **of_a_command)
+        return replace(spec, task=f"{module}:{held}", **_OF_COMMANDS)
 
     @property
     def task_name(self) -> str:
@@ -135,10 +139,6 @@ class SweepSpec:
     def job(self, cluster: str, overrides: Sequence[str]) -> JobSpec:
         """Compose a job of the sweep's task."""
         return compose_job([f"cluster={cluster}", *overrides], self.task_name)
-
-    def label(self, configuration: Configuration) -> str:
-        """Return the display name of `configuration`."""
-        return label(self._naming(configuration), task_named(self.task_name))
 
     def labels(self, scale: Scale) -> list[str]:
         """Return the display names of the configurations at `scale`, in which different values look different."""

@@ -193,11 +193,6 @@ def _ended(names: frozenset[str], attempt: int) -> str:
     return next((way for way in ("released", "crashed") if _name(attempt, way) in names), "")
 
 
-def was_released(trial_dir: Path, claim: Claim) -> bool:
-    """Return whether the owner gave the trial back itself, and did not die."""
-    return _ended(listing(trial_dir), claim.attempt) == "released"
-
-
 def _name(attempt: int, what: str) -> str:
     return f"{attempt:06d}.{what}"
 

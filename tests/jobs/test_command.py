@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import select
 import shlex
 import signal
 import subprocess
@@ -124,6 +126,33 @@ def test_a_wrong_report_fails_the_run_in_one_line(line: str, said: str, counting
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_signal_reaches_the_command_though_it_is_early_or_blocked_where_the_run_is(before: bool) -> None:
+    guard = Path(sys.modules[CommandTask.__module__].__file__ or "").with_name("guard.py")
+    life, lifeline = os.pipe()
+    status, out = os.pipe()
+
+    def block() -> None:  # as in a worker of Ray; a signal that comes now is there once the guard begins
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if before:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    words = [sys.executable, "-S", "-E", str(guard), str(life), str(out), "sh", "-c", "echo begun; exec sleep 30"]
+    with subprocess.Popen(words, start_new_session=True, pass_fds=(life, out), stdout=subprocess.PIPE, preexec_fn=block) as made:
+        os.close(out)
+        os.close(life)
+        try:
+            if not before:
+                assert made.stdout is not None
+                assert made.stdout.readline() == b"begun\n"
+                os.killpg(made.pid, signal.SIGTERM)
+            assert select.select([status], [], [], 20)[0]
+            assert os.read(status, 64) == b"signal 15"
+        finally:
+            os.close(lifeline)
+            os.close(status)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "guard"])
 def test_nothing_of_a_command_outlives_what_started_it(victim: str, tmp_path: Path) -> None:
@@ -230,8 +259,14 @@ def test_keys_get_the_types_of_all_that_they_may_be() -> None:
 def test_a_sweep_has_a_task_or_a_command_and_seeds_that_reach_it() -> None:
     with pytest.raises(ValueError, match=r"^a sweep must have a task or a command; got both"):
         SweepSpec(command=["true"], task="x", objective="y").resolved()
-    with pytest.raises(ValueError, match=r"^unit must come with a command; got it without"):
-        SweepSpec(unit="%").resolved()
+    of_commands = {"unit": "%", "version": "2", "files": ["x"], "direction": "minimize", "defaults": {"lr": 1}, "grace_seconds": 0}
+    for name, value in of_commands.items():
+        remedy = "leave it out" if name in ("defaults", "grace_seconds") else "give it to the PlainTask"
+        with pytest.raises(ValueError, match=rf"^{name} must come with a command; got {re.escape(repr(value))} without one: {remedy}$"):
+            SweepSpec(**{name: value}).resolved()  # type: ignore[arg-type]
+    assert SweepSpec(files=[], defaults={}).own_task is None
+    with pytest.raises(ValueError, match=r"^grace_seconds must be a number of seconds, at least 0; got -1$"):
+        SweepSpec(command=["true"], objective="y", grace_seconds=-1).resolved()
     task = SweepSpec(command=["true", "{lr}"], configurations=[Configuration({"lr": 1})], objective="y").own_task
     assert task is not None
     task.check_seeds(1)

@@ -185,6 +185,7 @@ def test_a_state_that_would_not_be_loaded_is_refused_when_it_is_saved(tmp_path: 
         ([(1.5, {"loss": 1.0})], "run.report must be given whole epochs or steps that do not fall; got 1.5 after -1"),
         ([(1, {"loss": 1.0, "step": 2.0})], "run.report must leave step to the launcher; got a metric of that name"),
         ([(1, {"loss": "low"})], "run.report must be given numbers; got loss='low', a str"),
+        ([(0, {})], "run.report must be given a metric with 0, at which nothing is trained yet; got none: leave that report out"),
     ],
 )
 def test_a_wrong_report_is_one_line(reports: list[Any], said: str, tmp_path: Path) -> None:
@@ -195,6 +196,18 @@ def test_a_wrong_report_is_one_line(reports: list[Any], said: str, tmp_path: Pat
     with pytest.raises(RunError) as raised:
         attempt(_swept(trains), tmp_path, 1)
     assert said in str(raised.value)
+
+
+def test_a_metric_may_have_any_other_name_and_a_report_none(tmp_path: Path) -> None:
+    def trains(config: Config, run: Run) -> None:
+        run.report(0, loss=3.0)
+        run.report(epoch=1)
+        run.report(2, loss=1.0, self=2.0)
+
+    result = attempt(_swept(trains), tmp_path, 1)
+    assert result is not None
+    assert result.metrics == {"loss": 1.0, "self": 2.0}
+    assert list(result.probes) == ["0", "1", "2"]
 
 
 def test_a_loss_that_is_no_number_is_missing_and_no_value(tmp_path: Path) -> None:

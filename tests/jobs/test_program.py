@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,21 @@ def test_a_program_is_its_file_what_that_imports_from_its_folder_and_what_is_nam
         "table.csv",
     ]
     assert program.find("cnnjepa.task") is None
+
+
+def test_each_file_of_a_program_is_read_once_to_tell_it_from_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: Counter[str] = Counter()
+    read = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        reads[path.name] += 1
+        return read(path)
+
+    root = program.folder_of(name)
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    found = program.listed("some_program", root, [root / "some_program.py", root / "table.csv"])
+    assert sorted(found.files) == ["some_program.py", "table.csv"]
+    assert reads == {"some_program.py": 1, "table.csv": 1}
 
 
 def test_comments_and_the_sweep_are_no_other_program_and_all_else_is(name: str, tmp_path: Path) -> None:

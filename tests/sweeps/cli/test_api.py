@@ -14,7 +14,9 @@ from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunStatus
 from sweeps import Sweep, plan, run
 from sweeps.cli import api
+from sweeps.report import aggregate
 from sweeps.state import folder
+from sweeps.state.view import View
 from tests.support.documented import ROOT, blocks, page
 from tests.support.reported import CLEAR, LINEAR, OBJECTIVE, failed, made
 from tests.support.tiny_sweep import sweep as tiny
@@ -103,6 +105,25 @@ def test_the_best_has_its_trials_best_first(tmp_path: Path) -> None:
     assert list(best.trial.history().step) == [1, 2, 3]
     with pytest.raises(ValueError, match=r"must hold an intact checkpoint; got .*, whose trial is completed"):
         best.trial.checkpoint()
+
+
+def test_the_best_is_found_in_one_look_at_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "s", CLEAR)
+    opened, looks, tables = Sweep.open(tmp_path / "s"), [0], [0]
+    rows, look = aggregate.rows, View.look_again
+
+    def counted(view: View) -> list[aggregate.Row]:
+        tables[0] += 1
+        return rows(view)
+
+    def looked(view: View) -> None:
+        looks[0] += 1
+        look(view)
+
+    monkeypatch.setattr(aggregate, "rows", counted)
+    monkeypatch.setattr(View, "look_again", looked)
+    assert opened.best() is not None
+    assert (looks, tables) == ([1], [1])
 
 
 def test_the_best_of_a_minimized_objective_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

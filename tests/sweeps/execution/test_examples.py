@@ -121,7 +121,7 @@ class Disturbed:
             assert overlapping(folder, past) == []
             attempts += len(past)
         for folder, claim in self.killed:
-            assert not claims.was_released(folder, claim)
+            assert not (folder / "claim" / f"{claim.attempt:06d}.released").exists()
             assert claims.history(folder)[-1].attempt > claim.attempt
         return {"completed": len(sweep.trials), "attempts": attempts, "kills": len(self.killed)}
 

@@ -1,6 +1,7 @@
 """Workers on good and bad nodes, without Slurm: who pays for a fault, what is opened again, and what a worker does next."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from jobs.cli import MOVED
 from jobs.config import compose_job
 from jobs.slurm import nodes
 from sweeps import __main__ as command
+from sweeps.execution import worker_main
 from sweeps.execution.worker_ranks import WorkerOnRanks
 from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state import claims
@@ -37,7 +39,7 @@ class Site:
         self.sweep.write()
         self.sweep.nodes.know(NODES, 1)
         self.patch, self.jobs = monkeypatch, 0
-        self.faults: dict[str, Callable[[str], Exception | None]] = {}
+        self.faults: dict[str, Callable[[str], BaseException | None]] = {}
         monkeypatch.setattr(run.provenance, "record", lambda folder: None)
         monkeypatch.setattr(run, "task_of", lambda config: self)
 
@@ -102,6 +104,25 @@ def test_a_second_trial_that_fails_there_opens_the_first_again_and_another_worke
     for node in ("b", "c", "b", "c"):  # four jobs for the six trials that are left
         assert site.work(node) == 0
     assert site.states() == ["completed"] * 6
+
+
+@pytest.mark.parametrize("code", [None, 0, 200, "no such file"])
+def test_a_run_that_exits_unasked_is_a_death_for_slurm_too(
+    site: Site, code: object, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = f"train must return or raise unless it was asked to stop; got sys.exit({'' if code is None else repr(code)})"
+    statuses: list[int] = []
+    site.faults["a"] = lambda trial: SystemExit(code)
+    monkeypatch.setattr(worker_main, "run_rank", lambda *_: site.work("a"))
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    monkeypatch.setattr(sys, "argv", ["worker_main", "submission"])
+    worker_main.main()
+    assert statuses == [1]
+    assert capfd.readouterr().err == f"error: {said}\n"
+    folder = site.sweep.trial_dir(site.sweep.trials[0])
+    assert (folder / "claim" / "000001.crashed").exists()
+    assert (folder / "log" / "train.log").read_text().endswith(f"{said}\n")
+    assert site.states()[0] == "interrupted"
 
 
 def test_an_error_that_follows_the_trial_ends_it(site: Site) -> None:

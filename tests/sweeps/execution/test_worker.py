@@ -16,7 +16,7 @@ from sweeps.execution import rounds, worker
 from sweeps.execution.scheduler import next_claim, not_begun
 from sweeps.execution.worker import run_one_trial
 from sweeps.report import optuna_study
-from sweeps.spec.sweep import Configuration, ScaleName, Search, Trial, build_trials
+from sweeps.spec.sweep import Configuration, Scale, ScaleName, Search, Trial, build_trials
 from sweeps.state import claims
 from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep
@@ -90,10 +90,11 @@ def test_configurations_that_are_called_the_same_are_refused() -> None:
 
 
 def test_a_configuration_is_called_by_what_it_sets() -> None:
-    spec = dataclasses.replace(sweep(), named_by=("method", "encoder.name"))
-    assert spec.label(Configuration({"method": "ijepa", "encoder.name": "vit_small", "epochs": 300})) == "I-JEPA, vit_small"
-    assert sweep().label(Configuration({"optimizer.lr": 0.01, "method.predictor.conv": "dense"})) == "lr 0.01, dense"
-    assert sweep().label(Configuration({})) == "unchanged"
+    ijepa = Configuration({"method": "ijepa", "encoder.name": "vit_small", "epochs": 300})
+    spec = dataclasses.replace(sweep(), named_by=("method", "encoder.name"), configurations=[ijepa])
+    assert spec.labels(Scale([], 1)) == ["I-JEPA, vit_small"]
+    others = [Configuration({"optimizer.lr": 0.01, "method.predictor.conv": "dense"}), Configuration({})]
+    assert dataclasses.replace(sweep(), configurations=others).labels(Scale([], 1)) == ["lr 0.01, dense", "unchanged"]
 
 
 def test_a_half_done_trial_comes_before_a_new_one(tiny: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,4 +157,4 @@ def test_a_pruned_run_tells_what_an_epoch_costs(tmp_path: Path) -> None:
     end(made, made.trials[0], None, RunStatus.pruned, hours=1.0, e1=30.0, e2=30.0)
     outlook = Outlook(View(made))
     assert outlook.hours == (1.0, 0.5)
-    assert outlook.affordable == 4  # 9 hours, of 2 a whole run
+    assert (outlook.left, outlook.cheapest) == (9.0, 2.0)

@@ -4,15 +4,17 @@ import dataclasses
 import enum
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cnnjepa.run.identity import lookup
+from jobs.config import compose_job
 from sweeps.cli.plan import parse, plan
 from sweeps.spec import check
 from sweeps.spec.scales import SMOKE
-from sweeps.spec.space import choice, plain, real, whole
+from sweeps.spec.space import Dimension, choice, plain, real, whole
 from sweeps.spec.sweep import Configuration, Scale, SweepSpec
 from sweeps.state.folder import Sweep
 
@@ -312,3 +314,19 @@ def test_the_borders_of_a_space_are_reached_through_its_conditions() -> None:
     assert check.reaching(space, base, space[2]) == {CONV: "dense", KERNEL: 5, DEPTH: 3}
     assert {CONV: "dense", KERNEL: 5, DEPTH: 2} in check.borders(space, base)
     assert check.borders(space, base)[0] == {CONV: "depthwise"}
+
+
+def test_each_end_of_a_space_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[str, object]] = []
+    build = check._built
+
+    def counted(base: Any, params: Any, d: Dimension, value: object) -> Any:
+        built.append((d.key, value))
+        return build(base, params, d, value)
+
+    monkeypatch.setattr(check, "_built", counted)
+    space = [choice("method.predictor.depth", 1, 3), real("optimizer.lr", 0.001, 0.1, log=True), choice("data.workers", 0, 2)]
+    kept, said = check.checked_space(space, compose_job(["cluster=local", "data=digits"]).train)
+    assert [d.key for d in kept] == ["method.predictor.depth", "optimizer.lr"]
+    assert said == ["data.workers cannot change a result: it is not searched and stays 0"]
+    assert sorted(built, key=str) == sorted([(d.key, value) for d in space for value in check.ends(d)], key=str)

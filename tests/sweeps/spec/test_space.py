@@ -64,7 +64,7 @@ def test_a_configuration_is_called_by_its_short_keys() -> None:
 def test_the_grid_is_a_sweep_of_configurations_that_begins_with_the_papers() -> None:
     made = grid_of(SWEEP, SWEEP.smoke, "local", ["optimizer.lr=0.01"])
     assert not made.space
-    assert made.label(made.configurations[0]) == "lr 0.01, depthwise, kernel 3, depth 3"
+    assert made.labels(SWEEP.smoke)[0] == "lr 0.01, depthwise, kernel 3, depth 3"
     assert len(made.configurations) == 2 * (2 + 1) * 3  # kernels for depthwise alone
 
 
