@@ -54,7 +54,7 @@ def test_words_that_must_be_read_whole_are_wrapped() -> None:
     assert all(f"word{i}" in out.getvalue() for i in range(40))
 
 
-WIDE = ["学习率 0.003，编码器很深的那一个配置，批量大小三十二，没有数据增强的基线配置和更多的文字", "🚀 rocket 🌕🌖🌗🌘 moons", "ascii"]
+WIDE = ["学习率 0.003和编码器很深的那一个配置和批量大小三十二和没有数据增强的基线配置和更多的文字", "🚀 rocket 🌕🌖🌗🌘 moons", "ascii"]
 
 
 @pytest.mark.parametrize("width", [24, 31, 40, 64, 120])
