@@ -41,6 +41,7 @@ def test_keys_that_end_alike_are_told_apart_and_words_alone_where_they_say_enoug
     assert labels([{"a.depth": 1}, {"b.depth": 1}], TASK) == ["a.depth 1", "b.depth 1"]
     assert labels([{"x": "dense"}, {"y": "dense"}], TASK) == ["x dense", "y dense"]
     assert labels([{LR: "1e-3"}, {LR: "1e-2"}], TASK) == ["lr 1e-3", "lr 1e-2"]
+    assert labels([{"x": 1}, {"x": "1"}], TASK) == ["x 1", "x '1'"]
     assert labels([{}, {"x": "dense"}], TASK) == ["unchanged", "dense"]
 
 
