@@ -14,9 +14,10 @@ _NOT_ASCII = re.compile("[^ -~]")
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return "; did you mean X?" if a known word X is near `word`, else ""."""
-    near = difflib.get_close_matches(word, list(known), 1, cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
+    """Return "; did you mean X?" if a known word X is near `word` in any case, else ""."""
+    words = {k.casefold(): k for k in reversed(list(known))}
+    near = difflib.get_close_matches(word.casefold(), list(reversed(words)), 1, cutoff)
+    return f"; did you mean {words[near[0]]}?" if near else ""
 
 
 def printable(text: object, keep: str = "") -> str:

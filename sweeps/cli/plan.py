@@ -1,6 +1,7 @@
 """Turn a command line into a planned and checked sweep: trials or a search, rungs, cluster."""
 
 import argparse
+import math
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -111,8 +112,8 @@ def _add_search(parser: Parser, spec: SweepSpec) -> None:
         objectives = "search for high accuracy and few GPU-hours; stop no run early"
         group.add_argument("--two-objectives", action="store_true", help=objectives)
     if spec.space:
-        most = "choose nothing more once N runs have failed or have no value of the objective (default: %(default)s)"
-        group.add_argument("--max-failures", type=int, default=MAX_FAILURES, metavar="N", help=most)
+        most = f"choose nothing more once N runs have failed or have no value of the objective (default: {MAX_FAILURES})"
+        group.add_argument("--max-failures", type=int, metavar="N", help=most)
     default = "asha, or none with --two-objectives and with the samplers grid and gp" if spec.space else "none"
     early = f"compare runs at rungs and stop all but the best (default: {default})"
     group.add_argument("--early-stopping", choices=["asha", "none"], help=early)
@@ -153,12 +154,17 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     data = data or PlannedData(asked)
     if asked.seeds is not None:
         count(asked.seeds, "--seeds")
+    for flag, hours in {"--max-gpu-hours": asked.max_gpu_hours, "--budget-gpu-hours": getattr(asked, "budget_gpu_hours", None)}.items():
+        if hours is not None and not 0 < hours < math.inf:
+            raise ValueError(f"{flag} must be positive and finite; got {hours:g}")
     local = spec.job(asked.cluster, profile_keys(spec, asked.overrides)).cluster.scheduler is Scheduler.local
     scale = ScaleName[asked.scale] if asked.scale else ScaleName.smoke if local else ScaleName.paper
     chosen = spec.scale(scale)
     check_spec(spec, chosen, scale.name)
     cluster = spec.job(asked.cluster, [*chosen.overrides, *asked.overrides]).cluster
     runs_dir = resolved(asked.runs_dir or Path(cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
+    if runs_dir.exists() and not runs_dir.is_dir():
+        raise ValueError(f"{'--runs-dir' if asked.runs_dir else 'runs_dir'} must be a folder; got {runs_dir}, a file")
     if not asked.dry_run:
         require_writable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
     if cluster.scheduler is Scheduler.slurm:
@@ -174,7 +180,11 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     at = [] if _given(spec, chosen, fidelity(values)) else rungs
     eta, search = asked.eta if rungs else 0, None
     if spec.space and asked.sampler == "grid":
-        for flag, value in {"--max-trials": asked.max_trials, "--budget-gpu-hours": asked.budget_gpu_hours}.items():
+        for flag, value in {
+            "--max-trials": asked.max_trials,
+            "--max-failures": asked.max_failures,
+            "--budget-gpu-hours": asked.budget_gpu_hours,
+        }.items():
             if value is not None:
                 raise ValueError(f"{flag} must be left out with --sampler grid, which runs every combination; got {value:g}")
         if asked.two_objectives:
@@ -259,9 +269,7 @@ def _given(spec: SweepSpec, scale: Scale, key: str) -> list[float]:
 def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs: list[int], seeds: int, data: PlannedData) -> Search:
     """Plan the search; raise ValueError if an option makes no sense, or its space does not."""
     max_trials = count(scale.max_trials, "max_trials of the scale") if asked.max_trials is None else count(asked.max_trials, "--max-trials")
-    budget, failures = asked.budget_gpu_hours, count(asked.max_failures, "--max-failures")
-    if budget is not None and not 0 < budget < float("inf"):
-        raise ValueError(f"--budget-gpu-hours must be positive and finite; got {budget:g}")
+    failures = MAX_FAILURES if asked.max_failures is None else count(asked.max_failures, "--max-failures")
     return build_search(
         spec,
         scale,
@@ -272,7 +280,7 @@ def plan_search(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, rungs:
         max_trials=max_trials,
         seeds=seeds,
         costs=asked.two_objectives,
-        budget_hours=budget,
+        budget_hours=asked.budget_gpu_hours,
         max_failures=failures,
         identified=data.identified,
         say=data.lines.extend,

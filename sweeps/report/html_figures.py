@@ -94,22 +94,35 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
         return _line(view, table, metric, key)
     figure, form = go.Figure(), score_format(view.sweep.task.UNIT)
     names = distinct([short(s.label) for s in table])
-    for s, name in zip(table, names, strict=True):
-        seeds = s.values.get(metric, {})
-        hover = [f"{s.label}<br>seed {seed}: %{{x:{form}}}<extra></extra>" for seed in seeds]
-        dots = {"color": hues[s.key], "size": 7, "opacity": 0.35}
-        figure.add_scatter(x=list(seeds.values()), y=[name] * len(seeds), mode="markers", marker=dots, hovertemplate=hover)
-    for s, name in zip(table, names, strict=True):
-        spread = s.spreads[metric]
-        if spread.mean is not None:
-            hover_text = f"{s.label}<br>{spread} (n = {spread.n})<extra></extra>"
-            bars = {"type": "data", "array": [spread.std or 0.0], "visible": spread.std is not None, "thickness": 2}
-            marker = {"color": hues[s.key], "size": 11, "symbol": "square"}
-            figure.add_scatter(x=[spread.mean], y=[name], error_x=bars, mode="markers", marker=marker, hovertemplate=hover_text)
-        if metric in s.paper:
-            hover_text = f"{s.label}<br>paper: {s.paper[metric]:{form}}, one seed<extra></extra>"
-            marker = {"color": "#000", "size": 11, "symbol": "diamond-open"}
-            figure.add_scatter(x=[s.paper[metric]], y=[name], mode="markers", marker=marker, hovertemplate=hover_text)
+    # One trace of each kind, however many configurations there are: a browser draws hundreds of traces slowly.
+    of_seeds = [(value, name, s, seed) for s, name in zip(table, names, strict=True) for seed, value in s.values.get(metric, {}).items()]
+    figure.add_scatter(
+        x=[value for value, _, _, _ in of_seeds],
+        y=[name for _, name, _, _ in of_seeds],
+        mode="markers",
+        marker={"color": [hues[s.key] for _, _, s, _ in of_seeds], "size": 7, "opacity": 0.35},
+        hovertemplate=[f"{s.label}<br>seed {seed}: %{{x:{form}}}<extra></extra>" for _, _, s, seed in of_seeds],
+    )
+    of_means = [(s.spreads[metric], name, s) for s, name in zip(table, names, strict=True) if s.spreads[metric].mean is not None]
+    # Bars of a trace have one colour; None draws none.
+    bars = {"type": "data", "array": [spread.std for spread, _, _ in of_means], "thickness": 1.5, "color": "#555"}
+    figure.add_scatter(
+        x=[spread.mean for spread, _, _ in of_means],
+        y=[name for _, name, _ in of_means],
+        error_x={**bars, "visible": any(spread.std is not None for spread, _, _ in of_means)},
+        mode="markers",
+        marker={"color": [hues[s.key] for _, _, s in of_means], "size": 11, "symbol": "square"},
+        hovertemplate=[f"{s.label}<br>{spread} (n = {spread.n})<extra></extra>" for spread, _, s in of_means],
+    )
+    papers = [(s, name) for s, name in zip(table, names, strict=True) if metric in s.paper]
+    if papers:
+        figure.add_scatter(
+            x=[s.paper[metric] for s, _ in papers],
+            y=[name for _, name in papers],
+            mode="markers",
+            marker={"color": "#000", "size": 11, "symbol": "diamond-open"},
+            hovertemplate=[f"{s.label}<br>paper: {s.paper[metric]:{form}}, one seed<extra></extra>" for s, _ in papers],
+        )
     figure.update_layout(showlegend=False)
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], type="category")
     figure.update_xaxes(title=in_units(view, title(view, metric), "{}, {}"))

@@ -24,6 +24,7 @@ from sweeps.state.view import View
 
 # A page shows only the few dimensions that matter most.
 _SLICES_OF, _CONTOURS_OF = 4, 3
+_WIDE = ("Slices", "Contours", "Accuracy against")
 # Runs of a figure whose size grows with their square, and of one with a curve for each.
 _RUNS_OF_CONTOURS, _RUNS_OF_CURVES = 80, 100
 
@@ -61,7 +62,18 @@ def search_figures(view: View) -> list[tuple[str, go.Figure]]:
     if len(whole.directions) > 1 and done:
         names = [objective, "device-hours"]
         found.append(("Accuracy against device-hours", visualization.plot_pareto_front(whole, target_names=names), 420))
-    return [(heading, layout(_last_parts(figure, objective), height)) for heading, figure, height in found]
+    return [(heading, _for_page(heading, layout(_last_parts(figure, objective), height))) for heading, figure, height in found]
+
+
+def _for_page(heading: str, figure: go.Figure) -> go.Figure:
+    """Arrange a figure for a page that may be as narrow as a phone."""
+    if heading.startswith(_WIDE):
+        figure.update_layout(meta="wide")  # it is scrolled there: its axes and bars have no room beside each other
+    if heading == "Parameter importances":
+        figure.update_traces(cliponaxis=False)
+        figure.update_xaxes(title=None, range=[0, 1.2 * max(figure.data[0].x)])  # room for the number after the longest bar
+        figure.update_yaxes(title=None)
+    return figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
 
 
 def of_first_objective(study: optuna.Study) -> optuna.Study:

@@ -1,16 +1,18 @@
-"""Fit a table to a terminal: numbers are never cut, names are shortened, and columns are left out with a note."""
+"""Fit a table to a terminal: numbers are never cut, names are shortened, and columns are left out with a note.
 
-import textwrap
+Widths are in cells of the terminal: a Chinese character or an emoji takes two.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.table import Table
 from rich.text import Text
 
 from jobs.cli import printable
 
-_FEWEST = 16  # characters of a line of a name, before a column is left out for it
+_FEWEST = 16  # cells of a line of a name, before a column is left out for it
 _PADDING = 3  # blanks and a rule around a column
 
 
@@ -28,13 +30,13 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Return the characters that its widest cell takes, or its name's longest word."""
+        """Return what its widest text takes, or its name's longest word."""
         parts = [self.name] if self.whole_name else self.name.split() or [""]
         return max(map(cell_len, [*parts, *map(str, self.cells)]))
 
 
 def fitted(columns: Sequence[Column], width: int | None, table: Table, whole: str) -> Table:
-    """Fill `table` with `columns` in at most `width` characters; None is as wide as they are.
+    """Fill `table` with `columns` in at most `width` cells of a terminal; None is as wide as they are.
 
     `whole` says where everything is, in a note below if something was shortened or left out.
     """
@@ -52,7 +54,7 @@ def fitted(columns: Sequence[Column], width: int | None, table: Table, whole: st
     for column, widest in zip(shown, _widths(shown, room), strict=True):
         made = [_wrapped(cell, widest, column.most_lines) if column.words else cell for cell in column.cells]
         shortened |= any(str(cell).endswith("…") and not str(old).endswith("…") for cell, old in zip(made, column.cells, strict=True))
-        header = "\n".join(textwrap.wrap(column.name, widest, break_on_hyphens=False))
+        header = "\n".join(_lines(column.name, widest))
         table.add_column(header, justify="left" if column.words else "right", no_wrap=True)
         texts.append(made)
     for cells in zip(*texts, strict=True):
@@ -66,7 +68,7 @@ def fitted(columns: Sequence[Column], width: int | None, table: Table, whole: st
 
 
 def _room(columns: Sequence[Column], width: int | None) -> int | None:
-    """Return the characters that the columns of words may take together, None for any number."""
+    """Return the cells that the columns of words may take together, None for any number."""
     return None if width is None else width - 1 - _PADDING * len(columns) - sum(c.width for c in columns if not c.words)
 
 
@@ -82,8 +84,25 @@ def _widths(columns: Sequence[Column], room: int | None) -> list[int]:
 
 
 def _wrapped(cell: Text | str, width: int, most_lines: int | None) -> Text | str:
-    """Return `cell` in at most so many lines of `width` characters; an ellipsis ends what is shortened."""
+    """Return `cell` in at most so many lines of `width`; an ellipsis ends what is shortened, after a whole word if there is room."""
     if cell_len(str(cell)) <= width:
         return cell
-    made = "\n".join(textwrap.wrap(printable(str(cell)), width, max_lines=most_lines, placeholder="…"))
+    lines = _lines(printable(str(cell)), width)
+    if most_lines is not None and len(lines) > most_lines:
+        last = lines[most_lines - 1]
+        while cell_len(last) >= width:
+            last = last.rpartition(" ")[0] if " " in last else last[:-1]
+        lines = [*lines[: most_lines - 1], f"{last}…"]
+    made = "\n".join(lines)
     return Text(made, style=cell.style) if isinstance(cell, Text) else made
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Return the words of `text` in lines of at most `width`, and break those that are wider than a line."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and cell_len(f"{lines[-1]} {word}") <= width:
+            lines[-1] = f"{lines[-1]} {word}"
+        else:
+            lines += filter(None, chop_cells(word, width))
+    return lines

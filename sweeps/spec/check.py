@@ -61,6 +61,8 @@ def check_dimension(d: Dimension) -> None:
     numbers = [v for v in (d.low, d.high) if isinstance(v, bool) or not isinstance(v, (int, float))]
     if numbers:
         raise ValueError(f"bounds of {d.key} must be numbers; got {numbers[0]!r}, a {type(numbers[0]).__name__}")
+    if not isinstance(d.log, bool):
+        raise ValueError(f"log of {d.key} must be True or False; got {d.log!r}, a {type(d.log).__name__}")
     if (d.low, d.high) == (0.0, 0.0) and not d.whole and not d.grid:
         raise ValueError(f"dimension {d.key} must have options, or two bounds; got none: give some, or leave it out")
     if not -math.inf < d.low < d.high < math.inf or (d.log and d.low <= 0):
@@ -76,6 +78,14 @@ def check_dimension(d: Dimension) -> None:
         raise ValueError(f"grid of {d.key} must {d.said}; got {outside[0]}")
     if twice := [v for i, v in enumerate(d.grid) if v in d.grid[:i]]:
         raise ValueError(f"grid of {d.key} must hold each value once; got {twice[0]} twice")
+
+
+def check_one_kind(d: Dimension) -> None:
+    """Raise ValueError if the options are of several kinds: a value of a command has one."""
+    kinds = {"text" if isinstance(v, str) else "bool" if isinstance(v, bool) else "number": v for v in d.options}
+    if len(kinds) > 1:
+        one, other = list(kinds.values())[:2]
+        raise ValueError(f"options of {d.key} must be all texts, all numbers or all booleans; got {one!r} and {other!r}: write texts")
 
 
 def _check_whole(d: Dimension) -> None:
@@ -206,9 +216,11 @@ def checked_space(space: Sequence[Dimension], train: Any, costs: bool = False) -
     ids = {key: [signature(config) for config in configs] for key, configs in built.items()}
     neutral = _neutral(ids)
     for d in space:
+        params = reaching(space, base, d)
+        if not d.options and not d.whole:
+            _built(base, params, d, float(d.low))  # whole bounds do not make its key one of parts of a number
         for config in built[d.key]:
             task_of(train).validate(config)
-        params = reaching(space, base, d) if d.grid else {}
         for value in d.grid:
             _built(base, params, d, value)
         names = [repr(lookup(to_dict(config), d.key)) for config in built[d.key]] if d.key in neutral else ids[d.key]

@@ -5,6 +5,7 @@ from typing import Any
 
 from cnnjepa.run.command_line import did_you_mean
 from sweeps.spec.check import MOST, check_free, check_value
+from sweeps.spec.parts import check_parts
 from sweeps.spec.sweep import Scale, SweepSpec
 
 _NAME_BYTES = 100  # of a sweep's name, since file names have at most 255 and jobs are named by it too
@@ -12,15 +13,17 @@ _NAME_BYTES = 100  # of a sweep's name, since file names have at most 255 and jo
 
 def count(value: Any, what: str) -> int:
     """Return `value`; raise ValueError, which names `what`, unless it is a whole number from 1 to MOST."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
-        above = f" and at most {MOST}" if isinstance(value, int) and value > MOST else ""
-        raise ValueError(f"{what} must be at least 1{above}; got {value}")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{what} must be a whole number, at least 1; got {value!r}, a {type(value).__name__}")
+    if not 1 <= value <= MOST:
+        raise ValueError(f"{what} must be at least 1{f' and at most {MOST}' if value > MOST else ''}; got {value}")
     return value
 
 
 def check_spec(spec: SweepSpec, scale: Scale, scale_name: str) -> None:
     """Raise ValueError if the sweep's file makes no sense at this scale; what its keys mean is not checked."""
-    if not isinstance(spec.name, str) or not re.fullmatch(r"\w[\w.-]*", spec.name):
+    check_parts(spec)
+    if not re.fullmatch(r"\w[\w.-]*", spec.name):
         raise ValueError(f"a sweep's name must be letters, digits, _, . and -, since it names a folder and jobs; got {spec.name!r}")
     if (length := len(spec.name.encode())) > _NAME_BYTES:
         rule = f"a sweep's name must have at most {_NAME_BYTES} bytes, since it names a folder and jobs"
@@ -35,9 +38,6 @@ def check_spec(spec: SweepSpec, scale: Scale, scale_name: str) -> None:
         if dimension.key not in keys:
             rule = f"the space of the {scale_name} scale must replace dimensions of the sweep's space"
             raise ValueError(f"{rule}; got {dimension.key}, which is none of them{did_you_mean(dimension.key, keys)}")
-    for name in ("headline", "costs", "prune_on", "named_by"):
-        if isinstance(getattr(spec, name), str):
-            raise ValueError(f"{name} must be a tuple of texts; got the text {getattr(spec, name)!r}: write ({getattr(spec, name)!r},)")
     count(scale.seeds, f"seeds of the {scale_name} scale")
     for configuration in configurations:
         for key, value in configuration.overrides.items():

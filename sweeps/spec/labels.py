@@ -51,9 +51,15 @@ def labels(configurations: Sequence[Mapping[str, Any]], task: Task) -> list[str]
     made = [", ".join(texts[key][repr(value)] for key, value in params.items()) or "unchanged" for params in configurations]
     same = Counter(text for text, _ in {(text, repr(dict(params))) for text, params in zip(made, configurations, strict=True)})
     return [
-        text if same[text] == 1 else ", ".join(f"{key} {value}" for key, value in params.items()) or text
+        text if same[text] == 1 else ", ".join(f"{key} {_in_full(value)}" for key, value in params.items()) or text
         for text, params in zip(made, configurations, strict=True)
     ]
+
+
+def _in_full(value: Any) -> str:
+    """Return a value with nothing left out; a text that reads like another value is in quotes."""
+    other = isinstance(value, str) and (_NUMBER.fullmatch(value) or value in ("True", "False"))
+    return repr(value) if other else str(value)
 
 
 def _names(keys: Iterable[str]) -> dict[str, str]:

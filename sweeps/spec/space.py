@@ -192,7 +192,7 @@ def baseline(space: Sequence[Dimension], base: Mapping[str, Any]) -> Params:
         if not d.matters(chosen, base):
             continue
         if not d.holds(value):
-            raise ValueError(f"the unchanged configuration must be in the space: {d.key} must {d.said}; got {value}")
+            raise ValueError(f"the unchanged configuration must be in the space: {d.key} must {d.said}; got {value!r}")
         chosen[d.key] = value
     return chosen
 

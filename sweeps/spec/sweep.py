@@ -19,9 +19,10 @@ from jobs.config import compose_job
 from jobs.plain import PlainTask
 from jobs.program import holder_of
 from jobs.task import task_named, task_of
-from sweeps.spec.check import checked_space, neutral_keys
+from sweeps.spec.check import check_one_kind, checked_space, neutral_keys
 from sweeps.spec.compose import Composer
 from sweeps.spec.labels import label, labels
+from sweeps.spec.parts import check_parts
 from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, plain, spread_out
 
 FIRST_SEED = 42  # the paper's one seed
@@ -54,6 +55,11 @@ class Scale:
     space: Sequence[Dimension] = ()  # replace the sweep's dimensions of the same keys
     configurations: Sequence["Configuration"] = ()  # replace the sweep's, if there are any
 
+    def __post_init__(self) -> None:
+        """Take NumPy's numbers as Python's."""
+        for name in ("seeds", "max_trials"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -66,7 +72,8 @@ class Configuration:
     def __post_init__(self) -> None:
         """Take plain values: NumPy scalars and enums as Python's."""
         for name in ("overrides", "paper"):
-            object.__setattr__(self, name, {key: plain(value) for key, value in getattr(self, name).items()})
+            if isinstance(values := getattr(self, name), Mapping):  # else it is refused by name when the sweep is planned
+                object.__setattr__(self, name, {key: plain(value) for key, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ class SweepSpec:
     @cached_property
     def own_task(self) -> PlainTask | None:
         """Return the task that the sweep brings itself, or None if it names one; raise ValueError if it is none."""
+        check_parts(self)
         if not self.command:
             if given := [name for name in _OF_COMMANDS if getattr(self, name) not in (None, "", (), [], {})]:
                 remedy = "leave it out" if given[0] in ("defaults", "grace_seconds") else "give it to the PlainTask"
@@ -105,11 +113,12 @@ class SweepSpec:
         if self.task != DEFAULT_TASK:
             raise ValueError(f"a sweep must have a task or a command; got both, {self.task} and {self.command[0]}")
         scales = [scale for scale in (self.smoke, self.paper) if scale is not None]
-        values: dict[str, list[Value]] = {key: [value] for key, value in self.defaults.items()}
+        values: dict[str, list[Value]] = {key: [plain(value)] for key, value in self.defaults.items()}
         for configuration in [*self.configurations, *(c for scale in scales for c in scale.configurations)]:
             for key, value in configuration.overrides.items():
                 values.setdefault(key, []).append(value)
         for dimension in [*self.space, *(d for scale in scales for d in scale.space)]:
+            check_one_kind(dimension)
             values.setdefault(dimension.key, []).extend(dimension.values)
         about: dict[str, Any] = {"unit": self.unit, "version": self.version, "files": self.files, "headline": self.headline or ()}
         about |= {"direction": self.direction} if self.direction else {}

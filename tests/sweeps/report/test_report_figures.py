@@ -93,9 +93,14 @@ def test_only_one_key_that_all_have_and_that_is_a_number_makes_a_line(third: dic
 def test_other_configurations_are_marks_with_error_bars_seeds_and_the_papers_values(tmp_path: Path) -> None:
     table = summaries(view := made(tmp_path, CLEAR))
     figure: go.Figure = scores_figure(view, table, LINEAR, colours(table))
-    symbols = [trace.marker.symbol for trace in figure.data]
-    assert symbols.count("square") == 3
-    assert symbols.count("diamond-open") == 2
-    assert next(t.error_x.array[0] for t in figure.data if t.marker.symbol == "square") == pytest.approx(0.4163, rel=1e-3)
+    dots, squares, diamonds = figure.data  # of all configurations together: a browser draws hundreds of traces slowly
+    hues = colours(table)
+    assert (squares.marker.symbol, diamonds.marker.symbol) == ("square", "diamond-open")
+    assert list(squares.x) == [s.spreads[LINEAR].mean for s in table]
+    assert list(squares.marker.color) == [hues[s.key] for s in table]
+    assert sorted(dots.x) == sorted(value for s in table for value in s.values[LINEAR].values())
+    assert all(x == table[squares.y.index(y)].values[LINEAR][42 + i % 3] for i, (x, y) in enumerate(zip(dots.x, dots.y, strict=True)))
+    assert len(diamonds.x) == 2
+    assert squares.error_x.array[0] == pytest.approx(0.4163, rel=1e-3)
     many = [dataclasses.replace(table[0], configuration=str(i)) for i in range(40)]
     assert len(set(colours(many).values())) == 40

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import plotly.graph_objects as go
 import pytest
 
 from sweeps.report import html
 from sweeps.report.optuna_study import study_of
-from sweeps.report.search_figures import importances, of_first_objective, sample, search_figures
+from sweeps.report.search_figures import _for_page, importances, of_first_objective, sample, search_figures
 from sweeps.search import sampler
 from sweeps.spec.space import Dimension, choice, real, whole
 from sweeps.spec.sweep import Trial
@@ -114,3 +115,15 @@ def test_a_sample_of_many_runs_goes_from_the_best_to_the_worst_and_says_so(direc
     assert {0.0, 299.0} <= values
     whole_study, nothing = sample(study.trials[:30], study, 30)
     assert (len(whole_study.trials), nothing) == (30, "")
+
+
+def test_on_a_phone_numbers_are_whole_legends_take_no_width_and_what_needs_room_is_scrolled() -> None:
+    bars = _for_page("Parameter importances", go.Figure(go.Bar(x=[0.04, 0.89], y=["b", "a"], orientation="h")))
+    assert bars.data[0].cliponaxis is False
+    assert bars.layout.xaxis.range[1] > 1.1 * 0.89
+    assert bars.layout.legend.orientation == "h"
+    wide = {
+        heading: _for_page(heading, go.Figure()).layout.meta == "wide"
+        for heading in ("Slices", "Contours, of 80 of 900 runs", "Optimization history")
+    }
+    assert wide == {"Slices": True, "Contours, of 80 of 900 runs": True, "Optimization history": False}

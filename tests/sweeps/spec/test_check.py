@@ -32,6 +32,10 @@ def given(*overrides: dict, seeds: object = 1, **more: object) -> Made:
     return lambda: SweepSpec("odd", "?", *[Scale(SMOKE, seeds)] * 2, configurations=[Configuration(o) for o in overrides], **more)  # type: ignore[arg-type]
 
 
+def paper(figures: object) -> Made:
+    return lambda: dataclasses.replace(given({LR: 0.1})(), configurations=[Configuration({LR: 0.1}, figures)])  # type: ignore[arg-type]
+
+
 def planned(spec: SweepSpec, path: Path, *words: str) -> Sweep:
     return plan(spec, parse(spec, ["--dry-run", "--runs-dir", str(path), *words]))[0]
 
@@ -152,7 +156,7 @@ REFUSED: dict[str, tuple[Made, list[str], str]] = {
         [],
         "the space of the smoke scale must replace dimensions of the sweep's space; got optimiser.lr, which is none of them; did you mean",
     ),
-    "half a seed": (given({LR: 0.1}, seeds=1.5), [], "seeds of the smoke scale must be at least 1; got 1.5"),
+    "half a seed": (given({LR: 0.1}, seeds=1.5), [], "smoke.seeds must be a whole number; got 1.5, a float"),
     "fewer than no configurations": (search(RATE, points=-1), [], "max_trials of the scale must be at least 1; got -1"),
     "no failure at all": (search(RATE), ["--max-failures", "0"], "--max-failures must be at least 1; got 0"),
     "a name of many bytes": (search(RATE, name="ö" * 60), [], "a sweep's name must have at most 100 bytes"),
@@ -212,6 +216,64 @@ REFUSED: dict[str, tuple[Made, list[str], str]] = {
         [],
         "named_by must hold keys that configurations set; got",
     ),
+    "an objective that is no text": (
+        given({LR: 0.1}, objective=["knn.test_top1"]),
+        [],
+        "objective must be a text; got ['knn.test_top1'], a list",
+    ),
+    "a headline of numbers": (given({LR: 0.1}, headline=(3,)), [], "headline[0] must be a text; got 3, a int"),
+    "no costs": (given({LR: 0.1}, costs=None), [], "costs must be a list, each of which is a text; got None"),
+    "a figure of the paper that is no number": (
+        paper({"linear.test_top1": NAN}),
+        [],
+        "paper['linear.test_top1'] must be a finite number; got nan",
+    ),
+    "a figure of the paper without a name": (
+        paper(60.0),
+        [],
+        "configurations[0].paper must be a dict of finite numbers; got 60.0, a float",
+    ),
+    "overrides of a configuration as words": (
+        lambda: dataclasses.replace(given({LR: 0.1})(), configurations=[Configuration(["optimizer.lr=0.1"])]),  # type: ignore[arg-type]
+        [],
+        "configurations[0].overrides must be a dict; got ['optimizer.lr=0.1'], a list",
+    ),
+    "a dict for a configuration": (
+        lambda: dataclasses.replace(given({LR: 0.1})(), configurations=[{LR: 0.1}]),  # type: ignore[list-item]
+        [],
+        "configurations[0] must be a Configuration; got {'optimizer.lr': 0.1}, a dict",
+    ),
+    "a space that can be read once": (
+        lambda: dataclasses.replace(search(RATE)(), space=(d for d in [RATE])),  # type: ignore[arg-type]
+        [],
+        "space must be a list, each of which is a Dimension; got <generator",
+    ),
+    "a space of keys": (
+        lambda: dataclasses.replace(search(RATE)(), space=[LR]),
+        [],
+        "space[0] must be a Dimension; got 'optimizer.lr', a str",
+    ),  # type: ignore[list-item]
+    "overrides of a scale as a text": (
+        lambda: dataclasses.replace(given({LR: 0.1})(), paper=Scale("epochs=3", 1)),
+        [],
+        "paper.overrides must be a tuple of texts; got the text 'epochs=3': write ('epochs=3',)",
+    ),
+    "true configurations": (search(RATE, points=True), [], "max_trials of the scale must be a whole number, at least 1; got True, a bool"),
+    "a range of parts for a whole number": (search(real(DEPTH, 1, 4)), [], f"values of {DEPTH} must fit it; got 1.0"),
+    "a logarithm of another type": (search(real(LR, 0.001, 0.1, log="no")), [], f"log of {LR} must be True or False; got 'no', a str"),  # type: ignore[arg-type]
+    "a limit that is not a number": (search(RATE), ["--max-gpu-hours", "nan"], "--max-gpu-hours must be positive and finite; got nan"),
+    "a limit of a grid, which stops at nothing": (
+        search(choice(DEPTH, 1, 3)),
+        ["--sampler", "grid", "--max-failures", "3"],
+        "--max-failures must be left out with --sampler grid",
+    ),
+    "a key in other letters": (search(real("Optimizer.LR", 0.001, 0.1)), [], "got Optimizer.LR; did you mean optimizer.lr?"),
+    "options of a command of several kinds": (
+        lambda: SweepSpec("odd", command=["/bin/echo", "{x}"], objective="y", space=[choice("x", 1, "b")]).resolved(),
+        [],
+        "options of x must be all texts, all numbers or all booleans; got 1 and 'b'",
+    ),
+    "a file for a folder": (given({LR: 0.1}), ["--runs-dir", __file__], "--runs-dir must be a folder; got"),
     "a warning of another name": (given({LR: 0.1}), ["--prune-on", "rank_me"], "; did you mean rankme?"),
 }
 
@@ -243,6 +305,11 @@ PLANNED: dict[str, tuple[Made, list[str], list[dict]]] = {
         search(whole(DEPTH, np.int64(2), np.int64(3)), choice("encoder.sync_bn", np.bool_(False), np.bool_(True))),
         ["--sampler", "grid"],
         [{DEPTH: d, "encoder.sync_bn": s} for d, s in [(3, False), (2, False), (2, True), (3, True)]],
+    ),
+    "NumPy's seeds": (
+        search(choice(DEPTH, 2, 3), seeds=np.int64(1), points=np.int32(3)),
+        ["--sampler", "grid"],
+        [{DEPTH: 3}, {DEPTH: 2}],
     ),
     "half of NumPy's numbers": (
         search(real(LR, np.float32(0.01), np.float32(0.1), np.float32(0.01), np.float32(0.1))),

@@ -1,7 +1,7 @@
 """Names of configurations: different values look different."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.task import task_named
@@ -41,9 +41,11 @@ def test_keys_that_end_alike_are_told_apart_and_words_alone_where_they_say_enoug
     assert labels([{"a.depth": 1}, {"b.depth": 1}], TASK) == ["a.depth 1", "b.depth 1"]
     assert labels([{"x": "dense"}, {"y": "dense"}], TASK) == ["x dense", "y dense"]
     assert labels([{LR: "1e-3"}, {LR: "1e-2"}], TASK) == ["lr 1e-3", "lr 1e-2"]
+    assert labels([{"x": 1}, {"x": "1"}], TASK) == ["x 1", "x '1'"]
     assert labels([{}, {"x": "dense"}], TASK) == ["unchanged", "dense"]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(configurations)
 def test_different_configurations_have_different_names(drawn: list[dict]) -> None:
     different = list({repr(one): one for one in drawn}.values())
