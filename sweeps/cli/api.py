@@ -279,7 +279,7 @@ class Sweep:
     def best(self) -> Best | None:
         """Return the best configuration, or None as long as no run of any has completed."""
         view = self._look()
-        lead, sign = aggregate.leader(aggregate.summaries(view), self.objective, view.sweep.sign), view.sweep.sign
+        lead, sign = aggregate.leader_of(view, aggregate.summaries(view), self.objective), view.sweep.sign
         if lead is None:
             return None
         spread = lead.best.spreads[self.objective]
