@@ -265,7 +265,7 @@ class Sweep:
         """Return the best configuration, or None as long as no run of any has completed."""
         view = self._look()
         table, sign = aggregate.rows(view), view.sweep.sign
-        lead = aggregate.leader(aggregate.summaries(view, table), self.objective, sign)
+        lead = aggregate.leader_of(view, aggregate.summaries(view, table), self.objective)
         if lead is None:
             return None
         spread = lead.best.spreads[self.objective]

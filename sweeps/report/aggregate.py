@@ -4,11 +4,12 @@ import collections
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.task import score_format
-from sweeps.report.significance import Comparison, compare
+from sweeps.report.significance import UNTESTED, Comparison, compare
+from sweeps.report.winner import Winner, winner
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
@@ -276,39 +277,89 @@ def in_units(view: View, text: object, form: str = "{} {}") -> str:
 
 @dataclass(frozen=True)
 class Leader:
-    """The configuration with the best mean of a metric, compared with the next one."""
+    """The configuration with the best mean of a metric, and what may be said of it."""
 
     metric: str
     best: Summary
     other: Summary | None
-    comparison: Comparison | None  # None if there is no other configuration
+    comparison: Comparison | None  # with the next alone; None if there is no other configuration
+    winner: Winner
 
     @property
     def significant(self) -> bool:
-        """Return whether the lead is statistically significant."""
-        return self.comparison is not None and self.comparison.significant
+        """Return whether it may be called the best, judged among all configurations."""
+        return self.winner.declared
 
 
-def leader(table: Sequence[Summary], metric: str, sign: float = 1.0) -> Leader | None:
-    """Return the configuration with the best mean of `metric`, the first of equals, or None; with sign -1 the lowest is best."""
+def leader(table: Sequence[Summary], metric: str, sign: float = 1.0, adaptive: bool = False) -> Leader | None:
+    """Return the configuration with the best mean of `metric`, the first of equals, or None; with sign -1 the lowest is best.
+
+    `adaptive` says that the runs decided which configurations got further seeds, as in a search.
+    """
     ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -sign * statistics.fmean(s.values[metric].values()))
     if not ranked:
         return None
     best, *others = ranked
-    return (
-        Leader(metric, best, others[0], compare(best.values[metric], others[0].values[metric]))
-        if others
-        else Leader(metric, best, None, None)
-    )
+    found = winner({s.key: s.values[metric] for s in ranked}, sign, adaptive)
+    other = others[0] if others else None
+    return Leader(metric, best, other, compare(best.values[metric], other.values[metric]) if other else None, found)
+
+
+def leader_of(view: View, table: Sequence[Summary], metric: str) -> Leader | None:
+    """Return the leader by `metric` among `table`, in the direction of the view's task."""
+    return leader(table, metric, view.sweep.task.sign(metric), view.sweep.search is not None)
+
+
+def leaders_of(view: View, table: Sequence[Summary]) -> dict[str, Leader | None]:
+    """Return column -> leader. The columns are tested in order: where one has no best, neither have those after it.
+
+    So all columns share the error rate of one.
+    """
+    found: dict[str, Leader | None] = {}
+    may = True
+    for metric in columns(view):
+        lead = leader_of(view, table, metric)
+        if lead is not None and not may:
+            lead = replace(lead, winner=replace(lead.winner, declared=False))
+        found[metric] = lead
+        may = may and lead is not None and lead.significant
+    return found
 
 
 def judged(lead: Leader) -> str:
-    """Return 'apart by 1.3 (95 % interval 0.4 to 2.2): paired t over 3 seeds, p = 0.01'."""
+    """Return 'difference 1.3 (95 % interval 0.4 to 2.2: paired t over 3 seeds); among all 11 configurations p = 0.01'."""
     assert lead.comparison is not None
-    tested = lead.comparison
-    form = ".3g" if isinstance(lead.best.spreads.get(lead.metric), FineSpread) else ".1f"
-    interval = "" if tested.low is None or tested.high is None else f" (95 % interval {tested.low:{form}} to {tested.high:{form}})"
-    return f"difference {tested.difference:{form}}{interval}: {tested}"
+    p = lead.winner.p
+    among = f"among all {1 + len(lead.winner.against)} configurations p {'< 0.001' if (p or 0) < 0.001 else f'= {p:.2g}'}"
+    said = "no test, which needs two runs of the best, and runs that differ" if p is None else among
+    return f"{apart(lead, lead.comparison)}; {said}"
+
+
+def apart(lead: Leader, pair: Comparison) -> str:
+    """Return 'difference 1.3 (95 % interval 0.4 to 2.2: paired t over 3 seeds)' of the best and another one."""
+    form, how = _form(lead), "" if pair.test == UNTESTED else pair.how
+    interval = f"95 % interval {pair.low:{form}} to {pair.high:{form}}: " if pair.low is not None and pair.high is not None else ""
+    return f"difference {pair.difference:{form}}" + (f" ({interval}{how})" if how else "")
+
+
+def without_luck(view: View, lead: Leader) -> str:
+    """Return 'without its luck: 70.1 % (95 % interval 68.0 to 72.2)', or "" without two runs of the best."""
+    found = lead.winner
+    if found.estimate is None or lead.other is None:
+        return ""
+    form = _form(lead)
+    interval = "" if found.low is None or found.high is None else f" (95 % interval {found.low:{form}} to {found.high:{form}})"
+    return f"by seeds that did not select it, the best scores {in_units(view, f'{found.estimate:{form}}')}{interval}"
+
+
+def may_be_best(lead: Leader) -> str:
+    """Return '4 of 11 configurations may be the best (95 % confidence)'."""
+    may, every = len(lead.winner.candidates), 1 + len(lead.winner.against)
+    return f"{may} of {every} configurations may be the best (95 % confidence)"
+
+
+def _form(lead: Leader) -> str:
+    return ".3g" if isinstance(lead.best.spreads.get(lead.metric), FineSpread) else ".1f"
 
 
 def run_set(view: View) -> str:

@@ -11,7 +11,20 @@ from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import read_json, reading, tail
 from cnnjepa.run.typed import build
 from jobs.task import score_format
-from sweeps.report.aggregate import Leader, Spread, Summary, in_units, judged, leader, rows, summaries, title
+from sweeps.report.aggregate import (
+    Leader,
+    Spread,
+    Summary,
+    apart,
+    in_units,
+    judged,
+    leader_of,
+    may_be_best,
+    rows,
+    summaries,
+    title,
+    without_luck,
+)
 from sweeps.report.significance import compare
 from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
@@ -60,7 +73,7 @@ def called(label: str) -> str:
 
 def answer(view: View) -> tuple[str, bool]:
     """Return a one-sentence answer with its uncertainty, and whether it is significant."""
-    lead = leader(summaries(view), view.sweep.objective, view.sweep.sign)
+    lead = leader_of(view, summaries(view), view.sweep.objective)
     if lead is None:
         return "No run has completed yet.", False
     left = to_end(view)
@@ -72,15 +85,17 @@ def answer(view: View) -> tuple[str, bool]:
     other = lead.other.spreads[lead.metric]
     follows = f"{called(lead.other.label)} with {other} (n = {other.n}), {judged(lead)}"
     if lead.significant:
-        return f"{so_far}the best is {best}, significantly better than the next, {follows}.", True
-    return f"{so_far}no configuration is significantly better than the next: {best} leads, followed by {follows}.", False
+        return f"{so_far}the best is {best}, significantly better than all others; the next is {follows}.", True
+    return f"{so_far}no configuration is significantly better than all others: {best} leads, followed by {follows}.", False
 
 
 def beside_the_answer(view: View) -> list[str]:
     """Return the lines that keep a reader from overrating the answer."""
     table = summaries(view)
-    lead = leader(table, view.sweep.objective, view.sweep.sign)
-    lines = [view_of_others(table, lead)] if lead is not None and lead.other is not None else []
+    lead = leader_of(view, table, view.sweep.objective)
+    lines = []
+    if lead is not None and lead.other is not None:
+        lines += [f"{found[0].upper()}{found[1:]}." for found in [without_luck(view, lead), may_be_best(lead)] if found]
     if view.sweep.search is not None and lead is not None:
         lines += [s.label for s in (lead.best, lead.other) if s is not None]
         lines += against_the_baseline(view, table, lead)
@@ -89,16 +104,6 @@ def beside_the_answer(view: View) -> list[str]:
     if view.sweep.scale.name == "smoke":
         lines.append("Smoke scale: it shows that everything works, and says little about the question.")
     return lines
-
-
-def view_of_others(table: Sequence[Summary], lead: Leader) -> str:
-    """Return 'Of the 10 other configurations 6 are tied with it.'"""
-    others = [s for s in table if s.key != lead.best.key and s.values.get(lead.metric)]
-    near = [s for s in others if not compare(lead.best.values[lead.metric], s.values[lead.metric]).significant]
-    if len(others) == 1:
-        return f"The only other configuration is {'tied with it' if near else 'significantly worse'}, by the same test."
-    tied = f"{len(near)} {'is' if len(near) == 1 else 'are'} tied with it, each compared by the same test."
-    return f"Of the {len(others)} other configurations, {tied}"
 
 
 def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
@@ -110,14 +115,15 @@ def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> 
     if base.key == lead.best.key:
         return ["The best is the configuration without changes."]
     tested = compare(lead.best.values[lead.metric], base.values[lead.metric])
-    word = "significantly better" if tested.significant else "tied with it"
+    word = "significantly better" if base.key in lead.winner.better_than else "tied with it"
     spread = base.spreads[lead.metric]
-    return [f"The configuration without changes has {spread} (n = {spread.n}); the best is {word}: {tested}."]
+    said = f"The configuration without changes has {spread} (n = {spread.n}); the best is {word}, judged among all"
+    return [f"{said}: {apart(lead, tested)}."]
 
 
 def tiles(view: View) -> list[tuple[str, str]]:
     """Return (number, label) pairs for readers with ten seconds."""
-    lead, unit = leader(summaries(view), view.sweep.objective, view.sweep.sign), hours_unit(view)
+    lead, unit = leader_of(view, summaries(view), view.sweep.objective), hours_unit(view)
     found: list[tuple[str, str]] = []
     if lead is not None:
         spread = lead.best.spreads[lead.metric]

@@ -1,4 +1,4 @@
-"""Test whether the best configuration is significantly better than the next.
+"""Compare two configurations, as if there were no others; sweeps/report/winner.py judges among all.
 
 One t-test is declared: two-sided, at 5 %, paired for shared seeds, Welch's otherwise. It is
 two-sided because the runs themselves choose which of the two is called best. Runs of one seed share
@@ -35,9 +35,14 @@ class Comparison:
         """Return 'paired t over 3 seeds, p = 0.012'."""
         if self.test == UNTESTED:
             return "fewer than two runs of each, no test"
-        over = f"{self.n[0]} seeds" if self.test in (PAIRED, SIGN) else f"{self.n[0]} and {self.n[1]} runs"
         assert self.p is not None
-        return f"{self.test} over {over}, p {'< 0.001' if self.p < 0.001 else f'= {self.p:.2g}'}"
+        return f"{self.how}, p {'< 0.001' if self.p < 0.001 else f'= {self.p:.2g}'}"
+
+    @property
+    def how(self) -> str:
+        """Return 'paired t over 3 seeds'."""
+        over = f"{self.n[0]} seeds" if self.test in (PAIRED, SIGN) else f"{self.n[0]} and {self.n[1]} runs"
+        return f"{self.test} over {over}"
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float]) -> Comparison:

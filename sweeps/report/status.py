@@ -12,7 +12,7 @@ from cnnjepa.run import pace, refusal, skipped
 from jobs.slurm.queue import EMPTY_SECONDS, SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
 from jobs.task import score_format
-from sweeps.report.aggregate import Summary, judged, leader, summaries
+from sweeps.report.aggregate import Summary, judged, leader_of, summaries
 from sweeps.report.terminal import Column, fitted
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
@@ -46,7 +46,7 @@ def rungs_reached(view: View, trial: Trial) -> dict[str, float]:
 def best_so_far(view: View) -> dict[str, Any] | None:
     """Return the best configuration by mean objective, the next and their test, or None."""
     objective = view.sweep.objective
-    lead = leader(summaries(view), objective, view.sweep.sign)
+    lead = leader_of(view, summaries(view), objective)
     if lead is None:
         return None
     other = None if lead.other is None else asdict(lead.other.spreads[objective]) | {"setting": lead.other.label}
@@ -56,6 +56,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
         **asdict(lead.best.spreads[objective]),
         "next": other,
         "significant": lead.significant,
+        "judged": {name: value for name, value in asdict(lead.winner).items() if name in ("p", "estimate", "low", "high")},
         "test": tested,
     }
 
@@ -63,7 +64,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
 def best_line(view: View) -> str:
     """Return 'best so far by knn: lr 0.003: 71.2 ± 0.4 (n = 3); next: ...', or ""."""
     objective = view.sweep.objective
-    lead = leader(summaries(view), objective, view.sweep.sign)
+    lead = leader_of(view, summaries(view), objective)
     if lead is None:
         return ""
 

@@ -23,13 +23,16 @@ from sweeps.report.aggregate import (
     columns,
     images_behind,
     judged,
-    leader,
+    leader_of,
+    leaders_of,
+    may_be_best,
     references,
     rows,
     run_set,
     shown_configurations,
     summaries,
     title,
+    without_luck,
 )
 from sweeps.report.terminal import Column, fitted
 from sweeps.state.view import View
@@ -85,20 +88,35 @@ def summary_csv(view: View) -> str:
     papers = sorted({m for s in table for m in s.paper})
     shown = [*metrics, *view.sweep.costs]
     header = ["setting", *(f"{m}_{part}" for m in shown for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
+    lead = leader_of(view, table, view.sweep.objective)
     lines = []
     for s in table:
         spread = [v for m in shown for v in vars({**s.spreads, **s.costs}[m]).values()]
-        counts = [s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours, *[s.damaged] * damaged]
+        counts = [s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours, *[s.damaged] * damaged, *_judged_csv(s, lead)]
         lines.append([s.label, *spread, *(s.paper.get(m) for m in papers), *counts])
     for name, scores in references(view).items():
         spread = [v for m in shown for v in vars(scores.get(m, Spread.of([]))).values()]
-        lines.append([name, *spread, *[None] * (len(papers) + 5 + damaged)])
-    return _csv([*header, "failed", "pruned", "unfinished", "parameters", "device_hours", *["damaged"] * damaged], lines)
+        lines.append([name, *spread, *[None] * (len(papers) + 5 + damaged + len(_JUDGED))])
+    counted = ["failed", "pruned", "unfinished", "parameters", "device_hours", *["damaged"] * damaged]
+    return _csv([*header, *counted, *_JUDGED], lines)
+
+
+# Of the objective, judged among all configurations: 1 or 0, 1 or 0, p, and for the best its score by seeds that did not select it.
+_JUDGED = ("best", "may_be_best", "p_against_best", "estimate", "estimate_low", "estimate_high")
+
+
+def _judged_csv(s: Summary, lead: Leader | None) -> list[Any]:
+    """Return what is judged of a configuration, in the columns of _JUDGED; empty without a score."""
+    if lead is None or not s.values.get(lead.metric):
+        return [None] * len(_JUDGED)
+    found, first = lead.winner, s.key == lead.best.key
+    own = [found.estimate, found.low, found.high] if first else [None] * 3
+    return [int(first and found.declared), int(s.key in found.candidates), None if first or found.p is None else found.against[s.key], *own]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One field of the table: `bold` if significantly better than the next, `marked` if tied."""
+    """One field of the table: `bold` if it is the best, judged among all, `marked` if tied."""
 
     text: str
     bold: bool = False
@@ -127,7 +145,7 @@ def peoples_table(view: View, most: int | None = None) -> PeoplesTable:
     whole, pruned = shown_configurations(view)
     table = whole[:most]
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
-    leaders = {m: leader(whole, m, view.sweep.task.sign(m)) for m in metrics}
+    leaders = leaders_of(view, whole)
     # A sweep that asks about costs shows these instead of the total.
     total, form = [] if costs else ["device-hours"], score_format(view.sweep.task.UNIT)
     marks = [_left_out(s) for s in table]
@@ -169,9 +187,14 @@ def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[s
     notes = [f"mean ± std over seeds (n); {run_set(view)}"]
     tested = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
     if tested:
-        rule = "bold: the best of its column, significantly better than the next by a two-sided test at 5 %"
-        notes.append(f"{rule}; {_TIED}: the best, but tied with the next")
-        notes += [f"{title(view, d.metric)}: {d.best.label} against {d.other.label if d.other else ''}, {judged(d)}" for d in tested]
+        rule = "bold: the best of its column, judged among all configurations at 5 %, and only if it is so in the columns before"
+        notes.append(
+            f"{rule}; {_TIED}: the highest mean, but tied" if view.sweep.sign > 0 else f"{rule}; {_TIED}: the lowest mean, but tied"
+        )
+        for d in tested:
+            against = f"{title(view, d.metric)}: {d.best.label} against the next, {d.other.label if d.other else ''}, {judged(d)}"
+            notes.append("; ".join(filter(None, [against, without_luck(view, d) if d.metric == view.sweep.objective else ""])))
+        notes += [may_be_best(d) for d in tested if d.metric == view.sweep.objective]
     notes += [line for line in (images_behind(view, leaders), pruned) if line]
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 

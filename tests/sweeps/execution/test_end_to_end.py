@@ -278,7 +278,7 @@ def test_the_page_of_a_sweep_is_whole_in_a_browser(failing: tuple[Path, subproce
     with opened(folder(runs) / "report.html") as page:
         assert page.complaints() == []
         assert page.empty_figures() == []
-        assert "No configuration is significantly better than the next" in page.text("#answer")
+        assert "No configuration is significantly better than all others" in page.text("#answer")
         assert len(page.all("#trials tbody tr")) == 4
         page.click("#trials tbody tr")
         assert page.all("#trials tbody tr.chosen")

@@ -12,7 +12,7 @@ import pytest
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.report import html, html_text
-from sweeps.report.aggregate import Leader, Summary, summaries
+from sweeps.report.aggregate import leader, summaries
 from sweeps.report.tables import write_all
 from sweeps.spec.sweep import Configuration
 from sweeps.state import claims
@@ -29,13 +29,15 @@ def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
     sentence, significant = html_text.answer(view)
     assert significant
     assert sentence.startswith(
-        "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), significantly better than the next, pointwise with 60.9"
+        "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), significantly better than all others; the next is "
+        "pointwise with 60.9"
     )
     assert "95 % interval" in sentence
-    assert "paired t over 3 seeds, p" in sentence
-    assert html_text.view_of_others(summaries(view), html_text.leader(summaries(view), OBJECTIVE)) == (  # type: ignore[arg-type]
-        "Of the 2 other configurations, 0 are tied with it, each compared by the same test."
-    )
+    assert "paired t over 3 seeds)" in sentence
+    assert "among all 3 configurations p < 0.001" in sentence
+    beside = html_text.beside_the_answer(view)
+    assert beside[0].startswith("By seeds that did not select it, the best scores 75.5 % (95 % interval 7")
+    assert beside[1] == "1 of 3 configurations may be the best (95 % confidence)."
     assert html_text.tiles(view)[0] == ("depth 2", "best, statistically significant")
     assert ("4.5 core-hours", "cost of all runs") in html_text.tiles(view)
     assert '<div id="answer" class="answer significant">' in html.build(view)
@@ -44,7 +46,7 @@ def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
 def test_no_winner_is_named_where_none_is_significant(tmp_path: Path) -> None:
     sentence, significant = html_text.answer(made(tmp_path, ALIKE))
     assert not significant
-    assert sentence.startswith("no configuration is significantly better than the next: depth 2 with 71.2 ± 0.8 % ")
+    assert sentence.startswith("no configuration is significantly better than all others: depth 2 with 71.2 ± 0.8 % ")
 
 
 def test_while_runs_are_pending_the_answer_says_so(tmp_path: Path) -> None:
@@ -163,23 +165,6 @@ def test_energy_is_that_of_all_runs_whose_gpus_recorded_it(tmp_path: Path) -> No
         view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics={OBJECTIVE: 1.0}, energy_kwh=kwh))
     assert html_text.costs(view)[-1] == "3.8 kWh drawn by the GPUs of 2 runs"
     assert html_text.hours_unit(view) == "GPU-hours"
-
-
-def test_the_others_are_judged_each_by_the_same_test(tmp_path: Path) -> None:
-    shown = {
-        name: html_text.view_of_others(table := summaries(made(tmp_path / name, {k: ALIKE[k] for k in configurations})), lead(table))
-        for name, configurations in {"one": ("depth 1", "depth 2"), "near": tuple(ALIKE)}.items()
-    }
-    assert shown == {
-        "one": "The only other configuration is tied with it, by the same test.",
-        "near": "Of the 2 other configurations, 1 is tied with it, each compared by the same test.",
-    }
-
-
-def lead(table: list[Summary]) -> Leader:
-    found = html_text.leader(table, OBJECTIVE)
-    assert found is not None
-    return found
 
 
 def test_a_log_is_shown_by_its_last_lines_and_rare_causes_come_last(tmp_path: Path) -> None:
@@ -307,20 +292,13 @@ def test_the_more_frequent_failure_comes_first_with_the_last_lines_of_its_log(tm
     assert groups[1].log.splitlines() == [f"line {i}" for i in range(16, 30)]
 
 
-def test_the_others_are_compared_with_the_best_one_by_one(tmp_path: Path) -> None:
+def test_the_page_says_how_many_configurations_may_be_the_best(tmp_path: Path) -> None:
     def said(path: Path, scores: dict[str, list[float]]) -> str:
-        table = summaries(made(path, scores))
-        lead = html_text.leader(table, OBJECTIVE)
-        assert lead is not None
-        return html_text.view_of_others(table, lead)
+        return next(line for line in html_text.beside_the_answer(made(path, scores)) if "may be the best" in line)
 
-    one_near = "Of the 2 other configurations, 1 is tied with it, each compared by the same test."
-    assert said(tmp_path / "alike", ALIKE) == one_near
+    assert said(tmp_path / "alike", ALIKE) == "2 of 3 configurations may be the best (95 % confidence)."
     near = {**ALIKE, "pointwise": [69.0, 72.5, 71.0]}
-    assert said(tmp_path / "near", near) == "Of the 2 other configurations, 2 are tied with it, each compared by the same test."
-    two = {k: ALIKE[k] for k in ("depth 1", "depth 2")}
-    assert said(tmp_path / "two", two) == "The only other configuration is tied with it, by the same test."
-    assert said(tmp_path / "far", {k: CLEAR[k] for k in two}) == "The only other configuration is significantly worse, by the same test."
+    assert said(tmp_path / "near", near) == "3 of 3 configurations may be the best (95 % confidence)."
 
 
 def test_runs_of_several_commits_are_counted_and_uncommitted_changes_shown(tmp_path: Path) -> None:
@@ -343,14 +321,14 @@ def test_the_best_is_compared_with_the_configuration_without_changes_which_comes
     def said(path: Path, scores: dict[str, list[float]]) -> list[str]:
         view = made(path, scores)
         table = summaries(view)
-        lead = html_text.leader(table, OBJECTIVE)
+        lead = leader(table, OBJECTIVE)
         assert lead is not None
         return html_text.against_the_baseline(view, table, lead)
 
     (line,) = said(tmp_path / "clear", CLEAR)
-    assert line.startswith(
-        "The configuration without changes has 60.5 ± 0.5 (n = 3); the best is significantly better: paired t over 3 seeds, p "
-    )
+    said_of_it = "The configuration without changes has 60.5 ± 0.5 (n = 3); the best is significantly better, judged among all: "
+    assert line.startswith(f"{said_of_it}difference 15.0 (95 % interval ")
+    assert line.endswith(": paired t over 3 seeds).")
     assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the configuration without changes."]
     assert said(tmp_path / "none", {"depth 2": [70.0, 71.0], "pointwise": [60.0, 61.0]}) == [
         "The configuration without changes has no completed run to compare the best with."

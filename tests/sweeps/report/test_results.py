@@ -11,7 +11,7 @@ from rich.console import Console
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.execution.monitor import wide_console
 from sweeps.report import html, plots, tables
-from sweeps.report.aggregate import FineSpread, Spread, Summary, judged, leader
+from sweeps.report.aggregate import FineSpread, Spread, Summary, judged, leader, leaders_of, summaries
 from sweeps.report.significance import compare
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.spec.sweep import ScaleName, build_trials
@@ -147,7 +147,7 @@ def test_a_best_that_is_tied_is_marked_and_never_bold(view: View) -> None:
     assert "| depth 2 | 70.0 (1) † | 71.0 (1) † | 52.0 (1) † |" in markdown
     assert "70.0 (1) †" in markdown
     assert "| 52.0 (1) † |" in markdown  # of its column, with one seed
-    assert "fewer than two runs of each, no test" in markdown
+    assert "no test, which needs two runs of the best, and runs that differ" in markdown
     assert r"\textbf" not in tables.latex_table(view)
 
 
@@ -171,10 +171,37 @@ def test_the_best_is_bold_where_it_is_significant_and_only_there(apart: View) ->
     assert best.count("**") == 4  # the objective and the linear probe
     assert sum(line.count("**") for line in lines) == 4
     assert sum(line.count(" †") for line in lines if line.startswith("| ")) == 1
-    assert any("linear top-1, test: depth 2 against" in line and "paired t over 3 seeds, p" in line for line in lines)
+    assert any(
+        "linear top-1, test: depth 2 against" in line and "paired t over 3 seeds); among all 3 configurations p" in line for line in lines
+    )
     console = Console(width=250, force_terminal=True, color_system="standard", file=io.StringIO())
     console.print(tables.terminal_table(apart))
     assert re.search(r"\x1b\[1m +7[56]\.\d ± ", console.file.getvalue())
+
+
+def test_a_column_after_one_without_a_best_has_none(apart: View) -> None:
+    """The objective is first: without a best by it, the linear probe's is not bold however clear it is."""
+    for i, trial in enumerate(apart.sweep.trials):
+        result = apart.result(trial)
+        assert result is not None
+        metrics = {**result.metrics, OBJECTIVE: 50.0 + (i * 5 % 7)}
+        apart.sweep.run(trial).write_result(dataclasses.replace(result, metrics=metrics, claim=1))
+    found = leaders_of(View(apart.sweep), summaries(View(apart.sweep)))
+    assert {metric: lead is not None and lead.significant for metric, lead in found.items()} == dict.fromkeys(
+        [OBJECTIVE, LINEAR, KNN], False
+    )
+    assert "**" not in tables.markdown_table(View(apart.sweep))
+
+
+def test_the_csv_says_what_is_judged_of_each_configuration(apart: View) -> None:
+    lines = {line["setting"]: line for line in table(tables.summary_csv(apart))}
+    judged_as = {name: (line["best"], line["may_be_best"]) for name, line in lines.items()}
+    assert judged_as == {"depth 2": ("1", "1"), "depth 1": ("0", "0"), "pointwise": ("0", "0")}
+    assert float(lines["depth 1"]["p_against_best"]) < 0.01
+    best = lines["depth 2"]
+    assert best["p_against_best"] == lines["depth 1"]["estimate"] == ""
+    assert float(best["estimate"]) == pytest.approx(75.5, abs=0.8)
+    assert float(best["estimate_low"]) < float(best["estimate"]) < float(best["estimate_high"])
 
 
 def test_the_latex_table_is_whole(apart: View) -> None:
