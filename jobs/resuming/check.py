@@ -170,6 +170,8 @@ def _explain(runs: Runs, reference: Done, first: Done, resumed: Done, found: Fin
     if chosen is None:
         items = followed(groups)
         kind = put_back.of_effects(items, is_earlier, is_saved) if items else Kind.unknown
+        if kind is Kind.value:  # of a number that follows from no variable, such as a place in a loop, a schedule follows first
+            kind = Kind.scheduler
         found.causes = [Cause(kind, items[0].name if items else "", "", False)]
         return
     found.causes = []
