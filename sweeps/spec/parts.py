@@ -47,7 +47,7 @@ def _check(hint: Any, value: Any, where: str) -> None:
             _refuse(hint, value, where)
     elif not isinstance(value, kind):
         _refuse(hint, value, where)
-    elif dataclasses.is_dataclass(kind) and kind.__name__ not in _OWN_RULES:
+    elif dataclasses.is_dataclass(value) and type(value).__name__ not in _OWN_RULES:
         check_parts(value, f"{where}.")
 
 
