@@ -217,7 +217,7 @@ def checked_space(space: Sequence[Dimension], train: Any, costs: bool = False) -
     neutral = _neutral(ids)
     for d in space:
         params = reaching(space, base, d)
-        if not d.options and not d.whole:
+        if not d.options and not d.whole and all(float(value).is_integer() for value in ends(d)):
             _built(base, params, d, float(d.low))  # whole bounds do not make its key one of parts of a number
         for config in built[d.key]:
             task_of(train).validate(config)

@@ -12,10 +12,10 @@ import pytest
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunStatus
+from jobs.task import Task
 from sweeps import Sweep, plan, run
 from sweeps.cli import api
 from sweeps.report import aggregate
-from sweeps.state import folder
 from sweeps.state.view import View
 from tests.support.documented import ROOT, blocks, page
 from tests.support.reported import CLEAR, LINEAR, OBJECTIVE, failed, made
@@ -128,7 +128,7 @@ def test_the_best_is_found_in_one_look_at_the_trials(tmp_path: Path, monkeypatch
 
 def test_the_best_of_a_minimized_objective_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path / "s", CLEAR)
-    monkeypatch.setattr(folder.Sweep, "sign", -1.0)
+    monkeypatch.setattr(Task, "MINIMIZED", (OBJECTIVE,))
     best = Sweep.open(tmp_path / "s").best()
     assert best is not None
     scores = [t.metrics[OBJECTIVE] for t in best.trials]
