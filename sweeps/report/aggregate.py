@@ -349,6 +349,20 @@ def without_luck(view: View, lead: Leader) -> str:
     return f"by seeds that did not select it, the best scores {in_units(view, f'{found.estimate:{form}}')}{interval}"
 
 
+def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
+    """Return a comparison of the best with the baseline: a search's configuration without changes, else the sweep's first."""
+    first = view.sweep.trials[0]
+    called = "configuration without changes" if view.sweep.search is not None else f"first configuration, {first.label},"
+    base = next((s for s in table if s.key == first.configuration and s.values.get(lead.metric)), None)
+    if base is None:
+        return [f"The {called} has no completed run to compare the best with."]
+    if base.key == lead.best.key:
+        return [f"The best is the {called.rstrip(',')}."]
+    word = "significantly better" if base.key in lead.winner.better_than else "tied with it"
+    spread, pair = base.spreads[lead.metric], compare(lead.best.values[lead.metric], base.values[lead.metric])
+    return [f"The {called} has {spread} (n = {spread.n}); the best is {word}, judged among all: {apart(lead, pair)}."]
+
+
 def may_be_best(lead: Leader) -> str:
     """Return '4 of 11 configurations may be the best (95 % confidence)'."""
     may, every = len(lead.winner.candidates), 1 + len(lead.winner.against)
