@@ -304,7 +304,8 @@ def leader(table: Sequence[Summary], metric: str, sign: float = 1.0, adaptive: b
 
 def leader_of(view: View, table: Sequence[Summary], metric: str) -> Leader | None:
     """Return the leader by `metric` among `table`, in the direction of the view's task."""
-    return leader(table, metric, view.sweep.task.sign(metric), view.sweep.search is not None)
+    sign = view.sweep.sign if metric == view.sweep.objective else view.sweep.task.sign(metric)
+    return leader(table, metric, sign, view.sweep.search is not None)
 
 
 def leaders_of(view: View, table: Sequence[Summary]) -> dict[str, Leader | None]:
