@@ -307,7 +307,8 @@ def leader(table: Sequence[Summary], metric: str, sign: float = 1.0, adaptive: b
 
 def leader_of(view: View, table: Sequence[Summary], metric: str) -> Leader | None:
     """Return the leader by `metric` among `table`, in the direction of the view's task."""
-    return leader(table, metric, view.sweep.task.sign(metric), view.sweep.search is not None)
+    sign = view.sweep.sign if metric == view.sweep.objective else view.sweep.task.sign(metric)
+    return leader(table, metric, sign, view.sweep.search is not None)
 
 
 def leaders_of(view: View, table: Sequence[Summary]) -> dict[str, Leader | None]:
@@ -350,6 +351,20 @@ def without_luck(view: View, lead: Leader) -> str:
     form = _form(lead)
     interval = "" if found.low is None or found.high is None else f" (95 % interval {found.low:{form}} to {found.high:{form}})"
     return f"by seeds that did not select it, the best scores {in_units(view, f'{found.estimate:{form}}')}{interval}"
+
+
+def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
+    """Return a comparison of the best with the baseline: a search's configuration without changes, else the sweep's first."""
+    first = view.sweep.trials[0]
+    called = "configuration without changes" if view.sweep.search is not None else f"first configuration, {first.label},"
+    base = next((s for s in table if s.key == first.configuration and s.values.get(lead.metric)), None)
+    if base is None:
+        return [f"The {called} has no completed run to compare the best with."]
+    if base.key == lead.best.key:
+        return [f"The best is the {called.rstrip(',')}."]
+    word = "significantly better" if base.key in lead.winner.better_than else "tied with it"
+    spread, pair = base.spreads[lead.metric], compare(lead.best.values[lead.metric], base.values[lead.metric])
+    return [f"The {called} has {spread} (n = {spread.n}); the best is {word}, judged among all: {apart(lead, pair)}."]
 
 
 def may_be_best(lead: Leader) -> str:

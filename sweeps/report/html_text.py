@@ -3,7 +3,6 @@
 import collections
 import re
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from cnnjepa.run.files import read_json, reading, tail
 from cnnjepa.run.typed import build
 from jobs.task import score_format
 from sweeps.report.aggregate import (
-    Leader,
     Spread,
-    Summary,
-    apart,
+    against_the_baseline,
     in_units,
     judged,
     leader_of,
@@ -25,7 +22,6 @@ from sweeps.report.aggregate import (
     title,
     without_luck,
 )
-from sweeps.report.significance import compare
 from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
 from sweeps.spec.sweep import Trial
@@ -98,27 +94,12 @@ def beside_the_answer(view: View) -> list[str]:
         lines += [f"{found[0].upper()}{found[1:]}." for found in [without_luck(view, lead), may_be_best(lead)] if found]
     if view.sweep.search is not None and lead is not None:
         lines += [s.label for s in (lead.best, lead.other) if s is not None]
-        lines += against_the_baseline(view, table, lead)
+    lines += against_the_baseline(view, table, lead) if lead is not None else []
     if lead is not None and view.sweep.task.RANKED:
         lines.append(view.sweep.task.RANKED)
     if view.sweep.scale.name == "smoke":
         lines.append("Smoke scale: it shows that everything works, and says little about the question.")
     return lines
-
-
-def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
-    """Return a comparison of a search's best configuration with the unchanged one."""
-    first = view.sweep.trials[0].configuration
-    base = next((s for s in table if s.key == first and s.values.get(lead.metric)), None)
-    if base is None:
-        return ["The configuration without changes has no completed run to compare the best with."]
-    if base.key == lead.best.key:
-        return ["The best is the configuration without changes."]
-    tested = compare(lead.best.values[lead.metric], base.values[lead.metric])
-    word = "significantly better" if base.key in lead.winner.better_than else "tied with it"
-    spread = base.spreads[lead.metric]
-    said = f"The configuration without changes has {spread} (n = {spread.n}); the best is {word}, judged among all"
-    return [f"{said}: {apart(lead, tested)}."]
 
 
 def tiles(view: View) -> list[tuple[str, str]]:

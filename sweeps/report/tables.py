@@ -20,6 +20,7 @@ from sweeps.report.aggregate import (
     Leader,
     Spread,
     Summary,
+    against_the_baseline,
     columns,
     images_behind,
     judged,
@@ -165,7 +166,7 @@ def peoples_table(view: View, most: int | None = None) -> PeoplesTable:
     rest = [f"{len(table)} best of {len(whole):,} configurations" if len(table) < len(whole) else ""]
     rest.append(f"{most} of {len(compared):,} references" if most is not None and len(compared) > most else "")
     shown = f"shown: {', '.join(filter(None, rest))}; summary.csv has all" if any(rest) else ""
-    return PeoplesTable(header, lines, [*filter(None, [shown]), *_notes(view, leaders, pruned)])
+    return PeoplesTable(header, lines, [*filter(None, [shown]), *_notes(view, whole, leaders, pruned)])
 
 
 def _left_out(s: Summary) -> str:
@@ -182,7 +183,7 @@ def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
     return Cell(f"{spread} ({spread.n})", best and lead.significant, best and not lead.significant)  # type: ignore[union-attr]
 
 
-def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[str]:
+def _notes(view: View, table: Sequence[Summary], leaders: dict[str, Leader | None], pruned: str) -> list[str]:
     """Return the notes that a reader of the table needs."""
     notes = [f"mean ± std over seeds (n); {run_set(view)}"]
     tested = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
@@ -194,7 +195,8 @@ def _notes(view: View, leaders: dict[str, Leader | None], pruned: str) -> list[s
         for d in tested:
             against = f"{title(view, d.metric)}: {d.best.label} against the next, {d.other.label if d.other else ''}, {judged(d)}"
             notes.append("; ".join(filter(None, [against, without_luck(view, d) if d.metric == view.sweep.objective else ""])))
-        notes += [may_be_best(d) for d in tested if d.metric == view.sweep.objective]
+            if d.metric == view.sweep.objective:
+                notes += [may_be_best(d), *(line.rstrip(".") for line in against_the_baseline(view, table, d))]
     notes += [line for line in (images_behind(view, leaders), pruned) if line]
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 

@@ -20,7 +20,7 @@ from sweeps.state.folder import Sweep
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
-FINALISTS = 2  # configurations that get all seeds, to compare the best with the next
+FINALISTS = 2  # configurations that get all seeds, to compare the best with the next; so does the baseline
 _DRAWS = 50  # of the sampler, before the space is listed
 
 
@@ -120,12 +120,21 @@ class Outlook:
 
     @cached_property
     def seeds_due(self) -> list[tuple[Tried, int]]:
-        """Return leaders that lack a seed, with that seed, once every configuration was tried."""
+        """Return leaders that lack a seed, with that seed, once every configuration was tried; last the baseline, for the comparison."""
         if self.untried or any(p.pending for p in self.tried if len(p.trials) == 1):
             return []
         # A leader by few seeds is included: among many configurations, one seed may be lucky.
         ranked = sorted((p for p in self.tried if p.scores), key=lambda p: (-self.sweep.sign * p.mean, p.number))
-        return [(p, 1 + max(t.seed for t in p.trials)) for p in ranked[:FINALISTS] if not p.pending and len(p.trials) < self.search.seeds]
+        due = [p for p in ranked[:FINALISTS] if not p.pending and len(p.trials) < self.search.seeds]
+        # A budget is for the leaders first.
+        if self.search.budget_hours is None or not (due or any(p.pending for p in ranked[:FINALISTS])):
+            due += [p for p in self._baseline if p not in ranked[:FINALISTS] and not p.pending and len(p.trials) < self.search.seeds]
+        return [(p, 1 + max(t.seed for t in p.trials)) for p in due]
+
+    @property
+    def _baseline(self) -> list[Tried]:
+        """Return the configuration without changes if a run of it can be had: not if it has failed. Its further seeds are not pruned."""
+        return [p for p in self.tried if p.number == 0 and (p.scores or TrialState.pruned in p.states)]
 
     @property
     def to_begin(self) -> int:
@@ -148,18 +157,18 @@ class Outlook:
     @property
     def runs_left_at_most(self) -> int:
         """Return how many further trials may be chosen if every one completes."""
-        further = sum(self.search.seeds - len(p.trials) for p in self.tried if p.pending or p.scores)
+        further = sum(self.search.seeds - len(p.trials) for p in self.tried if p.pending or p.scores or p in self._baseline)
         return self.untried * self.search.seeds + max(further, 0)
 
 
 def epochs_expected(outlook: Outlook) -> float:
-    """Return epochs to expect if one run in eta continues at each rung, and for leaders' seeds."""
+    """Return epochs to expect if one run in eta continues at each rung, and for the seeds of leaders and baseline."""
     sweep = outlook.sweep
     every = [length(applied(outlook.search.base, p, FIRST_SEED)) for p in borders(outlook.search.space, outlook.search.base)]
     epochs = (min(every) + max(every)) / 2
     stages = [0, *(r for r in sweep.rungs if r < epochs), epochs]
     of_one = sum((end - start) / math.pow(max(sweep.eta, 1), i) for i, (start, end) in enumerate(itertools.pairwise(stages)))
-    return outlook.untried * of_one + FINALISTS * (outlook.search.seeds - 1) * epochs
+    return outlook.untried * of_one + (FINALISTS + 1) * (outlook.search.seeds - 1) * epochs
 
 
 def epochs_done(trial: Trial, status: str, probes: dict[str, dict[str, float]]) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.report import html, html_text
-from sweeps.report.aggregate import leader, summaries
+from sweeps.report.aggregate import against_the_baseline, leader, summaries
 from sweeps.report.tables import write_all
 from sweeps.spec.sweep import Configuration
 from sweeps.state import claims
@@ -38,6 +38,9 @@ def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
     beside = html_text.beside_the_answer(view)
     assert beside[0].startswith("By seeds that did not select it, the best scores 75.5 % (95 % interval 7")
     assert beside[1] == "1 of 3 configurations may be the best (95 % confidence)."
+    assert beside[2].startswith(
+        "The first configuration, depth 1, has 60.5 ± 0.5 (n = 3); the best is significantly better, judged among all"
+    )
     assert html_text.tiles(view)[0] == ("depth 2", "best, statistically significant")
     assert ("4.5 core-hours", "cost of all runs") in html_text.tiles(view)
     assert '<div id="answer" class="answer significant">' in html.build(view)
@@ -323,13 +326,13 @@ def test_the_best_is_compared_with_the_configuration_without_changes_which_comes
         table = summaries(view)
         lead = leader(table, OBJECTIVE)
         assert lead is not None
-        return html_text.against_the_baseline(view, table, lead)
+        return against_the_baseline(view, table, lead)
 
     (line,) = said(tmp_path / "clear", CLEAR)
-    said_of_it = "The configuration without changes has 60.5 ± 0.5 (n = 3); the best is significantly better, judged among all: "
+    said_of_it = "The first configuration, depth 1, has 60.5 ± 0.5 (n = 3); the best is significantly better, judged among all: "
     assert line.startswith(f"{said_of_it}difference 15.0 (95 % interval ")
     assert line.endswith(": paired t over 3 seeds).")
-    assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the configuration without changes."]
+    assert said(tmp_path / "best", {"depth 1": [80.0, 81.0], "depth 2": [70.0, 71.0]}) == ["The best is the first configuration, depth 1."]
     assert said(tmp_path / "none", {"depth 2": [70.0, 71.0], "pointwise": [60.0, 61.0]}) == [
-        "The configuration without changes has no completed run to compare the best with."
+        "The first configuration, depth 1, has no completed run to compare the best with."
     ]

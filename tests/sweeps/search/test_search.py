@@ -128,12 +128,12 @@ def test_a_space_that_is_exhausted_ends_the_search(tmp_path: Path, sampler: str)
     made = searched(tmp_path, spec=small, sampler=sampler, max_trials=50, seeds=2)
     begun = run_to_the_end(made, lambda t: float(t.configuration_number))
     assert {t.params["method.predictor.depth"] for t in begun} == {1, 2, 3}
-    assert len(begun) == 5  # a second seed for the best two
+    assert len(begun) == 6  # a second seed for the best two and the baseline
     assert search.is_over(View(made))
 
 
 def test_seeds_go_to_configurations_that_are_still_in_the_running(tmp_path: Path) -> None:
-    """When 12 configurations have been tried with one seed each, the best two get all three, and no other gets one."""
+    """When 12 configurations have been tried with one seed each, the best two and the baseline get all three, and no other gets one."""
     made = searched(tmp_path, max_trials=12, seeds=3)
 
     def score(number: int) -> float:
@@ -145,8 +145,8 @@ def test_seeds_go_to_configurations_that_are_still_in_the_running(tmp_path: Path
     assert all(found == list(range(FIRST_SEED, FIRST_SEED + len(found))) for found in seeds.values())
     counts = {number: sum(t.configuration_number == number for t in begun) for number in numbers}
     best = sorted(numbers, key=score)[-2:]
-    assert [counts[p] for p in best] == [3, 3]
-    assert sum(counts.values()) == 12 + 2 * 2
+    assert [counts[p] for p in [*best, 0]] == [3, 3, 3]
+    assert sum(counts.values()) == 12 + 3 * 2
     assert [t.seed for t in begun[:12]] == [FIRST_SEED] * 12
     assert all(t.params == next(o.params for o in begun if o.configuration_number == t.configuration_number) for t in begun)
 
@@ -155,11 +155,12 @@ def test_the_leaders_get_their_seeds_side_by_side(tmp_path: Path) -> None:
     made = searched(tmp_path, max_trials=4, seeds=2)
     run_to_the_end(dataclasses.replace(made, search=dataclasses.replace(made.search, seeds=1)), lambda t: float(t.configuration_number))
     view = View(made)
-    first, second = next_claim(view, "d"), next_claim(view, "d")
+    first, second, third = next_claim(view, "d"), next_claim(view, "d"), next_claim(view, "d")
     assert first is not None
     assert second is not None
-    assert {first[0].seed, second[0].seed} == {FIRST_SEED + 1}
-    assert first[0].configuration_number != second[0].configuration_number
+    assert third is not None
+    assert {first[0].seed, second[0].seed, third[0].seed} == {FIRST_SEED + 1}
+    assert [found[0].configuration_number for found in (first, second, third)] == [3, 2, 0]
     assert next_claim(view, "d") is None
 
 
@@ -175,8 +176,38 @@ def test_the_best_at_the_end_has_all_its_seeds_also_where_first_seeds_were_lucky
     # 7, 5, 3 and 1 lead one after the other by their lucky seeds; after a second seed each, 7 (17), 5 (15) and 3 (13) get a third, and with
     # 13.7 and 11.7 the first two of them stay before the 11 of 1.
     assert [p.number for p in ranked[:2]] == [7, 5]
-    assert {p.number: len(p.trials) for p in ranked if len(p.trials) > 1} == {7: 3, 5: 3, 3: 3, 1: 2}
-    assert len(begun) == 9 + 2 + 2 + 2 + 1
+    assert {p.number: len(p.trials) for p in ranked if len(p.trials) > 1} == {7: 3, 5: 3, 3: 3, 1: 2, 0: 3}
+    assert len(begun) == 9 + 2 + 2 + 2 + 1 + 2  # the last two are of the baseline
+
+
+def test_the_baseline_gets_as_many_seeds_as_a_finalist(tmp_path: Path) -> None:
+    def seeds_of(made: Sweep) -> dict[int, int]:
+        return {p.number: len(p.trials) for p in tried(View(made)) if len(p.trials) > 1}
+
+    made = searched(tmp_path / "last", max_trials=5, seeds=3)
+    run_to_the_end(made, lambda t: float(t.configuration_number))
+    assert seeds_of(made) == {4: 3, 3: 3, 0: 3}
+    first = searched(tmp_path / "first", max_trials=5, seeds=3)
+    run_to_the_end(first, lambda t: -float(t.configuration_number))
+    assert seeds_of(first) == {0: 3, 1: 3}
+    # Where it was pruned, its further seeds run to the end; where it failed, there are none.
+    pruned = searched(tmp_path / "pruned", [2], max_trials=4, seeds=3)
+    end(pruned, pruned.trials[0], None, RunStatus.pruned, e2=1.0)
+    run_to_the_end(pruned, lambda t: float(t.configuration_number))
+    assert seeds_of(pruned) == {3: 3, 2: 3, 0: 3}
+    failed = searched(tmp_path / "failed", max_trials=4, seeds=3)
+    end(failed, failed.trials[0], None, RunStatus.failed)
+    run_to_the_end(failed, lambda t: float(t.configuration_number))
+    assert seeds_of(failed) == {3: 3, 2: 3}
+
+
+def test_the_leaders_come_before_the_baseline_where_there_is_a_budget(tmp_path: Path) -> None:
+    made = searched(tmp_path, max_trials=4, seeds=2, budget_hours=6.5)  # 4 configurations, and 2 runs more
+    run_to_the_end(made, lambda t: float(t.configuration_number), hours=1.0)
+    assert {p.number for p in tried(View(made)) if len(p.trials) > 1} == {3, 2}
+    richer = searched(tmp_path / "richer", max_trials=4, seeds=2, budget_hours=7.5)
+    run_to_the_end(richer, lambda t: float(t.configuration_number), hours=1.0)
+    assert {p.number for p in tried(View(richer)) if len(p.trials) > 1} == {3, 2, 0}
 
 
 def test_a_failed_run_is_reported_to_nobody_as_a_number(tmp_path: Path) -> None:
@@ -310,7 +341,9 @@ def test_the_best_so_far_says_whether_it_may_be_believed(tmp_path: Path) -> None
     made = searched(tmp_path, max_trials=3, seeds=2)
     noise = {42: 0.0, 43: 1.0}
     run_to_the_end(made, lambda t: 50 + 0.1 * t.configuration_number + noise[t.seed])
-    assert "; tied, difference 0.1: sign test over 2 seeds, p = 0.5" in best_line(View(made))
+    assert "; tied, difference 0.1 (sign test over 2 seeds); no test, which needs two runs of the best, and runs that differ" in best_line(
+        View(made)
+    )
 
 
 def test_a_sweep_of_a_search_survives_its_file(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_search_that_is_asked_for_one_seed_has_nothing_left_when_all_configura
 def test_epochs_are_expected_by_the_share_that_goes_on_at_each_rung(tmp_path: Path) -> None:
     """Of 4 epochs: all to the first rung at 1, a third from there to the second at 2, a ninth from there to the end."""
     outlook = Outlook(View(searched(tmp_path, [1, 2], max_trials=5, seeds=3)))
-    assert search.epochs_expected(outlook) == pytest.approx(4 * (1 + 1 / 3 + 2 / 9) + 2 * 2 * 4)
+    assert search.epochs_expected(outlook) == pytest.approx(4 * (1 + 1 / 3 + 2 / 9) + 3 * 2 * 4)
     whole_runs = Outlook(View(searched(tmp_path / "whole", max_trials=5, seeds=1, eta=0)))
     assert search.epochs_expected(whole_runs) == 4 * 4
 
