@@ -86,7 +86,12 @@ TYPED = {
     _RUN_DEPTH: Run("linear top-1, test", "--seeds 1", _SHORT, starts_others=True),
     "python sweeps/predictor_depth.py --cluster local --seeds 3": Run("12 trials, 4 epochs each", "--dry-run"),
     f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}", after=(_RUN_DEPTH,)),
-    _RUN_RATE: Run("linear top-1, test", "--max-trials 2 --seeds 1", _SHORT, starts_others=True),
+    _RUN_RATE: Run(
+        "linear top-1, test",
+        "--max-trials 2 --seeds 1",
+        "data.train_limit=160 data.test_limit=60 probes.linear_paper_epochs=5",
+        starts_others=True,
+    ),
     "python sweeps/rate_and_depth.py --cluster local --sampler grid --dry-run": Run("36 trials, 8 epochs each"),
     "python sweeps/rate_and_depth.py --cluster local --early-stopping none": Run("configurations", "--dry-run"),
     "python -m sweeps status runs/joint_search-smoke": Run("trials (of up to 2 configurations)", after=(_RUN_RATE,)),
