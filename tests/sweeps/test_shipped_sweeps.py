@@ -153,7 +153,7 @@ def test_every_method_is_trained_and_stands_on_a_page_that_a_browser_draws(tmp_p
         assert {cell.text for cell in page.all("#trials tbody td:nth-child(3)")} == {"completed"}
         assert page.complaints() == []
         assert page.empty_figures() == []
-        assert len(page.all("#scores-0 .scatterlayer .trace")) >= len(titles)
+        assert len(page.all("#scores-0 .scatterlayer .trace .point")) >= len(titles)
 
 
 def depths(*configurations: Configuration, **changes: object) -> SweepSpec:

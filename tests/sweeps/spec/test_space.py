@@ -153,7 +153,7 @@ def test_a_run_is_compared_with_those_of_its_own_seed(tmp_path: Path) -> None:
     while (got := next_claim(view, "d")) is not None:
         with got[1]:
             end(made, got[0], float(got[0].number), e2=float(got[0].seed))
-    for seed, n in ((FIRST_SEED, 4), (FIRST_SEED + 1, 2)):
+    for seed, n in ((FIRST_SEED, 4), (FIRST_SEED + 1, 3)):  # the two leaders and the baseline
         assert list(view.rung_values(2, seed).values()) == [float(seed)] * n
 
 
@@ -202,7 +202,7 @@ def test_further_seeds_of_a_configuration_are_not_judged(tmp_path: Path) -> None
         with got[1]:
             end(made, got[0], float(got[0].number), e2=50.0)
         begun.append(got[0])
-    assert [t.seed for t in begun] == [FIRST_SEED] * 4 + [FIRST_SEED + 1] * 2
+    assert [t.seed for t in begun] == [FIRST_SEED] * 4 + [FIRST_SEED + 1] * 3  # the two leaders and the baseline
     verdicts = [judge(view, t)(2, {OBJECTIVE: -1.0}) for t in begun]  # the last of its seed in each case
     assert [verdict.endswith(" is not among the best 1/3 of 4 runs") for verdict in verdicts[:4]] == [True] * 4
-    assert verdicts[4:] == ["", ""]
+    assert verdicts[4:] == [""] * 3
