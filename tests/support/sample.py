@@ -13,8 +13,8 @@ import pytest
 T = TypeVar("T")
 # How many tests of each campaign `make test` runs, each of which takes a minute or so.
 CAMPAIGNS = {
-    "faults under Ray": 1,
-    "faults on Slurm": 4,
+    "sweeps under Ray": 2,
+    "faults on Slurm": 3,
     "drills": 1,
     "staged runs": 1,
     "sweeps of the docs": 1,

@@ -235,8 +235,7 @@ def trained(execution: Execution, encoder: EncoderName, size: int) -> tuple[nn.M
     ("encoder", "size"),
     [
         pytest.param(EncoderName.resnet_small, 40, id="resnet_small"),
-        pytest.param(EncoderName.resnet18, 96, marks=pytest.mark.slow, id="resnet18"),
-        *larger((EncoderName.resnet34, 96), (EncoderName.resnet50, 96), (EncoderName.resnet101, 96)),
+        *larger((EncoderName.resnet18, 96), (EncoderName.resnet34, 96), (EncoderName.resnet50, 96), (EncoderName.resnet101, 96)),
     ],
 )
 def test_ten_steps_of_training_are_the_same(encoder: EncoderName, size: int) -> None:

@@ -14,6 +14,6 @@ def test_a_damage_costs_no_more_than_its_trial(seed: str, monkeypatch: pytest.Mo
     damage.prepare(monkeypatch)
     bases = damage.bases(tmp_path / "bases")
     (tmp_path / "work").mkdir()
-    found = [damage.judged(one, bases[one.sweep], tmp_path / "work") for one in damage.drawn(bases, 8, int(seed))]
+    found = [damage.judged(one, bases[one.sweep], tmp_path / "work") for one in damage.drawn(bases, 5, int(seed))]
     assert [(str(one.damage), one.what, fault) for one in found for fault in one.faults] == []
     assert any(one.named for one in found)
