@@ -166,7 +166,7 @@ class CommandTask(PlainTask):
         at, line = -1, self.line(config, run.folder, copy, root)
         while True:
             ended = _Started(line, root, run, copy if self.module else None).wait(self.grace_seconds)
-            if run.pruned or run.told_to_stop:
+            if run.pruned or run.asked_to_stop:
                 run.log.warning("the command was asked to stop: %s", ended)
                 return
             if not goes_on(ended, run.step, at, f"see {run.run_folder.logs / 'train.log'}"):

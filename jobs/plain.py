@@ -56,7 +56,7 @@ class Run:
         self._restored = 0  # epoch of the restored state
         self._yielded: int | None = None  # epoch that `epochs` is at
         self.pruned = ""  # why the run ends early
-        self.told_to_stop = False  # whether `train` has seen that it must stop
+        self.asked_to_stop = False  # whether `train` has seen that it must stop
 
     @property
     def folder(self) -> Path:
@@ -85,8 +85,8 @@ class Run:
         """Return whether to save and return now: the run is pruned, preempted, or at its time limit. It is cheap."""
         self._pace.step()
         wish = self._wished()
-        self.told_to_stop |= any(gathered(wish, self._ranks)) if self._ranks.count > 1 else wish
-        return self.told_to_stop
+        self.asked_to_stop |= any(gathered(wish, self._ranks)) if self._ranks.count > 1 else wish
+        return self.asked_to_stop
 
     def _wished(self) -> bool:
         return bool(self.pruned) or self._asked()
@@ -96,7 +96,7 @@ class Run:
         end = time.monotonic() + _NOTICE_SECONDS
         while not (wish := self._wished()) and time.monotonic() < end:
             time.sleep(0.05)
-        self.told_to_stop |= wish
+        self.asked_to_stop |= wish
         return wish
 
     def restore(self) -> Any:
@@ -159,7 +159,7 @@ class Run:
                 self._require_loads(found)
 
         try:
-            if self.told_to_stop or self.pruned:
+            if self.asked_to_stop or self.pruned:
                 retry(write, f"the checkpoint at step {step}", PATIENCE_AT_STOP_SECONDS, self._note)
             else:
                 write()
@@ -280,7 +280,7 @@ class Run:
     def _result(self, claim: int) -> RunResult | None:
         probes = self._run.probes()
         last = max(map(float, probes), default=0.0)
-        if not self.pruned and self.told_to_stop and last < self._epochs:
+        if not self.pruned and self.asked_to_stop and last < self._epochs:
             return None
         metrics = probes.get(f"{last:g}", {}) if probes and not self.pruned else {}
         objective, missing = self._task.OBJECTIVE, {}
