@@ -32,10 +32,15 @@ def is_named(found: Findings, program: Program) -> bool:
     return bool(named) and named[0][0] in KINDS[program.kind] and (found.unsteady != [] or program.where in named[0][1])
 
 
+# They are noticed, and their first difference is shown, but the drill does not find what they forget.
+_HIDDEN = [pytest.mark.xfail(strict=True, reason="what is forgotten is not among what the variables of train lead to")]
+UNNAMED = {"our schedule, which starts again with the process": _HIDDEN, "our loader's position": _HIDDEN}
+
+
 def params(programs: list[Program], count: int, what: str) -> list[pytest.param]:  # type: ignore[valid-type]
     """Return programs as parameters, `count` of the small ones without the mark of `make nightly`."""
     small = sampled([pytest.param(p, id=p.name) for p in programs if p.base != OWN], count, what)
-    return [*small, *(pytest.param(p, id=p.name, marks=pytest.mark.nightly) for p in programs if p.base == OWN)]
+    return [*small, *(pytest.param(p, id=p.name, marks=[pytest.mark.nightly, *UNNAMED.get(p.name, [])]) for p in programs if p.base == OWN)]
 
 
 @pytest.mark.slow
