@@ -21,8 +21,9 @@ from cnnjepa.run.attempts import attempts_with, numbered
 from cnnjepa.run.folder import HopelessError
 from cnnjepa.run.identity import task_name
 from jobs import program
-from jobs.plain import PlainTask, Run
+from jobs.plain import PlainTask
 from jobs.plain_config import require_several
+from jobs.plain_run import Run
 
 Value = str | int | float | bool
 STOPPED = 75  # exit status of a command that has saved, and goes on when it is started again: EX_TEMPFAIL of sysexits.h

@@ -7,7 +7,7 @@ from cnnjepa.run.console import require_own
 
 if TYPE_CHECKING:
     from jobs.plain import PlainTask as PlainTask
-    from jobs.plain import Run as Run
+    from jobs.plain_run import Run as Run
     from sweeps.cli.api import Sweep as Sweep
     from sweeps.cli.api import plan as plan
     from sweeps.cli.api import run as run
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sweeps.spec.sweep import SweepSpec as SweepSpec
 
 _PLACES = {
-    "jobs.plain": ("PlainTask", "Run"),
+    "jobs.plain": ("PlainTask",),
+    "jobs.plain_run": ("Run",),
     "sweeps.cli.api": ("Sweep", "plan", "run"),
     "sweeps.cli.run": ("main",),
     "sweeps.spec.space": ("choice", "real", "whole"),

@@ -26,6 +26,7 @@ NAMED = {
     "jobs.export",
     "jobs.file_system",
     "jobs.plain",
+    "jobs.plain_run",
     "jobs.preflight",
     "jobs.pretrain",
     "jobs.probe",

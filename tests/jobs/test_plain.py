@@ -14,7 +14,8 @@ from cnnjepa.run import checkpoint, progress
 from cnnjepa.run.folder import RunError, RunFolder, RunStatus, never, no_judge
 from cnnjepa.run.identity import identity, signature
 from jobs.config import compose_job
-from jobs.plain import PlainTask, Run
+from jobs.plain import PlainTask
+from jobs.plain_run import Run
 from jobs.task import task_named
 from sweeps.spec.sweep import Configuration, SweepSpec
 from tests.support.killed_run import EXAMPLES, attempt, configured, killed_and_resumed, loaded, scores

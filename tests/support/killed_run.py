@@ -13,7 +13,7 @@ import pytest
 from cnnjepa.run import checkpoint, progress
 from cnnjepa.run.folder import RunFolder, RunResult, never, no_judge
 from jobs.config import compose_job
-from jobs.plain import Run
+from jobs.plain_run import Run
 from jobs.task import task_named
 from sweeps.spec.sweep import SweepSpec
 from sweeps.state.claims import claim
