@@ -55,6 +55,7 @@ class Judgement:
     """What may be said of the configurations of each sweep."""
 
     best: NDArray[np.int64]  # (sweeps,) that with the highest mean
+    tested: NDArray[np.bool_]  # (sweeps,) whether it has a test: two runs, and another configuration
     declared: NDArray[np.bool_]  # (sweeps,) whether it may be called the best
     p: Array  # (sweeps,) of it against the strongest other
     candidates: NDArray[np.bool_]  # (sweeps, configurations) which may be the best
@@ -80,7 +81,8 @@ def judge(scores: Array, adaptive: bool = False) -> Judgement:
     p = np.where(testable, p, 1.0)
     p[every, best] = 0.0
     strongest = _strongest(mean, n, best, p, spreads)
-    declared = (strongest <= BEST) & testable[:, 0] & (scores.shape[1] > 1)
+    tested = testable[:, 0] & (scores.shape[1] > 1)
+    declared = (strongest <= BEST) & tested
     z = _normal_quantile(np.clip(p, 1e-300, 0.5))
     against = np.where(testable, range_tail(scores.shape[1], z), 1.0)
     against[every, best] = 1.0
@@ -89,7 +91,7 @@ def judge(scores: Array, adaptive: bool = False) -> Judgement:
     better = (many_to_one_tail(scores.shape[1] - 1, z) <= BASELINE) & testable | declared[:, None]
     better[every, best] = False
     estimate, low, high = _estimate(scores, best, spreads, adaptive)
-    return Judgement(best, declared, np.minimum(strongest, 1.0), candidates, against, better, estimate, low, high)
+    return Judgement(best, tested, declared, np.minimum(strongest, 1.0), candidates, against, better, estimate, low, high)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,6 @@ def winner(scores: Mapping[str, Mapping[int, float]], sign: float = 1.0, adaptiv
     table = np.array([[[sign * of_one.get(seed, np.nan) for seed in seeds] for of_one in scores.values()]])
     found = judge(table, adaptive)
     best = names[found.best[0]]
-    tested = len(names) > 1 and len(scores[best]) > 1 and bool(spreads_of(table).known[0])
 
     def number(value: float) -> float | None:
         return None if np.isnan(value) else float(sign * value)
@@ -122,7 +123,7 @@ def winner(scores: Mapping[str, Mapping[int, float]], sign: float = 1.0, adaptiv
     return Winner(
         best,
         bool(found.declared[0]),
-        float(found.p[0]) if tested else None,
+        float(found.p[0]) if found.tested[0] else None,
         [name for name, may in zip(names, found.candidates[0], strict=True) if may],
         [name for name, above in zip(names, found.better_than[0], strict=True) if above],
         {name: float(p) for name, p in zip(names, found.against[0], strict=True) if name != best},
