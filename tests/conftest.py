@@ -60,11 +60,11 @@ def pytest_runtest_call() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Before the marks that the command line asks for are looked at."""
-    from tests.support.sample import leave_the_rest_to_nightly
+    from tests.support.sample import leave_the_rest_to_nightly, long_tests
 
-    leave_the_rest_to_nightly(items)
+    leave_the_rest_to_nightly(items, long_tests(), whole_files=not any("::" in word for word in config.args))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

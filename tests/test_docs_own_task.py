@@ -40,7 +40,6 @@ def results(folder: Path, words: list[str]) -> str:
     return done.stdout
 
 
-@pytest.mark.campaign("sweeps of the docs")
 @pytest.mark.slow
 def test_a_function_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
@@ -65,7 +64,6 @@ def test_the_command_on_the_page_is_planned_as_it_stands_there(tmp_path: Path, m
     assert (config.lr, config.epochs, config.seed) == (0.5, 6, 42)
 
 
-@pytest.mark.campaign("sweeps of the docs")
 @pytest.mark.slow
 def test_the_example_is_swept_as_it_stands_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()

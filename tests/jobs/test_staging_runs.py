@@ -28,7 +28,6 @@ def fashion(folder: Path) -> Path:
     return write_manifest(folder)
 
 
-@pytest.mark.campaign("staged runs")
 @pytest.mark.slow
 def test_a_run_copies_once_for_its_ranks_and_reads_the_copy(tmp_path: Path, scratch: Path) -> None:
     source = fashion(tmp_path / "fashion")
@@ -49,7 +48,6 @@ def test_a_run_copies_once_for_its_ranks_and_reads_the_copy(tmp_path: Path, scra
     assert end_of("black", f"local_scratch={scratch}") != undisturbed
 
 
-@pytest.mark.campaign("staged runs")
 def test_a_set_as_it_was_packed_is_staged_and_trains_as_the_loose_images_do(
     tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +83,6 @@ def test_a_run_that_cannot_stage_says_so_once_and_reads_the_set_itself(
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.campaign("staged runs")
 @pytest.mark.slow
 def test_a_run_asked_to_stop_while_another_process_copies_stops(tmp_path: Path, scratch: Path) -> None:
     source = fashion(tmp_path / "fashion")

@@ -1,29 +1,43 @@
-"""A part of a long table or campaign for `make test`; `make nightly` does all of it.
+"""A part of the long tests, tables and campaigns for `make test`; `make nightly` does all of it.
 
 CNNJEPA_SAMPLE_SEED says which part; where one fails the name of the test tells the seed.
 """
 
+import json
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 T = TypeVar("T")
-# How many tests of each campaign `make test` runs, each of which takes a minute or so.
-CAMPAIGNS = {
-    "sweeps under Ray": 2,
-    "faults on Slurm": 3,
-    "drills": 1,
-    "staged runs": 1,
-    "sweeps of the docs": 1,
-    "sweeps on Slurm": 3,
-    "awkward sweeps": 3,
-}
 SEED = os.environ.get("CNNJEPA_SAMPLE_SEED", "1")
+_SEEDED = "CNNJEPA_SAMPLE_SEED"
 # For a test that draws by itself.
-seeded = pytest.mark.parametrize("seed", [pytest.param(SEED, id=f"CNNJEPA_SAMPLE_SEED={SEED}")])
+seeded = pytest.mark.parametrize("seed", [pytest.param(SEED, id=f"{_SEEDED}={SEED}")])
+
+LONG = Path(__file__).parent.parent / "long_tests.json"
+# What `make test` gives to the long tests, in seconds of one of its workers on two slow cores.
+BUDGET = 1500
+
+
+@dataclass(frozen=True)
+class Long:
+    """Tests that share what takes long, and the seconds that they take together."""
+
+    seconds: float
+    tests: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        return self.tests[0].partition("::")[0]
+
+    @property
+    def folder(self) -> str:
+        return self.file.rpartition("/")[0]
 
 
 def drawn(values: Sequence[T], count: int, what: str, seed: str = SEED) -> list[T]:
@@ -43,15 +57,42 @@ def sampled(values: Sequence[Any], count: int, what: str) -> list[Any]:
     return parameters
 
 
-def leave_the_rest_to_nightly(items: Sequence[pytest.Item]) -> None:
-    """Mark those tests of each campaign that are not drawn as nightly."""
-    members: dict[str, list[pytest.Item]] = {}
+def long_tests(path: Path = LONG) -> list[Long]:
+    """Return the tests that are listed as long."""
+    return [Long(entry["seconds"], tuple(entry["tests"])) for entry in json.loads(path.read_text())]
+
+
+def kept(listed: Sequence[Long], budget: float, seed: str = SEED) -> list[Long]:
+    """Return one of each folder, and as many more in a random order as the budget allows."""
+    order = random.Random(f"{seed} long tests").sample(listed, len(listed))
+    folders = dict[str, Long]()
+    for found in order:
+        folders.setdefault(found.folder, found)
+    taken, left = list(folders.values()), budget - sum(found.seconds for found in folders.values())
+    for found in order:
+        if found not in taken and found.seconds <= left:
+            taken.append(found)
+            left -= found.seconds
+    return taken
+
+
+def _name(item: pytest.Item) -> str:
+    """Return the node ID without the seed of the sample, which differs between runs."""
+    return item.nodeid.replace(f"{_SEEDED}={SEED}", _SEEDED)
+
+
+def leave_the_rest_to_nightly(items: Sequence[pytest.Item], listed: Sequence[Long], whole_files: bool = False) -> None:
+    """Mark the long tests that are not drawn as nightly.
+
+    Raise UsageError if `whole_files` were collected and lack a test that is listed.
+    """
+    found = {_name(item) for item in items}
+    files = {name.partition("::")[0] for name in found}
+    unknown = [test for entry in listed for test in entry.tests if entry.file in files and test not in found]
+    if whole_files and unknown:
+        raise pytest.UsageError(f"{LONG.name} lists tests that do not exist: {', '.join(unknown)}")
+    stay = {test for entry in kept(listed, BUDGET) for test in entry.tests}
+    left = {test for entry in listed for test in entry.tests} - stay
     for item in items:
-        if (mark := item.get_closest_marker("campaign")) and not item.get_closest_marker("nightly"):
-            members.setdefault(mark.args[0], []).append(item)
-    for name, found in members.items():
-        found.sort(key=lambda item: item.nodeid)  # in whatever order they come: each worker of xdist draws the same
-        kept = drawn(found, min(CAMPAIGNS[name], len(found)), name)
-        for item in found:
-            if item not in kept:
-                item.add_marker(pytest.mark.nightly)
+        if _name(item) in left:
+            item.add_marker(pytest.mark.nightly)

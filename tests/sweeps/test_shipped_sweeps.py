@@ -183,7 +183,6 @@ AWKWARD: dict[str, tuple[SweepSpec, list[str], Iterable[int]]] = {
 READERS = ["status", "results", "results --format latex", "report", "advice", "study", "logs --no-follow", "cancel"]
 
 
-@pytest.mark.campaign("awkward sweeps")
 @pytest.mark.slow
 @pytest.mark.parametrize("what", AWKWARD)
 def test_an_awkward_sweep_comes_to_its_page_too(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

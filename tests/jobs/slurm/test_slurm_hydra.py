@@ -32,7 +32,6 @@ def held(cluster: SlurmCluster, run: Path) -> psutil.Process:
     raise AssertionError(f"nobody writes {run}")
 
 
-@pytest.mark.campaign("faults on Slurm")
 @needs_slurm
 @pytest.mark.slow
 @pytest.mark.xdist_group("slurm-2")

@@ -58,7 +58,6 @@ def test_20_faults_lose_nothing() -> None:
     nothing_is_lost(20, "--faults", "20", "--seed", "1")
 
 
-@pytest.mark.campaign("drills")
 @pytest.mark.slow
 @seeded
 def test_a_few_faults_lose_nothing(seed: str, tmp_path: Path) -> None:
@@ -66,7 +65,6 @@ def test_a_few_faults_lose_nothing(seed: str, tmp_path: Path) -> None:
     nothing_is_lost(2, *typed("python -m jobs.drill --faults 100 --seed 7 --runs-dir runs", places)[3:])
 
 
-@pytest.mark.campaign("drills")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("forgotten", "noticed"),

@@ -79,7 +79,6 @@ def check(bad: Bad, trials: int, begun: bool = True) -> None:
     assert "node gpu01 is avoided" in bad.nodes.lines()[0]
 
 
-@pytest.mark.campaign("faults on Slurm")
 def test_a_node_that_breaks_whatever_computes_there(bad: Bad) -> None:
     bad.submit(4, ODD)
     check(bad, 4)

@@ -174,7 +174,6 @@ KILLS = {
 }
 
 
-@pytest.mark.campaign("sweeps under Ray")
 @UNDISTURBED
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", sampled(list(KILLS), 1, "moments of a kill under Ray"))
@@ -193,7 +192,6 @@ def test_killed_9_it_ends_with_the_same_table_and_repeats_no_trial(undisturbed: 
     assert resumed >= (moment != "while Ray starts")
 
 
-@pytest.mark.campaign("sweeps under Ray")
 @UNDISTURBED
 @pytest.mark.slow
 def test_a_worker_killed_9_costs_that_worker_alone(undisturbed: Path, tmp_path: Path) -> None:
@@ -210,7 +208,6 @@ def test_a_worker_killed_9_costs_that_worker_alone(undisturbed: Path, tmp_path: 
     assert sum(claims) == 6 + 2
 
 
-@pytest.mark.campaign("sweeps under Ray")
 @UNDISTURBED
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed: Path, tmp_path: Path) -> None:
@@ -231,7 +228,6 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed: Path, tmp_path: 
     assert rows(tmp_path) == rows(undisturbed)
 
 
-@pytest.mark.campaign("sweeps under Ray")
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_it_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     child = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -312,7 +308,6 @@ def test_the_page_fits_a_phone(failing: tuple[Path, subprocess.CompletedProcess]
         assert page.all("#answer")[0].rect["y"] < PHONE[1] / 2  # seen without a finger's move
 
 
-@pytest.mark.campaign("sweeps under Ray")
 @FAILING
 @pytest.mark.slow
 def test_a_failing_trial_is_recorded_with_its_cause_and_stops_no_other(

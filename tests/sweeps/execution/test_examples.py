@@ -136,7 +136,6 @@ def overlapping(folder: Path, past: Iterable[claims.Claim]) -> list[str]:
     ]
 
 
-@pytest.mark.campaign("faults on Slurm")
 @needs_slurm
 @pytest.mark.xdist_group("slurm-3")
 @seeded

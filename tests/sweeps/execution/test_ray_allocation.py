@@ -108,7 +108,6 @@ def assert_nothing_is_left(sweep: SweepOnSlurm, temporary: set[Path]) -> None:
     assert not (sweep.path / "ray").exists()
 
 
-@pytest.mark.campaign("faults on Slurm")
 def test_three_hands_end_one_study(sweep: SweepOnSlurm) -> None:
     """Ray Tune on this machine, then a job array, then an allocation of three nodes; each begins where the one before was stopped."""
     epochs = 12
@@ -242,7 +241,6 @@ def raylet(sweep: SweepOnSlurm, node: str) -> psutil.Process:
     return found
 
 
-@pytest.mark.campaign("faults on Slurm")
 def test_an_allocation_saves_before_its_end_and_goes_on(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm) -> None:
     """As the time limit nears Slurm sends the job's signal to its steps, and the job is requeued; then a node loses its Ray.
 

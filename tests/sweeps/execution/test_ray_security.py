@@ -36,7 +36,6 @@ def files_with(secret: str, folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and secret.encode() in p.read_bytes()]
 
 
-@pytest.mark.campaign("sweeps under Ray")
 def test_it_listens_on_the_loopback_alone_asks_for_a_token_and_leaves_no_secret(tmp_path: Path) -> None:
     child = subprocess.Popen(
         command(tmp_path, "--seeds", "1", "max_parallel=1"),

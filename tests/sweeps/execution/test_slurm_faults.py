@@ -70,7 +70,6 @@ def test_no_second_cluster_is_started_in_the_folder_of_one_that_runs(cluster: Sl
     assert "is UP" in cluster.run("scontrol", "ping")
 
 
-@pytest.mark.campaign("faults on Slurm")
 @with_undisturbed
 @pytest.mark.parametrize(
     ("user_signal", "grace", "name"),
@@ -102,7 +101,6 @@ def test_preemption(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faul
     assert sweep.lost_steps(folder) == 0
 
 
-@pytest.mark.campaign("faults on Slurm")
 @with_undisturbed
 def test_a_time_limit_shorter_than_the_run(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, tmp_path: Path) -> None:
     """A run that is held has not ended when its job's time has.
@@ -165,7 +163,6 @@ def test_requeue_by_the_administrator(cluster: SlurmCluster, faults: Faults, tmp
     assert sweep.lost_steps(folder) == 0
 
 
-@pytest.mark.campaign("faults on Slurm")
 @with_undisturbed
 def test_node_loss(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("power cut of the node", sweep) as said:
@@ -247,7 +244,6 @@ def test_the_controller_is_away_for_20_seconds(sweep: SweepOnSlurm, undisturbed:
     assert out.count("submitted") == 1
 
 
-@pytest.mark.campaign("faults on Slurm")
 @with_undisturbed
 def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
     sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults
@@ -279,7 +275,6 @@ def test_a_cancelled_job_stays_cancelled_until_the_sweep_is_run_again(
     assert sweep.lost_steps(folder) == 0
 
 
-@pytest.mark.campaign("faults on Slurm")
 @with_undisturbed
 @pytest.mark.parametrize("rank", sampled([0, 1], 1, "ranks that die"))
 def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults, rank: int) -> None:
@@ -296,7 +291,6 @@ def test_death_of_a_rank(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults:
     assert [s.restart for s in starts if s] == [0, 0]
 
 
-@pytest.mark.campaign("faults on Slurm")
 @with_undisturbed
 def test_one_rank_alone_is_asked_to_stop(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     rank = 1  # not the one that holds the claim
@@ -320,7 +314,6 @@ kill -9 $PPID
 """
 
 
-@pytest.mark.campaign("faults on Slurm")
 @with_undisturbed
 @pytest.mark.parametrize("moment", sampled(["before", "after"], 1, "moments around sbatch"))
 def test_the_submitting_command_is_killed_around_sbatch(
@@ -348,7 +341,6 @@ def test_the_submitting_command_is_killed_around_sbatch(
     assert len(sweep.jobs()) == 1
 
 
-@pytest.mark.campaign("faults on Slurm")
 @with_undisturbed
 def test_the_watching_command_is_killed_and_two_watch_again(sweep: SweepOnSlurm, undisturbed: SweepOnSlurm, faults: Faults) -> None:
     with faults.line("submitting command killed -9 while it watches, then run twice at once", sweep) as said:

@@ -48,7 +48,6 @@ def never_watched(cluster: SlurmCluster, runs: Path, trials: int, preemptions: i
     assert preemptions or [len(claims_of) for claims_of in past] == [1] * trials
 
 
-@pytest.mark.campaign("faults on Slurm")
 def test_a_sweep_ends_unwatched_where_little_is_allowed(cluster: SlurmCluster, tmp_path: Path) -> None:
     never_watched(cluster, tmp_path, 5, 0)
 

@@ -24,7 +24,6 @@ pytestmark = [
 ]
 
 
-@pytest.mark.campaign("faults on Slurm")
 def test_a_job_stages_once_for_its_ranks_and_can_be_requeued_while_it_waits(cluster: SlurmCluster, tmp_path: Path) -> None:
     source, scratch = tmp_path / "fashion", tmp_path / "node"
     shutil.copytree(DEBIAN_FASHION, source)

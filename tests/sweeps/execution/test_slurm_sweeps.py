@@ -41,7 +41,6 @@ def test_a_run_that_dies_twice_on_each_of_two_nodes_without_gaining_a_step_is_fa
     assert "submitted" not in out
 
 
-@pytest.mark.campaign("sweeps on Slurm")
 def test_jobs_that_cannot_start_end_the_command_with_their_log(sweep: SweepOnSlurm) -> None:
     out = sweep.run("one", "python=/bin/false", code=1)
     assert "jobs end before they start a trial:" in out
@@ -49,7 +48,6 @@ def test_jobs_that_cannot_start_end_the_command_with_their_log(sweep: SweepOnSlu
     assert len(sweep.jobs()) == 1
 
 
-@pytest.mark.campaign("sweeps on Slurm")
 def test_two_commands_at_once_submit_each_worker_once(sweep: SweepOnSlurm) -> None:
     pair = [sweep.start(*SHORT, "--detach") for _ in range(2)]
     outs = [c.communicate(timeout=200)[0] for c in pair]
@@ -60,7 +58,6 @@ def test_two_commands_at_once_submit_each_worker_once(sweep: SweepOnSlurm) -> No
         assert (folder / "log" / "train.log").read_text().count("step 1/") == 1
 
 
-@pytest.mark.campaign("sweeps on Slurm")
 def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
     out = sweep.submit(*SHORT, "max_parallel=1")
     assert "3 workers, 1 at once" in out
@@ -73,7 +70,6 @@ def test_never_more_than_max_parallel_at_once(sweep: SweepOnSlurm) -> None:
     assert sweep.status()["counts"]["completed"] == 3
 
 
-@pytest.mark.campaign("sweeps on Slurm")
 def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sweep: SweepOnSlurm) -> None:
     sweep.cluster.change(max_array_size=2)
     out = sweep.submit(*SHORT, "max_parallel=2")
@@ -85,7 +81,6 @@ def test_a_sweep_larger_than_the_sites_arrays_is_split_and_keeps_its_throttle(sw
     assert sweep.status()["counts"]["completed"] == 3
 
 
-@pytest.mark.campaign("sweeps on Slurm")
 def test_cancel_logs_and_a_changed_sweep(sweep: SweepOnSlurm) -> None:
     """Two configurations, one at a time; the running one is cancelled by name, then all; then the sweep grows by one and shrinks again."""
     sweep.hold(20)
@@ -153,7 +148,6 @@ def test_a_moved_sweep_goes_on_and_a_copy_leaves_its_original_alone(sweep: Sweep
     assert not sweep.runs.exists()
 
 
-@pytest.mark.campaign("sweeps on Slurm")
 def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_path: Path) -> None:
     copy = tmp_path / "project"
     for part in ("cnnjepa", "jobs", "sweeps", "slurm", "tests"):
@@ -173,7 +167,6 @@ def test_a_pending_job_runs_the_code_of_its_submission(sweep: SweepOnSlurm, tmp_
     assert "edited since" not in (Path(start.code) / "cnnjepa" / "train.py").read_text()
 
 
-@pytest.mark.campaign("sweeps on Slurm")
 def test_workers_of_a_search_take_one_trial_after_the_other_until_it_is_over(sweep: SweepOnSlurm) -> None:
     searched = SweepOnSlurm(sweep.cluster, sweep.runs)
     searched.path = sweep.runs / "tiny_search-smoke"

@@ -142,7 +142,6 @@ def submit_killed_at(wanted: Sequence[int], points: int, expected: dict[str, str
         assert repeated(runs) == 0
 
 
-@pytest.mark.campaign("faults on Slurm")
 @pytest.mark.slow
 @seeded
 def test_the_submitting_command_is_killed_at_some_write_points(
@@ -173,7 +172,6 @@ def both_submit(wanted: Sequence[int], points: int, expected: dict[str, str], tm
         assert what_it_came_to("sweep", runs) == expected, f"killed at point {point} of {points}"
 
 
-@pytest.mark.campaign("faults on Slurm")
 @pytest.mark.slow
 @seeded
 def test_of_two_submitting_commands_at_once_one_is_killed(
@@ -206,7 +204,6 @@ def rank_killed_at(wanted: Sequence[int], points: int, expected: dict[str, str],
         assert repeated(runs) <= 1
 
 
-@pytest.mark.campaign("faults on Slurm")
 @pytest.mark.slow
 @seeded
 def test_a_rank_is_killed_at_some_of_its_write_points(

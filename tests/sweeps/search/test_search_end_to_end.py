@@ -53,7 +53,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return runs, run(runs)
 
 
-@pytest.mark.campaign("sweeps under Ray")
 def test_a_search_ends_with_pruned_and_completed_trials_and_says_so(undisturbed: tuple[Path, str]) -> None:
     runs, said = undisturbed
     states = [r["state"] for r in rows(runs)]
@@ -72,7 +71,6 @@ def test_a_search_ends_with_pruned_and_completed_trials_and_says_so(undisturbed:
 KILLS = [*sampled([(2,), (5,)], 1, "trials after which a search is killed"), pytest.param((2, 5), marks=pytest.mark.nightly)]
 
 
-@pytest.mark.campaign("sweeps under Ray")
 @pytest.mark.parametrize("kills", KILLS, ids=str)
 def test_killed_9_at_parallelism_1_it_ends_with_the_same_results(
     undisturbed: tuple[Path, str], tmp_path: Path, kills: tuple[int, ...]
