@@ -67,6 +67,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     leave_the_rest_to_nightly(items, long_tests(), whole_files=not any("::" in word for word in config.args))
 
 
+class Order:
+    """The last word on the order, after the shuffle."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        from tests.support.sample import long_ones_first, long_tests
+
+        long_ones_first(items, long_tests())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Add what a single module cannot hold twice: a second hook of one name."""
+    config.pluginmanager.register(Order())
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fail where pytest and xdist do not understand each other: tests of one group would make its fixture once a worker."""
     if session.config.getoption("loadgroup", False):

@@ -96,3 +96,9 @@ def leave_the_rest_to_nightly(items: Sequence[pytest.Item], listed: Sequence[Lon
     for item in items:
         if _name(item) in left:
             item.add_marker(pytest.mark.nightly)
+
+
+def long_ones_first(items: list[pytest.Item], listed: Sequence[Long]) -> None:
+    """Put the long tests before the others, so that no worker begins one when the others have nothing left to do."""
+    long = {test for entry in listed for test in entry.tests}
+    items.sort(key=lambda item: _name(item) not in long)

@@ -19,7 +19,10 @@ class Item:
         self.marks.append(mark.name)
 
 
-LISTED = [Long(10, (f"a/t.py::test_{i}",)) for i in range(6)] + [Long(25, ("b/t.py::test_x", "b/t.py::test_y")), Long(30, ("b/t.py::test_z",))]
+LISTED = [Long(10, (f"a/t.py::test_{i}",)) for i in range(6)] + [
+    Long(25, ("b/t.py::test_x", "b/t.py::test_y")),
+    Long(30, ("b/t.py::test_z",)),
+]
 
 
 def stay(items: list[Item], budget: float, monkeypatch: pytest.MonkeyPatch, seed: str = "1") -> set[str]:
@@ -68,6 +71,13 @@ def test_a_listed_test_that_does_not_exist_is_refused_by_name_where_its_file_was
     with pytest.raises(pytest.UsageError, match=r"tests that do not exist: b/t.py::test_y$"):
         sample.leave_the_rest_to_nightly(lacking, LISTED, whole_files=True)  # type: ignore[arg-type]
     sample.leave_the_rest_to_nightly(lacking, LISTED)  # type: ignore[arg-type]
+
+
+def test_long_ones_come_first_and_keep_their_order() -> None:
+    names = ["c.py::test_short", "a/t.py::test_4", "c.py::test_other", "a/t.py::test_1"]
+    items = [Item(name) for name in names]
+    sample.long_ones_first(items, LISTED)  # type: ignore[arg-type]
+    assert [item.nodeid for item in items] == [names[1], names[3], names[0], names[2]]
 
 
 def test_the_list_can_be_read() -> None:
