@@ -82,7 +82,7 @@ def _name(item: pytest.Item) -> str:
 
 
 def leave_the_rest_to_nightly(items: Sequence[pytest.Item], listed: Sequence[Long], whole_files: bool = False) -> None:
-    """Mark the long tests that are not drawn as nightly.
+    """Mark long tests as slow, and those that are not drawn as nightly.
 
     Raise UsageError if `whole_files` were collected and lack a test that is listed.
     """
@@ -92,9 +92,11 @@ def leave_the_rest_to_nightly(items: Sequence[pytest.Item], listed: Sequence[Lon
     if whole_files and unknown:
         raise pytest.UsageError(f"{LONG.name} lists tests that do not exist: {', '.join(unknown)}")
     stay = {test for entry in kept(listed, BUDGET) for test in entry.tests}
-    left = {test for entry in listed for test in entry.tests} - stay
+    long = {test for entry in listed for test in entry.tests}
     for item in items:
-        if _name(item) in left:
+        if _name(item) in long:
+            item.add_marker(pytest.mark.slow)
+        if _name(item) in long - stay:
             item.add_marker(pytest.mark.nightly)
 
 

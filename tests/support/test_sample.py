@@ -29,7 +29,8 @@ def stay(items: list[Item], budget: float, monkeypatch: pytest.MonkeyPatch, seed
     monkeypatch.setattr(sample, "BUDGET", budget)
     monkeypatch.setattr(sample, "SEED", seed)
     sample.leave_the_rest_to_nightly(items, LISTED, whole_files=True)  # type: ignore[arg-type]
-    return {item.nodeid for item in items if not item.marks}
+    assert all(("slow" in item.marks) == (item.nodeid != "c.py::test_short") for item in items), "make fast leaves them all out"
+    return {item.nodeid for item in items if "nightly" not in item.marks}
 
 
 def found(file: str = "") -> list[Item]:
@@ -63,7 +64,7 @@ def test_the_seed_in_a_name_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) ->
     listed = [Long(9, ("a/t.py::test_1[CNNJEPA_SAMPLE_SEED]",)), Long(9, ("a/t.py::test_2[CNNJEPA_SAMPLE_SEED]",))]
     items = [Item("a/t.py::test_1[CNNJEPA_SAMPLE_SEED=7]"), Item("a/t.py::test_2[CNNJEPA_SAMPLE_SEED=7]")]
     sample.leave_the_rest_to_nightly(items, listed, whole_files=True)  # type: ignore[arg-type]
-    assert sorted(len(item.marks) for item in items) == [0, 1]
+    assert sorted("nightly" in item.marks for item in items) == [False, True]
 
 
 def test_a_listed_test_that_does_not_exist_is_refused_by_name_where_its_file_was_collected() -> None:
