@@ -1,51 +1,43 @@
 """What a search costs and how often it is right, replayed on recorded learning curves: each sampler, with early stopping or not.
 
-    python tests/benchmarks/search.py [--json] [--seeds 50] [--first 0] [--jobs 2] [--slots 4] [--all] [--only TEXT ...]
+    python tests/benchmarks/search.py [--set digits] [--json] [--seeds 50] [--first 0] [--jobs 2] [--slots 4] [--all] [--only TEXT ...]
 
-tests/benchmarks/curves.json holds 64 configurations x 3 seeds, trained to the end by record_curves.py. The real engine replays a search on
-4 workers under a simulated clock; a configuration between recorded ones scores as the nearest, and each replay deals the recorded seeds
-again. A winner is right if its mean over all recorded seeds is within one standard error of the best. Epochs are shares of those of the
-full grid with one seed. Every search has a budget of REQUIRED_SHARE of them, or of SMALL_SHARE. Each strategy is compared with the model's
-in the same replays. On shuffled labels every configuration has the curves of another, so that no sampler can learn anything.
+A set of curves (_curve_sets.py) holds a grid of configurations x 3 seeds, trained to the end by record_curves.py. The sampler was tuned on
+`digits`; `fashion` was never looked at. The real engine replays a search on 4 workers under a simulated clock; a configuration between
+recorded ones scores as the nearest, and each replay deals the recorded seeds again. A winner is right if its mean over all recorded seeds
+is within one standard error of the best. Epochs are shares of those of the full grid with one seed. Every search has a budget of
+REQUIRED_SHARE of them, or of SMALL_SHARE. Each strategy is compared with the model's in the same replays. On shuffled labels every
+configuration has the curves of another, so that no sampler can learn anything.
 Status 1 where the default is right in less than REQUIRED_RIGHT of the replays.
 --all replays also the choices that the defaults were compared with. --only keeps the strategies whose names contain one of the texts.
 """
 
 import argparse
 import dataclasses
-import json
 import math
 import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from _curve_sets import SETS, Configuration, CurveSet, run_name
 from _report import publish
 from _simulated import Simulation
-from record_curves import BASE, CURVES, EPOCHS, GRID, SEEDS, key
 from rich.table import Table
 
 from sweeps.search.configurations import Tried, tried
 from sweeps.spec.rungs import DEFAULT_ETA, rung_epochs
-from sweeps.spec.space import Params, baseline, real
+from sweeps.spec.space import Params, baseline
 from sweeps.spec.sweep import FIRST_SEED, SAMPLERS, Scale, ScaleName, SweepSpec, Trial, build_search
 from sweeps.state.folder import Sweep
 
 REQUIRED_SHARE, SMALL_SHARE, REQUIRED_RIGHT = 0.25, 0.12, 0.8
-LR, EMA, MASK = GRID
-SPACE = [
-    real(LR, min(GRID[LR]), max(GRID[LR]), log=True),
-    real(EMA, min(GRID[EMA]), max(GRID[EMA])),
-    real(MASK, min(GRID[MASK]), max(GRID[MASK])),
-]
-SCALES: dict[str, Callable[[float], float]] = {LR: math.log, EMA: lambda v: math.log(1 - v), MASK: float}
-Configuration = tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +54,7 @@ class Strategy:
     shuffled: bool = False
 
 
+EPOCHS = 27  # of each run of each set
 RUNGS = tuple(rung_epochs(EPOCHS, 1, DEFAULT_ETA))
 NAMES = {"multi_fidelity": "multi-fidelity", "random": "random", "tpe": "TPE", "gp": "GP"}
 
@@ -90,76 +83,82 @@ CONSIDERED = [
 ]
 
 
-@cache
-def curves() -> dict[str, dict[str, float]]:
-    """The recorded curves: configuration and seed -> epoch -> percent."""
-    found: dict[str, dict[str, float]] = json.loads(CURVES.read_text())["curves"]
-    return found
+class Recorded:
+    """What a set of curves says of its configurations, and what a replay makes of it."""
+
+    def __init__(self, made: CurveSet) -> None:
+        """Read the curves."""
+        self.set, self.curves, self.configurations = made, made.curves(), made.configurations()
+
+    def value(self, configuration: Configuration, seed: int, epoch: int) -> float:
+        """Percent after an epoch; of a run that had failed by then, the worst of all."""
+        found = self.curves[run_name(configuration, seed)].get(str(epoch))
+        return self.worst(epoch) if found is None else found
+
+    @cache  # noqa: B019, there are two sets
+    def worst(self, epoch: int) -> float:
+        """The lowest percent of any run after an epoch."""
+        return min(curve[str(epoch)] for curve in self.curves.values() if str(epoch) in curve)
+
+    @cache  # noqa: B019
+    def mean(self, configuration: Configuration) -> float:
+        """Of a configuration at its end, over all recorded seeds."""
+        return statistics.fmean(self.value(configuration, seed, EPOCHS) for seed in self.set.seeds)
+
+    @property
+    def best(self) -> float:
+        """The highest mean."""
+        return max(map(self.mean, self.configurations))
+
+    @cache  # noqa: B019
+    def standard_error(self) -> float:
+        """Of a mean, over the better half of the configurations, less what a seed does to all of them: they share their seeds."""
+        seeds, half = self.set.seeds, sorted(self.configurations, key=self.mean)[len(self.configurations) // 2 :]
+        of_seed = {seed: statistics.fmean(self.value(s, seed, EPOCHS) for s in half) for seed in seeds}
+        overall = statistics.fmean(of_seed.values())
+        left = [self.value(s, seed, EPOCHS) - self.mean(s) - of_seed[seed] + overall for s in half for seed in seeds]
+        variance = sum(r * r for r in left) / ((len(half) - 1) * (len(seeds) - 1))
+        return math.sqrt(variance / len(seeds))
+
+    def is_right(self, configuration: Configuration) -> bool:
+        """Whether the configuration is within one standard error of the best."""
+        return self.mean(configuration) >= self.best - self.standard_error()
+
+    @cache  # noqa: B019
+    def of_seed(self, seed: int, epoch: int) -> float:
+        """What all configurations have in common at that seed and epoch: its held-out images are easier or harder."""
+        return statistics.fmean(self.value(s, seed, epoch) for s in self.configurations)
+
+    @cache  # noqa: B019
+    def shuffle_of(self, replay: int) -> dict[Configuration, Configuration]:
+        """Whose curves each configuration has on the shuffled labels of a replay."""
+        dealt = list(self.configurations)
+        random.Random(f"shuffled {replay}").shuffle(dealt)
+        return dict(zip(self.configurations, dealt, strict=True))
+
+    def scored_as(self, params: Params, replay: int, shuffled: bool) -> Configuration:
+        """The recorded configuration whose curves a chosen one has."""
+        nearest = self.set.nearest(params)
+        return self.shuffle_of(replay)[nearest] if shuffled else nearest
+
+    def replayed_value(self, params: Params, number: int, epoch: int, replay: int, shuffled: bool = False) -> float:
+        """What the chosen configuration scores after an epoch with its seed `number`.
+
+        Two that are near the same recorded one are not the same run: each is dealt one of its recorded seeds, for what is its own of a
+        curve. Which recorded seed stands for the search's n-th, for what a seed does to all, is dealt again for each replay.
+        """
+        order, own = list(self.set.seeds), list(self.set.seeds)
+        random.Random(replay).shuffle(order)
+        random.Random(f"{replay} {params}").shuffle(own)
+        dealt = own[number % len(own)]
+        known = self.value(self.scored_as(params, replay, shuffled), dealt, epoch)
+        return known - self.of_seed(dealt, epoch) + self.of_seed(order[number % len(order)], epoch)
 
 
 @cache
-def configurations() -> list[Configuration]:
-    """Those that were recorded."""
-    return list(dict.fromkeys(tuple(map(float, name.split()[:-1])) for name in curves()))
-
-
-@cache
-def mean(configuration: Configuration) -> float:
-    """Of a configuration at its end, over all recorded seeds."""
-    return statistics.fmean(curves()[key(configuration, seed)][str(EPOCHS)] for seed in SEEDS)
-
-
-@cache
-def standard_error() -> float:
-    """Of a mean, over the better half of the configurations, less what a seed does to all of them: they share their seeds."""
-    half = sorted(configurations(), key=mean)[len(configurations()) // 2 :]
-    of_seed = {seed: statistics.fmean(curves()[key(s, seed)][str(EPOCHS)] for s in half) for seed in SEEDS}
-    overall = statistics.fmean(of_seed.values())
-    left = [curves()[key(s, seed)][str(EPOCHS)] - mean(s) - of_seed[seed] + overall for s in half for seed in SEEDS]
-    variance = sum(r * r for r in left) / ((len(half) - 1) * (len(SEEDS) - 1))
-    return math.sqrt(variance / len(SEEDS))
-
-
-def is_right(configuration: Configuration) -> bool:
-    """Whether the configuration is within one standard error of the best."""
-    return mean(configuration) >= max(map(mean, configurations())) - standard_error()
-
-
-def nearest(params: Params) -> Configuration:
-    """The recorded configuration nearest to a chosen one, in the scale of each dimension."""
-    return tuple(min(GRID[k], key=lambda v, k=k: abs(SCALES[k](v) - SCALES[k](float(params[k])))) for k in GRID)  # type: ignore[misc]
-
-
-@cache
-def of_seed(seed: int, epoch: int) -> float:
-    """What all configurations have in common at that seed and epoch: its held-out images are easier or harder."""
-    return statistics.fmean(curves()[key(s, seed)][str(epoch)] for s in configurations())
-
-
-@cache
-def shuffle_of(replay: int) -> dict[Configuration, Configuration]:
-    """Whose curves each configuration has on the shuffled labels of a replay."""
-    dealt = list(configurations())
-    random.Random(f"shuffled {replay}").shuffle(dealt)
-    return dict(zip(configurations(), dealt, strict=True))
-
-
-def scored_as(params: Params, replay: int, shuffled: bool) -> Configuration:
-    """The recorded configuration whose curves a chosen one has."""
-    return shuffle_of(replay)[nearest(params)] if shuffled else nearest(params)
-
-
-def replayed_value(params: Params, number: int, epoch: int, replay: int, shuffled: bool = False) -> float:
-    """What the chosen configuration scores after an epoch with its seed `number`.
-
-    Two that are near the same recorded one are not the same run: each is dealt one of its recorded seeds, for what is its own of a curve.
-    Which recorded seed stands for the search's n-th, for what a seed does to all, is dealt again for each replay.
-    """
-    configuration, order, own = scored_as(params, replay, shuffled), list(SEEDS), list(SEEDS)
-    random.Random(replay).shuffle(order)
-    random.Random(f"{replay} {params}").shuffle(own)
-    dealt = own[number % len(own)]
-    return curves()[key(configuration, dealt)][str(epoch)] - of_seed(dealt, epoch) + of_seed(order[number % len(order)], epoch)
+def recorded(name: str) -> Recorded:
+    """The set of that name."""
+    return Recorded(SETS[name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,26 +173,23 @@ class Replay:
     runs: int
 
 
-def grid(replay: int) -> Replay:
+def grid(known: Recorded, replay: int) -> Replay:
     """Every configuration once, with one seed, as the paper did."""
-    winner = max(configurations(), key=lambda s: replayed_value(dict(zip(GRID, s, strict=True)), 0, EPOCHS, replay))
-    best = max(map(mean, configurations()))
-    return Replay(
-        1.0, 1.0 if is_right(winner) else None, is_right(winner), mean(winner) == best, best - mean(winner), len(configurations())
-    )
+
+    def score(configuration: Configuration) -> float:
+        return known.replayed_value(dict(zip(known.set.grid, configuration, strict=True)), 0, EPOCHS, replay)
+
+    winner = max(known.configurations, key=score)
+    right, mean = known.is_right(winner), known.mean(winner)
+    return Replay(1.0, 1.0 if right else None, right, mean == known.best, known.best - mean, len(known.configurations))
 
 
-def leader(found: list[Tried], replay: int, shuffled: bool) -> Configuration:
-    """The recorded configuration of the best mean."""
-    return scored_as(max(found, key=lambda p: p.mean).trials[0].params, replay, shuffled)
-
-
-def replayed(strategy: Strategy, workers: int, replay: int) -> Replay:
-    """One search by the real engine."""
-    rungs = list(strategy.rungs)
-    scale = Scale(BASE, 1)
-    spec = SweepSpec("replay", "?", space=SPACE, smoke=scale, paper=scale)
-    budget = strategy.share * len(configurations()) * EPOCHS
+def replayed(name: str, strategy: Strategy, workers: int, replay: int) -> Replay:
+    """One search of the set `name` by the real engine."""
+    known, rungs = recorded(name), list(strategy.rungs)
+    scale = Scale(known.set.overrides, 1)
+    spec = SweepSpec("replay", "?", space=known.set.space, smoke=scale, paper=scale)
+    budget = strategy.share * len(known.configurations) * EPOCHS
     options: dict[str, Any] = {
         "sampler": strategy.sampler,
         "max_trials": strategy.max_trials,
@@ -203,24 +199,29 @@ def replayed(strategy: Strategy, workers: int, replay: int) -> Replay:
     search = build_search(spec, spec.smoke, "local", [], rungs, **options)
     # The digest seeds the sampler; an epoch costs an hour.
     search = dataclasses.replace(search, digest=f"{replay:012x}", hours_per_epoch=1.0)
+
+    def leader(found: list[Tried]) -> Configuration:
+        return known.scored_as(max(found, key=lambda p: p.mean).trials[0].params, replay, strategy.shuffled)
+
     with tempfile.TemporaryDirectory() as temporary:
         first = search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)
         sweep = Sweep.of(spec, ScaleName.smoke, [first], Path(temporary) / "replay-smoke", search, rungs, strategy.eta)
         sweep.write()
 
         def curve(trial: Trial, epoch: int) -> float:
-            return replayed_value(trial.params, trial.seed - FIRST_SEED, epoch, replay, strategy.shuffled)
+            return known.replayed_value(trial.params, trial.seed - FIRST_SEED, epoch, replay, strategy.shuffled)
 
         simulation = Simulation(sweep, curve, workers, random.Random(replay))
-        total, to_right = len(configurations()) * EPOCHS, None
+        total, to_right = len(known.configurations) * EPOCHS, None
         for _ in simulation.run():
             leading = [p for p in tried(simulation.view) if p.scores]
-            if leading and to_right is None and is_right(leader(leading, replay, strategy.shuffled)):
+            if leading and to_right is None and known.is_right(leader(leading)):
                 to_right = simulation.epochs_trained / total
-        winner = leader([p for p in tried(simulation.view) if p.scores], replay, strategy.shuffled)
-    best = max(map(mean, configurations()))
-    share = simulation.epochs_trained / total
-    return Replay(share, to_right, is_right(winner), mean(winner) == best, best - mean(winner), simulation.ended)
+        winner = leader([p for p in tried(simulation.view) if p.scores])
+    mean = known.mean(winner)
+    return Replay(
+        simulation.epochs_trained / total, to_right, known.is_right(winner), mean == known.best, known.best - mean, simulation.ended
+    )
 
 
 def summary(name: str, replays: Sequence[Replay]) -> dict[str, Any]:
@@ -266,7 +267,7 @@ def shown(figures: dict[str, Any]) -> tuple[Table, list[str]]:
         "not the best",
         "points short",
     ]
-    table = Table(*heads, title="Searches replayed on recorded curves")
+    table = Table(*heads, title=f"Searches replayed on the recorded curves of {figures['set']}")
     for line in figures["strategies"]:
         reached = line["share_to_right_median"]
         low, high = line["share_quartiles"]
@@ -294,6 +295,7 @@ def main() -> int:
     """Replay, and print a line a strategy."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--set", choices=SETS, default="digits", help="which curves")
     parser.add_argument("--seeds", type=int, default=50, help="replays of each strategy")
     parser.add_argument("--first", type=int, default=0, help="number of the first replay; the defaults were chosen on 0 to 49")
     parser.add_argument("--jobs", type=int, default=2)
@@ -303,10 +305,11 @@ def main() -> int:
     asked = parser.parse_args()
     strategies = [s for s in STRATEGIES + (CONSIDERED if asked.all else []) if s == DEFAULT or any(text in s.name for text in asked.only)]
     numbers = range(asked.first, asked.first + asked.seeds)
-    lines = [summary("full grid, one seed", [grid(r) for r in numbers])]
+    known = recorded(asked.set)
+    lines = [summary("full grid, one seed", [grid(known, r) for r in numbers])]
     found: dict[Strategy, list[Replay]] = {}
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
-        pending = {strategy: [pool.submit(replayed, strategy, asked.workers, r) for r in numbers] for strategy in strategies}
+        pending = {strategy: [pool.submit(replayed, asked.set, strategy, asked.workers, r) for r in numbers] for strategy in strategies}
         for strategy, futures in pending.items():
             found[strategy] = [f.result() for f in futures]
             lines.append(summary(strategy.name, found[strategy]))
@@ -321,10 +324,11 @@ def main() -> int:
             for other in found
             if ours.sampler == DEFAULT.sampler and ours != other and (ours.share, ours.shuffled) == (other.share, other.shuffled)
         ],
-        "configurations": len(configurations()),
-        "right_configurations": sum(map(is_right, configurations())),
-        "best": max(map(mean, configurations())),
-        "standard_error": round(standard_error(), 2),
+        "set": asked.set,
+        "configurations": len(known.configurations),
+        "right_configurations": sum(map(known.is_right, known.configurations)),
+        "best": known.best,
+        "standard_error": round(known.standard_error(), 2),
     }
     publish(asked.json, asked.seeds, figures, *shown(figures))
     return 0 if by_default["right_within_a_quarter"] >= REQUIRED_RIGHT else 1
