@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
-from cnnjepa.run.identity import task_module, task_name
+from cnnjepa.run.identity import leaves, task_module, task_name
 from jobs.cli import resolved
 from jobs.plain import PlainTask
 from jobs.task import task_of
@@ -27,7 +27,7 @@ from sweeps.cli.sweep_file import spec_of
 from sweeps.report import aggregate
 from sweeps.report.status import sweep_status
 from sweeps.search.search import is_over
-from sweeps.spec.hyperparameters import columns, leaves
+from sweeps.spec.hyperparameters import columns
 from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.sweep import Trial as PlannedTrial
 from sweeps.state import folder
