@@ -57,7 +57,7 @@ def numeric_axis(view: View) -> str | None:
 
     A key that only some have, such as one of a method, counts as a difference. A bool is no number.
     """
-    values = {t.configuration: _leaves(t.values) for t in view.sweep.trials}
+    values = {t.configuration: leaves(t.values) for t in view.sweep.trials}
     if len(values) < 3:
         return None
     keys = dict.fromkeys(key for leaves in values.values() for key in leaves if key != "seed")
@@ -68,11 +68,11 @@ def numeric_axis(view: View) -> str | None:
     return differing[0] if all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers) else None
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return dotted key -> value for every value that is not a dict."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
