@@ -14,12 +14,15 @@ from plotly.offline import get_plotlyjs
 from cnnjepa.run.files import write_atomic
 from sweeps.report import html_text, html_trials
 from sweeps.report.aggregate import Summary, columns, title
+from sweeps.report.best import is_estimated, score_of_best
 from sweeps.report.html_curves import Curve, curves_of
 from sweeps.report.html_figures import colours, costs_figure, drawn, layout, scores_figure
+from sweeps.report.html_lines import add_lines
 from sweeps.report.seen import Seen
 from sweeps.report.tables import PeoplesTable, peoples_table, results_csv, summary_csv
 from sweeps.report.usage import advice_lines
 from sweeps.search import warnings
+from sweeps.spec import hyperparameters
 from sweeps.state.view import View
 
 _MOST_ROWS = 100  # configurations in the page's table
@@ -33,11 +36,13 @@ def build(view: View) -> str:
     """Return the page of a sweep in its current state."""
     sweep, seen = view.sweep, Seen(view)
     hues, unit = colours(seen.table), html_text.hours_unit(view)
+    keys = hyperparameters.shown(sweep.trials, sweep.search)
     curves = [curves_of(view, t) for t in sweep.trials]
     shown = seen.shown[0]
     best, not_drawn = drawn(shown, view)
     scores, costs, search = _scores(seen, best, hues), _costs(seen, shown, hues, unit), _search(view)
-    table, metrics = peoples_table(view, _MOST_ROWS, seen), columns(view)
+    metrics = columns(view)
+    table = html_trials.scores_first(peoples_table(view, _MOST_ROWS, keys, seen), len(keys), len(metrics))
     warned = {t.signature: [w.line for w in found] for t in sweep.trials if (found := warnings.warnings_of(view, t))}
     answer, beside = html_text.answer(view, seen), html_text.beside_the_answer(view, seen)
     failures = html_text.failures(view, seen)
@@ -55,13 +60,14 @@ def build(view: View) -> str:
         not_drawn=not_drawn,
         table=table,
         notes=_notes(table, [answer[0], *beside], seen),
-        keys=[s.key for s in shown[:_MOST_ROWS]],
+        best=score_of_best(view, seen.lead) if seen.lead is not None and is_estimated(seen.lead) else "",
+        configurations=[s.key for s in shown[:_MOST_ROWS]],
         cost_lines=[*html_text.costs(view), *advice_lines(view)],
         costs=costs,
         search=search,
         curves={name: sweep.task.title(name) for name in _offered(curves, sweep.task.CURVES)},
-        header=html_trials.header(view, metrics, unit),
-        trials={t.signature: html_trials.cells(view, t, row, metrics) for t, row in zip(sweep.trials, seen.rows, strict=True)},
+        header=html_trials.header(view, metrics, unit, keys),
+        trials={t.signature: html_trials.cells(view, t, row, metrics, keys) for t, row in zip(sweep.trials, seen.rows, strict=True)},
         failures=failures,
         data=_data(seen, scores | costs | search, curves, hues, unit),
         most_curves=_MOST_CURVES,
@@ -90,6 +96,7 @@ def _data(seen: Seen, figures: Figures, curves: Sequence[Mapping[str, Curve]], h
             for trial, of_trial, values in zip(trials, curves, own, strict=True)
         ],
         "files": {"results.csv": results_csv(view), "summary.csv": summary_csv(view)},
+        "compared": html_trials.compared(view, columns(view), unit),
         "most_curves": _MOST_CURVES,
         "one": view.sweep.counted.removesuffix("s"),
         "best_first": _best_first(view),
@@ -139,7 +146,7 @@ def _template() -> jinja2.Template:
 def _scores(seen: Seen, table: Sequence[Summary], hues: Mapping[str, str]) -> Figures:
     view = seen.view
     shown = [m for m in columns(view) if view.sweep.task.is_pictured(m) and any(s.values.get(m) for s in table)]
-    return {f"scores-{i}": (title(view, m), scores_figure(view, table, m, hues)) for i, m in enumerate(shown)}
+    return {f"scores-{i}": (title(view, m), add_lines(scores_figure(view, table, m, hues), seen, table, m)) for i, m in enumerate(shown)}
 
 
 def _costs(seen: Seen, table: Sequence[Summary], hues: Mapping[str, str], unit: str) -> Figures:

@@ -2,7 +2,19 @@
 
 from functools import cached_property
 
-from sweeps.report.aggregate import Leader, Row, Summary, leader_of, leaders_of, rows, run_set, shown_configurations, summaries
+from sweeps.report.aggregate import (
+    Leader,
+    Row,
+    Spread,
+    Summary,
+    leader_of,
+    leaders_of,
+    references,
+    rows,
+    run_set,
+    shown_configurations,
+    summaries,
+)
 from sweeps.state.view import View
 
 
@@ -37,6 +49,11 @@ class Seen:
     def leaders(self) -> dict[str, Leader | None]:
         """Return column -> leader, of the shown configurations."""
         return leaders_of(self.view, self.shown[0])
+
+    @cached_property
+    def references(self) -> dict[str, dict[str, Spread]]:
+        """Return what scores are compared with, chance level for example."""
+        return references(self.view)
 
     @cached_property
     def run_set(self) -> str:

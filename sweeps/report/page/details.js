@@ -41,7 +41,7 @@ function comparison(some) {
   const title = "Difference of " + shown.length + (some.length > shown.length ? " of " + some.length : "") + " selected trials";
   const lines = differences(shown), found = [made("h3", title)];
   if (!lines.length) return [...found, made("p", "They have the same configuration.")];
-  const scores = scoreColumns().map(([name, column]) => [name, ...shown.map((t) => rows.get(t.signature).cells[column].textContent)]);
+  const scores = outcomes().map(([name, column]) => [name, ...shown.map((t) => rows.get(t.signature).cells[column].textContent)]);
   return [...found, tableOf(["", ...shown.map((t) => t.name)], [...lines, ...scores], title)];
 }
 

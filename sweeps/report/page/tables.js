@@ -3,9 +3,9 @@ const bySignature = new Map(trials.map((t) => [t.signature, t]));
 const rows = new Map([...document.querySelectorAll("#trials tbody tr")].map((row) => [row.dataset.trial, row]));
 const collator = new Intl.Collator(undefined, { numeric: true });
 
-// Name and place of the columns of scores in the table of trials.
-function scoreColumns() {
-  return [...document.querySelectorAll("#trials thead th")].map((head, i) => [head.textContent, i]).filter(([, i]) => i > 1);
+// Name and place of the columns of the table of trials that say what came out.
+function outcomes() {
+  return [...document.querySelectorAll("#trials thead th")].map((head, i) => [head.textContent, i]).filter(([name]) => data.compared.includes(name));
 }
 
 function sort(table, column) {
