@@ -40,7 +40,7 @@ def build(view: View) -> str:
     curves = [curves_of(view, t) for t in sweep.trials]
     shown = seen.shown[0]
     best, not_drawn = drawn(shown, view)
-    scores, costs, search = _scores(seen, best, hues), _costs(seen, shown, hues, unit), _search(view)
+    scores, costs, search = _scores(seen, best, hues), _costs(seen, shown, hues, unit), _search(seen, unit)
     metrics = columns(view)
     table = html_trials.scores_first(peoples_table(view, _MOST_ROWS, keys, seen), len(keys), len(metrics))
     warned = {t.signature: [w.line for w in found] for t in sweep.trials if (found := warnings.warnings_of(view, t))}
@@ -65,6 +65,7 @@ def build(view: View) -> str:
         cost_lines=[*html_text.costs(view), *advice_lines(view)],
         costs=costs,
         search=search,
+        choices=_choices(seen, curves),
         curves={name: sweep.task.title(name) for name in _offered(curves, sweep.task.CURVES)},
         header=html_trials.header(view, metrics, unit, keys),
         trials={t.signature: html_trials.cells(view, t, row, metrics, keys) for t, row in zip(sweep.trials, seen.rows, strict=True)},
@@ -156,12 +157,23 @@ def _costs(seen: Seen, table: Sequence[Summary], hues: Mapping[str, str], unit: 
     return {"costs": (heading, costs_figure(view, done, html_text.hours_of_a_run(view), unit, hues))} if done else {}
 
 
-def _search(view: View) -> Figures:
-    if view.sweep.search is None:
+def _search(seen: Seen, unit: str) -> Figures:
+    if seen.view.sweep.search is None:
         return {}
+    from sweeps.report.search_budget import budget_figure
     from sweeps.report.search_figures import search_figures
 
-    return {f"search-{i}": found for i, found in enumerate(search_figures(view))}
+    first = budget_figure(seen, unit)
+    found = [*([first] if first is not None else []), *search_figures(seen.view)]
+    return {f"search-{i}": figure for i, figure in enumerate(found)}
+
+
+def _choices(seen: Seen, curves: Sequence[Mapping[str, Curve]]) -> list[str]:
+    if seen.view.sweep.search is None:
+        return []
+    from sweeps.report.search_budget import other_choices
+
+    return other_choices(seen, curves)
 
 
 def _offered(curves: Iterable[Mapping[str, Curve]], first: Sequence[str]) -> list[str]:
