@@ -247,12 +247,12 @@ def references(view: View) -> dict[str, dict[str, Spread]]:
     return dict(sorted(table.items(), key=lambda found: -sign * (found[1].get(objective, Spread.of([])).mean or 0.0)))
 
 
-def shown_configurations(view: View) -> tuple[list[Summary], str]:
-    """Return the configurations to show people, and a line about those left out.
+def shown_configurations(view: View, table: Sequence[Summary] | None = None) -> tuple[list[Summary], str]:
+    """Return the configurations to show people, and a line about those left out. `table` is what `summaries` gives, if known.
 
     Those whose runs were all pruned are left out, unless that holds for every configuration.
     """
-    table = summaries(view)
+    table = list(summaries(view) if table is None else table)
     shown = [
         s for s in table if not s.pruned or s.failed or s.unfinished or s.damaged or any(spread.n for spread in s.spreads.values())
     ] or table
@@ -343,16 +343,6 @@ def apart(lead: Leader, pair: Comparison) -> str:
     return f"difference {pair.difference:{form}}" + (f" ({interval}{how})" if how else "")
 
 
-def without_luck(view: View, lead: Leader) -> str:
-    """Return 'without its luck: 70.1 % (95 % interval 68.0 to 72.2)', or "" without two runs of the best."""
-    found = lead.winner
-    if found.estimate is None or lead.other is None:
-        return ""
-    form = _form(lead)
-    interval = "" if found.low is None or found.high is None else f" (95 % interval {found.low:{form}} to {found.high:{form}})"
-    return f"by seeds that did not select it, the best scores {in_units(view, f'{found.estimate:{form}}')}{interval}"
-
-
 def against_the_baseline(view: View, table: Sequence[Summary], lead: Leader) -> list[str]:
     """Return a comparison of the best with the baseline: a search's configuration without changes, else the sweep's first."""
     first = view.sweep.trials[0]
@@ -377,9 +367,9 @@ def _form(lead: Leader) -> str:
     return ".3g" if isinstance(lead.best.spreads.get(lead.metric), FineSpread) else ".1f"
 
 
-def run_set(view: View) -> str:
-    """Return which runs a table's means cover, and how many were left out for which reason."""
-    table = rows(view)
+def run_set(view: View, table: Sequence[Row] | None = None) -> str:
+    """Return which runs a table's means cover, and how many were left out for which reason. `table` is what `rows` gives, if known."""
+    table = rows(view) if table is None else table
     seeds = sorted({r.seed for r in table})
     done = [r for r in table if r.state is TrialState.completed]
     configurations = len({r.configuration for r in done})
@@ -387,7 +377,7 @@ def run_set(view: View) -> str:
     line = f"run set: all {len(done)} completed runs, of {configurations} configurations and seeds {named}"
     left = [(sum(r.state is s for r in table), s.name) for s in (TrialState.failed, TrialState.pruned, TrialState.damaged)]
     left.append((sum(not r.state.ended for r in table), "not ended"))
-    line += "; left out: " + (", ".join(f"{n} {what}" for n, what in left if n) or "none")
+    line += "; left out: " + ", ".join(f"{n} {what}" for n, what in left if n) if any(n for n, _ in left) else ""
     missing = {m: sum(m not in r.metrics for r in done) for m in columns(view)}
     without = ", ".join(f"{title(view, m)} of {n}" for m, n in missing.items() if n)
     return line + (f"; probes without a value: {without}" if without else "")

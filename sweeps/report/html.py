@@ -1,74 +1,130 @@
 """Write report.html: one page with the whole sweep, which needs no network."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from cnnjepa.run.files import write_atomic
-from jobs.task import score_format
-from sweeps.report import html_text
-from sweeps.report.aggregate import Row, Summary, columns, rows, run_set, shown_configurations, summaries, title
+from sweeps.report import html_text, html_trials
+from sweeps.report.aggregate import Summary, columns, title
+from sweeps.report.best import is_estimated, score_of_best
 from sweeps.report.html_curves import Curve, curves_of
 from sweeps.report.html_figures import colours, costs_figure, drawn, layout, scores_figure
-from sweeps.report.tables import peoples_table
+from sweeps.report.html_lines import add_lines
+from sweeps.report.seen import Seen
+from sweeps.report.tables import PeoplesTable, peoples_table, results_csv, summary_csv
 from sweeps.report.usage import advice_lines
 from sweeps.search import warnings
 from sweeps.spec import hyperparameters
-from sweeps.spec.sweep import Trial
 from sweeps.state.view import View
 
 _MOST_ROWS = 100  # configurations in the page's table
 _MOST_CURVES = 100  # drawn at once
 _PAGE = Path(__file__).parent / "page"
+_SCRIPTS = ("figures.js", "details.js", "tables.js", "start.js")
 Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and figure
 
 
 def build(view: View) -> str:
     """Return the page of a sweep in its current state."""
-    sweep, metrics, table = view.sweep, columns(view), rows(view)
+    sweep, seen = view.sweep, Seen(view)
+    hues, unit = colours(seen.table), html_text.hours_unit(view)
     keys = hyperparameters.shown(sweep.trials, sweep.search)
-    hues, unit = colours(summaries(view)), html_text.hours_unit(view)
     curves = [curves_of(view, t) for t in sweep.trials]
-    shown, _ = shown_configurations(view)
+    shown = seen.shown[0]
     best, not_drawn = drawn(shown, view)
-    scores, costs, search = _scores(view, best, hues), _costs(view, shown, hues, unit), _search(view)
+    scores, costs, search = _scores(seen, best, hues), _costs(seen, shown, hues, unit), _search(seen, unit)
+    metrics = columns(view)
+    table = html_trials.scores_first(peoples_table(view, _MOST_ROWS, keys, seen), len(keys), len(metrics))
     warned = {t.signature: [w.line for w in found] for t in sweep.trials if (found := warnings.warnings_of(view, t))}
-    data = {
-        "figures": {name: json.loads(figure.to_json()) for name, (_, figure) in (scores | costs | search).items()},
-        "trials": [_trial(view, *of_one, hues, unit) for of_one in zip(sweep.trials, table, curves, strict=True)],
-        "most_curves": _MOST_CURVES,
-        "one": sweep.counted.removesuffix("s"),
-        "best_first": _best_first(view),
-        "curve_layout": json.loads(layout(go.Figure(), 380).to_json())["layout"],
-    }
+    answer, beside = html_text.answer(view, seen), html_text.beside_the_answer(view, seen)
+    failures = html_text.failures(view, seen)
     return _template().render(
         view=view,
         sweep=sweep,
         text=html_text,
+        tiles=html_text.tiles(view, seen),
+        answer=answer,
+        beside=beside,
+        named=_named(seen),
         warned=warned,
         warnings=warnings.as_lines(sweep, warned),
         scores=scores,
         not_drawn=not_drawn,
-        table=peoples_table(view, _MOST_ROWS, keys),
+        table=table,
+        notes=_notes(table, [answer[0], *beside], seen),
+        best=score_of_best(view, seen.lead) if seen.lead is not None and is_estimated(seen.lead) else "",
+        configurations=[s.key for s in shown[:_MOST_ROWS]],
         cost_lines=[*html_text.costs(view), *advice_lines(view)],
         costs=costs,
         search=search,
+        choices=_choices(seen, curves),
         curves={name: sweep.task.title(name) for name in _offered(curves, sweep.task.CURVES)},
-        header=["configuration", *keys, "seed", "state", *(title(view, m) for m in metrics), unit, "starts", "trial", "run ID"],
-        trials={t.signature: _cells(view, t, row, metrics, keys) for t, row in zip(sweep.trials, table, strict=True)},
-        run_set=run_set(view),
-        data=data,
+        header=html_trials.header(view, metrics, unit, keys),
+        trials={t.signature: html_trials.cells(view, t, row, metrics, keys) for t, row in zip(sweep.trials, seen.rows, strict=True)},
+        failures=failures,
+        data=_data(seen, scores | costs | search, curves, hues, unit),
         most_curves=_MOST_CURVES,
         style=(_PAGE / "report.css").read_text(),
         # A script must not close its own element. Its strings and patterns allow the backslash.
         plotly=get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--"),
-        script=(_PAGE / "report.js").read_text(),
+        script="\n".join((_PAGE / name).read_text() for name in _SCRIPTS),
     )
+
+
+def _data(seen: Seen, figures: Figures, curves: Sequence[Mapping[str, Curve]], hues: Mapping[str, str], unit: str) -> dict[str, Any]:
+    """Return what the page's script reads."""
+    view, trials = seen.view, seen.view.sweep.trials
+    common, own = html_trials.configurations(trials)
+    logs = html_text.logs_of(view)
+    return {
+        "name": view.sweep.path.name,
+        "figures": {name: json.loads(figure.to_json()) for name, (_, figure) in figures.items()},
+        "common": {
+            key: value if isinstance(value, (str, int, float, bool)) or value is None else str(value) for key, value in common.items()
+        },
+        "trials": [
+            html_trials.of_script(
+                view, trial, of_trial, values, logs.get(trial.signature, ""), hues.get(trial.configuration, "#6b7280"), unit
+            )
+            for trial, of_trial, values in zip(trials, curves, own, strict=True)
+        ],
+        "files": {"results.csv": results_csv(view), "summary.csv": summary_csv(view)},
+        "compared": html_trials.compared(view, columns(view), unit),
+        "most_curves": _MOST_CURVES,
+        "one": view.sweep.counted.removesuffix("s"),
+        "best_first": _best_first(view),
+        "curve_layout": json.loads(layout(go.Figure(), 380).to_json())["layout"],
+    }
+
+
+def _named(seen: Seen) -> Any:
+    """Return a filter of the template that sets the names of configurations apart in a sentence."""
+    first = seen.view.sweep.trials[0]
+    summaries = [s for s in (seen.lead.best, seen.lead.other) if s is not None] if seen.lead else []
+    names = {first.label, *(name for s in summaries for name in (s.label, html_text.called(s.label)))} - {""}
+    return lambda line: _set_apart(line, sorted(names, key=len, reverse=True))
+
+
+def _set_apart(line: str, names: Sequence[str]) -> Markup:
+    """Return `line` as markup, in which each of `names` that stands alone is bold; the longest ones come first."""
+    one_of = "|".join(rf"(?<![\w.]){re.escape(name)}(?![\w.]\w|\w)" for name in names)
+    parts = re.split(f"({one_of})", line) if names else [line]
+    return Markup("").join(Markup("<b>{}</b>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts))
+
+
+def _notes(table: PeoplesTable, said: Sequence[str], seen: Seen) -> list[str]:
+    """Return the notes of the page's table, without those that the answer has said."""
+    above = {line.rstrip(".").lower() for line in said}
+    objective = title(seen.view, seen.view.sweep.objective)
+    return [note for note in table.notes if note.lower() not in above and not note.startswith(f"{objective}: ")]
 
 
 def write(view: View) -> Path:
@@ -88,23 +144,36 @@ def _template() -> jinja2.Template:
     return found.get_template("report.html")
 
 
-def _scores(view: View, table: Sequence[Summary], hues: Mapping[str, str]) -> Figures:
+def _scores(seen: Seen, table: Sequence[Summary], hues: Mapping[str, str]) -> Figures:
+    view = seen.view
     shown = [m for m in columns(view) if view.sweep.task.is_pictured(m) and any(s.values.get(m) for s in table)]
-    return {f"scores-{i}": (title(view, m), scores_figure(view, table, m, hues)) for i, m in enumerate(shown)}
+    return {f"scores-{i}": (title(view, m), add_lines(scores_figure(view, table, m, hues), seen, table, m)) for i, m in enumerate(shown)}
 
 
-def _costs(view: View, table: Sequence[Summary], hues: Mapping[str, str], unit: str) -> Figures:
-    objective = view.sweep.objective
+def _costs(seen: Seen, table: Sequence[Summary], hues: Mapping[str, str], unit: str) -> Figures:
+    view, objective = seen.view, seen.view.sweep.objective
     done = [s for s in table if s.spreads[objective].n]
-    return {"costs": ("", costs_figure(view, done, html_text.hours_of_a_run(view), unit, hues))} if done else {}
+    heading = f"{title(view, objective)} against {unit}"
+    return {"costs": (heading, costs_figure(view, done, html_text.hours_of_a_run(view), unit, hues))} if done else {}
 
 
-def _search(view: View) -> Figures:
-    if view.sweep.search is None:
+def _search(seen: Seen, unit: str) -> Figures:
+    if seen.view.sweep.search is None:
         return {}
+    from sweeps.report.search_budget import budget_figure
     from sweeps.report.search_figures import search_figures
 
-    return {f"search-{i}": found for i, found in enumerate(search_figures(view))}
+    first = budget_figure(seen, unit)
+    found = [*([first] if first is not None else []), *search_figures(seen.view)]
+    return {f"search-{i}": figure for i, figure in enumerate(found)}
+
+
+def _choices(seen: Seen, curves: Sequence[Mapping[str, Curve]]) -> list[str]:
+    if seen.view.sweep.search is None:
+        return []
+    from sweeps.report.search_budget import other_choices
+
+    return other_choices(seen, curves)
 
 
 def _offered(curves: Iterable[Mapping[str, Curve]], first: Sequence[str]) -> list[str]:
@@ -113,34 +182,8 @@ def _offered(curves: Iterable[Mapping[str, Curve]], first: Sequence[str]) -> lis
     return [*(n for n in first if n in found), *(n for n in found if n not in first)]
 
 
-def _trial(view: View, trial: Trial, row: Row, curves: Mapping[str, Curve], hues: Mapping[str, str], unit: str) -> dict[str, Any]:
-    """Return the data of a trial for the page's script."""
-    return {
-        "signature": trial.signature,
-        "number": trial.number,
-        "name": trial.name,
-        "colour": hues.get(trial.configuration, "#888"),
-        "curves": {name: _points(curve) for name, curve in curves.items()},
-        "about": html_text.about(view, trial, unit),
-        "log": html_text.last_lines(view, trial) if row.cause else "",
-    }
-
-
 def _best_first(view: View) -> list[int]:
     """Return the places of the trials in the sweep by score, the best first, those without one last."""
     values = [view.objective(t) for t in view.sweep.trials]
     sign = view.sweep.sign
     return sorted(range(len(values)), key=lambda i: float("inf") if (value := values[i]) is None else -sign * value)
-
-
-def _points(curve: Curve) -> list[list[float]]:
-    return [[float(f"{x:.5g}") for x in curve.epochs], [float(f"{y:.5g}") for y in curve.values]]
-
-
-def _cells(view: View, trial: Trial, row: Row, metrics: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
-    form = score_format(view.sweep.task.UNIT)
-    scores = [f"{row.metrics[m]:{form}}" if m in row.metrics else "-" for m in metrics]
-    hours = view.device_hours(trial)
-    first = [row.label, *hyperparameters.cells(trial, keys), str(row.seed), row.state.name]
-    last = [f"{hours:.3g}" if hours else "-", str(len(view.claims(trial)) or "-"), trial.name, trial.signature]
-    return [*first, *scores, *last]

@@ -5,16 +5,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import qualitative, sample_colorscale
+from plotly.colors import sample_colorscale
 
 from cnnjepa.run.identity import lookup
 from jobs.task import score_format
 from sweeps.report.aggregate import Spread, Summary, distinct, in_units, title
+from sweeps.report.html_names import placed, span
 from sweeps.report.html_text import called
 from sweeps.state.view import View
 
 _LABEL_WIDTH = 29  # characters per line of an axis label; on a phone the axis needs room too
 _MOST_DRAWN = 40  # configurations with a line of their own in a figure
+# Each has a contrast of 3 to white, which WCAG asks of graphics at level AA.
+PALETTE = ("#1f5fa8", "#b4531a", "#2f7d32", "#6a4c93", "#b3261e", "#00798c", "#8a6d00", "#b8327a", "#5b5f66", "#1c1c1e")
+SCALE = ("#1b2a7a", "#1f6fb0", "#0f7d74", "#4f7d1c", "#9a6a00", "#b4461a", "#8c1230")  # from the best to the worst
 _FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#222"}
 
 
@@ -40,11 +44,10 @@ def colours(table: Sequence[Summary]) -> dict[str, str]:
 
     If there are too many configurations to tell apart, colours follow a scale from best to worst.
     """
-    palette = qualitative.D3 if len(table) <= len(qualitative.D3) else qualitative.Dark24
-    if len(table) <= len(palette):
-        return {s.key: palette[i] for i, s in enumerate(table)}
+    if len(table) <= len(PALETTE):
+        return {s.key: PALETTE[i] for i, s in enumerate(table)}
     shares = [i / (len(table) - 1) for i in range(len(table))]
-    return dict(zip((s.key for s in table), sample_colorscale("Turbo", shares), strict=True))
+    return dict(zip((s.key for s in table), sample_colorscale(SCALE, shares), strict=True))
 
 
 def short(label: str) -> str:
@@ -57,7 +60,7 @@ def numeric_axis(view: View) -> str | None:
 
     A key that only some have, such as one of a method, counts as a difference. A bool is no number.
     """
-    values = {t.configuration: _leaves(t.values) for t in view.sweep.trials}
+    values = {t.configuration: leaves(t.values) for t in view.sweep.trials}
     if len(values) < 3:
         return None
     keys = dict.fromkeys(key for leaves in values.values() for key in leaves if key != "seed")
@@ -68,11 +71,11 @@ def numeric_axis(view: View) -> str | None:
     return differing[0] if all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers) else None
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return dotted key -> value for every value that is not a dict."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
@@ -100,7 +103,7 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
         x=[value for value, _, _, _ in of_seeds],
         y=[name for _, name, _, _ in of_seeds],
         mode="markers",
-        marker={"color": [hues[s.key] for _, _, s, _ in of_seeds], "size": 7, "opacity": 0.35},
+        marker={"color": [hues[s.key] for _, _, s, _ in of_seeds], "size": 7, "opacity": 0.5},
         hovertemplate=[f"{s.label}<br>seed {seed}: %{{x:{form}}}<extra></extra>" for _, _, s, seed in of_seeds],
     )
     of_means = [(s.spreads[metric], name, s) for s, name in zip(table, names, strict=True) if s.spreads[metric].mean is not None]
@@ -136,10 +139,10 @@ def _line(view: View, table: Sequence[Summary], metric: str, key: str) -> go.Fig
     figure, form = go.Figure(), score_format(view.sweep.task.UNIT)
     bars = {"type": "data", "array": [m.std or 0.0 for m in means], "thickness": 2}
     hover = [f"{s.label}<br>{m} (n = {m.n})<extra></extra>" for s, m in zip(ranked, means, strict=True)]
-    line = {"color": qualitative.D3[0]}
+    line = {"color": PALETTE[0]}
     figure.add_scatter(x=xs, y=[m.mean for m in means], error_y=bars, mode="lines+markers", line=line, hovertemplate=hover)
     dots = [(values[s.key], v) for s in ranked for v in s.values.get(metric, {}).values()]
-    marker = {"color": qualitative.D3[0], "opacity": 0.35}
+    marker = {"color": PALETTE[0], "opacity": 0.5}
     hover_text = f"%{{y:{form}}}<extra></extra>"
     figure.add_scatter(x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", marker=marker, hovertemplate=hover_text)
     papers = [s for s in table if metric in s.paper]
@@ -184,11 +187,20 @@ def costs_figure(view: View, table: Sequence[Summary], hours: Mapping[str, Sprea
     )
     best, labels = pareto(points, view.sweep.sign), {s.key: s.label for s in table}
     front = [points[name] for name in best]
-    line = {"color": "#888", "dash": "dot", "shape": "hv"}
-    xs, ys = [x for x, _ in front], [y for _, y in front]
-    figure.add_scatter(x=xs, y=ys, mode="lines+text", line=line, text=[short(labels[n]) for n in best], hoverinfo="skip")
-    figure.update_traces(textposition="top left", textfont={"size": 11}, selector={"mode": "lines+text"})
+    line = {"color": "#6b7280", "dash": "dot", "shape": "hv"}
+    figure.add_scatter(x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line=line, hoverinfo="skip")
     figure.update_layout(showlegend=False)
-    figure.update_xaxes(title=f"{unit} of a run", rangemode="tozero")
+    figure.update_xaxes(title=f"{unit} of a run")
     figure.update_yaxes(title=in_units(view, title(view, metric), "{}, {}"))
-    return layout(figure, 360)
+    said = "dotted: no other configuration is both better and cheaper"
+    if points:
+        right = 1.08 * max((x.mean or 0.0) + (x.std or 0.0) for _, x, _ in known) or 1.0
+        ends = [(y.mean or 0.0) + sign * (y.std or 0.0) for _, _, y in known for sign in (-1, 1)]
+        axes = (0.0, right, *span(ends, 0.1))
+        crowd = list(points.values()) if len(points) <= _MOST_DRAWN else front
+        names = placed({n: points[n] for n in reversed(best)}, {n: short(labels[n]) for n in best}, axes, crowd)
+        figure.update_layout(annotations=names)
+        figure.update_xaxes(range=axes[:2])
+        figure.update_yaxes(range=axes[2:])
+        said += f"; {len(best) - len(names)} of its {len(best)} names have no room: point at them" if len(names) < len(best) else ""
+    return layout(figure, 360).update_layout(meta=said)

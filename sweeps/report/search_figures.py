@@ -1,4 +1,4 @@
-"""Draw Optuna's own figures of a search from the run folders.
+"""Draw the figures of a search from the run folders: Optuna's own, and slices.
 
 All but the Pareto front are of the first objective alone, from a study that has only that one. Of a
 study with two, Optuna cannot tell the direction of a target that it is given: it draws no best so
@@ -6,6 +6,7 @@ far, reverses the colours, and its importances say what makes small values.
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +17,18 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+from plotly.colors import sample_colorscale
 
-from sweeps.report.html_figures import layout
+from sweeps.report.html_figures import PALETTE, layout
 from sweeps.report.optuna_study import study_of
 from sweeps.search.sampler import COMPLETE
 from sweeps.state.view import View
 
 # A page shows only the few dimensions that matter most.
 _SLICES_OF, _CONTOURS_OF = 4, 3
-_WIDE = ("Slices", "Contours", "Accuracy against")
+_FEWEST = 20  # completed runs for importances, which are of the best tenth: of fewer they name the wrong parameter
+IMPORTANCES = "Parameter importances"
+_LATER = ["#7d97c4", "#0d2a5c"]
 # Runs of a figure whose size grows with their square, and of one with a curve for each.
 _RUNS_OF_CONTOURS, _RUNS_OF_CURVES = 80, 100
 
@@ -49,30 +53,66 @@ def search_figures(view: View) -> list[tuple[str, go.Figure]]:
     if weights:
         params = list(weights)
         drawn = visualization.plot_param_importances(study, _evaluator(), params, target_name=objective)
-        found.append(("Parameter importances", drawn, 90 + 34 * len(params)))
+        found.append((IMPORTANCES, drawn, 90 + 34 * len(params)))
     else:
         params = varied
-    if params:
-        found.append(("Slices", visualization.plot_slice(study, params=params[:_SLICES_OF], target_name=objective), 380))
+    found += [(f"Slice: {_last(p)}", slice_of(done, p, objective), 340) for p in params[:_SLICES_OF]]
     if len(params) > 1:
         some, of_all = sample(done, study, _RUNS_OF_CONTOURS)
         shown = [p for p in params if len({t.params.get(p) for t in some.get_trials(deepcopy=False)} - {None}) > 1][:_CONTOURS_OF]
-        if len(shown) > 1:
-            found.append((f"Contours{of_all}", visualization.plot_contour(some, params=shown, target_name=objective), 620))
+        # Two parameters a figure: a matrix of them has no room on a phone.
+        options = {p for p in shown if all(isinstance(t.distributions[p], CategoricalDistribution) for t in done if p in t.params)}
+        # Of two parameters that are options alone there is no slope to draw.
+        for pair in [two for two in itertools.combinations(shown, 2) if not options.issuperset(two)]:
+            drawn = visualization.plot_contour(some, params=list(pair), target_name=objective)
+            found.append((f"Contours: {' and '.join(map(_last, pair))}{of_all}", drawn, 380))
     if len(whole.directions) > 1 and done:
         names = [objective, "device-hours"]
         found.append(("Accuracy against device-hours", visualization.plot_pareto_front(whole, target_names=names), 420))
     return [(heading, _for_page(heading, layout(_last_parts(figure, objective), height))) for heading, figure, height in found]
 
 
+def slice_of(done: Sequence[FrozenTrial], param: str, objective: str) -> go.Figure:
+    """Plot the scores of completed runs over one parameter, later runs darker.
+
+    Optuna's own slices share one figure, which has no room on a phone, and write texts in quotes.
+    """
+    runs = [t for t in done if param in t.params and t.value is not None]
+    kind = runs[0].distributions[param]
+    of_options = isinstance(kind, CategoricalDistribution)
+    # Options that are not all numbers have no axis of numbers.
+    words = of_options and not all(isinstance(o, (int, float)) and not isinstance(o, bool) for o in kind.choices)  # type: ignore[attr-defined]
+    values = [str(t.params[param]) if words else t.params[param] for t in runs]
+    shares = [i / max(len(runs) - 1, 1) for i in range(len(runs))]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=values,
+        y=[t.value for t in runs],
+        mode="markers",
+        marker={"color": sample_colorscale(_LATER, shares), "size": 8, "opacity": 0.85},
+        hovertemplate=[f"#{t.number}<br>{_last(param)} {value}: %{{y:.4g}}<extra></extra>" for t, value in zip(runs, values, strict=True)],
+    )
+    if words:
+        figure.update_xaxes(type="category")
+    elif getattr(kind, "log", False):
+        figure.update_xaxes(type="log")
+    figure.update_xaxes(title=param)
+    figure.update_yaxes(title=objective)
+    return figure.update_layout(showlegend=False, meta="darker: later runs")
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
 def _for_page(heading: str, figure: go.Figure) -> go.Figure:
     """Arrange a figure for a page that may be as narrow as a phone."""
-    if heading.startswith(_WIDE):
-        figure.update_layout(meta="wide")  # it is scrolled there: its axes and bars have no room beside each other
-    if heading == "Parameter importances":
-        figure.update_traces(cliponaxis=False)
-        figure.update_xaxes(title=None, range=[0, 1.2 * max(figure.data[0].x)])  # room for the number after the longest bar
+    if heading == IMPORTANCES:
+        figure.update_traces(cliponaxis=False, marker_color=PALETTE[0])
+        figure.update_xaxes(title=None, range=[0, 1.25 * max(figure.data[0].x)])  # room for the number after the longest bar
         figure.update_yaxes(title=None)
+    if heading.startswith("Contours"):
+        figure.update_traces(colorbar={"thickness": 10, "title": None}, selector={"type": "contour"})
     return figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
 
 
@@ -157,6 +197,8 @@ def importances(study: optuna.Study, params: Sequence[str]) -> dict[str, float]:
     """
     done = [t for t in study.get_trials(deepcopy=False) if t.state is COMPLETE]
     common = [p for p in params if all(p in t.params for t in done)]
-    if len(done) < 4 or not common or len({t.values[0] for t in done}) == 1:
+    if len(done) < _FEWEST or not common or len({t.values[0] for t in done}) == 1:
         return {}
-    return optuna.importance.get_param_importances(study, evaluator=_evaluator(), params=common)
+    found = optuna.importance.get_param_importances(study, evaluator=_evaluator(), params=common)
+    # Equal ones are what Optuna gives if it has found nothing.
+    return found if len(found) == 1 or max(found.values()) - min(found.values()) > 1e-9 else {}

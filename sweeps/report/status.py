@@ -13,6 +13,7 @@ from jobs.slurm.queue import EMPTY_SECONDS, SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
 from jobs.task import score_format
 from sweeps.report.aggregate import Summary, judged, leader_of, summaries
+from sweeps.report.best import score_of_best
 from sweeps.report.terminal import Column, fitted
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
@@ -63,7 +64,7 @@ def best_so_far(view: View) -> dict[str, Any] | None:
 
 
 def best_line(view: View) -> str:
-    """Return 'best so far by knn: lr 0.003: 71.2 ± 0.4 (n = 3); next: ...', or ""."""
+    """Return 'best so far by knn: lr 0.003: 71.2 % (95 % interval 70.1 to 72.3); next: ...', or ""."""
     objective = view.sweep.objective
     lead = leader_of(view, summaries(view), objective)
     if lead is None:
@@ -72,7 +73,7 @@ def best_line(view: View) -> str:
     def score(summary: Summary) -> str:
         return f"{summary.label}: {summary.spreads[objective]} (n = {summary.spreads[objective].n})"
 
-    line = f"best so far by {objective}: {score(lead.best)}"
+    line = f"best so far by {objective}: {lead.best.label}: {score_of_best(view, lead)}"
     if lead.other is None:
         return line
     return f"{line}; next: {score(lead.other)}; {'statistically significant' if lead.significant else 'tied'}, {judged(lead)}"

@@ -25,16 +25,14 @@ from sweeps.report.aggregate import (
     images_behind,
     judged,
     leader_of,
-    leaders_of,
     may_be_best,
     references,
     rows,
-    run_set,
-    shown_configurations,
     summaries,
     title,
-    without_luck,
 )
+from sweeps.report.best import is_estimated, score_of_best
+from sweeps.report.seen import Seen
 from sweeps.report.terminal import Column, fitted
 from sweeps.spec import hyperparameters
 from sweeps.spec.sweep import Trial
@@ -160,17 +158,17 @@ class PeoplesTable:
     notes: list[str]
 
 
-def peoples_table(view: View, most: int | None = None, keys: Sequence[str] = ()) -> PeoplesTable:
+def peoples_table(view: View, most: int | None = None, keys: Sequence[str] = (), seen: Seen | None = None) -> PeoplesTable:
     """Return mean ± std over seeds (n) of every configuration, ranked by the objective.
 
     With `most`, only so many of the best are shown, and a note says so. `keys` are hyperparameters
     that get a column each.
     """
-    metrics, costs = columns(view), view.sweep.costs
-    whole, pruned = shown_configurations(view)
+    metrics, costs, seen = columns(view), view.sweep.costs, seen or Seen(view)
+    whole, pruned = seen.shown
     table = whole[:most]
     papers = [m for m in [*view.sweep.headline, *costs] if any(m in s.paper for s in table)]
-    leaders = leaders_of(view, whole)
+    leaders = seen.leaders
     # A sweep that asks about costs shows these instead of the total.
     total, form = [] if costs else ["device-hours"], score_format(view.sweep.task.UNIT)
     marks = [_left_out(s) for s in table]
@@ -193,7 +191,7 @@ def peoples_table(view: View, most: int | None = None, keys: Sequence[str] = ())
     rest = [f"{len(table)} best of {len(whole):,} configurations" if len(table) < len(whole) else ""]
     rest.append(f"{most} of {len(compared):,} references" if most is not None and len(compared) > most else "")
     shown = f"shown: {', '.join(filter(None, rest))}; summary.csv has all" if any(rest) else ""
-    return PeoplesTable(header, lines, [*filter(None, [shown]), *_notes(view, whole, leaders, pruned)])
+    return PeoplesTable(header, lines, [*filter(None, [shown]), *_notes(seen, leaders, pruned)])
 
 
 def _left_out(s: Summary) -> str:
@@ -210,9 +208,10 @@ def _score(s: Summary, metric: str, lead: Leader | None) -> Cell:
     return Cell(f"{spread} ({spread.n})", best and lead.significant, best and not lead.significant)  # type: ignore[union-attr]
 
 
-def _notes(view: View, table: Sequence[Summary], leaders: dict[str, Leader | None], pruned: str) -> list[str]:
+def _notes(seen: Seen, leaders: dict[str, Leader | None], pruned: str) -> list[str]:
     """Return the notes that a reader of the table needs."""
-    notes = [f"mean ± std over seeds (n); {run_set(view)}"]
+    view, table = seen.view, seen.shown[0]
+    notes = [f"mean ± std over seeds (n); {seen.run_set}"]
     tested = [lead for lead in leaders.values() if lead is not None and lead.other is not None]
     if tested:
         rule = "bold: the best of its column, judged among all configurations at 5 %, and only if it is so in the columns before"
@@ -221,8 +220,10 @@ def _notes(view: View, table: Sequence[Summary], leaders: dict[str, Leader | Non
         )
         for d in tested:
             against = f"{title(view, d.metric)}: {d.best.label} against the next, {d.other.label if d.other else ''}, {judged(d)}"
-            notes.append("; ".join(filter(None, [against, without_luck(view, d) if d.metric == view.sweep.objective else ""])))
+            notes.append(against)
             if d.metric == view.sweep.objective:
+                how = ", by seeds that did not select it" if is_estimated(d) else ""
+                notes.append(f"score of the best, {d.best.label}: {score_of_best(view, d)}{how}")
                 notes += [may_be_best(d), *(line.rstrip(".") for line in against_the_baseline(view, table, d))]
     notes += [line for line in (images_behind(view, leaders), pruned) if line]
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes

@@ -239,12 +239,10 @@ def used_line(found: Sequence[Efficiency]) -> str:
         parts.append(f"memory {largest.memory_mb / _MB_A_GB:.2g} GB{of}")
     elif peaks := _given(e.peak_mb for e in found if not e.on_gpu):
         parts.append(f"peak memory of a process {max(peaks):.0f} MiB")
-    else:
-        parts.append("memory not known")
     if cpu := _given(e.cpu_share for e in found):
         parts.append(f"cores {100 * statistics.median(cpu):.0f} % of {found[0].cores}")
     else:
-        parts.append(f"cores {found[0].cores}, their use not known")
+        parts.append(f"cores {found[0].cores}")
     if on_gpu := _given(e.peak_mb for e in found if e.on_gpu):
         busy = _given(e.gpu_utilisation for e in found)
         share = f"busy {100 * statistics.median(busy):.0f} % of the time" if busy else "utilization not reported"

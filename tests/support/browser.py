@@ -24,6 +24,17 @@ class Page:
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
 
+    def go(self, path: Path, size: tuple[int, int]) -> None:
+        """Open another file, or the same again, in a window of that size; a start of the browser takes seconds."""
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.driver.get("about:blank")  # a page's address with another fragment would not be loaded again
+        self._load(path)
+
+    def _load(self, path: Path) -> None:
+        self.driver.get(path.resolve().as_uri())
+        WebDriverWait(self.driver, _WAIT_SECONDS).until(lambda d: d.execute_script("return document.body.dataset.ready === 'true'"))
+
     def script(self, code: str, *arguments: Any) -> Any:
         return self.driver.execute_script(code, *arguments)
 
@@ -87,8 +98,8 @@ def opened(path: Path, size: tuple[int, int] = (1200, 900)) -> Iterator[Page]:
     driver = Chrome(options=options, service=Service(chromedriver))
     try:
         driver.set_page_load_timeout(_WAIT_SECONDS)
-        driver.get(path.resolve().as_uri())
-        WebDriverWait(driver, _WAIT_SECONDS).until(lambda d: d.execute_script("return document.body.dataset.ready === 'true'"))
-        yield Page(driver)
+        page = Page(driver)
+        page._load(path)
+        yield page
     finally:
         driver.quit()

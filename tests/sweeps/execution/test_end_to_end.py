@@ -278,7 +278,7 @@ def test_the_page_of_a_sweep_is_whole_in_a_browser(failing: tuple[Path, subproce
         assert len(page.all("#trials tbody tr")) == 4
         page.click("#trials tbody tr")
         assert page.all("#trials tbody tr.chosen")
-        assert "depth 1, seed 42" in page.text("#details h3")
+        assert "00-depth1-seed42" in page.text("#details h3")
         assert "20 steps" in page.text("#details")
         page.click("#clear")
         assert page.all("#trials tbody tr.chosen") == []

@@ -14,7 +14,7 @@ from jobs.config import compose_job
 from jobs.cost import combined, estimate
 from jobs.plain import PlainTask
 from sweeps.cli.run import show_plan
-from sweeps.report import html, html_text
+from sweeps.report import html, html_text, html_trials
 from sweeps.report.aggregate import rows, summaries
 from sweeps.report.html_figures import colours, scores_figure
 from sweeps.report.status import live_table, rungs_line, sweep_status
@@ -80,7 +80,7 @@ def test_small_scores_keep_their_digits_wherever_they_are_shown(tmp_path: Path) 
     view = View(dataclasses.replace(view.sweep, paper={view.sweep.trials[0].label: {"loss": 0.0021}}, headline=["loss"]))
     trial, table = view.sweep.trials[0], summaries(view)
     assert "loss: 0.00234" in html_text.about(view, trial, "core-hours")
-    assert html._cells(view, trial, rows(view)[0], ["loss"])[3] == "0.00234"
+    assert html_trials.cells(view, trial, rows(view)[0], ["loss"])[3] == "0.00234"
     assert peoples_table(view).lines[0][2].text == "0.0021"
     shown = str(scores_figure(view, table, "loss", colours(table)))
     assert (shown.count("x:.4g"), "paper: 0.0021," in shown) == (2, True)

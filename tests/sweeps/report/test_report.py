@@ -13,6 +13,8 @@ import pytest
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.report import html, html_text
 from sweeps.report.aggregate import against_the_baseline, leader, summaries
+from sweeps.report.best import score_of_best
+from sweeps.report.seen import Seen
 from sweeps.report.tables import write_all
 from sweeps.spec.sweep import Configuration
 from sweeps.state import claims
@@ -28,15 +30,16 @@ def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
     sentence, significant = html_text.answer(view)
     assert significant
+    assert sentence.startswith("the best is depth 2 with 75.5 % linear top-1, held-out (95 % interval 7")
+    assert "), significantly better than all others; the next is pointwise with 60.9" in sentence
     assert sentence.startswith(
-        "the best is depth 2 with 75.5 ± 0.4 % linear top-1, held-out (n = 3), significantly better than all others; the next is "
-        "pointwise with 60.9"
+        f"the best is depth 2 with {score_of_best(view, Seen(view).lead).replace('(', 'linear top-1, held-out (')}"  # type: ignore[arg-type]
     )
     assert "95 % interval" in sentence
     assert "paired t over 3 seeds)" in sentence
     assert "among all 3 configurations p < 0.001" in sentence
     beside = html_text.beside_the_answer(view)
-    assert beside[0].startswith("By seeds that did not select it, the best scores 75.5 % (95 % interval 7")
+    assert beside[0] == "The score of the best is by seeds that did not select it; the mean of its own runs is 75.5 ± 0.4 (n = 3)."
     assert beside[1] == "1 of 3 configurations may be the best (95 % confidence)."
     assert beside[2].startswith(
         "The first configuration, depth 1, has 60.5 ± 0.5 (n = 3); the best is significantly better, judged among all"
@@ -49,7 +52,7 @@ def test_a_winner_is_named_with_its_uncertainty(tmp_path: Path) -> None:
 def test_no_winner_is_named_where_none_is_significant(tmp_path: Path) -> None:
     sentence, significant = html_text.answer(made(tmp_path, ALIKE))
     assert not significant
-    assert sentence.startswith("no configuration is significantly better than all others: depth 2 with 71.2 ± 0.8 % ")
+    assert sentence.startswith("no configuration is significantly better than all others: depth 2 with 70.5 % linear top-1, held-out (95 %")
 
 
 def test_while_runs_are_pending_the_answer_says_so(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_whatever_a_folder_says_is_text_on_the_page(tmp_path: Path) -> None:
     assert re.findall("&amp;[a-z#]", shown) == []  # escaped twice
     assert "OSError: &lt;t-cause&gt; &amp; more" in shown
     assert '<option value="&#34;&gt;&lt;t-curve&gt;">&#34;&gt;&lt;t-curve&gt;</option>' in shown
-    assert shown.count("<th>&lt;t-metric&gt; top-1, test</th>") == 2
+    assert shown.count('<th scope="col"><button type="button">&lt;t-metric&gt; top-1, test</button></th>') == 2
     assert "<h3>&lt;t-metric&gt; top-1, test</h3>" in shown
     assert shown.count("<h1>tiny&lt;t-name&gt; (paper)</h1>") == shown.count("<title>tiny&lt;t-name&gt; (paper)</title>") == 1
 
@@ -135,7 +138,7 @@ def test_warnings_and_advice_stand_on_the_page(tmp_path: Path) -> None:
     metrics = {OBJECTIVE: 40.0, "collapse.feature_std": 0.04}
     view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics=metrics, seconds=90.0, step=3))
     page = html.build(view)
-    assert "warning: depth 2, seed 42: feature_std: collapse.feature_std is 0.04" in page
+    assert "warning: <b>depth 2</b>, seed 42: feature_std: collapse.feature_std is 0.04" in page
     assert any("collapse.feature_std is 0.04" in line for t in embedded(page)["trials"] for line in t["about"])
     assert "used at most, by 2 completed runs (counters): time " in page
 
@@ -145,8 +148,7 @@ def test_hours_are_shown_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Pa
     failed(view, 2, "why")
     assert html_text.costs(view) == [
         "1.75 core-hours in all: 1.5 completed, 0.25 failed",
-        "a completed run took 0.5 core-hours, median over configurations of their means",
-        "0 runs were started more than once (0 further starts in all) and resumed from their checkpoints",
+        "a completed run took 0.5 core-hours and 30 min of wall-clock time, medians over configurations of their means",
     ]
     assert html_text.hours_of_a_run(view)[view.sweep.trials[2].configuration].n == 0  # it failed
     for epoch in (1, 2, 3):
@@ -154,7 +156,7 @@ def test_hours_are_shown_by_what_came_of_the_runs_and_in_their_unit(tmp_path: Pa
     claimed(view, 1, 1, gpus=0)
     claimed(view, 1, 2, gpus=0)
     again = View(view.sweep)
-    assert html_text.costs(again)[2].startswith("2 runs were started more than once (3 further starts in all)")
+    assert html_text.costs(again)[-1].startswith("2 runs were started more than once (3 further starts in all)")
     assert html_text.hours_unit(again) == "core-hours"
     claimed(view, 5, 1, gpus=0.5)
     assert html_text.hours_unit(View(view.sweep)) == "GPU-hours"
@@ -270,7 +272,7 @@ def test_costs_are_those_of_all_runs_and_of_completed_ones_and_count_further_sta
     view = View(view.sweep)
     assert html_text.costs(view) == [
         "2.25 core-hours in all: 2 completed, 0.25 failed",
-        "a completed run took 0.5 core-hours, median over configurations of their means",
+        "a completed run took 0.5 core-hours and 30 min of wall-clock time, medians over configurations of their means",
         "2 runs were started more than once (3 further starts in all) and resumed from their checkpoints",
     ]
     hours = html_text.hours_of_a_run(view)

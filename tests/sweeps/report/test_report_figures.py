@@ -1,14 +1,23 @@
 """The figures of the page: axes, colours, error bars, curves and the Pareto front."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
+from plotly.colors import hex_to_rgb, sample_colorscale
 
+from sweeps.report import html
 from sweeps.report.aggregate import Spread, Summary, summaries
+from sweeps.report.best import score_of_best
 from sweeps.report.html_curves import curves, points_of_a_curve, thinned
-from sweeps.report.html_figures import colours, costs_figure, numeric_axis, pareto, scores_figure
+from sweeps.report.html_figures import PALETTE, SCALE, colours, costs_figure, numeric_axis, pareto, scores_figure
+from sweeps.report.html_lines import add_lines
+from sweeps.report.html_names import placed
+from sweeps.report.seen import Seen
+from sweeps.report.status import best_line
+from sweeps.report.tables import peoples_table
 from sweeps.spec.space import applied
 from sweeps.spec.sweep import Configuration
 from sweeps.state.view import View
@@ -29,14 +38,86 @@ def test_an_axis_is_logarithmic_where_its_numbers_span_more_than_thirtyfold_and_
 def test_many_configurations_have_colours_from_best_to_worst() -> None:
     table = [Summary(f"s{i}", {OBJECTIVE: Spread.of([float(i)])}, 0, 0, 0, 0, 0.0, {}, {}, {}) for i in range(40)]
     found = colours(table[::-1])  # the best first, as a summary has it
-    assert found["s39"] == "rgb(48, 18, 59)"  # where the scale begins
-    assert found["s0"] == "rgb(122, 4, 2)"
+    assert found["s39"] == "rgb(27, 42, 122)"  # where the scale begins
+    assert found["s0"] == "rgb(140, 18, 48)"
+
+
+def test_every_colour_has_the_contrast_that_wcag_asks_of_graphics() -> None:
+    def contrast(red: float, green: float, blue: float) -> float:
+        parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (red / 255, green / 255, blue / 255)]
+        return 1.05 / (0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] + 0.05)
+
+    assert min(contrast(*hex_to_rgb(colour)) for colour in PALETTE) >= 4.5
+    between = [tuple(map(float, re.findall(r"[\d.]+", colour))) for colour in sample_colorscale(SCALE, [i / 60 for i in range(61)])]
+    assert min(contrast(*colour) for colour in between) >= 4.5
 
 
 def test_error_bars_of_a_costs_figure_are_each_of_their_own_axis(tmp_path: Path) -> None:
     table = [Summary("a", {OBJECTIVE: Spread(50.0, 2.0, 3)}, 0, 0, 0, 0, 0.0, {}, {}, {})]
     (point, _) = costs_figure(made(tmp_path, ALIKE), table, {"a": Spread(3.0, 0.5, 3)}, "GPU-hours", {"a": "#000"}).data
     assert (point.x[0], point.error_x.array[0], point.y[0], point.error_y.array[0]) == (3.0, 0.5, 50.0, 2.0)
+
+
+def test_no_name_on_the_front_of_costs_covers_another() -> None:
+    names = {"a": "configuration a", "b": "configuration b", "far": "far"}
+    points = {"a": (1.0, 70.0), "b": (1.0, 70.01), "far": (3.0, 50.0)}
+    found = placed(points, names, (0.0, 4.0, 40.0, 80.0), list(points.values()))
+    assert [one["text"] for one in found] == ["configuration b", "far"] or found[0]["text"] == "configuration a"
+    corners = [(one["xanchor"], one["yanchor"]) for one in found if one["x"] == 1.0]
+    assert len(set(corners)) == len(corners)
+    crowd = {str(i): (1.0, 70.0 + i / 100) for i in range(9)}
+    assert len(placed(crowd, dict.fromkeys(crowd, "a long name"), (0.0, 4.0, 40.0, 80.0), list(crowd.values()))) < 5
+
+
+def with_references(view: View, **references: float) -> View:
+    for trial in view.sweep.trials:
+        run = view.sweep.run(trial)
+        done = run.result()
+        assert done is not None
+        (run.path / "result.json").unlink()
+        found = {name.replace("_", " "): dict.fromkeys(done.metrics, value) for name, value in references.items()}
+        run.write_result(dataclasses.replace(done, references=found))
+    return View(view.sweep)
+
+
+def test_chance_level_and_the_baseline_are_lines_and_the_score_of_the_best_is_the_one_of_the_sentence(tmp_path: Path) -> None:
+    view = with_references(made(tmp_path, CLEAR), chance_level=10.0)
+    seen = Seen(view)
+    figure = add_lines(scores_figure(view, seen.table, OBJECTIVE, colours(seen.table)), seen, seen.table, OBJECTIVE)
+    assert {shape.name: (shape.x0, shape.x1) for shape in figure.layout.shapes} == {
+        "chance level": (10.0, 10.0),
+        "first configuration, depth 1": (60.5, 60.5),
+    }
+    assert seen.lead is not None
+    best = figure.data[-1]
+    assert (best.x[0], best.y[0]) == (seen.lead.winner.estimate, "depth 2")
+    assert best.x[0] + best.error_x.array[0] == pytest.approx(seen.lead.winner.high)
+    assert best.x[0] - best.error_x.arrayminus[0] == pytest.approx(seen.lead.winner.low)
+    said = score_of_best(view, seen.lead)
+    assert said in best.hovertemplate
+    assert said in best_line(view)
+    assert said in " ".join(peoples_table(view).notes)
+    assert f"score of the best: {said}" in html.build(view)
+    test = add_lines(scores_figure(view, seen.table, LINEAR, colours(seen.table)), seen, seen.table, LINEAR)
+    assert len(test.data) == 3  # the best is judged by the objective
+
+
+def test_a_line_far_from_all_scores_is_said_instead(tmp_path: Path) -> None:
+    view = with_references(made(tmp_path, ALIKE | {"pointwise": [70.0, 71.0, 70.5]}), chance_level=10.0)
+    seen = Seen(view)
+    figure = add_lines(scores_figure(view, seen.table, OBJECTIVE, colours(seen.table)), seen, seen.table, OBJECTIVE)
+    assert [shape.name for shape in figure.layout.shapes] == ["first configuration, depth 1"]
+    assert figure.layout.meta == "outside the axis: chance level at 10.0 %"
+
+
+def test_lines_lie_across_an_axis_of_numbers(tmp_path: Path) -> None:
+    configurations = [Configuration({"method.predictor.depth": d}) for d in (1, 2, 3)]
+    view = made(tmp_path, {f"depth {d}": [60.0 + d, 62.0 + d, 61.0 + d] for d in (1, 2, 3)}, configurations)
+    seen = Seen(view)
+    figure = add_lines(scores_figure(view, seen.table, OBJECTIVE, colours(seen.table)), seen, seen.table, OBJECTIVE)
+    assert [(shape.y0, shape.xref) for shape in figure.layout.shapes] == [(62.0, "paper")]
+    assert seen.lead is not None
+    assert (figure.data[-1].x[0], figure.data[-1].y[0]) == (3.0, seen.lead.winner.estimate)
 
 
 def test_a_curve_is_thinned_to_means_and_keeps_its_last_point() -> None:

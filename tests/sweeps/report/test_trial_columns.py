@@ -65,7 +65,7 @@ def test_status_a_frame_and_a_page_have_them_too(view: View) -> None:
     assert list(frame.name)[:2] == ["00-depth1-seed42", "01-depth2-seed42"]
     assert list(frame.number) == list(range(6))
     page = html.build(view)
-    assert page.count(f"<th>{DEPTH}</th>") == page.count(f"<th>{CONV}</th>") == 2
+    assert page.count(f">{DEPTH}</button></th>") == page.count(f">{CONV}</button></th>") == 2
     assert "<td>03-depth1-seed43</td><td>" + view.sweep.trials[3].signature in re.sub(r"\s*\n\s*", "", page)
     assert [(t["number"], t["name"]) for t in embedded(page)["trials"]][4] == (4, "04-depth2-seed43")
 

@@ -13,7 +13,7 @@ import pytest
 
 from sweeps.report import html
 from sweeps.report.optuna_study import study_of
-from sweeps.report.search_figures import _for_page, importances, of_first_objective, sample, search_figures
+from sweeps.report.search_figures import IMPORTANCES, _for_page, importances, of_first_objective, sample, search_figures, slice_of
 from sweeps.search import sampler
 from sweeps.spec.space import Dimension, choice, real, whole
 from sweeps.spec.sweep import Trial
@@ -83,9 +83,11 @@ def test_a_page_of_two_objectives_shows_of_the_scores_what_a_page_of_one_shows(t
 def test_booleans_and_mixed_numbers_are_drawn(space: list[Dimension], tmp_path: Path) -> None:
     for costs in (False, True):
         view = ended(tmp_path / str(costs), space, lambda t: 60.0 - t.number % 3 - t.number / 100, costs, 14 if space[1].whole else 4)
-        headings = [heading for heading, _ in search_figures(view)]
-        assert "Slices" in headings
-        assert "Contours" in headings
+        found = dict(search_figures(view))
+        slices = {heading: set(figure.data[0].x) for heading, figure in found.items() if heading.startswith("Slice: ")}
+        assert slices["Slice: sync_bn"] == {"True", "False"}  # and no quotes
+        assert len(slices) == 2
+        assert any(heading.startswith("Contours: ") for heading in found) == bool(space[1].whole)  # of options alone there is none
         html.build(view)
 
 
@@ -117,13 +119,37 @@ def test_a_sample_of_many_runs_goes_from_the_best_to_the_worst_and_says_so(direc
     assert (len(whole_study.trials), nothing) == (30, "")
 
 
-def test_on_a_phone_numbers_are_whole_legends_take_no_width_and_what_needs_room_is_scrolled() -> None:
-    bars = _for_page("Parameter importances", go.Figure(go.Bar(x=[0.04, 0.89], y=["b", "a"], orientation="h")))
+def test_on_a_phone_numbers_are_whole_and_legends_take_no_width() -> None:
+    bars = _for_page(IMPORTANCES, go.Figure(go.Bar(x=[0.04, 0.89], y=["b", "a"], orientation="h")))
     assert bars.data[0].cliponaxis is False
     assert bars.layout.xaxis.range[1] > 1.1 * 0.89
     assert bars.layout.legend.orientation == "h"
-    wide = {
-        heading: _for_page(heading, go.Figure()).layout.meta == "wide"
-        for heading in ("Slices", "Contours, of 80 of 900 runs", "Optimization history")
+
+
+def test_of_few_runs_no_importance_is_told() -> None:
+    """Of 12 runs Optuna has called the depth the most important, where scores follow the learning rate alone."""
+    kinds = {"rate": optuna.distributions.FloatDistribution(0.0, 1.0), "depth": optuna.distributions.IntDistribution(1, 3)}
+
+    def told(runs: int) -> dict[str, float]:
+        study = optuna.create_study(direction="maximize")
+        for i in range(runs):
+            params = {"rate": (i * 7 % runs) / runs, "depth": 1 + i % 3}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=params["rate"]))
+        return importances(study, list(kinds))
+
+    assert told(19) == {}
+    assert next(iter(told(24))) == "rate"
+
+
+def test_a_slice_has_the_axis_of_its_parameter() -> None:
+    kinds: dict[str, optuna.distributions.BaseDistribution] = {
+        "a.rate": optuna.distributions.FloatDistribution(0.001, 0.1, log=True),
+        "a.size": optuna.distributions.CategoricalDistribution([3, 5]),
+        "a.word": optuna.distributions.CategoricalDistribution(["x", "y"]),
     }
-    assert wide == {"Slices": True, "Contours, of 80 of 900 runs": True, "Optimization history": False}
+    rows = [{"a.rate": 0.01 * (i + 1), "a.size": 3 + 2 * (i % 2), "a.word": "xy"[i % 2]} for i in range(4)]
+    made = [optuna.trial.create_trial(params=params, distributions=kinds, value=i) for i, params in enumerate(rows)]
+    found = {name: slice_of(made, name, "score") for name in kinds}
+    assert {name: figure.layout.xaxis.type for name, figure in found.items()} == {"a.rate": "log", "a.size": None, "a.word": "category"}
+    assert list(found["a.word"].data[0].x) == ["x", "y", "x", "y"]
+    assert list(found["a.size"].data[0].x) == [3, 5, 3, 5]
