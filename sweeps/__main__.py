@@ -12,6 +12,7 @@ from jobs.cli import Parser, exit_status, printable, resolved
 from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import SlurmError
 from sweeps.cli.cancel import cancel
+from sweeps.cli.export import add_options, export
 from sweeps.execution.monitor import wide_console
 from sweeps.report import tables, usage
 from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
@@ -97,6 +98,7 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "nodes": ("show which nodes failed and which are avoided, or forget what happened on some", "--clear gpu07"),
     "cancel": ("stop trials after a checkpoint", ""),
     "study": ("write optuna.journal and print the optuna-dashboard command that shows it", ""),
+    "export": ("write the trials to MLflow or Weights & Biases; again, to update them", "--to mlflow"),
     "advice": ("show what completed runs used, and what to request from Slurm next time", ""),
 }
 RUN = "run"
@@ -132,6 +134,7 @@ def command_line() -> Parser:
     most = f"print all configurations, not only the {tables.MOST_LINES} best"
     groups["results"][1].add_argument("--all", action="store_true", help=f"{most}; the other formats always do")
     groups["status"][1].add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(groups["export"][1])
     groups["advice"][1].add_argument("--json", action="store_true", help="print one JSON object with the figures of each run")
     return parser
 
@@ -162,6 +165,8 @@ def run(parser: Parser) -> int:
         if moved := moved_line(view.sweep, view.watch.queue):
             print(printable(moved))
         return 0
+    if asked.command == "export":
+        return export(view, asked)
     if asked.command == "nodes":
         return show_nodes(view.sweep.nodes, asked)
     return show(view, asked)
