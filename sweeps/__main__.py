@@ -11,30 +11,17 @@ from pathlib import Path
 from jobs.cli import Parser, exit_status, printable, resolved
 from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import SlurmError
+from jobs.trials import HOW, find
 from sweeps.cli.cancel import cancel
 from sweeps.cli.export import add_options, export
 from sweeps.execution.monitor import wide_console
 from sweeps.report import tables, usage
 from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.search.search import why_over
-from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
 from sweeps.state.logs import follow
 from sweeps.state.submission import moved_line
 from sweeps.state.view import View
-
-
-def find_trials(view: View, names: list[str]) -> list[Trial]:
-    """Return the trials that `names` mean; raise ValueError unless each means exactly one."""
-    found = []
-    for name in names:
-        meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.label}/{t.seed}")]
-        exact = [t for t in meant if name == str(t.number)] or meant
-        if len(exact) != 1:
-            choice = "its run ID or the start of it, its number or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
-            raise ValueError(f"TRIAL must name one trial by {choice}; got {name}, which names {len(exact)}")
-        found += exact
-    return found
 
 
 def show(view: View, asked: argparse.Namespace) -> int:
@@ -123,7 +110,7 @@ def command_line() -> Parser:
     made = commands.add_parser(RUN, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {started}")
     made.add_argument("file", metavar="FILE", help="Python file with a SweepSpec, or the name of a sweep that a package offers")
     made.add_argument("rest", nargs="*", metavar="...", help="options of the sweep; FILE --help lists them")
-    trial = "run ID or its start, number from 0, or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
+    trial = f"{HOW}, as `status` and --dry-run show them"
     groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
     groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print the log so far and return")
@@ -159,9 +146,9 @@ def run(parser: Parser) -> int:
     asked = parser.parse_args()
     view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))
     if asked.command == "logs":
-        return follow(view, next(iter(find_trials(view, [asked.trial] if asked.trial else [])), None), asked.follow)
+        return follow(view, find(view.sweep.trials, asked.trial) if asked.trial else None, asked.follow)
     if asked.command == "cancel":
-        print(printable(cancel(view, find_trials(view, asked.trial))))
+        print(printable(cancel(view, [find(view.sweep.trials, name) for name in asked.trial])))
         if moved := moved_line(view.sweep, view.watch.queue):
             print(printable(moved))
         return 0

@@ -19,6 +19,7 @@ from jobs.config import compose_job
 from jobs.plain import PlainTask
 from jobs.program import holder_of
 from jobs.task import task_named, task_of
+from jobs.trial_names import trial_name
 from sweeps.spec.check import check_one_kind, checked_space, neutral_keys
 from sweeps.spec.compose import Composer
 from sweeps.spec.labels import label, labels
@@ -188,6 +189,11 @@ class Trial:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the configuration: another process builds its own, once it has found the task."""
         return {name: value for name, value in vars(self).items() if name != "config"}
+
+    @property
+    def name(self) -> str:
+        """Return the name that it has everywhere, such as 03-depth2-seed43."""
+        return trial_name(self.number, self.label, self.seed)
 
     @cached_property
     def config(self) -> Any:

@@ -2,6 +2,7 @@
 
 sweep.json lists the trials and how they are ranked; the run folders are the truth about them. In a
 search, the process that chooses a trial writes points/<number>.json, except for the first trial.
+Without a search, numbers/ says which number a trial got when it entered the folder.
 """
 
 import os
@@ -19,7 +20,7 @@ from jobs.slurm.nodes import Nodes
 from jobs.task import Task, task_named, task_of
 from sweeps.spec.rungs import rung_epochs
 from sweeps.spec.sweep import ScaleName, Search, SweepSpec, Trial
-from sweeps.state import choices
+from sweeps.state import choices, numbers
 from sweeps.state.damage import cause_of
 from sweeps.state.place import record_place
 
@@ -78,6 +79,8 @@ class Sweep:
         sweep.costs.extend(spec.costs)
         sweep.prune_on.extend(spec.prune_on)
         sweep.best_of_many.extend(label for label, s in published.items() if s.best_of_many)
+        if search is None:
+            numbers.renumber(path, sweep.trials)
         sweep.grow()
         return sweep
 
@@ -128,6 +131,8 @@ class Sweep:
             sweep = build(Sweep, values, path=path, trials=trials, search=Search.from_dict(search) if search else None)
             if len({t.signature for t in trials}) < len(trials) or not trials:
                 raise TypeError("trials must be different ones, at least one; got others")
+        if search is None:
+            numbers.renumber(path, sweep.trials, trials)
         sweep.grow()
         if sweep.search is not None:
             choices.require_no_gap(path, sweep.next_number)
@@ -141,6 +146,8 @@ class Sweep:
             known = program.read(self.path)
             program.keep(self.path, replace(files, kept=known.kept if known else []))
         values = {k: v for k, v in vars(self).items() if k not in ("path", "damaged", "_next")}
+        if self.search is None:
+            numbers.give(self.path, self.trials)
         given = [t.to_dict() for t in self.trials[: 1 if self.search else None]]
         search = self.search.to_dict() if self.search else None
         text = sealed_json({**values, "scale": self.scale.name, "trials": given, "search": search})
