@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import read_json, reading
 from sweeps.report.aggregate import Row, rows
+from sweeps.spec.hyperparameters import leaves
 from sweeps.spec.sweep import Trial
 from sweeps.state.damage import cause_of
 from sweeps.state.history import commands, in_words
@@ -79,7 +79,7 @@ def exported(view: View, trial: Trial, row: Row) -> ExportedRun:
     ended = view.sweep.run(trial).ended_at() or max([began, *stamps])
     return ExportedRun(
         key=f"{view.sweep.path.name}/{trial.signature}",
-        name=name_of(trial),
+        name=trial.name,
         configuration=trial.label,
         state=row.state,
         params=dict(leaves(trial.values)),
@@ -91,11 +91,6 @@ def exported(view: View, trial: Trial, row: Row) -> ExportedRun:
         ended=max(ended, began),
         files=files,
     )
-
-
-def name_of(trial: Trial) -> str:
-    """Return the name of a trial in a tracker."""
-    return f"{trial.number:02d}-{trial.label}-seed{trial.seed}"
 
 
 def curves(records: list[dict[str, Any]]) -> list[Point]:
@@ -113,14 +108,6 @@ def curves(records: list[dict[str, Any]]) -> list[Point]:
             if key not in ("kind", "step", "epoch") and value is not None:
                 found[f"{kind}/{key}", step] = float(value)
     return [Point(name, step, value) for (name, step), value in sorted(found.items(), key=lambda item: item[0][1])]
-
-
-def leaves(values: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Return full key and value of each hyperparameter."""
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        found += leaves(value, f"{path}{key}.") if isinstance(value, Mapping) else [(f"{path}{key}", value)]
-    return found
 
 
 def tags_of(view: View, trial: Trial, row: Row) -> dict[str, str]:

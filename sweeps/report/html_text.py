@@ -22,6 +22,7 @@ from sweeps.report.aggregate import (
     title,
     without_luck,
 )
+from sweeps.report.chance import chance_lines
 from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
 from sweeps.spec.sweep import Trial
@@ -97,6 +98,7 @@ def beside_the_answer(view: View) -> list[str]:
     lines += against_the_baseline(view, table, lead) if lead is not None else []
     if lead is not None and view.sweep.task.RANKED:
         lines.append(view.sweep.task.RANKED)
+    lines += [f"{line[0].upper()}{line[1:]}." for line in chance_lines(view)]
     if view.sweep.scale.name == "smoke":
         lines.append("Smoke scale: it shows that everything works, and says little about the question.")
     return lines

@@ -35,6 +35,7 @@ from sweeps.report.aggregate import (
     title,
     without_luck,
 )
+from sweeps.report.chance import chance_lines
 from sweeps.report.terminal import Column, fitted
 from sweeps.state.view import View
 
@@ -197,7 +198,7 @@ def _notes(view: View, table: Sequence[Summary], leaders: dict[str, Leader | Non
             notes.append("; ".join(filter(None, [against, without_luck(view, d) if d.metric == view.sweep.objective else ""])))
             if d.metric == view.sweep.objective:
                 notes += [may_be_best(d), *(line.rstrip(".") for line in against_the_baseline(view, table, d))]
-    notes += [line for line in (images_behind(view, leaders), pruned) if line]
+    notes += [line for line in (images_behind(view, leaders), *chance_lines(view), pruned) if line]
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 
 

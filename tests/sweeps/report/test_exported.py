@@ -13,14 +13,15 @@ import yaml
 from cnnjepa.run.folder import RunStatus
 from sweeps import __main__ as command_line
 from sweeps.report import tables
+from sweeps.report.aggregate import COSTS
 from sweeps.report.exported import TABLES, exported_runs
+from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 from tests.support import exported
 from tests.support.scored import called
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trackers")]
-NOT_NUMBERS = ("signature", "setting", "seed", "state", "cause")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,10 @@ def rows(made: Sweep) -> dict[str, dict[str, str]]:
     return {row["signature"]: row for row in csv.DictReader(io.StringIO(tables.results_csv(View(made))))}
 
 
-def numbers(row: dict[str, str]) -> dict[str, float]:
-    return {name: float(text) for name, text in row.items() if name not in NOT_NUMBERS and text}
+def numbers(made: Sweep, trial: Trial) -> dict[str, float]:
+    """The scores and costs of a trial in results.csv."""
+    result, row = made.run(trial).result(), rows(made)[trial.signature]
+    return {name: float(row[name]) for name in (*result.metrics, *COSTS) if row[name]}
 
 
 def names(made: Sweep) -> dict[str, str]:
@@ -87,7 +90,7 @@ def test_mlflow_has_a_run_for_each_trial_with_the_numbers_of_results_csv(tracked
     for trial in made.trials[:3]:
         run = runs[of[trial.signature]]
         scores = {name: value for name, value in run.data.metrics.items() if "/" not in name and name != "epoch"}
-        assert scores == numbers(rows(made)[trial.signature])
+        assert scores == numbers(made, trial)
         records = made.run(trial).metrics()
         for kind, key in (("step", "loss"), ("step", "images_per_second"), ("probe", exported.OBJECTIVE)):
             own = [(r["step"], r[key]) for r in records if r["kind"] == kind]
@@ -208,7 +211,7 @@ def test_wandb_has_offline_what_results_csv_has_and_is_written_anew_where_it_cha
     assert set(runs) == {"tiny_sweep-paper", *of.values()}
     for trial in made.trials[:3]:
         run, row = runs[of[trial.signature]], rows(made)[trial.signature]
-        assert {name: run.summary[name] for name in numbers(row)} == numbers(row)
+        assert {name: run.summary[name] for name in numbers(made, trial)} == numbers(made, trial)
         records = [r for r in made.run(trial).metrics() if r["kind"] == "step"]
         assert [(r["_step"], r["step/loss"], r["epoch"]) for r in run.rows] == [(r["step"], r["loss"], r["epoch"]) for r in records]
         assert {key: run.config[key] for key in ("optimizer", "method", "seed")} == {
