@@ -2,18 +2,12 @@
 
 import shlex
 
-from hydra.core.override_parser.types import Override, ValueType
 
-_SEVERAL = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)  # that --multirun can run
+def refuse_several(override: str, is_list: bool) -> None:
+    """Raise ValueError about `override`, which gives its key several values as --multirun has them: what takes them.
 
-
-def refuse_several(override: str, read: Override | None, is_list: bool) -> None:
-    """Raise ValueError, with the ways to run several values, if `override` gives its key more than one as --multirun has them.
-
-    `read` is what Hydra reads of it.
+    `is_list` says that the value of the key is a list.
     """
-    if read is None or read.value_type not in _SEVERAL:
-        return
     key, _, value = override.partition("=")
     if is_list:
         raise ValueError(f"{key} must be a list; got {value}: write {shlex.quote(f'{key}=[{value}]')}")

@@ -10,7 +10,7 @@ from jobs.cli import printable
 _TEXT = '''"""Which learning rate? Put your own question here, and what you expect, before you run it.
 
 {command} --cluster local --dry-run      lists the runs and checks each; starts none
-{command} --cluster local                6 runs; a few minutes on two cores
+{command} --cluster local                6 runs of half a minute
 {command} --cluster local --seeds 3      later: adds a seed to each; what is there is kept
 """
 
@@ -21,11 +21,11 @@ from sweeps import Configuration, Scale, SweepSpec, main
 SMALL = [
     "data=digits",  # 1,797 images of 10 classes that come with scikit-learn. Your own: data=imagefolder data.root=/folder
     "encoder.name=resnet_small",  # for images of up to 96 pixels; resnet18 or resnet50 for larger ones
-    "epochs=8",
+    "epochs=4",
     "optimizer.warmup_epochs=1",
-    "global_batch_size=64",  # images of a step
-    "micro_batch_size=64",  # images at once: less if the memory does not hold them
-    "method.ema.momentum_start=0.97",  # a short run needs a target that follows faster than the default 0.996
+    "global_batch_size=32",  # images of a step
+    "micro_batch_size=32",  # images at once: less if the memory does not hold them
+    "method.ema.momentum_start=0.9",  # a short run needs a target that follows faster than the default 0.996
 ]
 # The same at full scale, on a GPU or a cluster: --scale paper, or --cluster PROFILE.
 LARGE = ["data=imagenet100", "encoder.name=resnet50", "precision=bf16", "epochs=200"]
