@@ -86,7 +86,7 @@ class _Target:
         """Write one trial; return written, updated or unchanged."""
         name, done = identifier(run.key), "written"
         if self.offline:
-            if (before := self._before(name, run.digest)) == "unchanged":
+            if (before := self._before(name, self._said(run.digest))) == "unchanged":
                 return before
             done = before or done
         state = run.state.name
@@ -130,7 +130,7 @@ class _Target:
     def _before(self, name: str, digest: str) -> str:
         """Remove the offline run of an earlier export; return "updated", "unchanged" if it is whole and the same, or ""."""
         found = sorted(self.folder.glob(f"offline-run-*-{name}"))
-        if digest and len(found) == 1 and (found[0] / _DONE).exists() and (found[0] / _DONE).read_text() == digest:
+        if len(found) == 1 and (found[0] / _DONE).exists() and (found[0] / _DONE).read_text() == digest:
             return "unchanged"
         for path in found:
             shutil.rmtree(path)
@@ -150,7 +150,11 @@ class _Target:
         folder = Path(opened.dir).parent
         opened.finish(exit_code=exit_code)
         if self.offline:
-            write_atomic(folder / _DONE, digest)
+            write_atomic(folder / _DONE, self._said(digest))
+
+    def _said(self, digest: str) -> str:
+        """Return what identifies all of an offline run: it names its project too."""
+        return f"{digest} {self.entity or ''} {self.project}"
 
 
 def _log(opened: Any, run: ExportedRun) -> None:

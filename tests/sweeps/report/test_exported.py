@@ -19,6 +19,7 @@ from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 from tests.support import exported
+from tests.support.documented import typed
 from tests.support.scored import called
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trackers")]
@@ -84,7 +85,17 @@ def names(made: Sweep) -> dict[str, str]:
 
 def test_mlflow_has_a_run_for_each_trial_with_the_numbers_of_results_csv(tracked: Tracked) -> None:
     made = tracked.made
-    assert tracked.export() == f"runs: 3 added; in experiment {tracked.experiment} of {tracked.uri}"
+    given = {"runs/predictor_ablation-smoke": str(made.path), "sqlite:///mlflow.db": tracked.uri, "predictors": tracked.experiment}
+    words = typed(
+        "python -m sweeps export runs/predictor_ablation-smoke --to mlflow --tracking-uri sqlite:///mlflow.db --experiment predictors",
+        given,
+    )
+    status, out, _ = called(command_line.main, *words[3:])
+    assert status == 0
+    assert out.splitlines() == [
+        "left out, since they have not begun: 1 trials; the same command adds them later",
+        f"runs: 3 added; in experiment {tracked.experiment} of {tracked.uri}",
+    ]
     runs, of = tracked.runs(), names(made)
     assert set(runs) == {"tiny_sweep-paper", *of.values()}
     for trial in made.trials[:3]:
@@ -123,8 +134,13 @@ def test_mlflow_has_a_run_for_each_trial_with_the_numbers_of_results_csv(tracked
     }
 
 
-def test_mlflow_is_brought_up_to_date_and_nothing_is_there_twice(tracked: Tracked) -> None:
-    tracked.export()
+def test_mlflow_is_brought_up_to_date_and_nothing_is_there_twice(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", tracked.uri)
+        patched.setenv("MLFLOW_EXPERIMENT_NAME", tracked.experiment)
+        given = {"runs/predictor_ablation-smoke": str(tracked.made.path)}
+        words = typed("python -m sweeps export runs/predictor_ablation-smoke --to mlflow", given)
+        assert called(command_line.main, *words[3:])[0] == 0
     before, made = tracked.runs(), tracked.made
     last, failed = made.trials[3], made.trials[1]
     exported.claim(made, last)
@@ -203,7 +219,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_wandb_has_offline_what_results_csv_has_and_is_written_anew_where_it_changed(made: Sweep, here: Path) -> None:
     from tests.support.wandb_file import offline_runs
 
-    words = ("export", made.path, "--to", "wandb", "--offline")
+    words = typed(
+        "python -m sweeps export runs/predictor_ablation-smoke --to wandb --offline", {"runs/predictor_ablation-smoke": str(made.path)}
+    )[3:]
     status, out, err = called(command_line.main, *words)
     assert (status, err) == (0, "")
     assert out.splitlines()[1].startswith("runs: 3 written; in project tiny_sweep-paper below ")
