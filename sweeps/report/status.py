@@ -16,6 +16,7 @@ from sweeps.report.aggregate import Summary, judged, leader_of, summaries
 from sweeps.report.terminal import Column, fitted
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
+from sweeps.spec import hyperparameters
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.history import called_from_python, in_words, last_command
@@ -100,6 +101,8 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
     gpu_seconds = sum(claims.held_seconds(folder, c) * c.slurm.gpus for c in past if c.slurm)
     return {
         "signature": trial.signature,
+        "number": trial.number,
+        "name": trial.name,
         "setting": trial.label,  # keys of --json keep the names of version 0.1
         "seed": trial.seed,
         "state": state.name,
@@ -138,7 +141,8 @@ def idle_line(folder: Path, attempt: int) -> str:
 
 def sweep_status(view: View) -> dict[str, Any]:
     """Return all trials and their counts by state."""
-    trials = [trial_status(view, t) for t in view.sweep.trials]
+    keys = hyperparameters.columns(view.sweep.trials, view.sweep.search)
+    trials = [{**trial_status(view, t), "hyperparameters": hyperparameters.chosen(t, keys)} for t in view.sweep.trials]
     counts = {state.name: sum(t["state"] == state.name for t in trials) for state in TrialState}
     counts[TrialState.damaged.name] += len(view.sweep.damaged)
     hours = sum(t["gpu_hours"] for t in trials)
