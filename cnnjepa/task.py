@@ -14,6 +14,7 @@ from cnnjepa.run.identity import identity, lookup
 from cnnjepa.run.losses import LossCurve
 from cnnjepa.run.ranks import pick_device
 from cnnjepa.run.scores import Probed, Scores
+from cnnjepa.suited import size_line
 from cnnjepa.warnings import NEEDS, Probes, early_warnings
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def identified(configs: Sequence[TrainConfig]) -> tuple[list[TrainConfig], list[
         if left_out:
             where = "they run on probes.data" if config.probes.data else "probes.data=[NAME:ROOT] names a set with labels for them"
             lines.append(f"data={data.name.name} has no labels, and {' and '.join(left_out)} need some: {where}")
+        lines += [line for line in [size_line(config)] if line]
         found.append(replace(config, data=replace(data, fingerprint=known[asked])) if asked in known else config)
     return found, list(dict.fromkeys(lines))
 

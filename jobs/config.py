@@ -31,6 +31,7 @@ from jobs.cli import require_printable, resolved
 from jobs.cluster import RENAMED, ClusterProfile, JobSpec, fit_to, validate_cluster
 from jobs.profiles import CONFIG_DIR as CONFIG_DIR
 from jobs.profiles import find, names, shipped
+from jobs.several import refuse_several
 from jobs.task import Task, task_named
 
 CONFIG_NAME = "job"
@@ -136,6 +137,7 @@ _ASSIGNMENT = re.compile(r"[\w./@][\w./@-]*=")
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _PART = re.compile(rf"(\s*(?:{_QUOTED})\s*|(?:\\.|\$\{{[^}}]*\}}|[^,])*),")  # what a comma ends
 _TEXTS = "a list of texts"
+_SEVERAL = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)  # values that --multirun can run
 _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")  # what Hydra would read as the second character alone
 
 
@@ -363,6 +365,11 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool
     task = task_named(name)
     overrides = qualified([o for o in overrides if not o.startswith("task=")], name)
     read = _readable(overrides, task)
+    for override, typed in zip(overrides, read, strict=True):
+        key = override.partition("=")[0]
+        kind = _type_of(key, task)
+        if key != "cluster" and (kind is not None or key in task.groups()) and _parsed(typed).value_type in _SEVERAL:
+            refuse_several(override, kind is _TEXTS or get_origin(kind) is list)
     _check_choices(overrides, task)
     profile = _profile(overrides)
     try:

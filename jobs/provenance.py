@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cnnjepa.run.console import DISTRIBUTION
 from cnnjepa.run.files import sealed_json, write_atomic
 from jobs import own_code
@@ -155,6 +157,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "host": platform.node(),
         "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": typed(),
         "process": sys.argv[0],  # of a worker, which Ray or Slurm started

@@ -13,8 +13,11 @@ from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import SlurmError
 from jobs.trials import HOW, find
 from sweeps.cli.cancel import cancel
+from sweeps.cli.export import add_options, export
+from sweeps.cli.new import new
 from sweeps.execution.monitor import wide_console
 from sweeps.report import one_trial, tables, usage
+from sweeps.report.chance import chance_lines
 from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.search.search import why_over
 from sweeps.state.folder import Sweep
@@ -33,13 +36,20 @@ def show(view: View, asked: argparse.Namespace) -> int:
     elif asked.command == "status":
         found = sweep_status(view)
         if asked.json:
-            print(json.dumps({**found, "best": best_so_far(view)}))
+            print(json.dumps({**found, "best": best_so_far(view), "chance": chance_lines(view)}))
         else:
             shown = live_table(found, None, console.width)
             console.print(shown if shown.row_count else shown.title, highlight=False)
             waits, moved = [w["line"] for w in found["waiting"]], moved_line(view.sweep, view.watch.queue)
             lines = [found["to_go_on"], *waits, *found["damaged"], *found["nodes"], moved, *skipped_lines(view, found)]
-            lines += [*warning_lines(view, found), unlisted_line(view), rungs_line(view), why_over(view), best_line(view)]
+            lines += [
+                *warning_lines(view, found),
+                *chance_lines(view),
+                unlisted_line(view),
+                rungs_line(view),
+                why_over(view),
+                best_line(view),
+            ]
             for line in lines:
                 if line:
                     console.print(line, highlight=False, soft_wrap=True)
@@ -85,9 +95,10 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "nodes": ("show which nodes failed and which are avoided, or forget what happened on some", "--clear gpu07"),
     "cancel": ("stop trials after a checkpoint", ""),
     "study": ("write optuna.journal and print the optuna-dashboard command that shows it", ""),
+    "export": ("write the trials to MLflow or Weights & Biases; again, to update them", "--to mlflow"),
     "advice": ("show what completed runs used, and what to request from Slurm next time", ""),
 }
-RUN = "run"
+RUN, NEW = "run", "new"
 _FOLDER = "runs/predictor_ablation-smoke"
 
 
@@ -109,6 +120,11 @@ def command_line() -> Parser:
     made = commands.add_parser(RUN, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {started}")
     made.add_argument("file", metavar="FILE", help="Python file with a SweepSpec, or the name of a sweep that a package offers")
     made.add_argument("rest", nargs="*", metavar="...", help="options of the sweep; FILE --help lists them")
+    does = "write a sweep's file to start from, which learns as it stands"
+    made = commands.add_parser(
+        NEW, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog="example:\n  python -m sweeps new my_question"
+    )
+    made.add_argument("name", metavar="NAME", help="of the file and the sweep, such as my_question")
     trial = f"{HOW}, as `status` and --dry-run show them"
     groups["show"][0].add_argument("trial", metavar="TRIAL", help=trial)
     groups["show"][0].add_argument("other", nargs="?", metavar="OTHER", help="a trial to compare it with (default: the sweep's base)")
@@ -123,6 +139,7 @@ def command_line() -> Parser:
     most = f"print all configurations, not only the {tables.MOST_LINES} best"
     groups["results"][1].add_argument("--all", action="store_true", help=f"{most}; the other formats always do")
     groups["status"][1].add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(groups["export"][1])
     groups["advice"][1].add_argument("--json", action="store_true", help="print one JSON object with the figures of each run")
     return parser
 
@@ -145,6 +162,8 @@ def run(parser: Parser) -> int:
 
         return run_file(sys.argv[2], sys.argv[3:])
     asked = parser.parse_args()
+    if asked.command == NEW:
+        return new(asked.name)
     view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))
     if asked.command == "logs":
         return follow(view, find(view.sweep.trials, asked.trial) if asked.trial else None, asked.follow)
@@ -153,6 +172,8 @@ def run(parser: Parser) -> int:
         if moved := moved_line(view.sweep, view.watch.queue):
             print(printable(moved))
         return 0
+    if asked.command == "export":
+        return export(view, asked)
     if asked.command == "show":
         return show_trial(view, asked)
     if asked.command == "nodes":

@@ -120,6 +120,24 @@ ELSEWHERE = {
         "tests/sweeps/report/test_optuna_study.py::test_optuna_dashboard_opens_the_mirror"
     ),
     "make ablation": "Makefile",
+    "make install CPU=1": "tests/test_makefile.py::test_with_cpu_the_cpu_build_is_looked_for_too",
+    **dict.fromkeys(
+        (
+            "python -m sweeps new my_question",
+            "python -m sweeps run my_question.py --cluster local --dry-run",
+            "python -m sweeps run my_question.py --cluster local",
+        ),
+        "tests/sweeps/cli/test_new.py::test_what_it_writes_is_planned_and_learns",
+    ),
+    "python -m sweeps export runs/predictor_ablation-smoke --to mlflow": (
+        "tests/sweeps/report/test_exported.py::test_mlflow_is_brought_up_to_date_and_nothing_is_there_twice"
+    ),
+    "python -m sweeps export runs/predictor_ablation-smoke --to mlflow --tracking-uri sqlite:///mlflow.db --experiment predictors": (
+        "tests/sweeps/report/test_exported.py::test_mlflow_has_a_run_for_each_trial_with_the_numbers_of_results_csv"
+    ),
+    "python -m sweeps export runs/predictor_ablation-smoke --to wandb --offline": (
+        "tests/sweeps/report/test_exported.py::test_wandb_has_offline_what_results_csv_has_and_is_written_anew_where_it_changed"
+    ),
     "make gpu": "tests/test_on_cuda.py::test_make_gpu_says_not_run_and_why_and_succeeds_without_cuda",
     "make install": ".ci/run",
     "python -m jobs.drill": "tests/sweeps/drill/test_drill.py::test_a_drill_that_is_ended_leaves_no_process_and_no_folder",

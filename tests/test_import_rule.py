@@ -18,6 +18,8 @@ ALLOWED = {
     "submitit": ("jobs/",),
     "optuna": ("sweeps/search/sampler.py", "sweeps/report/optuna_study.py", "sweeps/report/search_figures.py"),
     "ray": ("sweeps/execution/",),
+    "mlflow": ("sweeps/report/export_mlflow.py", "sweeps/cli/export.py"),
+    "wandb": ("sweeps/report/export_wandb.py",),
     "hydra": ("jobs/config.py", "jobs/pretrain.py"),
     "omegaconf": ("jobs/config.py", "jobs/pretrain.py"),
 }

@@ -13,6 +13,7 @@ from cnnjepa.run.typed import build
 from jobs.task import score_format
 from sweeps.report.aggregate import Leader, Spread, against_the_baseline, judged, may_be_best, title
 from sweeps.report.best import how_estimated, parts_of_best
+from sweeps.report.chance import chance_lines
 from sweeps.report.seen import Seen
 from sweeps.search.search import trials_to_begin
 from sweeps.search.warnings import warnings_of
@@ -99,6 +100,7 @@ def beside_the_answer(view: View, seen: Seen | None = None) -> list[str]:
     lines += against_the_baseline(view, table, lead) if lead is not None else []
     if lead is not None and view.sweep.task.RANKED:
         lines.append(view.sweep.task.RANKED)
+    lines += [f"{line[0].upper()}{line[1:]}." for line in chance_lines(view, seen.shown[0])]
     if view.sweep.scale.name == "smoke":
         lines.append("Smoke scale: it shows that everything works, and says little about the question.")
     return lines

@@ -32,6 +32,7 @@ from sweeps.report.aggregate import (
     title,
 )
 from sweeps.report.best import is_estimated, score_of_best
+from sweeps.report.chance import chance_lines
 from sweeps.report.seen import Seen
 from sweeps.report.terminal import Column, fitted
 from sweeps.spec import hyperparameters
@@ -225,7 +226,7 @@ def _notes(seen: Seen, leaders: dict[str, Leader | None], pruned: str) -> list[s
                 how = ", by seeds that did not select it" if is_estimated(d) else ""
                 notes.append(f"score of the best, {d.best.label}: {score_of_best(view, d)}{how}")
                 notes += [may_be_best(d), *(line.rstrip(".") for line in against_the_baseline(view, table, d))]
-    notes += [line for line in (images_behind(view, leaders), pruned) if line]
+    notes += [line for line in (images_behind(view, leaders), *chance_lines(view, seen.shown[0]), pruned) if line]
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes
 
 

@@ -18,6 +18,7 @@ from jobs.slurm import sacct
 from jobs.slurm.queue import SlurmError, SlurmSilentError, has_slurm
 from jobs.slurm.sacct import JobUse
 from jobs.task import task_of
+from sweeps.report.machine import Machine, machine_of
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.submission import Submission
@@ -269,8 +270,15 @@ def speed_line(found: Sequence[Efficiency]) -> str:
     return line
 
 
-def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequence[JobUse], workers_key: str | None) -> list[str]:
-    """Return what to request next time as 'key=value (reason)', where it should change.
+def requests(
+    found: Sequence[Efficiency],
+    ranks: int,
+    workers: int,
+    uses: Sequence[JobUse],
+    workers_key: str | None,
+    machine: Machine = Machine(),  # noqa: B008, it cannot be changed
+) -> list[str]:
+    """Return what to request next time as 'key=value (reason)', where it should change; nothing exceeds `machine`.
 
     `workers` are a run's loader processes, `workers_key` is the task's key for them, or None.
     """
@@ -285,23 +293,27 @@ def requests(found: Sequence[Efficiency], ranks: int, workers: int, uses: Sequen
             asked.append(f"time_limit_minutes={minutes} (not {limit:.0f}: a run took several jobs)")
     memory, given = _given(e.memory_mb for e in found), _given(e.memory_asked_mb for e in found)
     if memory and given:
-        gigabytes = max(math.ceil(max(memory) * _MEMORY_MARGIN / _MB_A_GB), 1)
-        if gigabytes <= _WORTH_IT * given[0] / _MB_A_GB or max(memory) > _WORTH_IT * given[0]:
+        gigabytes = machine.memory_at_most(max(math.ceil(max(memory) * _MEMORY_MARGIN / _MB_A_GB), 1))
+        grows = max(memory) > _WORTH_IT * given[0] and gigabytes > given[0] / _MB_A_GB
+        if gigabytes <= _WORTH_IT * given[0] / _MB_A_GB or grows:
             asked.append(f"memory_gb_per_trial={gigabytes} (not {given[0] / _MB_A_GB:g})")
     killed = sum(u.state == "OUT_OF_MEMORY" for u in uses)
-    if killed and given:
+    if killed and given and machine.memory_at_most(math.ceil(given[0] / _MB_A_GB) + 1) > given[0] / _MB_A_GB:
         asked.append(f"memory_gb_per_trial above {given[0] / _MB_A_GB:g} ({killed} jobs ran out of memory)")
+    elif killed and given:
+        asked.append(f"less memory of a run, since its node has no more than {machine.memory_gb:g} GB ({killed} jobs ran out of it)")
     waits, cores = _given(e.data_wait_share for e in found), found[0].cores
     waited = statistics.median(waits) if waits and workers_key else None
     if waited is not None and waited > _WAITS:
-        more = max(2 * workers, 1)
+        more = machine.workers_at_most(max(2 * workers, 1), ranks)
         room = f" and cores_per_trial={ranks * (more + 1)}" if more + 1 > cores // ranks else ""
-        asked.append(f"{workers_key}={more}{room} (not {workers}: {100 * waited:.0f} % of the time waiting for data)")
+        if more > workers:
+            asked.append(f"{workers_key}={more}{room} (not {workers}: {100 * waited:.0f} % of the time waiting for data)")
     elif waited is not None and waited < _NEVER_WAITS and workers >= _MANY_WORKERS:
         asked.append(f"{workers_key}={workers // 2} (not {workers}: no wait for data)")
     cpu = _given(e.cpu_share for e in found)
     if cpu and max(cpu) < _IDLE_CORES and (waited is None or waited <= _WAITS):
-        needed = ranks * max(math.ceil(max(cpu) * cores * _CORES_MARGIN / ranks), 1)
+        needed = machine.cores_at_most(ranks * max(math.ceil(max(cpu) * cores * _CORES_MARGIN / ranks), 1))
         if needed <= _WORTH_IT * cores:
             asked.append(f"cores_per_trial={needed} (not {cores}: {100 * max(cpu):.0f} % of them used)")
     return asked
@@ -328,6 +340,7 @@ def advice_lines(view: View) -> list[str]:
     task = view.sweep.task
     workers = {int(task.value(t.values, "workers", 0)) for t in trials}
     ranks, key = profile.ranks_per_trial if profile else 1, task.KEYS.get("workers")
-    if len(alike) == len(workers) == 1 and (asked := requests(found, ranks, workers.pop(), uses, key)):
+    machine = machine_of(view, trials, profile.nodes_per_trial if profile else 1)
+    if len(alike) == len(workers) == 1 and (asked := requests(found, ranks, workers.pop(), uses, key, machine)):
         lines.append(f"next time: {', '.join(asked)}")
     return [line for line in lines if line]

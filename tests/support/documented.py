@@ -15,7 +15,7 @@ MARKS = {
         *("--cluster komondor", "--cluster mine", "cluster=komondor", "--clear gpu07", "srun ", "python3.11 -m venv"),
         *(".venv/bin/pip install --editable", "torchrun --nproc-per-node=4 "),
     ),
-    "needs the network": (".venv/bin/pip ",),
+    "needs the network": (".venv/bin/pip ", "pip install '.[", "git clone "),
 }
 # What a line of a code block begins with where it is something to type, and not a listing or the output of something.
 _PROGRAMS = (
