@@ -37,7 +37,9 @@ def withdrawn(sweep: Sweep) -> tuple[View, list[Trial]]:
     """Return a view of the sweep that is in the folder, and those of its trials that have begun and are not in `sweep`."""
     if not (sweep.path / "sweep.json").exists():
         return View.here(sweep), []
-    old, now = View.here(Sweep.load(sweep.path)), {trial.signature for trial in sweep.trials}
+    old = View.here(Sweep.load(sweep.path))
+    sweep.grow()  # after that: workers of the same search choose meanwhile
+    now = {trial.signature for trial in sweep.trials}
     gone = [trial for trial in old.sweep.trials if trial.signature not in now]
     return old, [trial for trial in gone if old.result(trial) is not None or old.claims(trial) or old.damage(trial)]
 
