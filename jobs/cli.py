@@ -174,6 +174,32 @@ def require_writable(folder: Path, key: str) -> None:
         raise ValueError(f"{key} must be a folder that can be written; got {folder}: {error.strerror}") from error
 
 
+def require_creatable(folder: Path, key: str) -> None:
+    """Raise ValueError unless `folder`, which may be missing, could be written to; create nothing."""
+    require_printable(str(folder), key)
+    try:
+        there = folder
+        while not there.exists() and not there.is_symlink():
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        said = os.strerror(errno.EEXIST) if error.errno == errno.ENOTDIR else error.strerror
+        raise ValueError(f"{key} must be a folder that can be written; got {folder}: {said}") from error
+
+
+@contextmanager
+def for_now(folder: Path) -> Iterator[None]:
+    """Remove `folder` after the block, and the folders above it, if they were missing before and are empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
 def resolved(path: Path, key: str) -> Path:
     """Return `path` absolute, without links and without ~ for a home; raise ValueError at a loop of links."""
     require_printable(str(path), key)

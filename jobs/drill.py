@@ -36,7 +36,7 @@ With --task or --command: kill a program of your own, resume it, and name what i
 
 Exit status: 0 nothing is lost, 1 anything is lost, duplicated or different, 2 wrong usage."""
     example = "examples:\n  python -m jobs.drill --faults 100 --seed 7\n  python -m jobs.drill --task my_sweep.py epochs=6"
-    parser = Parser(prog="python -m jobs.drill", description=text, epilog=example, keys=override_keys)
+    parser = Parser(prog="python -m jobs.drill", description=text, epilog=example, keys=override_keys, intermixed=True)
     what = parser.add_argument_group("what to run")
     what.add_argument(
         "overrides", nargs="*", metavar="key=value", help="set a key of the run (device=cuda) or of the profile (account=abc)"

@@ -22,7 +22,7 @@ import psutil
 
 from cnnjepa.run.files import write_atomic
 from cnnjepa.run.identity import from_dict, to_dict
-from jobs.cli import Parser, begun, exit_status, printable, require_writable, resolved
+from jobs.cli import Parser, begun, exit_status, for_now, printable, require_writable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import compose_job, override_keys
 from jobs.file_system import check_files, check_other, leave_for_other
@@ -128,8 +128,9 @@ def check_folders(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Findi
 
 def check_runs_dir(runs_dir: Path, trials: int, bytes_a_trial: int) -> list[Finding]:
     """Return what `check_folders` and, if the folder can be written, `check_files` find."""
-    found = check_folders(runs_dir, trials, bytes_a_trial)
-    return found + [Finding(*checked) for checked in (check_files(runs_dir) if found[0].level == "ok" else [])]
+    with for_now(runs_dir):
+        found = check_folders(runs_dir, trials, bytes_a_trial)
+        return found + [Finding(*checked) for checked in (check_files(runs_dir) if found[0].level == "ok" else [])]
 
 
 def check_shared(runs_dir: Path) -> Finding:
@@ -206,6 +207,7 @@ if os.environ.get("SLURM_PROCID", "0") == "0":
 def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dict[str, object]]) -> list[Finding]:
     """Run a job that imports the environment on a node and writes to `runs_dir`; wait for it."""
     sets = to_stage(cluster, configs)
+    require_writable(runs_dir, "runs_dir")
     folder = Path(tempfile.mkdtemp(prefix=".preflight-", dir=runs_dir))
     code = Path(__file__).resolve().parent.parent
     try:
@@ -265,7 +267,14 @@ def main() -> int:
 
 Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
     example = "example:\n  python -m jobs.preflight --cluster komondor --on-node account=abc data=imagenet100"
-    parser = Parser(prog="python -m jobs.preflight", description=text, epilog=example, keys=override_keys, renamed={"--slots": "--workers"})
+    parser = Parser(
+        prog="python -m jobs.preflight",
+        description=text,
+        epilog=example,
+        keys=override_keys,
+        renamed={"--slots": "--workers"},
+        intermixed=True,
+    )
     what = parser.add_argument_group("what to check")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="such as account=abc or data=imagenet100")
     what.add_argument(

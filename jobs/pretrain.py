@@ -14,7 +14,7 @@ from cnnjepa.run import skipped
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import DEFAULT_TASK
 from cnnjepa.run.ranks import Device, is_main_rank, joined, rank_count
-from jobs.cli import INTERRUPTED, Parser, begun, printable, require_writable, scores_later, stop_on_signals
+from jobs.cli import INTERRUPTED, Parser, begun, printable, scores_later, stop_on_signals
 from jobs.cli import exit_status as status_after
 from jobs.cluster import JobSpec, Scheduler
 from jobs.config import (
@@ -32,7 +32,7 @@ from jobs.config import (
 from jobs.like import Original, expanded
 from jobs.planned import planned
 from jobs.private import make_private
-from jobs.run import check_jobs, run_job
+from jobs.run import check_jobs, refuse_jobs, run_job
 from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import adapt_submitit, launcher_overrides, unexported
@@ -125,11 +125,8 @@ def checked_multirun(overrides: list[str]) -> list[JobSpec]:
         jobs = [job for job, _ in found]
         for line in dict.fromkeys(line for _, lines in found for line in lines):
             print(printable(line), flush=True)
-        for job in jobs:
-            if job.cluster.scheduler is Scheduler.slurm:  # its devices and data are elsewhere
-                require_writable(job.run_dir, "run_dir")
-                RunFolder(job.run_dir).prepare(job.train)
-        check_jobs([job for job in jobs if job.cluster.scheduler is not Scheduler.slurm], rank_count())
+        refuse_jobs([job for job in jobs if job.cluster.scheduler is Scheduler.slurm], elsewhere=True)
+        refuse_jobs([job for job in jobs if job.cluster.scheduler is not Scheduler.slurm], rank_count())
     return jobs
 
 
@@ -176,7 +173,7 @@ def command_line() -> Parser:
   python -m jobs.pretrain -m optimizer.lr=0.001,0.003 epochs=10
   python -m jobs.pretrain --like runs/predictor_ablation-smoke/3 epochs=20"""
     text = "Pretrain one model, or with -m one model per combination of values. Also runs under torchrun or srun."
-    parser = Parser(prog="python -m jobs.pretrain", description=text, epilog=examples, keys=override_keys)
+    parser = Parser(prog="python -m jobs.pretrain", description=text, epilog=examples, keys=override_keys, intermixed=True)
     what = parser.add_argument_group("what to run")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="such as epochs=10, method=simclr or run_dir=runs/mine")
     what.add_argument("-m", "--multirun", action="store_true", help="run every combination of values such as optimizer.lr=0.001,0.003")

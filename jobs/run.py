@@ -13,7 +13,7 @@ from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, Ru
 from cnnjepa.run.pace import STARTING_SECONDS, Pace
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from jobs import program, provenance
-from jobs.cli import ExitedError, require_writable
+from jobs.cli import ExitedError, require_creatable, require_writable
 from jobs.cluster import JobSpec
 from jobs.slurm.nodes import NodeFaultError
 from jobs.staging import PackedSet, Staging, StagingError
@@ -29,12 +29,24 @@ def charged(cause: str) -> bool:
 
 
 def check_jobs(jobs: Sequence[JobSpec], ranks: int = 1) -> None:
-    """Create the run folders of `jobs`, all of one task; raise ValueError if any cannot start."""
+    """Create the run folders of `jobs`, all of one task; raise ValueError first if any cannot start."""
+    refuse_jobs(jobs, ranks)
     for job in jobs:
-        task_of(job.train).validate(job.train, ranks)
         require_writable(job.run_dir, "run_dir")
         RunFolder(job.run_dir).prepare(job.train)
-    if jobs:
+
+
+def refuse_jobs(jobs: Sequence[JobSpec], ranks: int = 1, elsewhere: bool = False) -> None:
+    """Raise ValueError if any of `jobs`, all of one task, cannot start; leave nothing behind.
+
+    Their devices and data are not looked for if they run `elsewhere`.
+    """
+    for job in jobs:
+        if not elsewhere:
+            task_of(job.train).validate(job.train, ranks)
+        require_creatable(job.run_dir, "run_dir")
+        RunFolder(job.run_dir).is_begun(job.train)
+    if jobs and not elsewhere:
         task_of(jobs[0].train).check([job.train for job in jobs], ranks)
 
 

@@ -12,6 +12,7 @@ from jobs.cli import Parser, exit_status, printable, resolved
 from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import SlurmError
 from jobs.trials import HOW, find
+from sweeps.cli import side_by_side
 from sweeps.cli.cancel import cancel
 from sweeps.cli.export import add_options, export
 from sweeps.cli.new import new
@@ -115,6 +116,7 @@ def command_line() -> Parser:
         what = made.add_argument_group("what to stop" if name == "cancel" else "what to show")
         what.add_argument("folder", type=Path, metavar="SWEEP_FOLDER", help="such as runs/NAME-smoke; the sweep's command prints it")
         groups[name] = what, made.add_argument_group("how")
+    side_by_side.add_commands(commands)
     started = "python -m sweeps run my_sweep.py --cluster local --dry-run"
     does = "run or resume the sweep of a file"
     made = commands.add_parser(RUN, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {started}")
@@ -164,6 +166,8 @@ def run(parser: Parser) -> int:
     asked = parser.parse_args()
     if asked.command == NEW:
         return new(asked.name)
+    if asked.command in (side_by_side.LIST, side_by_side.COMPARE):
+        return side_by_side.show(asked, wide_console())
     view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))
     if asked.command == "logs":
         return follow(view, find(view.sweep.trials, asked.trial) if asked.trial else None, asked.follow)

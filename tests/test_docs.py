@@ -74,6 +74,8 @@ _NO_KEYS = {
     "best_of_many",
     "named_by",
     "prune_on",
+    "yes",
+    "name",
     "token",
     "api_key",
     "password",

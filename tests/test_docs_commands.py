@@ -24,10 +24,14 @@ _PACK = "python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes ima
 # In any order: a command names those whose work it looks at, and they are typed before it.
 TYPED = {
     ". .venv/bin/activate": Run("bin/python"),
-    _RUN_ABLATION: Run("linear top-1, test", "--seeds 1", _SHORT, starts_others=True),
+    _RUN_ABLATION: Run("linear top-1, test", f"--name {Path(_ABLATION).name} --seeds 1", _SHORT, starts_others=True),
     "python sweeps/predictor_ablation.py --cluster local --dry-run": Run("11 trials, 2 epochs each", "--seeds 1", _SHORT),
     "python sweeps/predictor_ablation.py --cluster local --runs-dir elsewhere": Run("epochs each, in ", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster local --seeds 5 epochs=20": Run("55 trials, 20 epochs each", "--dry-run"),
+    "python sweeps/predictor_ablation.py --cluster local epochs=20": Run("/predictor_ablation-smoke-epochs20", "--dry-run"),
+    "python sweeps/predictor_ablation.py --cluster local epochs=20 --name long": Run("20 epochs each, in ", "--dry-run"),
+    "python -m sweeps list runs": Run("11 completed", after=(_RUN_ABLATION,)),
+    f"python -m sweeps compare {_ABLATION} {_ABLATION}-epochs20": Run("code: the code is the same", after=(_RUN_ABLATION, _RUN_DEPTH)),
     f"python -m sweeps status {_ABLATION}": Run("11 completed of 11 trials", after=(_RUN_ABLATION,)),
     f"python -m sweeps nodes {_ABLATION}": Run("no node is avoided", after=(_RUN_ABLATION,)),
     f"python -m sweeps results {_ABLATION} --format markdown": Run("| configuration |", after=(_RUN_ABLATION,)),
@@ -69,7 +73,7 @@ TYPED = {
     ),
     "python -m jobs.drill --cluster komondor account=abc --dry-run": Run("#SBATCH --partition=gpu"),
     "python sweeps/predictor_ablation.py --cluster local --retry-failed": Run(
-        "linear top-1, test", "--seeds 1", _SHORT, after=(_RUN_ABLATION,)
+        "linear top-1, test", f"--name {Path(_ABLATION).name} --seeds 1", _SHORT, after=(_RUN_ABLATION,)
     ),
     f"python -m jobs.probe {_ABLATION}": Run("nothing to do, all scores are there", after=(_RUN_ABLATION,)),
     f"python -m jobs.probe {_ABLATION} 'probes.names=[linear,knn,collapse]'": Run(
@@ -86,12 +90,12 @@ TYPED = {
     "python sweeps/joint_search.py --cluster komondor --dry-run account=abc": Run("multi_fidelity chooses up to 40 configurations"),
     "python sweeps/learning_rate.py --cluster local --sampler grid --seeds 3": Run("72 trials", "--dry-run"),
     "python sweeps/predictor_depth.py --cluster local --dry-run": Run("8 trials, 4 epochs each"),
-    _RUN_DEPTH: Run("linear top-1, test", "--seeds 1", _SHORT, starts_others=True),
+    _RUN_DEPTH: Run("linear top-1, test", f"--name {Path(_DEPTH).name} --seeds 1", _SHORT, starts_others=True),
     "python sweeps/predictor_depth.py --cluster local --seeds 3": Run("12 trials, 4 epochs each", "--dry-run"),
     f"python -m sweeps results {_DEPTH} --format latex": Run(r"\begin{tabular}", after=(_RUN_DEPTH,)),
     _RUN_RATE: Run(
         "linear top-1, test",
-        "--max-trials 2 --seeds 1",
+        f"--name {Path(_RATE).name} --max-trials 2 --seeds 1",
         "data.train_limit=160 data.test_limit=60 probes.linear_paper_epochs=5",
         starts_others=True,
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnjepa.run.folder import RunFolder
+from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from jobs import config, pretrain
 from jobs.config import compose_job
 from jobs.planned import planned
@@ -16,6 +16,7 @@ from jobs.run import run_job
 from sweeps import __main__ as looking
 from sweeps import joint_search, predictor_ablation
 from sweeps.cli import run
+from sweeps.cli.plan import parse, plan
 from sweeps.execution.scheduler import STARTS_ALLOWED, next_claim
 from sweeps.report.aggregate import rows
 from sweeps.spec.sweep import ScaleName, SweepSpec, build_trials
@@ -104,6 +105,16 @@ def another_configuration(scene: Scene) -> str:
     return scene.pretrain(*OVERRIDES, "epochs=3", f"run_dir={scene.path / 'run'}")
 
 
+def fewer_seeds(scene: Scene) -> str:
+    """A sweep of which a trial of the second seed has completed, with one seed."""
+    spec, words = sweep(), ["--runs-dir", str(scene.path)]
+    made, _ = plan(spec, parse(spec, words))
+    made.write()
+    made.run(made.trials[-1]).prepare(made.trials[-1].config)
+    made.run(made.trials[-1]).write_result(RunResult(RunStatus.completed, metrics={}))
+    return scene.sweep(spec, *words, "--seeds", "1")
+
+
 def other_images(scene: Scene) -> str:
     """A run that has begun on an image less."""
     tree = image_tree(scene.path / "tree", ["cat", "dog"], images=15)
@@ -180,12 +191,13 @@ PROVOKED: dict[str, Callable[[Scene], str]] = {
     "error: data.root must hold imagenet100": lambda s: s.pretrain("data=imagenet100", "data.root=/data/imagenet", "encoder.name=resnet50"),
     "error: data.mean must hold": lambda s: s.pretrain("data=imagefolder", "data.root=/data", "encoder.name=resnet18", "data.channels=1"),
     "error: global_batch_size must be at most": lambda s: s.pretrain("global_batch_size=2048"),
-    "error: the command line must match --help": lambda s: s.ablation("epochs=5", "--seeds", "1", "optimizer.lr=0.001"),
+    "error: the command line must match --help": lambda s: s.ablation("epochs=5", "--seeds"),
     "error: --epochs must be an option": lambda s: s.ablation("--epochs", "5"),
     "error: method.predictor.depth must not be overridden": lambda s: s.ablation("method.predictor.depth=2"),
     "error: --early-stopping=asha must leave": lambda s: s.sweep(joint_search.SWEEP, "--dry-run", "epochs=3"),
     "error: memory_gb_per_trial must fit": lambda s: s.ablation("memory_gb_per_trial=100000"),
     "error: run folder must be empty": another_configuration,
+    "error: … must keep": fewer_seeds,
     "error: a sweep folder must hold": lambda s: s.door(looking.main, "status", str(s.path)),
     "error: cluster.account must be given": lambda s: s.ablation(*DRY),
     "error: --cluster komondor must be used": without_slurm,

@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         """Parse the command line; raise ValueError at the first unknown word."""
         words = list(sys.argv[1:] if args is None else args)
         self._refuse_unknown(words)
-        if self._intermixed:
+        if self._intermixed and "--" not in words:  # argparse would lose what it stands for
             return super().parse_intermixed_args(words, namespace)
         return super().parse_args(words, namespace)
 

@@ -175,7 +175,13 @@ class RunFolder:
 
     def prepare(self, config: Any) -> None:
         """Create the folder; raise ValueError if it holds another configuration or an older version's."""
+        is_begun = self.is_begun(config)
         self.logs.mkdir(parents=True, exist_ok=True)
+        if not is_begun:
+            write_atomic(self._config, yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    def is_begun(self, config: Any) -> bool:
+        """Return whether the folder holds this configuration; raise ValueError if it holds another, or an older version's."""
         if self._config.exists():
             held = self.config()
             if old := old_keys(_yaml(self._config)):
@@ -184,8 +190,7 @@ class RunFolder:
             if signature(held) != signature(config):
                 first = differences(identity(held), identity(config))[0]
                 raise ValueError(f"run folder must be empty or hold the same configuration; got {self.path}, where {first}")
-        else:
-            write_atomic(self._config, yaml.safe_dump(to_dict(config), sort_keys=False))
+        return self._config.exists()
 
     def config(self) -> Any:
         """Return the configuration of the run; raise ValueError if the folder holds none."""

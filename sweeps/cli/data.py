@@ -19,6 +19,7 @@ class PlannedData:
         """Take the command line."""
         self._asked = asked
         self.lines: list[str] = []  # to show
+        self.started_again = False  # whether a person has chosen to run all trials on other data
         self.missing = ""  # why the run IDs are unknown, in a dry run without the data
 
     def identified(self, configs: Sequence[Any]) -> Sequence[Any]:
@@ -44,6 +45,7 @@ class PlannedData:
             if then and not self._asked.start_again:
                 said = must_hold(config, f"the sweep in {sweep.path}", then, now)
                 raise ValueError(f"{said} to go on, or run all trials on these with --start-again")
+            self.started_again = self._asked.start_again
             self.lines.append(f"all trials run on {now}; before on {then or not_recorded(config)}")
             return
 

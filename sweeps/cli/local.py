@@ -23,7 +23,7 @@ from sweeps.execution.hung_workers import HungWorkers, end_process
 from sweeps.execution.monitor import Watcher, conclude
 from sweeps.execution.ray_local import LocalEngine, workers_here
 from sweeps.execution.rounds import REFRESH_SECONDS, run_round
-from sweeps.report.status import counts_line, sweep_status
+from sweeps.report.status import counts_line, nothing_to_run, sweep_status
 from sweeps.search.search import is_over, to_take_up
 from sweeps.state import claims
 from sweeps.state.folder import Sweep
@@ -53,6 +53,8 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
     checked = left or (sweep.trials[:1] if more else [])
     check_jobs([JobSpec(trial.config, cluster, sweep.trial_dir(trial)) for trial in checked])
     announce_changes(sweep, console)
+    for line in [] if left or more else nothing_to_run(View(sweep)):
+        console.print(line, soft_wrap=True, highlight=False)
     sweep.write()
     note_command(sweep.path, getattr(asked, "words", None))
     code = snapshot.take(sweep.path / "code", commit_and_diff()) if left or more else None

@@ -12,12 +12,13 @@ from typing import Any
 from cnnjepa.run.files import read_json, reading
 from cnnjepa.run.identity import fidelity, length, lookup, task_module, to_dict
 from cnnjepa.run.typed import checked
-from jobs.cli import Parser, require_writable, resolved
+from jobs.cli import Parser, require_creatable, resolved
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import PROFILES, override_keys, qualified
 from jobs.plain import PlainTask
 from jobs.task import task_named, task_of
 from sweeps.cli.data import PlannedData
+from sweeps.cli.folder_name import Base, folder_of
 from sweeps.cli.metrics import check_metrics
 from sweeps.search.warnings import check_pruning
 from sweeps.spec.check import ends
@@ -60,7 +61,14 @@ def parse(spec: SweepSpec, arguments: Sequence[str], command: str = "") -> argpa
     more = "--max-trials 8" if spec.space else "--seeds 3"
     epilog = f"example:\n  {command} --cluster local {more} --dry-run\n\nRun the same command again to resume; completed trials are kept."
     question = textwrap.fill(spec.question, 100)
-    parser = Parser(prog=command, description=question, epilog=epilog, keys=lambda: override_keys(spec.task_name), renamed=_RENAMED)
+    parser = Parser(
+        prog=command,
+        description=question,
+        epilog=epilog,
+        keys=lambda: override_keys(spec.task_name),
+        renamed=_RENAMED,
+        intermixed=True,
+    )
     _add_what(parser, spec)
     _add_where(parser)
     _add_search(parser, spec)
@@ -93,13 +101,16 @@ def _add_where(parser: Parser) -> None:
     group = parser.add_argument_group("where and how")
     group.add_argument("--cluster", default="local", metavar="PROFILE", help=f"{PROFILES} (default: %(default)s)")
     group.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
+    named = "folder of this sweep, in that folder (default: the sweep, the scale, and what the overrides change)"
+    group.add_argument("--name", metavar="NAME", help=named)
     backends = "on Slurm: array, one job per trial; allocation, one job in which Ray places many trials"
     group.add_argument("--backend", choices=BACKENDS, help=f"{backends} (default: the queued one, else array)")
     group.add_argument("--nodes", type=int, metavar="N", help="nodes of the job, with --backend allocation")
     share = "trials at once on each node, with --backend allocation (default: one per GPU, or per core without GPUs)"
     group.add_argument("--trials-per-node", type=int, metavar="N", help=share)
     group.add_argument("--detach", action="store_true", help="on Slurm: submit and return; the jobs run on their own")
-    group.add_argument("--yes", action="store_true", help=f"submit, or plan a grid of more than {_ASK_ABOVE} runs, without asking")
+    yes = f"submit, plan a grid of more than {_ASK_ABOVE} runs, or take trials out of the tables without asking"
+    group.add_argument("--yes", action="store_true", help=yes)
 
 
 def _add_search(parser: Parser, spec: SweepSpec) -> None:
@@ -166,10 +177,11 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     if runs_dir.exists() and not runs_dir.is_dir():
         raise ValueError(f"{'--runs-dir' if asked.runs_dir else 'runs_dir'} must be a folder; got {runs_dir}, a file")
     if not asked.dry_run:
-        require_writable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
+        require_creatable(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
     if cluster.scheduler is Scheduler.slurm:
         require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")
-    path, seeds = runs_dir / f"{spec.name}-{scale.name}", asked.seeds or chosen.seeds
+    base, seeds = Base(spec, chosen, asked.cluster, profile_keys(spec, asked.overrides)), asked.seeds or chosen.seeds
+    path = folder_of(spec, scale, base, asked, runs_dir, lambda: first_ids(spec, chosen, asked, data))
     if spec.space:
         asked.sampler = sampler_for(asked, path)
     values = to_dict(spec.job(asked.cluster, [*chosen.overrides, *asked.overrides]).train)
@@ -189,7 +201,7 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
                 raise ValueError(f"{flag} must be left out with --sampler grid, which runs every combination; got {value:g}")
         if asked.two_objectives:
             raise ValueError("--two-objectives must be left out with --sampler grid, which chooses nothing; got both")
-        spec, path = grid_of(spec, chosen, asked.cluster, asked.overrides, data.lines.extend), path.with_name(f"{path.name}-grid")
+        spec = grid_of(spec, chosen, asked.cluster, asked.overrides, data.lines.extend)
         confirm_grid(len(spec.configurations), seeds, path, asked)
     if spec.space:
         search = plan_search(spec, chosen, asked, at, seeds, data)
@@ -207,6 +219,19 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
             data.lines.append(f"{rule}; name it in `minimized` of the task if the lowest is")
     data.compare(sweep)
     return sweep, cluster
+
+
+def first_ids(spec: SweepSpec, scale: Scale, asked: argparse.Namespace, data: PlannedData) -> set[str]:
+    """Return the run IDs of the first seed; of a search, that of the configuration without changes."""
+    identified = data.identified
+    if not spec.space:
+        return {t.signature for t in build_trials(spec, scale, 1, asked.cluster, asked.overrides, identified=identified)}
+    if asked.sampler == "grid":
+        grid = grid_of(spec, scale, asked.cluster, asked.overrides)
+        return {t.signature for t in build_trials(grid, scale, 1, asked.cluster, asked.overrides, identified=identified)}
+    options: dict[str, Any] = {"sampler": "random", "max_trials": 1, "seeds": 1, "identified": identified}
+    search = build_search(spec, scale, asked.cluster, asked.overrides, [], **options)
+    return {search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED).signature}
 
 
 def sampler_for(asked: argparse.Namespace, path: Path) -> str:

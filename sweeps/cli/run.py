@@ -19,6 +19,7 @@ from sweeps.cli.data import PlannedData
 from sweeps.cli.estimate import priced
 from sweeps.cli.plan import parse, plan
 from sweeps.cli.program import settle
+from sweeps.cli.withdrawal import settle_withdrawn
 from sweeps.execution.changes import announce_changes
 from sweeps.execution.monitor import wide_console
 from sweeps.search.search import Outlook
@@ -49,6 +50,7 @@ def run(
     asked = parse(spec, arguments, command)
     asked.typed = time.time() if typed is None else typed
     asked.embedded, asked.words = embedded is not None, [command, *arguments] if embedded else None
+    asked.agrees = asked.yes  # a person's own word, also from Python
     asked.detach, asked.yes = asked.detach or asked.embedded, asked.yes or asked.embedded
     console = console or wide_console()
     data = PlannedData(asked)
@@ -57,6 +59,8 @@ def run(
         embedded(sweep)
     for line in data.lines:
         console.print(line, highlight=False, soft_wrap=True)
+    if not data.started_again and not data.missing:
+        settle_withdrawn(sweep, asked, console)
     if cluster.scheduler is Scheduler.slurm:
         allocation = submit.allocation_of(asked, cluster)
         sweep, price = priced(sweep, allocation.part(cluster) if allocation else cluster, asked)

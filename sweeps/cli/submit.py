@@ -25,7 +25,7 @@ from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.monitor import conclude
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.execution.submitting import QueueFullError
-from sweeps.report.status import counts_line, sweep_status
+from sweeps.report.status import counts_line, nothing_to_run, sweep_status
 from sweeps.search.search import is_over, to_take_up
 from sweeps.spec.check import borders
 from sweeps.spec.space import applied
@@ -129,6 +129,8 @@ def run(
         except SlurmError as error:
             raise ValueError(f"Slurm must accept the jobs; got {error}") from error
     else:
+        for line in nothing_to_run(view):
+            say(line)
         sweep.write()
     if is_over(View(sweep)) and all(s.ended for s in View(sweep).states().values()):
         return conclude(View(sweep), console)

@@ -1,5 +1,6 @@
 """Report a sweep's state from its run folders and Slurm."""
 
+import datetime
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -77,6 +78,20 @@ def best_line(view: View) -> str:
     if lead.other is None:
         return line
     return f"{line}; next: {score(lead.other)}; {'statistically significant' if lead.significant else 'tied'}, {judged(lead)}"
+
+
+def nothing_to_run(view: View) -> list[str]:
+    """Return a line that says when the last trial ended, if all have."""
+    states = [view.state(trial) for trial in view.sweep.trials]
+    if not all(state.ended for state in states):
+        return []
+    last = max((view.sweep.run(trial).ended_at() for trial in view.sweep.trials), default=0.0)
+    when = f"{datetime.datetime.fromtimestamp(last):%Y-%m-%d %H:%M}"
+    if all(state is TrialState.completed for state in states):
+        return [f"nothing to run: {f'all {len(states)} trials' if len(states) > 1 else 'the trial'} completed on {when}"]
+    counts = ", ".join(f"{states.count(state)} {state.name}" for state in TrialState if state in states)
+    failed = "; --retry-failed runs failed ones again" if TrialState.failed in states else ""
+    return [f"nothing to run: {counts} of {len(states)} trials, the last on {when}{failed}"]
 
 
 def rungs_line(view: View) -> str:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sweeps.report.significance import compare
+
 Array = NDArray[np.float64]
 Runs = NDArray[np.bool_]  # which there are
 
@@ -34,6 +36,7 @@ _OTHER_OUTLIERS = 0.25  # further configurations expected outside what the other
 _VARIANCES = np.exp(np.linspace(-3.2, 2.4, 28))  # relative to a first estimate of the common one
 _SEED_RATIOS = np.array([0.0, 0.5, 1.0, 2.0, 4.0])  # of the spread that a seed gives all configurations to the common one
 _SEED_WEIGHTS = np.array([0.4, 0.2, 0.2, 0.1, 0.1])
+_FEW_DEGREES = 5.0  # of freedom behind all spreads, below which a pair's own t-test is asked too
 _INFLATION = 1.4  # of the error of an estimate whose seeds were left out one at a time, which depend on each other
 _NODES = np.linspace(-8.0, 8.0, 321)
 _DENSITY = np.exp(-0.5 * _NODES**2) / np.sqrt(2 * np.pi) * (_NODES[1] - _NODES[0])
@@ -131,6 +134,42 @@ def winner(scores: Mapping[str, Mapping[int, float]], sign: float = 1.0, adaptiv
         number(low),
         number(high),
     )
+
+
+def pairs(first: Mapping[str, Mapping[int, float]], second: Mapping[str, Mapping[int, float]]) -> dict[str, float | None]:
+    """Return the two-sided p of each configuration's difference between two sweeps, by the same names, for all together.
+
+    They share one error rate by Holm's method. None where one of the two has fewer than two runs, or no two runs differ.
+    """
+    seeds = sorted({seed for found in (first, second) for of_one in found.values() for seed in of_one})
+    scores = np.array([[[of_one.get(seed, np.nan) for seed in seeds] for found in (first, second) for of_one in found.values()]])
+    p = pair_tails(scores)[0]
+    if _residuals(scores, ~np.isnan(scores), (~np.isnan(scores)).sum(2))[1].sum() < _FEW_DEGREES:  # the common spread is uncertain
+        alone = [compare(of_one, second[name]).p for name, of_one in first.items()]
+        p = np.maximum(p, np.array([0.0 if of_pair is None else of_pair for of_pair in alone]))
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(first, holm(p), strict=True)}
+
+
+def pair_tails(scores: Array) -> Array:
+    """Return the two-sided p of the first half of the configurations against the second, one by one; NaN without a test."""
+    there: Runs = ~np.isnan(scores)
+    n, half = there.sum(2), scores.shape[1] // 2
+    mean, spreads = np.where(there, scores, 0.0).sum(2) / n, spreads_of(scores)
+    p = np.full((len(scores), half), np.nan)
+    for i in range(half):
+        tail = _tails(scores, mean, np.full(len(scores), i), spreads)[:, half + i]
+        p[:, i] = np.minimum(2 * np.minimum(tail, 1 - tail), 1.0)
+    p[~((np.minimum(n[:, :half], n[:, half:]) > 1) & spreads.known[:, None])] = np.nan
+    return p
+
+
+def holm(p: Array) -> Array:
+    """Return p-values that hold together, whatever their tests have in common; NaN stays NaN."""
+    order = np.argsort(p)  # those without a test come last
+    left = np.maximum((~np.isnan(p)).sum() - np.arange(len(p)), 1)
+    found = np.empty_like(p)
+    found[order] = np.maximum.accumulate(np.minimum(p[order] * left, 1.0))
+    return found
 
 
 def spreads_of(scores: Array) -> Spreads:

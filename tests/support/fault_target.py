@@ -57,7 +57,16 @@ class InProcess:
 
 
 def given(name: str, cluster: str) -> list[str]:
-    return ["--cluster", cluster, "--scale", "smoke", *ARGUMENTS[name], *(["micro_batch_size=8"] if cluster != "local" else [])]
+    return [
+        "--cluster",
+        cluster,
+        "--scale",
+        "smoke",
+        "--name",
+        f"tiny_{name}-smoke",
+        *ARGUMENTS[name],
+        *(["micro_batch_size=8"] if cluster != "local" else []),
+    ]
 
 
 @functools.cache

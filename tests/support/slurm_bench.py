@@ -114,7 +114,7 @@ class SweepOnSlurm:
     # Commands.
 
     def line(self, *arguments: str, script: Path = SCRIPT) -> list[str]:
-        common = ["--cluster", "test_cluster", "--scale", "smoke", "--runs-dir", str(self.runs)]
+        common = ["--cluster", "test_cluster", "--scale", "smoke", "--runs-dir", str(self.runs), "--name", self.path.name, "--yes"]
         profile = [override for override in self.profile if not given(override, arguments)]
         # Beside the other overrides: argparse wants them in one piece.
         choices = 1 if arguments and not arguments[0].startswith("--") else 0

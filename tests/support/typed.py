@@ -61,6 +61,7 @@ class Session:
         # Places that the pages name, and what stands for them here. munged wants a place that others may look into.
         self.places = {"/data/imagenet": folder / "imagenet", "/scratch/in100": folder / "in100"}
         self.places["runs/joint_search-smoke"] = self.home / "runs" / "rate_and_depth-smoke"  # a search as well, and smaller
+        self.places["runs/predictor_ablation-smoke-epochs20"] = self.home / "runs" / "predictor_depth-smoke"  # another one that was run
         self._public = Path(tempfile.mkdtemp(prefix="typed-"))
         self._public.chmod(0o755)
         self.places["/tmp/ms"] = self._public / "ms"

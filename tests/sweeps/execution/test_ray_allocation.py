@@ -40,6 +40,7 @@ STEPS_AN_EPOCH, EPOCHS = 6, 24
 STEPS = STEPS_AN_EPOCH * EPOCHS
 SHAPE = ["data.train_limit=200", "global_batch_size=32", "micro_batch_size=8", "checkpoint.every_minutes=0.05"]
 LONG = [*SHAPE, f"epochs={EPOCHS}"]
+NAME = "slurm_sweep-smoke"  # of the folder that commands on this machine and on the cluster share
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def on(cluster: SlurmCluster, runs: Path) -> SweepOnSlurm:
 
 
 def local(runs: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(SCRIPT), *arguments, "--cluster", "local", "--scale", "smoke", "--runs-dir", str(runs)]
+    return [sys.executable, str(SCRIPT), *arguments, "--cluster", "local", "--scale", "smoke", "--runs-dir", str(runs), "--name", NAME]
 
 
 def ray(nodes: int, workers_per_node: int = 1) -> list[str]:

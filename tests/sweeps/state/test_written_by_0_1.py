@@ -26,6 +26,11 @@ import torch
 
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import identity, signature
+from sweeps.cli.plan import parse, plan
+from sweeps.cli.run import run
+from sweeps.mask_ratio import SWEEP as MASK_RATIO
+from sweeps.predictor_ablation import SWEEP as ABLATION
+from sweeps.spec.sweep import SweepSpec
 from tests.support import forked
 
 ROOT = Path(__file__).parents[3]
@@ -51,19 +56,24 @@ def reader(command: str, folder: Path, *more: str) -> str:
     return done.stdout
 
 
-def typed_again(folder: Path, *, renamed: bool = True) -> subprocess.CompletedProcess[str]:
-    """Type the folder's own last command again, with today's names or as it was."""
-    words = json.loads((folder / "commands.jsonl").read_text().splitlines()[-1])["command"]
+def last_words(folder: Path, *, renamed: bool = True) -> list[str]:
+    """The words of the folder's own last command, for where it is now, with today's names or as they were."""
+    words: list[str] = json.loads((folder / "commands.jsonl").read_text().splitlines()[-1])["command"]
     words[words.index("--runs-dir") + 1] = str(folder.parent)
     words = ["--max-trials" if word == "--points" else word for word in words]  # 0.1 called the option --points
-    words = [word.replace("linear_epochs", "linear_paper_epochs") if renamed else word for word in words]
+    return [word.replace("linear_epochs", "linear_paper_epochs") if renamed else word for word in words]
+
+
+def typed_again(folder: Path, *more: str, renamed: bool = True) -> subprocess.CompletedProcess[str]:
+    """Type the folder's own last command again."""
+    words = [*last_words(folder, renamed=renamed), *more]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment, check=False)
 
 
 def run_again(folder: Path) -> dict[str, dict[str, str]]:
-    """Type the folder's last command again; return its results.csv by run ID."""
-    done = typed_again(folder)
+    """Type the folder's last command again, agreed that its trials leave the tables; return its results.csv by run ID."""
+    done = typed_again(folder, "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     return {row["signature"]: row for row in csv.DictReader((folder / "results.csv").open())}
 
@@ -129,6 +139,20 @@ def test_a_run_of_0_1_is_read_and_not_continued(tmp_path: Path) -> None:
     assert done.returncode == 2
     said = "probes.linear_epochs must be written probes.linear_paper_epochs; got probes.linear_epochs=5: write probes.linear_paper_epochs=5"
     assert done.stderr.strip() == f"error: {said}"
+
+
+@pytest.mark.parametrize(("name", "spec"), [("half_done_ablation", ABLATION), ("half_done_search", MASK_RATIO)])
+def test_the_same_command_finds_its_folder_and_asks_before_the_trials_of_0_1_leave_the_tables(
+    tmp_path: Path, name: str, spec: SweepSpec
+) -> None:
+    folder = unpacked(name, tmp_path)
+    words = last_words(folder)[2:]
+    assert plan(spec, parse(spec, words))[0].path == folder
+    with pytest.raises(
+        ValueError, match=r"must keep its trials that have begun; this command leaves out [34] completed, 1 interrupted \(.*--yes"
+    ):
+        run(spec, words)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 @pytest.mark.slow
