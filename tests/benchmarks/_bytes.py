@@ -1,28 +1,11 @@
-"""Bytes that the kernels of one training step move, and launches, computed from the ops of the real step and the shapes of their tensors.
+"""What one training step of CNN-JEPA reads and writes, by part and layer, by the rules of cnnjepa/monitoring/traffic.py.
 
-The step is that of cnnjepa/train.py, on tensors without memory (torch's FakeTensorMode), with the kernels that CUDA takes, and a dispatch
-mode that sees each op. Nothing is measured: no time, no cache. What counts:
-
-- Each op reads its tensor arguments and writes its results once, as if no cache kept anything from one op to the next. Of a tensor that is
-  expanded, the elements that exist count.
-- A view moves nothing, nor does an allocation. `zeros` and `full` write; `copy_` and an `out=` do not read what they write.
-- An op in place reads and writes. A cast, by autocast or not, is an op: so is a copy to another memory format.
-- BatchNorm reads its input twice in training, for its statistics and to normalise, and both of its inputs twice in the backward pass: a
-  feature map is larger than a cache.
-- A gather (`index_select`) reads as many elements as it writes, and its indices; what it adds to (`index_add`) is read too.
-- Max-pooling writes an index of 8 bytes beside each value, as CUDA does, also without a gradient.
-- A fused or `foreach` op reads and writes all of its tensors once; AdamW does not write gradients.
+The step is that of cnnjepa/train.py, on tensors without memory (torch's FakeTensorMode), with the kernels that CUDA takes.
 
 The layers are products and convolutions, BatchNorm, ReLU and sums, of which a network consists on paper. What is beside them (reading
 tiles with their edges, casts and copies, the loss, norm, optimiser and EMA) is in the whole step. With BatchNorm, ReLU and sum as one
 kernel, ReLU moves nothing, a sum reads only the shortcut, and ReLU's gradient takes its sign from what BatchNorm's gradient reads anyway;
 after a sum it reads the output and writes the shortcut's gradient.
-
-Not modelled: what cuDNN and cuBLAS do inside (other memory formats, workspaces, split sums), a second read of an input by a convolution's
-tiling, caches, the loader's copy to the device, and the masks, which are drawn on the host.
-
-A launch is an op that moves bytes. BatchNorm counts as 2, and a convolution's backward pass as one for each gradient that is asked for; a
-`foreach` or fused op as one for each 100 tensors. A library may take more.
 """
 
 import bisect
@@ -39,8 +22,6 @@ from _turns import real_masks
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import EncoderConfig, EncoderName, TrainConfig
@@ -48,111 +29,8 @@ from cnnjepa.data_config import DataConfig
 from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models import tile_map, tiles
 from cnnjepa.models.masked import Visibility
+from cnnjepa.monitoring.traffic import KINDS, LAYERS, REST, Moved, Traffic
 from cnnjepa.optim import build_optimizer
-
-FOREACH_TENSORS = 100  # of one launch
-_NOTHING = ("prim::device", "aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty_strided")
-_NOTHING += ("aten::_unsafe_view", "aten::detach", "aten::alias", "aten::lift_fresh")
-_FILLS = ("new_zeros", "zeros", "zeros_like", "ones_like", "full", "full_like", "new_full", "new_ones", "scalar_tensor", "arange")
-_OVERWRITES = ("copy_", "fill_", "zero_")
-_GATHERS = ("index_select", "index")
-_NORMS = ("native_batch_norm", "batch_norm", "native_batch_norm_backward")
-KINDS = {
-    "products": ("mm", "addmm", "conv2d", "convolution", "convolution_backward", "linear", "matmul", "bmm"),
-    "BatchNorm": _NORMS,
-    "ReLU and sums": ("relu", "relu_", "threshold_backward", "add_", "add"),
-    "gathers": (*_GATHERS, "index_add", "index_put_", "index_copy", "cat", "constant_pad_nd", "slice_backward"),
-    "casts and copies": ("_to_copy", "to", "clone", "copy_", "contiguous"),
-}
-LAYERS, REST = ("products", "BatchNorm", "ReLU and sums"), "the rest"
-
-
-@dataclass(frozen=True)
-class Moved:
-    """One op: what it moves."""
-
-    op: str
-    part: str
-    layer: str
-    backward: bool
-    read: int
-    written: int
-    launches: int
-    shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def bytes(self) -> int:
-        """Read and written."""
-        return self.read + self.written
-
-    @property
-    def kind(self) -> str:
-        """Which of KINDS, or the rest."""
-        return next((kind for kind, ops in KINDS.items() if self.op in ops), REST)
-
-
-def _size(x: Tensor) -> int:
-    """Bytes of the elements that exist: an expanded dimension has one."""
-    count = 1
-    for n, stride in zip(x.shape, x.stride(), strict=True):
-        count *= n if stride or n == 0 else 1
-    return count * x.element_size()
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
-
-
-def _arguments(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[bool, bool, list[Tensor]]]:
-    """Whether it is written, whether it is `out=`, and the tensors, of each argument."""
-    for i, argument in enumerate(func._schema.arguments):
-        value = args[i] if i < len(args) else kwargs.get(argument.name)
-        if found := _tensors(value):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            yield written, written and argument.is_out, found
-
-
-def moved(func: Any, args: Any, kwargs: Any, out: Any) -> tuple[int, int, int]:
-    """Bytes read and written, and launches, of one op: the rules at the top."""
-    name, results = func._schema.name.partition("::")[2], _tensors(out)
-    if func._schema.name in _NOTHING or func.namespace != "aten" or func.is_view:
-        return 0, 0, 0
-    read = written = tensors = 0
-    inputs: list[Tensor] = []
-    for is_written, is_out, found in _arguments(func, args, kwargs):
-        size = sum(map(_size, found))
-        written += size if is_written else 0
-        read += 0 if is_out or (is_written and name in _OVERWRITES) else size
-        tensors += len(found)
-        inputs += found
-    fresh = [r for r in results if not any(_same(r, x) for x in inputs)]
-    if not written and not fresh:
-        return 0, 0, 0  # such as `to` of what is that already
-    written += sum(map(_size, fresh))
-    if name in _FILLS:
-        read = 0
-    if name in _GATHERS:
-        read += sum(map(_size, fresh)) - _size(inputs[0])
-    if name in _NORMS:
-        read += sum(_size(x) for x in inputs if x.ndim > 1)
-    if name == "max_pool2d":
-        written += 8 * fresh[0].numel()
-    if name == "_fused_adamw_":
-        written -= sum(map(_size, args[1]))  # gradients are scaled back only by a gradient scaler
-    return read, written, _launches(name, args, tensors, func)
-
-
-def _launches(name: str, args: Any, tensors: int, func: Any) -> int:
-    if name in _NORMS:
-        return 2
-    if name == "convolution_backward":
-        return sum(args[-1])
-    lists = max(1, sum(a.type.kind() == "ListType" and "Tensor" in str(a.type) for a in func._schema.arguments))
-    return -(-tensors // lists // FOREACH_TENSORS) if name.startswith(("_foreach", "_fused")) else 1
 
 
 @dataclass
@@ -179,23 +57,6 @@ class Where:
         if known == last and node.name().endswith("AccumulateGrad"):  # numbered last, whatever it belongs to
             return "gradients", "", True
         return *self.places[known], True
-
-
-class Traffic(TorchDispatchMode):
-    """Sees each op of a step."""
-
-    def __init__(self, where: Where) -> None:
-        super().__init__()
-        self.where = where
-        self.found: list[Moved] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        read, written, launches = moved(func, args, kwargs or {}, out)
-        if launches:
-            shapes = tuple(tuple(x.shape) for x in _tensors((args, kwargs)))
-            self.found.append(Moved(func._schema.name.partition("::")[2], *self.where.look(), read, written, launches, shapes))
-        return out
 
 
 @contextlib.contextmanager
@@ -332,7 +193,7 @@ class Step:
         with self.fake, as_on_cuda():
             self.run(Where())
             where = Where()
-            with labelled(self.method, where), Traffic(where) as traffic:
+            with labelled(self.method, where), Traffic(where.look) as traffic:
                 self.run(where)
         return traffic.found
 

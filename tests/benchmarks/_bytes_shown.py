@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from _bytes import LAYERS
 from rich.table import Table
+
+from cnnjepa.monitoring.traffic import LAYERS
 
 
 def table_of(row: dict[str, Any]) -> Table:

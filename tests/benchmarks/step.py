@@ -10,7 +10,8 @@ parameter; its masks are given to it and cost it nothing. `masked` is our step w
 process on new masks; figures are medians of the rounds' ratios. Peak memory is that of all tensors of a third step: weights, gradients and
 the optimiser's averages among them.
 
-With `--bytes` nothing is timed: what each part of our step reads and writes, and its launches, are computed by the rules of _bytes.py.
+With `--bytes` nothing is timed: what each part of our step reads and writes, and its launches, are computed by the rules of
+cnnjepa/monitoring/traffic.py.
 """
 
 import argparse
