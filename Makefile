@@ -36,6 +36,7 @@ mutants: $(READY)
 	$(BIN)/python tests/mutants.py --jobs 2
 
 gpu: $(READY)
+	$(BIN)/python -m jobs.preflight --gpu
 	$(BIN)/python tests/benchmarks/on_cuda.py
 
 check: $(READY)

@@ -111,6 +111,13 @@ def check_data(config: TrainConfig) -> str:
     return f"{data.name.name}: {dataset.counted} in {data.root or 'the default folder'}"
 
 
+def check_gpu(config: TrainConfig, seconds: float) -> list[tuple[str, str, str]]:
+    """Check this machine's GPU: cnnjepa/gpu_check.py."""
+    from cnnjepa import gpu_check
+
+    return gpu_check.check_gpu(config, seconds)
+
+
 def identified(configs: Sequence[TrainConfig]) -> tuple[list[TrainConfig], list[str]]:
     """Return `configs` with the fingerprints of a user's own images, and lines about those images."""
     from cnnjepa.data.datasets import about, divide, load_dataset

@@ -38,6 +38,7 @@ from jobs.task import task_of
 _NODE_LOCAL = {"tmpfs", "ext4", "ext3", "xfs", "btrfs", "overlay", "zfs"}
 _FILES_A_TRIAL = 40
 _ON_NODE_MINUTES = 10
+_GPU_SECONDS, _GPU_SECONDS_ON_NODE = 450.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -197,11 +198,27 @@ if os.environ.get("SLURM_PROCID", "0") == "0":
         from jobs.staging import PackedSet, obstacle
         (folder / "staging").write_text(obstacle(PackedSet.of(Path(sys.argv[4])), sys.argv[3]))
     from jobs.file_system import check_files, check_other, leave_for_other
+    if sys.argv[5] and found:
+        from jobs.preflight import gpu_findings
+        (folder / "gpu").write_text(json.dumps(gpu_findings(json.loads((folder / "config.json").read_text()), float(sys.argv[5]))))
     leave_for_other(folder, "the node")
     files = check_other(folder, "this machine") + check_files(folder)
     (folder / "files").write_text(json.dumps([found for found in files if found[0] != "ok"]))
     (folder / "from-node").write_text(f"{platform.node()}: torch {torch.__version__}, {found} CUDA devices")
 """
+
+
+def gpu_findings(values: dict[str, object], seconds: float) -> list[tuple[str, str, str]]:
+    """Check this machine's GPU with the task of `values`: level, what, and what was seen."""
+    return task_of(values).check_gpu(from_dict(values), seconds)
+
+
+def check_gpu(config: Any) -> int:
+    """Print what a check of this machine's GPU finds; return the exit status. Without a GPU it is not run, which is no problem."""
+    found = gpu_findings(to_dict(config), _GPU_SECONDS)
+    for level, what, said in found:
+        print(printable(f"not run: {said}" if level == "not run" else f"{level:8} {what}: {said}"))
+    return 1 if any(level == "problem" for level, _, _ in found) else 0
 
 
 def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dict[str, object]]) -> list[Finding]:
@@ -219,7 +236,10 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
         python = shlex.join(shlex.split(cluster.python) or [sys.executable])
         room = [cluster.local_scratch, str(sets[0].folder)] if sets else ["", ""]
         head.insert(1, f"#SBATCH --time={_ON_NODE_MINUTES}")
-        words = shlex.join([str(folder / "on_node.py"), str(folder), cluster.device.name if cluster.gpus_per_trial else "cpu", *room])
+        gpu = [cluster.device.name, f"{_GPU_SECONDS_ON_NODE:g}"] if cluster.gpus_per_trial else ["cpu", ""]
+        if configs:
+            write_atomic(folder / "config.json", json.dumps(configs[0]))
+        words = shlex.join([str(folder / "on_node.py"), str(folder), gpu[0], *room, gpu[1] if configs else ""])
         srun = f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.threads_per_rank} {python} {words}"
         write_atomic(folder / "job.sh", "\n".join([*head, srun, ""]))
         job = send(folder / "job.sh")
@@ -236,6 +256,8 @@ def check_on_node(cluster: ClusterProfile, runs_dir: Path, configs: Sequence[dic
             found = [ok("node", f"{answer.read_text()}; {runs_dir} is shared")]
             found += [Finding(level, f"{what} on the node", said) for level, what, said in json.loads((folder / "files").read_text())]
             found += [Finding(*seen) for seen in check_other(folder, "the node")]
+            if (seen_there := folder / "gpu").exists():
+                found += [Finding(level, f"GPU {what}", said) for level, what, said in json.loads(seen_there.read_text())]
             return found + (check_staging(cluster, configs, (folder / "staging").read_text()) if sets else [])
         log = next(iter(folder.glob("*.log")), None)
         tail = " | ".join(log.read_text().split("\n")[-4:]) if log else "it left no log: is the folder shared?"
@@ -280,7 +302,12 @@ Exit status: 0 nothing, 1 a problem, 2 wrong usage."""
     what.add_argument(
         "--workers", type=int, default=1, metavar="N", help="workers to submit, the size of the job array (default: %(default)s)"
     )
-    what.add_argument("--on-node", action="store_true", help="also run a short job that imports the environment on a node")
+    what.add_argument(
+        "--on-node",
+        action="store_true",
+        help="also run a short job that imports the environment on a node, and checks its GPU for a minute",
+    )
+    what.add_argument("--gpu", action="store_true", help="check only the GPU of this machine, for at most 8 minutes")
     where = parser.add_argument_group("where")
     where.add_argument("--cluster", default="local", metavar="PROFILE", help="name, or path of a .yaml file (default: %(default)s)")
     where.add_argument("--runs-dir", type=Path, metavar="DIR", help="folder of all sweeps (default: the profile's runs_dir)")
@@ -291,7 +318,12 @@ def run(asked: argparse.Namespace) -> int:
     """Check what the command line asks for; return the exit status. Raise ValueError at wrong usage."""
     if asked.workers < 1:
         raise ValueError(f"--workers must be at least 1; got {asked.workers}")
+    if asked.gpu and asked.on_node:
+        raise ValueError("--gpu must be given without --on-node, which checks the node's GPU; got both: leave out one")
     job = compose_job([f"cluster={asked.cluster}", *asked.overrides])
+    if asked.gpu:
+        begun()
+        return check_gpu(job.train)
     runs_dir = resolved(asked.runs_dir or Path(job.cluster.runs_dir), "--runs-dir" if asked.runs_dir else "runs_dir")
     if job.cluster.scheduler is Scheduler.slurm:
         require_sbatch_path(runs_dir, "--runs-dir" if asked.runs_dir else "runs_dir")

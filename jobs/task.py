@@ -73,6 +73,13 @@ class Task:
         """Describe the data of `config` in one line, or ""; raise ValueError if incomplete."""
         return ""
 
+    def check_gpu(self, config: Any, seconds: float) -> list[tuple[str, str, str]]:
+        """Check this machine's GPU with steps of `config` in about `seconds`; return findings: level, what, and what was seen.
+
+        Levels are ok, warning, problem, and "not run" without a GPU.
+        """
+        return [("not run", "gpu", "the task has no check of a GPU")]
+
     def identified(self, configs: Sequence[Any]) -> tuple[Sequence[Any], list[str]]:
         """Return `configs` with what identifies the user's own data, and lines to show about these.
 

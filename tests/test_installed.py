@@ -98,6 +98,7 @@ def test_a_sweep_of_the_users_own_runs_to_its_table_from_the_wheel_alone(place: 
         ("cnnjepa-sweep run predictor_ablation --cluster komondor --dry-run account=abc", "#SBATCH --account=abc"),
         ("cnnjepa-pretrain -c job -p method method=own_simsiam", "name: own_simsiam"),
         ("cnnjepa-preflight --help", "usage: cnnjepa-preflight"),
+        ("cnnjepa-preflight --gpu", "not run: "),
     ],
 )
 def test_each_command_finds_its_data_and_what_is_the_users_own(words: str, says: str, place: Path) -> None:

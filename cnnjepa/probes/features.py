@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cnnjepa.config import TrainConfig
+from cnnjepa.config import Precision, TrainConfig
 from cnnjepa.data.datasets import Images, Indices, Splits
 from cnnjepa.data.faults import raise_alike
 from cnnjepa.data.loader import normalise, probe_loader
@@ -42,6 +42,11 @@ class ProbeData:
         return parts if self.test is None else {**parts, "test": self.test}
 
 
+def in_bf16(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Return autocast to bf16 for a feature pass on a GPU, if the run trains in it; on a CPU features stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and config.precision is Precision.bf16)
+
+
 @torch.no_grad()
 def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, images: Images, indices: Indices, ranks: Ranks) -> Tensor:
     """Return this rank's consecutive share of the pooled features of `indices`, fp32 [n, C]."""
@@ -52,7 +57,9 @@ def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, ima
     pooled = []
     try:
         for pixels in probe_loader(config, images, indices[mine[0] : mine[1]], ranks.device):
-            pooled.append(encoder(normalise(pixels, splits, ranks.device, dtype)).mean((2, 3)).float())
+            with in_bf16(config, ranks.device):
+                features = encoder(normalise(pixels, splits, ranks.device, dtype))
+            pooled.append(features.mean((2, 3), dtype=torch.promote_types(features.dtype, torch.float32)).float())
     finally:  # a failed probe is a missing value: the training continues unaffected
         encoder.train(was_training)
     channels: int = encoder.out_channels  # type: ignore[assignment]
@@ -100,7 +107,8 @@ def calibrate_batchnorm(encoder: nn.Module, config: TrainConfig, splits: Splits,
     fault: Exception | None = None
     try:
         for pixels in probe_loader(config, splits.dataset.train, splits.pretrain, ranks.device):
-            encoder(normalise(pixels, splits, ranks.device, dtype))
+            with in_bf16(config, ranks.device):
+                encoder(normalise(pixels, splits, ranks.device, dtype))
     except Exception as error:
         fault = error
     raise_alike(fault, ranks)

@@ -1,4 +1,4 @@
-"""Save checkpoints in the background; training waits only for a copy to host memory.
+"""Save checkpoints in the background; on a CPU training waits for a copy to host memory, on a GPU not even for that.
 
 A disk that refuses a write does not stop training: the save is retried, and records wait in memory.
 Only a run that ends or is stopped waits for the disk, and fails if it does not recover in time.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnnjepa.run import checkpoint, refusal
+from cnnjepa.run.copies import SideStream
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 60.0  # until a refused save is retried, unless the interval is shorter
@@ -44,15 +45,27 @@ def retry(write: Callable[[], T], what: str, patience_seconds: float, refused: C
         time.sleep(_PAUSE_SECONDS)
 
 
-def host_copy(state: Any) -> Any:
-    """Return `state` with each tensor copied to host memory, where training does not change it."""
+def host_copy(state: Any, side: SideStream | None = None) -> Any:
+    """Return `state` with each tensor copied to host memory, where training does not change it.
+
+    Tensors of a GPU are copied through `side`, if that is given.
+    """
     import torch  # here, since a task may save nothing that needs it
 
     if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
+        return side.copy(state) if side is not None and state.is_cuda else state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
-        return {key: host_copy(value) for key, value in state.items()}
-    return [host_copy(value) for value in state] if isinstance(state, list) else state
+        return {key: host_copy(value, side) for key, value in state.items()}
+    return [host_copy(value, side) for value in state] if isinstance(state, list) else state
+
+
+def begun_copy(state: Any) -> tuple[Any, Callable[[], None]]:
+    """Return a copy of `state` in host memory, and a function that waits until it is whole; training may go on at once."""
+    import torch
+
+    side = SideStream(torch.cuda)
+    copied = host_copy(state, side)
+    return copied, side.close()
 
 
 class Saver:
@@ -87,11 +100,12 @@ class Saver:
         except OSError as error:
             self._refused(step, error)
             return
-        self._thread = threading.Thread(target=self._write, args=(step, host_copy(state)), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(step, *begun_copy(state)), name="checkpoint")
         self._thread.start()
 
-    def _write(self, step: int, state: dict[str, Any]) -> None:
+    def _write(self, step: int, state: dict[str, Any], wait: Callable[[], None]) -> None:
         try:
+            wait()
             checkpoint.save(self._folder, step, state, self._keep, self._attempt)
             self._saved, self._reported = step, ""
             self.note(None)

@@ -2,12 +2,16 @@
 
     python tests/benchmarks/step.py [--json] [--batches 16 32] [--dtypes fp32 bf16] [--threads 1] [--rounds 7] [--encoder resnet50]
                                     [--size 224] [--compile]
+    python tests/benchmarks/step.py --bytes [--json] [--batches 128] [--dtypes bf16] [--encoder resnet50] [--size 224]
 
 A step is masks, context encoder, target encoder, predictor, loss, backward pass, gradient norm, AdamW and EMA, on images that are on the
 device. `official` keeps to the official code's kind: masked execution (see encoder.py), default memory format, AdamW and EMA parameter by
 parameter; its masks are given to it and cost it nothing. `masked` is our step with `encoder.execution=masked`. All run in turn in one
 process on new masks; figures are medians of the rounds' ratios. Peak memory is that of all tensors of a third step: weights, gradients and
 the optimiser's averages among them.
+
+With `--bytes` nothing is timed: what each part of our step reads and writes, and its launches, are computed by the rules of
+cnnjepa/monitoring/traffic.py.
 """
 
 import argparse
@@ -20,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _bytes import computed
+from _bytes_shown import notes_of, table_of
 from _report import publish
 from _turns import AUTOCAST, in_turn, official_style, peak_mb, ratio, real_masks, spread
 from rich.table import Table
@@ -202,22 +208,28 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--batches", type=int, nargs="+", default=[16])
+    parser.add_argument("--batches", type=int, nargs="+", help="images (default: 16; with --bytes 128)")
     parser.add_argument("--dtypes", choices=AUTOCAST, nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--encoder", choices=[e.name for e in EncoderName if "resnet" in e.name], default="resnet50")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--compile", action="store_true", help="ours with encoder.compile=true")
+    parser.add_argument("--bytes", action="store_true", help="compute bytes and launches of our step in bf16; time nothing")
     asked = parser.parse_args()
+    asked.batches = asked.batches or [128 if asked.bytes else 16]
     torch.set_num_threads(asked.threads)
+    if asked.bytes:
+        figures = computed(asked.encoder, asked.size, asked.batches, AUTOCAST[asked.dtypes[-1]])
+        publish(asked.json, 0, figures, table_of(figures["rows"][0]), notes_of(figures))
+        return 1 if figures["trace"]["lacking"] else 0
     FEWEST_CELLS.clear()  # tiles are measured also where they would not be taken
     rows = []
     for dtype in asked.dtypes:
         for batch in asked.batches:
             row = measure(Bench(asked, batch, dtype, WAYS), asked.rounds)
             rows.append(row)
-    figures: dict[str, Any] = {"threads": asked.threads, "encoder": asked.encoder, "size": asked.size, "compile": asked.compile}
+    figures = {"threads": asked.threads, "encoder": asked.encoder, "size": asked.size, "compile": asked.compile}
     for row in rows:
         if row["batch"] == asked.batches[0]:
             suffix = "" if row["dtype"] == "fp32" else f"_{row['dtype']}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from cnnjepa import task
 from cnnjepa.config import method_module
@@ -24,6 +25,7 @@ from jobs.config import compose_job
 from jobs.slurm import sbatch
 from jobs.slurm.queue import SlurmError
 from jobs.slurm.sbatch import Array
+from jobs.task import Task, task_named
 from tests.support.images import image_tree
 from tests.support.staging import packed, set_of, settle
 from tests.support.tiny import tiny_config
@@ -184,7 +186,7 @@ def test_the_request_is_that_of_the_sites_jobs(
 
     monkeypatch.setattr(preflight.slurm, "ask", ask)
     monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
-    words = argparse.Namespace(cluster="test_cluster", overrides=["data=digits"], runs_dir=tmp_path, workers=5, on_node=False)
+    words = argparse.Namespace(cluster="test_cluster", overrides=["data=digits"], runs_dir=tmp_path, workers=5, on_node=False, gpu=False)
     assert preflight.run(words) == 0
     assert asked == arrays
     assert f"sbatch --test-only accepts the script, {what}\n" in capsys.readouterr().out
@@ -201,13 +203,41 @@ def test_the_job_that_checks_a_node_is_followed_by_its_own_number(
         (folder,) = tmp_path.glob(".preflight-*")
         (folder / "from-node").write_text("gpu01: torch")
         (folder / "files").write_text("[]")
+        (folder / "gpu").write_text('[["warning", "change", "encoder.execution=masked is faster"]]')
         return f"MaxArraySize = {limit}\n{job}|COMPLETED|0|None|gpu01|cnnjepa-preflight|\n"
 
     monkeypatch.setattr(preflight.slurm, "ask", ask)
     monkeypatch.setattr(sbatch, "ask", ask)
     monkeypatch.setattr(preflight, "check_other", lambda folder, who: [])
-    (found,) = preflight.check_on_node(CLUSTER, tmp_path, [])
-    assert (found.level, found.what) == ("ok", "node")
+    found = preflight.check_on_node(CLUSTER, tmp_path, [])
+    seen = [(f.level, f.what) for f in found]
+    assert seen == [("ok", "node"), ("warning", "GPU change")]
+
+
+def test_without_a_gpu_its_check_is_not_run_and_that_is_no_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = argparse.Namespace(cluster="local", overrides=[], runs_dir=None, workers=1, on_node=False, gpu=True)
+    assert preflight.run(words) == 0
+    assert capsys.readouterr().out in ("not run: torch sees no CUDA device\n", "not run: this torch is built without CUDA\n")
+    words.on_node = True
+    with pytest.raises(ValueError, match="--gpu must be given without --on-node"):
+        preflight.run(words)
+
+
+def test_a_problem_that_the_gpus_check_finds_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(task, "check_gpu", lambda config, seconds: [("ok", "pace", f"{seconds:.0f}"), ("problem", "exact", "1e-3 apart")])
+    task_named.cache_clear()
+    try:
+        assert preflight.check_gpu(tiny_config()) == 1
+    finally:
+        task_named.cache_clear()
+    assert capsys.readouterr().out == "ok       pace: 450\nproblem  exact: 1e-3 apart\n"
+
+
+def test_a_task_without_a_check_of_a_gpu_says_so() -> None:
+    assert Task.check_gpu(task_named("cnnjepa.task"), None, 1.0) == [("not run", "gpu", "the task has no check of a GPU")]
 
 
 def test_a_runs_folder_on_a_nodes_own_disk_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
