@@ -24,7 +24,7 @@ from sweeps.execution.monitor import conclude
 from sweeps.execution.phases import saving
 from sweeps.execution.ray_local import LocalEngine, workers_here
 from sweeps.execution.rounds import REFRESH_SECONDS, run_round
-from sweeps.execution.watcher import Watcher
+from sweeps.execution.watcher import STARTING_WORKERS, Watcher
 from sweeps.report.status import counts_line, sweep_status
 from sweeps.search.search import is_over, to_take_up
 from sweeps.state import claims
@@ -128,7 +128,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console, code: P
             watcher.show()
             engine.start()
             begun()
-            watcher.enter("")
+            watcher.enter(STARTING_WORKERS)
             while not stopped() and not is_over(view):
                 if not run_round(
                     view, engine.place, engine.parallel, show, stopped, engine.stop if embedded else None

@@ -13,6 +13,8 @@ from sweeps.report.standing import Standing, standing
 from sweeps.report.status import counts_line, skipped_lines, sweep_status, warning_lines
 from sweeps.state.view import View
 
+STARTING_WORKERS = "starting workers"  # a phase that ends when a trial runs
+_PROBE_SECONDS = 300.0  # in which a file gets one line at most about the probes of a trial
 _QUIET_SECONDS = 600.0  # without a line, before one says how far the running trials are
 
 
@@ -56,6 +58,8 @@ class Watcher:
         """Read the run folders and refresh the display."""
         status = sweep_status(self.view, self.workers)
         self._page.look(counts_line(status))
+        if self._phase == STARTING_WORKERS and status["counts"]["running"]:
+            self._phase = ""
         leads = self._who_leads(status)
         warned = [*status["damaged"], *status["nodes"], *skipped_lines(self.view, status), *warning_lines(self.view, status)]
         if self._live:
@@ -91,28 +95,39 @@ class Changes:
 
     def __init__(self) -> None:
         self._before: dict[str, tuple[str, Any, bool, bool]] | None = None
+        self._probed: dict[str, float] = {}  # run ID -> when its last probe was said
 
     def of(self, status: Mapping[str, Any], leads: Standing) -> list[str]:
         """Return a line for each change since the last look; at the first one, the counts of all trials."""
-        now = {t["signature"]: (t["state"], t["probe"], bool(t["idle"]), bool(t["refused"])) for t in status["trials"]}
+        now = {t["signature"]: (t["state"], self._news(t), bool(t["idle"]), bool(t["refused"])) for t in status["trials"]}
         before, self._before = self._before, now
         how_long = left_line(status["seconds_left"])
         if before is None:
             return ["; ".join(filter(None, [counts_line(status), how_long, leads.best and f"best so far: {leads.best}"]))]
         done = sum(status["counts"].get(name, 0) for name in ("completed", "pruned", "failed", "damaged"))
         tail = "; ".join(filter(None, [f"{done} of {len(now)} ended", how_long]))
-        found = [line for t in status["trials"] for line in _lines(t, before.get(t["signature"]), status["unit"], leads)]
+        found = []
+        for t in status["trials"]:
+            found += _lines(t, now[t["signature"]][1], before.get(t["signature"]), status["unit"], leads)
         return [f"{line}; {tail}" for line in found]
 
+    def _news(self, t: Mapping[str, Any]) -> Any:
+        """Return the last probe of a trial, or the one before if that was said only now."""
+        known, clock = (self._before or {}).get(t["signature"], ("", None, False, False))[1], time.monotonic()
+        if t["probe"] == known or clock - self._probed.get(t["signature"], float("-inf")) < _PROBE_SECONDS:
+            return known
+        self._probed[t["signature"]] = clock
+        return t["probe"]
 
-def _lines(t: Mapping[str, Any], before: tuple[str, Any, bool, bool] | None, unit: str, leads: Standing) -> Iterator[str]:
-    """Yield what has changed of a trial; `before` is None for one that a search has just chosen."""
+
+def _lines(t: Mapping[str, Any], news: Any, before: tuple[str, Any, bool, bool] | None, unit: str, leads: Standing) -> Iterator[str]:
+    """Yield what has changed of a trial; `news` is its last probe, and `before` is None for one that a search has just chosen."""
     state, name = t["state"], called(t)
     was, probe, idle, refused = before or ("waiting", None, False, False)
     if state != was:
         yield f"{name} {state}{_about(t, unit, leads)}"
-    elif state == "running" and t["probe"] is not None and t["probe"] != probe:
-        yield f"{name} probed: {_scored(t['probe'], unit)} after {100 * t['done']:.0f} %"
+    elif state == "running" and news is not None and news != probe:
+        yield f"{name} probed: {_scored(news, unit)} after {100 * t['done']:.0f} %"
     if t["idle"] and not idle:
         yield f"{name} may be stuck: {t['idle']}"
     if t["refused"] and not refused:

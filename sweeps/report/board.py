@@ -123,7 +123,9 @@ class Board:
 
     def fitted(self, console: Console, height: int | None = None, below: Sequence[str] = ()) -> RenderableType:
         """Return the board, with the lines `below` it, in the width of the console and in `height` lines, None for any number."""
-        shown = _Shown(*(min(len(these), MOST_LINES) for these in (self.completed, self.active, self.failed)), len(below))
+        most = MOST_LINES if height is None else min(MOST_LINES, height)
+        completed, active, failed = (min(len(these), most) for these in (self.completed, self.active, self.failed))
+        shown = _Shown(completed, active, failed, len(below))
         while True:
             made = Group(*self._parts(console.width, shown, below, height is None or height >= _ROOMY))
             over = 0 if height is None else len(console.render_lines(made, pad=False)) - height

@@ -174,7 +174,7 @@ def _survival(ends: Sequence[float], running: Sequence[float], completed: int) -
 def _gap(ended: Sequence[Ended], running: Sequence[Running]) -> float:
     """Return how long a worker usually takes from the end of a trial to the start of its next."""
     ends = sorted(e.end for e in ended if e.end)
-    starts = sorted(each.start for each in [*ended, *running] if each.start)
+    starts = sorted(start for start in [*(e.start for e in ended), *(r.start for r in running)] if start)
     gaps, free, next_end = [], list[float](), 0
     for start in starts:
         while next_end < len(ends) and ends[next_end] <= start:

@@ -1,6 +1,7 @@
 """Report a sweep's state from its run folders and Slurm."""
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -240,7 +241,7 @@ def skipped_lines(view: View, status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def counts_line(status: dict[str, Any]) -> str:
+def counts_line(status: Mapping[str, Any]) -> str:
     """Return '12 completed, 2 running, 8 waiting of 22 trials' and the GPU-hours used in Slurm."""
     shown = [f"{n} {name}" for name, n in status["counts"].items() if n]
     line = ", ".join(reversed(shown)) + f" of {len(status['trials'])} trials"

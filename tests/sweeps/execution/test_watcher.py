@@ -65,6 +65,10 @@ def test_a_file_gets_a_line_for_each_change_with_time_score_and_the_best(view: V
         (folder / "metrics.jsonl").write_text(running_on + f'{{"kind": "probe", "step": 10, "epoch": 1.0, "{OBJECTIVE}": 44.25}}\n')
         watch.show()
         assert [without_times(line) for line in printed(console)] == ["04-depth2-seed43 probed: 44.2 % after 25 %; 3 of 6 ended"]
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(f'{{"kind": "probe", "step": 11, "epoch": 1.0, "{OBJECTIVE}": 45.0}}\n')
+        watch.show()
+        assert printed(console) == [], "a trial that reports at each step does not fill the file"
         completes(view, 4, 71.0)
         failed(view, 2, "ValueError: no")
         watch.show()
