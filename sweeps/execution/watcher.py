@@ -106,7 +106,7 @@ class Changes:
             return ["; ".join(filter(None, [counts_line(status), how_long, leads.best and f"best so far: {leads.best}"]))]
         done = sum(status["counts"].get(name, 0) for name in ("completed", "pruned", "failed", "damaged"))
         tail = "; ".join(filter(None, [f"{done} of {len(now)} ended", how_long]))
-        found = []
+        found: list[str] = []
         for t in status["trials"]:
             found += _lines(t, now[t["signature"]][1], before.get(t["signature"]), status["unit"], leads)
         return [f"{line}; {tail}" for line in found]
