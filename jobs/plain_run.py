@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from cnnjepa.run import checkpoint, progress, refusal
 from cnnjepa.run.checkpoint import Checkpoint
 from cnnjepa.run.folder import HopelessError, RunFolder, RunResult, RunStatus
-from cnnjepa.run.pace import Pace
+from cnnjepa.run.pace import SAVING_SECONDS, Pace
 from cnnjepa.run.ranks import Ranks, broadcast_object, gathered
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, retry
 from jobs.task import Judge
@@ -283,6 +283,7 @@ class Run:
                 self._run.sync()
                 self._run.write_result(result)
 
+            self._pace.begin("saving", SAVING_SECONDS)
             retry(write, "the result", PATIENCE_AT_END_SECONDS, self._note)
             ended = self._run.result() or ended
         self._run.close()

@@ -18,13 +18,17 @@ from sweeps.cli.export import add_options, export
 from sweeps.cli.new import new
 from sweeps.execution.monitor import wide_console
 from sweeps.report import one_trial, tables, usage
+from sweeps.report.board import Board
 from sweeps.report.chance import chance_lines
-from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
+from sweeps.report.standing import standing
+from sweeps.report.status import best_line, best_so_far, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.search.search import why_over
 from sweeps.state.folder import Sweep
 from sweeps.state.logs import follow
 from sweeps.state.submission import moved_line
 from sweeps.state.view import View
+
+_LEAST_LINES = 15  # of the board in a low terminal
 
 
 def show(view: View, asked: argparse.Namespace) -> int:
@@ -39,21 +43,16 @@ def show(view: View, asked: argparse.Namespace) -> int:
         if asked.json:
             print(json.dumps({**found, "best": best_so_far(view), "chance": chance_lines(view)}))
         else:
-            shown = live_table(found, None, console.width)
-            console.print(shown if shown.row_count else shown.title, highlight=False)
+            leads = standing(view)
             waits, moved = [w["line"] for w in found["waiting"]], moved_line(view.sweep, view.watch.queue)
             lines = [found["to_go_on"], *waits, *found["damaged"], *found["nodes"], moved, *skipped_lines(view, found)]
-            lines += [
-                *warning_lines(view, found),
-                *chance_lines(view),
-                unlisted_line(view),
-                rungs_line(view),
-                why_over(view),
-                best_line(view),
-            ]
+            lines += [*warning_lines(view, found), *chance_lines(view), unlisted_line(view), rungs_line(view)]
+            lines = list(filter(None, [*lines, why_over(view), best_line(view, leads.leader)]))
+            room = console.height - 2 - sum(len(printable(line)) // console.width + 1 for line in lines)
+            board = Board(found, leads, view.sweep.path).fitted(console, max(room, _LEAST_LINES) if console.is_terminal else None)
+            console.print(board, highlight=False)
             for line in lines:
-                if line:
-                    console.print(line, highlight=False, soft_wrap=True)
+                console.print(line, highlight=False, soft_wrap=True)
     elif asked.command == "report":
         return make_page(view)
     elif asked.command == "advice":

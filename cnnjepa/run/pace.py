@@ -1,8 +1,8 @@
 """Note when a run did its last step, so that a hang can be told from a slow run.
 
 `step.N.json` in the run folder belongs to attempt N. Its modification time is that of the last sign
-of progress. It holds what the run does, how long a step usually takes, and after how many seconds
-without progress the run hangs.
+of progress. It holds what the run does, how long a step usually takes, after how many seconds without
+progress the run hangs, and when its first and its last step were done.
 """
 
 import contextlib
@@ -32,6 +32,13 @@ class Beat:
     usual: float  # seconds of a step, 0 before the first
     limit: float  # seconds without progress
     time: float = 0.0  # of the sign, seconds since 1970
+    began: float = 0.0  # when this attempt did its first step, seconds since 1970, 0 before it
+    stepped: float = 0.0  # when it did its last step before `phase`, 0 without one
+
+    @property
+    def last_step(self) -> float:
+        """Return when the last step was done, in seconds since 1970, or 0 without one."""
+        return self.time if self.phase == "training" and self.began else self.stepped
 
     def line(self, now: float) -> str:
         """Return 'no step for 43 min, usually 0.8 s' for a time in seconds since 1970."""
@@ -69,6 +76,7 @@ class Pace:
         """Take the run folder and the minutes without a step that are a hang; 0 derives them."""
         self._file, self._hang, self._is_main, self._clock = file_of(run, attempt), 60 * hang_minutes, is_main, clock
         self._usual = self._longest = 0.0
+        self._began = self._stepped = 0.0
         self._written: Beat | None = None
         self._last = self._touched = clock()
 
@@ -79,7 +87,7 @@ class Pace:
 
     def begin(self, phase: str, limit: float) -> None:
         """Note the begin of a phase that has no steps, and its limit in seconds."""
-        self._write(Beat(phase, self._usual, limit))
+        self._write(phase, limit)
 
     @contextlib.contextmanager
     def within(self, phase: str, limit: float) -> Iterator[None]:
@@ -91,19 +99,21 @@ class Pace:
     def train(self) -> None:
         """Note that steps follow."""
         first = not self._usual
-        self._write(Beat("starting" if first else "training", self._usual, max(STARTING_SECONDS * first, self.step_limit)))
+        self._write("starting" if first else "training", max(STARTING_SECONDS * first, self.step_limit))
 
     def step(self) -> None:
         """Note a step. This costs one system call a second at most."""
         now = self._clock()
         seconds, self._last = now - self._last, now
+        self._stepped = time.time()
+        self._began = self._began or self._stepped
         first = self._written is None or self._written.phase != "training"
         if not first:  # the first step of all, and the one after a probe, hold more than a step
             self._longest = max(self._longest, seconds)
             self._usual += (seconds - self._usual) * (0.1 if self._usual else 1.0)
         known = self._written is not None and self._written.usual > 0
         if first or not known or (now - self._touched >= _TOUCH_SECONDS and self._is_old()):
-            self._write(Beat("training", self._usual, self.step_limit))
+            self._write("training", self.step_limit)
         elif now - self._touched >= _TOUCH_SECONDS:
             self.touch()
 
@@ -120,7 +130,8 @@ class Pace:
             with contextlib.suppress(OSError):
                 os.utime(self._file)
 
-    def _write(self, beat: Beat) -> None:
+    def _write(self, phase: str, limit: float) -> None:
+        beat = Beat(phase, self._usual, limit, began=self._began, stepped=self._stepped)
         self._written, self._last, self._touched = beat, self._clock(), self._clock()
         if self._is_main:
             with contextlib.suppress(OSError):

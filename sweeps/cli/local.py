@@ -20,9 +20,11 @@ from sweeps.cli.plan import refuse_without_allocation
 from sweeps.cli.program import settle
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.hung_workers import HungWorkers, end_process
-from sweeps.execution.monitor import Watcher, conclude
+from sweeps.execution.monitor import conclude
+from sweeps.execution.phases import saving
 from sweeps.execution.ray_local import LocalEngine, workers_here
 from sweeps.execution.rounds import REFRESH_SECONDS, run_round
+from sweeps.execution.watcher import STARTING_WORKERS, Watcher
 from sweeps.report.status import counts_line, nothing_to_run, sweep_status
 from sweeps.search.search import is_over, to_take_up
 from sweeps.state import claims
@@ -99,9 +101,11 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console, code: P
     hung = HungWorkers(claims.Process.me().driver, lambda claim: end_process(claim.owner.pid))
 
     def show() -> None:
+        if stopped():
+            watcher.enter(saving(view))
         watcher.show()
         for line in hung.look(view):
-            console.print(line, highlight=False, soft_wrap=True)
+            watcher.say(line)
         if folder := engine.lost_folder:
             # Ray waits for ever for what was in there. Workers see it too, and save.
             deadline = time.monotonic() + _SAVE_SECONDS
@@ -121,9 +125,12 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console, code: P
         console.print(f"{sweep.path}: {counts_line(sweep_status(view))}; {engine.parallel} at once", soft_wrap=True, highlight=False)
         if shared := engine.shared_line():
             console.print(shared, soft_wrap=True, highlight=False)
-        engine.start()
-        begun()
-        with Watcher(view, console) as watcher:
+        with Watcher(view, console, engine.parallel) as watcher:
+            watcher.enter("starting Ray")
+            watcher.show()
+            engine.start()
+            begun()
+            watcher.enter(STARTING_WORKERS)
             while not stopped() and not is_over(view):
                 if not run_round(
                     view, engine.place, engine.parallel, show, stopped, engine.stop if embedded else None

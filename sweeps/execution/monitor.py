@@ -7,32 +7,29 @@ may be ended at any moment. It resubmits workers whose jobs ended before their t
 
 import shlex
 import signal
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.text import Text
 
 from jobs.cli import INTERRUPTED, begun, exit_status, handling, printable, scores_later
 from jobs.slurm.queue import Queue, SlurmError
 from jobs.slurm.waiting import NOT_SCHEDULED
-from sweeps.execution.rebuilding import Rebuilding, rebuild
+from sweeps.execution.rebuilding import rebuild
 from sweeps.execution.slurm_array import RacedError, SlurmEngine
 from sweeps.execution.submitting import QueueFullError
+from sweeps.execution.watcher import Watcher
 from sweeps.report import aggregate, tables
 from sweeps.report.status import (
     counts_line,
     damaged_lines,
-    live_table,
     skipped_lines,
     sweep_status,
     unlisted_line,
     waiting_jobs,
-    warning_lines,
 )
 from sweeps.report.usage import advice_lines, await_records
 from sweeps.search.search import is_over, why_over
@@ -44,7 +41,6 @@ from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
 _LOOK_SECONDS = 10.0
-_PLAIN_LINE_SECONDS = 30.0
 _FOUND_NOTHING = 3  # submissions in a row whose jobs may end well without a trial
 _FULL_SECONDS = 120.0  # before a queue that was full is tried again; the jobs do so as they end
 
@@ -61,61 +57,6 @@ def wide_console() -> Console:
     """Return a console that is wide enough for the tables, in a file or pipe too."""
     console = SafeConsole(file=sys.stdout, markup=False)
     return console if console.is_terminal else SafeConsole(file=sys.stdout, width=150, markup=False)
-
-
-class Watcher:
-    """Display of a sweep's state: a live table on a terminal, else a line now and then."""
-
-    def __init__(self, view: View, console: Console) -> None:
-        self.view, self.console = view, console
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._started = time.monotonic()
-        self._first_done: float | None = None
-        self._printed = (float("-inf"), "")
-        self._page = Rebuilding(view.sweep.path)
-        self._warned: set[str] = set()
-
-    def __enter__(self) -> "Watcher":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-        self._page.close()
-
-    def show(self) -> None:
-        """Read the run folders and refresh the display."""
-        status = sweep_status(self.view)
-        self._page.look(counts_line(status))
-        weights = {t.signature: t.epochs for t in self.view.sweep.trials}
-        mean = statistics.fmean(weights.values())
-        ended = {t["signature"]: 1.0 if t["state"] in ("failed", "pruned") else t["done"] for t in status["trials"]}
-        shares = [share * weights.get(signature, mean) for signature, share in ended.items()]
-        done = sum(shares) / mean  # in runs of the mean number of epochs
-        if self._first_done is None:
-            self._first_done = done
-        gained, minutes = done - self._first_done, (time.monotonic() - self._started) / 60
-        known = len(status["trials"]) + (status["search"]["to_begin"] if status["search"] else 0)
-        left = minutes * (known - done) / gained if gained > 0.5 else None
-        warned = [*status["damaged"], *status["nodes"], *skipped_lines(self.view, status), *warning_lines(self.view, status)]
-        if self._live:
-            table = live_table(status, left, self.console.width)
-            self._live.update(Group(table, *(Text(printable(line)) for line in warned)), refresh=True)
-            return
-        for warning in warned:
-            if warning not in self._warned:
-                self._warned.add(warning)
-                self.console.print(warning, highlight=False, soft_wrap=True)
-        line, (when, before) = counts_line(status), self._printed
-        if line != before or time.monotonic() - when > _PLAIN_LINE_SECONDS:
-            running = ", ".join(
-                f"{t['setting']} seed {t['seed']} {100 * t['done']:.0f} %" for t in status["trials"] if t["state"] == "running"
-            )
-            tail = f", about {left:.0f} min left" if left is not None else ""
-            self.console.print(f"{line}{tail}" + (f": {running}" if running else ""), highlight=False, soft_wrap=True)
-            self._printed = time.monotonic(), line
 
 
 def progress_made(view: View) -> tuple[int, int, int]:

@@ -22,9 +22,10 @@ from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import own_job
 from sweeps.execution.bad_nodes import reopen
 from sweeps.execution.hung_workers import HungWorkers, tell_node
-from sweeps.execution.monitor import Watcher
+from sweeps.execution.phases import saving
 from sweeps.execution.ray_tune import ENVIRONMENT, is_noted, place, signals_kept
 from sweeps.execution.rounds import run_round
+from sweeps.execution.watcher import Watcher
 from sweeps.search.search import is_over
 from sweeps.state.claims import Claim, SlurmStart
 from sweeps.state.folder import Sweep
@@ -117,8 +118,9 @@ class HandOn:
         """Check for signals and for runs that hang, and show the state."""
         if self.stop():
             self.engine.stop()
+            self.watcher.enter(saving(self.watcher.view))
         for line in self._hung.look(self.watcher.view) if self._hung else ():
-            self.watcher.console.print(line, highlight=False, soft_wrap=True)
+            self.watcher.say(line)
         if time.monotonic() - self._shown > _SHOW_SECONDS:
             self.watcher.show()
             self._shown = time.monotonic()
@@ -134,7 +136,7 @@ def drive(submission: Submission, folder: Path, stop: Stop) -> int:
 
     # This is the job's log.
     console = Console(file=sys.stdout, width=150, markup=False, force_terminal=False)
-    with Watcher(view, console) as watcher:
+    with Watcher(view, console, engine.workers) as watcher:
         look = HandOn(stop, engine, watcher, HungWorkers(engine.driver, engine.end, engine.nodes))
         try:
             while True:

@@ -2,20 +2,19 @@
 
 import datetime
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from cnnjepa.run import pace, refusal, skipped
 from jobs.slurm.queue import EMPTY_SECONDS, SlurmSilentError
 from jobs.slurm.waiting import Waiting, waiting
-from jobs.task import score_format
-from sweeps.report.aggregate import Summary, judged, leader_of, summaries
+from sweeps.report.aggregate import Leader, Summary, judged, leader_of, summaries
 from sweeps.report.best import score_of_best
-from sweeps.report.terminal import Column, fitted
+from sweeps.report.clocks import clock_of, estimated, running_of
+from sweeps.report.remaining import Running
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
 from sweeps.spec import hyperparameters
@@ -64,10 +63,10 @@ def best_so_far(view: View) -> dict[str, Any] | None:
     }
 
 
-def best_line(view: View) -> str:
-    """Return 'best so far by knn: lr 0.003: 71.2 % (95 % interval 70.1 to 72.3); next: ...', or ""."""
+def best_line(view: View, lead: Leader | None = None) -> str:
+    """Return 'best so far by knn: lr 0.003: 71.2 % (95 % interval 70.1 to 72.3); next: ...', or ""; `lead` is the leader, if known."""
     objective = view.sweep.objective
-    lead = leader_of(view, summaries(view), objective)
+    lead = lead or leader_of(view, summaries(view), objective)
     if lead is None:
         return ""
 
@@ -107,14 +106,18 @@ def rungs_line(view: View) -> str:
     return f"rungs: {shown}; at each the best 1/{sweep.eta} continue"
 
 
-def trial_status(view: View, trial: Trial) -> dict[str, Any]:
-    """Return one trial's state, progress, latest numbers and job as plain JSON values."""
+def trial_status(view: View, trial: Trial, running: dict[str, Running] | None = None) -> dict[str, Any]:
+    """Return one trial's state, progress, latest numbers and job as plain JSON values; note its pace in `running` if it runs."""
     state, result = view.state(trial), view.result(trial)
     folder = view.sweep.trial_dir(trial)
     records = [] if state.ended or state is TrialState.waiting else view.records(trial, _TAIL_BYTES)
     step, past = latest(records, "step"), view.claims(trial)
     job = past[-1].slurm if past else None
     gpu_seconds = sum(claims.held_seconds(folder, c) * c.slurm.gpus for c in past if c.slurm)
+    clock = clock_of(view, trial, state, past)
+    if running is not None and state is TrialState.running:
+        steps = [r for r in records if r["kind"] == "step"][-2:]
+        running[trial.signature] = running_of(view, trial, clock, steps, past[-1].step if past else 0)
     return {
         "signature": trial.signature,
         "number": trial.number,
@@ -124,6 +127,7 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "state": state.name,
         "done": 1.0 if state is TrialState.completed else share_done(trial, step) if step else 0.0,
         "epoch": step.get("epoch"),
+        "length": trial.epochs,
         "loss": step.get("loss"),
         "images_per_second": step.get("images_per_second"),
         "probe": latest(records, "probe").get(view.sweep.objective),
@@ -133,8 +137,13 @@ def trial_status(view: View, trial: Trial) -> dict[str, Any]:
         "node": job.node if job else None,
         "restarts": max(len(past) - 1, 0),
         "gpu_hours": gpu_seconds / 3600,
+        "device_hours": view.device_hours(trial) if result else None,
+        "seconds": clock.seconds,
+        "ended": clock.end or None,
+        "phase": clock.phase,
+        "last_step": clock.last_step or None,
         "cause": view.damage(trial) or (result.cause if result else ""),
-        "idle": idle_line(folder, past[-1].attempt) if state is TrialState.running else "",
+        "idle": idle_line(clock.beat),
         "refused": refusal.noted(folder, past[-1].attempt) if state is TrialState.running else "",
         "missing": result.missing if result else {},
         "skipped_images": result.skipped_images if result else _skipped_so_far(folder) if state is TrialState.running else 0,
@@ -149,16 +158,19 @@ def _skipped_so_far(folder: Path) -> int:
     return 0
 
 
-def idle_line(folder: Path, attempt: int) -> str:
+def idle_line(beat: pace.Beat | None) -> str:
     """Return 'no step for 43 min, usually 0.8 s' if that is long for the run, or ""."""
-    beat, now = pace.read(pace.file_of(folder, attempt)), time.time()
+    now = time.time()
     return beat.line(now) if beat is not None and beat.is_late(now) else ""
 
 
-def sweep_status(view: View) -> dict[str, Any]:
-    """Return all trials and their counts by state."""
+def sweep_status(view: View, workers: int = 0) -> dict[str, Any]:
+    """Return all trials, their counts by state, and the time left; `workers` is how many trials run at once, if that is known."""
+    running: dict[str, Running] = {}
     keys = hyperparameters.columns(view.sweep.trials, view.sweep.search)
-    trials = [{**trial_status(view, t), "hyperparameters": hyperparameters.chosen(t, keys)} for t in view.sweep.trials]
+    trials = [{**trial_status(view, t, running), "hyperparameters": hyperparameters.chosen(t, keys)} for t in view.sweep.trials]
+    outlook = Outlook(view) if view.sweep.search is not None else None
+    left = estimated(view, trials, running, workers, outlook)
     counts = {state.name: sum(t["state"] == state.name for t in trials) for state in TrialState}
     counts[TrialState.damaged.name] += len(view.sweep.damaged)
     hours = sum(t["gpu_hours"] for t in trials)
@@ -168,11 +180,16 @@ def sweep_status(view: View) -> dict[str, Any]:
         "scale": view.sweep.scale.name,
         "unit": view.sweep.task.UNIT,
         "counted": view.sweep.counted,
+        "sign": view.sweep.sign,
     }
     chosen = view.sweep.search
-    search = None if chosen is None else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": Outlook(view).to_begin}
+    search = (
+        None
+        if chosen is None or outlook is None
+        else {"sampler": chosen.sampler, "points": chosen.max_trials, "to_begin": outlook.to_begin}
+    )
     waits = [{**asdict(w), "line": w.line} for w in waiting_jobs(view)]
-    looked = {**about, "counts": counts, "gpu_hours": hours, "slurm_silent": silent, "trials": trials}
+    looked = {**about, "counts": counts, "gpu_hours": hours, "seconds_left": left, "slurm_silent": silent, "trials": trials}
     noted = {"damaged": damaged_lines(view), "nodes": view.sweep.nodes.lines()}
     return {**looked, "waiting": waits, "to_go_on": to_go_on(view), "rungs": view.sweep.rungs, "search": search, **noted}
 
@@ -242,7 +259,7 @@ def skipped_lines(view: View, status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def counts_line(status: dict[str, Any]) -> str:
+def counts_line(status: Mapping[str, Any]) -> str:
     """Return '12 completed, 2 running, 8 waiting of 22 trials' and the GPU-hours used in Slurm."""
     shown = [f"{n} {name}" for name, n in status["counts"].items() if n]
     line = ", ".join(reversed(shown)) + f" of {len(status['trials'])} trials"
@@ -251,46 +268,3 @@ def counts_line(status: dict[str, Any]) -> str:
     if status["gpu_hours"]:
         line += f", {status['gpu_hours']:.1f} GPU-hours used"
     return line + (" (Slurm does not answer; this is its last answer)" if status["slurm_silent"] else "")
-
-
-_MOST_LINES = 40  # trials in a table of those that run or have failed
-
-
-def live_table(status: dict[str, Any], minutes_left: float | None, width: int | None = None) -> Table:
-    """Return a table of counts, with a line per trial that runs, waits for its job or has failed.
-
-    It takes at most `width` characters, None for any number. Of many trials those that run come
-    first, and a note counts the rest.
-    """
-    left = "" if minutes_left is None else f", about {minutes_left:.0f} min left"
-    table = Table(title=f"{status['name']} ({status['scale']}): {counts_line(status)}{left}", title_justify="left")
-    in_slurm = any(t["job"] for t in status["trials"])
-    names = ["configuration", "seed", "state", "done", status["counted"].removesuffix("s"), "loss", "images/s", "probe", "restarts"]
-    names += ["job", "node", "GPU-h"] if in_slurm else []
-    active = [t for t in status["trials"] if t["state"] not in ("waiting", "completed", "pruned", "damaged")]
-    if len(active) > _MOST_LINES:
-        active.sort(key=lambda t: t["state"] == "failed")
-        table.caption = f"{_MOST_LINES} of {len(active):,} such trials are shown; --json has all"
-    rows, of_scores = [], score_format(status["unit"], 1)
-    for t in active[:_MOST_LINES]:
-        numbers = [
-            (t["epoch"], ".1f" if status["counted"] == "epochs" else ",.0f"),
-            (t["loss"], ".4f"),
-            (t["images_per_second"], ".0f"),
-            (t["probe"], of_scores),
-        ]
-        shown = ["" if value is None else f"{value:{form}}" for value, form in numbers]
-        what = t["state"] if t["state"] != "failed" else f"failed: {t['cause']}"
-        if t["idle"]:
-            what += f", {t['idle']}"
-        if t["refused"]:
-            what += f", waits for the disk: {t['refused']}"
-        row = [t["setting"], str(t["seed"]), what, f"{100 * t['done']:.0f} %", *shown, str(t["restarts"] or "")]
-        rows.append([*row, *([t["job"] or "", t["node"] or "", f"{t['gpu_hours']:.2f}"] if in_slurm else [])])
-    columns = [
-        Column(
-            name, [row[i] for row in rows], name in ("configuration", "state", "job", "node"), None if name == "state" else 3, keep=i < 4
-        )
-        for i, name in enumerate(names)
-    ]
-    return fitted(columns, width, table, "status --json has all")

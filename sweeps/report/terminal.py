@@ -67,6 +67,11 @@ def fitted(columns: Sequence[Column], width: int | None, table: Table, whole: st
     return table
 
 
+def needs(columns: Sequence[Column]) -> int:
+    """Return the cells that a table of `columns` takes if nothing is shortened."""
+    return 1 + sum(c.width + _PADDING for c in columns)
+
+
 def _room(columns: Sequence[Column], width: int | None) -> int | None:
     """Return the cells that the columns of words may take together, None for any number."""
     return None if width is None else width - 1 - _PADDING * len(columns) - sum(c.width for c in columns if not c.words)

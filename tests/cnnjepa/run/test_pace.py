@@ -61,10 +61,34 @@ def test_a_given_limit_holds_for_steps_and_not_for_the_start_and_probes(tmp_path
     assert pace.read(pace.file_of(tmp_path, 1)).limit == 30  # type: ignore[union-attr]
     with made.within("probing", 7200):
         clock.now += 5000
-        assert pace.read(pace.file_of(tmp_path, 1)) == Beat("probing", pytest.approx(0.1), 7200, pytest.approx(0, abs=1e12))
+        found = pace.read(pace.file_of(tmp_path, 1))
+        assert found is not None
+        assert (found.phase, found.usual, found.limit) == ("probing", pytest.approx(0.1), 7200)
     assert pace.read(pace.file_of(tmp_path, 1)).limit == 30  # type: ignore[union-attr]
     steps(made, clock, 0.1, 1)
     assert made.step_limit == 30, "the time of the probe is no step's"
+
+
+def test_a_file_says_when_steps_began_and_when_the_last_one_was_done(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace.time, "time", lambda: 1e9 + clock.now)
+    made = Pace(tmp_path, 1, clock=clock)
+
+    def found() -> Beat:
+        beat = pace.read(pace.file_of(tmp_path, 1))
+        assert beat is not None
+        return beat
+
+    made.begin("starting", 60.0)
+    made.train()
+    assert (found().began, found().last_step) == (0.0, 0.0)
+    steps(made, clock, 40.0, 1)
+    assert found().began == 1e9 + 140.0
+    steps(made, clock, 0.8, 30)
+    with made.within("probing", 7200):
+        clock.now += 500
+        assert (found().began, found().last_step) == (1e9 + 140.0, pytest.approx(1e9 + 164.0))
+    os.utime(pace.file_of(tmp_path, 1), (2e9, 2e9))
+    assert found().last_step == 2e9, "while it trains, each step touches the file"
 
 
 def test_a_file_is_touched_once_a_second_at_most(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -20,9 +19,9 @@ from jobs.slurm import queue as slurm
 from jobs.slurm.queue import Element, SlurmError
 from sweeps.cli.cancel import cancel
 from sweeps.execution import monitor
-from sweeps.execution.monitor import SlurmWatch, Watcher, conclude
+from sweeps.execution.monitor import SlurmWatch, conclude
 from sweeps.execution.slurm_array import SlurmEngine
-from sweeps.report.status import counts_line, live_table, share_done, sweep_status, trial_status
+from sweeps.report.status import counts_line, share_done, sweep_status, trial_status
 from sweeps.spec.sweep import ScaleName, Trial
 from sweeps.state import claims, submission
 from sweeps.state.claims import Process, SlurmStart
@@ -31,6 +30,7 @@ from sweeps.state.history import commands, in_words
 from sweeps.state.submission import Submission, job_prefix
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
+from tests.support.watched import text_of
 
 CLUSTER = compose_job(["cluster=test_cluster"]).cluster
 EMPTY = {
@@ -229,48 +229,6 @@ def test_a_sweep_ends_well_where_every_trial_has_all_its_values(
     assert (reported in said(console)) is bool(exit_status)
 
 
-def test_the_time_that_is_left_follows_from_what_was_gained_since_the_watch_began(
-    sweep: Sweep, console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, done = [1000.0], [0.5, 0.0, 0.0]
-    trials = [
-        {"setting": f"s{i}", "signature": f"t{i}", "seed": 42, "state": "running", "done": 0.0, "skipped_images": 0} for i in range(3)
-    ]
-    status = {
-        "trials": trials,
-        "search": {"to_begin": 2, "points": 9},
-        "counts": {"running": 3},
-        "gpu_hours": 0.0,
-        "slurm_silent": False,
-        "damaged": [],
-        "nodes": [],
-    }
-
-    def look(view: View) -> object:
-        for trial, share in zip(trials, done, strict=True):
-            trial["done"] = share
-        return status
-
-    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(monitor, "sweep_status", look)
-    monkeypatch.setattr(monitor, "warning_lines", lambda view, status: ["warning: x"])
-    monkeypatch.setattr(monitor, "skipped_lines", lambda view, status: [])
-    with Watcher(View(sweep), console) as watcher:
-        watcher.show()
-        now[0], done[:] = 1000.0 + 600, [1.0, 0.75, 0.0]
-        trials[2]["state"] = "failed"  # it will gain nothing more
-        watcher.show()
-        now[0] += 20  # nothing new is not said again before half a minute is over
-        watcher.show()
-    # In 10 minutes 1.25 runs and a failed one were done, 2.75 of 5 in all: 2.25 are left.
-    line = "3 running of 3 trials (of up to 9 configurations)"
-    assert said(console) == [
-        "warning: x",
-        f"{line}: s0 seed 42 50 %, s1 seed 42 0 %, s2 seed 42 0 %",
-        f"{line}, about 10 min left: s0 seed 42 100 %, s1 seed 42 75 %",
-    ]
-
-
 def test_a_trials_status_is_its_last_numbers_and_what_its_jobs_held(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = sweep.trials[0]
     folder = sweep.trial_dir(trial)
@@ -303,11 +261,9 @@ def test_a_trials_status_is_its_last_numbers_and_what_its_jobs_held(sweep: Sweep
     assert counts_line(sweep_status(view)) == "1 running, 2 waiting of 3 trials, 2.0 GPU-hours used"
     assert share_done(trial, {"epoch": 4.5}) == 1.0
     refusal.note(folder, 1, OSError(errno.EIO, "of an earlier owner"))
-    assert list(live_table(sweep_status(view), None).columns[2].cells) == ["running"]
+    assert sweep_status(view)["trials"][0]["refused"] == ""
     refusal.note(folder, 2, OSError(errno.ENOSPC, "No space left on device"))
-    assert list(live_table(sweep_status(view), None).columns[2].cells) == [
-        "running, waits for the disk: [Errno 28] No space left on device"
-    ]
+    assert "disk     00-s0-seed42 waits for the disk: [Errno 28] No space left on device" in text_of(view, 120)
 
 
 def test_where_no_job_is_left_status_names_the_command_that_goes_on(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,8 @@ def test_a_signal_is_handed_on_at_every_look_and_the_sweep_is_shown_now_and_then
     clock, stopped, done = [1000.0], [False], list[str]()
     monkeypatch.setattr(ray_allocation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     engine = SimpleNamespace(stop=lambda: done.append("stop"), driver="me", end=None, nodes=None)
-    watcher = SimpleNamespace(show=lambda: done.append("show"), view=None)
+    watcher = SimpleNamespace(show=lambda: done.append("show"), view=None, enter=done.append)
+    monkeypatch.setattr(ray_allocation, "saving", lambda view: "saving 2 trials")
     monkeypatch.setattr(ray_allocation, "HungWorkers", lambda *_: SimpleNamespace(look=lambda view: []))
     look = ray_allocation.HandOn(lambda: stopped[0], engine, watcher)  # type: ignore[arg-type]
     for seconds in (0.0, 9.0, 2.0, 9.5):
@@ -202,7 +203,7 @@ def test_a_signal_is_handed_on_at_every_look_and_the_sweep_is_shown_now_and_then
     stopped[0] = True
     look.show()
     look.show()
-    assert done == ["show", "show", "stop", "stop"]
+    assert done == ["show", "show", *["stop", "saving 2 trials"] * 2]
 
 
 def test_a_stop_is_noted_once_for_all_nodes(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from sweeps.report.aggregate import distinct, references, summaries
 from sweeps.report.html_figures import colours, costs_figure, numeric_axis, scores_figure
 from sweeps.report.html_text import hours_of_a_run
 from sweeps.report.optuna_study import study_of
-from sweeps.report.status import live_table, sweep_status
 from sweeps.spec.space import applied
 from sweeps.spec.sweep import Configuration, Trial
 from sweeps.state.view import View
 from tests.support.reported import OBJECTIVE, embedded, failed, made
+from tests.support.watched import text_of
 
 MANY = 120
 
@@ -71,13 +71,13 @@ def test_the_terminal_shows_the_best_and_all_where_asked(many: View) -> None:
     assert len(tables.markdown_table(many).splitlines()) > MANY
 
 
-def test_a_live_table_counts_the_failed_runs_that_it_leaves_out(tmp_path: Path) -> None:
+def test_a_board_counts_the_failed_runs_that_it_leaves_out(tmp_path: Path) -> None:
     view = made(tmp_path, {}, [Configuration({"optimizer.lr": 0.001 * i}) for i in range(1, 46)], seeds=1)
     for number in range(45):
         failed(view, number, "why")
-    table = live_table(sweep_status(View(view.sweep)), None, 100)
-    assert table.row_count == 40
-    assert "40 of 45 such trials are shown" in str(table.caption)
+    text = text_of(View(view.sweep), 160)
+    assert text.count(": why") == 40
+    assert "5 more failed; python -m sweeps status" in text
 
 
 def test_configurations_of_one_label_are_never_merged(tmp_path: Path) -> None:
