@@ -4,8 +4,6 @@ PYTHON ?= python3
 JOBS ?= 3
 # Tests run in random order. The seed is printed first, and `make test SEED=that` repeats the order.
 SEED ?= default
-# `make install CPU=1` installs PyTorch's CPU build in place of the CUDA build.
-CPU ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -51,7 +49,7 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu) --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
 clean:

@@ -124,7 +124,6 @@ ELSEWHERE = {
         "tests/sweeps/report/test_optuna_study.py::test_optuna_dashboard_opens_the_mirror"
     ),
     "make ablation": "Makefile",
-    "make install CPU=1": "tests/test_makefile.py::test_with_cpu_the_cpu_build_is_looked_for_too",
     **dict.fromkeys(
         (
             "python -m sweeps new my_question",
