@@ -16,13 +16,16 @@ from sweeps.cli import withdrawal
 from sweeps.cli.plan import parse, plan
 from sweeps.cli.run import run
 from sweeps.cli.withdrawal import settle_withdrawn
+from sweeps.execution.scheduler import next_claim
 from sweeps.report.status import nothing_to_run
 from sweeps.spec.sweep import Configuration, Scale, SweepSpec
 from sweeps.state import claims
+from sweeps.state.claims import Process
 from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 from tests.support import forked
 from tests.support.killed_run import configured, loaded
+from tests.support.searched import end, searched
 from tests.support.tiny import OVERRIDES
 
 _TASK = """
@@ -137,6 +140,16 @@ def test_what_takes_nothing_out_asks_nothing(begun: Sweep, spec: SweepSpec) -> N
     never_begun = dataclasses.replace(begun, path=begun.path.with_name("rates-smoke-2"))
     never_begun.write()
     settle_withdrawn(dataclasses.replace(never_begun, trials=begun.trials[:1]), Namespace(agrees=False, dry_run=False), Console())
+
+
+def test_trials_that_a_search_chooses_meanwhile_are_not_left_out(tmp_path: Path) -> None:
+    made = searched(tmp_path)
+    planned = dataclasses.replace(made, trials=list(made.trials), _next=[1])
+    end(made, made.trials[0], 40.0)
+    assert next_claim(View(made), Process.me().driver) is not None
+    end(made, made.trials[1], 50.0)
+    settle_withdrawn(planned, Namespace(agrees=False, dry_run=False), Console())
+    assert len(planned.trials) == 2
 
 
 def test_an_answer_that_is_not_new_says_so(begun: Sweep) -> None:
