@@ -9,8 +9,8 @@ from typing import Any
 
 from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import read_json, reading
+from cnnjepa.run.identity import leaves
 from sweeps.report.aggregate import Row, rows
-from sweeps.spec.hyperparameters import leaves
 from sweeps.spec.sweep import Trial
 from sweeps.state.damage import cause_of
 from sweeps.state.history import commands, in_words
