@@ -85,7 +85,8 @@ def test_a_change_makes_a_run_of_its_own_and_says_what_differs(view: View) -> No
     assert original is not None
     assert job.cluster.name == "komondor"
     assert job.run_dir.parent.name == "single"
-    said = f"(run ID {trial.signature}): epochs: 4 -> 9; method.predictor.depth: 2 -> 3; micro_batch_size: 16 -> 8; run ID {signature(job.train)}"
+    changed = "epochs: 4 -> 9; method.predictor.depth: 2 -> 3; micro_batch_size: 16 -> 8"
+    said = f"(run ID {trial.signature}): {changed}; run ID {signature(job.train)}"
     assert original.line(job).endswith(said)
     words, original = expanded([f"--like={view.sweep.path / 'trials' / trial.signature}", "method=byol"])
     assert not [word for word in words if word.startswith("method.")]  # a preset that is given anew brings its own keys
