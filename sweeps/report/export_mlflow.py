@@ -65,7 +65,7 @@ def export(view: View, uri: str, experiment: str) -> list[str]:
         client = MlflowClient(uri)
         target = _Target(client, _experiment(client, experiment))
         begun()
-        counts = target.write(view, [_accepted(run, lines) for run in runs])
+        counts = target.write(view, [accepted(run, lines) for run in runs])
     except MlflowException as error:
         raise RuntimeError(f"MLflow must accept the runs; got, from {uri}: {' '.join(str(error).split())}") from error
     return [*dict.fromkeys(lines), counts.line(where)]
@@ -79,7 +79,7 @@ def _experiment(client: "MlflowClient", name: str) -> str:
     return str(found.experiment_id if found is not None else client.create_experiment(name))
 
 
-def _accepted(run: ExportedRun, lines: list[str]) -> ExportedRun:
+def accepted(run: ExportedRun, lines: list[str]) -> ExportedRun:
     """Return a run whose names and texts MLflow takes; say in `lines` what was changed."""
     names = {**dict.fromkeys(run.params), **dict.fromkeys(p.name for p in run.points), **dict.fromkeys(run.scores)}
     new = {name: _REFUSED.sub("_", name) for name in names}

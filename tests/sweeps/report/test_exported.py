@@ -1,6 +1,7 @@
 """Sweeps in MLflow and W&B, with the real libraries: numbers as in results.csv, and no run twice."""
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from cnnjepa.run.folder import RunStatus
 from sweeps import __main__ as command_line
 from sweeps.report import tables
 from sweeps.report.aggregate import COSTS
+from sweeps.report.export_mlflow import accepted
 from sweeps.report.exported import TABLES, exported_runs
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
@@ -247,3 +249,17 @@ def test_wandb_has_offline_what_results_csv_has_and_is_written_anew_where_it_cha
     assert called(command_line.main, *words)[1].startswith("runs: 1 written, 1 updated, 2 unchanged; in project tiny_sweep-paper")
     assert set(offline_runs(here / "wandb")) == {"tiny_sweep-paper", *names(made).values()}
     assert len(offline_runs(here / "wandb")) == 5
+
+
+def test_names_that_mlflow_refuses_are_changed_with_a_line_and_two_that_become_one_are_refused(made: Sweep) -> None:
+    run = dataclasses.replace(exported_runs(View(made))[0][0], scores={"top-1 (%)": 1.0, "fine": 2.0}, params={"long": "x" * 7000})
+    lines: list[str] = []
+    found = accepted(run, lines)
+    assert found.scores == {"top-1 ___": 1.0, "fine": 2.0}
+    assert len(found.params["long"]) == 6000
+    assert lines == [
+        "MLflow takes letters, digits and ._-/: in a name: top-1 (%) is called top-1 ___",
+        "MLflow takes 6000 characters of a parameter: of long the rest is in config.yaml of the run",
+    ]
+    with pytest.raises(ValueError, match="names of metrics must differ"):
+        accepted(dataclasses.replace(run, scores={"a(": 1.0, "a)": 2.0}), [])

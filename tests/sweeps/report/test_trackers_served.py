@@ -23,7 +23,7 @@ from jobs.config import compose_job
 from jobs.run import run_job
 from sweeps.report.aggregate import COSTS
 from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, Trial, build_trials
-from sweeps.state import claims
+from sweeps.state import claims, curves
 from sweeps.state.folder import Sweep
 from tests.support.held import wait_until
 from tests.support.tiny import OVERRIDES
@@ -44,6 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     for trial in trials:
         with claims.claim(sweep.trial_dir(trial), 1, "driver", 0) or pytest.fail("claimed"):
             assert run_job(JobSpec(trial.config, cluster, sweep.trial_dir(trial)), lambda: False) is not None
+    curves.link_all(sweep)
     return sweep
 
 
@@ -145,17 +146,14 @@ def test_tensorboard_shows_the_numbers_of_results_csv(made: Sweep, tmp_path: Pat
         from sweeps.state.view import View
 
         tables.write_all(View(made))
-    with served(["tensorboard", "--logdir", str(made.path)], "/data/environment", tmp_path / "log") as address:
+    with served(["tensorboard", "--logdir", str(made.path / "tensorboard")], "/data/environment", tmp_path / "log") as address:
         scalars = f"{address}/data/plugin/scalars"
-        wait_until("all runs", lambda: len(got(f"{scalars}/tags")) == len(made.trials))
-        of = {
-            trial.signature: run for trial in made.trials for run in got(f"{scalars}/tags") if trial.signature in run or trial.name in run
-        }
+        wait_until("all runs", lambda: sorted(got(f"{scalars}/tags")) == sorted(trial.name for trial in made.trials))
         for trial in made.trials:
             result = made.run(trial).result()
             assert result is not None
             row = numbers(made, trial)
             for name in result.metrics:
-                asked = urllib.parse.urlencode({"run": of[trial.signature], "tag": f"final/{name}"})
+                asked = urllib.parse.urlencode({"run": trial.name, "tag": f"final/{name}"})
                 (_, step, value), *more = got(f"{scalars}/scalars?{asked}")
                 assert (step, value, more) == (result.step, float(np.float32(row[name])), []), name
