@@ -32,6 +32,7 @@ KEYS = {
     "batch": "global_batch_size",
     "warmup_epochs": "optimizer.warmup_epochs",
     "probes": "probes",
+    "tensorboard": "log.tensorboard",
 }
 # Each method brings its own optimiser, unless another is given.
 DEFAULTS = ("_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data": "digits"})

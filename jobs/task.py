@@ -32,7 +32,7 @@ class Task:
     train: Callable[[Any, RunFolder, Callable[[], bool], int, Judge], RunResult | None]
     # Optional dotted keys of what the launcher sets or reads: threads, device (a Device), data,
     # data_root (a folder), fingerprint (see `identified`), workers (loader processes), batch (images per step), warmup_epochs,
-    # probes (how a run is scored).
+    # probes (how a run is scored), tensorboard (whether it writes curves into tensorboard/).
     KEYS: Mapping[str, str] = {}
     DEFAULTS: Sequence[Any] = ("_self_",)  # Hydra's defaults list; the cluster is appended
     RENAMED: Mapping[str, str] = {}  # old key: new key; files with the old one still open

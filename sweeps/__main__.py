@@ -11,33 +11,20 @@ from pathlib import Path
 from jobs.cli import Parser, exit_status, printable, resolved
 from jobs.slurm.nodes import Nodes
 from jobs.slurm.queue import SlurmError
+from jobs.trials import HOW, find
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
-from sweeps.report import tables, usage
+from sweeps.report import one_trial, tables, usage
 from sweeps.report.board import Board
 from sweeps.report.standing import standing
-from sweeps.report.status import best_line, best_so_far, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
+from sweeps.report.status import best_line, best_so_far, in_full, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.search.search import why_over
-from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
 from sweeps.state.logs import follow
 from sweeps.state.submission import moved_line
 from sweeps.state.view import View
 
 _LEAST_LINES = 15  # of the board in a low terminal
-
-
-def find_trials(view: View, names: list[str]) -> list[Trial]:
-    """Return the trials that `names` mean; raise ValueError unless each means exactly one."""
-    found = []
-    for name in names:
-        meant = [t for t in view.sweep.trials if t.signature.startswith(name) or name in (str(t.number), f"{t.label}/{t.seed}")]
-        exact = [t for t in meant if name == str(t.number)] or meant
-        if len(exact) != 1:
-            choice = "its run ID or the start of it, its number or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
-            raise ValueError(f"TRIAL must name one trial by {choice}; got {name}, which names {len(exact)}")
-        found += exact
-    return found
 
 
 def show(view: View, asked: argparse.Namespace) -> int:
@@ -48,7 +35,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
 
         print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
     elif asked.command == "status":
-        found = sweep_status(view)
+        found = in_full(view) if asked.json else sweep_status(view)
         if asked.json:
             print(json.dumps({**found, "best": best_so_far(view)}))
         else:
@@ -99,6 +86,7 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "status": ("show how far each trial is", ""),
     "results": ("print the results table; rebuild results.csv, summary.csv and ablation.png", "--format markdown"),
     "report": ("rebuild report.html, one page that needs no network", ""),
+    "show": ("show one trial: scores, configuration, what differs, attempts, how to run it alone", "3"),
     "logs": ("print the log of a trial until it ends", "0"),
     "nodes": ("show which nodes failed and which are avoided, or forget what happened on some", "--clear gpu07"),
     "cancel": ("stop trials after a checkpoint", ""),
@@ -127,7 +115,10 @@ def command_line() -> Parser:
     made = commands.add_parser(RUN, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {started}")
     made.add_argument("file", metavar="FILE", help="Python file with a SweepSpec, or the name of a sweep that a package offers")
     made.add_argument("rest", nargs="*", metavar="...", help="options of the sweep; FILE --help lists them")
-    trial = "run ID or its start, number from 0, or CONFIGURATION/SEED, as the sweep's --dry-run lists them"
+    trial = f"{HOW}, as `status` and --dry-run show them"
+    groups["show"][0].add_argument("trial", metavar="TRIAL", help=trial)
+    groups["show"][0].add_argument("other", nargs="?", metavar="OTHER", help="a trial to compare it with (default: the sweep's base)")
+    groups["show"][1].add_argument("--json", action="store_true", help="print one JSON object, with all hyperparameters")
     groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
     groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print the log so far and return")
@@ -162,15 +153,25 @@ def run(parser: Parser) -> int:
     asked = parser.parse_args()
     view = View.here(Sweep.load(resolved(asked.folder, "SWEEP_FOLDER")))
     if asked.command == "logs":
-        return follow(view, next(iter(find_trials(view, [asked.trial] if asked.trial else [])), None), asked.follow)
+        return follow(view, find(view.sweep.trials, asked.trial) if asked.trial else None, asked.follow)
     if asked.command == "cancel":
-        print(printable(cancel(view, find_trials(view, asked.trial))))
+        print(printable(cancel(view, [find(view.sweep.trials, name) for name in asked.trial])))
         if moved := moved_line(view.sweep, view.watch.queue):
             print(printable(moved))
         return 0
+    if asked.command == "show":
+        return show_trial(view, asked)
     if asked.command == "nodes":
         return show_nodes(view.sweep.nodes, asked)
     return show(view, asked)
+
+
+def show_trial(view: View, asked: argparse.Namespace) -> int:
+    """Print all about the trial that the command names."""
+    trial = find(view.sweep.trials, asked.trial)
+    found = one_trial.about(view, trial, find(view.sweep.trials, asked.other) if asked.other else None)
+    print(json.dumps(found) if asked.json else "\n".join(one_trial.lines(view, trial, found)))
+    return 0
 
 
 def show_nodes(nodes: Nodes, asked: argparse.Namespace) -> int:

@@ -32,7 +32,10 @@ TYPED = {
     f"python -m sweeps nodes {_ABLATION}": Run("no node is avoided", after=(_RUN_ABLATION,)),
     f"python -m sweeps results {_ABLATION} --format markdown": Run("| configuration |", after=(_RUN_ABLATION,)),
     f"python -m sweeps report {_ABLATION}": Run("report.html", after=(_RUN_ABLATION,)),
-    f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
+    f"tensorboard --logdir {_ABLATION}/tensorboard": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
+    f"python -m sweeps show {_ABLATION} 3": Run("to run it alone", after=(_RUN_ABLATION,)),
+    f"python -m sweeps show {_ABLATION} 3 0": Run("method.predictor.depth: 1 -> 4", after=(_RUN_ABLATION,)),
+    f"python -m jobs.pretrain --like {_ABLATION}/3 epochs=16": Run("epochs: 2 -> 3", "", "epochs=3", after=(_RUN_ABLATION,)),
     "python sweeps/joint_search.py --cluster local": Run("multi_fidelity chooses up to 16 configurations", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
         "33 runs, 6633 epochs to train"

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
-from cnnjepa.run.identity import task_module, task_name
+from cnnjepa.run.identity import leaves, task_module, task_name
 from jobs.cli import resolved
 from jobs.plain import PlainTask
 from jobs.task import task_of
@@ -25,8 +25,9 @@ from sweeps.cli.plan import parse
 from sweeps.cli.plan import plan as planned
 from sweeps.cli.sweep_file import spec_of
 from sweeps.report import aggregate
-from sweeps.report.status import sweep_status
+from sweeps.report.status import in_full
 from sweeps.search.search import is_over
+from sweeps.spec.hyperparameters import columns
 from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.sweep import Trial as PlannedTrial
 from sweeps.state import folder
@@ -114,6 +115,8 @@ class Trial:
     costs: dict[str, float]
     overrides: list[str]  # key=value of all that makes it
     folder: Path
+    number: int  # given once, when the trial entered the folder
+    name: str  # such as 03-depth2-seed43
     _values: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -205,7 +208,7 @@ class Sweep:
 
     def status(self) -> dict[str, Any]:
         """Return how far it is: `counts` by state, and `trials` in detail."""
-        return sweep_status(self._look())
+        return in_full(self._look())
 
     @property
     def has_ended(self) -> bool:
@@ -244,22 +247,27 @@ class Sweep:
     def to_frame(self) -> "pd.DataFrame":
         """Return a row per trial: its run ID, configuration, seed, state and cause; a column per hyperparameter, metric and cost.
 
-        A hyperparameter's column has its full key, a metric's or cost's its name, with `metric.` or
-        `cost.` before a name that is taken. What a trial lacks is NaN.
+        A hyperparameter's column has its full key; those in which trials differ come first. A
+        metric's or cost's has its name. Before a name that is taken stands `config.`, `metric.` or
+        `cost.`. What a trial lacks is NaN. The last two columns are its number and its name.
         """
         import pandas as pd
 
         trials, first = self.trials, ["run_id", "configuration", "seed", "state", "cause"]
-        keys = dict.fromkeys(key for t in trials for key in t.hyperparameters if key not in first)
-        taken = {*first, *keys}
-        columns: dict[str, list[Any]] = {name: [getattr(t, name) for t in trials] for name in first}
-        columns |= {key: [t.hyperparameters.get(key, float("nan")) for t in trials] for key in keys}
+        sweep = self._view.sweep
+        ordered = [*columns(sweep.trials, sweep.search), *(key for t in trials for key in t.hyperparameters)]
+        keys = {key: f"config.{key}" if key in first else key for key in ordered if key != "seed"}
+        taken = {*first, *keys.values()}
+        table: dict[str, list[Any]] = {name: [getattr(t, name) for t in trials] for name in first}
+        table |= {shown: [t.hyperparameters.get(key, float("nan")) for t in trials] for key, shown in keys.items()}
         names = dict.fromkeys([self.objective, *(name for t in trials for name in t.metrics)])
-        columns |= {f"metric.{n}" if n in taken else n: [t.metrics.get(n, float("nan")) for t in trials] for n in names}
+        table |= {f"metric.{n}" if n in taken else n: [t.metrics.get(n, float("nan")) for t in trials] for n in names}
         taken |= {*names}
         costs = dict.fromkeys(name for t in trials for name in t.costs)
-        columns |= {f"cost.{n}" if n in taken else n: [t.costs.get(n, float("nan")) for t in trials] for n in costs}
-        return pd.DataFrame(columns)
+        table |= {f"cost.{n}" if n in taken else n: [t.costs.get(n, float("nan")) for t in trials] for n in costs}
+        taken |= {*costs}
+        table |= {f"trial.{n}" if n in taken else n: [getattr(t, n) for t in trials] for n in ("number", "name")}
+        return pd.DataFrame(table)
 
     def best(self) -> Best | None:
         """Return the best configuration, or None as long as no run of any has completed."""
@@ -286,21 +294,14 @@ def _trials(view: View, table: Sequence[aggregate.Row]) -> list[Trial]:
             row.seed,
             row.state.name,
             row.cause,
-            dict(_leaves(trial.values)),
+            dict(leaves(trial.values)),
             dict(row.metrics),
             dict(row.costs),
             list(trial.overrides),
             view.sweep.trial_dir(trial),
+            trial.number,
+            trial.name,
             trial.values,
         )
         for row, trial in zip(table, view.sweep.trials, strict=True)
     ]
-
-
-def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield full key and value of each hyperparameter."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{key}.")
-        elif path or key != "task":
-            yield f"{path}{key}", value

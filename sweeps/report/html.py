@@ -18,6 +18,7 @@ from sweeps.report.html_figures import colours, costs_figure, drawn, layout, sco
 from sweeps.report.tables import peoples_table
 from sweeps.report.usage import advice_lines
 from sweeps.search import warnings
+from sweeps.spec import hyperparameters
 from sweeps.spec.sweep import Trial
 from sweeps.state.view import View
 
@@ -30,6 +31,7 @@ Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and f
 def build(view: View) -> str:
     """Return the page of a sweep in its current state."""
     sweep, metrics, table = view.sweep, columns(view), rows(view)
+    keys = hyperparameters.shown(sweep.trials, sweep.search)
     hues, unit = colours(summaries(view)), html_text.hours_unit(view)
     curves = [curves_of(view, t) for t in sweep.trials]
     shown, _ = shown_configurations(view)
@@ -52,13 +54,13 @@ def build(view: View) -> str:
         warnings=warnings.as_lines(sweep, warned),
         scores=scores,
         not_drawn=not_drawn,
-        table=peoples_table(view, _MOST_ROWS),
+        table=peoples_table(view, _MOST_ROWS, keys),
         cost_lines=[*html_text.costs(view), *advice_lines(view)],
         costs=costs,
         search=search,
         curves={name: sweep.task.title(name) for name in _offered(curves, sweep.task.CURVES)},
-        header=["configuration", "seed", "state", *(title(view, m) for m in metrics), unit, "starts"],
-        trials={t.signature: _cells(view, t, row, metrics) for t, row in zip(sweep.trials, table, strict=True)},
+        header=["configuration", *keys, "seed", "state", *(title(view, m) for m in metrics), unit, "starts", "trial", "run ID"],
+        trials={t.signature: _cells(view, t, row, metrics, keys) for t, row in zip(sweep.trials, table, strict=True)},
         run_set=run_set(view),
         data=data,
         most_curves=_MOST_CURVES,
@@ -115,7 +117,8 @@ def _trial(view: View, trial: Trial, row: Row, curves: Mapping[str, Curve], hues
     """Return the data of a trial for the page's script."""
     return {
         "signature": trial.signature,
-        "name": f"{trial.label}, seed {trial.seed}",
+        "number": trial.number,
+        "name": trial.name,
         "colour": hues.get(trial.configuration, "#888"),
         "curves": {name: _points(curve) for name, curve in curves.items()},
         "about": html_text.about(view, trial, unit),
@@ -134,8 +137,10 @@ def _points(curve: Curve) -> list[list[float]]:
     return [[float(f"{x:.5g}") for x in curve.epochs], [float(f"{y:.5g}") for y in curve.values]]
 
 
-def _cells(view: View, trial: Trial, row: Row, metrics: Sequence[str]) -> list[str]:
+def _cells(view: View, trial: Trial, row: Row, metrics: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
     form = score_format(view.sweep.task.UNIT)
     scores = [f"{row.metrics[m]:{form}}" if m in row.metrics else "-" for m in metrics]
     hours = view.device_hours(trial)
-    return [row.label, str(row.seed), row.state.name, *scores, f"{hours:.3g}" if hours else "-", str(len(view.claims(trial)) or "-")]
+    first = [row.label, *hyperparameters.cells(trial, keys), str(row.seed), row.state.name]
+    last = [f"{hours:.3g}" if hours else "-", str(len(view.claims(trial)) or "-"), trial.name, trial.signature]
+    return [*first, *scores, *last]

@@ -15,6 +15,7 @@ from sweeps.report.clocks import clock_of, estimated, running_of
 from sweeps.report.remaining import Running
 from sweeps.search.search import Outlook
 from sweeps.search.warnings import as_lines, warnings_of
+from sweeps.spec import hyperparameters
 from sweeps.spec.sweep import Trial
 from sweeps.state import claims
 from sweeps.state.history import called_from_python, in_words, last_command
@@ -174,6 +175,15 @@ def sweep_status(view: View, workers: int = 0) -> dict[str, Any]:
     looked = {**about, "counts": counts, "gpu_hours": hours, "seconds_left": left, "slurm_silent": silent, "trials": trials}
     noted = {"damaged": damaged_lines(view), "nodes": view.sweep.nodes.lines()}
     return {**looked, "waiting": waits, "to_go_on": to_go_on(view), "rungs": view.sweep.rungs, "search": search, **noted}
+
+
+def in_full(view: View) -> dict[str, Any]:
+    """Return `sweep_status` with the hyperparameters of each trial, which take too long to list at each look."""
+    found = sweep_status(view)
+    keys = hyperparameters.columns(view.sweep.trials, view.sweep.search)
+    for trial, t in zip(view.sweep.trials, found["trials"], strict=False):
+        t["hyperparameters"] = hyperparameters.chosen(trial, keys)
+    return found
 
 
 def waiting_jobs(view: View) -> list[Waiting]:

@@ -36,10 +36,14 @@ from sweeps.report.aggregate import (
     without_luck,
 )
 from sweeps.report.terminal import Column, fitted
+from sweeps.spec import hyperparameters
+from sweeps.spec.sweep import Trial
+from sweeps.state import curves
 from sweeps.state.view import View
 
 _TIED = "†"
 LEFT_OUT = "left out"
+TRIALS = "trials"  # their numbers
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -63,43 +67,62 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
+def _apart(keys: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Return the columns of hyperparameters: their keys, with config. before one that another column has."""
+    return [f"config.{key}" if key in taken else key for key in keys]
+
+
 def results_csv(view: View) -> str:
-    """Return one line per run. Missing values are empty."""
-    table = rows(view)
+    """Return one line per run, with a column per hyperparameter: what varies first. Missing values are empty."""
+    table, trials = rows(view), view.sweep.trials
     metrics = sorted({m for row in table for m in row.metrics})
+    keys = hyperparameters.columns(trials, view.sweep.search)
     # Columns of CSV files keep the names of version 0.1.
-    header = ["signature", "setting", "seed", "state", *metrics, *COSTS, "cause"]
-    return _csv(
-        header,
-        [
-            [r.signature, r.label, r.seed, r.state.name, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause]
-            for r in table
-        ],
-    )
+    first, last = ["signature", "setting", "seed", "state", "number", "name"], [*metrics, *COSTS, "cause"]
+    lines = []
+    for r, trial in zip(table, trials, strict=True):
+        own = hyperparameters.chosen(trial, keys)
+        about = [r.signature, r.label, r.seed, r.state.name, trial.number, trial.name, *(hyperparameters.cell(own.get(k)) for k in keys)]
+        lines.append([*about, *(r.metrics.get(m) for m in metrics), *(r.costs.get(c) for c in COSTS), r.cause])
+    return _csv([*first, *_apart(keys, [*first, *last]), *last], lines)
+
+
+def by_configuration(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Return configuration -> its trials, in the sweep's order."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(trial.configuration, []).append(trial)
+    return found
 
 
 def summary_csv(view: View) -> str:
     """Return one line per configuration, best first: mean, std and n of every metric.
 
-    The paper's value is included if the scale is comparable.
+    The paper's value is included if the scale is comparable. Hyperparameters have columns as in
+    results.csv; `trials` has the names of the configuration's trials.
     """
-    table = summaries(view)
+    table, trials = summaries(view), view.sweep.trials
+    own = by_configuration(trials)
+    keys = hyperparameters.columns(trials, view.sweep.search)
     metrics = list(table[0].spreads) if table else []
     damaged = any(s.damaged for s in table)
     papers = sorted({m for s in table for m in s.paper})
     shown = [*metrics, *view.sweep.costs]
-    header = ["setting", *(f"{m}_{part}" for m in shown for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
+    measured = [*(f"{m}_{part}" for m in shown for part in ("mean", "std", "n")), *(f"{m}_paper" for m in papers)]
     lead = leader_of(view, table, view.sweep.objective)
     lines = []
     for s in table:
         spread = [v for m in shown for v in vars({**s.spreads, **s.costs}[m]).values()]
         counts = [s.failed, s.pruned, s.unfinished, s.parameters, s.device_hours, *[s.damaged] * damaged, *_judged_csv(s, lead)]
-        lines.append([s.label, *spread, *(s.paper.get(m) for m in papers), *counts])
+        values = hyperparameters.chosen(own[s.key][0], keys)
+        about = [" ".join(t.name for t in own[s.key]), *(hyperparameters.cell(values.get(k)) for k in keys)]
+        lines.append([s.label, *about, *spread, *(s.paper.get(m) for m in papers), *counts])
     for name, scores in references(view).items():
         spread = [v for m in shown for v in vars(scores.get(m, Spread.of([]))).values()]
-        lines.append([name, *spread, *[None] * (len(papers) + 5 + damaged + len(_JUDGED))])
+        lines.append([name, *[None] * (1 + len(keys)), *spread, *[None] * (len(papers) + 5 + damaged + len(_JUDGED))])
     counted = ["failed", "pruned", "unfinished", "parameters", "device_hours", *["damaged"] * damaged]
-    return _csv([*header, *counted, *_JUDGED], lines)
+    rest = [*measured, *counted, *_JUDGED]
+    return _csv(["setting", "trials", *_apart(keys, ["setting", "trials", *rest]), *rest], lines)
 
 
 # Of the objective, judged among all configurations: 1 or 0, 1 or 0, p, and for the best its score by seeds that did not select it.
@@ -137,10 +160,11 @@ class PeoplesTable:
     notes: list[str]
 
 
-def peoples_table(view: View, most: int | None = None) -> PeoplesTable:
+def peoples_table(view: View, most: int | None = None, keys: Sequence[str] = ()) -> PeoplesTable:
     """Return mean ± std over seeds (n) of every configuration, ranked by the objective.
 
-    With `most`, only so many of the best are shown, and a note says so.
+    With `most`, only so many of the best are shown, and a note says so. `keys` are hyperparameters
+    that get a column each.
     """
     metrics, costs = columns(view), view.sweep.costs
     whole, pruned = shown_configurations(view)
@@ -150,18 +174,21 @@ def peoples_table(view: View, most: int | None = None) -> PeoplesTable:
     # A sweep that asks about costs shows these instead of the total.
     total, form = [] if costs else ["device-hours"], score_format(view.sweep.task.UNIT)
     marks = [_left_out(s) for s in table]
-    header = ["configuration", *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
-    header += [*[LEFT_OUT] * any(marks), *(title(view, c) for c in costs), "parameters", *total]
+    header = ["configuration", *keys, *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
+    header += [*[LEFT_OUT] * any(marks), *(title(view, c) for c in costs), "parameters", *total, TRIALS]
+    own = by_configuration(view.sweep.trials)
     lines = []
     for s, mark in zip(table, marks, strict=True):
         star = "*" if s.label in view.sweep.best_of_many else ""
         paper = [f"{s.paper[m]:{'.2f' if m in costs else form}}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
         rest = [*paper, *[mark or "-"] * any(marks), *(s.costs[c].in_digits() for c in costs), f"{s.parameters:,}"]
-        rest += [] if costs else [f"{s.device_hours:.3g}"]
-        lines.append([Cell(s.label), *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
+        rest += [*([] if costs else [f"{s.device_hours:.3g}"]), ", ".join(str(t.number) for t in own[s.key])]
+        values = [Cell(text) for text in hyperparameters.cells(own[s.key][0], keys)]
+        lines.append([Cell(s.label), *values, *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
     compared = list(references(view).items()) if lines else []
     for name, scores in compared[:most]:
         cells = [f"{scores[m]}" + (f" ({scores[m].n})" if scores[m].std is not None else "") if m in scores else "-" for m in metrics]
+        cells = [*["-"] * len(keys), *cells]
         lines.append([Cell(text) for text in [name, *cells, *["-"] * (len(header) - 1 - len(cells))]])
     rest = [f"{len(table)} best of {len(whole):,} configurations" if len(table) < len(whole) else ""]
     rest.append(f"{most} of {len(compared):,} references" if most is not None and len(compared) > most else "")
@@ -212,7 +239,7 @@ def terminal_table(view: View, width: int | None = None, most: int | None = MOST
     columns = []
     for i, name in enumerate(found.header):
         cells = [Text(printable(str(line[i])), style="bold" if line[i].bold else "") for line in found.lines]
-        columns.append(Column(name, cells, words=i == 0 or name == LEFT_OUT, keep=i < 2))
+        columns.append(Column(name, cells, words=i == 0 or name in (LEFT_OUT, TRIALS), keep=i < 2 or name == TRIALS))
     return fitted(columns, width, table, "summary.csv has all")
 
 
@@ -271,6 +298,7 @@ def write_all(view: View) -> list[Path]:
     write_atomic(folder / "results.csv", results_csv(view))
     write_atomic(folder / "summary.csv", summary_csv(view))
     plots.draw(view, folder / "ablation.png")
+    curves.link_all(view.sweep)
     written = [folder / "results.csv", folder / "summary.csv", folder / "ablation.png"]
     if view.sweep.costs:
         plots.draw_costs(view, folder / "accuracy_against_cost.png")

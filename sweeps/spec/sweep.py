@@ -19,10 +19,10 @@ from jobs.config import compose_job
 from jobs.plain import PlainTask
 from jobs.program import holder_of
 from jobs.task import task_named, task_of
+from jobs.trial_names import trial_name
 from sweeps.spec.check import check_one_kind, checked_space, neutral_keys
 from sweeps.spec.compose import Composer
 from sweeps.spec.labels import label, labels
-from sweeps.spec.names import trial_name
 from sweeps.spec.parts import check_parts
 from sweeps.spec.space import Dimension, Params, Value, all_configurations, applied, baseline, grid_configurations, plain, spread_out
 

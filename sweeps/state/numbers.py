@@ -5,16 +5,14 @@ the sweep's file changes, and also when it is withdrawn and comes back; no numbe
 A search numbers its trials as it chooses them: points/<number>.json.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cnnjepa.run.files import create_exclusive, read_json, reading, sealed_json
 from cnnjepa.run.typed import checked
+from jobs.trials import BATCH, batches, given_numbers
 from sweeps.spec.sweep import Trial
-
-_BATCH = re.compile(r"[0-9]{6}\.json")
 
 
 def renumber(folder: Path, trials: list[Trial], written: Sequence[Trial] | None = None) -> None:
@@ -23,17 +21,18 @@ def renumber(folder: Path, trials: list[Trial], written: Sequence[Trial] | None 
     `written` are the trials in sweep.json, if they are known.
     """
     recorded = None if written is None else {t.signature: t.number for t in written}
-    _apply(trials, _extended(folder, [t.signature for t in trials], _given(folder), recorded))
+    _apply(trials, _extended(folder, [t.signature for t in trials], given_numbers(batches(folder)), recorded))
 
 
 def give(folder: Path, trials: list[Trial]) -> None:
     """Number `trials` in place, and record the numbers of those that are new to the folder."""
     while True:
-        given = _given(folder)
+        written = batches(folder)  # listed once: what is created below must follow what is read here
+        given = given_numbers(written)
         found = _extended(folder, [t.signature for t in trials], given, None)
         new = {signature: number for signature, number in found.items() if signature not in given}
         # Another command may take the batch first, with other trials: then look again.
-        if not new or create_exclusive(_next_batch(folder), sealed_json({"numbers": new})):
+        if not new or create_exclusive(_after(folder, written), sealed_json({"numbers": new})):
             _apply(trials, found)
             return
 
@@ -42,26 +41,9 @@ def _apply(trials: list[Trial], numbers: dict[str, int]) -> None:
     trials[:] = [t if t.number == numbers[t.signature] else replace(t, number=numbers[t.signature]) for t in trials]
 
 
-def _batches(folder: Path) -> list[Path]:
-    return sorted(p for p in (folder / "numbers").glob("*.json") if _BATCH.fullmatch(p.name))
-
-
-def _next_batch(folder: Path) -> Path:
+def _after(folder: Path, written: Sequence[Path]) -> Path:
     (folder / "numbers").mkdir(exist_ok=True)
-    last = max((int(p.stem) for p in _batches(folder)), default=-1)
-    return folder / "numbers" / f"{last + 1:06d}.json"
-
-
-def _given(folder: Path) -> dict[str, int]:
-    """Return run ID -> number as recorded; raise DamagedError if a batch is not as it was written."""
-    found: dict[str, int] = {}
-    for path in _batches(folder):
-        with reading(path):
-            batch = checked(dict[str, int], read_json(path)["numbers"], "numbers")
-            if twice := [number for number in batch.values() if number < 0 or number in found.values()]:
-                raise TypeError(f"numbers must be given once, from 0; got {twice[0]}")
-            found |= batch
-    return found
+    return folder / "numbers" / f"{int(written[-1].stem) + 1 if written else 0:06d}.json"
 
 
 def _extended(folder: Path, signatures: Iterable[str], given: dict[str, int], recorded: dict[str, int] | None) -> dict[str, int]:
@@ -93,4 +75,4 @@ def _recorded(folder: Path) -> dict[str, int]:
 
 def _chosen(folder: Path) -> list[int]:
     """Return the numbers that a search in the same folder has given."""
-    return [int(p.stem) for p in (folder / "points").glob("*.json") if _BATCH.fullmatch(p.name)]
+    return [int(p.stem) for p in (folder / "points").glob("*.json") if BATCH.fullmatch(p.name)]

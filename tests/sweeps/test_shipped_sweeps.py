@@ -102,7 +102,7 @@ def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, 
     assert advised.keys() == trials.keys()
     assert read(monkeypatch, "study", str(folder)) == (0, f"optuna-dashboard {folder / 'optuna.journal'}\n")
     first = looked["trials"][0]
-    head = f"{first['setting']}, seed {first['seed']}: {first['state']}: {folder / 'trials' / first['signature'] / 'log' / 'train.log'}\n"
+    head = f"{first['name']}: {first['state']}: {folder / 'trials' / first['signature'] / 'log' / 'train.log'}\n"
     assert read(monkeypatch, "logs", "--no-follow", str(folder), "0") == (0, f"{head}training\n")
     assert read(monkeypatch, "logs", "--no-follow", str(folder))[0] == 0
     status, text = read(monkeypatch, "cancel", str(folder))
@@ -150,7 +150,8 @@ def test_every_method_is_trained_and_stands_on_a_page_that_a_browser_draws(tmp_p
         names = {cell.text.partition(",")[0] for cell in page.all("#results tbody td:first-child")}
         assert names == titles | {"random resnet_small", "random vit_tiny", "chance level"}
         assert {cell.text.partition(",")[0] for cell in page.all("#trials tbody td:first-child")} == titles
-        assert {cell.text for cell in page.all("#trials tbody td:nth-child(3)")} == {"completed"}
+        state = [cell.text for cell in page.all("#trials thead th")].index("state") + 1
+        assert {cell.text for cell in page.all(f"#trials tbody td:nth-child({state})")} == {"completed"}
         assert page.complaints() == []
         assert page.empty_figures() == []
         assert len(page.all("#scores-0 .scatterlayer .trace .point")) >= len(titles)

@@ -13,7 +13,7 @@ _NAME = re.compile(r"(\d{2,})(-.*)?-seed(-?\d+)")
 def trial_name(number: int, label: str, seed: int) -> str:
     """Return the name of trial `number`, safe as a name of files, in a shell and for TensorBoard.
 
-    The number alone tells it from the others: the words of the label are cut at 48 characters.
+    The number alone tells it from the others: only the first 48 characters of the words are in it.
     """
     return "-".join(filter(None, [f"{number:02d}", slug(label), f"seed{seed}"]))
 
@@ -21,10 +21,18 @@ def trial_name(number: int, label: str, seed: int) -> str:
 def slug(label: str) -> str:
     """Return 'lr0.003-multi_block-depth3' for 'lr 0.003, multi_block, depth 3', in ASCII.
 
-    Letters lose their accents, and letters of other scripts are left out; so it may be "".
+    Letters lose their accents, and letters of other scripts are left out; so it may be "". Values
+    that do not fit are left out whole.
     """
     plain = unicodedata.normalize("NFKD", _OF_SEARCH.sub("", label, count=1)).encode("ascii", "ignore").decode()
-    return _UNSAFE.sub("-", _BEFORE_VALUE.sub("", plain)).strip("-.")[:_MOST].strip("-.")
+    parts = [_UNSAFE.sub("-", _BEFORE_VALUE.sub("", part)).strip("-.") for part in re.split("[,:] ", plain)]
+    made = ""
+    for part in filter(None, parts):
+        joined = f"{made}-{part}" if made else part[:_MOST].strip("-.")
+        if len(joined) > _MOST:
+            break
+        made = joined
+    return made
 
 
 def number_and_seed(name: str) -> tuple[int, int] | None:
