@@ -21,7 +21,7 @@ from sweeps.report import one_trial, tables, usage
 from sweeps.report.board import Board
 from sweeps.report.chance import chance_lines
 from sweeps.report.standing import standing
-from sweeps.report.status import best_line, best_so_far, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
+from sweeps.report.status import best_line, best_so_far, in_full, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.search.search import why_over
 from sweeps.state.folder import Sweep
 from sweeps.state.logs import follow
@@ -39,7 +39,7 @@ def show(view: View, asked: argparse.Namespace) -> int:
 
         print(f"optuna-dashboard {shlex.quote(str(mirror(view)))}")
     elif asked.command == "status":
-        found = sweep_status(view)
+        found = in_full(view) if asked.json else sweep_status(view)
         if asked.json:
             print(json.dumps({**found, "best": best_so_far(view), "chance": chance_lines(view)}))
         else:

@@ -25,7 +25,7 @@ from sweeps.cli.plan import parse
 from sweeps.cli.plan import plan as planned
 from sweeps.cli.sweep_file import spec_of
 from sweeps.report import aggregate
-from sweeps.report.status import sweep_status
+from sweeps.report.status import in_full
 from sweeps.search.search import is_over
 from sweeps.spec.hyperparameters import columns
 from sweeps.spec.sweep import SweepSpec
@@ -208,7 +208,7 @@ class Sweep:
 
     def status(self) -> dict[str, Any]:
         """Return how far it is: `counts` by state, and `trials` in detail."""
-        return sweep_status(self._look())
+        return in_full(self._look())
 
     @property
     def has_ended(self) -> bool:

@@ -167,8 +167,7 @@ def idle_line(beat: pace.Beat | None) -> str:
 def sweep_status(view: View, workers: int = 0) -> dict[str, Any]:
     """Return all trials, their counts by state, and the time left; `workers` is how many trials run at once, if that is known."""
     running: dict[str, Running] = {}
-    keys = hyperparameters.columns(view.sweep.trials, view.sweep.search)
-    trials = [{**trial_status(view, t, running), "hyperparameters": hyperparameters.chosen(t, keys)} for t in view.sweep.trials]
+    trials = [trial_status(view, t, running) for t in view.sweep.trials]
     outlook = Outlook(view) if view.sweep.search is not None else None
     left = estimated(view, trials, running, workers, outlook)
     counts = {state.name: sum(t["state"] == state.name for t in trials) for state in TrialState}
@@ -192,6 +191,15 @@ def sweep_status(view: View, workers: int = 0) -> dict[str, Any]:
     looked = {**about, "counts": counts, "gpu_hours": hours, "seconds_left": left, "slurm_silent": silent, "trials": trials}
     noted = {"damaged": damaged_lines(view), "nodes": view.sweep.nodes.lines()}
     return {**looked, "waiting": waits, "to_go_on": to_go_on(view), "rungs": view.sweep.rungs, "search": search, **noted}
+
+
+def in_full(view: View) -> dict[str, Any]:
+    """Return `sweep_status` with the hyperparameters of each trial, which take too long to list at each look."""
+    found = sweep_status(view)
+    keys = hyperparameters.columns(view.sweep.trials, view.sweep.search)
+    for trial, t in zip(view.sweep.trials, found["trials"], strict=False):
+        t["hyperparameters"] = hyperparameters.chosen(trial, keys)
+    return found
 
 
 def waiting_jobs(view: View) -> list[Waiting]:

@@ -13,7 +13,7 @@ from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.plain import PlainTask
 from sweeps.cli.api import Sweep as Opened
 from sweeps.report import html, tables
-from sweeps.report.status import sweep_status
+from sweeps.report.status import in_full
 from sweeps.spec import hyperparameters
 from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, build_trials
 from sweeps.state.folder import Sweep
@@ -56,7 +56,7 @@ def test_summary_csv_has_the_same_columns_and_names_the_trials(view: View) -> No
 
 
 def test_status_a_frame_and_a_page_have_them_too(view: View) -> None:
-    shown = sweep_status(view)["trials"]
+    shown = in_full(view)["trials"]
     assert [(t["number"], t["name"]) for t in shown][:2] == [(0, "00-depth1-seed42"), (1, "01-depth2-seed42")]
     assert list(shown[1]["hyperparameters"])[:2] == [DEPTH, CONV]
     assert [t["hyperparameters"][DEPTH] for t in shown[:3]] == [1, 2, 3]
