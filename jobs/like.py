@@ -107,7 +107,9 @@ def expanded(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
     base = [word for word in overrides_of(config, given) if not any(_replaces(own, word) for own in words)]
     if (task := task_name(config)) != DEFAULT_TASK:
         base = [f"task={task}", *base]
-    return [*base, *words], Original(named, config)
+    # Beside the other overrides, of which none sets what these do: options may stand before or after them.
+    end = max((i + 1 for i, word in enumerate(words) if "=" in word and not word.startswith("-")), default=len(words))
+    return [*words[:end], *base, *words[end:]], Original(named, config)
 
 
 def _replaces(own: str, word: str) -> bool:

@@ -94,6 +94,16 @@ def test_a_change_makes_a_run_of_its_own_and_says_what_differs(view: View) -> No
     assert "method.name: cnn_jepa -> byol" in original.line(compose_job(words))
 
 
+@pytest.mark.parametrize(
+    "typed", [["-m", "--like", "TRIAL", "epochs=2,3"], ["epochs=2,3", "--like=TRIAL", "-m"], ["--like", "TRIAL", "-m"]]
+)
+def test_options_may_stand_before_and_after_it(view: View, typed: list[str]) -> None:
+    words, _ = expanded([word.replace("TRIAL", str(view.sweep.path / "0")) for word in typed])
+    asked = pretrain.command_line().parse_args(words)
+    assert asked.multirun
+    assert "seed=42" in asked.overrides
+
+
 def test_a_trial_that_is_unknown_or_no_run_is_refused_in_one_line(view: View, tmp_path: Path) -> None:
     for named, said in {
         f"{view.sweep.path}/17": r"^TRIAL must name one trial by .*; got 17, which names none of 6 trials, numbered from 0 to 5$",

@@ -64,6 +64,7 @@ def test_status_a_frame_and_a_page_have_them_too(view: View) -> None:
     assert list(frame.columns)[:6] == ["run_id", "configuration", "seed", "state", "cause", DEPTH]
     assert list(frame.name)[:2] == ["00-depth1-seed42", "01-depth2-seed42"]
     assert list(frame.number) == list(range(6))
+    assert [Opened(view.sweep).trial(name).name for name in (4, "4", "04-depth2-seed43", "depth 2/43")] == ["04-depth2-seed43"] * 4
     page = html.build(view)
     assert page.count(f">{DEPTH}</button></th>") == page.count(f">{CONV}</button></th>") == 2
     assert "<td>03-depth1-seed43</td><td>" + view.sweep.trials[3].signature in re.sub(r"\s*\n\s*", "", page)
