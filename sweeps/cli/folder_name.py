@@ -27,6 +27,7 @@ from sweeps.state.history import last_command
 _MOST = 48  # characters of what a name tells; a digest stands for the rest
 _DIGITS = 8  # of that digest
 _NAME = re.compile(r"\w[\w.-]{0,99}")
+_TAKEN = ("single", "hydra")  # below runs_dir, by jobs.pretrain
 _WORD = re.compile(r"[A-Za-z0-9_.+-]+")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w./@-]*=")
 # Options of a sweep that take no value; the word after any other one is its value.
@@ -236,6 +237,8 @@ def _escaped(name: str) -> str:
 def _named(runs_dir: Path, name: str, spec: SweepSpec, scale: ScaleName) -> Path:
     if not _NAME.fullmatch(name):
         raise ValueError(f"--name must be the name of a folder, of letters, digits, _, . and -, at most 100; got {name[:120]!r}")
+    if name in _TAKEN:
+        raise ValueError(f"--name must not be {' or '.join(_TAKEN)}, which hold single runs; got {name}: choose another name")
     folder = runs_dir / name
     if is_sweep(folder):
         with reading(folder / "sweep.json"):

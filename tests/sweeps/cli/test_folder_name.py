@@ -208,6 +208,8 @@ def test_a_name_is_that_of_a_folder(own: SweepSpec, tmp_path: Path, name: str) -
 
 
 def test_a_name_is_not_that_of_another_sweep(own: SweepSpec, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--name must not be single or hydra, which hold single runs; got single: choose another name$"):
+        planned(own, tmp_path, "--name", "single")
     begun(own, tmp_path, [])
     with pytest.raises(
         ValueError, match=r"^--name must be a new folder, or one of mask_ratio at smoke scale; got own_rate-smoke, that of own_rate"
