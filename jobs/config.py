@@ -368,7 +368,7 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool
     for override, typed in zip(overrides, read, strict=True):
         key = override.partition("=")[0]
         kind = _type_of(key, task)
-        if key != "cluster" and (kind is not None or key in task.groups()) and _parsed(typed).value_type in _SEVERAL:
+        if key != "cluster" and kind is not None and _parsed(typed).value_type in _SEVERAL:
             refuse_several(override, kind is _TEXTS or get_origin(kind) is list)
     _check_choices(overrides, task)
     profile = _profile(overrides)
