@@ -25,6 +25,7 @@ from sweeps.search import warnings
 from sweeps.spec import hyperparameters
 from sweeps.state.view import View
 
+_LONG_NAME = 30  # characters, of which a column is wide where there is room
 _MOST_ROWS = 100  # configurations in the page's table
 _MOST_CURVES = 100  # drawn at once
 _GREY = "#5b5f66"  # of trials without a colour
@@ -71,6 +72,7 @@ def build(view: View) -> str:
         header=html_trials.header(view, metrics, unit, keys),
         trials={t.signature: html_trials.cells(view, t, row, metrics, keys) for t, row in zip(sweep.trials, seen.rows, strict=True)},
         failures=failures,
+        long=max(len(t.label) for t in sweep.trials) > _LONG_NAME,
         data=_data(seen, scores | costs | search, curves, hues, unit),
         most_curves=_MOST_CURVES,
         style=(_PAGE / "report.css").read_text(),
