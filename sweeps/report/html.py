@@ -25,8 +25,10 @@ from sweeps.search import warnings
 from sweeps.spec import hyperparameters
 from sweeps.state.view import View
 
+_LONG_NAME = 30  # characters, of which a column is wide where there is room
 _MOST_ROWS = 100  # configurations in the page's table
 _MOST_CURVES = 100  # drawn at once
+_GREY = "#5b5f66"  # of trials without a colour
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("figures.js", "details.js", "tables.js", "start.js")
 Figures = dict[str, tuple[str, go.Figure]]  # ID of its element -> heading and figure
@@ -45,7 +47,7 @@ def build(view: View) -> str:
     table = html_trials.scores_first(peoples_table(view, _MOST_ROWS, keys, seen), len(keys), len(metrics))
     warned = {t.signature: [w.line for w in found] for t in sweep.trials if (found := warnings.warnings_of(view, t))}
     answer, beside = html_text.answer(view, seen), html_text.beside_the_answer(view, seen)
-    failures = html_text.failures(view, seen)
+    failures, places = html_text.failures(view, seen), html_trials.places(sweep.trials)
     return _template().render(
         view=view,
         sweep=sweep,
@@ -61,7 +63,7 @@ def build(view: View) -> str:
         table=table,
         notes=_notes(table, [answer[0], *beside], seen),
         best=score_of_best(view, seen.lead) if seen.lead is not None and is_estimated(seen.lead) else "",
-        configurations=[s.key for s in shown[:_MOST_ROWS]],
+        configurations=[places[s.key] for s in shown[:_MOST_ROWS]],
         cost_lines=[*html_text.costs(view), *advice_lines(view)],
         costs=costs,
         search=search,
@@ -70,6 +72,7 @@ def build(view: View) -> str:
         header=html_trials.header(view, metrics, unit, keys),
         trials={t.signature: html_trials.cells(view, t, row, metrics, keys) for t, row in zip(sweep.trials, seen.rows, strict=True)},
         failures=failures,
+        long=max(len(t.label) for t in sweep.trials) > _LONG_NAME,
         data=_data(seen, scores | costs | search, curves, hues, unit),
         most_curves=_MOST_CURVES,
         style=(_PAGE / "report.css").read_text(),
@@ -83,7 +86,7 @@ def _data(seen: Seen, figures: Figures, curves: Sequence[Mapping[str, Curve]], h
     """Return what the page's script reads."""
     view, trials = seen.view, seen.view.sweep.trials
     common, own = html_trials.configurations(trials)
-    logs = html_text.logs_of(view)
+    logs, places = html_text.logs_of(view), html_trials.places(trials)
     return {
         "name": view.sweep.path.name,
         "figures": {name: json.loads(figure.to_json()) for name, (_, figure) in figures.items()},
@@ -92,7 +95,14 @@ def _data(seen: Seen, figures: Figures, curves: Sequence[Mapping[str, Curve]], h
         },
         "trials": [
             html_trials.of_script(
-                view, trial, of_trial, values, logs.get(trial.signature, ""), hues.get(trial.configuration, "#6b7280"), unit
+                view,
+                trial,
+                places[trial.configuration],
+                of_trial,
+                values,
+                logs.get(trial.signature, ""),
+                hues.get(trial.configuration, _GREY),
+                unit,
             )
             for trial, of_trial, values in zip(trials, curves, own, strict=True)
         ],

@@ -127,7 +127,8 @@ def scores_figure(view: View, table: Sequence[Summary], metric: str, hues: Mappi
             hovertemplate=[f"{s.label}<br>paper: {s.paper[metric]:{form}}, one seed<extra></extra>" for s, _ in papers],
         )
     figure.update_layout(showlegend=False)
-    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], type="category")
+    # The range keeps the rows of configurations without a score, which lie at its end, off the axis.
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], type="category", range=[-0.6, len(names) - 0.4])
     figure.update_xaxes(title=in_units(view, title(view, metric), "{}, {}"))
     return layout(figure, 90 + sum(22 + 15 * name.count("<br>") for name in names))
 

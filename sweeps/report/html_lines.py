@@ -68,7 +68,7 @@ def _baseline(seen: Seen, metric: str) -> list[tuple[str, float, str]]:
     first = seen.view.sweep.trials[0].configuration
     base = next((s for s in seen.table if s.key == first), None)
     mean = None if base is None or metric not in base.spreads else base.spreads[metric].mean
-    if base is None or mean is None or len(seen.table) < 2:
+    if base is None or mean is None or sum(bool(s.values.get(metric)) for s in seen.table) < 2:
         return []
     name = "baseline" if seen.view.sweep.search is not None else f"first configuration, {called(base.label)}"
     return [(name, mean, "dash")]

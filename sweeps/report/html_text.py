@@ -73,9 +73,11 @@ def called(label: str) -> str:
 def answer(view: View, seen: Seen | None = None) -> tuple[str, bool]:
     """Return a one-sentence answer with its uncertainty, and whether it is significant."""
     lead = (seen or Seen(view)).lead
-    if lead is None:
-        return "No run has completed yet.", False
     left = to_end(view)
+    if lead is None:
+        ended = collections.Counter(s.name for s in view.states().values() if s.ended)
+        said = ", ".join(f"{n} {name}" for name, n in ended.items())
+        return (f"No run has completed: {said}." if said and not left else "No run has completed yet."), False
     so_far = f"So far, with {left} of {left + sum(s.ended for s in view.states().values())} runs pending: " if left else ""
     number, beside = parts_of_best(view, lead)
     best = f"{called(lead.best.label)} with {number} {title(view, lead.metric)} ({beside})"

@@ -30,6 +30,11 @@ def configurations(trials: Sequence[Trial]) -> tuple[dict[str, Any], list[dict[s
     return common, [{key: values[key] for key in keys if key in several and key in values} for values in flat]
 
 
+def places(trials: Sequence[Trial]) -> dict[str, int]:
+    """Return configuration -> number, by which the page's script knows it: what tells configurations apart may be long."""
+    return {configuration: i for i, configuration in enumerate(dict.fromkeys(t.configuration for t in trials))}
+
+
 def _text(value: Any) -> str:
     """Return a text that tells values apart, 1 from 1.0 and True too."""
     return json.dumps(value, default=str)
@@ -80,14 +85,17 @@ def scores_first(table: PeoplesTable, keys: int, metrics: int) -> PeoplesTable:
 
 
 def of_script(
-    view: View, trial: Trial, curves: Mapping[str, Curve], values: Mapping[str, Any], log: str, colour: str, unit: str
+    view: View, trial: Trial, place: int, curves: Mapping[str, Curve], values: Mapping[str, Any], log: str, colour: str, unit: str
 ) -> dict[str, Any]:
-    """Return the data of a trial for the page's script; `values` are those that not all trials have in common."""
+    """Return the data of a trial for the page's script; `values` are those that not all trials have in common.
+
+    `place` is the number of its configuration.
+    """
     return {
         "signature": trial.signature,
         "number": trial.number,
         "name": trial.name,
-        "configuration": trial.configuration,
+        "configuration": place,
         "colour": colour,
         "curves": {name: _points(curve) for name, curve in curves.items()},
         "values": {

@@ -42,7 +42,7 @@ function filter(text) {
   matching = new Set(found.map((t) => t.signature));
   for (const [signature, row] of rows) row.hidden = !matching.has(signature);
   const configurations = new Set(found.map((t) => t.configuration));
-  for (const row of document.querySelectorAll("#results tbody tr[data-configuration]")) row.hidden = !configurations.has(row.dataset.configuration);
+  for (const row of document.querySelectorAll("#results tbody tr[data-configuration]")) row.hidden = !configurations.has(Number(row.dataset.configuration));
   // It stands above each table, and acts on both and on the curves.
   document.querySelectorAll("input.filter").forEach((input) => { if (input.value !== text) input.value = text; });
   const said = words.length ? found.length + " of " + trials.length + " trials match" : "";

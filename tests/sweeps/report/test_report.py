@@ -59,6 +59,10 @@ def test_while_runs_are_pending_the_answer_says_so(tmp_path: Path) -> None:
     view = made(tmp_path, {**CLEAR, "pointwise": [61.0, 60.2]})
     assert html_text.answer(view)[0].startswith("So far, with 1 of 9 runs pending: the best is depth 2")
     assert html_text.answer(made(tmp_path / "none", {})) == ("No run has completed yet.", False)
+    broken = made(tmp_path / "broken", {}, seeds=1)
+    for number in range(3):
+        failed(broken, number, "why")
+    assert html_text.answer(View(broken.sweep)) == ("No run has completed: 3 failed.", False)
     for empty in (made(tmp_path / "empty", {}), made(tmp_path / "one", {"depth 1": [50.0]})):
         assert "Trials" in html.build(empty)
 
