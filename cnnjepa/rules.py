@@ -247,6 +247,10 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         "be positive with optimizer.name=lars, which scales only decayed weights",
         optimizer.weight_decay,
     )
+    if config.encoder.graphs:
+        _require(config.method.name == "cnn_jepa", "encoder.graphs", "be false with any method but cnn_jepa", True)
+        _require(not config.encoder.compile, "encoder.graphs", "be false with encoder.compile, which takes the same part", True)
+        _require(ranks == 1 or not config.encoder.sync_bn, "encoder.graphs", "be false with encoder.sync_bn on several ranks", True)
     if config.encoder.compile:
         _require(config.method.name == "cnn_jepa", "encoder.compile", "be false with any method but cnn_jepa", config.encoder.compile)
         alone = ranks == 1 or not config.encoder.sync_bn

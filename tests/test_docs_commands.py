@@ -80,6 +80,7 @@ TYPED = {
         "global_batch_size=32 micro_batch_size=32 probes.linear_paper_epochs=1",
         after=(_PACK,),
     ),
+    "python -m jobs.preflight --gpu encoder.name=resnet50 data.image_size=224 precision=bf16": Run("not run: "),
     "python -m jobs.drill --cluster komondor account=abc --dry-run": Run("#SBATCH --partition=gpu"),
     "python sweeps/predictor_ablation.py --cluster local --retry-failed": Run(
         "linear top-1, test", f"--name {Path(_ABLATION).name} --seeds 1", _SHORT, after=(_RUN_ABLATION,)

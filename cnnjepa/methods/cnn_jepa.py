@@ -25,6 +25,7 @@ from cnnjepa.masking import draw_visible
 from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.encoders import Encoder
+from cnnjepa.models.graphs import Graphed
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.predictor import build_predictor
 from cnnjepa.rules import require_encoder, validate_ema, validate_mask
@@ -117,6 +118,8 @@ class Method(BaseMethod[Config]):
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02))
         compiled = encoder.compile
         self.run_target, self.run_predictor = (compiled_or_not(m, compiled) for m in (self.target_encoder, self.predictor))
+        if encoder.graphs:
+            self.run_target = Graphed(self.target_encoder)
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:

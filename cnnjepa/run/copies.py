@@ -15,7 +15,8 @@ class SideStream:
     """Copies of one state. `cuda` is torch.cuda; tests pass a stand-in that records what it is asked."""
 
     def __init__(self, cuda: Any) -> None:
-        self._cuda, self._stream = cuda, None
+        self._cuda = cuda
+        self._stream: Any = None
 
     def copy(self, tensor: "Tensor") -> "Tensor":
         """Return a copy in pinned host memory, which is whole once what `close` returns has been called."""

@@ -50,6 +50,7 @@ def test_neutral_are_only_what_cannot_change_a_result() -> None:
         "data.workers",
         "encoder.execution",
         "encoder.compile",
+        "encoder.graphs",
         "device",
         "threads",
         "checkpoint.every_minutes",

@@ -1,0 +1,187 @@
+"""CUDA graphs without a GPU: RecordingCuda stands in for torch.cuda. It records the ops of a capture, and a replay does them again.
+
+It tells which graph is taken, what its buffers hold, when it is not used, and that a run is the same; nothing about a GPU.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cnnjepa.batch import Batch
+from cnnjepa.config import EncoderConfig, TrainConfig
+from cnnjepa.data_config import DataConfig
+from cnnjepa.methods.cnn_jepa import Config, Method
+from cnnjepa.models import graphs
+from cnnjepa.models.graphs import Graphed
+from cnnjepa.optim import build_optimizer
+from cnnjepa.rules import validate
+from tests.support.tiny import tiny_config
+
+
+class RecordedGraph(TorchDispatchMode):
+    """Stands in for a CUDA graph: the ops of a capture, at fixed addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[tuple[Any, Any, Any, Any]] = []
+        self.replays = 0
+
+    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.ops.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, out in self.ops:
+            again = func(*args, **kwargs)
+            inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+            for place, value in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(place, Tensor) and place.untyped_storage()._cdata not in inputs:
+                    place.copy_(value)
+
+
+class RecordingCuda:
+    """Stands in for torch.cuda."""
+
+    def __init__(self, fails: str = "", wrong: bool = False) -> None:
+        self.captured: list[RecordedGraph] = []
+        self._fails, self._wrong = fails, wrong
+
+    def is_available(self) -> bool:
+        return True
+
+    def Stream(self) -> "RecordingCuda":
+        return self
+
+    def current_stream(self) -> "RecordingCuda":
+        return self
+
+    def wait_stream(self, other: "RecordingCuda") -> None:
+        pass
+
+    @contextlib.contextmanager
+    def stream(self, stream: "RecordingCuda") -> Iterator[None]:
+        yield
+
+    def CUDAGraph(self) -> RecordedGraph:
+        self.captured.append(RecordedGraph())
+        return self.captured[-1]
+
+    @contextlib.contextmanager
+    def graph(self, graph: RecordedGraph) -> Iterator[None]:
+        if self._fails:
+            raise RuntimeError(self._fails)
+        with graph:
+            yield
+        if self._wrong:
+            graph.ops.pop()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
+
+
+def passes(run: Callable[[Tensor], Tensor], module: nn.Module, shapes: list[int]) -> list[Tensor]:
+    """Outputs and statistics of a pass for each size; weights change in place between them, as by EMA."""
+    found, random = [], torch.Generator().manual_seed(1)
+    for size in shapes:
+        with torch.inference_mode():
+            found.append(run(torch.randn(2, 3, size, size, generator=random)).clone())
+        found += [b.clone() for b in module.buffers()]
+        with torch.no_grad():
+            for p in module.parameters():
+                p.mul_(0.9)
+    return found
+
+
+def assert_as_eager(cuda: RecordingCuda, shapes: list[int]) -> None:
+    module, plain = network(), network()
+    for a, b in zip(passes(Graphed(module, cuda), module, shapes), passes(plain, plain, shapes), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_each_shape_has_a_graph_and_its_bits_and_statistics_are_the_modules() -> None:
+    cuda = RecordingCuda()
+    assert_as_eager(cuda, [8, 6, 8, 8, 6])
+    assert [g.replays for g in cuda.captured] == [3, 2]
+
+
+def test_shapes_beyond_the_most_run_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    cuda = RecordingCuda()
+    assert_as_eager(cuda, [8, 6, 7, 8, 7])
+    assert [g.replays for g in cuda.captured] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "says"),
+    [
+        (RecordingCuda(fails="operation not permitted when stream is capturing\nmore"), "operation not permitted when stream is capturing"),
+        (RecordingCuda(wrong=True), "a captured pass must give the same bits as the module; got others"),
+    ],
+    ids=["no capture", "other bits"],
+)
+def test_a_graph_that_fails_or_differs_is_not_used_and_that_is_said_once(
+    cuda: RecordingCuda, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert_as_eager(cuda, [8, 8, 6, 8])
+    assert [r.getMessage() for r in caplog.records] == [f"encoder.graphs is not used: {says}"]
+
+
+def test_without_a_gpu_the_module_runs_as_it_is_and_that_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = RecordingCuda()
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    assert_as_eager(cuda, [8, 8])
+    assert [r.getMessage() for r in caplog.records] == ["encoder.graphs is not used: there is no CUDA device"]
+
+
+def trained(graphed: bool, resumed_after: int = 0) -> dict[str, Tensor]:
+    """State after 4 steps of CNN-JEPA; resumed, with the other choice, after so many."""
+    method = optimizer = None
+    images = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    for step in range(4):
+        if method is None or step == resumed_after:
+            config = TrainConfig(method=Config(), encoder=EncoderConfig(width=4), data=DataConfig(image_size=24))
+            before, method = method, Method(config, total_steps=4).train()
+            moments, optimizer = optimizer, build_optimizer(config.optimizer, [p for p in method.parameters() if p.requires_grad])
+            if graphed != (before is not None):
+                method.run_target = Graphed(method.target_encoder, RecordingCuda())
+            if before is not None and moments is not None:
+                method.load_state_dict(before.state_dict())
+                optimizer.load_state_dict(moments.state_dict())
+        assert optimizer is not None
+        optimizer.zero_grad()
+        method(Batch([images], step, np.arange(4)))["loss"].backward()
+        optimizer.step()
+        method.after_step(step)
+    assert method is not None
+    return method.state_dict()
+
+
+def test_a_run_is_the_same_with_graphs_without_and_resumed_with_the_other_choice() -> None:
+    plain = trained(False)
+    for other in (trained(True), trained(True, resumed_after=2), trained(False, resumed_after=2)):
+        assert all(torch.equal(a, b) for a, b in zip(plain.values(), other.values(), strict=True))
+
+
+def test_it_is_off_by_default_and_refused_where_it_cannot_be() -> None:
+    config = tiny_config()
+    assert not config.encoder.graphs
+    config.encoder.graphs = True
+    validate(config, 1)
+    assert isinstance(Method(config, 1).run_target, Graphed)
+    config.encoder.compile = True
+    with pytest.raises(ValueError, match=r"encoder\.graphs must be false with encoder\.compile"):
+        validate(config, 1)
+    config.encoder.compile, config.encoder.sync_bn = False, True
+    with pytest.raises(ValueError, match=r"encoder\.graphs must be false with encoder\.sync_bn on several ranks"):
+        validate(config, 2)
