@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.task import score_format
 from sweeps.report.aggregate import Leader, Summary, in_units, leader_of, summaries
+from sweeps.report.best import score_of_best
 from sweeps.state.view import View
 
 
@@ -12,7 +12,7 @@ from sweeps.state.view import View
 class Standing:
     """The best configuration so far and the baseline, in words."""
 
-    best: str  # 'depth 2: 71.2 ± 0.4 % (n = 2) by knn; tied: 4 of 11 may be the best (p = 0.31)', "" without a score
+    best: str  # 'depth 2: 71.2 % (95 % interval 70.1 to 72.3) by knn; tied: 4 of 11 may be the best (p = 0.31)', or ""
     baseline: str
     leading: str = ""  # label of the best
     first: str = ""  # label of the baseline
@@ -26,8 +26,7 @@ def standing(view: View, table: Sequence[Summary] | None = None) -> Standing:
     first = view.sweep.trials[0]
     if lead is None:
         return Standing("", "", first=first.label)
-    score = f"{_score(view, lead.best)} by {lead.metric}"
-    best = "; ".join(filter(None, [score, _verdict(lead), _without_luck(view, lead)]))
+    best = f"{lead.best.label}: {score_of_best(view, lead)} by {lead.metric}; {_verdict(lead)}"
     return Standing(best, _baseline(view, table, lead), lead.best.label, first.label, lead)
 
 
@@ -47,15 +46,6 @@ def _verdict(lead: Leader) -> str:
     if lead.significant:
         return f"significantly better than all others ({p})"
     return f"tied: {len(found.candidates)} of {every} may be the best ({p})"
-
-
-def _without_luck(view: View, lead: Leader) -> str:
-    """Return 'by other seeds 70.1 (95 % interval 68.0 to 72.2)': its score by seeds that did not select it, or "" if unknown."""
-    found, form = lead.winner, score_format(view.sweep.task.UNIT, 1)
-    if found.estimate is None or lead.other is None:
-        return ""
-    interval = "" if found.low is None or found.high is None else f" (95 % interval {found.low:{form}} to {found.high:{form}})"
-    return f"by other seeds {found.estimate:{form}}{interval}"
 
 
 def _baseline(view: View, table: Sequence[Summary], lead: Leader) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from sweeps.report import board
+from sweeps.report.best import score_of_best
 from sweeps.report.board import Board, duration, left_line
 from sweeps.report.standing import Standing, standing
 from sweeps.report.status import sweep_status
@@ -32,8 +33,12 @@ def under_way(tmp_path_factory: pytest.TempPathFactory) -> View:
 
 def test_a_glance_answers_what_is_best_whether_it_is_real_what_runs_and_what_has_failed(under_way: View) -> None:
     shown = " ".join(text_of(under_way, 160).split())
+    lead = standing(under_way).leader
+    assert lead is not None
+    best = score_of_best(under_way, lead)
+    assert "95 % interval" in best
     assert "tiny_sweep (paper): 1 failed, 6 completed, 2 running of 9 trials" in shown
-    assert "best depth 2: 75.6 ± 0.6 % (n = 2) by linear.holdout_top1; significantly better than all others (p" in shown
+    assert f"best depth 2: {best} by linear.holdout_top1; significantly better than all others (p" in shown, "the number of every table"
     assert "baseline depth 1: 60.5 ± 0.7 % (n = 2); the best is significantly better" in shown
     assert "now 1 training, 1 probing" in shown
     assert re.search(r"time about \d+ (s|min) left, until \d\d:\d\d", shown)
@@ -54,7 +59,7 @@ def test_completed_trials_stay_with_score_and_cost_the_best_first(under_way: Vie
 def test_what_is_not_certain_is_not_called_certain(tmp_path: Path) -> None:
     tied = standing(made(tmp_path / "tied", ALIKE))
     assert re.fullmatch(
-        r"depth 2: 71\.2 ± 0\.8 % \(n = 3\) by linear\.holdout_top1; tied: 2 of 3 may be the best \(p = [0-9.]+\).*", tied.best
+        r"depth 2: [0-9.]+ % \(95 % interval [0-9. to]+\) by linear\.holdout_top1; tied: 2 of 3 may be the best \(p = [0-9.]+\)", tied.best
     )
     assert tied.baseline.endswith("; the best is tied with it")
     single = standing(made(tmp_path / "single", {"depth 1": [60.0], "depth 2": [70.0]}))
