@@ -7,6 +7,7 @@ versions put everything into NAME-SCALE: what began there goes on there.
 
 import argparse
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -206,11 +207,11 @@ def folder_of(
     Raise ValueError if --name is none of a folder, or names that of another sweep.
     """
     usual = f"{spec.name}-{scale.name}"
-    grid = "-grid" * bool(spec.space and asked.sampler == "grid")
+    grid = bool(spec.space and asked.sampler == "grid")
     if asked.name is not None:
         return _named(runs_dir, asked.name, spec, scale)
     changed = base.changed(asked.overrides)
-    first = runs_dir / f"{usual}{grid}"
+    first = runs_dir / f"{usual}{'-grid' * grid}"
     if not changed:
         return first
     named = runs_dir / f"{first.name}{base.suffix(asked.overrides)}"
@@ -218,7 +219,7 @@ def folder_of(
         return named
     beside = [path.parent for path in sorted(runs_dir.glob(f"{_escaped(first.name)}-*/sweep.json"))]
     for folder in [first, *beside]:
-        if is_sweep(folder) and _last_changed(base, folder, spec) == changed:
+        if is_sweep(folder) and _may_be_of(folder, spec, scale) and _last_changed(base, folder, spec, grid) == changed:
             return folder
     # It may have begun in the usual folder and been taken out of its tables since.
     begun = {path.name for path in (first / "trials").glob("[!.]*")} if is_sweep(first) else set()
@@ -241,9 +242,7 @@ def _named(runs_dir: Path, name: str, spec: SweepSpec, scale: ScaleName) -> Path
         raise ValueError(f"--name must not be {' or '.join(_TAKEN)}, which hold single runs; got {name}: choose another name")
     folder = runs_dir / name
     if is_sweep(folder):
-        with reading(folder / "sweep.json"):
-            values = read_json(folder / "sweep.json")
-            held = checked(str, values["name"], "name"), checked(str, values["scale"], "scale")
+        held = _held(folder)
         if held != (spec.name, scale.name):
             got = f"that of {held[0]} at {held[1]} scale"
             raise ValueError(
@@ -252,10 +251,27 @@ def _named(runs_dir: Path, name: str, spec: SweepSpec, scale: ScaleName) -> Path
     return folder
 
 
-def _last_changed(base: Base, folder: Path, spec: SweepSpec) -> Leaves | None:
-    """Return what the last command in a folder changed, None if that is unknown or the folder was named by hand."""
+def _held(folder: Path) -> tuple[str, str]:
+    """Return name and scale of the sweep in a folder."""
+    with reading(folder / "sweep.json"):
+        values = read_json(folder / "sweep.json")
+        return checked(str, values["name"], "name"), checked(str, values["scale"], "scale")
+
+
+def _may_be_of(folder: Path, spec: SweepSpec, scale: ScaleName) -> bool:
+    """Return whether a folder may hold this sweep: one whose file is damaged is then refused by name, and not begun elsewhere."""
+    try:
+        return _held(folder) == (spec.name, scale.name)
+    except ValueError:
+        return True
+
+
+def _last_changed(base: Base, folder: Path, spec: SweepSpec, grid: bool) -> Leaves | None:
+    """Return what the last command in a folder changed, None if that is unknown, of another kind, or its folder was named by hand."""
     words = last_command(folder)
     if not words or any(word == "--name" or word.startswith("--name=") for word in words):
+        return None
+    if grid != ("--sampler=grid" in words or ("--sampler", "grid") in itertools.pairwise(words)):
         return None
     try:
         return base.changed(_today(overrides_in(words), task_named(spec.task_name)))

@@ -196,6 +196,18 @@ def test_other_run_ids_of_an_earlier_version_do_not_hide_its_folder(own: SweepSp
 def test_a_folder_that_was_named_otherwise_by_an_earlier_version_goes_on(own: SweepSpec, tmp_path: Path) -> None:
     old = begun(own, tmp_path, ["width=4"], "own_rate-smoke-w4")
     assert planned(own, tmp_path, "width=4").path == old.path
+    grid = begun(own, tmp_path, ["width=7"], "own_rate-smoke-grid-width7")
+    text = (grid.path / "commands.jsonl").read_text()
+    (grid.path / "commands.jsonl").write_text(text.replace('"width=7"', '"--sampler", "grid", "width=7"'))
+    assert planned(own, tmp_path, "width=7").path == tmp_path / "own_rate-smoke-width7"
+    (grid.path / "sweep.json").write_text("{")  # that of another one stops nothing
+    assert planned(own, tmp_path, "width=7").path == tmp_path / "own_rate-smoke-width7"
+    (old.path / "sweep.json").write_text("{")
+    with pytest.raises(ValueError, match=r"w4/sweep\.json: .*: restore it from a copy"):
+        planned(own, tmp_path, "width=4")
+    other = dataclasses.replace(own, name="own_rate-smoke-other")
+    begun(other, tmp_path, ["width=9"])
+    assert planned(own, tmp_path, "width=9").path == tmp_path / "own_rate-smoke-width9"
     by_hand = begun(own, tmp_path, ["--name", "own_rate-smoke-x", "width=6"], "own_rate-smoke-x")
     assert planned(own, tmp_path, "width=6").path != by_hand.path
 
