@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnjepa.config import NEED_NO_LABELS, ProbeConfig, TrainConfig, method_module, method_names, optimizer_presets, own_probes, probe_names
@@ -12,11 +13,12 @@ from cnnjepa.rules import validate
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
 from cnnjepa.run.identity import identity, lookup
 from cnnjepa.run.losses import LossCurve
-from cnnjepa.run.ranks import pick_device
+from cnnjepa.run.ranks import Device, pick_device
 from cnnjepa.run.scores import Probed, Scores
 from cnnjepa.warnings import NEEDS, Probes, early_warnings
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Module
 
 __all__ = ["validate"]
@@ -32,6 +34,7 @@ KEYS = {
     "batch": "global_batch_size",
     "warmup_epochs": "optimizer.warmup_epochs",
     "probes": "probes",
+    "tensorboard": "log.tensorboard",
 }
 # Each method brings its own optimiser, unless another is given.
 DEFAULTS = ("_self_", {"method": "cnn_jepa"}, {"optimizer": "${method}"}, {"data": "digits"})
@@ -281,6 +284,13 @@ def encoder(config: TrainConfig, state: Mapping[str, Any]) -> "Module":
     method.load_state_dict(state["method"])
     network: Module = method.probe_encoder
     return network
+
+
+def features(config: TrainConfig, state: Mapping[str, Any], folder: Path, device: Device) -> "tuple[list[str], Tensor]":
+    """Return the path of each image below `folder`, relative to it, and the features that the probes see, [N, D]."""
+    from cnnjepa.probes.of_folder import features_of
+
+    return features_of(encoder(config, state), config, folder, device)
 
 
 def export(config: TrainConfig, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

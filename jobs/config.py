@@ -353,10 +353,11 @@ def comma_explained(overrides: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool = True) -> JobSpec:
+def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool = True, validated: bool = True) -> JobSpec:
     """Compose and validate one job; raise ValueError, one line with key, rule and value.
 
-    Without `trains`, its batch need not be one that the profile's ranks can share.
+    Without `trains`, its batch need not be one that the profile's ranks can share. Without
+    `validated`, nothing is checked that other ranks could change.
     """
     name = _last(overrides, "task") or name
     task = task_named(name)
@@ -379,5 +380,6 @@ def compose_job(overrides: Sequence[str], name: str = DEFAULT_TASK, trains: bool
         raise ValueError(f"overrides must fit the configuration; got {' '.join(overrides)}: {said}") from error
     if job.cluster.name != _file_of(profile).stem:
         raise ValueError(f"{_file_of(profile)} must hold name: {_file_of(profile).stem}; got {job.cluster.name!r}")
-    task.validate(job.train, job.cluster.ranks_per_trial if trains else 1)
+    if validated:
+        task.validate(job.train, job.cluster.ranks_per_trial if trains else 1)
     return job

@@ -12,6 +12,7 @@ from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import signature
 from jobs.cli import Parser, exit_status, printable, require_writable
 from jobs.task import task_of
+from jobs.trials import run_folder
 
 
 def export(run_dir: Path, target: Path) -> int:
@@ -34,15 +35,16 @@ def main() -> int:
     example = "example:\n  python -m jobs.export runs/single/<run ID>"
     parser = Parser(prog="python -m jobs.export", description=text, epilog=example)
     what = parser.add_argument_group("what to export")
-    what.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run folder with a checkpoint")
+    what.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run folder with a checkpoint, or SWEEP_FOLDER/TRIAL")
     what.add_argument("file", type=Path, metavar="FILE", nargs="?", help="file to write (default: RUN_DIR/backbone.safetensors)")
     return exit_status(lambda: run(parser.parse_args()))
 
 
 def run(asked: argparse.Namespace) -> int:
     """Do what the command line asks; return 0. Raise ValueError if there is nothing to export."""
-    target = asked.file or asked.run_dir / "backbone.safetensors"
-    step = export(asked.run_dir, target)
+    folder = asked.run_dir if asked.run_dir.exists() else run_folder(asked.run_dir, "RUN_DIR")
+    target = asked.file or folder / "backbone.safetensors"
+    step = export(folder, target)
     print(printable(f"{target}: target backbone after {step} steps"))
     return 0
 

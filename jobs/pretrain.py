@@ -29,6 +29,7 @@ from jobs.config import (
     register_schemas,
     split_multirun,
 )
+from jobs.like import Original, expanded
 from jobs.planned import planned
 from jobs.private import make_private
 from jobs.run import check_jobs, run_job
@@ -52,16 +53,17 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
     return printable("\n".join(lines), keep="\n")
 
 
-def run(job: JobSpec) -> int:
-    """Run `job`, print how it ended, and return the exit status."""
+def run(job: JobSpec, original: Original | None = None) -> int:
+    """Run `job`, print how it ended, and return the exit status; `original` is the run that --like names."""
     task = task_of(job.train)
     task.validate(job.train, rank_count())
     with joined(task.get(job.train, "device", Device.cpu)):  # once: the ranks could not meet a second time
-        return _run(job)
+        return _run(job, original)
 
 
-def _run(job: JobSpec) -> int:
+def _run(job: JobSpec, original: Original | None) -> int:
     job, lines = planned(job)
+    lines += [original.line(job)] if original is not None else []
     for line in lines if is_main_rank() else ():
         print(printable(line), flush=True)
     check_jobs([job], rank_count())
@@ -171,12 +173,15 @@ def command_line() -> Parser:
     """Return the parser, with the Hydra options that make sense here."""
     examples = """examples:
   python -m jobs.pretrain data=digits epochs=10 optimizer.warmup_epochs=1
-  python -m jobs.pretrain -m optimizer.lr=0.001,0.003 epochs=10"""
+  python -m jobs.pretrain -m optimizer.lr=0.001,0.003 epochs=10
+  python -m jobs.pretrain --like runs/predictor_ablation-smoke/3 epochs=20"""
     text = "Pretrain one model, or with -m one model per combination of values. Also runs under torchrun or srun."
     parser = Parser(prog="python -m jobs.pretrain", description=text, epilog=examples, keys=override_keys)
     what = parser.add_argument_group("what to run")
     what.add_argument("overrides", nargs="*", metavar="key=value", help="such as epochs=10, method=simclr or run_dir=runs/mine")
     what.add_argument("-m", "--multirun", action="store_true", help="run every combination of values such as optimizer.lr=0.001,0.003")
+    like = "begin from the configuration of that run, SWEEP_FOLDER/TRIAL or a run folder; the overrides change it"
+    what.add_argument("--like", metavar="TRIAL", help=like)
     look = parser.add_argument_group("look, and run nothing")
     look.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the configuration as YAML")
     look.add_argument("--resolve", action="store_true", help="with --cfg: resolve references to other keys")
@@ -196,14 +201,17 @@ def run_command() -> int:
     adopt_srun_ranks()
     task = task_named(DEFAULT_TASK)
     register_schemas(task)
-    arguments = qualified(sys.argv[1:])
+    typed, original = expanded(sys.argv[1:])
+    arguments = qualified(typed)
     flags = [a for a in arguments if a.startswith("-")]
     launcher = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), "basic")
     if not flags:
-        return run(compose_job(arguments))
+        return run(compose_job(arguments), original)
     command_line().parse_args(arguments)
     multirun = bool({"-m", "--multirun"} & set(flags))
     jobs = checked_multirun([a for a in arguments if a not in flags]) if multirun else []
+    for line in [original.line(job) for job in jobs] if original is not None else ():
+        print(printable(line), flush=True)
     # Hydra adds what a profile's `sbatch` does not hold yet with ++ alone.
     for_hydra = [f"{'++' * a.startswith('cluster.sbatch.')}{as_typed(a, task, several=multirun)}" for a in arguments]
     if multirun and launcher in ("submitit_slurm", "submitit_local"):

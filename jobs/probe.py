@@ -22,7 +22,7 @@ from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, 
 from cnnjepa.run.scores import Probed, Scores, is_lacking, locked, record
 from cnnjepa.run.typed import build, checked
 from jobs import preflight, provenance, snapshot
-from jobs.cli import STOPPED, Parser, begun, exit_status, printable, require_writable, resolved, stop_on_signals
+from jobs.cli import STOPPED, Parser, begun, exit_status, printable, require_writable, stop_on_signals
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.slurm.limits import arrays_for, require_room
 from jobs.slurm.nodes import Nodes, off_bad_nodes
@@ -30,6 +30,7 @@ from jobs.slurm.queue import Queue, SlurmError, has_slurm, own_restart
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import Array, render, submit
 from jobs.task import Task, task_of
+from jobs.trials import run_folder
 
 ALL_THERE, NOT_SCORED = "nothing to do, all scores are there", "not scored"
 _STARTS_ALLOWED = 10  # of one job: what is not scored by then needs a longer limit
@@ -345,7 +346,7 @@ Exit status: 0 every completed run has its scores, or jobs are queued, 1 one has
 
     parser = Parser(prog="python -m jobs.probe", description=text, epilog=example, keys=keys, intermixed=True)
     what = parser.add_argument_group("what to score")
-    what.add_argument("folder", type=Path, metavar="RUN_OR_SWEEP", help="run folder, trial folder or sweep folder")
+    what.add_argument("folder", type=Path, metavar="RUN_OR_SWEEP", help="run folder, SWEEP_FOLDER/TRIAL or sweep folder")
     what.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="set a key of the probes (probes.knn_k=20) or of the profile"
     )
@@ -357,7 +358,7 @@ Exit status: 0 every completed run has its scores, or jobs are queued, 1 one has
 
 def run(asked: argparse.Namespace) -> int:
     """Do what the command line asks; return the exit status. Raise ValueError before anything starts."""
-    folder = resolved(asked.folder, "RUN_OR_SWEEP")
+    folder = run_folder(asked.folder, "RUN_OR_SWEEP")
     if folder.is_file():
         return run_job_share(folder)
     runs = runs_of(folder)

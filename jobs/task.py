@@ -7,6 +7,7 @@ cnnjepa/run/. Anything else in `Task` is a default that the module may replace b
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,7 @@ class Task:
     train: Callable[[Any, RunFolder, Callable[[], bool], int, Judge], RunResult | None]
     # Optional dotted keys of what the launcher sets or reads: threads, device (a Device), data,
     # data_root (a folder), fingerprint (see `identified`), workers (loader processes), batch (images per step), warmup_epochs,
-    # probes (how a run is scored).
+    # probes (how a run is scored), tensorboard (whether it writes curves into tensorboard/).
     KEYS: Mapping[str, str] = {}
     DEFAULTS: Sequence[Any] = ("_self_",)  # Hydra's defaults list; the cluster is appended
     RENAMED: Mapping[str, str] = {}  # old key: new key; files with the old one still open
@@ -156,6 +157,10 @@ class Task:
     def encoder(self, config: Any, state: Mapping[str, Any]) -> Any:
         """Return the network of a checkpoint's state, a torch.nn.Module: what `Trial.encoder` of the Python API gives."""
         raise ValueError(f"task must define encoder for a run's network to be loaded; got {self.name}")
+
+    def features(self, config: Any, state: Mapping[str, Any], folder: Path, device: Any) -> tuple[list[str], Any]:
+        """Return names of what is in `folder` and a feature vector of each, a tensor [N, D]: `Trial.features` of the Python API."""
+        raise ValueError(f"task must define features for those of a folder to be computed; got {self.name}")
 
     def probed(self, config: Any, own: Any) -> Sequence[Probed]:
         """Return each probe that `config` asks for, of a run whose configuration is `own`."""

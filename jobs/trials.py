@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -56,6 +56,8 @@ class Listed:
     label: str
     seed: int
     signature: str
+    overrides: list[str]  # [] if an earlier version planned it
+    values: dict[str, Any] | None  # its configuration; None where a search has chosen it
 
     @property
     def name(self) -> str:
@@ -126,7 +128,7 @@ def listed(sweep: Path) -> list[Listed]:
         digest = values["search"]["digest"] if values["search"] else None
     if digest is None:
         numbers = given_numbers(batches(sweep))
-        return [Listed(numbers.get(t.signature, t.number), t.label, t.seed, t.signature) for t in trials]
+        return [replace(t, number=numbers.get(t.signature, t.number)) for t in trials]
     for path in sorted(p for p in (sweep / "points").glob("*.json") if BATCH.fullmatch(p.name)):
         with suppress(DamagedError), reading(path):  # it costs its own trial
             choice = read_json(path)
@@ -137,7 +139,14 @@ def listed(sweep: Path) -> list[Listed]:
 
 def _listed(values: dict[str, Any]) -> Listed:
     number, label = checked(int, values["number"], "number"), checked(str, values["setting"], "setting")
-    return Listed(number, label, checked(int, values["seed"], "seed"), checked(str, values["signature"], "signature"))
+    seed, run_id = checked(int, values["seed"], "seed"), checked(str, values["signature"], "signature")
+    given = checked(list[str], values.get("overrides", []), "overrides")
+    return Listed(number, label, seed, run_id, given, checked(dict[str, Any] | None, values.get("values"), "values"))
+
+
+def recorded(sweep: Path, run_id: str) -> Listed | None:
+    """Return the trial of a sweep folder that has a run ID, None if it is not listed."""
+    return next((t for t in listed(sweep) if t.signature == run_id), None)
 
 
 def run_folder(path: Path, what: str) -> Path:

@@ -14,7 +14,7 @@ from jobs.slurm.queue import SlurmError
 from jobs.trials import HOW, find
 from sweeps.cli.cancel import cancel
 from sweeps.execution.monitor import wide_console
-from sweeps.report import tables, usage
+from sweeps.report import one_trial, tables, usage
 from sweeps.report.status import best_line, best_so_far, live_table, rungs_line, skipped_lines, sweep_status, unlisted_line, warning_lines
 from sweeps.search.search import why_over
 from sweeps.state.folder import Sweep
@@ -80,6 +80,7 @@ _COMMANDS = {  # name: one line of help, and the words of an example after the f
     "status": ("show how far each trial is", ""),
     "results": ("print the results table; rebuild results.csv, summary.csv and ablation.png", "--format markdown"),
     "report": ("rebuild report.html, one page that needs no network", ""),
+    "show": ("show one trial: scores, configuration, what differs, attempts, how to run it alone", "3"),
     "logs": ("print the log of a trial until it ends", "0"),
     "nodes": ("show which nodes failed and which are avoided, or forget what happened on some", "--clear gpu07"),
     "cancel": ("stop trials after a checkpoint", ""),
@@ -109,6 +110,9 @@ def command_line() -> Parser:
     made.add_argument("file", metavar="FILE", help="Python file with a SweepSpec, or the name of a sweep that a package offers")
     made.add_argument("rest", nargs="*", metavar="...", help="options of the sweep; FILE --help lists them")
     trial = f"{HOW}, as `status` and --dry-run show them"
+    groups["show"][0].add_argument("trial", metavar="TRIAL", help=trial)
+    groups["show"][0].add_argument("other", nargs="?", metavar="OTHER", help="a trial to compare it with (default: the sweep's base)")
+    groups["show"][1].add_argument("--json", action="store_true", help="print one JSON object, with all hyperparameters")
     groups["logs"][0].add_argument("trial", nargs="?", metavar="TRIAL", help=f"{trial} (default: a running one)")
     groups["cancel"][0].add_argument("trial", nargs="*", metavar="TRIAL", help=f"{trial} (default: all, and their queued jobs)")
     groups["logs"][1].add_argument("--no-follow", dest="follow", action="store_false", help="print the log so far and return")
@@ -149,9 +153,19 @@ def run(parser: Parser) -> int:
         if moved := moved_line(view.sweep, view.watch.queue):
             print(printable(moved))
         return 0
+    if asked.command == "show":
+        return show_trial(view, asked)
     if asked.command == "nodes":
         return show_nodes(view.sweep.nodes, asked)
     return show(view, asked)
+
+
+def show_trial(view: View, asked: argparse.Namespace) -> int:
+    """Print all about the trial that the command names."""
+    trial = find(view.sweep.trials, asked.trial)
+    found = one_trial.about(view, trial, find(view.sweep.trials, asked.other) if asked.other else None)
+    print(json.dumps(found) if asked.json else "\n".join(one_trial.lines(view, trial, found)))
+    return 0
 
 
 def show_nodes(nodes: Nodes, asked: argparse.Namespace) -> int:

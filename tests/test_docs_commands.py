@@ -32,7 +32,19 @@ TYPED = {
     f"python -m sweeps nodes {_ABLATION}": Run("no node is avoided", after=(_RUN_ABLATION,)),
     f"python -m sweeps results {_ABLATION} --format markdown": Run("| configuration |", after=(_RUN_ABLATION,)),
     f"python -m sweeps report {_ABLATION}": Run("report.html", after=(_RUN_ABLATION,)),
-    f"tensorboard --logdir {_ABLATION}": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
+    f"tensorboard --logdir {_ABLATION}/tensorboard": Run("These tags are in", "--inspect", after=(_RUN_ABLATION,)),
+    "python sweeps/predictor_ablation.py --cluster local --seeds 5": Run("55 trials, 8 epochs each", "--dry-run"),
+    f"python -m sweeps cancel {_ABLATION} 3": Run("0 trials cancelled", after=(_RUN_ABLATION,)),
+    f"python -m sweeps cancel {_ABLATION}": Run("0 trials cancelled", after=(_RUN_ABLATION,)),
+    f"python -m sweeps logs --no-follow {_ABLATION} 3": Run("step 10/10", after=(_RUN_ABLATION,)),
+    f"python -m sweeps show {_ABLATION} 7": Run("attempts\n  1: ", after=(_RUN_ABLATION,)),
+    f"python -m jobs.pretrain -m --like {_ABLATION}/3 optimizer.lr=0.003,0.03": Run(
+        "optimizer.lr: 0.01 -> 0.03", "", after=(_RUN_ABLATION,), starts_others=True
+    ),
+    f"python -m jobs.export {_ABLATION}/3": Run("backbone.safetensors: target backbone after", after=(_RUN_ABLATION,)),
+    f"python -m sweeps show {_ABLATION} 3": Run("to run it alone", after=(_RUN_ABLATION,)),
+    f"python -m sweeps show {_ABLATION} 3 0": Run("method.predictor.depth: 1 -> 4", after=(_RUN_ABLATION,)),
+    f"python -m jobs.pretrain --like {_ABLATION}/3 epochs=16": Run("epochs: 2 -> 3", "", "epochs=3", after=(_RUN_ABLATION,)),
     "python sweeps/joint_search.py --cluster local": Run("multi_fidelity chooses up to 16 configurations", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
         "33 runs, 6633 epochs to train"

@@ -11,7 +11,7 @@ import operator
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -217,6 +217,15 @@ def lookup(values: Mapping[str, Any], key: str) -> Any:
             raise ValueError(f"the configuration must have {key}; got one without it: the key may belong to another method")
         value = value[part]
     return value
+
+
+def leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield full key and value of each hyperparameter of plain values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{path}{key}.")
+        elif path or key != "task":
+            yield f"{path}{key}", value
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:

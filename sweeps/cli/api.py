@@ -16,10 +16,12 @@ from rich.console import Console
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder
-from cnnjepa.run.identity import task_module, task_name
+from cnnjepa.run.identity import leaves, task_module, task_name
+from cnnjepa.run.ranks import Device
 from jobs.cli import resolved
 from jobs.plain import PlainTask
 from jobs.task import task_of
+from jobs.trials import find
 from sweeps.cli import run as command
 from sweeps.cli.plan import parse
 from sweeps.cli.plan import plan as planned
@@ -27,7 +29,7 @@ from sweeps.cli.sweep_file import spec_of
 from sweeps.report import aggregate
 from sweeps.report.status import sweep_status
 from sweeps.search.search import is_over
-from sweeps.spec.hyperparameters import columns, leaves
+from sweeps.spec.hyperparameters import columns
 from sweeps.spec.sweep import SweepSpec
 from sweeps.spec.sweep import Trial as PlannedTrial
 from sweeps.state import folder
@@ -148,6 +150,17 @@ class Trial:
         network = task_of(self._values).encoder(self.config, self.checkpoint())
         return network.to(device).eval()  # type: ignore[no-any-return]
 
+    def features(self, folder: "str | Path", device: str = "cpu") -> "pd.DataFrame":
+        """Return the features that the probes see of each image below `folder`, a row per image; its index has their paths.
+
+        Images are resized and normalised as in the run. Raise ValueError without a checkpoint or images.
+        """
+        import pandas as pd
+
+        task, place = task_of(self._values), resolved(Path(folder), "folder")
+        names, found = task.features(self.config, self.checkpoint(), place, Device[device])
+        return pd.DataFrame(found.cpu().numpy(), index=names)
+
     def history(self) -> "pd.DataFrame":
         """Return what the run has recorded so far, a row per record: `kind`, `step`, and each number."""
         import pandas as pd
@@ -243,6 +256,11 @@ class Sweep:
         """Return all trials, in the sweep's order."""
         view = self._look()
         return _trials(view, aggregate.rows(view))
+
+    def trial(self, name: "str | int") -> Trial:
+        """Return the trial of that number, name, run ID or CONFIGURATION/SEED; raise ValueError unless it is exactly one."""
+        found = find(self._look().sweep.trials, str(name))
+        return next(trial for trial in self.trials if trial.run_id == found.signature)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return a row per trial: its run ID, configuration, seed, state and cause; a column per hyperparameter, metric and cost.

@@ -19,7 +19,7 @@ from jobs.slurm.hangs import stacks_to
 from jobs.slurm.nodes import NodeFaultError
 from sweeps.execution.bad_nodes import Place
 from sweeps.execution.scheduler import judge, next_claim, probed_at_rungs
-from sweeps.state import claims
+from sweeps.state import claims, curves
 from sweeps.state.folder import Sweep
 from sweeps.state.history import last_command
 from sweeps.state.trial_state import TrialState
@@ -101,6 +101,8 @@ def run_one_trial(
     folder = view.sweep.trial_dir(trial)
     fit_to(cluster, trial.config, beside_others=True)
     attempt, moved_off = owned.claim.attempt, None
+    if view.sweep.task.value(trial.values, "tensorboard", False):
+        curves.link(view.sweep, trial)
     more: dict[str, Any] = {"spares": place.sparing(view, trial, attempt)} if place else {}
     about = provenance.of_trial(trial.overrides, last_command(view.sweep.path))
     with owned, output_to(folder, attempt), stacks_to(sys.stderr), about:

@@ -36,6 +36,7 @@ from sweeps.report.seen import Seen
 from sweeps.report.terminal import Column, fitted
 from sweeps.spec import hyperparameters
 from sweeps.spec.sweep import Trial
+from sweeps.state import curves
 from sweeps.state.view import View
 
 _TIED = "†"
@@ -298,6 +299,7 @@ def write_all(view: View) -> list[Path]:
     write_atomic(folder / "results.csv", results_csv(view))
     write_atomic(folder / "summary.csv", summary_csv(view))
     plots.draw(view, folder / "ablation.png")
+    curves.link_all(view.sweep)
     written = [folder / "results.csv", folder / "summary.csv", folder / "ablation.png"]
     if view.sweep.costs:
         plots.draw_costs(view, folder / "accuracy_against_cost.png")

@@ -1,21 +1,13 @@
 """Tell which hyperparameters the trials of a sweep differ in, by full key: optimizer.lr."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from cnnjepa.run.identity import leaves
 from sweeps.spec.sweep import Search, Trial
 
 _NOT = ("seed", "task")  # a seed has a column of its own; the task is the sweep's
-
-
-def leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield full key and value of each hyperparameter."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{path}{key}.")
-        elif path or key != "task":
-            yield f"{path}{key}", value
 
 
 def varying(trials: Sequence[Trial], search: Search | None = None) -> list[str]:

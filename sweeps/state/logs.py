@@ -51,7 +51,7 @@ def follow(view: View, trial: Trial | None, keep_on: bool) -> int:
             return 1
         trial = begun[0]
     path, past = sweep.trial_dir(trial) / "log" / "train.log", view.claims(trial)
-    print(printable(f"{trial.label}, seed {trial.seed}: {view.damage(trial) or view.state(trial).name}: {path}"))
+    print(printable(f"{trial.name}: {view.damage(trial) or view.state(trial).name}: {path}"))
     if past and past[-1].slurm:
         print(printable(f"job {past[-1].slurm.job} on {past[-1].slurm.node}: {past[-1].slurm.output(sweep.path)}"))
     position = 0

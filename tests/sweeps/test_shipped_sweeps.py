@@ -102,7 +102,7 @@ def test_a_shipped_sweep_comes_to_its_page_and_every_reader_reads_it(name: str, 
     assert advised.keys() == trials.keys()
     assert read(monkeypatch, "study", str(folder)) == (0, f"optuna-dashboard {folder / 'optuna.journal'}\n")
     first = looked["trials"][0]
-    head = f"{first['setting']}, seed {first['seed']}: {first['state']}: {folder / 'trials' / first['signature'] / 'log' / 'train.log'}\n"
+    head = f"{first['name']}: {first['state']}: {folder / 'trials' / first['signature'] / 'log' / 'train.log'}\n"
     assert read(monkeypatch, "logs", "--no-follow", str(folder), "0") == (0, f"{head}training\n")
     assert read(monkeypatch, "logs", "--no-follow", str(folder))[0] == 0
     status, text = read(monkeypatch, "cancel", str(folder))

@@ -47,7 +47,7 @@ print("RESULT", json.dumps({"rows": len(frame), "states": sorted(set(frame.state
 @pytest.mark.slow
 def test_the_page_runs_as_it_stands_in_a_thread_of_a_process_without_a_file(tmp_path: Path) -> None:
     cells = ["\n".join(b.lines) for b in blocks(page("python-api.md")) if b.language == "python"]
-    assert len(cells) == 6
+    assert len(cells) == 7
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-c", _NOTEBOOK]
     done = subprocess.run(

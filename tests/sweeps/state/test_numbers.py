@@ -144,10 +144,10 @@ def test_a_name_has_a_number_of_two_digits_or_more() -> None:
 
 
 TRIALS = [
-    Listed(0, "depth 1", 42, "ab12000000000000"),
-    Listed(1, "depth 2", 42, "ab34000000000000"),
-    Listed(12, "depth 1", 43, "1200000000000000"),
-    Listed(3, "kernel 5, depth 2", 43, "0300000000000003"),
+    Listed(0, "depth 1", 42, "ab12000000000000", [], None),
+    Listed(1, "depth 2", 42, "ab34000000000000", [], None),
+    Listed(12, "depth 1", 43, "1200000000000000", [], None),
+    Listed(3, "kernel 5, depth 2", 43, "0300000000000003", [], None),
 ]
 
 
