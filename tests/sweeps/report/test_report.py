@@ -190,7 +190,7 @@ def test_text_cannot_end_the_script_it_stands_in(tmp_path: Path) -> None:
     view = made(tmp_path, CLEAR)
     view.sweep.trials[:] = [dataclasses.replace(t, label=t.label + "</script><!--<script>") for t in view.sweep.trials]
     page = html.build(view)
-    assert {t["name"].partition(",")[0] for t in embedded(page)["trials"]} == {s + "</script><!--<script>" for s in CLEAR}
+    assert embedded(page)["files"]["results.csv"].count("</script><!--<script>") == 9
     assert page.count("<script") == 3
     assert page.count("</script>") == 3
 
