@@ -67,7 +67,8 @@ def export(view: View, uri: str, experiment: str) -> list[str]:
         begun()
         counts = target.write(view, [accepted(run, lines) for run in runs])
     except MlflowException as error:
-        raise RuntimeError(f"MLflow must accept the runs; got, from {uri}: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split())
+        raise RuntimeError(f"MLflow must accept the runs; got, from {uri}: {said}: check --tracking-uri and its server") from error
     return [*dict.fromkeys(lines), counts.line(where)]
 
 
