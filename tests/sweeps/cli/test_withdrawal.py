@@ -207,6 +207,7 @@ SINGLE = {
     "a rule": ["epochs=0"],
     "no images": ["data=imagefolder", "data.root=none"],
     "no device": ["device=cuda"],
+    "a data set that is not there": ["data=imagenet100", "data.root=none", "encoder.name=resnet50"],
     "a batch that ranks cannot share": ["global_batch_size=5", "micro_batch_size=4"],
     "a grid of which one is refused": ["-m", "epochs=1,0"],
     "a grid of one on a device that is not here": ["-m", "epochs=1,2", "device=cuda"],
