@@ -15,7 +15,7 @@ from sweeps.spec.sweep import ScaleName, build_trials
 from sweeps.state.folder import Sweep
 from sweeps.state.view import View
 from tests.support.documented import blocks, commands, page
-from tests.support.reported import CLEAR, failed, made
+from tests.support.reported import failed
 from tests.support.tiny_sweep import sweep
 
 SNIPPETS = [textwrap.dedent("\n".join(block.lines)) for block in blocks(page("tasks.md")) if block.language == "python"]
@@ -32,7 +32,7 @@ def test_there_are_25_tasks_each_of_one_command_or_three_lines() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two sweeps: one that was trained, with a failed trial, and one whose scores are made up."""
+    """A sweep of which two trials were trained and one has failed."""
     root = tmp_path_factory.mktemp("tasks")
     spec = sweep()
     trials = build_trials(spec, spec.paper, 2, "local", [])
@@ -43,7 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trial = real.trials[number]
         assert run_job(JobSpec(trial.config, local, real.trial_dir(trial))) is not None
     failed(View(real), 4, "NonFiniteError: loss nan")
-    made(root / "runs" / "predictor_depth-smoke", CLEAR)
     (root / "my_images").mkdir()
     for i in range(3):
         Image.fromarray(np.full((20, 24, 3), 40 * i, np.uint8)).save(root / "my_images" / f"{i}.png")
@@ -54,7 +53,6 @@ SAID = {  # what each prints, in the order of the page
     "best()\nprint(best.configuration": r"(depth \d|pointwise) \d+\.",
     "groupby": r"mean +std +count",
     "history": r"\n1 +\d\.\d+",
-    "concat": r"runs/predictor_ablation-smoke +0 +\S+[\s\S]+runs/predictor_depth-smoke",
     'state == "failed"': r"04-depth2-seed43 +NonFiniteError: loss nan",
     ".features(": r"\(3, \d+\)",
 }
