@@ -75,7 +75,7 @@ def _require_at_rest(sweep: Sweep, trial: Trial, view: View) -> None:
     state = view.state(trial)
     if not state.ended and state not in (TrialState.interrupted, TrialState.waiting, TrialState.cancelled):
         rule = "wait until none of the trials runs or has a job that waits"
-        got = f"{trial.label}, seed {trial.seed}, {state.name}"
+        got = f"{trial.name}, {state.name}"
         raise ValueError(f"--rerun must {rule}; got {got}: python -m sweeps cancel {shlex.quote(str(sweep.path))}")
 
 

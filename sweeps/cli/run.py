@@ -91,7 +91,7 @@ def show_plan(sweep: Sweep, asked: argparse.Namespace, console: Console, missing
         )
     for trial in sweep.trials:
         run_id = "?" * len(trial.signature) if missing else trial.signature
-        console.print(f"{run_id}  {view.state(trial).name:11}  seed {trial.seed}  {trial.label}", highlight=False, soft_wrap=True)
+        console.print(f"{run_id}  {view.state(trial).name:11}  {trial.name}  {trial.label}", highlight=False, soft_wrap=True)
     epochs = " or ".join(str(e) for e in sorted({t.epochs for t in sweep.trials}))
     each = f", {epochs} {sweep.counted} each" if sweep.task.counted(sweep.trials[0].values) else ""
     console.print(f"{len(sweep.trials)} trials{each}, in {sweep.path}", soft_wrap=True)

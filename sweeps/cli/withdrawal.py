@@ -47,5 +47,5 @@ def withdrawn(sweep: Sweep) -> tuple[View, list[Trial]]:
 def _shown(view: View, trials: list[Trial]) -> str:
     """Return '4 completed, 1 failed: depth 2, seed 43; ...'."""
     counts = Counter(view.state(trial).name for trial in trials)
-    named = "; ".join(f"{trial.label}, seed {trial.seed}" for trial in trials[:_NAMED]) + "; ..." * (len(trials) > _NAMED)
+    named = "; ".join(f"{trial.name}" for trial in trials[:_NAMED]) + "; ..." * (len(trials) > _NAMED)
     return f"{', '.join(f'{n} {state}' for state, n in counts.items())} ({named})"

@@ -57,7 +57,7 @@ def announce_changes(sweep: Sweep, console: Console) -> bool:
         if last is not None and last.slurm is not None and not old.state(before[signature]).settled:
             stop = f"scancel {last.slurm.job}{', which also ends the other trials of that job' * last.slurm.shared}"
             what = f"withdrawn, but its job runs to its end; to stop it: {stop}"
-            console.print(f"  {before[signature].label}, seed {before[signature].seed}: {what}", highlight=False, soft_wrap=True)
+            console.print(f"  {before[signature].name}: {what}", highlight=False, soft_wrap=True)
     return True
 
 

@@ -69,5 +69,5 @@ class HungWorkers:
                 where = [last.slurm.node]
                 self._nodes.record(Fault(trial.signature, last.attempt, last.slurm.job, where, FaultKind.hang, cause, time.time()))
             self._end(last)
-            lines.append(f"{trial.label}, seed {trial.seed}: {cause}: the run hangs; its stacks are in its log, and it starts again")
+            lines.append(f"{trial.name}: {cause}: the run hangs; its stacks are in its log, and it starts again")
         return lines

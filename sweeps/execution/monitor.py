@@ -78,8 +78,8 @@ def conclude(view: View, console: Console) -> int:
     not_made = f": not written: {cause}; the results are complete without it; to write it: {again}" if cause else ""
     console.print(tables.terminal_table(view, console.width))
     bad = [r for r in aggregate.rows(view) if r.state is TrialState.failed or (r.state is TrialState.completed and r.cause)]
-    damaged = damaged_lines(view)
-    for line in [*(f"{row.label}, seed {row.seed}: {row.state.name}: {row.cause}" for row in bad), *damaged]:
+    damaged, names = damaged_lines(view), {t.signature: t.name for t in view.sweep.trials}
+    for line in [*(f"{names[row.signature]}: {row.state.name}: {row.cause}" for row in bad), *damaged]:
         console.print(line, highlight=False, soft_wrap=True)
     if any(row.state is TrialState.completed for row in bad):
         console.print(scores_later(view.sweep.path), highlight=False, soft_wrap=True)

@@ -73,7 +73,7 @@ class WorkerOnRanks:
         claim = self._owned.claim
         before = self.view.judged_claims(trial)[-1:]
         self._has_run |= not before or before[0].slurm is None or self.start is None or before[0].slurm.job == self.start.job
-        print(f"trial {trial.signature}: {trial.label}, seed {trial.seed}, attempt {claim.attempt}, step {claim.step}", flush=True)
+        print(f"trial {trial.signature}: {trial.name}, attempt {claim.attempt}, step {claim.step}", flush=True)
         return trial, claim.attempt
 
     def _run_one(self, trial: Trial, epoch: int) -> bool:

@@ -240,7 +240,7 @@ def provenances(view: View) -> tuple[list[Provenance], list[str]]:
         try:
             found += [known for known in [provenance_of(folder)] if known is not None]
         except ValueError as error:
-            damaged.append(f"{trial.label}, seed {trial.seed}: {cause_of(error, folder)}")
+            damaged.append(f"{trial.name}: {cause_of(error, folder)}")
     return found, damaged
 
 

@@ -238,7 +238,7 @@ def to_go_on(view: View) -> str:
 
 def damaged_lines(view: View) -> list[str]:
     """Return a line for each damaged trial, and for each choice of a search that cannot be read."""
-    trials = [f"{t.label}, seed {t.seed}: {cause}" for t in view.sweep.trials if (cause := view.damage(t))]
+    trials = [f"{t.name}: {cause}" for t in view.sweep.trials if (cause := view.damage(t))]
     return [*trials, *(f"choice {number}: {cause}" for number, cause in view.sweep.damaged.items())]
 
 

@@ -25,7 +25,7 @@ def warnings_of(view: View, trial: Trial, probed: Probes | None = None) -> list[
 
 def as_lines(sweep: Sweep, lines: Mapping[str, Sequence[str]], most: int = 8) -> list[str]:
     """Return at most `most` lines 'warning: depth 2, seed 42: ...', and how many more there are."""
-    every = [f"warning: {t.label}, seed {t.seed}: {line}" for t in sweep.trials for line in lines.get(t.signature, ())]
+    every = [f"warning: {t.name}: {line}" for t in sweep.trials for line in lines.get(t.signature, ())]
     more = [f"and {len(every) - most} more warnings, see --json"] if len(every) > most else []
     return every[:most] + more
 

@@ -94,7 +94,7 @@ def test_a_trial_that_runs_is_not_moved_away(begun: tuple[SweepSpec, Sweep, Path
     spec, sweep, _ = begun
     owned = claims.claim(sweep.trial_dir(sweep.trials[1]), 2, "driver", 0)
     assert owned is not None
-    with owned, pytest.raises(ValueError, match=r"^--rerun must wait until none of the trials runs .*; got lr 0\.2, seed 42, running: "):
+    with owned, pytest.raises(ValueError, match=r"^--rerun must wait until none of the trials runs .*; got 01-lr0\.2-seed42, running: "):
         settle(sweep, View(sweep), chosen(spec, "--rerun"), Console())
 
 

@@ -225,7 +225,7 @@ def test_a_sweep_ends_well_where_every_trial_has_all_its_values(
         sweep.trial_dir(trial).mkdir(parents=True)
         sweep.run(trial).write_result(result)
     assert conclude(View(sweep), console) == exit_status
-    reported = {"failed": "s1, seed 42: failed: too bad", "completed": "s1, seed 42: completed: knn: why"}[status]
+    reported = {"failed": "01-s1-seed42: failed: too bad", "completed": "01-s1-seed42: completed: knn: why"}[status]
     assert (reported in said(console)) is bool(exit_status)
 
 

@@ -37,7 +37,7 @@ def test_a_run_that_dies_twice_on_each_of_two_nodes_without_gaining_a_step_is_fa
     assert "its process died 2 times at step 0 without gaining a step" in result["cause"]
     assert "Killed" in result["cause"]
     out = sweep.run("one", code=1)
-    assert "depth 1, seed 42: failed: its process died" in out
+    assert "00-depth1-seed42: failed: its process died" in out
     assert "submitted" not in out
 
 

@@ -142,7 +142,7 @@ def test_warnings_and_advice_stand_on_the_page(tmp_path: Path) -> None:
     metrics = {OBJECTIVE: 40.0, "collapse.feature_std": 0.04}
     view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics=metrics, seconds=90.0, step=3))
     page = html.build(view)
-    assert "warning: <b>depth 2</b>, seed 42: feature_std: collapse.feature_std is 0.04" in page
+    assert "warning: 01-depth2-seed42: feature_std: collapse.feature_std is 0.04" in page
     assert any("collapse.feature_std is 0.04" in line for t in embedded(page)["trials"] for line in t["about"])
     assert "used at most, by 2 completed runs (counters): time " in page
 

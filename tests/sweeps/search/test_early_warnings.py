@@ -221,7 +221,7 @@ def test_status_shows_warnings_of_running_and_of_ended_trials(tmp_path: Path) ->
     assert json.loads(json.dumps(found)) == found
     lines = warning_lines(view, found)
     assert len(lines) == 1
-    assert lines[0].startswith("warning: depth 1, seed 42: rankme: collapse.rankme is 4 at epoch 4, below 5 (the floor); ")
+    assert lines[0].startswith("warning: 00-depth1-seed42: rankme: collapse.rankme is 4 at epoch 4, below 5 (the floor); ")
 
 
 def test_pruning_needs_probes_on_the_way_and_known_names(tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_no_more_warnings_are_shown_than_fit_and_how_many_are_left(tmp_path: Pat
     made = planned(tmp_path)
     first, second, third = (t.signature for t in made.trials)
     lines = {first: [f"a{i}" for i in range(5)], third: ["c"], second: ["b0", "b1"]}
-    in_order = [f"warning: {made.trials[i].label}, seed 42: {line}" for i, line in ((0, "a0"), (0, "a1"), (0, "a2"), (0, "a3"), (0, "a4"))]
-    in_order += [f"warning: {made.trials[i].label}, seed 42: {line}" for i, line in ((1, "b0"), (1, "b1"), (2, "c"))]
+    in_order = [f"warning: {made.trials[i].name}: {line}" for i, line in ((0, "a0"), (0, "a1"), (0, "a2"), (0, "a3"), (0, "a4"))]
+    in_order += [f"warning: {made.trials[i].name}: {line}" for i, line in ((1, "b0"), (1, "b1"), (2, "c"))]
     assert as_lines(made, lines) == in_order  # eight
     assert as_lines(made, {**lines, third: ["c", "d"]}) == [*in_order, "and 1 more warnings, see --json"]
     assert as_lines(made, lines, most=6) == [*in_order[:6], "and 2 more warnings, see --json"]
@@ -373,6 +373,6 @@ def test_jobs_of_withdrawn_trials_that_still_run_are_named_and_those_that_have_e
     with owners[0], owners[1]:
         assert announce_changes(dataclasses.replace(made, trials=[]), console)
     assert sorted(console.export_text().splitlines()[1:]) == [
-        "  depth 1, seed 42: withdrawn, but its job runs to its end; to stop it: scancel 17",
-        "  depth 2, seed 42: withdrawn, but its job runs to its end; to stop it: scancel 18, which also ends the other trials of that job",
+        "  00-depth1-seed42: withdrawn, but its job runs to its end; to stop it: scancel 17",
+        "  01-depth2-seed42: withdrawn, but its job runs to its end; to stop it: scancel 18, which also ends the other trials of that job",
     ]

@@ -135,7 +135,7 @@ def test_provenance_of_another_type_is_named_on_the_page(value: object, view: Vi
     provenance(folder)
     changed(folder / "provenance.json", packages=value)
     lines = html_text.what_was_run(view)
-    assert any("seed 42: damaged: provenance.json: restore it" in line for line in lines)
+    assert any("seed42: damaged: provenance.json: restore it" in line for line in lines)
     assert any("packages" in line for line in html_text.about(view, view.sweep.trials[0], "h"))
 
 
