@@ -207,7 +207,7 @@ def test_completed_runs_without_the_objective_are_failures(tmp_path: Path, monke
     status, said = run(spec, "--runs-dir", str(tmp_path), "--seeds", "1")
     folder = tmp_path / f"{spec.name}-smoke"
     assert status == 1
-    line = "seed 42: completed: linear.strength: the run has no value of it, but knn.holdout_top1, knn.paper_protocol_top1, "
+    line = "seed42: completed: linear.strength: the run has no value of it, but knn.holdout_top1, knn.paper_protocol_top1, "
     assert said.count(line) == 3, said
     assert {command: read(monkeypatch, *command.split(), str(folder))[0] for command in READERS} == dict.fromkeys(READERS, 0)
     assert "linear.strength has no value: the run has no value of it" in (folder / "report.html").read_text()

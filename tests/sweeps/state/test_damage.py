@@ -179,7 +179,7 @@ def test_the_command_runs_what_is_not_damaged_and_returns_1(
     status, text = own("sweep", tmp_path, monkeypatch, capsys)
     assert status == 1, text
     assert "Traceback" not in text
-    assert "seed 42: damaged: " in text
+    assert "seed42: damaged: " in text
     states = [row["state"] for row in damage.run_rows(path).values()]
     assert states == ["damaged", "completed"]
     # Repaired, the trial runs.
