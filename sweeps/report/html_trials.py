@@ -42,7 +42,7 @@ def _text(value: Any) -> str:
 
 def header(view: View, metrics: Sequence[str], unit: str, keys: Sequence[str] = ()) -> list[str]:
     """Return the columns of the table of trials; `keys` are hyperparameters that get one each."""
-    return ["configuration", "seed", *compared(view, metrics, unit), *keys, "trial", "run ID"]
+    return ["configuration", "trial", "seed", *compared(view, metrics, unit), *keys, "name", "run ID"]
 
 
 def compared(view: View, metrics: Sequence[str], unit: str) -> list[str]:
@@ -57,7 +57,7 @@ def cells(view: View, trial: Trial, row: Row, metrics: Sequence[str], keys: Sequ
     hours, seconds = view.device_hours(trial), result.seconds if result is not None else 0.0
     costs = [f"{hours:.3g}" if hours else "-", f"{seconds / 3600:.3g}" if seconds else "-"]
     values = map(rounded, hyperparameters.cells(trial, keys))
-    first = [row.label, str(row.seed), row.state.name, *scores, *costs, str(len(view.claims(trial)) or "-")]
+    first = [row.label, f"{trial.number:02d}", str(row.seed), row.state.name, *scores, *costs, str(len(view.claims(trial)) or "-")]
     return [*first, *values, trial.name, trial.signature]
 
 

@@ -110,16 +110,16 @@ def test_the_filter_acts_on_both_tables_and_on_the_curves(page: Page) -> None:
 def test_tables_are_sorted_by_keyboard_and_say_how(page: Page) -> None:
     heads = page.all("#trials th button")
     assert page.all("#trials th[aria-sort]") == []
-    heads[3].send_keys(Keys.ENTER)
+    heads[4].send_keys(Keys.ENTER)
     assert page.all("#trials th[aria-sort]")[0].get_attribute("aria-sort") == "descending"
     arrow = "return getComputedStyle(document.querySelector('#trials th[aria-sort] button'), '::after').content"
     assert "\u2193" in page.script(arrow)
     assert first_column(page, "#trials")[:5] == ["depth 2", "depth 2", "pointwise", "depth 1", "pointwise"]
-    heads[3].send_keys(Keys.SPACE)
+    heads[4].send_keys(Keys.SPACE)
     assert page.all("#trials th[aria-sort]")[0].get_attribute("aria-sort") == "ascending"
     assert "\u2191" in page.script(arrow)
     assert first_column(page, "#trials")[0] == "depth 1"
-    assert page.script("return document.querySelector('#trials tbody').lastElementChild.cells[3].textContent") == "-"  # without one, last
+    assert page.script("return document.querySelector('#trials tbody').lastElementChild.cells[4].textContent") == "-"  # without one, last
     page.all("#results th button")[0].send_keys(Keys.ENTER)
     assert first_column(page, "#results")[:2] == ["chance level", "depth 1"]
 
