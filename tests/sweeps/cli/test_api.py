@@ -56,7 +56,8 @@ def test_the_page_runs_as_it_stands_in_a_thread_of_a_process_without_a_file(tmp_
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     found = json.loads(line.removeprefix("RESULT"))
     assert (found["rows"], found["states"], found["shape"][0]) == (4, ["completed"], 2)
-    commands = [json.loads(text) for text in (tmp_path / "runs" / "which_rate-smoke" / "commands.jsonl").read_text().splitlines()]
+    (folder,) = (tmp_path / "runs").glob("which_rate-smoke-*")  # named after the page's overrides
+    commands = [json.loads(text) for text in (folder / "commands.jsonl").read_text().splitlines()]
     assert commands[0]["command"][0] == "run(which_rate)"
 
 
