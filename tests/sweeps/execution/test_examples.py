@@ -189,7 +189,7 @@ def kill_all(command: subprocess.Popen[bytes]) -> None:
 def test_an_example_survives_three_kills_of_its_command(name: str, tmp_path: Path) -> None:
     began, epochs = time.monotonic(), EPOCHS[name]
     line = [sys.executable, f"docs/examples/{name}.py", "--cluster", "local", "--seeds", str(SEEDS)]
-    line += ["--runs-dir", str(tmp_path / "runs"), "max_parallel=2", f"epochs={epochs}"]
+    line += ["--runs-dir", str(tmp_path / "runs"), "--name", f"{name}-smoke", "max_parallel=2", f"epochs={epochs}"]
     hold = Hold(tmp_path)
     environment = {**os.environ, "BASH_ENV": str(hold.bash_env), "PYTHONPATH": str(ROOT)}
     sweep = Disturbed(tmp_path / "runs" / f"{name}-smoke", epochs, [])
