@@ -297,7 +297,7 @@ def encoder(config: TrainConfig, state: Mapping[str, Any]) -> "Module":
 
 def features(config: TrainConfig, state: Mapping[str, Any], folder: Path, device: Device) -> "tuple[list[str], Tensor]":
     """Return the path of each image below `folder`, relative to it, and the features that the probes see, [N, D]."""
-    from cnnjepa.probes.of_folder import features_of
+    from cnnjepa.probes._of_folder import features_of
 
     return features_of(encoder(config, state), config, folder, device)
 

@@ -1,5 +1,6 @@
 """`python -m jobs.pretrain`: one run or a Hydra multirun, alone, under torchrun or under srun."""
 
+import argparse
 import hashlib
 import logging
 import os
@@ -183,9 +184,16 @@ def command_line() -> Parser:
     look.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the configuration as YAML")
     look.add_argument("--resolve", action="store_true", help="with --cfg: resolve references to other keys")
     look.add_argument("-p", "--package", metavar="KEY", help="with --cfg: print only this part, such as optimizer")
-    look.add_argument("-i", "--info", nargs="?", metavar="WHAT", help="print what Hydra knows: all, config, defaults, plugins, searchpath")
+    known = "print what Hydra knows: all, config, defaults, plugins, searchpath"
+    look.add_argument("-i", "--info", nargs="?", const="all", metavar="WHAT", help=known)
     look.add_argument("--hydra-help", action="store_true", help="print the help of Hydra, which reads these options")
     return parser
+
+
+def _hydras_options(asked: argparse.Namespace) -> list[str]:
+    """Return the options of `command_line` as Hydra takes them after its overrides."""
+    flags = [f"--{name.replace('_', '-')}" for name in ("multirun", "resolve", "hydra_help") if getattr(asked, name)]
+    return flags + [f"--{name}={value}" for name in ("cfg", "package", "info") if (value := getattr(asked, name)) is not None]
 
 
 def main() -> int:
@@ -204,16 +212,15 @@ def run_command() -> int:
     launcher = next((a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")), "basic")
     if not flags:
         return run(compose_job(arguments), original)
-    command_line().parse_args(arguments)
-    multirun = bool({"-m", "--multirun"} & set(flags))
-    jobs = checked_multirun([a for a in arguments if a not in flags]) if multirun else []
+    asked = command_line().parse_args(arguments)
+    jobs = checked_multirun(asked.overrides) if asked.multirun else []
     for line in [original.line(job) for job in jobs] if original is not None else ():
         print(printable(line), flush=True)
     # Hydra adds what a profile's `sbatch` does not hold yet with ++ alone.
-    for_hydra = [f"{'++' * a.startswith('cluster.sbatch.')}{as_typed(a, task, several=multirun)}" for a in arguments]
-    if multirun and launcher in ("submitit_slurm", "submitit_local"):
-        return launch(for_hydra, jobs, launcher)
-    sys.argv[1:] = [*for_hydra, *_QUIET_HYDRA]
+    for_hydra = [f"{'++' * a.startswith('cluster.sbatch.')}{as_typed(a, task, several=asked.multirun)}" for a in asked.overrides]
+    if asked.multirun and launcher in ("submitit_slurm", "submitit_local"):
+        return launch(["--multirun", *for_hydra], jobs, launcher)
+    sys.argv[1:] = [*for_hydra, *_QUIET_HYDRA, *_hydras_options(asked)]  # Hydra takes no override after an option
     _hydra_run()
     return max(_statuses, default=0)
 

@@ -105,7 +105,8 @@ _FOLDER = "runs/predictor_ablation-smoke"
 def command_line() -> Parser:
     """Return the parser of `python -m sweeps`."""
     text = "Start or resume a sweep, look at it, or stop it."
-    example = f"example:\n  python -m sweeps status {_FOLDER}\n\npython -m sweeps COMMAND --help shows the options of a command."
+    example = f"example:\n  python -m sweeps status {_FOLDER}\n\npython -m sweeps COMMAND --help shows the options of a command.\n"
+    example += f"jobs.pretrain --like, jobs.export and jobs.probe take one trial of a sweep, as {_FOLDER}/3."
     parser = Parser(prog="python -m sweeps", description=text, epilog=example)
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
     groups = {}

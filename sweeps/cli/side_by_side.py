@@ -111,6 +111,8 @@ def _lines(found: Compared, first: View, second: View) -> list[str]:
     if tested:
         rule = "bold: significantly higher, all judged together at 5 %"
         lines.append(f"{rule}; in brackets the 95 % interval of one pair alone; {_which(found)} is better")
+    if any(p.comparison is not None and p.comparison.test.startswith("paired") for p in found.pairs):
+        lines.append("second - first is over the seeds that both have, where these are two or more")
     if tested < scored:
         lines.append("no test: two runs of each are needed, and runs that differ")
     for name, sides in zip(SIDES, found.only):

@@ -337,9 +337,10 @@ def judged(lead: Leader) -> str:
 
 
 def apart(lead: Leader, pair: Comparison) -> str:
-    """Return 'difference 1.3 (95 % interval 0.4 to 2.2: paired t over 3 seeds)' of the best and another one."""
+    """Return 'difference 1.3 (95 % interval of the pair alone 0.4 to 2.2: paired t over 3 seeds)' of the best and another one."""
     form, how = _form(lead), "" if pair.test == UNTESTED else pair.how
-    interval = f"95 % interval {pair.low:{form}} to {pair.high:{form}}: " if pair.low is not None and pair.high is not None else ""
+    bounds = None if pair.low is None or pair.high is None else f"{pair.low:{form}} to {pair.high:{form}}"
+    interval = "" if bounds is None else f"95 % interval of the pair alone {bounds}: "
     return f"difference {pair.difference:{form}}" + (f" ({interval}{how})" if how else "")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from cnnjepa.run.attempts import newest
 from cnnjepa.run.files import read_json, tail
 from cnnjepa.run.folder import RunResult
-from cnnjepa.run.identity import leaves
+from cnnjepa.run.identity import DEFAULT_TASK, leaves, task_name
 from jobs import program
 from jobs.cli import printable
 from jobs.task import score_format
@@ -105,6 +105,7 @@ def about(view: View, trial: Trial, other: Trial | None = None) -> dict[str, Any
         "state": view.state(trial).name,
         "cause": view.damage(trial) or (result.cause if result else ""),
         "metrics": result.metrics if result else {},
+        "scores": [name for name in result.metrics if name in result.images or not result.images] if result else [],
         "missing": result.missing if result else {},
         "step": result.step if result else None,
         "seconds": result.seconds if result else None,
@@ -137,8 +138,9 @@ def lines(view: View, trial: Trial, found: Mapping[str, Any]) -> list[str]:
     shown += [f"  {found['configuration']}, seed {found['seed']}; run ID {found['run_id']}"]
     form, theirs = score_format(view.sweep.task.UNIT), found["metrics_of_other"]
     for name, value in found["metrics"].items():
-        beside = f"; {found['other']}: {theirs[name]:{form}}" if name in theirs else ""
-        shown.append(f"  {name} = {in_units(view, f'{value:{form}}')}{beside}")
+        digits = form if name in found["scores"] else ".4g"  # what rests on no images is no percentage
+        number = in_units(view, f"{value:{form}}") if name in found["scores"] else f"{value:.4g}"
+        shown.append(f"  {name} = {number}" + (f"; {found['other']}: {theirs[name]:{digits}}" if name in theirs else ""))
     shown += [f"  {name} has no value: {cause}" for name, cause in found["missing"].items()]
     if found["seconds"]:
         shown.append(f"  {found['step']:,} steps, {_duration(found['seconds'])}, {found['device_hours']:.3g} device-hours")
@@ -149,6 +151,10 @@ def lines(view: View, trial: Trial, found: Mapping[str, Any]) -> list[str]:
     shown += [f"what differs from {found['other']}", *(changed or ["  nothing"])]
     shown += ["attempts", *([_attempt(a) for a in found["attempts"]] or ["  none yet"])]
     shown += ["to run it alone", f"  {found['command'] or found['no_command']}"]
+    if found["state"] == TrialState.completed.name and task_name(trial.values) == DEFAULT_TASK:
+        named = f"{view.sweep.path}/{trial.number}"
+        words = [f"  python -m jobs.export {shlex.quote(named)}", f"  python -m jobs.probe {shlex.quote(named)}"]
+        shown += ["to export its encoder, or compute further scores", *words]
     shown += ["folder", f"  {found['folder']}", "log", f"  {found['log'] or 'none yet'}"]
     return [printable(line) for line in [*shown, *(f"  | {line}" for line in found["log_tail"])]]
 

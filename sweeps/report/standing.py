@@ -41,7 +41,7 @@ def _verdict(lead: Leader) -> str:
     if lead.other is None:
         return "no other has a score yet"
     if found.p is None:
-        return "not tested: that needs two seeds of it"
+        return "not tested: " + ("that needs two seeds of it" if lead.best.spreads[lead.metric].n < 2 else "that needs runs that differ")
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"
     if lead.significant:
         return f"significantly better than all others ({p})"

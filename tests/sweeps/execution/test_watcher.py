@@ -75,7 +75,7 @@ def test_a_file_gets_a_line_for_each_change_with_time_score_and_the_best(view: V
         gone, done = printed(console)
         assert without_times(gone).startswith("02-pointwise-seed42 failed: ValueError: no; 5 of 6 ended")
         assert re.match(
-            r"04-depth2-seed43 completed: 71\.0 %, 0\.25 device-hours, took \d+ (s|min); best so far: depth 2: 70\.5 ± 0\.7 %", done
+            r"04-depth2-seed43 completed: 71\.0 %, 0\.25 device-hours, took \d+ (s|min); best so far: depth 2: 70\.5 % \(n = 2\)", done
         )
         assert "; 5 of 6 ended" in done
 
