@@ -218,6 +218,16 @@ def test_hydra_itself_gets_what_was_typed(tmp_path: Path) -> None:
     assert yaml.safe_load(shown.stdout)["root"] == f"/x/{EVERYTHING}"
 
 
+@pytest.mark.parametrize(
+    "words", [["epochs=7", "-c", "job"], ["-c", "job", "epochs=7"], ["epochs=7", "-p", "optimizer", "--cfg", "job", "data=digits"]]
+)
+def test_options_stand_wherever_they_are_typed(words: list[str]) -> None:
+    shown = pretrain(words)
+    assert shown.returncode == 0, shown.stderr
+    values = yaml.safe_load(shown.stdout)
+    assert values["lr"] if "-p" in words else values["epochs"] == 7
+
+
 def test_a_sweep_may_lie_anywhere(tmp_path: Path) -> None:
     runs = tmp_path / EVERYTHING
     for words in (["--runs-dir", str(runs)], [f"runs_dir={runs}"]):

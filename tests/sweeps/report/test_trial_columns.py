@@ -12,7 +12,7 @@ import pytest
 from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.plain import PlainTask
 from sweeps.cli.api import Sweep as Opened
-from sweeps.report import html, tables
+from sweeps.report import html, one_trial, tables
 from sweeps.report.status import in_full
 from sweeps.spec import hyperparameters
 from sweeps.spec.sweep import Configuration, Scale, ScaleName, SweepSpec, build_trials
@@ -123,3 +123,21 @@ def test_a_key_that_another_column_has_is_told_apart(tmp_path: Path) -> None:
     assert list(frame["config.state"]) == [1, 0]
     assert (list(frame["name"]), list(frame["trial.name"])) == (["a", "b"], ["00-state1-seed42", "01-b-seed42"])
     assert list(frame["sizes"]) == [[1, 2], [1, 2]]
+
+
+def test_only_scores_are_percentages(tmp_path: Path) -> None:
+    """A score rests on images; rank and iterations are numbers of their own."""
+    view = made(tmp_path, {"depth 1": [60.0]}, seeds=1)
+    trial = view.sweep.trials[0]
+    metrics = {"linear.holdout_top1": 61.5, "linear.iterations": 24.0, "linear.relative_gradient": 0.00099, "collapse.rankme": 11.14}
+    view.sweep.run(trial).set_aside(RunStatus.completed)
+    view.sweep.run(trial).write_result(RunResult(RunStatus.completed, metrics=metrics, images={"linear.holdout_top1": 100}))
+    again = View(view.sweep)
+    shown = one_trial.lines(again, trial, one_trial.about(again, trial))
+    assert [line.strip() for line in shown if " = " in line][:4] == [
+        "collapse.rankme = 11.14",
+        "linear.holdout_top1 = 61.50 %",
+        "linear.iterations = 24",
+        "linear.relative_gradient = 0.00099",
+    ]
+    assert f"  python -m jobs.export {tmp_path}/0" in shown
