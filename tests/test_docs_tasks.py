@@ -59,6 +59,7 @@ SAID = {  # what each prints, in the order of the page
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("runs of the tasks")
 @pytest.mark.parametrize(("part", "said"), SAID.items(), ids=range(len(SAID)))
 def test_the_lines_do_what_the_page_says(
     part: str, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
