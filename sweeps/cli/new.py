@@ -9,7 +9,7 @@ from jobs.cli import printable
 
 _TEXT = '''"""Which learning rate? Put your own question here, and what you expect, before you run it.
 
-{command} --cluster local --dry-run      lists the runs and checks each; starts none
+{command} --cluster local --dry-run      lists the runs; starts none
 {command} --cluster local                6 runs of half a minute
 {command} --cluster local --seeds 3      later: adds a seed to each; what is there is kept
 """

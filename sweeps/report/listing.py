@@ -110,10 +110,11 @@ def table(found: Sequence[dict[str, Any]], runs: Path, width: int) -> Table:
 
 
 def to_go_on(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line with the command for each sweep that has trials left."""
+    """Return a line with the command for each sweep that has trials left; of one that runs, it watches."""
     lines = []
     for known in found:
         if known["left"]:
             again = "run it again from Python" if known["from_python"] else known["command"] or "the sweep's command"
-            lines.append(f"to go on with {known['name']}: {again}")
+            what = f"to watch {known['name']}, which runs" if known["counts"].get("running") else f"to go on with {known['name']}"
+            lines.append(f"{what}: {again}")
     return lines

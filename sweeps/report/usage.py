@@ -288,15 +288,15 @@ def requests(
         step, limit = _TIME_ROUND_MINUTES, longest.limit_seconds / 60
         minutes = step * math.ceil(longest.seconds / 60 * _TIME_MARGIN / step)
         if minutes <= _WORTH_IT * limit:
-            asked.append(f"time_limit_minutes={minutes} (not {limit:.0f}: shorter jobs start sooner)")
+            asked.append(f"time_limit_minutes={minutes} (instead of {limit:.0f}: shorter jobs start sooner)")
         elif longest.seconds > longest.limit_seconds:
-            asked.append(f"time_limit_minutes={minutes} (not {limit:.0f}: a run took several jobs)")
+            asked.append(f"time_limit_minutes={minutes} (instead of {limit:.0f}: a run took several jobs)")
     memory, given = _given(e.memory_mb for e in found), _given(e.memory_asked_mb for e in found)
     if memory and given:
         gigabytes = machine.memory_at_most(max(math.ceil(max(memory) * _MEMORY_MARGIN / _MB_A_GB), 1))
         grows = max(memory) > _WORTH_IT * given[0] and gigabytes > given[0] / _MB_A_GB
         if gigabytes <= _WORTH_IT * given[0] / _MB_A_GB or grows:
-            asked.append(f"memory_gb_per_trial={gigabytes} (not {given[0] / _MB_A_GB:g})")
+            asked.append(f"memory_gb_per_trial={gigabytes} (instead of {given[0] / _MB_A_GB:g})")
     killed = sum(u.state == "OUT_OF_MEMORY" for u in uses)
     if killed and given and machine.memory_at_most(math.ceil(given[0] / _MB_A_GB) + 1) > given[0] / _MB_A_GB:
         asked.append(f"memory_gb_per_trial above {given[0] / _MB_A_GB:g} ({killed} jobs ran out of memory)")
@@ -308,14 +308,14 @@ def requests(
         more = machine.workers_at_most(max(2 * workers, 1), ranks)
         room = f" and cores_per_trial={ranks * (more + 1)}" if more + 1 > cores // ranks else ""
         if more > workers:
-            asked.append(f"{workers_key}={more}{room} (not {workers}: {100 * waited:.0f} % of the time waiting for data)")
+            asked.append(f"{workers_key}={more} (instead of {workers}: {100 * waited:.0f} % of the time waiting for data){room}")
     elif waited is not None and waited < _NEVER_WAITS and workers >= _MANY_WORKERS:
-        asked.append(f"{workers_key}={workers // 2} (not {workers}: no wait for data)")
+        asked.append(f"{workers_key}={workers // 2} (instead of {workers}: no wait for data)")
     cpu = _given(e.cpu_share for e in found)
     if cpu and max(cpu) < _IDLE_CORES and (waited is None or waited <= _WAITS):
         needed = machine.cores_at_most(ranks * max(math.ceil(max(cpu) * cores * _CORES_MARGIN / ranks), 1))
         if needed <= _WORTH_IT * cores:
-            asked.append(f"cores_per_trial={needed} (not {cores}: {100 * max(cpu):.0f} % of them used)")
+            asked.append(f"cores_per_trial={needed} (instead of {cores}: {100 * max(cpu):.0f} % of them used)")
     return asked
 
 

@@ -178,6 +178,8 @@ def test_the_list_has_a_line_a_sweep_and_the_command_that_goes_on(task: Any, tmp
     assert (half["left"], done["left"]) == (True, False)
     assert "sweep.json" in found["broken"]["cause"]
     assert to_go_on(list(found.values())) == ["to go on with half-smoke-epochs9: python rates.py epochs=9"]
+    runs = {**half, "counts": {"running": 2}}
+    assert to_go_on([runs]) == ["to watch half-smoke-epochs9, which runs: python rates.py epochs=9"]
     for width in (80, 160):
         assert table(list(found.values()), tmp_path, width).row_count == 3
     assert json.loads(json.dumps(half))["best"]["setting"] == "lr 0.2"

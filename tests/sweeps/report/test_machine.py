@@ -64,7 +64,7 @@ def test_no_request_exceeds_the_machine(
 def test_what_the_machine_lacks_is_not_asked_for() -> None:
     found = replace(BASE, limit_seconds=None, memory_mb=None, data_wait_share=0.5, cores=2)
     assert requests([found], 1, 1, [], "data.workers", Machine(4, 16)) == [
-        "data.workers=2 and cores_per_trial=3 (not 1: 50 % of the time waiting for data)"
+        "data.workers=2 (instead of 1: 50 % of the time waiting for data) and cores_per_trial=3"
     ]
     assert requests([found], 1, 1, [], "data.workers", Machine(2, 16)) == []
     full = replace(BASE, limit_seconds=None, memory_mb=15_900.0)
