@@ -89,7 +89,7 @@ def test_small_scores_keep_their_digits_wherever_they_are_shown(tmp_path: Path) 
     view = View(dataclasses.replace(view.sweep, paper={view.sweep.trials[0].label: {"loss": 0.0021}}, headline=["loss"]))
     trial, table = view.sweep.trials[0], summaries(view)
     assert "loss: 0.00234" in html_text.about(view, trial, "core-hours")
-    assert html_trials.cells(view, trial, rows(view)[0], ["loss"])[3] == "0.00234"
+    assert html_trials.cells(view, trial, rows(view)[0], ["loss"])[4] == "0.00234"
     assert peoples_table(view).lines[0][2].text == "0.0021"
     shown = str(scores_figure(view, table, "loss", colours(table)))
     assert (shown.count("x:.4g"), "paper: 0.0021," in shown) == (2, True)
