@@ -15,6 +15,7 @@ from jobs.cli import printable
 from jobs.slurm.queue import Queue, has_slurm
 from jobs.task import task_named
 from sweeps.report.aggregate import leader_of, summaries
+from sweeps.report.best import score_of_best
 from sweeps.report.status import best_so_far
 from sweeps.report.terminal import Column, fitted
 from sweeps.search.search import Outlook
@@ -71,14 +72,13 @@ def _own_program(folder: Path) -> Iterator[None]:
 
 
 def _best(view: View) -> str:
-    """Return 'depth 3: 73.1 ± 0.4 (3)', with † if it is tied."""
+    """Return '73.1 % (95 % interval 72.0 to 74.2) †: depth 3', † if it is tied: the score that every table has of the best."""
     objective = view.sweep.objective
     lead = leader_of(view, summaries(view), objective)
     if lead is None:
         return ""
-    spread = lead.best.spreads[objective]
     tied = " †" if lead.other is not None and not lead.significant else ""
-    return f"{spread} ({spread.n}){tied}: {lead.best.label}"
+    return f"{score_of_best(view, lead)}{tied}: {lead.best.label}"
 
 
 def _changed(folder: Path, sweep: Sweep | None) -> str:
@@ -100,7 +100,7 @@ def table(found: Sequence[dict[str, Any]], runs: Path, width: int) -> Table:
     texts = [
         ("sweep", [f["name"] for f in found]),
         ("trials", [f["cause"] or ", ".join(f"{n} {state}" for state, n in f["counts"].items()) for f in found]),
-        ("best: mean ± std (seeds)", [f["best_line"] for f in found]),
+        ("best", [f["best_line"] for f in found]),
     ]
     columns = [Column(name, [printable(text) for text in cells], words=True, most_lines=None, keep=True) for name, cells in texts]
     columns.append(Column("last change", [f["changed"][:16].replace("T", " ") for f in found]))

@@ -174,7 +174,7 @@ def test_the_list_has_a_line_a_sweep_and_the_command_that_goes_on(task: Any, tmp
     assert found.keys() == {"done-smoke", "half-smoke-epochs9", "broken"}
     half, done = found["half-smoke-epochs9"], found["done-smoke"]
     assert half["counts"] == {"completed": 8, "waiting": 1}
-    assert half["best_line"].startswith("71.0 ± 1.0 (3)")
+    assert half["best_line"].startswith("71.0 % (95 % interval "), "the number of every table"
     assert (half["left"], done["left"]) == (True, False)
     assert "sweep.json" in found["broken"]["cause"]
     assert to_go_on(list(found.values())) == ["to go on with half-smoke-epochs9: python rates.py epochs=9"]
