@@ -11,7 +11,7 @@ from sweeps.report.html_text import called
 from sweeps.report.seen import Seen
 
 _MOST_REFERENCES = 3  # with a line each
-_FARTHEST = 8.0  # an axis with a line on it is at most so many times as long as one of the scores alone
+_FARTHEST = 3.0  # an axis with a line on it is at most so many times as long as one of the scores alone
 _DASHES = ("dot", "dashdot", "longdash")
 
 

@@ -81,11 +81,11 @@ def with_references(view: View, **references: float) -> View:
 
 
 def test_chance_level_and_the_baseline_are_lines_and_the_score_of_the_best_is_the_one_of_the_sentence(tmp_path: Path) -> None:
-    view = with_references(made(tmp_path, CLEAR), chance_level=10.0)
+    view = with_references(made(tmp_path, CLEAR), chance_level=35.0)
     seen = Seen(view)
     figure = add_lines(scores_figure(view, seen.table, OBJECTIVE, colours(seen.table)), seen, seen.table, OBJECTIVE)
     assert {shape.name: (shape.x0, shape.x1) for shape in figure.layout.shapes} == {
-        "chance level": (10.0, 10.0),
+        "chance level": (35.0, 35.0),
         "first configuration, depth 1": (60.5, 60.5),
     }
     assert seen.lead is not None
