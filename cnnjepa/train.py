@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from cnnjepa.run.ranks import broadcast_object, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, retry
 from cnnjepa.schedules import learning_rate, weight_decay
 from cnnjepa.training_run import Run, build_run, own, resume
+from cnnjepa.verdict import Numbers, Seen, Verdicts, reads_late
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class CollapsedError(HopelessError):
 
 
 class NonFiniteError(HopelessError):
-    """Raised when the loss or gradient is not finite; the weights are those before the step."""
+    """Raised when the loss or gradient is not finite; no weights that it touched are saved, probed or recorded."""
 
 
 def micro_batch(run: Run, loaded: Loaded, micro_step: int, shown: dict[str, Tensor] | None = None) -> Batch:
@@ -82,10 +82,18 @@ def gradient_norm(run: Run) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None]).to(run.dtype).reshape(1)
 
 
-def require_finite(run: Run, loss: float, norm: float, lr: float) -> None:
-    """Raise NonFiniteError, before the weights change, if loss or gradient norm is not finite."""
-    if not np.isfinite(loss) or not np.isfinite(norm):
-        raise NonFiniteError(f"loss {loss:g} and gradient norm {norm:g} must be finite: step {run.step}, learning rate {lr:g}")
+def judged(run: Run, loader: MicroBatches, numbers: Numbers) -> Seen:
+    """Return a step's numbers; raise NonFiniteError, or what a loader raised, on every rank."""
+    seen = numbers.read()
+    if seen.failed or not seen.is_finite:
+        run.step = numbers.step  # the steps that hold
+    if seen.failed:
+        loader.raise_fault()
+    if not seen.is_finite:
+        raise NonFiniteError(
+            f"loss {seen.loss:g} and gradient norm {seen.norm:g} must be finite: step {numbers.step}, learning rate {numbers.lr:g}"
+        )
+    return seen
 
 
 def train(
@@ -147,7 +155,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
         return broadcast_object(judge(round(run.epoch), metrics) if ranks.is_main else None, ranks) or ""
 
     # A run saved at a probe may have been pruned there, and killed before that was recorded.
-    if run.step and probe_due(run) and (pruned := asked(run.folder.probes().get(f"{run.epoch:g}", {}))):
+    if run.step and probe_due(run, run.step) and (pruned := asked(run.folder.probes().get(f"{run.epoch:g}", {}))):
         return pruned
     # Loader processes are forked, here and for probes; no thread may hold a lock at that time.
     views = run.method.views(config)
@@ -157,11 +165,12 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
         run.saver.begin(0, run.state(), run.folder.sync)
     statistics, telemetry = RunningStatistics(run.method, ranks), Telemetry(run.method, recorder.has_board)
     noted = run.training_seconds, run.data_wait_seconds
+    verdicts = Verdicts(lambda numbers: judged(run, loader, numbers), reads_late(ranks.device))
     run.pace.train()
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
         while run.step < plan.total_steps:
             step_started = time.perf_counter()
-            logged_now, pictured_now = logs_at(run, run.step + 1), pictures_at(run, run.step + 1)
+            logged_now, pictured_now, probed_now = (due(run, run.step + 1) for due in (logs_at, pictures_at, probe_due))
             telemetry.start_step(logged_now, pictured_now)
             lr = learning_rate(config.optimizer, run.step, plan.steps_per_epoch, plan.total_steps)
             set_learning_rate(run.optimizer, lr)
@@ -170,12 +179,9 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             statistics.start_step()
             sums, batch = forward_backward(run, loader, telemetry.shown)
             statistics.end_step()
-            wishes = torch.cat([sums, sums.new_full((1,), should_stop()), sums.new_full((1,), loader.failed)])
-            # Only here does the host wait for the device: to know whether to step, and to stop.
-            loss, visible, stop, failed, norm = torch.cat([run.buckets.finish(wishes), gradient_norm(run)]).tolist()
-            if failed:
-                loader.raise_fault()
-            require_finite(run, loss, norm, lr)
+            wishes = [sums.new_full((1,), wish) for wish in (should_stop(), ranks.is_main and run.saver.due(), loader.failed)]
+            numbers = Numbers(torch.cat([run.buckets.finish(torch.cat([sums, *wishes])), gradient_norm(run)]), run.step, lr)
+            seen = verdicts.of(numbers, logged_now or pictured_now or probed_now)
             telemetry.see_gradients()
             run.optimizer.step()
             logged = run.method.after_step(run.step)
@@ -183,32 +189,32 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             run.training_seconds += time.perf_counter() - step_started
             run.pace.step()
 
-            if logged_now:
+            if logged_now and seen is not None:
                 pace, waited = progress.images_per_second(run.step), run.data_wait_seconds - noted[1]
                 waited /= max(run.training_seconds - noted[0], 1e-9)
                 noted = run.training_seconds, run.data_wait_seconds
-                values = {"loss": loss, "lr": lr, "gradient_norm": norm, "visible_fraction": visible, **logged}
+                values = {"loss": seen.loss, "lr": lr, "gradient_norm": seen.norm, "visible_fraction": seen.visible, **logged}
                 recorder.record(
                     "step",
                     run.step,
                     {"epoch": run.epoch, **values, "images_per_second": pace, "data_wait_share": waited, **run.busy.look()},
                 )
-                progress.show(run.step, run.epoch, loss, lr, pace)
+                progress.show(run.step, run.epoch, seen.loss, lr, pace)
             telemetry.tell(recorder, run.step)
             if pictured_now:
                 recorder.pictures(run.step, run.method.sample_images(batch) if ranks.is_main and config.log.tensorboard else {})
             pruned = ""
-            if probe_due(run):
+            if probed_now:
                 run.saver.settle()
                 metrics = probe(run, recorder, final=False).metrics
                 pruned = asked(metrics)
             # All ranks hold the same state, so only the main rank writes.
-            ended = run.step == plan.total_steps
+            ended, stop = run.step == plan.total_steps, seen is not None and seen.stop > 0
             if ranks.is_main and (ended or stop or pruned):
                 patience = PATIENCE_AT_STOP_SECONDS if stop and not ended else PATIENCE_AT_END_SECONDS
                 run.pace.begin("saving", SAVING_SECONDS)
                 run.saver.finish(run.step, run.state(), run.folder.sync, patience, final=ended)
-            elif ranks.is_main and run.saver.due():
+            elif ranks.is_main and seen is not None and seen.save:
                 run.saver.begin(run.step, run.state(), run.folder.sync)
             if pruned:
                 return pruned
@@ -217,9 +223,9 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
     return ""
 
 
-def epoch_due(run: Run, every: int) -> bool:
-    """Return True at the end of each `every`-th epoch."""
-    return every > 0 and run.step % (every * run.plan.steps_per_epoch) == 0
+def epoch_due(run: Run, step: int, every: int) -> bool:
+    """Return whether an `every`-th epoch ends with step `step`."""
+    return every > 0 and step % (every * run.plan.steps_per_epoch) == 0
 
 
 def logs_at(run: Run, step: int) -> bool:
@@ -236,11 +242,11 @@ def pictures_at(run: Run, step: int) -> bool:
     return every > 0 and (step == 1 or step % (every * run.plan.steps_per_epoch) == 0)
 
 
-def probe_due(run: Run) -> bool:
-    """Return whether a probe is due, except at the run's end, which is always probed."""
-    epochs, rest = divmod(run.step, run.plan.steps_per_epoch)
-    wanted = epoch_due(run, run.config.probes.every_epochs) or (not rest and epochs in run.config.probes.at_epochs)
-    return wanted and run.step < run.plan.total_steps
+def probe_due(run: Run, step: int) -> bool:
+    """Return whether a probe is due after step `step`, except at the run's end, which is always probed."""
+    epochs, rest = divmod(step, run.plan.steps_per_epoch)
+    wanted = epoch_due(run, step, run.config.probes.every_epochs) or (not rest and epochs in run.config.probes.at_epochs)
+    return wanted and step < run.plan.total_steps
 
 
 def probe(run: Run, recorder: Recorder, final: bool) -> Outcome:

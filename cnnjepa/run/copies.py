@@ -32,11 +32,11 @@ class SideStream:
     def close(self) -> Callable[[], None]:
         """Let the work that is queued from now on wait for the copies; return a function that waits for them on the host."""
         if self._stream is None:
-            return _nothing
+            return nothing
         self._cuda.current_stream().wait_stream(self._stream)
         wait: Callable[[], None] = self._stream.record_event().synchronize
         return wait
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Wait for no copy."""

@@ -273,14 +273,14 @@ def test_when_a_run_is_probed_recorded_and_pictured() -> None:
     made: Any = SimpleNamespace(config=config, plan=build_plan(config, 160, 1))
     probed = []
     for made.step in range(1, 21):
-        probed += [made.step] * trainer.probe_due(made)
+        probed += [made.step] * trainer.probe_due(made, made.step)
     assert probed == [10, 15]
     assert [s for s in range(1, 21) if trainer.logs_at(made, s)] == [3, 6, 9, 12, 15, 18, 20]
     assert [s for s in range(1, 21) if trainer.pictures_at(made, s)] == [1, 10, 20]
     config.probes.every_epochs, config.probes.at_epochs, config.log.images_every_epochs = 0, [], 0
     assert not any(trainer.pictures_at(made, s) for s in range(1, 21))
     for made.step in range(1, 21):
-        assert not trainer.probe_due(made)
+        assert not trainer.probe_due(made, made.step)
 
 
 class Ticking:

@@ -1,4 +1,4 @@
-"""The host waits for the device once a step and copies a checkpoint aside. No GPU is here: streams are recorded by a stand-in."""
+"""The host reads numbers once a step and copies a checkpoint aside. No GPU is here: streams are recorded by a stand-in."""
 
 import contextlib
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ def test_within_forward_and_backward_the_host_waits_for_nothing_and_a_step_once(
     run(config, tmp_path)
     # In the first step the loader begins, which draws a number on the host.
     assert passes[1:] == [[]] * 4
-    assert read == ["tolist of 5"] * 5, "loss, visible share, wishes and gradient norm, once a step"
+    assert read == ["tolist of 6"] * 5, "loss, visible share, wishes and gradient norm, once a step"
 
 
 def test_a_wait_would_be_seen() -> None:
