@@ -97,7 +97,7 @@ class EncoderConfig:
     sync_bn: bool = False  # batch statistics over all ranks instead of per micro-batch
     execution: Execution = field(default=Execution.tiled, metadata=NEUTRAL)
     compile: bool = field(default=False, metadata=NEUTRAL)  # torch.compile the parts of fixed shape: target encoder, predictor
-    graphs: bool = field(default=False, metadata=NEUTRAL)  # CUDA graphs of the target encoder, if they give the same bits
+    graphs: bool = field(default=False, metadata=NEUTRAL)  # CUDA graphs of both encoders, if they give the same results
     patch_size: int = field(default=14, metadata=ADDED)  # pixels per side; ViTs only
     vit_depth: int = field(default=12, metadata=ADDED)  # transformer blocks; ViTs only
 

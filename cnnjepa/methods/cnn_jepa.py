@@ -28,6 +28,8 @@ from cnnjepa.models.encoders import Encoder
 from cnnjepa.models.graphs import Graphed
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.predictor import build_predictor
+from cnnjepa.models.resnet import ResNet
+from cnnjepa.models.tile_graphs import TileGraphs
 from cnnjepa.rules import require_encoder, validate_ema, validate_mask
 from cnnjepa.schedules import ema_momentum
 
@@ -120,6 +122,8 @@ class Method(BaseMethod[Config]):
         self.run_target, self.run_predictor = (compiled_or_not(m, compiled) for m in (self.target_encoder, self.predictor))
         if encoder.graphs:
             self.run_target = Graphed(self.target_encoder)
+            if isinstance(self.encoder, ResNet):
+                self.encoder.tile_graphs = TileGraphs(self.encoder)
 
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:

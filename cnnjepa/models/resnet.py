@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool, needed, synchronised
+from cnnjepa.models.tile_graphs import TileGraphs
 from cnnjepa.models.tiles import ConvNorm, encode_tiles
 
 # Cells of a micro-batch, hidden ones included, from which tiles pay. Below, the GPU waits for the
@@ -103,6 +104,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.small, self.cell = small, 8 if small else 32
         self.execution = Execution.tiled
+        self.tile_graphs: TileGraphs | None = None  # runs the passes on tiles, if given
         self.conv1 = nn.Conv2d(channels, width, 3 if small else 7, 2, 1 if small else 3, bias=False)
         self.bn1 = MaskedBatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -134,8 +136,12 @@ class ResNet(nn.Module):
         # Tiles are for training. Statistics shared with other ranks take masked execution.
         tiled = self.execution is Execution.tiled and self.training and not self.bn1.is_synced()
         if visibility is not None and tiled and visibility.shape.numel() >= FEWEST_CELLS.get(visibility.device.type, 0):
-            stem = self.conv1, self.bn1
-            return encode_tiles(stem, self.small, self.blocks(), image_BCHW, visibility)
+            taken, stem = visibility, (self.conv1, self.bn1)
+
+            def tiles() -> Tensor:
+                return encode_tiles(stem, self.small, self.blocks(), image_BCHW, taken)
+
+            return tiles() if self.tile_graphs is None else self.tile_graphs(image_BCHW, visibility, tiles)
         x = hide(self.conv1(hide(image_BCHW, visibility)), visibility)
         x = self.relu(self.bn1(x, visibility))
         if not self.small:

@@ -23,7 +23,7 @@ class TileMap:
     def __init__(self, visibility: Visibility) -> None:
         self.shape = visibility.shape
         self.cells = visibility.cells  # [N]
-        self.count = len(self.cells)
+        self.count = len(self.cells)  # of tiles, some of which may have no content: see RoomyTileMap
         # Tiles without content, added for convolutions only.
         self.padding = -self.count % -(-self.shape.numel() // SHAPES.get(self.cells.device.type, self.shape.numel()))
         numbers = torch.full((self.shape.numel(),), self.count, dtype=torch.long, device=self.cells.device)
@@ -33,6 +33,14 @@ class TileMap:
         # [N, 3, 3] numbers of each tile and of those around it.
         self.around = ringed.unfold(1, 3, 1).unfold(2, 3, 1).flatten(0, 2).index_select(0, self.cells)
         self._known: dict[tuple[int, ...], Any] = {}
+
+    def with_content(self, side: int) -> Tensor | None:
+        """Return the number of rows with content on tiles of `side`, a scalar; None if all have."""
+        return None
+
+    def clear(self, x_MC: Tensor, side: int) -> Tensor:
+        """Set rows without content to zero, in place."""
+        return x_MC
 
     def window(self, side: int, before: int, after: int) -> Tensor:
         """Return the rows behind each tile and its edges, [N + padding, W, W]; M where hidden."""
@@ -62,6 +70,50 @@ class TileMap:
         if key not in self._known:
             self._known[key] = Taps(self.patches(side, kernel, stride).view(-1, kernel**2), self.count * side**2)
         return self._known[key]
+
+
+class RoomyTileMap(TileMap):
+    """The map of a size that masks with fewer tiles share, made of tensors alone, as a CUDA graph needs it.
+
+    The last tiles, fewer than `spare`, have no content: they read zeros, no tile reads them, and
+    their rows are zero after each layer.
+    """
+
+    def __init__(self, shape: torch.Size, cells: Tensor, around: Tensor, content: Tensor, spare: int) -> None:
+        """Take what `roomy` returns."""
+        self.shape, self.cells, self.around = shape, cells, around
+        self.count, self.padding = len(cells), 0
+        self._content, self._spare = content, min(spare, len(cells))
+        self._known = {}
+
+    def with_content(self, side: int) -> Tensor:
+        """Return the number of rows with content on tiles of `side`, a scalar."""
+        return self._content * side**2
+
+    def clear(self, x_MC: Tensor, side: int) -> Tensor:
+        """Set rows without content to zero, in place."""
+        numbers = torch.arange(self.count - self._spare, self.count, device=x_MC.device)
+        x_MC[-self._spare * side**2 :].view(self._spare, -1).mul_((numbers < self._content)[:, None])
+        return x_MC
+
+
+def spare_of(shape: torch.Size) -> int:
+    """Return how many numbers of tiles share a size, so that there are at most 32 sizes."""
+    return -(-shape.numel() // SHAPES["cuda"])
+
+
+def roomy(visibility: Visibility) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cells [R], around [R, 3, 3] and a scalar, the number of tiles with content, for a RoomyTileMap of R tiles."""
+    exact = TileMap(visibility)
+    room = -(-exact.count // spare_of(exact.shape)) * spare_of(exact.shape)
+    around = torch.where(exact.around == exact.count, room, exact.around)
+    rest = room - exact.count
+    return (
+        F.pad(exact.cells, (0, rest), value=exact.shape.numel()),  # the cell after the last
+        F.pad(around, (0, 0, 0, 0, 0, rest), value=room),
+        # filled on the device: the host's number does not have to travel
+        torch.full((), exact.count, dtype=torch.float64, device=exact.cells.device),
+    )
 
 
 class Taps:

@@ -12,6 +12,7 @@ Shapes: N tiles, S positions per side, M rows, C and D channels in and out, K x 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cnnjepa.models import counted_norm
+from cnnjepa.models.counted_norm import flat
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 from cnnjepa.models.tile_map import TileMap
 
@@ -174,22 +177,25 @@ def _backward(
     return to_x, to_w
 
 
-def _flat(x_MC: Tensor) -> Tensor:
-    """View [M, C] as [1, C, M, 1]: with other strides ATen's BatchNorm is not vectorised."""
-    return x_MC[None, :, None].permute(0, 3, 1, 2)
-
-
-def _norm_forward(z_MC: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
+def _norm_forward(z_MC: Tensor, norm: nn.BatchNorm2d, tiles: TileMap, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """Apply BatchNorm in training; return values, and mean and 1 / std for the backward pass."""
+    if (count := tiles.with_content(side)) is not None:
+        y, mean, inverse_std = counted_norm.forward(z_MC, norm, count)
+        return tiles.clear(y, side), mean, inverse_std
     if len(z_MC) == 1:
         raise ValueError(f"BatchNorm needs more than 1 visible position in a micro-batch; got {len(z_MC)}")
     statistics = norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
-    y, mean, inverse_std = aten.native_batch_norm(_flat(z_MC), norm.weight, norm.bias, *statistics)
+    y, mean, inverse_std = aten.native_batch_norm(flat(z_MC), norm.weight, norm.bias, *statistics)
     return y.permute(0, 2, 3, 1).view_as(z_MC), mean, inverse_std
 
 
-def _norm_backward(g_MC: Tensor, z_MC: Tensor, w: Tensor, mean: Tensor, inverse_std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    to_z, to_w, to_b = aten.native_batch_norm_backward(_flat(g_MC), _flat(z_MC), w, None, None, mean, inverse_std, True, 0.0, [True] * 3)
+def _norm_backward(
+    g_MC: Tensor, z_MC: Tensor, w: Tensor, mean: Tensor, inverse_std: Tensor, tiles: TileMap, side: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    if (count := tiles.with_content(side)) is not None:
+        to_z, to_w, to_b = counted_norm.backward(g_MC, z_MC, w, mean, inverse_std, count)
+        return tiles.clear(to_z, side), to_w, to_b
+    to_z, to_w, to_b = aten.native_batch_norm_backward(flat(g_MC), flat(z_MC), w, None, None, mean, inverse_std, True, 0.0, [True] * 3)
     return to_z.permute(0, 2, 3, 1).reshape_as(z_MC), to_w, to_b
 
 
@@ -221,7 +227,7 @@ class _Residual(torch.autograd.Function):
         for i, (layer, w) in enumerate(zip(layers, parameters, strict=False)):
             into = x_MC if i in (0, branch) else outputs[-1].relu_()
             z = _forward(into, _cast(w, x_MC), tiles, layer.side, layer.stride)
-            y, mean, inverse_std = _norm_forward(z, layer.norm)
+            y, mean, inverse_std = _norm_forward(z, layer.norm, tiles, layer.side // layer.stride)
             outputs.append(y)
             saved += [into, z, mean, inverse_std]
         shortcut = x_MC if branch == len(layers) else outputs[branch]
@@ -241,8 +247,10 @@ class _Residual(torch.autograd.Function):
 
         def back(i: int, g: Tensor, add_to: Tensor | None = None) -> Tensor:
             into, z, mean, inverse_std = tensors[2 * count + 4 * i :][:4]
-            g, to_scales[i], to_shifts[i] = _norm_backward(g, z, tensors[count + i], mean, inverse_std)
-            g, to_w = _backward(g, into, _cast(tensors[i], into), tiles, layers[i].side, layers[i].stride, add_to)
+            layer = layers[i]
+            w = tensors[count + i]
+            g, to_scales[i], to_shifts[i] = _norm_backward(g, z, w, mean, inverse_std, tiles, layer.side // layer.stride)
+            g, to_w = _backward(g, into, _cast(tensors[i], into), tiles, layer.side, layer.stride, add_to)
             to_weights[i] = to_w.to(tensors[i].dtype)
             return g
 
@@ -304,20 +312,27 @@ def _layers(block: ResidualBlock, side: int) -> tuple[list[_Layer], int, int]:
     return layers, branch, side
 
 
-def _stem(layer: ConvNorm, image_BCHW: Tensor, visibility: Visibility, tiles: TileMap, dtype: torch.dtype) -> Tensor:
+def _stem(layer: ConvNorm, masked_BCHW: Tensor, tiles: TileMap, dtype: torch.dtype) -> Tensor:
     """Return the first convolution and BatchNorm of the masked image, [M, C], non-negative."""
     conv, norm = layer
-    image_BCHW = image_BCHW * visibility.at(image_BCHW)
-    cell = image_BCHW.shape[-1] // visibility.shape[-1]
+    _, height, width = tiles.shape
+    cell = masked_BCHW.shape[-1] // width
     kernel, stride = conv.weight.shape[-1], conv.stride[0]
     before, after = kernel // 2, kernel - kernel // 2 - stride
-    padded = F.pad(image_BCHW.to(dtype), (before, after, before, after)).permute(0, 2, 3, 1)
+    # A tile without content reads one more image, of zeros.
+    more = 0 if tiles.with_content(1) is None else 1
+    padded = F.pad(masked_BCHW.to(dtype), (before, after, before, after, 0, 0, 0, more)).permute(0, 2, 3, 1)
     window = cell + before + after
-    image, row, column = visibility.coordinates()
+    image = tiles.cells.div(height * width, rounding_mode="floor")
+    row, column = tiles.cells.div(width, rounding_mode="floor") % height, tiles.cells % width
     windows = padded.unfold(1, window, cell).unfold(2, window, cell)[image, row, column]  # [N, C, W, W]
     weight = conv.weight.to(dtype).contiguous(memory_format=torch.channels_last)
-    z = F.conv2d(_padded(windows, tiles).contiguous(memory_format=torch.channels_last), weight, None, stride)[: tiles.count]
-    return F.relu_(norm(_flat(_as_rows(z))).permute(0, 2, 3, 1).flatten(0, 2))
+    z_MC = _as_rows(F.conv2d(_padded(windows, tiles).contiguous(memory_format=torch.channels_last), weight, None, stride)[: tiles.count])
+    if (count := tiles.with_content(cell // stride)) is None:
+        return F.relu_(norm(flat(z_MC)).permute(0, 2, 3, 1).flatten(0, 2))
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    return F.relu(counted_norm.apply(z_MC, norm, count, partial(tiles.clear, side=cell // stride)))
 
 
 def run_blocks(blocks: Sequence[ResidualBlock], x_MC: Tensor, tiles: TileMap, side: int) -> tuple[Tensor, int]:
@@ -333,6 +348,22 @@ def run_blocks(blocks: Sequence[ResidualBlock], x_MC: Tensor, tiles: TileMap, si
     return x_MC, side
 
 
+def pass_tiles(
+    stem: ConvNorm, small: bool, blocks: Sequence[ResidualBlock], masked_BCHW: Tensor, tiles: TileMap, dtype: torch.dtype
+) -> Tensor:
+    """Return the features [B, C, h, w] of images whose hidden cells are zero, computed in `dtype` without autocast."""
+    x_MC = _stem(stem, masked_BCHW, tiles, dtype)
+    side = masked_BCHW.shape[-1] // tiles.shape[-1] // 2
+    if not small:
+        x_MC = _PoolFunction.apply(x_MC, tiles, side)
+        side //= 2
+    x_MC, _ = run_blocks(blocks, x_MC, tiles, side)
+    b, h, w = tiles.shape
+    spare = 0 if tiles.with_content(1) is None else 1  # where tiles without content are put
+    features = x_MC.new_zeros(b * h * w + spare, x_MC.shape[1]).index_copy(0, tiles.cells, x_MC)[: b * h * w]
+    return features.view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
 def encode_tiles(
     stem: ConvNorm,
     small: bool,
@@ -344,15 +375,7 @@ def encode_tiles(
 
     They are zero where hidden. A `small` stem has no pooling.
     """
-    tiles, device = TileMap(visibility), image_BCHW.device.type
+    device = image_BCHW.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
     with torch.autocast(device, enabled=False):
-        x_MC = _stem(stem, image_BCHW, visibility, tiles, dtype)
-        side = image_BCHW.shape[-1] // visibility.shape[-1] // 2
-        if not small:
-            x_MC = _PoolFunction.apply(x_MC, tiles, side)
-            side //= 2
-        x_MC, _ = run_blocks(blocks, x_MC, tiles, side)
-        b, h, w = tiles.shape
-        features = x_MC.new_zeros(b * h * w, x_MC.shape[1]).index_copy(0, tiles.cells, x_MC)
-        return features.view(b, h, w, -1).permute(0, 3, 1, 2)
+        return pass_tiles(stem, small, blocks, image_BCHW * visibility.at(image_BCHW), TileMap(visibility), dtype)

@@ -1,7 +1,7 @@
 """One whole training step: ours against one of the official kind, and where ours spends its time.
 
     python tests/benchmarks/step.py [--json] [--batches 16 32] [--dtypes fp32 bf16] [--threads 1] [--rounds 7] [--encoder resnet50]
-                                    [--size 224] [--compile]
+                                    [--size 224] [--compile | --graphs]
     python tests/benchmarks/step.py --bytes [--json] [--batches 128] [--dtypes bf16] [--encoder resnet50] [--size 224]
 
 A step is masks, context encoder, target encoder, predictor, loss, backward pass, gradient norm, AdamW and EMA, on images that are on the
@@ -16,6 +16,7 @@ cnnjepa/monitoring/traffic.py.
 
 import argparse
 import copy
+import logging
 import statistics
 import warnings
 from collections.abc import Callable
@@ -63,7 +64,8 @@ class Bench:
         self.parts: dict[str, float] = {}
         for way in ways:
             execution = Execution.tiled if way == "tiled" else Execution.masked
-            encoder = EncoderConfig(EncoderName[asked.encoder], execution=execution, compile=asked.compile and way == "tiled")
+            compiled, graphs = asked.compile and way == "tiled", asked.graphs and way == "tiled"
+            encoder = EncoderConfig(EncoderName[asked.encoder], execution=execution, compile=compiled, graphs=graphs)
             config = TrainConfig(method=Config(), encoder=encoder, data=DataConfig(image_size=asked.size))
             memory_format = torch.contiguous_format if way == "official" else torch.channels_last
             method = Method(config, total_steps=1000).to(self.device, memory_format=memory_format).train()
@@ -127,7 +129,7 @@ class Bench:
 
         def target(_step: int) -> None:
             with torch.inference_mode(), self.autocast():
-                method.target_encoder(self.images["tiled"])
+                method.run_target(self.images["tiled"])
 
         def predict(_step: int) -> None:
             with self.autocast():
@@ -215,8 +217,13 @@ def main() -> int:
     parser.add_argument("--encoder", choices=[e.name for e in EncoderName if "resnet" in e.name], default="resnet50")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--compile", action="store_true", help="ours with encoder.compile=true")
+    parser.add_argument(
+        "--graphs", action="store_true", help="ours with encoder.graphs=true; without a GPU that changes nothing, and is said"
+    )
     parser.add_argument("--bytes", action="store_true", help="compute bytes and launches of our step in bf16; time nothing")
     asked = parser.parse_args()
+    if asked.graphs and asked.compile:
+        parser.error("--graphs takes the place of --compile; give one of them")
     asked.batches = asked.batches or [128 if asked.bytes else 16]
     torch.set_num_threads(asked.threads)
     if asked.bytes:
@@ -224,12 +231,13 @@ def main() -> int:
         publish(asked.json, 0, figures, table_of(figures["rows"][0]), notes_of(figures))
         return 1 if figures["trace"]["lacking"] else 0
     FEWEST_CELLS.clear()  # tiles are measured also where they would not be taken
+    logging.basicConfig(format="%(message)s")
     rows = []
     for dtype in asked.dtypes:
         for batch in asked.batches:
             row = measure(Bench(asked, batch, dtype, WAYS), asked.rounds)
             rows.append(row)
-    figures = {"threads": asked.threads, "encoder": asked.encoder, "size": asked.size, "compile": asked.compile}
+    figures = {"threads": asked.threads, "encoder": asked.encoder, "size": asked.size, "compile": asked.compile, "graphs": asked.graphs}
     for row in rows:
         if row["batch"] == asked.batches[0]:
             suffix = "" if row["dtype"] == "fp32" else f"_{row['dtype']}"

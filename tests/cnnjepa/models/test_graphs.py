@@ -1,18 +1,11 @@
-"""CUDA graphs without a GPU: RecordingCuda stands in for torch.cuda. It records the ops of a capture, and a replay does them again.
+"""CUDA graphs without a GPU: RecordingCuda stands in for torch.cuda."""
 
-It tells which graph is taken, what its buffers hold, when it is not used, and that a run is the same; nothing about a GPU.
-"""
-
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cnnjepa.batch import Batch
 from cnnjepa.config import EncoderConfig, TrainConfig
@@ -22,67 +15,8 @@ from cnnjepa.models import graphs
 from cnnjepa.models.graphs import Graphed
 from cnnjepa.optim import build_optimizer
 from cnnjepa.rules import validate
+from tests.support.recorded_cuda import RecordingCuda
 from tests.support.tiny import tiny_config
-
-
-class RecordedGraph(TorchDispatchMode):
-    """Stands in for a CUDA graph: the ops of a capture, at fixed addresses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[tuple[Any, Any, Any, Any]] = []
-        self.replays = 0
-
-    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.ops.append((func, args, kwargs or {}, out))
-        return out
-
-    def replay(self) -> None:
-        self.replays += 1
-        for func, args, kwargs, out in self.ops:
-            again = func(*args, **kwargs)
-            inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-            for place, value in zip(tree_leaves(out), tree_leaves(again), strict=True):
-                if isinstance(place, Tensor) and place.untyped_storage()._cdata not in inputs:
-                    place.copy_(value)
-
-
-class RecordingCuda:
-    """Stands in for torch.cuda."""
-
-    def __init__(self, fails: str = "", wrong: bool = False) -> None:
-        self.captured: list[RecordedGraph] = []
-        self._fails, self._wrong = fails, wrong
-
-    def is_available(self) -> bool:
-        return True
-
-    def Stream(self) -> "RecordingCuda":
-        return self
-
-    def current_stream(self) -> "RecordingCuda":
-        return self
-
-    def wait_stream(self, other: "RecordingCuda") -> None:
-        pass
-
-    @contextlib.contextmanager
-    def stream(self, stream: "RecordingCuda") -> Iterator[None]:
-        yield
-
-    def CUDAGraph(self) -> RecordedGraph:
-        self.captured.append(RecordedGraph())
-        return self.captured[-1]
-
-    @contextlib.contextmanager
-    def graph(self, graph: RecordedGraph) -> Iterator[None]:
-        if self._fails:
-            raise RuntimeError(self._fails)
-        with graph:
-            yield
-        if self._wrong:
-            graph.ops.pop()
 
 
 def network() -> nn.Module:
