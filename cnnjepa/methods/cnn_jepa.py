@@ -9,7 +9,6 @@ loss                 = mean over hidden cells of 1 - cos(prediction, target)
 target_encoder       = EMA(encoder), after each optimiser step
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig,
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods._base import BaseMethod
+from cnnjepa.models.compiled import Compiled
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.encoders import Encoder
 from cnnjepa.models.graphs import Graphed
@@ -32,8 +32,6 @@ from cnnjepa.models.resnet import ResNet
 from cnnjepa.models.tile_graphs import TileGraphs
 from cnnjepa.rules import require_encoder, validate_ema, validate_mask
 from cnnjepa.schedules import ema_momentum
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,31 +80,6 @@ def visible_mean(features_BChw: Tensor, visibility: Visibility) -> Tensor:
     return (features_BChw * shown).sum((2, 3)) / shown.sum((2, 3)).clamp_min(1)
 
 
-def compiled_or_not(module: nn.Module, wanted: bool) -> Callable[[Tensor], Tensor]:
-    """Return `module`, compiled if `wanted`; if that fails, warn and run it uncompiled."""
-    if not wanted:
-        return module.__call__  # not the module: as an attribute of another it would be registered twice
-    chosen: Callable[[Tensor], Tensor] | None = None
-
-    def run(x_BCHW: Tensor) -> Tensor:
-        nonlocal chosen
-        if chosen is not None:
-            return chosen(x_BCHW)
-        attempt = torch.compile(module.forward, dynamic=False)
-        try:
-            out = attempt(x_BCHW)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, OSError, TypeError) as error:  # no compiler, an unknown device, an unsupported operation
-            log.warning("torch.compile is not used: %s", str(error).partition("\n")[0])
-            chosen = module.__call__
-            return module(x_BCHW)
-        chosen = attempt
-        return out
-
-    return run
-
-
 class Method(BaseMethod[Config]):
     """Context encoder, target encoder, mask token and predictor."""
 
@@ -118,8 +91,11 @@ class Method(BaseMethod[Config]):
         self.predictor = build_predictor(self.settings.predictor, channels, encoder.sync_bn)
         token = torch.empty(1, channels, 1, 1)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02))
-        compiled = encoder.compile
-        self.run_target, self.run_predictor = (compiled_or_not(m, compiled) for m in (self.target_encoder, self.predictor))
+        # Not the modules: as attributes of another they would be registered twice.
+        self.run_target: Callable[[Tensor], Tensor] = self.target_encoder.__call__
+        self.run_predictor: Callable[[Tensor], Tensor] = self.predictor.__call__
+        if encoder.compile:
+            self.run_target, self.run_predictor = Compiled(self.target_encoder), Compiled(self.predictor)
         if encoder.graphs:
             self.run_target = Graphed(self.target_encoder)
             if isinstance(self.encoder, ResNet):

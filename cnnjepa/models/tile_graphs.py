@@ -14,14 +14,14 @@ batches give the same bits again.
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from cnnjepa.models.masked import Visibility
+from cnnjepa.models.self_check import largest_difference, outcome, unmoved
 from cnnjepa.models.tile_map import RoomyTileMap, roomy, spare_of
 from cnnjepa.models.tiles import encode_tiles, pass_tiles
 
@@ -85,20 +85,22 @@ class TileGraphs:
 
     def _begun(self, key: tuple[Any, ...], given: Sequence[Tensor], visibility: Visibility, dtype: torch.dtype) -> bool:
         """Capture a size; return whether it is used. Statistics stay as they were."""
-        try:
-            cause = "" if self._graphs else self._difference(given[0], visibility)
-            if not cause:
-                plain = _Pass(self._encoder, visibility.shape, dtype)
-                graph = self._captured(_Pass(self._encoder, visibility.shape, dtype), given)
-                pairs = zip(_outcome(graph, self._encoder, given), _outcome(plain, self._encoder, given), strict=True)
-                if not all(torch.equal(a, b) for a, b in pairs):
-                    cause = "a captured pass must give the same bits as the pass itself; got others"
-        except RuntimeError as error:
-            cause = str(error).partition("\n")[0]
+        # The pass computes in the dtype that it is given.
+        with torch.autocast(given[0].device.type, enabled=False):
+            try:
+                cause = "" if self._graphs else self._difference(given[0], visibility)
+                if not cause:
+                    graph, plain = (_Pass(self._encoder, visibility.shape, dtype) for _ in range(2))
+                    graphed = self._captured(graph, given)
+                    pairs = zip(outcome(graphed, self._encoder, given), outcome(plain, self._encoder, given), strict=True)
+                    if not all(torch.equal(a, b) for a, b in pairs):
+                        cause = "a captured pass must give the same bits as the pass itself; got others"
+            except RuntimeError as error:
+                cause = str(error).partition("\n")[0]
         if cause:
             self._turn_off(cause)
             return False
-        self._graphs[key] = graph
+        self._graphs[key] = graphed
         return True
 
     def _difference(self, masked_BCHW: Tensor, visibility: Visibility) -> str:
@@ -106,9 +108,9 @@ class TileGraphs:
         net, images = copy.deepcopy(self._encoder).double(), masked_BCHW[:CHECKED_IMAGES].double()
         few = Visibility(visibility.visible_Bhw[:CHECKED_IMAGES].cpu(), images.device)
         stem, blocks = (net.conv1, net.bn1), net.blocks()
-        expected = _outcome(lambda *_: encode_tiles(stem, net.small, blocks, images, few), net, ())
-        found = _outcome(_Pass(net, few.shape, torch.float64), net, (images, *roomy(few)))
-        far = _distance(found, expected)
+        expected = outcome(lambda *_: encode_tiles(stem, net.small, blocks, images, few), net, ())
+        found = outcome(_Pass(net, few.shape, torch.float64), net, (images, *roomy(few)))
+        far = largest_difference(found, expected)
         return "" if far <= BOUND else f"in float64 a pass with empty tiles must differ by at most {BOUND:g}; got {far:g}"
 
     def _captured(self, module: nn.Module, given: Sequence[Tensor]) -> Callable[..., Tensor]:
@@ -117,7 +119,7 @@ class TileGraphs:
         self._captures = True
         try:
             # Not the batch: a graph that did not read its own memory, or did not write it, would be found out.
-            with _unmoved(module):
+            with unmoved(module):
                 memory = tuple(torch.zeros_like(t) for t in given)
                 graph: Callable[..., Tensor] = self._cuda.make_graphed_callables(module, memory, pool=self._pool)
         finally:
@@ -128,30 +130,3 @@ class TileGraphs:
         log.warning("encoder.graphs is not used for the context encoder: %s", cause)
         self._graphs.clear()
         self._is_off = True
-
-
-@contextmanager
-def _unmoved(net: nn.Module) -> Iterator[None]:
-    """Give the buffers of `net` their values back in the end, and run without autocast."""
-    before = [b.clone() for b in net.buffers()]
-    try:
-        with torch.autocast(next(net.parameters()).device.type, enabled=False):
-            yield
-    finally:
-        for buffer, value in zip(net.buffers(), before, strict=True):
-            buffer.copy_(value)
-
-
-def _outcome(run: Callable[..., Tensor], net: nn.Module, given: Sequence[Tensor]) -> list[Tensor]:
-    """Return features, gradients and statistics of a pass of `net`, which it leaves as it was."""
-    with _unmoved(net):
-        features = run(*given)
-        upstream = torch.cos(torch.arange(features.numel(), device=features.device, dtype=features.dtype)).view(features.shape)
-        gradients = torch.autograd.grad(features, list(net.parameters()), upstream)
-        return [t.detach().clone() for t in (features, *gradients, *net.buffers())]
-
-
-def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest difference, over the largest value of its tensor; NaN where a number is not finite."""
-    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
-    return float(torch.stack([(a - b).abs().max() / b.abs().max().clamp_min(1e-12) for a, b in pairs]).max())
