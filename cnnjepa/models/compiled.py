@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cnnjepa.models.self_check import norm_of_difference, outcome
 
 log = logging.getLogger(__name__)
-# Of the norm of a difference over the norm of its tensor: compiled code rounds less often.
+# Of the norm of a difference over the norm of what it is of: compiled code rounds less often.
 BOUNDS = {torch.float64: 1e-9, torch.float32: 0.01, torch.bfloat16: 0.2}
 
 
@@ -46,7 +46,7 @@ class Compiled:
             if self._compiled is None:
                 self._compiled = self._compile(self._module.forward, dynamic=False)
             expected = outcome(self._module, self._module, [x])
-            far, bound = norm_of_difference(outcome(self._compiled, self._module, [x]), expected), BOUNDS[expected[0].dtype]
+            far, bound = norm_of_difference(outcome(self._compiled, self._module, [x]), expected), BOUNDS[expected.output.dtype]
             cause = "" if far <= bound else f"a compiled pass must differ by at most {bound:g} from the network's; got {far:g}"
         except torch.OutOfMemoryError:
             raise

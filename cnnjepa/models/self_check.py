@@ -2,9 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class Outcome(NamedTuple):
+    """Copies of what a pass computes."""
+
+    output: Tensor
+    gradients: list[Tensor]  # none if none are asked for
+    buffers: list[Tensor]  # as the pass leaves them
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return all of it."""
+        return [self.output, *self.gradients, *self.buffers]
 
 
 @contextmanager
@@ -18,8 +32,8 @@ def unmoved(net: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def outcome(run: Callable[..., Tensor], net: nn.Module, given: Sequence[Tensor]) -> list[Tensor]:
-    """Return what a pass of `net` computes, which is left as it was: output, gradients if any are asked for, buffers.
+def outcome(run: Callable[..., Tensor], net: nn.Module, given: Sequence[Tensor]) -> Outcome:
+    """Return what a pass of `net` computes, which is left as it was.
 
     The gradients are those of a fixed upstream gradient, for all parameters of `net`, and for the
     inputs that require one.
@@ -32,20 +46,27 @@ def outcome(run: Callable[..., Tensor], net: nn.Module, given: Sequence[Tensor])
             upstream = torch.cos(torch.arange(out.numel(), device=out.device, dtype=out.dtype)).view(out.shape)
             wanted = [p for p in [*net.parameters(), *given] if p.requires_grad]
             gradients = torch.autograd.grad(out, wanted, upstream)
-        return [t.detach().clone() for t in (out, *gradients, *net.buffers())]
+        return Outcome(out.detach().clone(), [g.clone() for g in gradients], [b.clone() for b in net.buffers()])
 
 
-def largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def largest_difference(found: Outcome, expected: Outcome) -> float:
     """Return the largest difference over the largest value of its tensor; NaN where a number is not finite."""
-    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
+    pairs = [(a.double(), b.double()) for a, b in zip(found.tensors, expected.tensors, strict=True)]
     return float(torch.stack([(a - b).abs().max() / b.abs().max().clamp_min(1e-12) for a, b in pairs]).max())
 
 
-def norm_of_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest norm of a difference over the norm of its tensor; NaN where a number is not finite.
+def norm_of_difference(found: Outcome, expected: Outcome) -> float:
+    """Return the largest norm of a difference over the norm of what it is of; NaN where a number is not finite.
 
-    Rounding moves some values across a ReLU's edge, each by all it has, so that the largest
-    difference says little about low precision.
+    It is of the output, of each buffer, and of all gradients together: that of a bias before a
+    BatchNorm is nothing but rounding. Norms, since rounding moves some values across a ReLU's edge,
+    each by all it has.
     """
-    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True)]
-    return float(torch.stack([(a - b).norm() / b.norm().clamp_min(1e-12) for a, b in pairs]).max())
+    parts = [([found.output], [expected.output]), (found.gradients, expected.gradients)]
+    parts += [([a], [b]) for a, b in zip(found.buffers, expected.buffers, strict=True)]
+    apart = [_norm([x.double() - y.double() for x, y in zip(a, b, strict=True)]) / max(_norm(b), 1e-12) for a, b in parts]
+    return float(torch.tensor(apart).max())  # unlike max(), NaN if any is
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return float(sum(t.double().square().sum() for t in tensors)) ** 0.5

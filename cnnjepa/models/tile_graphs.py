@@ -92,8 +92,8 @@ class TileGraphs:
                 if not cause:
                     graph, plain = (_Pass(self._encoder, visibility.shape, dtype) for _ in range(2))
                     graphed = self._captured(graph, given)
-                    pairs = zip(outcome(graphed, self._encoder, given), outcome(plain, self._encoder, given), strict=True)
-                    if not all(torch.equal(a, b) for a, b in pairs):
+                    found, expected = (outcome(run, self._encoder, given).tensors for run in (graphed, plain))
+                    if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
                         cause = "a captured pass must give the same bits as the pass itself; got others"
             except RuntimeError as error:
                 cause = str(error).partition("\n")[0]

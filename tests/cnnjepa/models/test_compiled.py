@@ -36,16 +36,17 @@ class Compiler:
         return run
 
 
-class Doubled(torch.autograd.Function):
-    """The values are right, and the gradients twice what they are."""
+class Scaled(torch.autograd.Function):
+    """The values are right, and the gradients so many times what they are."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, times: float) -> Tensor:
+        ctx.times = times
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.times * gradient, None
 
 
 def passes(run: Callable[[Tensor], Tensor], net: nn.Module, with_gradient: bool) -> list[Tensor]:
@@ -84,10 +85,11 @@ def drops_a_value(out: Tensor) -> Tensor:
     [
         (fails, "no working compiler"),
         (drops_a_value, "a compiled pass must differ by at most 1e-09 from the network's; got 0."),
-        (Doubled.apply, "a compiled pass must differ by at most 1e-09 from the network's; got 1"),
+        (lambda out: Scaled.apply(out, 2), "a compiled pass must differ by at most 1e-09 from the network's; got 1"),
+        (lambda out: Scaled.apply(out, torch.nan), "a compiled pass must differ by at most 1e-09 from the network's; got nan"),
         (lambda out: out * torch.nan, "a compiled pass must differ by at most 1e-09 from the network's; got nan"),
     ],
-    ids=["no compiler", "other values", "other gradients", "nan"],
+    ids=["no compiler", "other values", "other gradients", "nan as gradients", "nan"],
 )
 def test_what_fails_or_differs_is_not_used_and_that_is_said_once(
     of: Callable[[Tensor], Tensor], says: str, caplog: pytest.LogCaptureFixture
