@@ -15,7 +15,7 @@ batches give the same bits again.
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,6 @@ from cnnjepa.models.self_check import largest_difference, outcome, unmoved
 from cnnjepa.models.tile_map import RoomyTileMap, roomy, spare_of
 from cnnjepa.models.tiles import encode_tiles, pass_tiles
 
-if TYPE_CHECKING:
-    from cnnjepa.models.resnet import ResNet
-
 log = logging.getLogger(__name__)
 BOUND = 1e-9  # of the largest difference, over the largest value of its tensor
 CHECKED_IMAGES = 4
@@ -36,7 +33,7 @@ CHECKED_IMAGES = 4
 class _Pass(nn.Module):
     """The pass of one size: whatever differs between batches is an argument."""
 
-    def __init__(self, encoder: "ResNet", shape: torch.Size, dtype: torch.dtype) -> None:
+    def __init__(self, encoder: Any, shape: torch.Size, dtype: torch.dtype) -> None:
         super().__init__()
         self.encoder, self.shape, self.dtype = encoder, shape, dtype
 
@@ -47,9 +44,9 @@ class _Pass(nn.Module):
 
 
 class TileGraphs:
-    """Graphs of `encoder`. `cuda` is torch.cuda; tests pass a stand-in that records ops and repeats them."""
+    """Graphs of `encoder`, a ResNet of models/resnet.py. `cuda` is torch.cuda; tests pass a stand-in that records ops and repeats them."""
 
-    def __init__(self, encoder: "ResNet", cuda: Any = torch.cuda) -> None:
+    def __init__(self, encoder: Any, cuda: Any = torch.cuda) -> None:
         self._encoder, self._cuda = encoder, cuda
         self._graphs: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
         self._is_off = self._captures = False
