@@ -18,6 +18,7 @@ from jobs.provenance import commit_and_diff
 from jobs.run import check_jobs
 from sweeps.cli.plan import refuse_without_allocation
 from sweeps.cli.program import settle
+from sweeps.cli.until_decided import next_round
 from sweeps.execution.changes import announce_changes, left_to_run, take_up
 from sweeps.execution.hung_workers import HungWorkers, end_process
 from sweeps.execution.monitor import conclude
@@ -64,7 +65,11 @@ def run(sweep: Sweep, cluster: ClusterProfile, asked: argparse.Namespace, consol
     while run_missing(sweep, cluster, console, code, getattr(asked, "embedded", False)):
         view = View.here(sweep)
         if all(s.ended for s in view.states().values()):
-            return conclude(view, console)
+            if (further := next_round(sweep, asked, cluster, console)) is None:
+                return conclude(view, console)
+            sweep = further
+            sweep.write()
+            continue
         if is_over(view):  # some trial was cancelled
             break
         # Another command runs a failed trial again: wait for that, or run it here.

@@ -17,6 +17,7 @@ from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
 from jobs.config import PROFILES, override_keys, qualified
 from jobs.plain import PlainTask
 from jobs.task import task_named, task_of
+from sweeps.cli import until_decided
 from sweeps.cli.data import PlannedData
 from sweeps.cli.folder_name import Base, folder_of
 from sweeps.cli.metrics import check_metrics
@@ -85,6 +86,8 @@ def _add_what(parser: Parser, spec: SweepSpec) -> None:
     seeds = "seeds per configuration" + (", at most" if spec.space else "")
     scales = ", ".join(f"{spec.scale(s).seeds} at {s.name} scale" for s in ScaleName)
     group.add_argument("--seeds", type=int, metavar="N", help=f"{seeds} (default: {scales})")
+    decided = "where no configuration is the best, add seeds to those that may be, up to N each"
+    group.add_argument("--until-decided", type=int, metavar="N", help=f"{decided} (default: no further seeds)")
     retried = "run failed trials again, from their last checkpoint, and probes without a value"
     group.add_argument("--retry-failed", action="store_true", help=retried)
     again = "run all trials on the user's data as they are now, if these have changed since the sweep began"
@@ -163,8 +166,9 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
     `data` learns what was found out about the images.
     """
     data = data or PlannedData(asked)
-    if asked.seeds is not None:
-        count(asked.seeds, "--seeds")
+    for flag, given in {"--seeds": asked.seeds, "--until-decided": asked.until_decided}.items():
+        if given is not None:
+            count(given, flag)
     for flag, hours in {"--max-gpu-hours": asked.max_gpu_hours, "--budget-gpu-hours": getattr(asked, "budget_gpu_hours", None)}.items():
         if hours is not None and not 0 < hours < math.inf:
             raise ValueError(f"{flag} must be positive and finite; got {hours:g}")
@@ -203,13 +207,15 @@ def plan(spec: SweepSpec, asked: argparse.Namespace, data: PlannedData | None = 
             raise ValueError("--two-objectives must be left out with --sampler grid, which chooses nothing; got both")
         spec = grid_of(spec, chosen, asked.cluster, asked.overrides, data.lines.extend)
         confirm_grid(len(spec.configurations), seeds, path, asked)
+    trials = [] if spec.space else build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, at, data.identified)
+    until, further, seeds = until_decided.planned(path, trials, seeds, asked.until_decided)
     if spec.space:
         search = plan_search(spec, chosen, asked, at, seeds, data)
         trials = [search.trial(0, 0, baseline(search.space, search.base), FIRST_SEED)]
-    else:
-        trials = build_trials(spec, chosen, seeds, asked.cluster, asked.overrides, at, data.identified)
+    trials += further
     spec = replace(spec, prune_on=list(dict.fromkeys([*spec.prune_on, *asked.prune_on])))
     sweep = Sweep.of(spec, scale, trials, path, search, rungs, eta)
+    sweep.until.extend(until)
     check_metrics(spec, sweep)
     check_pruning(sweep)
     sweep.task.check_seeds(seeds)

@@ -19,6 +19,7 @@ from sweeps.cli.data import PlannedData
 from sweeps.cli.estimate import priced
 from sweeps.cli.plan import parse, plan
 from sweeps.cli.program import settle
+from sweeps.cli.until_decided import first_line, next_round
 from sweeps.cli.withdrawal import settle_withdrawn
 from sweeps.execution.changes import announce_changes
 from sweeps.execution.monitor import wide_console
@@ -61,6 +62,9 @@ def run(
         console.print(line, highlight=False, soft_wrap=True)
     if not data.started_again and not data.missing:
         settle_withdrawn(sweep, asked, console)
+    if asked.until_decided is not None and not data.missing:
+        console.print(first_line(sweep), highlight=False, soft_wrap=True)
+        sweep = next_round(sweep, asked, cluster, console) or sweep
     if cluster.scheduler is Scheduler.slurm:
         allocation = submit.allocation_of(asked, cluster)
         sweep, price = priced(sweep, allocation.part(cluster) if allocation else cluster, asked)

@@ -136,9 +136,13 @@ def run(
         return conclude(View(sweep), console)
     if asked.detach:
         say(f"the jobs run on their own; python -m sweeps status|logs|cancel {shlex.quote(str(sweep.path))}")
+        if asked.until_decided is not None:
+            say("once they have ended, the same command judges the scores and may submit further seeds")
         return 0
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "sweeps.execution.monitor", str(sweep.path)])  # noqa: S606, no shell is wanted
+    # With --until-decided the same command follows, which judges the scores and may submit further seeds.
+    again = [] if asked.until_decided is None else [sys.executable, *sys.argv, *["--yes"] * (not asked.yes)]
+    os.execv(sys.executable, [sys.executable, "-m", "sweeps.execution.monitor", str(sweep.path), *again])  # noqa: S606, no shell is wanted
 
 
 def submit_missing(engine: SlurmEngine, price: Estimate, asked: argparse.Namespace, console: Console, say: Callable[[str], None]) -> bool:

@@ -5,10 +5,12 @@ that submits a sweep becomes this process. It needs no torch, is light enough fo
 may be ended at any moment. It resubmits workers whose jobs ended before their trials did.
 """
 
+import os
 import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +180,8 @@ class SlurmWatch:
         self.found_nothing.add(last.number)
         return len(self.found_nothing) > _FOUND_NOTHING and self.engine.sweep.search is None
 
-    def run(self) -> int:
-        """Watch until all trials are settled or nothing more happens; return the exit status."""
+    def run(self, then: Sequence[str] = ()) -> int:
+        """Watch until all trials are settled or nothing more happens; return the exit status, or become the command `then`."""
         with handling(signal.default_int_handler, signal.SIGTERM), Watcher(self.view, self.console) as watcher:
             while True:
                 self.reload()
@@ -190,6 +192,9 @@ class SlurmWatch:
                     break
                 time.sleep(_LOOK_SECONDS)
         if is_over(self.view) and all(s.ended for s in self.view.states().values()):
+            if then:
+                sys.stdout.flush()
+                os.execv(then[0], [*then])  # noqa: S606, no shell is wanted
             return conclude(self.view, self.console)
         self.console.print(f"{counts_line(sweep_status(self.view))}; run the same command to resume what was cancelled", soft_wrap=True)
         return INTERRUPTED
@@ -203,16 +208,16 @@ class SlurmWatch:
 
 
 def main() -> int:
-    """Run the command line; return the exit status of a sweep."""
-    return exit_status(lambda: watch(Path(sys.argv[1])))
+    """Run the command line, `FOLDER [WORD ...]`; return the exit status of a sweep."""
+    return exit_status(lambda: watch(Path(sys.argv[1]), sys.argv[2:]))
 
 
-def watch(folder: Path) -> int:
-    """Watch the sweep of `folder` until it ends; its jobs have begun."""
+def watch(folder: Path, then: Sequence[str] = ()) -> int:
+    """Watch the sweep of `folder` until it ends; its jobs have begun. `then` is a command that takes over once all trials have ended."""
     begun()
     console = wide_console()
     try:
-        return SlurmWatch(folder, console).run()
+        return SlurmWatch(folder, console).run(then)
     except KeyboardInterrupt:
         console.show_cursor()
         console.print("the jobs continue without this command; run it again to watch them", soft_wrap=True)

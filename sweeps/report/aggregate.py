@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.task import score_format
+from sweeps.report.looks import level_at
 from sweeps.report.significance import UNTESTED, Comparison, compare
-from sweeps.report.winner import Winner, winner
+from sweeps.report.winner import BEST, Winner, winner
 from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
@@ -284,6 +285,7 @@ class Leader:
     other: Summary | None
     comparison: Comparison | None  # with the next alone; None if there is no other configuration
     winner: Winner
+    level: float = BEST  # of p at which it is called the best
 
     @property
     def significant(self) -> bool:
@@ -291,24 +293,26 @@ class Leader:
         return self.winner.declared
 
 
-def leader(table: Sequence[Summary], metric: str, sign: float = 1.0, adaptive: bool = False) -> Leader | None:
+def leader(table: Sequence[Summary], metric: str, sign: float = 1.0, adaptive: bool = False, until: Sequence[int] = ()) -> Leader | None:
     """Return the configuration with the best mean of `metric`, the first of equals, or None; with sign -1 the lowest is best.
 
     `adaptive` says that the runs decided which configurations got further seeds, as in a search.
+    `until` is the sweep's: [first, most] seeds, after each of which it is looked at.
     """
     ranked = sorted((s for s in table if s.values.get(metric)), key=lambda s: -sign * statistics.fmean(s.values[metric].values()))
     if not ranked:
         return None
     best, *others = ranked
-    found = winner({s.key: s.values[metric] for s in ranked}, sign, adaptive)
+    level = level_at(max(len(s.values[metric]) for s in ranked), until)
+    found = winner({s.key: s.values[metric] for s in ranked}, sign, adaptive, level)
     other = others[0] if others else None
-    return Leader(metric, best, other, compare(best.values[metric], other.values[metric]) if other else None, found)
+    return Leader(metric, best, other, compare(best.values[metric], other.values[metric]) if other else None, found, level)
 
 
 def leader_of(view: View, table: Sequence[Summary], metric: str) -> Leader | None:
     """Return the leader by `metric` among `table`, in the direction of the view's task."""
     sign = view.sweep.sign if metric == view.sweep.objective else view.sweep.task.sign(metric)
-    return leader(table, metric, sign, view.sweep.search is not None)
+    return leader(table, metric, sign, view.sweep.search is not None or bool(view.sweep.until), view.sweep.until)
 
 
 def leaders_of(view: View, table: Sequence[Summary]) -> dict[str, Leader | None]:
@@ -338,7 +342,7 @@ def judged(lead: Leader) -> str:
 
 def apart(lead: Leader, pair: Comparison) -> str:
     """Return 'difference 1.3 (95 % interval of the pair alone 0.4 to 2.2: paired t over 3 seeds)' of the best and another one."""
-    form, how = _form(lead), "" if pair.test == UNTESTED else pair.how
+    form, how = form_of(lead), "" if pair.test == UNTESTED else pair.how
     bounds = None if pair.low is None or pair.high is None else f"{pair.low:{form}} to {pair.high:{form}}"
     interval = "" if bounds is None else f"95 % interval of the pair alone {bounds}: "
     return f"difference {pair.difference:{form}}" + (f" ({interval}{how})" if how else "")
@@ -364,7 +368,8 @@ def may_be_best(lead: Leader) -> str:
     return f"{may} of {every} configurations may be the best (95 % confidence)"
 
 
-def _form(lead: Leader) -> str:
+def form_of(lead: Leader) -> str:
+    """Return the format of a difference of its metric."""
     return ".3g" if isinstance(lead.best.spreads.get(lead.metric), FineSpread) else ".1f"
 
 

@@ -4,7 +4,8 @@ It is the estimate by seeds that did not select it (sweeps/report/winner.py), wi
 Where there is none, as with one run each, or nothing to select from, it is the mean of its runs.
 """
 
-from sweeps.report.aggregate import FineSpread, Leader, in_units
+from sweeps.report.aggregate import Leader, form_of, in_units
+from sweeps.report.looks import found_in_most
 from sweeps.state.view import View
 
 
@@ -19,7 +20,7 @@ def parts_of_best(view: View, lead: Leader) -> tuple[str, str]:
     found, spread = lead.winner, lead.best.spreads[lead.metric]
     if not is_estimated(lead):
         return in_units(view, spread), f"n = {spread.n}"
-    form = ".3g" if isinstance(spread, FineSpread) else ".1f"
+    form = form_of(lead)
     number = in_units(view, f"{found.estimate:{form}}")
     if found.low is None or found.high is None:
         return number, f"n = {spread.n}"
@@ -37,3 +38,16 @@ def how_estimated(lead: Leader) -> str:
     if not is_estimated(lead):
         return ""
     return f"The score of the best is by seeds that did not select it; the mean of its own runs is {spread} (n = {spread.n})."
+
+
+def looks_line(view: View, lead: Leader) -> str:
+    """Return what a p means, and what can be found, where seeds are added until the best is decided; "" elsewhere."""
+    if not (until := view.sweep.until):
+        return ""
+    both = [s.spreads[lead.metric].std for s in (lead.best, lead.other) if s is not None]
+    spread = max((std for std in both if std is not None), default=0.0)
+    most, form = until[1], form_of(lead)
+    found = f"; a lead of {found_in_most(spread, until):{form}} over the next is found in 80 % of sweeps" if spread else ""
+    seeds = max(lead.best.spreads[lead.metric].n, until[0])
+    said = f"looks after {until[0]} to {most} seeds share the 5 %: after {seeds} the best is called so if p is at most {lead.level:.2g}"
+    return f"{said}{found}"

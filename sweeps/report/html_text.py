@@ -12,7 +12,7 @@ from cnnjepa.run.files import read_json, reading, tail
 from cnnjepa.run.typed import build
 from jobs.task import score_format
 from sweeps.report.aggregate import Leader, Spread, against_the_baseline, judged, may_be_best, title
-from sweeps.report.best import how_estimated, parts_of_best
+from sweeps.report.best import how_estimated, looks_line, parts_of_best
 from sweeps.report.chance import chance_lines
 from sweeps.report.seen import Seen
 from sweeps.search.search import trials_to_begin
@@ -96,7 +96,10 @@ def beside_the_answer(view: View, seen: Seen | None = None) -> list[str]:
     table, lead = seen.table, seen.lead
     lines = []
     if lead is not None and lead.other is not None:
-        lines += [line for line in [how_estimated(lead), f"{may_be_best(lead)}."] if line]
+        looks = looks_line(view, lead)
+        lines += [
+            line for line in [how_estimated(lead), f"{looks[0].upper()}{looks[1:]}." if looks else "", f"{may_be_best(lead)}."] if line
+        ]
     if view.sweep.search is not None and lead is not None:
         lines += [s.label for s in (lead.best, lead.other) if s is not None]
     lines += against_the_baseline(view, table, lead) if lead is not None else []

@@ -31,7 +31,7 @@ from sweeps.report.aggregate import (
     summaries,
     title,
 )
-from sweeps.report.best import is_estimated, score_of_best
+from sweeps.report.best import is_estimated, looks_line, score_of_best
 from sweeps.report.chance import chance_lines
 from sweeps.report.seen import Seen
 from sweeps.report.terminal import Column, fitted
@@ -225,6 +225,7 @@ def _notes(seen: Seen, leaders: dict[str, Leader | None], pruned: str) -> list[s
             if d.metric == view.sweep.objective:
                 how = ", by seeds that did not select it" if is_estimated(d) else ""
                 notes.append(f"score of the best, {d.best.label}: {score_of_best(view, d)}{how}")
+                notes += filter(None, [looks_line(view, d)])
                 notes += [may_be_best(d), *(line.rstrip(".") for line in against_the_baseline(view, table, d))]
     notes += [line for line in (images_behind(view, leaders), *chance_lines(view, seen.shown[0]), pruned) if line]
     return [*notes, "* in the paper each score is the best of several runs"] if view.sweep.best_of_many else notes

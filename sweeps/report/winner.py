@@ -69,10 +69,12 @@ class Judgement:
     high: Array
 
 
-def judge(scores: Array, adaptive: bool = False) -> Judgement:
+def judge(scores: Array, adaptive: bool = False, level: float = BEST) -> Judgement:
     """Judge scores (sweeps, configurations, seeds), NaN where there is no run; a higher score is better.
 
-    Each configuration must have a score. `adaptive` says that some seeds decided who got further ones.
+    Each configuration must have a score. `adaptive` says that some seeds decided who got further
+    ones. `level` is the error rate of the best where this is one of several looks (looks.py); the
+    other rates are as much smaller.
     """
     there: Runs = ~np.isnan(scores)
     n = there.sum(2)
@@ -85,13 +87,13 @@ def judge(scores: Array, adaptive: bool = False) -> Judgement:
     p[every, best] = 0.0
     strongest = _strongest(mean, n, best, p, spreads)
     tested = testable[:, 0] & (scores.shape[1] > 1)
-    declared = (strongest <= BEST) & tested
+    declared = (strongest <= level) & tested
     z = _normal_quantile(np.clip(p, 1e-300, 0.5))
     against = np.where(testable, range_tail(scores.shape[1], z), 1.0)
     against[every, best] = 1.0
-    candidates = (against > RULED_OUT) & ~declared[:, None]
+    candidates = (against > RULED_OUT * level / BEST) & ~declared[:, None]
     candidates[every, best] = True
-    better = (many_to_one_tail(scores.shape[1] - 1, z) <= BASELINE) & testable | declared[:, None]
+    better = (many_to_one_tail(scores.shape[1] - 1, z) <= BASELINE * level / BEST) & testable | declared[:, None]
     better[every, best] = False
     estimate, low, high = _estimate(scores, best, spreads, adaptive)
     return Judgement(best, tested, declared, np.minimum(strongest, 1.0), candidates, against, better, estimate, low, high)
@@ -112,11 +114,11 @@ class Winner:
     high: float | None
 
 
-def winner(scores: Mapping[str, Mapping[int, float]], sign: float = 1.0, adaptive: bool = False) -> Winner:
-    """Judge configuration -> seed -> score, of which each has one; with sign -1 a lower score is better."""
+def winner(scores: Mapping[str, Mapping[int, float]], sign: float = 1.0, adaptive: bool = False, level: float = BEST) -> Winner:
+    """Judge configuration -> seed -> score, of which each has one, as `judge` does; with sign -1 a lower score is better."""
     names, seeds = list(scores), sorted({seed for of_one in scores.values() for seed in of_one})
     table = np.array([[[sign * of_one.get(seed, np.nan) for seed in seeds] for of_one in scores.values()]])
-    found = judge(table, adaptive)
+    found = judge(table, adaptive, level)
     best = names[found.best[0]]
 
     def number(value: float) -> float | None:

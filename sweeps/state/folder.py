@@ -47,6 +47,8 @@ class Sweep:
     best_of_many: list[str] = field(default_factory=list)
     # Early warnings that end a run: sweeps/search/warnings.py.
     prune_on: list[str] = field(default_factory=list)
+    # [first, most] seeds, if further ones are added until the best is decided; else [].
+    until: list[int] = field(default_factory=list)
     # Choices of a search that cannot be read: number -> cause.
     damaged: dict[int, str] = field(default_factory=dict, init=False, compare=False)
     _next: list[int] = field(default_factory=lambda: [1])
@@ -203,8 +205,22 @@ class Sweep:
         """Return this sweep with `hours_per_epoch` as the expected cost of an epoch."""
         if self.search is None or hours_per_epoch is None:
             return self
-        made = replace(self, search=replace(self.search, hours_per_epoch=hours_per_epoch))
+        return self._searching(replace(self.search, hours_per_epoch=hours_per_epoch))
+
+    def _searching(self, search: Search) -> "Sweep":
+        made = replace(self, search=search)
         made.damaged.update(self.damaged)
+        return made
+
+    def with_seeds(self, seeds: int) -> "Sweep":
+        """Return this search with so many seeds for its finalists."""
+        assert self.search is not None
+        return self._searching(replace(self.search, seeds=seeds))
+
+    def with_trials(self, trials: list[Trial]) -> "Sweep":
+        """Return this sweep, which is no search, with other trials; they get their numbers."""
+        made = replace(self, trials=trials)
+        numbers.renumber(made.path, made.trials)
         return made
 
     def choice_file(self, number: int) -> Path:

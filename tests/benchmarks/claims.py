@@ -7,6 +7,7 @@ that of recorded runs (tests/benchmarks/curves.json): what configuration and see
 of a quarter of the recorded configurations in the order of their scores; the quarters' spreads differ.
 "A claim is false" if the page calls a configuration the best or rules one out where another is as good, puts the best above an equal
 baseline, or leaves all that are best out of those that may be. A search gives one seed to each and three to the finalists and the baseline.
+"Until decided" gives those that may be the best a seed more in each round, up to ten, and judges at the look at which it stops.
 Status 1 where a figure of a scenario marked "required" misses its bound. The others show what is not promised.
 """
 
@@ -22,6 +23,7 @@ from _report import publish
 from numpy.typing import NDArray
 from rich.table import Table
 
+from sweeps.report.looks import level_at
 from sweeps.report.winner import RULED_OUT, Judgement, judge
 
 Array = NDArray[np.float64]
@@ -42,6 +44,7 @@ class Scenario:
     noisy: bool = False  # one configuration, which may lead or not, has three times the spread
     shared: float = 0.0  # standard deviation of what a seed does to all configurations
     search: bool = False
+    until: tuple[int, ...] = ()  # seeds at the first and the last look
     required: bool = True
 
 
@@ -57,6 +60,9 @@ SCENARIOS = [
     Scenario("all equal, seeds differ by 2 sd", shared=2.0),
     Scenario("search, all equal", search=True, required=False),
     Scenario("search, normal effects of 1 sd", effects=1.0, search=True, required=False),
+    Scenario("until decided, all equal", until=(3, 10)),
+    Scenario("until decided, all equal, recorded noise", recorded=True, until=(3, 10)),
+    Scenario("until decided, one 1.5 sd ahead", ahead=(1.5,), until=(3, 10)),
     Scenario("two equal ones 3 sd ahead", ahead=(3.0, 3.0), required=False),
     Scenario("two equal ones 2 sd ahead", ahead=(2.0, 2.0), required=False),
 ]
@@ -105,10 +111,42 @@ def searched(scores: Array, finalists: int = 2) -> Array:
     return found
 
 
+def decided(scores: Array, first: int, most: int) -> tuple[Judgement, Array]:
+    """Return what is said of each sweep when it stops, and the scores that it has then: --until-decided."""
+    sweeps, configurations, _ = scores.shape
+    runs = np.full((sweeps, configurations), first)
+    left = np.arange(sweeps)
+    parts: dict[int, Any] = {}
+    seen = np.full(scores.shape, np.nan)
+    for seeds in range(first, most + 1):
+        seen[left] = np.where(np.arange(most) < runs[left][..., None], scores[left], np.nan)
+        found = judge(seen[left], True, level_at(seeds, (first, most)))
+        for place, sweep in enumerate(left):
+            parts[sweep] = [getattr(found, f.name)[place] for f in dataclasses.fields(Judgement)]
+        may = found.against > RULED_OUT
+        may[np.arange(len(left)), found.best] = True
+        runs[left] += may
+        left = left[~found.declared]
+        if not len(left):
+            break
+    return Judgement(*(np.array(of_field) for of_field in zip(*(parts[i] for i in range(sweeps)), strict=True))), seen
+
+
 def figures_of(scenario: Scenario, configurations: int, seeds: int, sweeps: int, seed: int) -> dict[str, Any]:
     """Return the figures of one scenario and size."""
-    truth, scores = drawn(scenario, configurations, seeds, sweeps, np.random.default_rng([seed, configurations, SCENARIOS.index(scenario)]))
-    parts = [judge(scores[i : i + _BATCH], scenario.search) for i in range(0, sweeps, _BATCH)]
+    truth, scores = drawn(
+        scenario,
+        configurations,
+        scenario.until[-1] if scenario.until else seeds,
+        sweeps,
+        np.random.default_rng([seed, configurations, SCENARIOS.index(scenario)]),
+    )
+    batches = [scores[i : i + _BATCH] for i in range(0, sweeps, _BATCH)]
+    if scenario.until:
+        both = [decided(batch, *scenario.until) for batch in batches]
+        parts, scores = [judgement for judgement, _ in both], np.concatenate([seen for _, seen in both])
+    else:
+        parts = [judge(batch, scenario.search) for batch in batches]
     found = Judgement(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Judgement)))
     every = np.arange(sweeps)
     own = truth[every, found.best]
@@ -117,7 +155,7 @@ def figures_of(scenario: Scenario, configurations: int, seeds: int, sweeps: int,
     right = own > others.max(1) + 1e-9
     as_good = others >= own[:, None] - 1e-9
     false = found.declared & ~right
-    false |= ((found.against <= RULED_OUT) & as_good).any(1) | (found.better_than[:, -1] & as_good[:, -1])
+    false |= (~found.candidates & ~found.declared[:, None] & as_good).any(1) | (found.better_than[:, -1] & as_good[:, -1])
     false |= ~(found.candidates & (truth >= truth.max(1, keepdims=True) - 1e-9)).any(1)
     known = ~np.isnan(found.low)
     return {
@@ -130,6 +168,7 @@ def figures_of(scenario: Scenario, configurations: int, seeds: int, sweeps: int,
         "half_interval": round(float(np.nanmedian(found.high - found.low) / 2), 2),
         "false_claims": round(float(false.mean()), 4),
         "declared_right": round(float((found.declared & right).mean()), 4),
+        "runs": round(float((~np.isnan(scores)).sum((1, 2)).mean()), 1),
         "candidates": round(float(found.candidates.sum(1).mean()), 1),
     }
 
@@ -155,11 +194,12 @@ def shown(figures: dict[str, Any]) -> tuple[Table, list[str]]:
         "false claims",
         "declared best",
         "may be best",
+        "runs",
         "misses",
     ]
     table = Table(*heads, title="Claims about winners of simulated sweeps, in standard deviations of a seed")
     for line in figures["scenarios"]:
-        keys = ("bias", "bias_of_the_mean", "covered", "half_interval", "false_claims", "declared_right", "candidates")
+        keys = ("bias", "bias_of_the_mean", "covered", "half_interval", "false_claims", "declared_right", "candidates", "runs")
         missing = ", ".join(line["misses"]) if line["required"] else "not required"
         table.add_row(line["scenario"], str(line["settings"]), *(f"{line[key]:g}" for key in keys), missing)
     return table, [f"required: |bias| <= {MOST_BIAS}, covered >= {LEAST_COVERED}, false claims <= {MOST_FALSE}, declared best >= {POWER}"]
