@@ -93,6 +93,7 @@ Rule: TypeAlias = Callable[[Call], Bound]
 
 
 def flattened(given: Any) -> Iterator[Any]:
+    """Return what is in nested tuples, lists and dicts."""
     for value in given.values() if isinstance(given, dict) else given:
         if isinstance(value, tuple | list | dict):
             yield from flattened(value)

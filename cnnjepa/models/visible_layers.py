@@ -344,9 +344,9 @@ FUNCTIONS: dict[Any, Rule] = {
     operator.getitem: item,
     getattr: attribute,
 }
+_METHODS = "add add_ sub sub_ mul mul_ div div_ neg abs square sqrt exp clone tanh tanh_ sigmoid sigmoid_ relu relu_ clamp clamp_ addcmul"
 METHODS: dict[str, Rule] = {
-    **dict.fromkeys("add add_ sub sub_ mul mul_ div div_ neg abs square sqrt exp clone".split(), by_position),
-    **dict.fromkeys("tanh tanh_ sigmoid sigmoid_ relu relu_ clamp clamp_ addcmul".split(), by_position),
+    **dict.fromkeys(_METHODS.split(), by_position),
     "contiguous": same,
     "mean": mean,
     "norm": norm,

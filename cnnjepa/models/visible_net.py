@@ -33,14 +33,7 @@ class VisibleNet(nn.Module):
         self.plan = Plan(model)
         self.cell = self.plan.cell
         self.stage_names = self._stage_names()
-        self.train(model.training)
-
-    def train(self, mode: bool = True) -> "VisibleNet":
-        """Set this module's mode alone if it is the model's already: single layers may have another one."""
-        if mode != self.model.training:
-            self.model.train(mode)
-        self.training = mode
-        return self
+        self.training = model.training
 
     def __reduce__(self) -> Any:
         """Copy and pickle the network alone, and wrap the copy."""
@@ -55,9 +48,7 @@ class VisibleNet(nn.Module):
         last = {self.plan.reduction(path): path for path in self.plan.stages if "." not in path}
         return [last[reduction] for reduction in sorted(last)]
 
-    def forward(
-        self, image_BCHW: Tensor, visible_Bhw: Tensor | None = None, stages: bool | Sequence[str] = False
-    ) -> Tensor | list[Tensor]:
+    def forward(self, image_BCHW: Tensor, visible_Bhw: Tensor | None = None, stages: bool | Sequence[str] = False) -> Tensor | list[Tensor]:
         """Return the last feature map, [B, C, h, w], zero where hidden.
 
         `visible_Bhw` is a bool mask [B, h, w] or [B, 1, h, w], True where visible, with a cell for each `cell` x `cell`

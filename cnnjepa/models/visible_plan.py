@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from cnnjepa.models.visible_call import Call, Kind, Map, Pass, Plain
+from cnnjepa.models.visible_call import Call, Kind, Map, Pass, Plain, Rule
 from cnnjepa.models.visible_layers import FUNCTIONS, LAYERS, METHODS, WHOLE_IMAGE
 from cnnjepa.models.visible_tiles import as_images, flat_image
 from cnnjepa.models.visible_trace import Place, Tracer, defined_in, traced
@@ -51,12 +51,13 @@ class Plan:
             return _Step(node, Map(image=True) if first else Plain(), lambda p, /, *default: default[0] if default else None)
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
-            return _Step(node, Plain(), lambda p, /, m=self.model.get_submodule(owner): getattr(m, name))
+            holder = self.model.get_submodule(owner)
+            return _Step(node, Plain(), lambda p, /: getattr(holder, name))
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
         do = module if module is not None else _method(str(node.target)) if node.op == "call_method" else node.target
         if all(isinstance(step.kind, Plain) for step in inputs):
             return _Step(node, Plain(), lambda p, /, *args, **kwargs: do(*args, **kwargs))  # type: ignore[operator]
-        kinds = fx.map_arg((node.args, node.kwargs), lambda n: self.steps[n].kind)
+        kinds = _with(node, lambda n: self.steps[n].kind)
         try:
             return self._ruled(node, Call(at, do, *kinds, module))  # type: ignore[arg-type]
         except ValueError as error:
@@ -66,8 +67,8 @@ class Plan:
         if node.op == "call_module":
             rule, name = LAYERS.get(defined_in(call.module)), ""
         else:
-            table = METHODS if node.op == "call_method" else FUNCTIONS
-            rule, name = table.get(node.target), getattr(node.target, "__name__", str(node.target))  # type: ignore[call-overload]
+            table: dict[Any, Rule] = METHODS if node.op == "call_method" else FUNCTIONS
+            rule, name = table.get(node.target), getattr(node.target, "__name__", str(node.target))
         if rule is None:
             call.at.refuse(f"calls {name}, which is not known on a map" if name else "is not known")
         kind, run = rule(call)
@@ -135,8 +136,8 @@ class Plan:
             if step.node.op == "placeholder" and isinstance(step.kind, Map):
                 values[step.node] = p.image
             else:
-                args, kwargs = fx.map_arg((step.node.args, step.node.kwargs), values.__getitem__)  # type: ignore[misc]
-                values[step.node] = step.run(p, *args, **kwargs)  # type: ignore[misc]
+                args, kwargs = _with(step.node, values.__getitem__)
+                values[step.node] = step.run(p, *args, **kwargs)
             for node in dead:
                 del values[node]
         return [self._whole(p, values[node], self._map(node)) for node in wanted]
@@ -149,3 +150,8 @@ class Plan:
 
 def _method(name: str) -> Callable[..., Any]:
     return lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs)
+
+
+def _with(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
+    """Return a node's arguments with a value in the place of each node."""
+    return fx.map_arg((node.args, node.kwargs), value)

@@ -53,8 +53,9 @@ class Tracer(fx.Tracer):
             self.traced_func_name = FEATURES
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether a module is one operation."""
-        return qualified(type(m)) in WHOLE or super().is_leaf_module(m, module_qualified_name)
+        """Return whether a module is one operation: its forward pass is one of torch's own layers, or in `WHOLE`."""
+        where = defined_in(m)
+        return where in WHOLE or (where.startswith("torch.nn.modules.") and not isinstance(m, nn.Sequential))
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace one call of a module."""
@@ -84,4 +85,3 @@ def traced(model: nn.Module) -> tuple[fx.Graph, Tracer]:
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         tracer.inside[-1].refuse(f"torch.fx cannot trace its forward pass: {why}")
-

@@ -56,17 +56,19 @@ class Masked(TorchFunctionMode):
         y = (x - by_channel(mean)) / by_channel(var + eps).sqrt()
         return torch.where(seen, y * by_channel(w) + by_channel(b), 0)
 
-    def group_norm(self, x: Tensor, groups: int, w: Tensor, b: Tensor, eps: float) -> Tensor:
+    def group_norm(self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         seen = self.mask(x, 2)
         assert seen is not None
         out = []
         for image, where in zip(x, seen[:, 0], strict=True):
-            y = torch.zeros_like(image)
-            for part, of in zip(y.chunk(groups), image.chunk(groups), strict=True):
-                values = of[:, where]
-                if values.numel():
-                    part[:, where] = (values - values.mean()) / (values.var(unbiased=False) + eps).sqrt()
-            out.append(torch.where(where, y * w[:, None, None] + b[:, None, None], 0))
+            parts = []
+            for of in image.chunk(groups):
+                count = of[:, where].numel() or 1
+                mean = torch.where(where, of, 0).sum() / count
+                var = torch.where(where, of - mean, 0).square().sum() / count
+                parts.append((of - mean) / (var + eps).sqrt())
+            y = torch.cat(parts)
+            out.append(torch.where(where, y * weight[:, None, None] + bias[:, None, None], 0))
         return torch.stack(out)
 
     def mean(self, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
