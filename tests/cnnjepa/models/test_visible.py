@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.flop_counter import FlopCounterMode
 
 from cnnjepa.models import visible
 from tests.support.masked_reference import Masked
@@ -84,7 +85,8 @@ def all_visible() -> Tensor:
 
 
 def batch_of_one() -> Tensor:
-    return torch.tensor([[[1, 1, 0], [0, 0, 1]]]).bool()
+    """Seven of twelve cells: BatchNorm over the three or four numbers of fewer cells blows up any rounding, layer after layer."""
+    return torch.tensor([[[1, 1, 0, 1], [0, 0, 1, 1], [1, 0, 0, 1]]]).bool()
 
 
 def one_image_sees_nothing() -> Tensor:
@@ -109,6 +111,7 @@ def whole_image_masked(images: Tensor, mask: Tensor) -> Tensor:
 
 def assert_same_pass(model: nn.Module, mask: Tensor, features: Callable[[nn.Module, Tensor], Tensor] | None = None) -> None:
     """Features, gradients of all parameters and of the images, and buffers."""
+    model.zero_grad()
     expected_model = copy.deepcopy(model)
     net = visible(model)
     b, h, w = mask.shape
@@ -304,7 +307,9 @@ def test_bf16_stays_as_near_to_float64_as_the_masked_network(name: str) -> None:
             expected = reference.forward_features(whole_image_masked(images.float(), mask))  # type: ignore[operator]
     found.float().square().mean().backward()
     assert all(p.grad.isfinite().all() for p in single.parameters() if p.grad is not None)
-    assert found.dtype is expected.dtype
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        dense = reference.forward_features(images.float())  # type: ignore[operator]
+    assert found.dtype is dense.dtype
     error, reference_error = ((f.double() - truth).norm() / truth.norm() for f in (found, expected))
     assert error < max(0.02, 1.5 * reference_error)
 
@@ -402,12 +407,15 @@ def test_hidden_pixels_are_never_read() -> None:
     assert torch.equal(net(images, mask), net(other, mask))
 
 
-def test_only_visible_positions_are_computed() -> None:
-    model, rows = build("convnext_atto"), []
-    net = visible(model)
-    model.stages[0].blocks[0].mlp.fc1.forward = lambda x, f=model.stages[0].blocks[0].mlp.fc1.forward: rows.append(x.numel()) or f(x)
-    net(drawn(3, 3, 64, 96, seed=0), unequal())
-    assert rows == [int(unequal().sum()) * 8 * 8 * 40]
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "regnety_002"])
+def test_only_visible_positions_are_computed(name: str) -> None:
+    model, images, mask = build(name).float(), torch.randn(3, 3, 64, 96), unequal()
+    done = []
+    for features in (lambda: visible(model)(images, mask), lambda: model.forward_features(images)):  # type: ignore[operator]
+        with FlopCounterMode(display=False) as counter:
+            features().sum().backward()
+        done.append(counter.get_total_flops())
+    assert done[0] < done[1] * mask.float().mean() * 1.05  # the gates of squeeze-and-excitation are those of whole images
 
 
 def test_asking_for_visible_imports_neither_timm_nor_torchvision() -> None:
