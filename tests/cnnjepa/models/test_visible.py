@@ -3,9 +3,11 @@
 import copy
 import io
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnjepa.models import visible
+from tests.support.documented import example, messages, page
 from tests.support.masked_reference import Masked
 from tests.support.sample import sampled
 
@@ -425,3 +428,20 @@ def test_asking_for_visible_imports_neither_timm_nor_torchvision() -> None:
     code = "import sys, cnnjepa.models.masked; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "cnnjepa.models.visible_net" not in loaded
+
+
+def test_the_guides_example_runs(tmp_path: Path) -> None:
+    (tmp_path / "guide.py").write_text(example("visible.md", "python"))
+    names = runpy.run_path(str(tmp_path / "guide.py"))
+    assert names["features"].shape == (4, 512, 7, 7)
+    assert [m.shape[-1] for m in names["maps"]] == [112, 56, 28, 14, 7]
+    assert all(p.grad is not None for name, p in names["model"].named_parameters() if not name.startswith("fc"))
+
+
+def test_the_guide_lists_the_networks_that_are_tested() -> None:
+    text = page("visible.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| ((?:\w+, )*\w+) \|$", text.split("| family |")[1], re.M)
+    assert [name for row in rows for name in row.split(", ")] == TIMM
+    assert f"compares {len(TIMM)}\nnetworks of timm and {len(TORCHVISION)} of torchvision" in text
+    (message,) = (m for m in messages("visible.md") if m.startswith("visible: "))
+    assert message.startswith(f"visible: {REFUSED['resnest14d']}")
