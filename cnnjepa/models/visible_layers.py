@@ -28,7 +28,8 @@ def by_position(call: Call) -> Bound:
 
     def run(p: Pass, /, *args: Any, **kwargs: Any) -> Any:
         fit = [v if isinstance(k, Map) else fitted(p, call.at, known, v) for v, k in zip(args, kinds, strict=True)]
-        return call.do(*fit, **kwargs)
+        named = {key: v if isinstance(call.kwargs[key], Map) else fitted(p, call.at, known, v) for key, v in kwargs.items()}
+        return call.do(*fit, **named)
 
     return replace(known, image=False), run
 

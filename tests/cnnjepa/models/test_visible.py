@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnjepa.models import visible
+from cnnjepa.models import visible, visible_tiles
 from tests.support.documented import example, messages, page
 from tests.support.masked_reference import Masked
 from tests.support.sample import sampled
@@ -203,6 +203,13 @@ def test_drop_path_drops_the_same_images() -> None:
     assert_same_pass(build("convnext_atto", drop_path_rate=0.5), unequal())
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "regnety_002"])
+@pytest.mark.parametrize("whole", [pytest.param(torch.inf, id="windows"), pytest.param(0, id="whole")])
+def test_wide_and_grouped_kernels_both_ways(name: str, whole: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visible_tiles, "WHOLE", whole)
+    assert_same_pass(build(name), unequal())
+
+
 class Odd(nn.Module):
     """What no named network has at once: kernels wider than a tile, dilation, pools with padding, activations that are not zero at zero."""
 
@@ -226,7 +233,9 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize("mask", [*MASKS, one_cell], ids=lambda m: m.__name__)
-def test_kernels_and_pools_of_any_size(mask: Callable[[], Tensor]) -> None:
+@pytest.mark.parametrize("whole", [pytest.param(torch.inf, id="windows"), pytest.param(0, id="whole")])
+def test_kernels_and_pools_of_any_size(whole: float, mask: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visible_tiles, "WHOLE", whole)
     assert_same_pass(lively(Odd()), mask(), lambda m, x: m(x))
 
 
@@ -411,7 +420,8 @@ def test_hidden_pixels_are_never_read() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "regnety_002"])
-def test_only_visible_positions_are_computed(name: str) -> None:
+def test_only_visible_positions_are_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visible_tiles, "WHOLE", torch.inf)
     model, images, mask = build(name).float(), torch.randn(3, 3, 64, 96), unequal()
     done = []
     for features in (lambda: visible(model)(images, mask), lambda: model.forward_features(images)):  # type: ignore[operator]
