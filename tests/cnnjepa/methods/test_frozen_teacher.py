@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cnnjepa.methods.cnn_jepa import Config, Teacher
-from cnnjepa.run.identity import from_dict, signature, to_dict
 from cnnjepa.rules import validate
+from cnnjepa.run.identity import from_dict, signature, to_dict
 from jobs.task import task_of
 from tests.cnnjepa.methods.test_methods import batch_for, build, small
 from tests.support.runs import final_state, run

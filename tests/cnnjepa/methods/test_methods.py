@@ -31,6 +31,7 @@ SMALL: dict[str, dict] = {
     "byol": {"hidden": 24, "projection": 12},
     "vicreg": {"width": 24},
     "ijepa": {"predictor_width": 48, "predictor_depth": 1},
+    "lejepa": {"hidden": 24, "projection": 12, "directions": 32, "local_views": 2, "local_size": 16},
 }
 SMALL_ENCODER = {"ijepa": {"name": "vit_tiny", "width": 32, "patch_size": 8, "vit_depth": 2}}
 # Of the methods with a target: the modules that no gradient may reach, and whose weights they follow.
@@ -69,7 +70,7 @@ def build(config: TrainConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def batch_for(config: TrainConfig, method: nn.Module, size: int = 8, step: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
     g = torch.Generator().manual_seed(step)
-    views = [torch.randn(size, 3, 32, 32, generator=g).to(dtype) for _ in method.views(config)]  # type: ignore[operator]
+    views = [torch.randn(size, 3, v.size, v.size, generator=g).to(dtype) for v in method.views(config)]  # type: ignore[operator]
     return Batch(views, step, np.arange(size), torch.arange(size) % 10)
 
 
