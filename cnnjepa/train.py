@@ -82,6 +82,13 @@ def gradient_norm(run: Run) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None]).to(run.dtype).reshape(1)
 
 
+def limit_gradients(run: Run, norm: float) -> None:
+    """Scale the gradients, whose norm over all parameters is `norm`, down to the largest norm that is allowed."""
+    most = run.config.optimizer.max_gradient_norm
+    if 0 < most < norm:
+        torch._foreach_mul_([p.grad for p in run.parameters if p.grad is not None], most / norm)
+
+
 def require_finite(run: Run, loss: float, norm: float, lr: float) -> None:
     """Raise NonFiniteError, before the weights change, if loss or gradient norm is not finite."""
     if not np.isfinite(loss) or not np.isfinite(norm):
@@ -177,6 +184,7 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
                 loader.raise_fault()
             require_finite(run, loss, norm, lr)
             telemetry.see_gradients()
+            limit_gradients(run, norm)
             run.optimizer.step()
             logged = run.method.after_step(run.step)
             run.step += 1

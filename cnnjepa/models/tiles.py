@@ -344,6 +344,17 @@ def encode_tiles(
 
     They are zero where hidden. A `small` stem has no pooling.
     """
+    return encode_stages(stem, small, [blocks], image_BCHW, visibility)[0]
+
+
+def encode_stages(
+    stem: ConvNorm,
+    small: bool,
+    stages: Sequence[Sequence[ResidualBlock]],
+    image_BCHW: Tensor,
+    visibility: Visibility,
+) -> list[Tensor]:
+    """Return the features after each stage, [B, C, h S, w S] with S positions per side of a cell, as `encode_tiles` does."""
     tiles, device = TileMap(visibility), image_BCHW.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
     with torch.autocast(device, enabled=False):
@@ -352,7 +363,13 @@ def encode_tiles(
         if not small:
             x_MC = _PoolFunction.apply(x_MC, tiles, side)
             side //= 2
-        x_MC, _ = run_blocks(blocks, x_MC, tiles, side)
         b, h, w = tiles.shape
-        features = x_MC.new_zeros(b * h * w, x_MC.shape[1]).index_copy(0, tiles.cells, x_MC)
-        return features.view(b, h, w, -1).permute(0, 3, 1, 2)
+        found = []
+        for blocks in stages:
+            # The last block of each run keeps its gradient's memory apart: the next stage and the features both send one.
+            x_MC, side = run_blocks(blocks, x_MC, tiles, side)
+            height, width = h * side, w * side
+            features = x_MC.new_zeros(b * height * width, x_MC.shape[1])
+            features = features.index_copy(0, visibility.positions(height, width), x_MC)
+            found.append(features.view(b, height, width, -1).permute(0, 3, 1, 2))
+        return found

@@ -1,6 +1,7 @@
 """LeJEPA: its loss written down once more from the paper, with loops and complex numbers; its directions, views and rules."""
 
 import cmath
+import itertools
 import math
 
 import numpy as np
@@ -24,7 +25,7 @@ def epps_pulley(samples: list[float], knots: int) -> float:
         t = -5 + k * step
         empirical = sum(cmath.exp(1j * t * x) for x in samples) / n
         heights.append(abs(empirical - math.exp(-t * t / 2)) ** 2 * math.exp(-t * t / 2))
-    return n * sum((a + b) / 2 * step for a, b in zip(heights, heights[1:], strict=False))
+    return n * sum((a + b) / 2 * step for a, b in itertools.pairwise(heights))
 
 
 def sigreg(z: Tensor, directions: Tensor, knots: int) -> float:
@@ -145,7 +146,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, float], says: str) -> None
 def test_a_vit_sees_local_crops_of_its_own_size_alone() -> None:
     config = small("lejepa")
     config.encoder = EncoderConfig(EncoderName.vit_tiny, patch_size=8, vit_depth=1)
-    with pytest.raises(ValueError, match="method.local_size must be 0 or data.image_size with a ViT, whose grid is fixed; got 16"):
+    with pytest.raises(ValueError, match=r"method.local_size must be 0 or data.image_size with a ViT, whose grid is fixed; got 16"):
         validate(config)
     config.method.local_size = 0  # type: ignore[attr-defined]
     validate(config)

@@ -31,6 +31,7 @@ SMALL: dict[str, dict] = {
     "byol": {"hidden": 24, "projection": 12},
     "vicreg": {"width": 24},
     "ijepa": {"predictor_width": 48, "predictor_depth": 1},
+    "spark": {"decoder_width": 32},
     "lejepa": {"hidden": 24, "projection": 12, "directions": 32, "local_views": 2, "local_size": 16},
 }
 SMALL_ENCODER = {"ijepa": {"name": "vit_tiny", "width": 32, "patch_size": 8, "vit_depth": 2}}
@@ -55,7 +56,7 @@ def small(name: str, **changes: object) -> TrainConfig:
     values["method"] = merged(to_dict(method_module(name).Config()), SMALL.get(name, {}))
     values["encoder"] = merged(values["encoder"], SMALL_ENCODER.get(name, {}))
     preset = to_dict(optimizer_presets()[name])
-    values["optimizer"] = {**preset, "lr": 0.002 if preset["name"] == "adamw" else 0.2, "warmup_epochs": 0.5}
+    values["optimizer"] = {**preset, "lr": 0.2 if preset["name"] == "lars" else 0.002, "warmup_epochs": 0.5}
     config = from_dict(values)
     for key, value in changes.items():
         setattr(config, key, value)
