@@ -1,4 +1,4 @@
-"""LARS by its formula, AdamW as torch's, what is decayed by shape, and schedules that leave the other optimisers alone."""
+"""LARS and LAMB by their formulas, AdamW as torch's, what is decayed by shape, and schedules that leave the other optimisers alone."""
 
 import pytest
 import torch
@@ -30,24 +30,52 @@ def test_lars_is_its_formula() -> None:
     torch.testing.assert_close(bias.detach(), b)
 
 
-def test_lars_moves_a_weight_that_is_zero() -> None:
+LAMB = OptimizerConfig(name=OptimizerName.lamb, lr=0.5, weight_decay=0.1, beta1=0.8, beta2=0.95, decay_norms_and_biases=False)
+
+
+def test_lamb_is_its_formula() -> None:
+    """Algorithm 2 of the paper, with bias corrections; what is not decayed takes Adam's step."""
+    torch.manual_seed(0)
+    weight, bias = nn.Parameter(torch.randn(3, 4).double()), nn.Parameter(torch.randn(4).double())
+    optimizer = build_optimizer(LAMB, [weight, bias])
+    now = [weight.detach().clone(), bias.detach().clone()]
+    m, v = ([torch.zeros_like(w) for w in now] for _ in range(2))
+    for t in range(1, 5):
+        gradients = [torch.randn(3, 4).double(), torch.randn(4).double()]
+        weight.grad, bias.grad = (g.clone() for g in gradients)
+        optimizer.step()
+        for i, g in enumerate(gradients):
+            m[i] = 0.8 * m[i] + 0.2 * g
+            v[i] = 0.95 * v[i] + 0.05 * g * g
+            r = (m[i] / (1 - 0.8**t)) / ((v[i] / (1 - 0.95**t)).sqrt() + 1e-6)
+            if i == 0:
+                r = r + 0.1 * now[i]
+                r = r * now[i].norm() / r.norm()
+            now[i] = now[i] - 0.5 * r
+    torch.testing.assert_close(weight.detach(), now[0])
+    torch.testing.assert_close(bias.detach(), now[1])
+
+
+@pytest.mark.parametrize("config", [LARS, LAMB], ids=["lars", "lamb"])
+def test_a_weight_that_is_zero_moves(config: OptimizerConfig) -> None:
     weight = nn.Parameter(torch.zeros(2, 2))
-    optimizer = build_optimizer(LARS, [weight])
+    optimizer = build_optimizer(config, [weight])
     weight.grad = torch.ones(2, 2)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), -0.5))
 
 
-def test_lars_resumes_bit_for_bit() -> None:
+@pytest.mark.parametrize("config", [LARS, LAMB], ids=["lars", "lamb"])
+def test_ours_resume_bit_for_bit(config: OptimizerConfig) -> None:
     gradients = torch.randn(6, 3, 4)
     ends = []
     for stop in (None, 3):
         weight = nn.Parameter(torch.ones(3, 4))
-        optimizer = build_optimizer(LARS, [weight])
+        optimizer = build_optimizer(config, [weight])
         for i, gradient in enumerate(gradients):
             if i == stop:
                 state, weight = optimizer.state_dict(), nn.Parameter(weight.detach().clone())
-                optimizer = build_optimizer(LARS, [weight])
+                optimizer = build_optimizer(config, [weight])
                 optimizer.load_state_dict(state)
             weight.grad = gradient.clone()
             optimizer.step()
