@@ -19,8 +19,8 @@ class Densify(nn.Module):
     def __init__(self, channels: int, width: int, layer_norm: bool, deepest: bool) -> None:
         super().__init__()
         self.norm: nn.Module = LayerNorm2d(channels) if layer_norm else MaskedBatchNorm2d(channels)
-        token = torch.empty(1, channels, 1, 1)
-        self.mask_token = nn.Parameter(nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02))
+        # One dimension: it is not decayed, as norms and biases are not.
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(channels), std=0.02, a=-0.02, b=0.02))
         kernel = 1 if deepest else 3
         same = deepest and channels == width
         self.project: nn.Module = nn.Identity() if same else nn.Conv2d(channels, width, kernel, padding=kernel // 2)
@@ -28,7 +28,7 @@ class Densify(nn.Module):
     def forward(self, x_BCHW: Tensor, visibility: Visibility) -> Tensor:
         """Map [B, C, H, W], zero where hidden, to [B, width, H, W]."""
         x = self.norm(x_BCHW, visibility) if isinstance(self.norm, MaskedBatchNorm2d) else self.norm(x_BCHW)
-        return self.project(torch.where(visibility.at(x) > 0, x, self.mask_token.to(x.dtype)))  # type: ignore[no-any-return]
+        return self.project(torch.where(visibility.at(x) > 0, x, self.mask_token.to(x.dtype)[:, None, None]))
 
 
 class UpBlock(nn.Sequential):

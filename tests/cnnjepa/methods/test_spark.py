@@ -57,7 +57,7 @@ def transcribed_reconstruction(state: dict[str, Tensor], stages: list[Tensor], v
         times = x.shape[-1] // visible.shape[-1]
         shown = visible.repeat_interleave(times, 1).repeat_interleave(times, 2)
         key = f"densify.{i}"
-        x = torch.where(shown[:, None], norm(x, f"{key}.norm", shown), state[f"{key}.mask_token"])
+        x = torch.where(shown[:, None], norm(x, f"{key}.norm", shown), state[f"{key}.mask_token"][:, None, None])
         weight = state[f"{key}.project.weight"]
         dense.append(F.conv2d(x, weight, state[f"{key}.project.bias"], padding=weight.shape[-1] // 2))
     out = torch.zeros_like(dense[0])
