@@ -77,16 +77,21 @@ def forward_backward(run: Run, loader: Any, shown: dict[str, Tensor] | None = No
     return sums / run.plan.micro_batches, batch
 
 
+def gradients(run: Run) -> list[Tensor]:
+    """Return the gradients of all parameters."""
+    return [p.grad for p in run.parameters if p.grad is not None]
+
+
 def gradient_norm(run: Run) -> Tensor:
     """Return the gradient norm over all parameters, [1]."""
-    return torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None]).to(run.dtype).reshape(1)
+    return torch.nn.utils.get_total_norm(gradients(run)).to(run.dtype).reshape(1)
 
 
 def limit_gradients(run: Run, norm: float) -> None:
     """Scale the gradients, whose norm over all parameters is `norm`, down to the largest norm that is allowed."""
     most = run.config.optimizer.max_gradient_norm
     if 0 < most < norm:
-        torch._foreach_mul_([p.grad for p in run.parameters if p.grad is not None], most / norm)
+        torch._foreach_mul_(gradients(run), most / norm)
 
 
 def require_finite(run: Run, loss: float, norm: float, lr: float) -> None:

@@ -143,7 +143,9 @@ class Method(BaseMethod[Config]):
     @property
     def probe_encoder(self) -> Encoder:
         """Return the network that is probed and exported: the target encoder, or the encoder if the target is frozen."""
-        return self.encoder if self.settings.teacher is Teacher.frozen else self.target_encoder
+        if self.settings.teacher is Teacher.frozen:
+            return self.encoder
+        return self.target_encoder
 
     def visibility(self, batch: Batch) -> Visibility:
         """Return the context masks of a batch, on its device."""

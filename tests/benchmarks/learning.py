@@ -5,7 +5,7 @@
 
 For each seed the method, CNN-JEPA unless another is asked for, is pretrained on 5000 images of Fashion-MNIST (the quick budget: 3000) or
 on all of digits, and the encoder it started from, with BatchNorm calibrated on the same images, is put through the same probes. Status 1
-where a seed gains less than REQUIRED_GAIN points, or, of another method or set, nothing by the linear probe; 2 where the data set is missing.
+where a seed gains less than REQUIRED_GAIN points, or, of another method or set, nothing by the linear probe; 2 without the data set.
 For comparison: the authors' code came from 54 to 73 (linear) and from 47 to 60 (k-NN) in 4 epochs of a ResNet-18 at 96 pixels. k-NN on
 the pixels themselves stands beside it, with each seed's gain over it: it is hard to beat on such images, and no gain is claimed over it.
 """

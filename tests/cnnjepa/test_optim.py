@@ -1,5 +1,8 @@
 """LARS and LAMB by their formulas, AdamW as torch's, what is decayed by shape, and schedules that leave the other optimisers alone."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +12,9 @@ from cnnjepa.models.heads import build_head
 from cnnjepa.models.resnet import build_encoder
 from cnnjepa.optim import AdamW, build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.schedules import weight_decay
+from cnnjepa.train import limit_gradients
+from tests.cnnjepa.methods.test_methods import build, small
+from tests.support.runs import final_state, run
 
 LARS = OptimizerConfig(name=OptimizerName.lars, lr=0.5, weight_decay=0.1, decay_norms_and_biases=False)
 
@@ -81,6 +87,28 @@ def test_ours_resume_bit_for_bit(config: OptimizerConfig) -> None:
             optimizer.step()
         ends.append(weight.detach())
     assert torch.equal(*ends)
+
+
+def test_large_gradients_are_scaled_down_to_the_limit_and_small_ones_stay() -> None:
+    for most, expected in ((0.0, 5.0), (4.0, 4.0), (5.0, 5.0), (6.0, 5.0)):
+        weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+        weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([-4.0])
+        some = SimpleNamespace(config=SimpleNamespace(optimizer=OptimizerConfig(max_gradient_norm=most)), parameters=weights)
+        limit_gradients(some, 5.0)  # type: ignore[arg-type]
+        found = torch.cat([weights[0].grad, weights[1].grad])
+        torch.testing.assert_close(found, torch.tensor([3.0, -4.0]) * expected / 5)
+
+
+def test_a_run_limits_its_gradients(tmp_path: Path) -> None:
+    """Momentum alone moves the norms: with gradients of no length they stay."""
+    config = small("simclr", epochs=1)
+    config.optimizer.max_gradient_norm = 1e-12
+    run(config, tmp_path)
+    end, start = final_state(tmp_path)["method"], build(config).state_dict()
+    norms = [k for k in start if k.endswith("bn1.weight")]
+    assert norms
+    for key in norms:
+        torch.testing.assert_close(end[key], start[key], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(OptimizerName), ids=lambda n: n.name)
