@@ -89,8 +89,8 @@ def sigreg_loss(z_VBD: Tensor, directions_DM: Tensor, knots: int) -> Tensor:
     t_K = torch.linspace(0, _LAST_KNOT, half + 1, dtype=z_VBD.dtype, device=z_VBD.device)
     normal_K = (-t_K.square() / 2).exp()
     step = _LAST_KNOT / half
-    weights_K = torch.full_like(t_K, 2 * step)  # of t and -t; 0 is one point, and the ends have half the weight
-    weights_K[0] = weights_K[-1] = step
+    weights_K = torch.full_like(t_K, 2 * step)  # of t and -t; the ends have half the weight of a trapezoid
+    weights_K[-1] = step  # at 0 both functions are 1: its weight does not matter
     angles_VBMK = (z_VBD @ directions_DM)[..., None] * t_K
     real_VMK, imaginary_VMK = mean_over_ranks(torch.stack([angles_VBMK.cos().mean(1), angles_VBMK.sin().mean(1)]))
     distance_VMK = (real_VMK - normal_K).square() + imaginary_VMK.square()
