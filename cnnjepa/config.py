@@ -73,10 +73,11 @@ class PredictorConv(Enum):
 
 
 class OptimizerName(Enum):
-    """AdamW, or LARS (You et al. 2017), which scales each step by |weight| / |gradient|."""
+    """AdamW; LARS (You et al. 2017) and LAMB (2020), which scale each weight's step by its norm."""
 
     adamw = "adamw"
     lars = "lars"
+    lamb = "lamb"
 
 
 class Schedule(Enum):
@@ -165,7 +166,7 @@ class EmaConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW or LARS, with warm-up and cosine decay by step; lr does not scale with the batch."""
+    """AdamW, LARS or LAMB, with warm-up and cosine decay by step; lr does not scale with the batch."""
 
     lr: float = 0.01
     weight_decay: float = 0.01
@@ -176,9 +177,10 @@ class OptimizerConfig:
     name: OptimizerName = field(default=OptimizerName.adamw, metadata=ADDED)
     momentum: float = field(default=0.9, metadata=ADDED)  # lars
     trust_coefficient: float = field(default=0.001, metadata=ADDED)  # lars
-    # True in the paper. If False, LARS does not scale the steps of norms and biases either.
+    # True in the paper. If False, LARS and LAMB do not scale the steps of norms and biases either.
     decay_norms_and_biases: bool = field(default=True, metadata=ADDED)
     final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)  # reached by a cosine over the run
+    max_gradient_norm: float = field(default=0.0, metadata=ADDED)  # larger gradients are scaled down to it; 0: none are
 
 
 @dataclass
@@ -286,8 +288,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     warnings: WarningConfig = field(default_factory=WarningConfig, metadata=NEUTRAL)
-    # Minutes without a step after which a job ends the run and starts it again; 0 derives them.
-    hang_minutes: float = field(default=0.0, metadata=NEUTRAL)
+    hang_minutes: float = field(default=0.0, metadata=NEUTRAL)  # without a step, until a job starts the run again; 0 derives them
 
 
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)

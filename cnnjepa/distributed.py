@@ -87,6 +87,11 @@ class GradientBuckets:
         return scalars / self._ranks.count
 
 
+def world_size() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def gather_batch(x_BD: Tensor) -> Tensor:
     """Concatenate the rows of all ranks in rank order, [R x B, D], with gradient.
 
@@ -94,10 +99,19 @@ def gather_batch(x_BD: Tensor) -> Tensor:
     rank, and each row receives R times its gradient. The mean over ranks that `GradientBuckets`
     takes is then the gradient of that one loss.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return x_BD
-    rank, ranks, rows = dist.get_rank(), dist.get_world_size(), len(x_BD)
+    rank, ranks, rows = dist.get_rank(), world_size(), len(x_BD)
     return all_reduce(F.pad(x_BD, (0, 0, rank * rows, (ranks - 1 - rank) * rows)))
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Return the mean of `x` over ranks, with gradient.
+
+    As with `gather_batch`, a loss of the result is the same on every rank, what the result was made
+    from receives R times its share of the gradient, and `GradientBuckets` takes the mean.
+    """
+    return x if world_size() == 1 else all_reduce(x) / world_size()
 
 
 def tensor(buffer: Tensor | None) -> Tensor:

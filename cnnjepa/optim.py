@@ -1,4 +1,4 @@
-"""Optimise with AdamW, or LARS for the joint-embedding baselines (paper, section IV-A)."""
+"""Optimise with AdamW, LARS for the joint-embedding baselines (paper, section IV-A), or LAMB for SparK."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -48,6 +48,51 @@ class Lars(torch.optim.Optimizer):
             torch._foreach_add_(weights, buffers, alpha=-group["lr"])
 
 
+class Lamb(torch.optim.Optimizer):
+    """LAMB: Adam with a scaled step for each decayed weight (You et al. 2020, arXiv 1904.00962).
+
+    The step of weight w is Adam's plus decay x w, scaled to the length of w. Groups without weight
+    decay are not scaled.
+    """
+
+    def __init__(self, parameters: Any, lr: float, betas: tuple[float, float], weight_decay: float, eps: float = 1e-6) -> None:
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "steps": 0}
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step; `closure` must be None."""
+        assert closure is None
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients: list[torch.Tensor] = [p.grad for p in weights]
+            for p in weights:
+                if not self.state[p]:
+                    self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            means, squares = ([self.state[p][key] for p in weights] for key in ("exp_avg", "exp_avg_sq"))
+            beta1, beta2 = group["betas"]
+            group["steps"] += 1
+            torch._foreach_lerp_(means, gradients, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+            roots = torch._foreach_sqrt(squares)
+            torch._foreach_div_(roots, (1 - beta2 ** group["steps"]) ** 0.5)
+            torch._foreach_add_(roots, group["eps"])
+            updates = torch._foreach_div(means, roots)
+            torch._foreach_div_(updates, 1 - beta1 ** group["steps"])
+            if decay := group["weight_decay"]:
+                torch._foreach_add_(updates, weights, alpha=decay)
+                scales = [
+                    # A weight of 0 says nothing about a good step size.
+                    torch.where((w > 0) & (u > 0), w / u, torch.ones_like(w))
+                    for w, u in zip(torch._foreach_norm(weights), torch._foreach_norm(updates), strict=True)
+                ]
+                torch._foreach_mul_(updates, scales)
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+
+
 class AdamW(torch.optim.AdamW):
     """torch's AdamW without loading torch's compiler, which takes a second per process start.
 
@@ -83,6 +128,8 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     if config.name is OptimizerName.lars:
         return Lars(groups, config.lr, config.momentum, config.weight_decay, config.trust_coefficient)
     betas = (config.beta1, config.beta2)
+    if config.name is OptimizerName.lamb:
+        return Lamb(groups, config.lr, betas, config.weight_decay)
     return AdamW(groups, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 

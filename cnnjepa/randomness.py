@@ -16,6 +16,7 @@ class Stream(IntEnum):
     split = 6
     probe = 7
     # 8 is the sampler's: sweeps/search/sampler.py
+    direction = 9
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -47,6 +47,12 @@ _LARGEST = {
     "method.width": 65_536,
     "method.depth": 64,
     "method.classes": 1_000_000,
+    "method.global_views": 64,
+    "method.local_views": 64,
+    "method.local_size": 4096,
+    "method.directions": 65_536,
+    "method.knots": 1001,
+    "method.decoder_width": 65_536,
     "probes.feature_batch_size": 1_000_000,
     "probes.linear_max_iterations": 1_000_000,
     "probes.linear_paper_epochs": 100_000,
@@ -240,13 +246,11 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         ("final_weight_decay_fraction", optimizer.final_weight_decay_fraction),
     ):
         _require(0 < positive < math.inf, f"optimizer.{key}", "be positive and finite", positive)
-    decayed = optimizer.name is not OptimizerName.lars or optimizer.weight_decay > 0
-    _require(
-        decayed,
-        "optimizer.weight_decay",
-        "be positive with optimizer.name=lars, which scales only decayed weights",
-        optimizer.weight_decay,
-    )
+    most = optimizer.max_gradient_norm
+    _require(0 <= most < math.inf, "optimizer.max_gradient_norm", "be at least 0 and finite", most)
+    decayed = optimizer.name is OptimizerName.adamw or optimizer.weight_decay > 0
+    rule = f"be positive with optimizer.name={optimizer.name.name}, which scales only decayed weights"
+    _require(decayed, "optimizer.weight_decay", rule, optimizer.weight_decay)
     if config.encoder.graphs:
         _require(config.method.name == "cnn_jepa", "encoder.graphs", "be false with any method but cnn_jepa", True)
         _require(not config.encoder.compile, "encoder.graphs", "be false with encoder.compile, which takes the same part", True)

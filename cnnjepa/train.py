@@ -77,9 +77,20 @@ def forward_backward(run: Run, loader: Any, shown: dict[str, Tensor] | None = No
     return sums / run.plan.micro_batches, batch
 
 
+def gradients(run: Run) -> list[Tensor]:
+    """Return the gradients of all parameters."""
+    return [p.grad for p in run.parameters if p.grad is not None]
+
+
 def gradient_norm(run: Run) -> Tensor:
     """Return the gradient norm over all parameters, [1]."""
-    return torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None]).to(run.dtype).reshape(1)
+    return torch.nn.utils.get_total_norm(gradients(run)).to(run.dtype).reshape(1)
+
+
+def limit_gradients(run: Run, norm: Tensor) -> None:
+    """Scale the gradients, whose norm over all parameters is `norm`, [1], down to the largest norm that is allowed."""
+    if most := run.config.optimizer.max_gradient_norm:
+        torch._foreach_mul_(gradients(run), (most / norm).clamp(max=1.0).squeeze())  # on the device, which need not be waited for
 
 
 def judged(run: Run, loader: MicroBatches, numbers: Numbers) -> Seen:
@@ -180,9 +191,12 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             sums, batch = forward_backward(run, loader, telemetry.shown)
             statistics.end_step()
             wishes = [sums.new_full((1,), wish) for wish in (should_stop(), ranks.is_main and run.saver.due(), loader.failed)]
-            numbers = Numbers(torch.cat([run.buckets.finish(torch.cat([sums, *wishes])), gradient_norm(run)]), run.step, lr)
+            means = run.buckets.finish(torch.cat([sums, *wishes]))
+            norm = gradient_norm(run)
+            numbers = Numbers(torch.cat([means, norm]), run.step, lr)
             seen = verdicts.of(numbers, logged_now or pictured_now or probed_now)
             telemetry.see_gradients()
+            limit_gradients(run, norm)
             run.optimizer.step()
             logged = run.method.after_step(run.step)
             run.step += 1

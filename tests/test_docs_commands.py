@@ -53,8 +53,8 @@ TYPED = {
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(
         "33 runs, 6633 epochs to train"
     ),
-    "python sweeps/method_comparison.py --cluster local": Run("21 trials", "--dry-run"),
-    "python sweeps/method_comparison.py --cluster komondor --dry-run account=abc": Run("24 trials"),
+    "python sweeps/method_comparison.py --cluster local": Run("27 trials", "--dry-run"),
+    "python sweeps/method_comparison.py --cluster komondor --dry-run account=abc": Run("30 trials"),
     f"python -m jobs.pretrain method=simsiam data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64": Run("completed: ", "", _SHORT),
     "python -m pytest tests/cnnjepa/methods/test_methods.py -k simsiam": Run("8 passed", "-q -p no:xdist", starts_others=True),
     "python sweeps/predictor_ablation.py --cluster komondor --dry-run account=abc": Run("#SBATCH --account=abc"),

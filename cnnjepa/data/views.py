@@ -29,6 +29,7 @@ class ViewSpec:
     min_aspect: float = 3 / 4
     max_aspect: float = 4 / 3
     augment: AugmentConfig | None = None
+    max_scale: float = 1.0
 
 
 def crop_and_flip(config: DataConfig) -> ViewSpec:
@@ -46,10 +47,10 @@ def augmented(config: DataConfig, augment: AugmentConfig) -> ViewSpec:
 def draw_crop(spec: ViewSpec, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
     """Return top, left, height and width of a random crop, centred after ten failed tries.
 
-    The area is uniform in [min_scale, 1] and the aspect is log-uniform.
+    The area is uniform in [min_scale, max_scale] and the aspect is log-uniform.
     """
     for _ in range(10):
-        area = height * width * random.uniform(spec.min_scale, 1.0)
+        area = height * width * random.uniform(spec.min_scale, spec.max_scale)
         aspect = math.exp(random.uniform(math.log(spec.min_aspect), math.log(spec.max_aspect)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:

@@ -6,11 +6,12 @@ context[hidden]      = mask token
 prediction           = predictor(context)
 target               = target_encoder(image)             no gradient; whole image; batch statistics
 loss                 = mean over hidden cells of 1 - cos(prediction, target)
-target_encoder       = EMA(encoder), after each optimiser step
+target_encoder       = EMA(encoder), after each optimiser step; or the first encoder throughout
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from cnnjepa.batch import Batch
 from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, PredictorConv, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec, crop_and_flip
+from cnnjepa.data_config import ADDED
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.compiled import Compiled
@@ -34,6 +36,13 @@ from cnnjepa.rules import require_encoder, validate_ema, validate_mask
 from cnnjepa.schedules import ema_momentum
 
 
+class Teacher(Enum):
+    """What the target encoder is: an EMA of the encoder, or frozen as the encoder was at the start."""
+
+    ema = "ema"
+    frozen = "frozen"
+
+
 @dataclass
 class Config(MethodConfig):
     """Settings of the method; the defaults are the paper's."""
@@ -43,6 +52,7 @@ class Config(MethodConfig):
     mask: MaskConfig = field(default_factory=MaskConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    teacher: Teacher = field(default=Teacher.ema, metadata=ADDED)  # frozen: `ema` has no effect
 
     def validate(self, config: TrainConfig) -> None:
         """Raise ValueError if mask, predictor or EMA settings break their rules."""
@@ -58,6 +68,10 @@ class Config(MethodConfig):
         if not 0 < predictor.width <= 8:
             raise ValueError(f"method.predictor.width must lie in (0, 8]; got {predictor.width}")
         validate_ema(self.ema, "method.ema")
+        for key, value in vars(self.ema).items() if self.teacher is Teacher.frozen else ():
+            if value != getattr(EmaConfig, key):
+                rule = "keep its default with method.teacher=frozen, whose target never moves"
+                raise ValueError(f"method.ema.{key} must {rule}; got {getattr(value, 'name', value)}")
 
 
 def masked_prediction_loss(prediction_BChw: Tensor, target_BChw: Tensor, visibility: Visibility) -> Tensor:
@@ -108,7 +122,9 @@ class Method(BaseMethod[Config]):
 
     @property
     def probe_encoder(self) -> Encoder:
-        """Return the network that is probed and exported: the target encoder."""
+        """Return the network that is probed and exported: the target encoder, or the encoder if the target is frozen."""
+        if self.settings.teacher is Teacher.frozen:
+            return self.encoder
         return self.target_encoder
 
     def visibility(self, batch: Batch) -> Visibility:
@@ -138,7 +154,9 @@ class Method(BaseMethod[Config]):
         return {"loss": loss, "visible_fraction": loss.new_full((), visibility.fraction)}
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """Move the target encoder after optimiser step `step`; return values to log."""
+        """Move the target encoder after optimiser step `step`, unless it is frozen; return values to log."""
+        if self.settings.teacher is Teacher.frozen:
+            return {}
         momentum = ema_momentum(self.settings.ema, step, self.total_steps)
         ema_update(self.target_encoder, self.encoder, momentum)
         return {"ema_momentum": momentum}

@@ -89,7 +89,7 @@ class ConvNeXt(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 4, 4), LayerNorm2d(width))
         sizes = [width] + [width * 2**i for i in range(len(stages))]
         self.stages = nn.ModuleList([Stage(sizes[i], sizes[i + 1], blocks) for i, blocks in enumerate(stages)])
-        self.out_channels = sizes[-1]
+        self.stage_channels, self.out_channels = sizes[1:], sizes[-1]
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -98,11 +98,19 @@ class ConvNeXt(nn.Module):
 
     def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
         """Return the features, zero where hidden; raise ValueError if the mask does not fit."""
+        return self.stage_features(image_BCHW, visibility)[-1]
+
+    def stage_features(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> list[Tensor]:
+        """Return the features after each stage, the last of them those of `forward`.
+
+        The stage before another has twice its height and width, and `stage_channels` has the channels.
+        """
         visibility = needed(visibility, image_BCHW, self.cell)
-        x = hide(self.stem(hide(image_BCHW, visibility)), visibility)
+        x, found = hide(self.stem(hide(image_BCHW, visibility)), visibility), []
         for stage in self.stages:
             x = stage(x, visibility, self.execution)
-        return x
+            found.append(x)
+        return found
 
 
 def build_convnext(config: EncoderConfig, channels: int = 3) -> ConvNeXt:

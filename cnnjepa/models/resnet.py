@@ -5,13 +5,15 @@ encoder, with a Visibility, and as target encoder, without. Masked execution is 
 models/tiles.py computes the same result from the visible cells alone.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from cnnjepa.config import EncoderConfig, EncoderName, Execution
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, hide, masked_max_pool, needed, synchronised
 from cnnjepa.models.tile_graphs import TileGraphs
-from cnnjepa.models.tiles import ConvNorm, encode_tiles
+from cnnjepa.models.tiles import ConvNorm, encode_stages, encode_tiles
 
 # Cells of a micro-batch, hidden ones included, from which tiles pay. Below, the GPU waits for the
 # host, which launches more kernels.
@@ -116,6 +118,7 @@ class ResNet(nn.Module):
                 layer.append(block(c_in, width * 2**i, 2 if i > 0 and j == 0 else 1))
                 c_in = width * 2**i * block.expansion
             self.add_module(name, layer)
+        self.stage_channels = [width * 2**i * block.expansion for i in range(len(stages))]
         self.out_channels = c_in
         self._initialise()
 
@@ -128,27 +131,50 @@ class ResNet(nn.Module):
 
     def blocks(self) -> list[Block]:
         """Return all residual blocks, in order."""
-        return [block for name in self.stage_names for block in self.get_submodule(name).children()]  # type: ignore[misc]
+        return [block for stage in self.stages() for block in stage]
+
+    def stages(self) -> list[list[Block]]:
+        """Return the residual blocks of each stage, in order."""
+        return [list(self.get_submodule(name).children()) for name in self.stage_names]  # type: ignore[arg-type]
 
     def forward(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> Tensor:
         """Return the features, zero where hidden; raise ValueError if the mask does not fit."""
         visibility = needed(visibility, image_BCHW, self.cell)
-        # Tiles are for training. Statistics shared with other ranks take masked execution.
-        tiled = self.execution is Execution.tiled and self.training and not self.bn1.is_synced()
-        if visibility is not None and tiled and visibility.shape.numel() >= FEWEST_CELLS.get(visibility.device.type, 0):
-            taken, stem = visibility, (self.conv1, self.bn1)
-
-            def tiles() -> Tensor:
-                return encode_tiles(stem, self.small, self.blocks(), image_BCHW, taken)
-
-            return tiles() if self.tile_graphs is None else self.tile_graphs(image_BCHW, visibility, tiles)
-        x = hide(self.conv1(hide(image_BCHW, visibility)), visibility)
-        x = self.relu(self.bn1(x, visibility))
-        if not self.small:
-            x = masked_max_pool(x, visibility)
+        if self._takes_tiles(visibility):
+            assert visibility is not None
+            stem = self.conv1, self.bn1
+            plain = partial(encode_tiles, stem, self.small, self.blocks(), image_BCHW, visibility)
+            return plain() if self.tile_graphs is None else self.tile_graphs(image_BCHW, visibility, plain)
+        x = self._stem(image_BCHW, visibility)
         for block in self.blocks():
             x = block(x, visibility)
         return x
+
+    def stage_features(self, image_BCHW: Tensor, visibility: Visibility | None = None) -> list[Tensor]:
+        """Return the features after each stage, the last of them those of `forward`.
+
+        The stage before another has twice its height and width, and `stage_channels` has the channels.
+        """
+        visibility = needed(visibility, image_BCHW, self.cell)
+        if self._takes_tiles(visibility):
+            assert visibility is not None
+            return encode_stages((self.conv1, self.bn1), self.small, self.stages(), image_BCHW, visibility)
+        x, found = self._stem(image_BCHW, visibility), []
+        for stage in self.stages():
+            for block in stage:
+                x = block(x, visibility)
+            found.append(x)
+        return found
+
+    def _takes_tiles(self, visibility: Visibility | None) -> bool:
+        """Return whether tiles pay: in training, without statistics shared with other ranks, and for enough cells."""
+        tiled = self.execution is Execution.tiled and self.training and not self.bn1.is_synced()
+        return tiled and visibility is not None and visibility.shape.numel() >= FEWEST_CELLS.get(visibility.device.type, 0)
+
+    def _stem(self, image_BCHW: Tensor, visibility: Visibility | None) -> Tensor:
+        x = hide(self.conv1(hide(image_BCHW, visibility)), visibility)
+        x = self.relu(self.bn1(x, visibility))
+        return x if self.small else masked_max_pool(x, visibility)
 
 
 _STAGES: dict[EncoderName, tuple[type[BasicBlock | Bottleneck], list[int]]] = {

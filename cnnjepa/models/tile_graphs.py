@@ -40,7 +40,7 @@ class _Pass(nn.Module):
     def forward(self, masked_BCHW: Tensor, cells: Tensor, around: Tensor, content: Tensor) -> Tensor:
         """Return the features, [B, C, h, w], of images whose hidden cells are zero."""
         tiles, net = RoomyTileMap(self.shape, cells, around, content, spare_of(self.shape)), self.encoder
-        return pass_tiles((net.conv1, net.bn1), net.small, net.blocks(), masked_BCHW, tiles, self.dtype)
+        return pass_tiles((net.conv1, net.bn1), net.small, [net.blocks()], masked_BCHW, tiles, self.dtype)[0]
 
 
 class TileGraphs:

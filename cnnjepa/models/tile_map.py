@@ -42,6 +42,26 @@ class TileMap:
         """Set rows without content to zero, in place."""
         return x_MC
 
+    def places(self, side: int) -> Tensor:
+        """Return the flat index of each row in a map [B, h S, w S] with `side` S, [N S S]; beyond it for tiles without content."""
+        key = (side,)
+        if key not in self._known:
+            _, h, w = self.shape
+            image, row, column = (
+                c[:, None, None] for c in (self.cells.div(h * w, rounding_mode="floor"), self.cells // w % h, self.cells % w)
+            )
+            inside = torch.arange(side, device=self.cells.device)
+            rows = (image * h + row) * side + inside[:, None]
+            self._known[key] = (rows * (w * side) + column * side + inside).flatten()
+        return self._known[key]
+
+    def spread(self, x_MC: Tensor, side: int) -> Tensor:
+        """Return rows as a map [B, C, h S, w S], zero where hidden."""
+        b, h, w = (self.shape[0], self.shape[1] * side, self.shape[2] * side)
+        beyond = 0 if self.with_content(side) is None else side * w
+        features = x_MC.new_zeros(b * h * w + beyond, x_MC.shape[1]).index_copy(0, self.places(side), x_MC)
+        return features[: b * h * w].view(b, h, w, -1).permute(0, 3, 1, 2)
+
     def window(self, side: int, before: int, after: int) -> Tensor:
         """Return the rows behind each tile and its edges, [N + padding, W, W]; M where hidden."""
         key = side, before, after

@@ -24,6 +24,7 @@ from cnnjepa.models import counted_norm
 from cnnjepa.models.counted_norm import flat
 from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
 from cnnjepa.models.tile_map import TileMap
+from cnnjepa.models.tile_norm import norm_backward, norm_forward
 
 aten = torch.ops.aten
 ConvNorm: TypeAlias = tuple[nn.Conv2d, MaskedBatchNorm2d]
@@ -177,28 +178,6 @@ def _backward(
     return to_x, to_w
 
 
-def _norm_forward(z_MC: Tensor, norm: nn.BatchNorm2d, tiles: TileMap, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply BatchNorm in training; return values, and mean and 1 / std for the backward pass."""
-    if (count := tiles.with_content(side)) is not None:
-        y, mean, inverse_std = counted_norm.forward(z_MC, norm, count)
-        return tiles.clear(y, side), mean, inverse_std
-    if len(z_MC) == 1:
-        raise ValueError(f"BatchNorm needs more than 1 visible position in a micro-batch; got {len(z_MC)}")
-    statistics = norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
-    y, mean, inverse_std = aten.native_batch_norm(flat(z_MC), norm.weight, norm.bias, *statistics)
-    return y.permute(0, 2, 3, 1).view_as(z_MC), mean, inverse_std
-
-
-def _norm_backward(
-    g_MC: Tensor, z_MC: Tensor, w: Tensor, mean: Tensor, inverse_std: Tensor, tiles: TileMap, side: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    if (count := tiles.with_content(side)) is not None:
-        to_z, to_w, to_b = counted_norm.backward(g_MC, z_MC, w, mean, inverse_std, count)
-        return tiles.clear(to_z, side), to_w, to_b
-    to_z, to_w, to_b = aten.native_batch_norm_backward(flat(g_MC), flat(z_MC), w, None, None, mean, inverse_std, True, 0.0, [True] * 3)
-    return to_z.permute(0, 2, 3, 1).reshape_as(z_MC), to_w, to_b
-
-
 @dataclass(frozen=True)
 class _Layer:
     """A convolution and its norm, on tiles of `side`."""
@@ -227,7 +206,7 @@ class _Residual(torch.autograd.Function):
         for i, (layer, w) in enumerate(zip(layers, parameters, strict=False)):
             into = x_MC if i in (0, branch) else outputs[-1].relu_()
             z = _forward(into, _cast(w, x_MC), tiles, layer.side, layer.stride)
-            y, mean, inverse_std = _norm_forward(z, layer.norm, tiles, layer.side // layer.stride)
+            y, mean, inverse_std = norm_forward(z, layer.norm, tiles, layer.side // layer.stride)
             outputs.append(y)
             saved += [into, z, mean, inverse_std]
         shortcut = x_MC if branch == len(layers) else outputs[branch]
@@ -249,7 +228,7 @@ class _Residual(torch.autograd.Function):
             into, z, mean, inverse_std = tensors[2 * count + 4 * i :][:4]
             layer = layers[i]
             w = tensors[count + i]
-            g, to_scales[i], to_shifts[i] = _norm_backward(g, z, w, mean, inverse_std, tiles, layer.side // layer.stride)
+            g, to_scales[i], to_shifts[i] = norm_backward(g, z, w, mean, inverse_std, tiles, layer.side // layer.stride)
             g, to_w = _backward(g, into, _cast(tensors[i], into), tiles, layer.side, layer.stride, add_to)
             to_weights[i] = to_w.to(tensors[i].dtype)
             return g
@@ -349,33 +328,44 @@ def run_blocks(blocks: Sequence[ResidualBlock], x_MC: Tensor, tiles: TileMap, si
 
 
 def pass_tiles(
-    stem: ConvNorm, small: bool, blocks: Sequence[ResidualBlock], masked_BCHW: Tensor, tiles: TileMap, dtype: torch.dtype
-) -> Tensor:
-    """Return the features [B, C, h, w] of images whose hidden cells are zero, computed in `dtype` without autocast."""
-    x_MC = _stem(stem, masked_BCHW, tiles, dtype)
-    side = masked_BCHW.shape[-1] // tiles.shape[-1] // 2
-    if not small:
-        x_MC = _PoolFunction.apply(x_MC, tiles, side)
-        side //= 2
-    x_MC, _ = run_blocks(blocks, x_MC, tiles, side)
-    b, h, w = tiles.shape
-    spare = 0 if tiles.with_content(1) is None else 1  # where tiles without content are put
-    features = x_MC.new_zeros(b * h * w + spare, x_MC.shape[1]).index_copy(0, tiles.cells, x_MC)[: b * h * w]
-    return features.view(b, h, w, -1).permute(0, 3, 1, 2)
-
-
-def encode_tiles(
     stem: ConvNorm,
     small: bool,
-    blocks: Sequence[ResidualBlock],
-    image_BCHW: Tensor,
-    visibility: Visibility,
-) -> Tensor:
+    stages: Sequence[Sequence[ResidualBlock]],
+    masked_BCHW: Tensor,
+    tiles: TileMap,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Return the features after each stage, [B, C, h S, w S] with S positions per side of a cell.
+
+    Hidden cells of the images must be zero. All is computed in `dtype`, without autocast.
+    """
+    with torch.autocast(masked_BCHW.device.type, enabled=False):
+        x_MC = _stem(stem, masked_BCHW, tiles, dtype)
+        side = masked_BCHW.shape[-1] // tiles.shape[-1] // 2
+        if not small:
+            x_MC = _PoolFunction.apply(x_MC, tiles, side)
+            side //= 2
+        found = []
+        for blocks in stages:
+            # The last block of each run keeps its gradient's memory apart: the next stage and the features both send one.
+            x_MC, side = run_blocks(blocks, x_MC, tiles, side)
+            found.append(tiles.spread(x_MC, side))
+        return found
+
+
+def encode_tiles(stem: ConvNorm, small: bool, blocks: Sequence[ResidualBlock], image_BCHW: Tensor, visibility: Visibility) -> Tensor:
     """Return masked execution's features [B, C, h, w] of images [B, c, H, W], to rounding.
 
     They are zero where hidden. A `small` stem has no pooling.
     """
+    return encode_stages(stem, small, [blocks], image_BCHW, visibility)[0]
+
+
+def encode_stages(
+    stem: ConvNorm, small: bool, stages: Sequence[Sequence[ResidualBlock]], image_BCHW: Tensor, visibility: Visibility
+) -> list[Tensor]:
+    """Return the features after each stage, as `pass_tiles` does, of images as they are."""
     device = image_BCHW.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
     with torch.autocast(device, enabled=False):
-        return pass_tiles(stem, small, blocks, image_BCHW * visibility.at(image_BCHW), TileMap(visibility), dtype)
+        return pass_tiles(stem, small, stages, image_BCHW * visibility.at(image_BCHW), TileMap(visibility), dtype)

@@ -61,7 +61,7 @@ def main() -> int:
     copies, losses, written, blocking = [], [], [], []
     with joined(Device.auto) as ranks, tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         run = build(settings("cnn_jepa", asked.batch, Precision.fp32, 1), ranks, asked.batch)
-        loaded = pixels(1, asked.batch)
+        loaded = pixels(run.method.views(run.config), asked.batch)
         take_step(run, loaded)
         size = checkpoint.nbytes(run.state())
         for _ in range(asked.rounds):

@@ -7,7 +7,7 @@ augmentation are left out. The methods take turns, in an order that turns by one
 saving is 1 - seconds of CNN-JEPA / seconds of the other, in percent, the median over rounds; on one CPU thread they are processor seconds.
 SimCLR, BYOL and VICReg take a step of the official kind too (_official_methods.py), from the same weights, whose loss must be ours:
 `simclr_over_official` and the like are seconds of ours / seconds of that, the median over rounds. What it is for CNN-JEPA, step.py tells.
---more adds supervised and I-JEPA (ViT-S/14). All are in memory at once: 12 GiB at batch 16.
+--more adds supervised, SparK, LeJEPA (8 views) and I-JEPA (ViT-S/14). All are in memory at once: 12 GiB at batch 16.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from rich.table import Table
 from cnnjepa.config import EncoderConfig, EncoderName, Precision, TrainConfig, method_module, optimizer_presets
 from cnnjepa.data.datasets import IMAGENET_MEAN, IMAGENET_STD, Dataset, GreyImages, Splits
 from cnnjepa.data.loader import Plan
+from cnnjepa.data.views import ViewSpec
 from cnnjepa.data_config import DATA_PRESETS
 from cnnjepa.distributed import GradientBuckets
 from cnnjepa.monitoring.gpu import EnergyMeter
@@ -43,7 +44,7 @@ from cnnjepa.training_run import Run
 # Percent: GPU-hours of 200 epochs on 4 A100 (paper, table V), and the official code's step on one CPU core.
 PAPER_SAVING = {"simclr": 16.9, "byol": 35.0, "vicreg": 23.8}
 OFFICIAL_CPU_SAVING = {"simclr": 27.9, "byol": 48.3, "vicreg": 60.0}
-METHODS, MORE = ["cnn_jepa", "simclr", "byol", "vicreg"], ["supervised", "ijepa"]
+METHODS, MORE = ["cnn_jepa", "simclr", "byol", "vicreg"], ["supervised", "spark", "lejepa", "ijepa"]
 EPOCH_STEPS = 1000  # the step is taken in the middle of a run, whose schedules go on
 
 
@@ -78,11 +79,12 @@ def build(config: TrainConfig, ranks: Any, images: int) -> Run:
     return Run(config, folder, ranks, splits, plan, method, optimizer, parameters, buckets, EnergyMeter(None), saver)
 
 
-def pixels(views: int, batch: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What the loader would give: views of random pixels, the second mirrored, and labels."""
+def pixels(specs: list[ViewSpec], batch: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What the loader would give: views of random pixels, every other one mirrored, and labels."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8, generator=random)
-    return [images, images.flip(3)][:views], torch.arange(batch) % 100
+    views = [(images.flip(3) if i % 2 else images)[..., : spec.size, : spec.size] for i, spec in enumerate(specs)]
+    return views, torch.arange(batch) % 100
 
 
 def take_step(run: Run, loaded: Any) -> None:
@@ -113,7 +115,7 @@ def measure(names: list[str], args: argparse.Namespace) -> tuple[dict[str, list[
     """Seconds of each round's step by method and by 'official <method>', trainable parameters, and all's peak memory in MiB."""
     with joined(settings(names[0], args.batch, Precision[args.precision], args.threads).device) as ranks:
         runs = {name: build(settings(name, args.batch, Precision[args.precision], args.threads), ranks, args.batch) for name in names}
-        loaded = {name: pixels(len(run.method.views(run.config)), args.batch) for name, run in runs.items()}
+        loaded = {name: pixels(run.method.views(run.config), args.batch) for name, run in runs.items()}
         steps: dict[str, Callable[[], None]] = {}
         for name, run in runs.items():
             if name in PAPER_SAVING:
@@ -131,7 +133,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
     parser.add_argument("--precision", choices=AUTOCAST, default="fp32")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
-    parser.add_argument("--more", action="store_true", help="supervised and I-JEPA too")
+    parser.add_argument("--more", action="store_true", help="supervised, SparK, LeJEPA and I-JEPA too")
     args = parser.parse_args()
     if args.rounds < 1 or args.batch < 2 or args.threads < 1:
         parser.error(f"--rounds and --threads must be at least 1, --batch 2; got {args.rounds}, {args.threads} and {args.batch}")

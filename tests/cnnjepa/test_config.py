@@ -131,6 +131,8 @@ GOLDEN_NAMES = {
     "ijepa": "4f0962d3008cdc53",
     "supervised": "e8f7fc7ef3fff463",
     "random": "c7fda7725d1c4816",
+    "spark": "8f9d576d90bca7e0",
+    "lejepa": "c370633c5f8dafab",
     "digits": "200501355a081c54",
 }
 
@@ -147,6 +149,8 @@ def test_runs_made_so_far_keep_their_names() -> None:
             ("ijepa", EncoderConfig(EncoderName.vit_base)),
             ("supervised", EncoderConfig(EncoderName.resnet50)),
             ("random", EncoderConfig(EncoderName.resnet50)),
+            ("spark", EncoderConfig(EncoderName.resnet50)),
+            ("lejepa", EncoderConfig(EncoderName.resnet50)),
         )
     }
     names["digits"] = signature(TrainConfig(method=Config(), data=DATA_PRESETS["digits"]))

@@ -1,4 +1,7 @@
-"""LARS by its formula, AdamW as torch's, what is decayed by shape, and schedules that leave the other optimisers alone."""
+"""LARS and LAMB by their formulas, AdamW as torch's, what is decayed by shape, and schedules that leave the other optimisers alone."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,9 @@ from cnnjepa.models.heads import build_head
 from cnnjepa.models.resnet import build_encoder
 from cnnjepa.optim import AdamW, build_optimizer, set_learning_rate, set_weight_decay
 from cnnjepa.schedules import weight_decay
+from cnnjepa.train import limit_gradients
+from tests.cnnjepa.methods.test_methods import build, small
+from tests.support.runs import final_state, run
 
 LARS = OptimizerConfig(name=OptimizerName.lars, lr=0.5, weight_decay=0.1, decay_norms_and_biases=False)
 
@@ -30,29 +36,79 @@ def test_lars_is_its_formula() -> None:
     torch.testing.assert_close(bias.detach(), b)
 
 
-def test_lars_moves_a_weight_that_is_zero() -> None:
+LAMB = OptimizerConfig(name=OptimizerName.lamb, lr=0.5, weight_decay=0.1, beta1=0.8, beta2=0.95, decay_norms_and_biases=False)
+
+
+def test_lamb_is_its_formula() -> None:
+    """Algorithm 2 of the paper, with bias corrections; what is not decayed takes Adam's step."""
+    torch.manual_seed(0)
+    weight, bias = nn.Parameter(torch.randn(3, 4).double()), nn.Parameter(torch.randn(4).double())
+    optimizer = build_optimizer(LAMB, [weight, bias])
+    now = [weight.detach().clone(), bias.detach().clone()]
+    m, v = ([torch.zeros_like(w) for w in now] for _ in range(2))
+    for t in range(1, 5):
+        gradients = [torch.randn(3, 4).double(), torch.randn(4).double()]
+        weight.grad, bias.grad = (g.clone() for g in gradients)
+        optimizer.step()
+        for i, g in enumerate(gradients):
+            m[i] = 0.8 * m[i] + 0.2 * g
+            v[i] = 0.95 * v[i] + 0.05 * g * g
+            r = (m[i] / (1 - 0.8**t)) / ((v[i] / (1 - 0.95**t)).sqrt() + 1e-6)
+            if i == 0:
+                r = r + 0.1 * now[i]
+                r = r * now[i].norm() / r.norm()
+            now[i] = now[i] - 0.5 * r
+    torch.testing.assert_close(weight.detach(), now[0])
+    torch.testing.assert_close(bias.detach(), now[1])
+
+
+@pytest.mark.parametrize("config", [LARS, LAMB], ids=["lars", "lamb"])
+def test_a_weight_that_is_zero_moves(config: OptimizerConfig) -> None:
     weight = nn.Parameter(torch.zeros(2, 2))
-    optimizer = build_optimizer(LARS, [weight])
+    optimizer = build_optimizer(config, [weight])
     weight.grad = torch.ones(2, 2)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), -0.5))
 
 
-def test_lars_resumes_bit_for_bit() -> None:
+@pytest.mark.parametrize("config", [LARS, LAMB], ids=["lars", "lamb"])
+def test_ours_resume_bit_for_bit(config: OptimizerConfig) -> None:
     gradients = torch.randn(6, 3, 4)
     ends = []
     for stop in (None, 3):
         weight = nn.Parameter(torch.ones(3, 4))
-        optimizer = build_optimizer(LARS, [weight])
+        optimizer = build_optimizer(config, [weight])
         for i, gradient in enumerate(gradients):
             if i == stop:
                 state, weight = optimizer.state_dict(), nn.Parameter(weight.detach().clone())
-                optimizer = build_optimizer(LARS, [weight])
+                optimizer = build_optimizer(config, [weight])
                 optimizer.load_state_dict(state)
             weight.grad = gradient.clone()
             optimizer.step()
         ends.append(weight.detach())
     assert torch.equal(*ends)
+
+
+def test_large_gradients_are_scaled_down_to_the_limit_and_small_ones_stay() -> None:
+    for most, expected in ((0.0, 5.0), (4.0, 4.0), (5.0, 5.0), (6.0, 5.0)):
+        weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+        weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([-4.0])
+        some = SimpleNamespace(config=SimpleNamespace(optimizer=OptimizerConfig(max_gradient_norm=most)), parameters=weights)
+        limit_gradients(some, torch.tensor([5.0]))  # type: ignore[arg-type]
+        found = torch.cat([weights[0].grad, weights[1].grad])
+        torch.testing.assert_close(found, torch.tensor([3.0, -4.0]) * expected / 5)
+
+
+def test_a_run_limits_its_gradients(tmp_path: Path) -> None:
+    """Momentum alone moves the norms: with gradients of no length they stay."""
+    config = small("simclr", epochs=1)
+    config.optimizer.max_gradient_norm = 1e-12
+    run(config, tmp_path)
+    end, start = final_state(tmp_path)["method"], build(config).state_dict()
+    norms = [k for k in start if k.endswith("bn1.weight")]
+    assert norms
+    for key in norms:
+        torch.testing.assert_close(end[key], start[key], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(OptimizerName), ids=lambda n: n.name)

@@ -62,6 +62,7 @@ LIMITS: list[tuple[str, list[Any], list[Any]]] = [
     ("warnings.plateau_share", [0.001, 1.0], [0.0, 1.1]),
     ("warnings.knn_probes", [1], [0]),
     ("method.ema.momentum_start", [0.0, 1.0], [-0.1, 1.1]),
+    ("optimizer.max_gradient_norm", [0.0, 5.0], [-1.0, INFINITY]),
     ("method.ema.momentum_end", [0.0, 1.0], [-0.1, 1.1]),
     ("method.mask.mask_ratio", [0.001, 0.999], [0.0, 1.0]),
     ("method.mask.multi_block_probability", [0.0, 1.0], [-0.1, 1.1]),
@@ -90,6 +91,15 @@ OF_METHODS: list[tuple[str, str, list[Any], list[Any]]] = [
     ("ijepa", "method.mask.context_scale_max", [0.85, 1.0], [0.84, 1.01]),
     ("ijepa", "encoder.patch_size", [4, 8], [0, 16, 7]),
     ("ijepa", "encoder.vit_depth", [1, 64], [0, 65]),
+    ("lejepa", "method.sigreg_weight", [0.0, 1.0], [-0.1, 1.1]),
+    ("lejepa", "method.local_scale_max", [0.05, 1.0], [0.04, 1.01]),
+    ("lejepa", "method.local_views", [0, 64], [-1, 65]),
+    ("lejepa", "method.directions", [1, 65_536], [0, 65_537]),
+    ("lejepa", "method.knots", [3, 1001], [1, 4, 1003]),
+    ("lejepa", "method.local_size", [0, 8, 4096], [7, 4097]),
+    ("spark", "method.mask_ratio", [0.01, 0.99], [0.0, 1.0]),
+    ("spark", "method.decoder_width", [8, 65_536], [0, 12, 65_544]),
+    ("spark", "method.min_crop_scale", [0.001, 1.0], [0.0, 1.01]),
     ("supervised", "method.classes", [0, 10], [9, 11, -1]),
 ]
 

@@ -28,7 +28,7 @@ def trials_at(scale: ScaleName, seeds: int = 1) -> list:
 def test_smoke_scale_has_one_row_a_method() -> None:
     trials = trials_at(ScaleName.smoke)
     assert sorted(t.values["method"]["name"] for t in trials) == method_names()
-    assert len(trials) == 7
+    assert len(trials) == 9
     assert {t.values["data"]["name"] for t in trials} == {"digits"}
     assert len({str(t.values["probes"]) for t in trials}) == 1  # all are judged alike
 
@@ -45,6 +45,8 @@ def test_paper_scale_is_what_was_published() -> None:
     assert reported["BYOL"] == ("adamw", 0.01, True, 512, 201)
     assert reported["VICReg"] == ("lars", 0.5, True, 512, 201)
     assert reported["I-JEPA, vit_small"] == ("adamw", 0.001, False, 2048, 300)
+    assert reported["SparK"] == ("lamb", 0.0004, True, 512, 201)
+    assert reported["LeJEPA"] == ("adamw", 0.0005, True, 512, 201)
     assert {values[f"I-JEPA, vit_{s}"]["encoder"]["name"] for s in ("small", "base")} == {"vit_small", "vit_base"}
     for trial in trials_at(ScaleName.paper):
         validate(trial.config, 4)

@@ -31,6 +31,8 @@ SMALL: dict[str, dict] = {
     "byol": {"hidden": 24, "projection": 12},
     "vicreg": {"width": 24},
     "ijepa": {"predictor_width": 48, "predictor_depth": 1},
+    "spark": {"decoder_width": 16},
+    "lejepa": {"hidden": 24, "projection": 12, "directions": 32, "local_views": 2, "local_size": 16},
 }
 SMALL_ENCODER = {"ijepa": {"name": "vit_tiny", "width": 32, "patch_size": 8, "vit_depth": 2}}
 # Of the methods with a target: the modules that no gradient may reach, and whose weights they follow.
@@ -54,7 +56,7 @@ def small(name: str, **changes: object) -> TrainConfig:
     values["method"] = merged(to_dict(method_module(name).Config()), SMALL.get(name, {}))
     values["encoder"] = merged(values["encoder"], SMALL_ENCODER.get(name, {}))
     preset = to_dict(optimizer_presets()[name])
-    values["optimizer"] = {**preset, "lr": 0.002 if preset["name"] == "adamw" else 0.2, "warmup_epochs": 0.5}
+    values["optimizer"] = {**preset, "lr": 0.2 if preset["name"] == "lars" else 0.002, "warmup_epochs": 0.5}
     config = from_dict(values)
     for key, value in changes.items():
         setattr(config, key, value)
@@ -69,7 +71,7 @@ def build(config: TrainConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def batch_for(config: TrainConfig, method: nn.Module, size: int = 8, step: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
     g = torch.Generator().manual_seed(step)
-    views = [torch.randn(size, 3, 32, 32, generator=g).to(dtype) for _ in method.views(config)]  # type: ignore[operator]
+    views = [torch.randn(size, 3, v.size, v.size, generator=g).to(dtype) for v in method.views(config)]  # type: ignore[operator]
     return Batch(views, step, np.arange(size), torch.arange(size) % 10)
 
 
@@ -284,6 +286,10 @@ def test_the_published_optimisers_and_heads_are_presets() -> None:
     assert table["ijepa"][0] == "adamw"
     assert table["ijepa"][2:] == (0.04, False)
     assert presets["ijepa"].weight_decay * presets["ijepa"].final_weight_decay_fraction == pytest.approx(0.4)
+    assert table["spark"] == table["spark_convnext"] == ("lamb", 0.0004, 0.04, False)
+    assert (presets["spark"].beta2, presets["spark_convnext"].beta2, presets["spark"].max_gradient_norm) == (0.95, 0.999, 5.0)
+    assert presets["spark"].weight_decay * presets["spark"].final_weight_decay_fraction == pytest.approx(0.2)
+    assert (table["lejepa"], table["lejepa_vit"]) == (("adamw", 5e-4, 5e-4, True), ("adamw", 5e-4, 0.05, True))
     assert all(p.momentum == 0.9 and p.trust_coefficient == 0.001 for p in presets.values())
 
 
@@ -318,7 +324,7 @@ def test_importing_the_package_or_its_methods_brings_no_framework() -> None:
 PROBED = {"cnn_jepa": "target_encoder", "ijepa": "target_encoder"}  # the online encoder of all others, BYOL among them
 
 
-@pytest.mark.parametrize("name", ["cnn_jepa", "ijepa", "byol", "simclr", "vicreg", "supervised", "random"])
+@pytest.mark.parametrize("name", ["cnn_jepa", "ijepa", "byol", "simclr", "vicreg", "spark", "lejepa", "supervised", "random"])
 def test_the_network_that_is_probed_and_exported_is_the_documented_one(name: str) -> None:
     method = build(small(name))
     assert method.probe_encoder is method.get_submodule(PROBED.get(name, "encoder"))
@@ -341,7 +347,7 @@ def test_ijepas_blocks_are_those_of_its_seed_step_and_positions() -> None:
     assert method(batch)["visible_fraction"].item() == pytest.approx(expected[0].shape[1] / 16)
 
 
-@pytest.mark.parametrize("name", ["cnn_jepa", "ijepa"])
+@pytest.mark.parametrize("name", ["cnn_jepa", "ijepa", "spark"])
 def test_pictures_show_what_the_context_sees_and_nothing_else(name: str) -> None:
     config = small(name)
     method = build(config)
@@ -349,7 +355,7 @@ def test_pictures_show_what_the_context_sees_and_nothing_else(name: str) -> None
     (picture,) = method.sample_images(batch).values()  # type: ignore[operator]
     assert picture.shape == (8, 3, 32, 32)
     seen = torch.zeros(10, 16, dtype=torch.bool)
-    if name == "cnn_jepa":
+    if name != "ijepa":
         seen = method.visibility(batch).visible_Bhw.flatten(1)  # type: ignore[operator]
     else:
         seen.scatter_(1, method.cells(batch)[0], True)  # type: ignore[operator]

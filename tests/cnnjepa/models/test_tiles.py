@@ -107,6 +107,59 @@ def test_tiles_equal_masked_execution(name: EncoderName, mask: str) -> None:
     assert_same_pass(build_encoder(EncoderConfig(name, width=8, blocks=2)), MASKS[mask]())
 
 
+def stages_of(net: nn.Module, visible: Tensor, readers: list[bool]) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
+    """Features of all stages, gradients of all parameters, and buffers, of a loss that reads the stages marked in `readers`."""
+    net = copy.deepcopy(net)
+    b, h, w = visible.shape
+    images = torch.randn(b, 3, h * net.cell, w * net.cell, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # type: ignore[operator]
+    stages = net.stage_features(images, Visibility(visible))  # type: ignore[operator]
+    loss = torch.zeros((), dtype=torch.float64)
+    for i, (stage, is_read) in enumerate(zip(stages, readers, strict=True)):
+        if is_read:
+            weights = torch.randn(stage.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+            loss = loss + (stage * weights).sum() + (stage * weights).square().sum()  # two readers of one tensor
+    loss.backward()
+    gradients = {k: p.grad for k, p in net.named_parameters() if p.grad is not None}
+    return stages, gradients, [c.double() for c in net.buffers()]
+
+
+# The stages that a loss reads, counted from the last.
+READ_STAGES = {"all": {0, 1, 2, 3}, "last": {0}, "inner": {1}, "two": {0, 2}, "first": {2, 3}}
+
+
+@pytest.mark.parametrize("read", READ_STAGES)
+@pytest.mark.parametrize(("name", "mask"), [(n, m) for n in NETWORKS for m in ("random", "one_image_sees_nothing", "unequal_counts")])
+def test_the_features_of_all_stages_equal_masked_executions(name: EncoderName, mask: str, read: str) -> None:
+    """With their gradients, whichever stages a loss reads: a gradient may reach a stage from the next one and from the loss."""
+    net = lively(build_encoder(EncoderConfig(name, width=8, blocks=2)))
+    masked = copy.deepcopy(net)
+    masked.execution = Execution.masked
+    visible, readers = MASKS[mask](), [i in READ_STAGES[read] for i in reversed(range(len(net.stages())))]
+    (stages, gradients, buffers), (others, expected, theirs) = (stages_of(n, visible, readers) for n in (net, masked))
+    per_cell = [s.shape[-1] // visible.shape[-1] for s in stages]
+    assert per_cell == ([4, 2, 1] if net.small else [8, 4, 2, 1])
+    assert [s.shape[1] for s in stages] == net.stage_channels
+    for i, (a, c) in enumerate(zip(stages, others, strict=True)):
+        assert_close(a, c, f"stage {i}")
+        assert not a[(Visibility(visible).at(a) == 0).expand_as(a)].any()
+    assert gradients.keys() == expected.keys()
+    cancelled = 1e-3 * max(g.abs().max().item() for g in expected.values())
+    for key, gradient in expected.items():
+        assert_close(gradients[key], gradient, key, cancelled)
+    for a, c in zip(buffers, theirs, strict=True):
+        assert_close(a, c, "buffers")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_last_stage_is_the_features_bit_for_bit(name: EncoderName) -> None:
+    net = lively(build_encoder(EncoderConfig(name, width=8)))
+    visible = Visibility(MASKS["random"]())
+    images = torch.randn(3, 3, 4 * net.cell, 4 * net.cell, dtype=torch.float64)  # type: ignore[operator]
+    for given in (visible, None):
+        whole, staged = copy.deepcopy(net), copy.deepcopy(net)
+        assert torch.equal(staged.stage_features(images, given)[-1], whole(images, given))  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_tiles_of_any_number_of_channels_equal_masked_execution(name: EncoderName, channels: int) -> None:
