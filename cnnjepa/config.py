@@ -56,14 +56,6 @@ class Execution(Enum):
     masked = "masked"
 
 
-class MaskStrategy(Enum):
-    """Masks (paper, section III-B); mixed draws multi_block or random once per iteration."""
-
-    multi_block = "multi_block"
-    random = "random"
-    mixed = "mixed"
-
-
 class PredictorConv(Enum):
     """Spatial operation of a predictor layer."""
 
@@ -116,33 +108,6 @@ class AugmentConfig:
     grey_probability: float = 0.2
     blur_probability: float = 0.5  # sigma is uniform in 0.1 to 2 pixels at 224 pixels and scales with the view
     solarise_probability: float = 0.0  # inverts pixels brighter than half
-
-
-@dataclass
-class MaskConfig:
-    """Which cells of the feature grid the context encoder sees (paper, section III-B)."""
-
-    strategy: MaskStrategy = MaskStrategy.mixed
-    mask_ratio: float = 0.6  # random: share of hidden cells
-    multi_block_probability: float = 0.75  # mixed: share of iterations that use blocks
-    blocks: int = 4  # multi_block: target blocks per sample
-    block_scale_min: float = 0.15  # share of the grid's cells
-    block_scale_max: float = 0.2
-    block_aspect_min: float = 0.75  # height over width
-    block_aspect_max: float = 1.5
-
-
-@dataclass
-class BlockMaskConfig:
-    """I-JEPA's target blocks, and the larger context block that predicts them."""
-
-    blocks: int = 4  # target blocks per sample
-    target_scale_min: float = 0.15  # share of the grid's cells
-    target_scale_max: float = 0.2
-    target_aspect_min: float = 0.75  # height over width
-    target_aspect_max: float = 1.5
-    context_scale_min: float = 0.85  # a square block, minus the cells that the targets cover
-    context_scale_max: float = 1.0
 
 
 @dataclass

@@ -27,13 +27,13 @@ from cnnjepa.config import (
     EncoderName,
     Execution,
     LogConfig,
-    MaskConfig,
     OptimizerConfig,
     Precision,
     ProbeConfig,
     TrainConfig,
 )
 from cnnjepa.data_config import DATA_PRESETS
+from cnnjepa.mask_config import MaskConfig
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods._base import build_method, weights_dtype
 from cnnjepa.methods.cnn_jepa import Config as CnnJepa

@@ -2,7 +2,8 @@
 
 A mask depends only on (seed, step, position in the global batch), whatever the number of ranks.
 Known differences from the authors' code: scale and aspect are independent draws, where theirs share
-one number; the last row and column can be targets; every rank draws its own samples' masks.
+one number, and the last row and column can be targets, unless `bounds` is official; every rank
+draws its own samples' masks.
 """
 
 from dataclasses import astuple, dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnjepa.config import BlockMaskConfig, MaskConfig, MaskStrategy
+from cnnjepa.mask_config import BlockMaskConfig, MaskBounds, MaskConfig, MaskStrategy
 from cnnjepa.randomness import Stream, generator
 
 
@@ -50,12 +51,14 @@ def draw_visible(config: MaskConfig, grid: int, seed: int, step: int, positions:
         visible = np.zeros(noise.shape, dtype=np.bool_)
         np.put_along_axis(visible, np.argpartition(noise, count - 1, axis=1)[:, :count], True, axis=1)
         return visible.reshape(-1, grid, grid)
+    official = config.bounds is MaskBounds.official
     height, width = block_shape(
         _between(config.block_scale_min, config.block_scale_max, scale),
-        _between(config.block_aspect_min, config.block_aspect_max, aspect),
+        _between(config.block_aspect_min, config.block_aspect_max, scale if official else aspect),
         grid,
     )
-    corners = random.random((rows, config.blocks, 2))[positions] * [grid - height + 1, grid - width + 1]
+    places = [grid - height + (not official), grid - width + (not official)]
+    corners = random.random((rows, config.blocks, 2))[positions] * places
     hidden_by_block = _covered(corners.astype(np.int64), height, width, grid)
     # Add blocks in order, but none that would hide the last visible cell (small grids only).
     hidden = np.logical_or.accumulate(hidden_by_block, axis=1)

@@ -9,11 +9,9 @@ from cnnjepa.config import (
     MIN_GRID,
     VITS,
     AugmentConfig,
-    BlockMaskConfig,
     EmaConfig,
     EncoderConfig,
     EncoderName,
-    MaskConfig,
     MethodConfig,
     OptimizerName,
     TrainConfig,
@@ -24,6 +22,7 @@ from cnnjepa.config import (
     probe_names,
 )
 from cnnjepa.data_config import GREY_SETS, DataConfig, DatasetName, has_statistics, other_set
+from cnnjepa.mask_config import BlockMaskConfig, MaskConfig
 
 
 def _require(condition: bool, key: str, rule: str, value: object) -> None:

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import EmaConfig, MaskConfig, MethodConfig, PredictorConfig, PredictorConv, TrainConfig, grid_size
+from cnnjepa.config import EmaConfig, MethodConfig, PredictorConfig, PredictorConv, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.data_config import ADDED
+from cnnjepa.mask_config import MaskConfig
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.compiled import Compiled

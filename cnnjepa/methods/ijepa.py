@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import BlockMaskConfig, EmaConfig, MethodConfig, OptimizerConfig, Schedule, TrainConfig, grid_size
+from cnnjepa.config import EmaConfig, MethodConfig, OptimizerConfig, Schedule, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec
+from cnnjepa.mask_config import BlockMaskConfig
 from cnnjepa.masking import draw_blocks, require_context
 from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.ema import ema_update, target_of

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import MaskConfig, MaskStrategy, MethodConfig, OptimizerConfig, OptimizerName, TrainConfig, grid_size
+from cnnjepa.config import MethodConfig, OptimizerConfig, OptimizerName, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec
+from cnnjepa.mask_config import MaskConfig, MaskStrategy
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods._base import BaseMethod
 from cnnjepa.models.convnext import ConvNeXt

@@ -192,7 +192,7 @@ def decode_ms(images: list[bytes]) -> float:
 
 def mask_ms(rounds: int) -> float:
     """Milliseconds of the masks of 128 images, the paper's settings."""
-    from cnnjepa.config import MaskConfig
+    from cnnjepa.mask_config import MaskConfig
     from cnnjepa.masking import draw_visible
 
     positions: npt.NDArray[np.int64] = np.arange(128)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from cnnjepa.config import MaskConfig
+from cnnjepa.mask_config import MaskConfig
 from cnnjepa.masking import draw_visible
 from cnnjepa.models.resnet import ResNet
 

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from cnnjepa.config import EncoderConfig, EncoderName, MaskStrategy, TrainConfig, WarningConfig, method_module, method_names
+from cnnjepa.config import EncoderConfig, EncoderName, TrainConfig, WarningConfig, method_module, method_names
 from cnnjepa.data_config import DATA_PRESETS, DataConfig, DatasetName, Resize
+from cnnjepa.mask_config import MaskStrategy
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.rules import validate
 from cnnjepa.run.identity import differences, from_dict, identity, signature, to_dict

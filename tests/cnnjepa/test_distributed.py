@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cnnjepa.config import MaskStrategy, Precision, TrainConfig
+from cnnjepa.config import Precision, TrainConfig
 from cnnjepa.distributed import GradientBuckets, RunningStatistics
+from cnnjepa.mask_config import MaskStrategy
 from cnnjepa.methods.cnn_jepa import Config
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder

@@ -26,8 +26,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from cnnjepa import train as trainer
-from cnnjepa.config import AugmentConfig, EmaConfig, EncoderConfig, Execution, MaskConfig, OptimizerConfig, Precision, Schedule, TrainConfig
+from cnnjepa.config import AugmentConfig, EmaConfig, EncoderConfig, Execution, OptimizerConfig, Precision, Schedule, TrainConfig
 from cnnjepa.data import datasets
+from cnnjepa.mask_config import MaskConfig
 from cnnjepa.methods import byol, cnn_jepa
 from cnnjepa.models.masked import Visibility
 from cnnjepa.optim import AdamW

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import EncoderConfig, EncoderName, Execution, MaskConfig, MaskStrategy, PredictorConfig, TrainConfig
+from cnnjepa.config import EncoderConfig, EncoderName, Execution, PredictorConfig, TrainConfig
 from cnnjepa.data_config import DataConfig
+from cnnjepa.mask_config import MaskConfig, MaskStrategy
 from cnnjepa.masking import draw_visible
 from cnnjepa.methods.cnn_jepa import Config, Method
 from cnnjepa.models import resnet, tile_map, tiles

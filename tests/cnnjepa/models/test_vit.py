@@ -5,7 +5,8 @@ import pytest
 import timm
 import torch
 
-from cnnjepa.config import BlockMaskConfig, EncoderConfig, EncoderName
+from cnnjepa.config import EncoderConfig, EncoderName
+from cnnjepa.mask_config import BlockMaskConfig
 from cnnjepa.masking import draw_blocks
 from cnnjepa.models.vit import BlockPredictor, VisionTransformer, build_vit, sine_positions, take_cells
 
