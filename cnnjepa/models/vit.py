@@ -3,6 +3,9 @@
 Shapes: B images, N patches of the image, K of them given, T target blocks of n patches, D features.
 """
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
@@ -49,8 +52,11 @@ def initialise(module: nn.Module, blocks: nn.Sequential) -> None:
                 block.get_parameter(name).div_((2 * i) ** 0.5)
 
 
+_norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm's own default depends on its version
+
+
 def _blocks(width: int, depth: int, heads: int) -> nn.Sequential:
-    return nn.Sequential(*[Block(width, heads, qkv_bias=True) for _ in range(depth)])
+    return nn.Sequential(*[Block(width, heads, qkv_bias=True, norm_layer=_norm) for _ in range(depth)])
 
 
 class VisionTransformer(nn.Module):
@@ -65,7 +71,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(image_size, patch_size, channels, width)
         self.pos_embed = nn.Parameter(sine_positions(self.grid, width), requires_grad=False)
         self.blocks = _blocks(width, depth, heads)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = _norm(width)
         initialise(self, self.blocks)
 
     def tokens(self, image_BCHW: Tensor, cells_BK: Tensor | None = None) -> Tensor:
@@ -102,7 +108,7 @@ class BlockPredictor(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(sine_positions(grid, width), requires_grad=False)
         self.blocks = _blocks(width, depth, heads)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = _norm(width)
         self.project = nn.Linear(width, features)
         initialise(self, self.blocks)
         nn.init.trunc_normal_(self.mask_token, std=0.02)

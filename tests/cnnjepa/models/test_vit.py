@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 
 from cnnjepa.config import EncoderConfig, EncoderName
 from cnnjepa.mask_config import BlockMaskConfig
@@ -146,3 +147,10 @@ def test_heads_have_64_features_each() -> None:
         with torch.device("meta"):
             net = build_vit(EncoderConfig(name, vit_depth=1), 28)
         assert net.out_channels == 64 * net.heads == 64 * net.blocks[0].attn.num_heads
+
+
+def test_all_norms_have_the_epsilon_of_vits_whatever_timms_default_is() -> None:
+    net, predictor = build_vit(EncoderConfig(EncoderName.vit_tiny, vit_depth=2), 28), BlockPredictor(2, 192, 64, 2, 1)
+    norms = [m for part in (net, predictor) for m in part.modules() if isinstance(m, nn.LayerNorm)]
+    assert len(norms) == 2 * (2 * 2 + 1)
+    assert {m.eps for m in norms} == {1e-6}
