@@ -81,7 +81,10 @@ def first_line(sweep: Sweep) -> str:
     """Return what --until-decided will do, before scores are known."""
     first, most = sweep.until
     count = FINALISTS + 1 if sweep.search is not None else len({t.configuration for t in sweep.trials})
-    further = f"at most {count * (most - first)} further runs; how many are expected is said after {first} seeds"
+    # A guess, since no score is known: one configuration leads all others by two standard deviations.
+    enough = next((n for n in range(first, most) if _is_told_apart(2.0, 1.0, n, sweep.until)), most)
+    guess = f"about {count * (enough - first)} further runs if one leads all by 2 standard deviations of a seed"
+    further = f"{guess}, at most {count * (most - first)}; after {first} seeds it is said by the scores"
     return f"until decided: after {first} seeds, those that may be the best get further ones, up to {most}: {further}"
 
 
