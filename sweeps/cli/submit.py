@@ -141,7 +141,8 @@ def run(
         return 0
     sys.stdout.flush()
     # With --until-decided the same command follows, which judges the scores and may submit further seeds.
-    again = [] if asked.until_decided is None else [sys.executable, *sys.argv, *["--yes"] * (not asked.yes)]
+    # As it was typed: a sweep's file may have taken its own words out of sys.argv.
+    again = [] if asked.until_decided is None else [sys.executable, *sys.orig_argv[1:], *["--yes"] * (not asked.yes)]
     os.execv(sys.executable, [sys.executable, "-m", "sweeps.execution.monitor", str(sweep.path), *again])  # noqa: S606, no shell is wanted
 
 

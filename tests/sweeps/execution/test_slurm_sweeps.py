@@ -186,7 +186,9 @@ def test_workers_of_a_search_take_one_trial_after_the_other_until_it_is_over(swe
 
 
 def test_on_slurm_the_command_that_watches_submits_the_next_round(sweep: SweepOnSlurm) -> None:
-    out = sweep.run("two", "--seeds", "1", "--until-decided", "2", *SHORT)
+    # As a process of its own, whose command line is what it was started with.
+    alone = {"PYTHONUNBUFFERED": "1"}
+    out = sweep.run("two", "--seeds", "1", "--until-decided", "2", *SHORT, environment=alone)
     assert "not decided after 1 seeds: 2 configurations get a further seed; about 2 further runs are expected, at most 2" in out
     assert out.rstrip().count("not decided after 2 seeds, and no further seed is left to add") == 1
     assert len(sweep.trial_dirs()) == 4
