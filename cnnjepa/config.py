@@ -129,9 +129,16 @@ class EmaConfig:
     schedule: Schedule = Schedule.cosine
 
 
+class RateSchedule(Enum):
+    """What follows the warm-up: a cosine to the end of the run, or a stable phase and a short decay (wsd)."""
+
+    cosine = "cosine"
+    wsd = "wsd"
+
+
 @dataclass
 class OptimizerConfig:
-    """AdamW, LARS or LAMB, with warm-up and cosine decay by step; lr does not scale with the batch."""
+    """AdamW, LARS or LAMB, with warm-up and decay by step; lr does not scale with the batch."""
 
     lr: float = 0.01
     weight_decay: float = 0.01
@@ -144,7 +151,9 @@ class OptimizerConfig:
     trust_coefficient: float = field(default=0.001, metadata=ADDED)  # lars
     # True in the paper. If False, LARS and LAMB do not scale the steps of norms and biases either.
     decay_norms_and_biases: bool = field(default=True, metadata=ADDED)
-    final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)  # reached by a cosine over the run
+    final_weight_decay_fraction: float = field(default=1.0, metadata=ADDED)  # reached by a cosine over the run, or over its decay
+    schedule: RateSchedule = field(default=RateSchedule.cosine, metadata=ADDED)
+    decay_fraction: float = field(default=0.2, metadata=ADDED)  # wsd: share of the run that its last phase takes
     max_gradient_norm: float = field(default=0.0, metadata=ADDED)  # larger gradients are scaled down to it; 0: none are
 
 

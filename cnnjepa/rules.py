@@ -14,6 +14,7 @@ from cnnjepa.config import (
     EncoderName,
     MethodConfig,
     OptimizerName,
+    RateSchedule,
     TrainConfig,
     WarningConfig,
     accumulation_steps,
@@ -245,6 +246,11 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         ("final_weight_decay_fraction", optimizer.final_weight_decay_fraction),
     ):
         _require(0 < positive < math.inf, f"optimizer.{key}", "be positive and finite", positive)
+    share = optimizer.decay_fraction
+    _require(0 < share < 1, "optimizer.decay_fraction", "lie in (0, 1)", share)
+    if optimizer.schedule is RateSchedule.wsd:
+        rule = f"end before the decay, at {config.epochs * (1 - share):g} of {config.epochs} epochs, with optimizer.schedule=wsd"
+        _require(optimizer.warmup_epochs <= config.epochs * (1 - share), "optimizer.warmup_epochs", rule, optimizer.warmup_epochs)
     most = optimizer.max_gradient_norm
     _require(0 <= most < math.inf, "optimizer.max_gradient_norm", "be at least 0 and finite", most)
     decayed = optimizer.name is OptimizerName.adamw or optimizer.weight_decay > 0

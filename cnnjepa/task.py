@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnjepa.config import NEED_NO_LABELS, ProbeConfig, TrainConfig, method_module, method_names, optimizer_presets, own_probes, probe_names
+from cnnjepa.config import (
+    NEED_NO_LABELS,
+    ProbeConfig,
+    RateSchedule,
+    TrainConfig,
+    method_module,
+    method_names,
+    optimizer_presets,
+    own_probes,
+    probe_names,
+)
 from cnnjepa.data_config import DATA_PRESETS, OWN_SETS, DatasetName, other_set
 from cnnjepa.rules import validate
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
@@ -153,6 +163,12 @@ def bytes_of_a_run(config: TrainConfig) -> int:
     weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
     moments = sum(2 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
     return int(weights + moments + _CHECKPOINT_HEAD) * (config.checkpoint.keep + 1)
+
+
+def continues(config: TrainConfig, shorter: TrainConfig) -> bool:
+    """Return whether the two differ in nothing but the epochs, of which `config` has more, and decay at their end (wsd)."""
+    alike = identity(replace(config, epochs=shorter.epochs)) == identity(shorter)
+    return alike and config.epochs > shorter.epochs and config.optimizer.schedule is RateSchedule.wsd
 
 
 def probed_at(config: TrainConfig, epochs: Sequence[int]) -> TrainConfig:

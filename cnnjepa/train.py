@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cnnjepa.batch import Batch
-from cnnjepa.config import Precision, TrainConfig
+from cnnjepa.config import Precision, RateSchedule, TrainConfig
 from cnnjepa.data.fingerprint import require_planned_images
 from cnnjepa.data.loader import Loaded, MicroBatches, blank_batch, normalise, train_loader
 from cnnjepa.data.opened import require_probe_images
@@ -24,13 +24,13 @@ from cnnjepa.probes.collapse import collapsed
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.references import references
 from cnnjepa.rules import validate
-from cnnjepa.run import skipped
+from cnnjepa.run import skipped, stable
 from cnnjepa.run.consistency import disagreement
 from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
 from cnnjepa.run.pace import PROBE_SECONDS, SAVING_SECONDS
 from cnnjepa.run.ranks import broadcast_object, joined
-from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, retry
-from cnnjepa.schedules import learning_rate, weight_decay
+from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, host_copy, retry
+from cnnjepa.schedules import learning_rate, stable_steps, weight_decay
 from cnnjepa.training_run import Run, build_run, own, resume
 from cnnjepa.verdict import Numbers, Seen, Verdicts, reads_late
 
@@ -177,6 +177,9 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
     statistics, telemetry = RunningStatistics(run.method, ranks), Telemetry(run.method, recorder.has_board)
     noted = run.training_seconds, run.data_wait_seconds
     verdicts = Verdicts(lambda numbers: judged(run, loader, numbers), reads_late(ranks.device))
+    kept_after = stable_steps(config.optimizer, plan.total_steps) if config.optimizer.schedule is RateSchedule.wsd else 0
+    if run.step and run.step == kept_after and ranks.is_main and stable.kept(run.folder.path) is None:
+        stable.keep(run.folder, run.step, host_copy(run.state()))  # it was stopped in between
     run.pace.train()
     with TrainingProgress(plan.total_steps, run.step, config.global_batch_size, ranks.is_main) as progress:
         while run.step < plan.total_steps:
@@ -194,7 +197,8 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
             means = run.buckets.finish(torch.cat([sums, *wishes]))
             norm = gradient_norm(run)
             numbers = Numbers(torch.cat([means, norm]), run.step, lr)
-            seen = verdicts.of(numbers, logged_now or pictured_now or probed_now)
+            kept_now = run.step + 1 == kept_after
+            seen = verdicts.of(numbers, logged_now or pictured_now or probed_now or kept_now)
             telemetry.see_gradients()
             limit_gradients(run, norm)
             run.optimizer.step()
@@ -223,6 +227,9 @@ def train_steps(run: Run, recorder: Recorder, should_stop: Callable[[], bool], j
                 metrics = probe(run, recorder, final=False).metrics
                 pruned = asked(metrics)
             # All ranks hold the same state, so only the main rank writes.
+            if kept_now and ranks.is_main:
+                run.saver.settle()
+                stable.keep(run.folder, run.step, host_copy(run.state()))
             ended, stop = run.step == plan.total_steps, seen is not None and seen.stop > 0
             if ranks.is_main and (ended or stop or pruned):
                 patience = PATIENCE_AT_STOP_SECONDS if stop and not ended else PATIENCE_AT_END_SECONDS

@@ -23,6 +23,7 @@ class Original:
 
     named: str  # as it was typed
     config: Any
+    folder: Path
 
     def line(self, job: JobSpec) -> str:
         """Return 'like runs/x/3 (run ID ab12): epochs: 100 -> 200' about the run that is made of it."""
@@ -103,13 +104,13 @@ def expanded(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
             break
     if not named:
         return words, None
-    config, given = _original(named)
+    config, given, folder = _original(named)
     base = [word for word in overrides_of(config, given) if not any(_replaces(own, word) for own in words)]
     if (task := task_name(config)) != DEFAULT_TASK:
         base = [f"task={task}", *base]
     # Beside the other overrides, of which none sets what these do: options may stand before or after them.
     end = max((i + 1 for i, word in enumerate(words) if "=" in word and not word.startswith("-")), default=len(words))
-    return [*words[:end], *base, *words[end:]], Original(named, config)
+    return [*words[:end], *base, *words[end:]], Original(named, config, folder)
 
 
 def _replaces(own: str, word: str) -> bool:
@@ -118,8 +119,8 @@ def _replaces(own: str, word: str) -> bool:
     return "=" in own and (known == key or known.startswith(f"{key}.") or key.startswith(f"{known}."))
 
 
-def _original(named: str) -> tuple[Any, list[str]]:
-    """Return configuration and overrides, as far as they were recorded, of the run that is meant."""
+def _original(named: str) -> tuple[Any, list[str], Path]:
+    """Return configuration, overrides as far as they were recorded, and folder of the run that is meant."""
     folder = run_folder(Path(named), "--like")
     sweep = folder.parent.parent if folder.parent.name == "trials" else None
     if sweep is not None and (sweep / "sweep.json").exists():
@@ -128,7 +129,7 @@ def _original(named: str) -> tuple[Any, list[str]]:
     else:
         known = None
     if (folder / "config.yaml").exists():
-        return RunFolder(folder).config(), known.overrides if known else []
+        return RunFolder(folder).config(), known.overrides if known else [], folder
     if known is None or known.values is None:
         raise ValueError(f"--like must be SWEEP_FOLDER/TRIAL, or a run folder with config.yaml; got {named}")
-    return from_dict(known.values), known.overrides
+    return from_dict(known.values), known.overrides, folder

@@ -11,7 +11,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from cnnjepa.run import skipped
+from cnnjepa.run import skipped, stable
 from cnnjepa.run.folder import RunFolder, RunResult, RunStatus
 from cnnjepa.run.identity import DEFAULT_TASK
 from cnnjepa.run.ranks import Device, is_main_rank, joined, rank_count
@@ -69,6 +69,8 @@ def _run(job: JobSpec, original: Original | None) -> int:
         print(printable(line), flush=True)
     check_jobs([job], rank_count())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    if original is not None and is_main_rank() and (step := _begun_with(job, original)):
+        print(f"begins with step {step} of {printable(original.named)}, the end of its stable phase", flush=True)
     with stop_on_signals() as should_stop:
         begun()
         result = run_job(job, should_stop)
@@ -79,6 +81,12 @@ def _run(job: JobSpec, original: Original | None) -> int:
         elif result is not None and result.missing:
             print(scores_later(Path(job.run_dir)), flush=True)
     return exit_status(result)
+
+
+def _begun_with(job: JobSpec, original: Original) -> int:
+    """Return the step of `original` that the run begins with, or 0 if it begins anew."""
+    continues = task_of(job.train).continues(job.train, original.config)
+    return stable.begin_with(RunFolder(job.run_dir), original.folder) if continues else 0
 
 
 def exit_status(result: RunResult | None) -> int:

@@ -101,6 +101,10 @@ class Task:
         """Return the most bytes that a run keeps on disk."""
         return 2**20
 
+    def continues(self, config: Any, shorter: Any) -> bool:
+        """Return whether a run of `config` may begin with the checkpoint that one of `shorter` kept (cnnjepa/run/stable.py)."""
+        return False
+
     def probed_at(self, config: Any, epochs: Sequence[int]) -> Any:
         """Return `config` with a probe after each of `epochs`, if it does not probe there yet."""
         return config

@@ -158,7 +158,7 @@ class Method(BaseMethod[Config]):
         """Move the target encoder after optimiser step `step`, unless it is frozen; return values to log."""
         if self.settings.teacher is Teacher.frozen:
             return {}
-        momentum = ema_momentum(self.settings.ema, step, self.total_steps)
+        momentum = ema_momentum(self.settings.ema, step, self.total_steps, self.config.optimizer)
         ema_update(self.target_encoder, self.encoder, momentum)
         return {"ema_momentum": momentum}
 

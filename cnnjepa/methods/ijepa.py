@@ -111,7 +111,7 @@ class Method(BaseMethod[Config]):
 
     def after_step(self, step: int) -> dict[str, Any]:
         """Move the target encoder after optimiser step `step`; return values to log."""
-        momentum = ema_momentum(self.settings.ema, step, self.total_steps)
+        momentum = ema_momentum(self.settings.ema, step, self.total_steps, self.config.optimizer)
         ema_update(self.target_encoder, self.encoder, momentum)
         return {"ema_momentum": momentum}
 

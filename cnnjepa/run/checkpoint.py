@@ -39,7 +39,8 @@ class Checkpoint:
     attempt: int = 0  # 0 if the run has no claims
 
 
-def _named(folder: Path, step: int, attempt: int, digest: str) -> Checkpoint:
+def named(folder: Path, step: int, attempt: int, digest: str) -> Checkpoint:
+    """Return the checkpoint that these name, whether it is there or not."""
     by = f"-{attempt:06d}" if attempt else ""
     return Checkpoint(folder / f"step-{step:09d}{by}-{digest}.pt", step, digest, attempt)
 
@@ -125,7 +126,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int, attempt: int
         digest = through.whole.hexdigest()[:16]
         if _digest_of_file(beside) != digest:
             raise OSError(errno.EIO, "the disk returned other bytes than were written", str(beside))
-        saved = _named(folder, step, attempt, digest)
+        saved = named(folder, step, attempt, digest)
         os.replace(beside, saved.path)
     except OSError:
         beside.unlink(missing_ok=True)  # free the space on a full disk
@@ -227,7 +228,7 @@ def adopt(checkpoint: Checkpoint, attempt: int) -> Checkpoint:
     """Return the checkpoint under the name of `attempt`: a link or a copy, which no other attempt removes."""
     if checkpoint.attempt == attempt:
         return checkpoint
-    ours = _named(checkpoint.path.parent, checkpoint.step, attempt, checkpoint.digest)
+    ours = named(checkpoint.path.parent, checkpoint.step, attempt, checkpoint.digest)
     with contextlib.suppress(FileExistsError):
         link_or_copy(checkpoint.path, ours.path)
     sync_folder(ours.path.parent)

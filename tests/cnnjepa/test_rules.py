@@ -63,6 +63,7 @@ LIMITS: list[tuple[str, list[Any], list[Any]]] = [
     ("warnings.knn_probes", [1], [0]),
     ("method.ema.momentum_start", [0.0, 1.0], [-0.1, 1.1]),
     ("optimizer.max_gradient_norm", [0.0, 5.0], [-1.0, INFINITY]),
+    ("optimizer.decay_fraction", [0.01, 0.99], [0.0, 1.0, -0.5]),
     ("method.ema.momentum_end", [0.0, 1.0], [-0.1, 1.1]),
     ("method.mask.mask_ratio", [0.001, 0.999], [0.0, 1.0]),
     ("method.mask.multi_block_probability", [0.0, 1.0], [-0.1, 1.1]),
