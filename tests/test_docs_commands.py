@@ -18,6 +18,7 @@ _SINGLE = "optimizer.warmup_epochs=1 global_batch_size"
 _RUN_ABLATION = "python sweeps/predictor_ablation.py --cluster local"
 _RUN_DEPTH, _RUN_RATE = (f"python sweeps/{name}.py --cluster local" for name in ("predictor_depth", "rate_and_depth"))
 _RUN_SINGLE = f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64"
+_RUN_STABLE = "python -m jobs.pretrain data=digits epochs=10 optimizer.schedule=wsd optimizer.warmup_epochs=1 run_dir=runs/short"
 _START_SLURM = "python tests/support/slurm_cluster.py start /tmp/ms"
 _PACK = "python -m cnnjepa.data.pack /data/imagenet /scratch/in100 --classes imagenet100 --verify"
 
@@ -94,6 +95,11 @@ TYPED = {
         "to score: linear.fashion_mnist", "--dry-run", after=(_RUN_ABLATION,)
     ),
     _RUN_SINGLE: Run("completed: ", "", _SHORT),
+    _RUN_STABLE: Run("completed: ", "", _SHORT),
+    "python -m jobs.pretrain --like runs/short epochs=15 run_dir=runs/long": Run(
+        "the end of its stable phase", "", "epochs=3", after=(_RUN_STABLE,)
+    ),
+    "python sweeps/predictor_ablation.py --cluster local --until-decided 8": Run("until decided: after 2 seeds", "--dry-run"),
     f"python -m jobs.pretrain data=digits epochs=10 {_SINGLE}=64 micro_batch_size=64 retry_failed=true": Run(
         "completed: ", "", _SHORT, after=(_RUN_SINGLE,)
     ),
