@@ -53,7 +53,7 @@ def next_round(sweep: Sweep, asked: argparse.Namespace, cluster: ClusterProfile,
     It is over, too, if no further seeds were asked for. Says why, and how many runs are expected.
     """
     view = View.here(sweep)
-    if asked.until_decided is None or not is_over(view) or not all(s.ended for s in view.states().values()):
+    if getattr(asked, "until_decided", None) is None or not is_over(view) or not all(s.ended for s in view.states().values()):
         return None
     table = summaries(view)
     lead = leader_of(view, table, sweep.objective)

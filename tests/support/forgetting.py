@@ -185,8 +185,8 @@ BUGS = [
         (
             ("lr = learning_rate(config.optimizer, run.step,", "lr = learning_rate(config.optimizer, run.step - begun,"),
             (
-                "    noted = run.training_seconds, run.data_wait_seconds\n    run.pace.train()",
-                "    noted = run.training_seconds, run.data_wait_seconds\n    begun = run.step\n    run.pace.train()",
+                "    run.pace.train()\n    with TrainingProgress(",
+                "    begun = run.step\n    run.pace.train()\n    with TrainingProgress(",
             ),
         ),
         "scheduler",
