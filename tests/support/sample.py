@@ -21,7 +21,7 @@ seeded = pytest.mark.parametrize("seed", [pytest.param(SEED, id=f"{_SEEDED}={SEE
 
 LONG = Path(__file__).parent.parent / "long_tests.json"
 # What `make test` gives to the long tests, in seconds of one of its workers on two slow cores.
-BUDGET = 1500
+BUDGET = 1200
 
 
 @dataclass(frozen=True)
