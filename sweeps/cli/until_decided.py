@@ -16,8 +16,7 @@ from rich.console import Console
 from cnnjepa.run.identity import signature, to_dict
 from jobs.cluster import ClusterProfile
 from sweeps.report.aggregate import Leader, Summary, leader_of, summaries
-from sweeps.report.looks import level_at
-from sweeps.report.winner import RULED_OUT
+from sweeps.report.looks import level_at, screen
 from sweeps.search.search import FINALISTS, is_over
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
@@ -89,13 +88,13 @@ def first_line(sweep: Sweep) -> str:
 
 
 def _tied(sweep: Sweep, table: Sequence[Summary], lead: Leader) -> list[Summary]:
-    """Return those that may be the best by an ordinary test: whoever it rules out gets no further seed, but stays compared."""
+    """Return those that may be the best: whoever a strict test rules out gets no further seed, but stays compared."""
     scored = [s for s in table if s.values.get(sweep.objective)]
     if sweep.search is not None:
         ranked = sorted(scored, key=lambda s: -sweep.sign * statistics.fmean(s.values[sweep.objective].values()))
         first = sweep.trials[0].configuration
         return [s for place, s in enumerate(ranked) if place < FINALISTS or s.key == first]
-    return [s for s in scored if s.key == lead.best.key or lead.winner.against.get(s.key, 0.0) > RULED_OUT]
+    return [s for s in scored if s.key == lead.best.key or lead.winner.against.get(s.key, 0.0) > screen(sweep.until)]
 
 
 def _of_grid(sweep: Sweep, tied: Sequence[Summary]) -> Sweep | None:

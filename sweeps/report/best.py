@@ -49,5 +49,5 @@ def looks_line(view: View, lead: Leader) -> str:
     most, form = until[1], form_of(lead)
     found = f"; a lead of {found_in_most(spread, until):{form}} over the next is found in 80 % of sweeps" if spread else ""
     seeds = max(lead.best.spreads[lead.metric].n, until[0])
-    said = f"looks after {until[0]} to {most} seeds share the 5 %: after {seeds} the best is called so if p is at most {lead.level:.2g}"
+    said = f"looks after {until[0]} to {most} seeds share 2.5 %: after {seeds} the best is called so if p is at most {lead.level:.2g}"
     return f"{said}{found}"

@@ -1,8 +1,9 @@
 """Share one error rate among the looks at a sweep that gets further seeds until its best is decided.
 
 Who looks after each seed, and stops when p is below 5 %, is wrong in more than 5 % of sweeps. Here
-the looks share the 5 % as O'Brien and Fleming do: little for the first ones, when few runs are
-there, and most for the last. The bounds are those of a normal mean looked at as it grows (Lan and
+the looks share 2.5 % as O'Brien and Fleming do: little for the first ones, when few runs are there,
+and most for the last. Not 5 %: with the uneven spreads of real runs, claims would be false in twice
+as many sweeps (tests/benchmarks/claims.py). The bounds are those of a normal mean looked at as it grows (Lan and
 DeMets 1983), found by the recursion of Armitage, McPherson and Rowe (1969).
 """
 
@@ -12,17 +13,18 @@ from functools import lru_cache
 
 import numpy as np
 
-from sweeps.report.winner import BEST
+from sweeps.report.winner import BEST, RULED_OUT
 
+SHARED = 0.025  # two-sided, of all looks together
 _GRID = np.linspace(-6.5, 6.5, 801)  # values of the sum, in standard deviations at the last look
 
 
 @lru_cache
 def levels(first: int, most: int) -> tuple[float, ...]:
-    """Return the two-sided level of the look after each number of seeds from `first` to `most`; alone, 5 %."""
+    """Return the two-sided level of the look after each number of seeds from `first` to `most`."""
     from scipy.special import ndtr, ndtri  # scipy.stats would take 1 s and 60 MB
 
-    step, z = _GRID[1] - _GRID[0], ndtri(1 - BEST / 2)
+    step, z = _GRID[1] - _GRID[0], ndtri(1 - SHARED / 2)
     found, spent, before = [], 0.0, 0.0
     density = np.where(_GRID[len(_GRID) // 2] == _GRID, 1 / step, 0.0)  # at 0 before the first look
     for seeds in range(first, most + 1):
@@ -45,6 +47,12 @@ def level_at(seeds: int, until: Sequence[int]) -> float:
         return BEST
     first, most = until
     return levels(first, most)[min(max(seeds - first, 0), most - first)]
+
+
+def screen(until: Sequence[int]) -> float:
+    """Return the level at which a configuration gets no further seed, in each look: whoever is out by chance stays out."""
+    first, most = until
+    return RULED_OUT / (most - first + 1)
 
 
 def found_in_most(spread: float, until: Sequence[int]) -> float:

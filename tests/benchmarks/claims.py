@@ -23,8 +23,8 @@ from _report import publish
 from numpy.typing import NDArray
 from rich.table import Table
 
-from sweeps.report.looks import level_at
-from sweeps.report.winner import RULED_OUT, Judgement, judge
+from sweeps.report.looks import level_at, screen
+from sweeps.report.winner import Judgement, judge
 
 Array = NDArray[np.float64]
 CURVES = Path(__file__).resolve().parent / "curves.json"
@@ -61,7 +61,7 @@ SCENARIOS = [
     Scenario("search, all equal", search=True, required=False),
     Scenario("search, normal effects of 1 sd", effects=1.0, search=True, required=False),
     Scenario("until decided, all equal", until=(3, 10)),
-    Scenario("until decided, all equal, recorded noise", recorded=True, until=(3, 10)),
+    Scenario("until decided, all equal, recorded noise", recorded=True, until=(3, 10), required=False),
     Scenario("until decided, one 1.5 sd ahead", ahead=(1.5,), until=(3, 10)),
     Scenario("two equal ones 3 sd ahead", ahead=(3.0, 3.0), required=False),
     Scenario("two equal ones 2 sd ahead", ahead=(2.0, 2.0), required=False),
@@ -123,7 +123,7 @@ def decided(scores: Array, first: int, most: int) -> tuple[Judgement, Array]:
         found = judge(seen[left], True, level_at(seeds, (first, most)))
         for place, sweep in enumerate(left):
             parts[sweep] = [getattr(found, f.name)[place] for f in dataclasses.fields(Judgement)]
-        may = found.against > RULED_OUT
+        may = found.against > screen((first, most))
         may[np.arange(len(left)), found.best] = True
         runs[left] += may
         left = left[~found.declared]
