@@ -262,7 +262,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     warnings: WarningConfig = field(default_factory=WarningConfig, metadata=NEUTRAL)
-    hang_minutes: float = field(default=0.0, metadata=NEUTRAL)  # without a step, until a job starts the run again; 0 derives them
+    # Minutes without a step after which a job ends the run and starts it again; 0 derives them.
+    hang_minutes: float = field(default=0.0, metadata=NEUTRAL)
 
 
 VITS = (EncoderName.vit_tiny, EncoderName.vit_small, EncoderName.vit_base)

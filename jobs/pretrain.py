@@ -84,7 +84,7 @@ def _run(job: JobSpec, original: Original | None) -> int:
 
 
 def _begun_with(job: JobSpec, original: Original) -> int:
-    """Return the step of `original` that the run begins with, or 0 if it begins anew."""
+    """Return the step of `original` that the run begins with, or 0 if it starts from scratch."""
     continues = task_of(job.train).continues(job.train, original.config)
     return stable.begin_with(RunFolder(job.run_dir), original.folder) if continues else 0
 

@@ -48,7 +48,7 @@ class Config(MethodConfig):
     hidden: int = 2048  # of each of the head's two hidden layers
     projection: int = 128
     sigreg_weight: float = 0.05  # lambda
-    directions: int = 1024  # drawn anew in each step
+    directions: int = 1024  # random, different in each step
     knots: int = 17  # at which characteristic functions are compared
     global_batch: ClassVar[bool] = True
 

@@ -52,7 +52,7 @@ def next_round(sweep: Sweep, asked: argparse.Namespace, cluster: ClusterProfile,
     It is over, too, if no further seeds were asked for. Says why, and how many runs are expected.
     """
     view = View.here(sweep)
-    if getattr(asked, "until_decided", None) is None or not is_over(view) or not all(s.ended for s in view.states().values()):
+    if asked.until_decided is None or not is_over(view) or not all(s.ended for s in view.states().values()):
         return None
     table = summaries(view)
     lead = leader_of(view, table, sweep.objective)
@@ -88,7 +88,7 @@ def first_line(sweep: Sweep) -> str:
 
 
 def _tied(sweep: Sweep, table: Sequence[Summary], lead: Leader) -> list[Summary]:
-    """Return those that may be the best: whoever a strict test rules out gets no further seed, but stays compared."""
+    """Return the configurations that may be the best; the others get no further seed."""
     scored = [s for s in table if s.values.get(sweep.objective)]
     if sweep.search is not None:
         ranked = sorted(scored, key=lambda s: -sweep.sign * statistics.fmean(s.values[sweep.objective].values()))

@@ -1,7 +1,7 @@
 """Share one error rate among the looks at a sweep that gets further seeds until its best is decided.
 
-Who looks after each seed, and stops when p is below 5 %, is wrong in more than 5 % of sweeps. Here
-the looks share 2.5 % as O'Brien and Fleming do: little for the first ones, when few runs are there,
+A sweep that is tested after each seed, and stops when p is below 5 %, is wrong in more than 5 % of
+cases. Here the looks share 2.5 % as O'Brien and Fleming do: little for the first ones, when few runs are there,
 and most for the last. Not 5 %: with the uneven spreads of real runs, claims would be false in twice
 as many sweeps (tests/benchmarks/claims.py). The bounds are those of a normal mean looked at as it grows (Lan and
 DeMets 1983), found by the recursion of Armitage, McPherson and Rowe (1969).
@@ -50,7 +50,7 @@ def level_at(seeds: int, until: Sequence[int]) -> float:
 
 
 def screen(until: Sequence[int]) -> float:
-    """Return the level at which a configuration gets no further seed, in each look: whoever is out by chance stays out."""
+    """Return the level at which a look rules a configuration out, which then gets no further seed."""
     first, most = until
     return RULED_OUT / (most - first + 1)
 

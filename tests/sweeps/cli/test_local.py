@@ -36,7 +36,7 @@ def test_a_command_waits_where_another_one_runs_a_failed_trial_again(tmp_path: P
     monkeypatch.setattr(local, "conclude", lambda *_: 1)
     run.prepare(made.trials[0].config)
     run.write_result(failed)
-    asked = argparse.Namespace(retry_failed=False, typed=0.0, keep=False, rerun=False, embedded=False, words=None)
+    asked = argparse.Namespace(retry_failed=False, typed=0.0, keep=False, rerun=False, embedded=False, words=None, until_decided=None)
     assert local.run(made, compose_job(["cluster=local"]).cluster, asked, wide_console()) == 1
     assert len(looks) == 2
 

@@ -129,7 +129,7 @@ def test_those_that_may_be_the_best_get_seeds_until_one_is(spec: SweepSpec, tmp_
     last = found[-1]
     seeds = Counter(t.values["lead"] for t in last.trials)
     assert said.splitlines()[-1].startswith("decided after 6 seeds: lead 3.5 is the best (p = 0.0")
-    assert seeds == {3.5: 6, 1.8: 6, 0.2: 6, 0.0: 5}, "whoever is ruled out gets no more"
+    assert seeds == {3.5: 6, 1.8: 6, 0.2: 6, 0.0: 5}, "those that are ruled out get no further seeds"
     assert len(said.splitlines()) == len(found) == 5
     assert said.splitlines()[0].startswith("not decided after 2 seeds: 4 configurations get a further seed; about ")
     assert sorted(t.number for t in last.trials) == list(range(len(last.trials)))
