@@ -155,14 +155,15 @@ def identified(configs: Sequence[TrainConfig]) -> tuple[list[TrainConfig], list[
 
 
 def bytes_of_a_run(config: TrainConfig) -> int:
-    """Return the bytes of a run's checkpoints, with one more while it is written."""
+    """Return the bytes of a run's checkpoints, with one more while it is written, and that of the stable phase."""
     import torch
 
     with torch.device("meta"):
         method = method_module(config.method.name).Method(config, total_steps=1)
     weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
     moments = sum(2 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
-    return int(weights + moments + _CHECKPOINT_HEAD) * (config.checkpoint.keep + 1)
+    kept = config.checkpoint.keep + (config.optimizer.schedule is RateSchedule.wsd)
+    return int(weights + moments + _CHECKPOINT_HEAD) * (kept + 1)
 
 
 def continues(config: TrainConfig, shorter: TrainConfig) -> bool:

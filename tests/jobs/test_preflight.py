@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cnnjepa import task
-from cnnjepa.config import method_module
+from cnnjepa.config import RateSchedule, method_module
 from cnnjepa.data.datasets import EXPECTED_IMAGES
 from cnnjepa.data.imagenet import classes_of
 from cnnjepa.data_config import DATA_PRESETS, DatasetName
@@ -313,7 +313,10 @@ def test_the_room_of_a_run_is_its_weights_two_moments_and_a_head_for_each_checkp
     assert 0 < trained < weights
     for keep in (1, 2, 5):
         config.checkpoint.keep = keep
+        config.optimizer.schedule = RateSchedule.cosine
         assert task.bytes_of_a_run(config) == (weights + 2 * trained + 2**20) * (keep + 1)
+        config.optimizer.schedule = RateSchedule.wsd  # which keeps that of its stable phase too
+        assert task.bytes_of_a_run(config) == (weights + 2 * trained + 2**20) * (keep + 2)
 
 
 def test_what_is_staged_and_whether_it_fits_is_said(tmp_path: Path) -> None:
