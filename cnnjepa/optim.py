@@ -1,13 +1,20 @@
 """Optimise with AdamW, LARS for the joint-embedding baselines (paper, section IV-A), or LAMB for SparK."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from cnnjepa.config import OptimizerConfig, OptimizerName
+
+
+def _with_gradients(groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[torch.Tensor], list[torch.Tensor]]]:
+    """Yield each group that has gradients, with the weights that have one, and these gradients."""
+    for group in groups:
+        if weights := [p for p in group["params"] if p.grad is not None]:
+            yield group, weights, [p.grad for p in weights]
 
 
 class Lars(torch.optim.Optimizer):
@@ -25,12 +32,8 @@ class Lars(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Take one step and overwrite the gradients; `closure` must be None."""
         assert closure is None
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights:
-                continue
-            # In place, since gradients are not needed afterwards: a head can have 151 M weights.
-            updates: list[torch.Tensor] = [p.grad for p in weights]
+        # In place, since gradients are not needed afterwards: a head can have 151 M weights.
+        for group, weights, updates in _with_gradients(self.param_groups):
             if decay := group["weight_decay"]:
                 scales = [
                     # A weight or gradient of 0 says nothing about a good step size.
@@ -63,11 +66,7 @@ class Lamb(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Take one step; `closure` must be None."""
         assert closure is None
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights:
-                continue
-            gradients: list[torch.Tensor] = [p.grad for p in weights]
+        for group, weights, gradients in _with_gradients(self.param_groups):
             for p in weights:
                 if not self.state[p]:
                     self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}

@@ -23,8 +23,7 @@ from cnnjepa.config import EmaConfig, MethodConfig, PredictorConfig, PredictorCo
 from cnnjepa.data.views import ViewSpec, crop_and_flip
 from cnnjepa.data_config import ADDED
 from cnnjepa.mask_config import MaskConfig
-from cnnjepa.masking import draw_visible
-from cnnjepa.methods._base import BaseMethod
+from cnnjepa.methods._masked import MaskedMethod
 from cnnjepa.models.compiled import Compiled
 from cnnjepa.models.ema import ema_update, target_of
 from cnnjepa.models.encoders import Encoder
@@ -95,12 +94,11 @@ def visible_mean(features_BChw: Tensor, visibility: Visibility) -> Tensor:
     return (features_BChw * shown).sum((2, 3)) / shown.sum((2, 3)).clamp_min(1)
 
 
-class Method(BaseMethod[Config]):
+class Method(MaskedMethod[Config]):
     """Context encoder, target encoder, mask token and predictor."""
 
     def build(self) -> None:
         """Add target encoder, predictor and mask token."""
-        self.grid = grid_size(self.config)
         self.target_encoder = target_of(self.encoder)
         channels, encoder = self.encoder.out_channels, self.config.encoder
         self.predictor = build_predictor(self.settings.predictor, channels, encoder.sync_bn)
@@ -127,11 +125,6 @@ class Method(BaseMethod[Config]):
         if self.settings.teacher is Teacher.frozen:
             return self.encoder
         return self.target_encoder
-
-    def visibility(self, batch: Batch) -> Visibility:
-        """Return the context masks of a batch, on its device."""
-        mask = draw_visible(self.settings.mask, self.grid, self.config.seed, batch.step, batch.positions)
-        return Visibility(torch.from_numpy(mask), batch.views[0].device)
 
     def predict(self, image_BCHW: Tensor, visibility: Visibility) -> dict[str, Tensor]:
         """Return context features, prediction and target features, each [B, C, h, w]."""
@@ -161,9 +154,3 @@ class Method(BaseMethod[Config]):
         momentum = ema_momentum(self.settings.ema, step, self.total_steps, self.config.optimizer)
         ema_update(self.target_encoder, self.encoder, momentum)
         return {"ema_momentum": momentum}
-
-    @torch.no_grad()
-    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Return at most 8 normalised images to log, their hidden cells black."""
-        images = batch.views[0]
-        return {"masked": (images * self.visibility(batch).at(images))[:8]}

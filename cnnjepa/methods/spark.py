@@ -18,8 +18,7 @@ from cnnjepa.batch import Batch
 from cnnjepa.config import MethodConfig, OptimizerConfig, OptimizerName, TrainConfig, grid_size
 from cnnjepa.data.views import ViewSpec
 from cnnjepa.mask_config import MaskConfig, MaskStrategy
-from cnnjepa.masking import draw_visible
-from cnnjepa.methods._base import BaseMethod
+from cnnjepa.methods._masked import MaskedMethod
 from cnnjepa.models.convnext import ConvNeXt
 from cnnjepa.models.decoder import Decoder
 from cnnjepa.models.masked import Visibility
@@ -91,7 +90,7 @@ def reconstruction_loss(reconstruction_BCHW: Tensor, image_BCHW: Tensor, visibil
     return (hidden_pixels(reconstruction_BCHW, visibility).to(target.dtype) - target).square().mean()
 
 
-class Method(BaseMethod[Config]):
+class Method(MaskedMethod[Config]):
     """Encoder and decoder."""
 
     encoder: ResNet | ConvNeXt
@@ -99,7 +98,6 @@ class Method(BaseMethod[Config]):
     def build(self) -> None:
         """Add the decoder."""
         net, config = self.encoder, self.config
-        self.grid = grid_size(config)
         layer_norm = isinstance(net, ConvNeXt)  # features are normalised as in the encoder
         channels = config.data.channels
         self.decoder = Decoder(net.stage_channels, net.cell, self.settings.decoder_width, channels, layer_norm, config.encoder.sync_bn)
@@ -110,11 +108,6 @@ class Method(BaseMethod[Config]):
         assert isinstance(config.method, Config)
         return [ViewSpec(config.data.image_size, config.method.min_crop_scale, config.data.flip_probability)]
 
-    def visibility(self, batch: Batch) -> Visibility:
-        """Return the masks of a batch, on its device."""
-        mask = draw_visible(self.settings.mask, self.grid, self.config.seed, batch.step, batch.positions)
-        return Visibility(torch.from_numpy(mask), batch.views[0].device)
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": scalar, "visible_fraction": scalar} of one micro-batch."""
         image, visibility = batch.views[0], self.visibility(batch)
@@ -122,9 +115,3 @@ class Method(BaseMethod[Config]):
         batch.show("context", lambda: stages[-1].sum((2, 3)) / visibility.at(stages[-1]).sum((2, 3)).clamp_min(1))
         loss = reconstruction_loss(self.decoder(stages, visibility), image, visibility)
         return {"loss": loss, "visible_fraction": loss.new_full((), visibility.fraction)}
-
-    @torch.no_grad()
-    def sample_images(self, batch: Batch) -> dict[str, Tensor]:
-        """Return at most 8 normalised images to log, their hidden cells black."""
-        images = batch.views[0]
-        return {"masked": (images * self.visibility(batch).at(images))[:8]}

@@ -8,11 +8,12 @@ warning. A run may therefore be resumed with or without graphs.
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cnnjepa.models.self_check import Outcome, outcome, same_bits, unmoved
 
 log = logging.getLogger(__name__)
 MOST_GRAPHS = 32  # each keeps the memory of a pass; further shapes run without
@@ -39,25 +40,23 @@ class Graphed:
 
     def _begun(self, key: tuple[Any, ...], x: Tensor) -> Tensor:
         """Capture a graph and hold its first output, and the statistics that it leaves, against the module's."""
+        expected = outcome(self._module, self._module, [x])
         buffers = list(self._module.buffers())
-        before = _copies(buffers)
-        expected = self._module(x)
-        after = _copies(buffers)
         try:
-            _restore(buffers, before)
-            graph = _Graph(self._module, x, self._cuda)
-            _restore(buffers, before)  # warming up has moved them
+            with unmoved(self._module):  # warming up moves them
+                graph = _Graph(self._module, x, self._cuda)
             out = graph.replay(x)
-            same = _is_same([out, *buffers], [expected, *after])
+            same = same_bits(Outcome(out, [], buffers), expected)
             cause = "" if same else "a captured pass must give the same bits as the module; got others"
         except RuntimeError as error:
             cause = str(error).partition("\n")[0]
         if not cause:
             self._graphs[key] = graph
             return out
-        _restore(buffers, after)
+        for buffer, value in zip(buffers, expected.buffers, strict=True):
+            buffer.copy_(value)
         self._turn_off(cause)
-        return expected
+        return expected.output
 
     def _turn_off(self, cause: str) -> None:
         log.warning("encoder.graphs is not used: %s", cause)
@@ -88,16 +87,3 @@ class _Graph:
         self._input.copy_(x)
         self._graph.replay()
         return self._output
-
-
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.clone() for t in tensors]
-
-
-def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for t, value in zip(tensors, values, strict=True):
-        t.copy_(value)
-
-
-def _is_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -19,6 +19,21 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
+def coordinates(cells: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image, row and column of each cell of a mask of `shape`, [B, h, w]; `cells` are flat indices [N]."""
+    _, h, w = shape
+    return cells.div(h * w, rounding_mode="floor"), cells.div(w, rounding_mode="floor") % h, cells % w
+
+
+def positions(cells: Tensor, shape: torch.Size, height: int, width: int) -> Tensor:
+    """Return the flat indices in [B, height, width] of the positions of the cells, cell by cell."""
+    _, h, w = shape
+    image, row, column = (c[:, None, None] for c in coordinates(cells, shape))
+    down, right = (torch.arange(n, device=cells.device) for n in (height // h, width // w))
+    rows = image * height + row * (height // h) + down[:, None]
+    return (rows * width + column * (width // w) + right).flatten()
+
+
 class Visibility:
     """The mask of one forward pass, at every resolution that the network requests."""
 
@@ -37,8 +52,7 @@ class Visibility:
 
     def coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return image, row and column of each visible cell, each [N]."""
-        _, h, w = self.shape
-        return self.cells.div(h * w, rounding_mode="floor"), self.cells.div(w, rounding_mode="floor") % h, self.cells % w
+        return coordinates(self.cells, self.shape)
 
     def at(self, like_BCHW: Tensor) -> Tensor:
         """Return 1 where visible and 0 where hidden, [B, 1, H, W], in the dtype of `like_BCHW`.
@@ -59,11 +73,7 @@ class Visibility:
         """Return the flat indices of visible positions in [B, height, width], cell by cell."""
         key = height, width
         if key not in self._positions:
-            _, h, w = self.shape
-            image, row, column = (c[:, None, None] for c in self.coordinates())
-            down, right = (torch.arange(n, device=self.device) for n in (height // h, width // w))
-            rows = image * height + row * (height // h) + down[:, None]
-            self._positions[key] = (rows * width + column * (width // w) + right).flatten()
+            self._positions[key] = positions(self.cells, self.shape, height, width)
         return self._positions[key]
 
 

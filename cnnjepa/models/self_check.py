@@ -49,6 +49,11 @@ def outcome(run: Callable[..., Tensor], net: nn.Module, given: Sequence[Tensor])
         return Outcome(out.detach().clone(), [g.clone() for g in gradients], [b.clone() for b in net.buffers()])
 
 
+def same_bits(found: Outcome, expected: Outcome) -> bool:
+    """Return whether all numbers are equal."""
+    return all(torch.equal(a, b) for a, b in zip(found.tensors, expected.tensors, strict=True))
+
+
 def largest_difference(found: Outcome, expected: Outcome) -> float:
     """Return the largest difference over the largest value of its tensor; NaN where a number is not finite."""
     pairs = [(a.double(), b.double()) for a, b in zip(found.tensors, expected.tensors, strict=True)]

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from cnnjepa.models.masked import Visibility
-from cnnjepa.models.self_check import largest_difference, outcome, unmoved
+from cnnjepa.models.self_check import largest_difference, outcome, same_bits, unmoved
 from cnnjepa.models.tile_map import RoomyTileMap, roomy, spare_of
-from cnnjepa.models.tiles import encode_tiles, pass_tiles
+from cnnjepa.models.tiles import computed_in, encode_tiles, pass_tiles
 
 log = logging.getLogger(__name__)
 BOUND = 1e-9  # of the largest difference, over the largest value of its tensor
@@ -71,14 +71,12 @@ class TileGraphs:
         if not self._cuda.is_available():
             self._turn_off("there is no CUDA device")
             return plain()
-        device = image_BCHW.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
+        dtype = computed_in(image_BCHW)
         given = image_BCHW * visibility.at(image_BCHW), *roomy(visibility)
         key = visibility.shape, *((t.shape, t.stride(), t.dtype) for t in given), dtype
         if key not in self._graphs and not self._begun(key, given, visibility, dtype):
             return plain()
-        with torch.autocast(device, enabled=False):
-            return self._graphs[key](*given)
+        return self._graphs[key](*given)
 
     def _begun(self, key: tuple[Any, ...], given: Sequence[Tensor], visibility: Visibility, dtype: torch.dtype) -> bool:
         """Capture a size; return whether it is used. Statistics stay as they were."""
@@ -89,8 +87,7 @@ class TileGraphs:
                 if not cause:
                     graph, plain = (_Pass(self._encoder, visibility.shape, dtype) for _ in range(2))
                     graphed = self._captured(graph, given)
-                    found, expected = (outcome(run, self._encoder, given).tensors for run in (graphed, plain))
-                    if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
+                    if not same_bits(outcome(graphed, self._encoder, given), outcome(plain, self._encoder, given)):
                         cause = "a captured pass must give the same bits as the pass itself; got others"
             except RuntimeError as error:
                 cause = str(error).partition("\n")[0]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnjepa.models.masked import Visibility
+from cnnjepa.models.masked import Visibility, positions
 
 # cuDNN plans again, in milliseconds, for each new number of tiles. On CUDA, convolutions see only
 # this many different numbers.
@@ -26,13 +26,16 @@ class TileMap:
         self.count = len(self.cells)  # of tiles, some of which may have no content: see RoomyTileMap
         # Tiles without content, added for convolutions only.
         self.padding = -self.count % -(-self.shape.numel() // SHAPES.get(self.cells.device.type, self.shape.numel()))
+        # [N, 3, 3] numbers of each tile and of those around it, N if hidden or outside the image.
+        self.around = self.neighbours(1, self.count)
+        self._known: dict[tuple[int, ...], Any] = {}
+
+    def neighbours(self, radius: int, outside: int) -> Tensor:
+        """Return the numbers of the tiles around each, [N, 2 radius + 1, 2 radius + 1]: N if hidden, `outside` outside the image."""
         numbers = torch.full((self.shape.numel(),), self.count, dtype=torch.long, device=self.cells.device)
         numbers[self.cells] = torch.arange(self.count, device=self.cells.device)
-        # The number of each cell's tile, N if hidden; a ring of hidden cells surrounds each image.
-        ringed = F.pad(numbers.view(self.shape), (1, 1, 1, 1), value=self.count)
-        # [N, 3, 3] numbers of each tile and of those around it.
-        self.around = ringed.unfold(1, 3, 1).unfold(2, 3, 1).flatten(0, 2).index_select(0, self.cells)
-        self._known: dict[tuple[int, ...], Any] = {}
+        padded, width = F.pad(numbers.view(self.shape), (radius,) * 4, value=outside), 2 * radius + 1
+        return padded.unfold(1, width, 1).unfold(2, width, 1).flatten(0, 2).index_select(0, self.cells)
 
     def with_content(self, side: int) -> Tensor | None:
         """Return the number of rows with content on tiles of `side`, a scalar; None if all have."""
@@ -42,25 +45,15 @@ class TileMap:
         """Set rows without content to zero, in place."""
         return x_MC
 
-    def places(self, side: int) -> Tensor:
-        """Return the flat index of each row in a map [B, h S, w S] with `side` S, [N S S]; beyond it for tiles without content."""
-        key = (side,)
-        if key not in self._known:
-            _, h, w = self.shape
-            image, row, column = (
-                c[:, None, None] for c in (self.cells.div(h * w, rounding_mode="floor"), self.cells // w % h, self.cells % w)
-            )
-            inside = torch.arange(side, device=self.cells.device)
-            rows = (image * h + row) * side + inside[:, None]
-            self._known[key] = (rows * (w * side) + column * side + inside).flatten()
-        return self._known[key]
-
     def spread(self, x_MC: Tensor, side: int) -> Tensor:
         """Return rows as a map [B, C, h S, w S], zero where hidden."""
-        b, h, w = (self.shape[0], self.shape[1] * side, self.shape[2] * side)
-        beyond = 0 if self.with_content(side) is None else side * w
-        features = x_MC.new_zeros(b * h * w + beyond, x_MC.shape[1]).index_copy(0, self.places(side), x_MC)
-        return features[: b * h * w].view(b, h, w, -1).permute(0, 3, 1, 2)
+        b, h, w = self.shape[0], self.shape[1] * side, self.shape[2] * side
+        key = side, 0
+        if key not in self._known:
+            self._known[key] = positions(self.cells, self.shape, h, w)
+        beyond = 0 if self.with_content(side) is None else side * w  # where tiles without content are put
+        whole = x_MC.new_zeros(b * h * w + beyond, x_MC.shape[1]).index_copy(0, self._known[key], x_MC)
+        return whole[: b * h * w].view(b, h, w, -1).permute(0, 3, 1, 2)
 
     def window(self, side: int, before: int, after: int) -> Tensor:
         """Return the rows behind each tile and its edges, [N + padding, W, W]; M where hidden."""

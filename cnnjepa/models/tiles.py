@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from cnnjepa.models import counted_norm
 from cnnjepa.models.counted_norm import flat
-from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility
+from cnnjepa.models.masked import MaskedBatchNorm2d, Visibility, coordinates
 from cnnjepa.models.tile_map import TileMap
 from cnnjepa.models.tile_norm import norm_backward, norm_forward
 
@@ -226,9 +226,8 @@ class _Residual(torch.autograd.Function):
 
         def back(i: int, g: Tensor, add_to: Tensor | None = None) -> Tensor:
             into, z, mean, inverse_std = tensors[2 * count + 4 * i :][:4]
-            layer = layers[i]
-            w = tensors[count + i]
-            g, to_scales[i], to_shifts[i] = norm_backward(g, z, w, mean, inverse_std, tiles, layer.side // layer.stride)
+            layer, scale = layers[i], tensors[count + i]
+            g, to_scales[i], to_shifts[i] = norm_backward(g, z, scale, mean, inverse_std, tiles, layer.side // layer.stride)
             g, to_w = _backward(g, into, _cast(tensors[i], into), tiles, layer.side, layer.stride, add_to)
             to_weights[i] = to_w.to(tensors[i].dtype)
             return g
@@ -294,16 +293,14 @@ def _layers(block: ResidualBlock, side: int) -> tuple[list[_Layer], int, int]:
 def _stem(layer: ConvNorm, masked_BCHW: Tensor, tiles: TileMap, dtype: torch.dtype) -> Tensor:
     """Return the first convolution and BatchNorm of the masked image, [M, C], non-negative."""
     conv, norm = layer
-    _, height, width = tiles.shape
-    cell = masked_BCHW.shape[-1] // width
+    cell = masked_BCHW.shape[-1] // tiles.shape[-1]
     kernel, stride = conv.weight.shape[-1], conv.stride[0]
     before, after = kernel // 2, kernel - kernel // 2 - stride
     # A tile without content reads one more image, of zeros.
     more = 0 if tiles.with_content(1) is None else 1
     padded = F.pad(masked_BCHW.to(dtype), (before, after, before, after, 0, 0, 0, more)).permute(0, 2, 3, 1)
     window = cell + before + after
-    image = tiles.cells.div(height * width, rounding_mode="floor")
-    row, column = tiles.cells.div(width, rounding_mode="floor") % height, tiles.cells % width
+    image, row, column = coordinates(tiles.cells, tiles.shape)
     windows = padded.unfold(1, window, cell).unfold(2, window, cell)[image, row, column]  # [N, C, W, W]
     weight = conv.weight.to(dtype).contiguous(memory_format=torch.channels_last)
     z_MC = _as_rows(F.conv2d(_padded(windows, tiles).contiguous(memory_format=torch.channels_last), weight, None, stride)[: tiles.count])
@@ -325,6 +322,13 @@ def run_blocks(blocks: Sequence[ResidualBlock], x_MC: Tensor, tiles: TileMap, si
         x_MC = _Residual.apply(x_MC, tiles, layers, branch, block is not blocks[-1], *weights, *norms)
         side = after
     return x_MC, side
+
+
+def computed_in(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a convolution of `x` is computed: that of autocast, which leaves float64 alone."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device) and x.dtype is not torch.float64
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
 
 
 def pass_tiles(
@@ -365,7 +369,5 @@ def encode_stages(
     stem: ConvNorm, small: bool, stages: Sequence[Sequence[ResidualBlock]], image_BCHW: Tensor, visibility: Visibility
 ) -> list[Tensor]:
     """Return the features after each stage, as `pass_tiles` does, of images as they are."""
-    device = image_BCHW.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image_BCHW.dtype
-    with torch.autocast(device, enabled=False):
-        return pass_tiles(stem, small, stages, image_BCHW * visibility.at(image_BCHW), TileMap(visibility), dtype)
+    masked_BCHW, dtype = image_BCHW * visibility.at(image_BCHW), computed_in(image_BCHW)
+    return pass_tiles(stem, small, stages, masked_BCHW, TileMap(visibility), dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from cnnjepa.models.visible_call import Call, Kind, Map, Pass, Plain, Rule
 from cnnjepa.models.visible_layers import FUNCTIONS, LAYERS, METHODS, WHOLE_IMAGE
-from cnnjepa.models.visible_tiles import as_images, flat_image
+from cnnjepa.models.visible_tiles import flat_image, rows
 from cnnjepa.models.visible_trace import Place, Tracer, defined_in, traced
 
 
@@ -145,7 +145,7 @@ class Plan:
     @staticmethod
     def _whole(p: Pass, /, value: Tensor, known: Map) -> Tensor:
         value = value if known.channels == 1 else value.permute(0, 3, 1, 2)
-        return value if known.image else as_images(value, p.tiles, p.side(known))
+        return value if known.image else p.tiles.spread(rows(value), p.side(known))
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Layers of any CNN on tiles: what models/visible_graph.py puts in the place of a network's own layers.
+"""Layers of any CNN on tiles: what models/visible_plan.py puts in the place of a network's own layers.
 
 models/tiles.py knows the layers of this project's ResNets. Here are those of other networks: grouped
 convolutions, wide kernels, pools, GroupNorm, and sums over one image.
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cnnjepa.models import tiles as ours
+from cnnjepa.models.counted_norm import flat
 from cnnjepa.models.masked import Visibility
 from cnnjepa.models.tile_map import TileMap
 
@@ -79,11 +80,7 @@ class WideTileMap(TileMap):
         """Return the numbers of the tiles around each, [N, 2 radius + 1, 2 radius + 1]: N if hidden, N + 1 if outside."""
         key = (radius,)
         if key not in self._known:
-            numbers = torch.full((self.shape.numel(),), self.count, dtype=torch.long, device=self.cells.device)
-            numbers[self.cells] = torch.arange(self.count, device=self.cells.device)
-            padded = F.pad(numbers.view(self.shape), (radius,) * 4, value=self.count + 1)
-            width = 2 * radius + 1
-            self._known[key] = padded.unfold(1, width, 1).unfold(2, width, 1).flatten(0, 2).index_select(0, self.cells)
+            self._known[key] = self.neighbours(radius, self.count + 1)
         return self._known[key]
 
     def halo(self, side: int, before: int, after: int) -> Tensor:
@@ -103,11 +100,6 @@ class WideTileMap(TileMap):
 def rows(x_1CM1: Tensor) -> Tensor:
     """View a flat map as rows, [M, C]."""
     return x_1CM1.permute(0, 2, 3, 1).reshape(-1, x_1CM1.shape[1])
-
-
-def flat(x_MC: Tensor) -> Tensor:
-    """View rows as a flat map, [1, C, M, 1]."""
-    return x_MC[None, :, None].permute(0, 3, 1, 2)
 
 
 def _read(x_MC: Tensor, tiles: WideTileMap, side: int, edges: tuple[int, int], outside: float = 0) -> Tensor:
@@ -259,16 +251,9 @@ def _conv_whole(x_1CM1: Tensor, w: Tensor, tiles: WideTileMap, side: int, reach:
     return _Gather.apply(ours._as_rows(y_BDHW), tiles.visibility.positions(h * after, width * after))
 
 
-def computed_in(x: Tensor) -> torch.dtype:
-    """Return the dtype in which a convolution of `x` is computed."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device) and x.dtype is not torch.float64
-    return torch.get_autocast_dtype(device) if autocast else x.dtype
-
-
 def conv(x_1CM1: Tensor, w: Tensor, bias: Tensor | None, tiles: WideTileMap, side: int, reach: Reach, groups: int) -> Tensor:
     """Return the convolution of a flat map, flat."""
-    dtype = computed_in(x_1CM1)
+    dtype = ours.computed_in(x_1CM1)
     x_1CM1 = x_1CM1.to(dtype)
     kernels = w.to(dtype).contiguous(memory_format=torch.channels_last)
     if _is_ours(reach, groups, w) or (reach.symmetric and not _is_whole(tiles, side, reach)):
@@ -283,7 +268,7 @@ def conv(x_1CM1: Tensor, w: Tensor, bias: Tensor | None, tiles: WideTileMap, sid
 
 def conv_image(image_BCHW: Tensor, w: Tensor, bias: Tensor | None, tiles: WideTileMap, side: int, reach: Reach, groups: int) -> Tensor:
     """Return the convolution of a masked image, flat. Its windows are cut from the image itself."""
-    dtype, (before, after) = computed_in(image_BCHW), reach.edges
+    dtype, (before, after) = ours.computed_in(image_BCHW), reach.edges
     padded = F.pad(image_BCHW.to(dtype), (before, after, before, after)).permute(0, 2, 3, 1)
     width = side + before + after
     image, row, column = tiles.visibility.coordinates()
@@ -366,11 +351,3 @@ def group_norm(x_1CM1: Tensor, tiles: WideTileMap, groups: int, w: Tensor | None
     if w is not None:
         y_MC = y_MC * w if b is None else torch.addcmul(b, y_MC, w)
     return flat(y_MC.to(x_1CM1.dtype))
-
-
-def as_images(x_1CM1: Tensor, tiles: WideTileMap, side: int) -> Tensor:
-    """Return a flat map as [B, C, H, W], zero where hidden."""
-    (b, h, w), x_MC = tiles.shape, rows(x_1CM1)
-    height, width = h * side, w * side
-    whole = x_MC.new_zeros(b * height * width, x_MC.shape[1]).index_copy(0, tiles.visibility.positions(height, width), x_MC)
-    return whole.view(b, height, width, -1).permute(0, 3, 1, 2)

@@ -29,7 +29,7 @@ from cnnjepa import train as trainer
 from cnnjepa.config import AugmentConfig, EmaConfig, EncoderConfig, Execution, OptimizerConfig, Precision, Schedule, TrainConfig
 from cnnjepa.data import datasets
 from cnnjepa.mask_config import MaskConfig
-from cnnjepa.methods import byol, cnn_jepa
+from cnnjepa.methods import _masked, byol, cnn_jepa
 from cnnjepa.models.masked import Visibility
 from cnnjepa.optim import AdamW
 from cnnjepa.run.folder import RunFolder
@@ -314,11 +314,11 @@ def trained(method: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[
 
     module = sys.modules[f"cnnjepa.methods.{method}"]
     honest_pictures, honest_batch = datasets.GreyImages.pictures, trainer.micro_batch
-    honest_draw, honest_step, honest_move = cnn_jepa.draw_visible, AdamW.step, module.Method.after_step
+    honest_draw, honest_step, honest_move = _masked.draw_visible, AdamW.step, module.Method.after_step
     with monkeypatch.context() as patch:
         patch.setattr(datasets.GreyImages, "pictures", pictures)
         patch.setattr(trainer, "micro_batch", micro_batch)
-        patch.setattr(cnn_jepa, "draw_visible", draw_visible)
+        patch.setattr(_masked, "draw_visible", draw_visible)
         patch.setattr(AdamW, "step", take_step)
         patch.setattr(module.Method, "after_step", after_step)
         run, config = RunFolder(folder), config_of(method)

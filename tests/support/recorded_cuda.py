@@ -8,10 +8,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from cnnjepa.batch import Batch
+from cnnjepa.config import EncoderConfig, TrainConfig
+from cnnjepa.data_config import DataConfig
+from cnnjepa.methods.cnn_jepa import Config, Method
+from cnnjepa.optim import build_optimizer
 
 
 def _places(values: Any) -> set[int]:
@@ -126,3 +133,25 @@ class RecordingCuda:
                 return *(None for _ in sample), *(place.detach() for place in places)
 
         return lambda *given: Replayed.apply(*given, *parameters)
+
+
+def trained(dtype: torch.dtype, graphs: Callable[[Method, bool], None], resumed_after: int = 0) -> dict[str, Tensor]:
+    """State after 4 steps of CNN-JEPA, resumed after so many; `graphs` may give the method some, and is told whether it resumes."""
+    images = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    method = optimizer = None
+    for step in range(4):
+        if method is None or step == resumed_after:
+            config = TrainConfig(method=Config(), encoder=EncoderConfig(width=4), data=DataConfig(image_size=24))
+            before, method = method, Method(config, total_steps=4).to(dtype).train()
+            moments, optimizer = optimizer, build_optimizer(config.optimizer, [p for p in method.parameters() if p.requires_grad])
+            graphs(method, before is not None)
+            if before is not None and moments is not None:
+                method.load_state_dict(before.state_dict())
+                optimizer.load_state_dict(moments.state_dict())
+        assert optimizer is not None
+        optimizer.zero_grad()
+        method(Batch([images], step, np.arange(4)))["loss"].backward()
+        optimizer.step()
+        method.after_step(step)
+    assert method is not None
+    return method.state_dict()

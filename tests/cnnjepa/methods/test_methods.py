@@ -64,6 +64,15 @@ def small(name: str, **changes: object) -> TrainConfig:
     return config
 
 
+def assert_refused(name: str, changes: dict[str, float], says: str) -> None:
+    """The small configuration of a method with other settings breaks a rule, and is told so."""
+    config = small(name)
+    for key, value in changes.items():
+        setattr(config.method, key, value)
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        validate(config)
+
+
 def build(config: TrainConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
     method: nn.Module = method_module(config.method.name).Method(config, total_steps=10)
     return method.to(dtype).train()

@@ -2,19 +2,15 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnjepa.batch import Batch
-from cnnjepa.config import EncoderConfig, TrainConfig
-from cnnjepa.data_config import DataConfig
-from cnnjepa.methods.cnn_jepa import Config, Method
+from cnnjepa.methods.cnn_jepa import Method
 from cnnjepa.models import graphs
 from cnnjepa.models.graphs import Graphed
-from cnnjepa.optim import build_optimizer
 from cnnjepa.rules import validate
+from tests.support import recorded_cuda
 from tests.support.recorded_cuda import RecordingCuda
 from tests.support.tiny import tiny_config
 
@@ -78,27 +74,18 @@ def test_without_a_gpu_the_module_runs_as_it_is_and_that_is_said(caplog: pytest.
     assert [r.getMessage() for r in caplog.records] == ["encoder.graphs is not used: there is no CUDA device"]
 
 
+def with_graphs(wanted: bool) -> Callable[[Method, bool], None]:
+    """Graphs of the target encoder; a run that resumes has the other choice."""
+
+    def give(method: Method, resumes: bool) -> None:
+        if wanted != resumes:
+            method.run_target = Graphed(method.target_encoder, RecordingCuda())
+
+    return give
+
+
 def trained(graphed: bool, resumed_after: int = 0) -> dict[str, Tensor]:
-    """State after 4 steps of CNN-JEPA; resumed, with the other choice, after so many."""
-    method = optimizer = None
-    images = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    for step in range(4):
-        if method is None or step == resumed_after:
-            config = TrainConfig(method=Config(), encoder=EncoderConfig(width=4), data=DataConfig(image_size=24))
-            before, method = method, Method(config, total_steps=4).train()
-            moments, optimizer = optimizer, build_optimizer(config.optimizer, [p for p in method.parameters() if p.requires_grad])
-            if graphed != (before is not None):
-                method.run_target = Graphed(method.target_encoder, RecordingCuda())
-            if before is not None and moments is not None:
-                method.load_state_dict(before.state_dict())
-                optimizer.load_state_dict(moments.state_dict())
-        assert optimizer is not None
-        optimizer.zero_grad()
-        method(Batch([images], step, np.arange(4)))["loss"].backward()
-        optimizer.step()
-        method.after_step(step)
-    assert method is not None
-    return method.state_dict()
+    return recorded_cuda.trained(torch.float32, with_graphs(graphed), resumed_after)
 
 
 def test_a_run_is_the_same_with_graphs_without_and_resumed_with_the_other_choice() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnjepa.batch import Batch
 from cnnjepa.config import EncoderConfig, TrainConfig
 from cnnjepa.data_config import DataConfig
 from cnnjepa.methods.cnn_jepa import Config, Method
@@ -19,7 +18,7 @@ from cnnjepa.models.masked import Visibility
 from cnnjepa.models.resnet import BasicBlock, Bottleneck, ResNet
 from cnnjepa.models.tile_graphs import TileGraphs
 from cnnjepa.models.tiles import encode_tiles, pass_tiles
-from cnnjepa.optim import build_optimizer
+from tests.support import recorded_cuda
 from tests.support.recorded_cuda import RecordingCuda
 
 
@@ -189,26 +188,11 @@ def test_without_a_gpu_the_encoder_runs_as_it_is_and_that_is_said(
 
 
 def trained(graphed: bool, resumed_after: int = 0) -> dict[str, Tensor]:
-    """State in float64 after 4 steps of CNN-JEPA; resumed, in a new process's state, after so many."""
-    method = optimizer = None
-    images = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for step in range(4):
-        if method is None or step == resumed_after:
-            config = TrainConfig(method=Config(), encoder=EncoderConfig(width=4), data=DataConfig(image_size=24))
-            before, method = method, Method(config, total_steps=4).double().train()
-            moments, optimizer = optimizer, build_optimizer(config.optimizer, [p for p in method.parameters() if p.requires_grad])
-            if graphed:
-                method.encoder.tile_graphs = TileGraphs(method.encoder, RecordingCuda())
-            if before is not None and moments is not None:
-                method.load_state_dict(before.state_dict())
-                optimizer.load_state_dict(moments.state_dict())
-        assert optimizer is not None
-        optimizer.zero_grad()
-        method(Batch([images], step, np.arange(4)))["loss"].backward()
-        optimizer.step()
-        method.after_step(step)
-    assert method is not None
-    return method.state_dict()
+    def give(method: Any, resumes: bool) -> None:
+        if graphed:
+            method.encoder.tile_graphs = TileGraphs(method.encoder, RecordingCuda())
+
+    return recorded_cuda.trained(torch.float64, give, resumed_after)
 
 
 def test_a_run_is_the_same_to_rounding_and_a_resumed_one_has_the_same_bits() -> None:
