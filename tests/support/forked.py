@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -155,7 +156,7 @@ class Forked:
                 return None
             more = os.read(self._report, 1)
             if not more:
-                raise RuntimeError("the process that forks has ended")
+                raise RuntimeError("the process that forks has ended, and with it what tells when its forks end")
             self._line += more
         line, self._line = self._line, b""
         return int(line)
@@ -216,9 +217,9 @@ class ForkServer:
         alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
         environment = {**(environment or os.environ), **alone, "PYTHONPATH": path}
         line = [sys.executable, "-c", _SERVER, str(theirs.fileno()), json.dumps(modules)]
-        self._process = subprocess.Popen(
-            line, cwd=root, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115, of its own: pytest throws away what comes between two tests
+        pipes = {"stdin": subprocess.DEVNULL, "stderr": self._said}
+        self._process = subprocess.Popen(line, cwd=root, env=environment, pass_fds=[theirs.fileno()], start_new_session=True, **pipes)
         theirs.close()
         self._channel, self._root, self._owner = ours, root, os.getpid()
 
@@ -273,6 +274,13 @@ class ForkServer:
         assert child.returncode is not None
         return subprocess.CompletedProcess(list(words), child.returncode, out, err)
 
+    def ended(self) -> str:
+        """How it ended and what it said last; "" while it runs."""
+        if self._owner != os.getpid() or (status := self._process.poll()) is None:
+            return ""
+        self._said.seek(0)
+        return f"status {status}, process {self._process.pid}: {self._said.read()[-2000:].decode(errors='replace')}"
+
     def close(self) -> None:
         """End it, and all that it started."""
         self._channel.close()
@@ -284,8 +292,10 @@ _servers: list[ForkServer] = []
 
 
 def server() -> ForkServer:
-    """The one of this process of tests; it ends with it, whatever ends it."""
-    if not _servers or _servers[0]._owner != os.getpid():
+    """The one of this process of tests; it ends with it, whatever ends it. In the place of one that was killed another one starts."""
+    if killed := _servers and _servers[0].ended():
+        warnings.warn(f"the process that forks has ended, and another one starts: {killed}", stacklevel=2)
+    if killed or not _servers or _servers[0]._owner != os.getpid():
         _servers[:] = [ForkServer()]
         atexit.register(_servers[0].close)
     return _servers[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support import forked
 from tests.support.forked import ROOT, ForkServer, run, start
 
 STATE = "import sys, jobs.pretrain as p; p.seen = getattr(p, 'seen', 0) + 1; print(p.seen, *sys.argv[1:]); print('x', file=sys.stderr)"
@@ -86,3 +87,15 @@ def test_closed_it_ends_what_it_has_started() -> None:
     while psutil.pid_exists(child.pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_in_the_place_of_one_that_was_killed_another_one_starts_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ForkServer(modules=["json"])
+    monkeypatch.setattr(forked, "_servers", [first])
+    monkeypatch.setattr(forked, "ForkServer", lambda: ForkServer(modules=["json"]))
+    assert run(["-c", "print(1)"]).stdout == "1\n"
+    first._process.kill()
+    first._process.wait()
+    with pytest.warns(UserWarning, match=f"another one starts: status -9, process {first._process.pid}: "):
+        assert run(["-c", "print(2)"]).stdout == "2\n"
+    forked.server().close()
