@@ -29,6 +29,7 @@ nightly: $(READY)
 	$(MAKE) ablation
 	$(BIN)/python tests/benchmarks/probe_agreement.py runs/predictor_ablation-smoke
 	$(BIN)/python tests/benchmarks/probe.py
+	$(BIN)/python tests/benchmarks/evaluations.py
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants.py --jobs 2

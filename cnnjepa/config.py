@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from cnnjepa.data_config import ADDED, NEUTRAL, DataConfig, DatasetName
+from cnnjepa.probe_config import EVALUATIONS, ProbeConfig
 from cnnjepa.run.console import METHODS as OWN_METHODS
 from cnnjepa.run.console import offered
 from cnnjepa.run.ranks import Device
@@ -155,34 +156,6 @@ class OptimizerConfig:
     schedule: RateSchedule = field(default=RateSchedule.cosine, metadata=ADDED)
     decay_fraction: float = field(default=0.2, metadata=ADDED)  # wsd: share of the run that its last phase takes
     max_gradient_norm: float = field(default=0.0, metadata=ADDED)  # larger gradients are scaled down to it; 0: none are
-
-
-@dataclass
-class ProbeConfig:
-    """How frozen features are evaluated (paper, section IV).
-
-    What begins with `linear_paper` is the paper's own linear probe, which decides nothing.
-    """
-
-    names: list[str] = field(default_factory=lambda: ["linear", "knn", "collapse"])
-    every_epochs: int = 0  # probe the held-out part during training; 0 probes only at the end
-    at_epochs: list[int] = field(default_factory=list, metadata=NEUTRAL)  # probe after these too; the run stays the same
-    # A run whose features fall below either threshold has collapsed and fails. Evenly spread
-    # features have std 1; rankme counts directions.
-    collapsed_std: float = field(default=0.01, metadata=NEUTRAL)
-    collapsed_rankme: float = field(default=1.2, metadata=NEUTRAL)
-    feature_batch_size: int = 256  # images per forward pass
-    # Linear probe: largest relative error of the weights, and the iterations within which it must be
-    # reached (cnnjepa/probes/_logistic.py).
-    linear_tolerance: float = 0.001
-    linear_max_iterations: int = 1000
-    linear_paper_epochs: int = 90
-    linear_paper_batch_size: int = 512
-    linear_paper_lr: float = 0.001
-    knn_k: int = 200
-    knn_temperature: float = 0.1
-    # At the end also probe on these labelled sets, each a data preset as NAME or NAME:ROOT.
-    data: list[str] = field(default_factory=list, metadata=ADDED)
 
 
 @dataclass
@@ -346,10 +319,11 @@ def probe_names() -> list[str]:
     return [n for n in file_names("cnnjepa.probes") if n not in _NOT_A_PROBE]
 
 
-def own_probes(config: TrainConfig) -> list[str]:
-    """Return the names of the probes on the run's own set: without labels, those that need none."""
+def own_probes(config: TrainConfig, final: bool = True) -> list[str]:
+    """Return the names of the probes on the run's own set: without labels those that need none, before the end no evaluations."""
     is_labelled = config.data.name is not DatasetName.images
-    return [name for name in config.probes.names if is_labelled or name in NEED_NO_LABELS]
+    names = [name for name in config.probes.names if final or name not in EVALUATIONS]
+    return [name for name in names if is_labelled or name in NEED_NO_LABELS]
 
 
 def grid_size(config: TrainConfig) -> int:

@@ -29,7 +29,6 @@ from cnnjepa.config import (
     LogConfig,
     OptimizerConfig,
     Precision,
-    ProbeConfig,
     TrainConfig,
 )
 from cnnjepa.data_config import DATA_PRESETS
@@ -42,6 +41,7 @@ from cnnjepa.models.resnet import ResNet, build_encoder
 from cnnjepa.models.tiles import encode_tiles
 from cnnjepa.monitoring.traffic import Traffic
 from cnnjepa.optim import build_optimizer
+from cnnjepa.probe_config import ProbeConfig
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.ranks import Device
 from cnnjepa.train import train

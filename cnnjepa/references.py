@@ -16,6 +16,7 @@ from cnnjepa.data.datasets import Splits
 from cnnjepa.methods._base import weights_dtype
 from cnnjepa.models.encoders import build_encoder
 from cnnjepa.probes import Outcome, run_probes
+from cnnjepa.probes._evaluation import Conditions
 from cnnjepa.probes.features import calibrate_batchnorm
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.run.files import read_json, reading, sealed_json, write_atomic
@@ -35,6 +36,7 @@ def references(
     ranks: Ranks,
     found: Outcome,
     wanted: Mapping[str, Sequence[str]] | None = None,
+    conditions: Conditions = Conditions(),  # noqa: B008, frozen
 ) -> dict[str, dict[str, float]]:
     """Return name -> the scores of `found` as guessing and, in a sweep, a random encoder have them.
 
@@ -47,12 +49,18 @@ def references(
     if config.method.name == "random":
         scores = {metric: found.metrics[metric] for metric in found.images}
     else:
-        scores = _shared_scores(config, folder.shared, splits, ranks, sorted(found.images), wanted)
+        scores = _shared_scores(config, folder.shared, splits, ranks, sorted(found.images), wanted, conditions)
     return {f"random {config.encoder.name.name}": scores, **guessed} if scores else guessed
 
 
 def _shared_scores(
-    config: TrainConfig, shared: Path, splits: Splits, ranks: Ranks, metrics: list[str], wanted: Mapping[str, Sequence[str]] | None
+    config: TrainConfig,
+    shared: Path,
+    splits: Splits,
+    ranks: Ranks,
+    metrics: list[str],
+    wanted: Mapping[str, Sequence[str]] | None,
+    conditions: Conditions,
 ) -> dict[str, float]:
     """Return the random encoder's scores from the sweep's folder; compute them if they are not there."""
     values = identity(config)
@@ -71,7 +79,7 @@ def _shared_scores(
     except Exception as error:  # an image that a loader cannot open; the run's own scores remain valid
         cause = f"{type(error).__name__}: {error}"
     if not (cause := first_of(cause, ranks)):
-        outcome = run_probes(encoder, config, splits, ranks, True, wanted)
+        outcome = run_probes(encoder, config, splits, ranks, True, wanted, replace(conditions, folder=path.parent))
     for line in [cause] if cause else [f"{probe}: {why}" for probe, why in outcome.missing.items()]:
         log.warning("the random encoder has no score: %s", line)
     scores = {metric: outcome.metrics[metric] for metric in metrics if metric in outcome.metrics}

@@ -281,6 +281,7 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
         _require(0 <= value < math.inf, f"probes.{key}", "be at least 0 and finite", value)
     for key, value in (("linear_paper_lr", probes.linear_paper_lr), ("knn_temperature", probes.knn_temperature)):
         _require(0 < value < math.inf, f"probes.{key}", "be positive and finite", value)
+    probes.validate_evaluations()
     _require(0 <= config.hang_minutes <= 100_000, "hang_minutes", "lie in [0, 100000]; 0 derives it", config.hang_minutes)
     _require(config.checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "be at least 0", config.checkpoint.every_minutes)
     _require(config.checkpoint.keep >= 2, "checkpoint.keep", "be at least 2: one may be damaged", config.checkpoint.keep)

@@ -12,6 +12,7 @@ from cnnjepa.data.fingerprint import difference
 from cnnjepa.data.skipped import without_listed
 from cnnjepa.methods._base import build_method
 from cnnjepa.probes import run_probes
+from cnnjepa.probes._evaluation import Conditions
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.references import references
 from cnnjepa.run import checkpoint
@@ -42,7 +43,8 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
     """Return the scores of the probes in `wanted`, by data set; "" is the run's own.
 
     The call is collective over ranks. As many ranks as trained the run give it the same bits. All
-    ranks return the same. Raises ValueError if the final checkpoint or the run's images are gone.
+    ranks return the same. Raises ValueError if the final checkpoint or the run's images are gone,
+    and EvaluationStopped on all ranks if `folder` asks an evaluation to stop.
     """
     torch.set_num_threads(config.threads)
     started = time.perf_counter()
@@ -63,13 +65,15 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
         assert found is not None
         assert splits is not None
         encoder = trained_encoder(config, found, ranks.device)
-        outcome = run_probes(encoder, config, splits, ranks, True, wanted)
+        conditions = Conditions(folder.path / "evaluations", folder.should_stop)
+        outcome = run_probes(encoder, config, splits, ranks, True, wanted, conditions)
         cause = collapsed(outcome.metrics, config.probes)
         scores = Scores(
             outcome.metrics,
             outcome.missing,
             outcome.images,
-            references(config, folder, splits, ranks, outcome, wanted),
+            references(config, folder, splits, ranks, outcome, wanted, conditions),
+            outcome.seconds,
             f"CollapsedError: collapsed: {cause}, at epoch {config.epochs}" if cause else "",
         )
         scores.about = {"step": found.step, "checkpoint": found.digest, "ranks": ranks.count, "device": ranks.device.type}

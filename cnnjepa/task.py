@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from cnnjepa.config import (
     NEED_NO_LABELS,
-    ProbeConfig,
     RateSchedule,
     TrainConfig,
     method_module,
@@ -19,6 +18,7 @@ from cnnjepa.config import (
     probe_names,
 )
 from cnnjepa.data_config import DATA_PRESETS, OWN_SETS, DatasetName, other_set
+from cnnjepa.probe_config import EVALUATIONS, ProbeConfig
 from cnnjepa.rules import validate
 from cnnjepa.run.folder import EarlyWarning, RunFolder, RunResult
 from cnnjepa.run.identity import identity, lookup
@@ -155,7 +155,7 @@ def identified(configs: Sequence[TrainConfig]) -> tuple[list[TrainConfig], list[
 
 
 def bytes_of_a_run(config: TrainConfig) -> int:
-    """Return the bytes of a run's checkpoints, with one more while it is written, and that of the stable phase."""
+    """Return the bytes of a run's checkpoints, with one more while it is written, that of the stable phase and of fine-tuning."""
     import torch
 
     with torch.device("meta"):
@@ -163,6 +163,8 @@ def bytes_of_a_run(config: TrainConfig) -> int:
     weights = sum(t.numel() * t.element_size() for t in method.state_dict().values())
     moments = sum(2 * 4 * p.numel() for p in method.parameters() if p.requires_grad)
     kept = config.checkpoint.keep + (config.optimizer.schedule is RateSchedule.wsd)
+    if "finetune" in config.probes.names:  # its own weights and moments, and once more while they are written
+        kept += 2
     return int(weights + moments + _CHECKPOINT_HEAD) * (kept + 1)
 
 
@@ -227,8 +229,9 @@ def metrics(values: Mapping[str, Any], final: bool = True) -> list[str]:
     names, found = values["probes"]["names"], []
     unlabelled = values["data"]["name"] == DatasetName.images.name
     sets = [""] + [f"{entry.partition(':')[0]}." for entry in values["probes"]["data"] if final]
-    for name in names:
-        declared = getattr(importlib.import_module(f"cnnjepa.probes.{name}"), "METRICS", ("*",))
+    for name in names if final else [name for name in names if name not in EVALUATIONS]:
+        module = importlib.import_module(f"cnnjepa.probes.{name}")
+        declared = module.metrics(values["probes"]) if name in EVALUATIONS else getattr(module, "METRICS", ("*",))
         declared = [m for m in declared if final or not m.startswith(_AT_THE_END)]
         found += [f"{name}.{part}{m}" for part in sets for m in declared if part or not unlabelled or name in NEED_NO_LABELS]
     return found
@@ -254,13 +257,25 @@ def title(name: str) -> str:
         return name.replace("_", " ").replace("collapse.", "")
     data, _, rest = rest.rpartition(".")
     part, _, score = rest.rpartition("_")
-    where = {"holdout": "held-out", "paper_protocol": "test, best epoch"}.get(part, part) + (f" of {data}" if data else "")
-    return f"{'k-NN' if probe == 'knn' else probe} {score.replace('top', 'top-')}, {where}"
+    how, _, tested = part.rpartition("_") if probe in EVALUATIONS else ("", "", part)
+    where = {"holdout": "held-out", "paper_protocol": "test, best epoch"}.get(tested, tested) + (f" of {data}" if data else "")
+    called = {"knn": "k-NN", "few_shot": "few-shot", "label_fraction": "few labels", "finetune": "fine-tuned"}.get(probe, probe)
+    return f"{called} {score.replace('top', 'top-')}, {where}" + (f", {_condition(how)}" if how else "")
+
+
+def _condition(how: str) -> str:
+    """Return '5 images a class' for shots5, '1 % of the labels' for percent1, 'severity 3' for severity3, else the words."""
+    for start, text in (("shots", "{} images a class"), ("percent", "{} % of the labels"), ("severity", "severity {}")):
+        if how.startswith(start):
+            return text.format(how.removeprefix(start).replace("_", "."))
+    return how.replace("_", " ")
 
 
 def is_pictured(metric: str) -> bool:
-    """Return whether a figure adds anything to that of the top-1 score."""
-    return not metric.endswith("top5")
+    """Return whether a figure adds anything to that of the top-1 score, and of robustness to that of all corruptions."""
+    probe, _, rest = metric.partition(".")
+    part_of_robustness = probe == "robustness" and not rest.rpartition(".")[2].startswith("test_")
+    return not metric.endswith(("top5", "_spread", "draws", "_images", "train_loss")) and not part_of_robustness
 
 
 def word(key: str, value: str) -> str:

@@ -20,13 +20,14 @@ from cnnjepa.monitoring.recorder import Recorder
 from cnnjepa.monitoring.telemetry import Telemetry
 from cnnjepa.optim import set_learning_rate, set_weight_decay
 from cnnjepa.probes import Outcome, run_probes
+from cnnjepa.probes._evaluation import Conditions
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.randomness import Stream, integer
 from cnnjepa.references import references
 from cnnjepa.rules import validate
 from cnnjepa.run import skipped, stable
 from cnnjepa.run.consistency import disagreement
-from cnnjepa.run.folder import HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
+from cnnjepa.run.folder import EvaluationStopped, HopelessError, RunError, RunFolder, RunResult, RunStatus, never, no_judge
 from cnnjepa.run.pace import PROBE_SECONDS, SAVING_SECONDS
 from cnnjepa.run.ranks import broadcast_object, joined
 from cnnjepa.run.saver import PATIENCE_AT_END_SECONDS, PATIENCE_AT_STOP_SECONDS, host_copy, retry
@@ -145,7 +146,11 @@ def train(
             ended = train_steps(run, recorder, should_stop, judge)
             if ended is None:
                 return None
-            result = finish(run, recorder, claim, ended)
+            try:
+                result = finish(run, recorder, claim, ended, should_stop)
+            except EvaluationStopped as stopped:  # the last checkpoint is there, and what it has computed
+                log.warning("stopped in the evaluation %s, which goes on at the next start", stopped)
+                return None
             if not ended:
                 recorder.complete()
             return result
@@ -270,13 +275,14 @@ def probe_due(run: Run, step: int) -> bool:
     return wanted and step < run.plan.total_steps
 
 
-def probe(run: Run, recorder: Recorder, final: bool) -> Outcome:
+def probe(run: Run, recorder: Recorder, final: bool, conditions: Conditions = Conditions()) -> Outcome:  # noqa: B008, frozen
     """Probe the run on all ranks; record and return the outcome.
 
-    Test images are read only if `final`. Raise CollapsedError on every rank if features collapsed.
+    Test images are read only if `final`. Raise CollapsedError on every rank if features collapsed,
+    and EvaluationStopped if `conditions` ask to stop.
     """
     with run.pace.within("probing", PROBE_SECONDS):
-        found = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final)
+        found = run_probes(run.method.probe_encoder, run.config, run.splits, run.ranks, final, conditions=conditions)
     recorder.record("final" if final else "probe", run.step, {"epoch": run.epoch, **found.metrics})
     for name, cause in found.missing.items() if run.ranks.is_main else ():
         log.warning("probe %s has no value: %s", name, cause)
@@ -293,10 +299,16 @@ def write_down(folder: RunFolder, result: RunResult) -> bool:
     return folder.write_result(result)
 
 
-def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
-    """Write the run's result and return it: the last probe, or the cause if it was pruned."""
-    found = Outcome() if pruned else probe(run, recorder, final=True)
-    compared = references(run.config, run.folder, run.splits, run.ranks, found)
+def finish(run: Run, recorder: Recorder, claim: int, pruned: str, should_stop: Callable[[], bool] = never) -> RunResult:
+    """Write the run's result and return it: the last probe, or the cause if it was pruned.
+
+    Raise EvaluationStopped on all ranks if `should_stop` ended an evaluation.
+    """
+    conditions = Conditions(run.folder.path / "evaluations", should_stop, run.pace.touch)
+    found = Outcome() if pruned else probe(run, recorder, True, conditions)
+    apart = sum(found.spent.values())
+    seconds, device_hours = run.seconds - apart, run.device_hours * (1 - apart / max(run.seconds, 1e-9))
+    compared = references(run.config, run.folder, run.splits, run.ranks, found, conditions=conditions)
     result = RunResult(
         RunStatus.pruned if pruned else RunStatus.completed,
         cause=pruned,
@@ -306,8 +318,9 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str) -> RunResult:
         references=compared,
         probes=run.folder.probes() if run.ranks.is_main else {},
         step=run.step,
-        seconds=run.seconds,
-        device_hours=run.device_hours,
+        seconds=seconds,
+        device_hours=device_hours,
+        evaluation_seconds=found.seconds,
         # A method without views loads no image.
         images_per_second=run.step * run.config.global_batch_size / run.training_seconds if run.method.views(run.config) else 0.0,
         peak_memory_mb=peak_memory_mb(run.ranks),

@@ -34,6 +34,7 @@ from jobs.like import Original, expanded
 from jobs.planned import planned
 from jobs.private import make_private
 from jobs.run import check_jobs, refuse_jobs, run_job
+from jobs.scores_text import score_lines
 from jobs.slurm.queue import Queue, own_job
 from jobs.slurm.ranks import adopt_srun_ranks
 from jobs.slurm.sbatch import adapt_submitit, launcher_overrides, unexported
@@ -49,7 +50,7 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
     lines += [f"  cause: {result.cause}"] if result.cause else []
     if result.skipped_images:
         lines += [f"  {result.skipped_images:,} images cannot be decoded and are left out: {job.run_dir / skipped.NAME}"]
-    lines += [f"  {name} = {value:.2f}" for name, value in result.metrics.items()]
+    lines += score_lines(task_of(job.train), result.metrics, result.images)
     lines += [f"  {name} has no value: {cause}" for name, cause in result.missing.items()]
     return printable("\n".join(lines), keep="\n")
 

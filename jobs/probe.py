@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjepa.run.files import read_json, reading, sealed_json, write_atomic
-from cnnjepa.run.folder import RunFolder, RunStatus, never
+from cnnjepa.run.folder import EvaluationStopped, RunFolder, RunStatus, never
 from cnnjepa.run.identity import differences, from_dict, identity, lookup, put, to_dict
 from cnnjepa.run.ranks import Device, broadcast_object, first_of, is_main_rank, joined, rank_count
 from cnnjepa.run.scores import Probed, Scores, is_lacking, locked, record
@@ -24,6 +24,7 @@ from cnnjepa.run.typed import build, checked
 from jobs import preflight, provenance, snapshot
 from jobs.cli import STOPPED, Parser, begun, exit_status, printable, require_writable, stop_on_signals
 from jobs.cluster import ClusterProfile, Scheduler, require_sbatch_path
+from jobs.scores_text import score_lines
 from jobs.slurm.limits import arrays_for, require_room
 from jobs.slurm.nodes import Nodes, off_bad_nodes
 from jobs.slurm.queue import Queue, SlurmError, has_slurm, own_restart
@@ -182,7 +183,7 @@ def written(work: Work, found: Scores) -> list[str]:
     for part in work.parts:
         file = record(work.folder, part, replace(found, about=about))
         where = "" if part.is_own else f" (configured otherwise than in the run: {file.relative_to(work.folder.path)})"
-        lines += [f"  {name} = {value:.2f}{where}" for name, value in part.mine(found.metrics).items()]
+        lines += score_lines(task_of(work.config), part.mine(found.metrics), found.images, where)
         lines += [f"  {part.label} has no value: {found.missing[part.label]}"] if part.label in found.missing else []
     return lines
 
@@ -195,13 +196,15 @@ def examined(request: Request, path: Path) -> Work | str:
         return f"{NOT_SCORED}: {error}"
 
 
-def score(request: Request, path: Path, wait: bool) -> bool | None:
+def score(request: Request, path: Path, wait: bool, stop: Callable[[], bool]) -> bool | None:
     """Score one run, on all ranks alike; return whether all that was asked for has a value.
 
-    Return None where another command scores the run now, unless `wait` is set.
+    Return None where another command scores the run now, unless `wait` is set. Raise
+    EvaluationStopped on all ranks if `stop` ended a long evaluation, which goes on at the next start.
     """
     with joined(Device[request.device or "cpu"]) as ranks, ExitStack() as stack:
         folder = RunFolder(path)
+        folder.should_stop = stop
         work: Work | str | None = examined(request, path) if ranks.is_main else ""
         if isinstance(work, Work):
             work = examined(request, path) if stack.enter_context(locked(folder, wait)) else None
@@ -214,6 +217,8 @@ def score(request: Request, path: Path, wait: bool) -> bool | None:
         try:
             _, config = request.configs(folder)
             found = task_of(config).probe(config, folder, wanted)
+        except EvaluationStopped:
+            raise
         except Exception as error:
             if ranks.count > 1 and not isinstance(error, ValueError):
                 raise  # on this rank alone: its end tells the launcher to end the others
@@ -247,7 +252,11 @@ def score_all(request: Request, runs: Sequence[Path], stop: Callable[[], bool] =
                     return STOPPED
                 if wait:
                     say(path, "waits for another command that scores it")
-                done = score(request, path, wait)
+                try:
+                    done = score(request, path, wait, stop)
+                except EvaluationStopped as stopped:
+                    say(path, f"stopped in {stopped}; the same command goes on there")
+                    return STOPPED
                 if done is None:
                     busy.append(path)
                 elif not done:

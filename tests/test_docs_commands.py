@@ -90,6 +90,12 @@ TYPED = {
     f"python -m jobs.probe {_ABLATION} 'probes.names=[linear,knn,collapse]'": Run(
         "nothing to do, all scores are there", after=(_RUN_ABLATION,)
     ),
+    f"python -m jobs.probe {_ABLATION} 'probes.names=[few_shot,label_fraction,robustness]' 'probes.data=[fashion_mnist]'": Run(
+        "robustness.fashion_mnist.test_top1", "", "probes.robustness_images=20", after=(_RUN_ABLATION,)
+    ),
+    "python -m jobs.pretrain 'probes.names=[linear,knn,collapse,few_shot,label_fraction]'": Run(
+        "few_shot.shots1_test_top1", "", f"{_SHORT} data.train_limit=400"
+    ),
     f"python -m jobs.probe {_ABLATION} probes.knn_k=20": Run("(configured otherwise than in the run: scores/knn-", after=(_RUN_ABLATION,)),
     f"python -m jobs.probe {_ABLATION} 'probes.data=[fashion_mnist]'": Run(
         "to score: linear.fashion_mnist", "--dry-run", after=(_RUN_ABLATION,)

@@ -1,8 +1,13 @@
-"""Probe frozen features. Each file but features.py and _logistic.py has `run(data) -> metrics`."""
+"""Probe features. Each file but features.py, and those with an underscore, is a probe: `run(data) -> metrics`.
+
+Evaluations are the probes that run at the end alone. One that needs the encoder itself has
+`run_on(encoder, config, splits, data, ranks, kept) -> metrics` instead, which all ranks call.
+"""
 
 import importlib
 import logging
 import math
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +18,12 @@ from torch import nn
 from cnnjepa.config import TrainConfig, own_probes
 from cnnjepa.data.datasets import Splits, load_other
 from cnnjepa.data_config import other_set
-from cnnjepa.probes.features import FeatureError, probe_data
+from cnnjepa.probe_config import EVALUATIONS
+from cnnjepa.probes import robustness
+from cnnjepa.probes._evaluation import Conditions, Kept, kept_of
+from cnnjepa.probes.collapse import collapsed
+from cnnjepa.probes.features import FeatureError, ProbeData, probe_data
+from cnnjepa.run.folder import EvaluationStopped
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of
 
 log = logging.getLogger(__name__)
@@ -28,6 +38,8 @@ class Outcome:
     missing: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)  # score -> its expected value if the classes are guessed
+    seconds: dict[str, float] = field(default_factory=dict)  # evaluation -> what it took, over all its starts
+    spent: dict[str, float] = field(default_factory=dict)  # evaluation -> what it took of that in this call
 
     def __or__(self, other: "Outcome") -> "Outcome":
         """Return both together."""
@@ -35,50 +47,106 @@ class Outcome:
 
 
 def run_probes(
-    encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool, wanted: Mapping[str, Sequence[str]] | None = None
+    encoder: nn.Module,
+    config: TrainConfig,
+    splits: Splits,
+    ranks: Ranks,
+    final: bool,
+    wanted: Mapping[str, Sequence[str]] | None = None,
+    conditions: Conditions = Conditions(),  # noqa: B008, frozen
 ) -> Outcome:
     """Run the probes on rank 0 and return their outcome, alike on every rank.
 
-    If `final`, they also run on the sets of `probes.data`, as <probe>.<set>.<metric>. `wanted`
-    chooses probes by the name of the set, where "" is the run's own.
+    If `final`, the evaluations run too, and all on the sets of `probes.data`, as
+    <probe>.<set>.<metric>. `wanted` chooses probes by the name of the set, where "" is the run's
+    own. Raise EvaluationStopped on all ranks if `conditions` ask to stop.
     """
     names = config.probes.names
-    found = probes_on(encoder, config, splits, ranks, final, own_probes(config) if wanted is None else wanted.get("", ()))
+    chosen = own_probes(config, final) if wanted is None else wanted.get("", ())
+    found = probes_on(encoder, config, splits, ranks, final, chosen, conditions)
     for entry in config.probes.data if final else ():
         chosen = names if wanted is None else wanted.get(entry.partition(":")[0], ())
-        found |= probes_on_other(encoder, config, entry, ranks, chosen)
+        found |= probes_on_other(encoder, config, entry, ranks, chosen, conditions)
     return found
 
 
-def probes_on(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool, names: Sequence[str]) -> Outcome:
+def probes_on(
+    encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: Ranks, final: bool, names: Sequence[str], conditions: Conditions
+) -> Outcome:
     """Return the outcome of the probes `names` on the run's own set."""
     if not names:
         return Outcome()
-    try:
-        data = probe_data(encoder, config, splits, ranks, final)
-    except FeatureError as error:
-        return Outcome(missing={name: str(error) for name in names})
-    metrics: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    for name in names if data is not None else ():
+    names = sorted(names, key=lambda name: name in EVALUATIONS)  # a stable sort: what costs most comes last
+    kept = kept_of([name for name in names if name in EVALUATIONS], encoder, config, conditions, ranks)
+    known = {name: values for name, each in kept.items() if (values := each.values()) is not None}
+    data, cause = None, ""
+    if any(name not in known and name != "finetune" for name in names):  # all others need features
         try:
-            values = importlib.import_module(f"cnnjepa.probes.{name}").run(data)
-            broken = [k for k, v in values.items() if not math.isfinite(v)]
-            if broken:
-                raise ValueError(f"{broken[0]} is not finite")
-            metrics |= {f"{name}.{k}": v for k, v in values.items()}
-        except Exception as error:
-            # Any fault of a probe is a missing value with its cause; the pretraining remains valid.
-            log.warning("%s", traceback.format_exc())
-            missing[name] = f"{type(error).__name__}: {error}"
-    counts = {"holdout": len(splits.holdout), "test": len(splits.test), "paper_protocol": len(splits.test)}
-    parts = {metric: metric.partition(".")[2].rpartition("_top") for metric in metrics}
-    images = {metric: counts[part] for metric, (part, score, _) in parts.items() if score}
-    chance = {metric: min(100 * int(k) / splits.dataset.classes, 100.0) for metric, (_, score, k) in parts.items() if score}
-    return broadcast_object(Outcome(metrics, missing, images, chance), ranks)
+            data = probe_data(encoder, config, splits, ranks, final)
+        except FeatureError as error:
+            cause = str(error)
+    found = Outcome()
+    for name in names:
+        began = time.perf_counter()
+        metrics, why = known.get(name), "" if name in known or name == "finetune" else cause
+        if metrics is None and name in kept and (gone := broadcast_object(collapsed(found.metrics, config.probes), ranks)):
+            why = f"not computed, since the features have collapsed: {gone}"
+        if metrics is None and not why:
+            metrics, why = values_of(name, encoder, config, splits, data, ranks, kept.get(name))
+        if metrics is None:
+            found.missing[name] = why
+            continue
+        if name in kept:
+            spent = metrics["seconds"] if name in known else kept[name].earlier_seconds + time.perf_counter() - began
+            metrics = {key: value for key, value in metrics.items() if key != "seconds"}
+            found.seconds[name] = spent
+            if name not in known:
+                kept[name].finish({**metrics, "seconds": spent})
+                found.spent[name] = time.perf_counter() - began
+        found.metrics.update({f"{name}.{k}": v for k, v in metrics.items()})
+    tested = images_tested(config, splits)
+    for metric in found.metrics:
+        name, _, rest = metric.partition(".")
+        part, score, k = rest.rpartition("_top")
+        if score:
+            found.images[metric] = tested[name] if name in tested else len(splits.holdout if part.endswith("holdout") else splits.test)
+            found.chance[metric] = min(100 * int(k) / splits.dataset.classes, 100.0)
+    return broadcast_object(found, ranks)
 
 
-def probes_on_other(encoder: nn.Module, config: TrainConfig, entry: str, ranks: Ranks, names: Sequence[str]) -> Outcome:
+def images_tested(config: TrainConfig, splits: Splits) -> dict[str, int]:
+    """Return the images behind the scores of each probe that does not take all of a part."""
+    return {"robustness": robustness.images(config, splits)}
+
+
+def values_of(
+    name: str, encoder: nn.Module, config: TrainConfig, splits: Splits, data: ProbeData | None, ranks: Ranks, kept: Kept | None
+) -> tuple[dict[str, float] | None, str]:
+    """Return the values of one probe, on all ranks, or None and the cause.
+
+    Any fault of a probe is a missing value with its cause; the pretraining remains valid.
+    """
+    module, metrics, cause = importlib.import_module(f"cnnjepa.probes.{name}"), dict[str, float](), ""
+    try:
+        if hasattr(module, "run_on"):
+            metrics = module.run_on(encoder, config, splits, data, ranks, kept)
+        elif data is not None:
+            metrics = module.run(data)
+        if broken := [k for k, v in metrics.items() if not math.isfinite(v)]:
+            raise ValueError(f"{broken[0]} is not finite")
+    except EvaluationStopped:
+        raise
+    except Exception as error:
+        log.warning("%s", traceback.format_exc())
+        cause = f"{type(error).__name__}: {error}"
+    if cause := first_of(cause, ranks):
+        return None, cause
+    return broadcast_object(metrics, ranks), ""
+
+
+def probes_on_other(
+    encoder: nn.Module, config: TrainConfig, entry: str, ranks: Ranks, names: Sequence[str], conditions: Conditions
+) -> Outcome:
     """Return the outcome of the probes `names` on another labelled set, an entry of `probes.data`.
 
     Its images are resized to the run's size, and normalised by that set's own mean and deviation.
@@ -94,9 +162,9 @@ def probes_on_other(encoder: nn.Module, config: TrainConfig, entry: str, ranks: 
     if (first := first_of(cause, ranks)) or splits is None:
         return Outcome(missing={f"{name}.{called}": first for name in names})
     config = replace(config, data=other_set(entry, config.data))
-    found = probes_on(encoder, config, splits, ranks, True, names)
+    found = probes_on(encoder, config, splits, ranks, True, names, conditions)
 
     def named(values: dict[str, V]) -> dict[str, V]:
         return {".".join([name, called, *rest]): value for (name, *rest), value in ((key.split("."), v) for key, v in values.items())}
 
-    return Outcome(named(found.metrics), named(found.missing), named(found.images), named(found.chance))
+    return Outcome(*(named(values) for values in vars(found).values()))

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from cnnjepa.config import ProbeConfig
+from cnnjepa.probe_config import ProbeConfig
 from cnnjepa.probes.features import ProbeData
 
 METRICS = ("feature_std", "rankme")

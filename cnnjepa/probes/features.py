@@ -1,5 +1,6 @@
 """Compute the features of all probes: eval mode, average-pooled (paper, section IV-A)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,18 +48,37 @@ def in_bf16(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and config.precision is Precision.bf16)
 
 
+def shares(count: int, ranks: Ranks) -> tuple[int, int]:
+    """Return the first of this rank's consecutive share of `count` images, and the one after its last."""
+    first, last = [int(b) for b in torch.linspace(0, count, ranks.count + 1).round()][ranks.rank : ranks.rank + 2]
+    return first, last
+
+
+Change = Callable[[Tensor, list[int]], Tensor]  # uint8 views [B, C, S, S] and their positions to other such views
+
+
 @torch.no_grad()
-def pooled_features(encoder: nn.Module, config: TrainConfig, splits: Splits, images: Images, indices: Indices, ranks: Ranks) -> Tensor:
-    """Return this rank's consecutive share of the pooled features of `indices`, fp32 [n, C]."""
-    mine = [int(b) for b in torch.linspace(0, len(indices), ranks.count + 1).round()][ranks.rank : ranks.rank + 2]
+def pooled_features(
+    encoder: nn.Module,
+    config: TrainConfig,
+    splits: Splits,
+    images: Images,
+    indices: Indices,
+    ranks: Ranks,
+    change: Change = lambda pixels, _positions: pixels,
+) -> Tensor:
+    """Return this rank's consecutive share of the pooled features of `indices`, fp32 [n, C], of views that `change` makes of theirs."""
+    first, last = shares(len(indices), ranks)
     dtype = next(encoder.parameters()).dtype
     was_training = encoder.training
     encoder.eval()
     pooled = []
     try:
-        for pixels in probe_loader(config, images, indices[mine[0] : mine[1]], ranks.device):
+        for pixels in probe_loader(config, images, indices[first:last], ranks.device):
+            changed = change(pixels, list(range(first, first + len(pixels))))
+            first += len(pixels)
             with in_bf16(config, ranks.device):
-                features = encoder(normalise(pixels, splits, ranks.device, dtype))
+                features = encoder(normalise(changed, splits, ranks.device, dtype))
             pooled.append(features.mean((2, 3), dtype=torch.promote_types(features.dtype, torch.float32)).float())
     finally:  # a failed probe is a missing value: the training continues unaffected
         encoder.train(was_training)
@@ -73,9 +93,9 @@ def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: R
     """
     data = splits.dataset
     parts = [(data.train, splits.fit), (data.train, splits.holdout)] + [(data.test, splits.test)] * final
-    cause, shares = "", []
+    cause, found = "", []
     try:
-        shares = [pooled_features(encoder, config, splits, images, indices, ranks) for images, indices in parts]
+        found = [pooled_features(encoder, config, splits, images, indices, ranks) for images, indices in parts]
     except Exception as error:
         # An undecodable image, or no room on the device. All ranks are told, so that none waits.
         cause = line_of(error)
@@ -83,7 +103,7 @@ def probe_data(encoder: nn.Module, config: TrainConfig, splits: Splits, ranks: R
         raise FeatureError(first)
     features = [
         Features(gather_rows(share, ranks), torch.from_numpy(images.labels[indices]).to(ranks.device))
-        for share, (images, indices) in zip(shares, parts, strict=True)
+        for share, (images, indices) in zip(found, parts, strict=True)
     ]
     return ProbeData(features[0], features[1], features[2] if final else None, data.classes, config) if ranks.is_main else None
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -31,6 +32,7 @@ TIMING_KEYS = frozenset(
         "images_per_second",
         "seconds",
         "training_seconds",
+        "evaluation_seconds",
         "device_hours",
         "peak_memory_mb",
         "resumes",
@@ -83,6 +85,7 @@ class RunResult:
     energy_kwh: float | None = None  # of all GPUs, over all resumes; None if they do not report it
     gpu_utilisation: float | None = None  # of the main rank's GPU at the logged steps, in [0, 1]; None if not reported
     data_wait_share: float | None = None  # of the time in the training loop; None if no image is loaded
+    evaluation_seconds: dict[str, float] = field(default_factory=dict)  # evaluation -> what it took, not in `seconds`
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -96,6 +99,10 @@ class RunResult:
 
 class HopelessError(RuntimeError):
     """Raised on every rank when the run itself is at fault; a retry would end the same way."""
+
+
+class EvaluationStopped(Exception):
+    """Raised on every rank when an evaluation was asked to stop, and has kept what it has done."""
 
 
 class RunError(RuntimeError):
@@ -170,6 +177,7 @@ class RunFolder:
         self._result = path / "result.json"
         # What the runs of a sweep share: its folder.
         self.shared = path.parent.parent if path.parent.name == "trials" else None
+        self.should_stop: Callable[[], bool] = never  # of a job that scores the run later
         self._writer: Lines | None = None
         self._recorded, self._recorded_bytes = hashlib.sha256(), 0  # of the records that were handed to the writer
 

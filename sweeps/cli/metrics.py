@@ -13,7 +13,7 @@ _SHOWN = 8  # names in a message
 
 def check_metrics(spec: SweepSpec, sweep: Sweep) -> None:
     """Raise ValueError at a name that no run of the sweep can have, as far as the task knows its metrics."""
-    task, costs = sweep.task, [c for c in COSTS if c != "pretraining_hours" or "batch" in sweep.task.KEYS]
+    task, costs = sweep.task, [c for c in COSTS if c not in ("pretraining_hours", "evaluation_hours") or "batch" in sweep.task.KEYS]
     every: list[str] | None = []
     for trial in {repr(task.metrics(t.values)): t for t in reversed(sweep.trials)}.values():
         task.check_objective(sweep.objective, trial.values)

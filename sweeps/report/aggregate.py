@@ -15,9 +15,11 @@ from sweeps.state.trial_state import TrialState
 from sweeps.state.view import View
 
 LABEL_WIDTH = 60  # characters of a configuration's name per line of a table or plot
-COSTS = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes", "pretraining_hours", "energy_kwh")
+_OF_RESULT = ("seconds", "device_hours", "images_per_second", "peak_memory_mb", "parameters", "resumes")
+COSTS = (*_OF_RESULT, "pretraining_hours", "energy_kwh", "evaluation_hours")
 _COST_TITLES = {
     "pretraining_hours": "pretraining, device-hours",
+    "evaluation_hours": "evaluations, device-hours",
     "images_per_second": "images/s",
     "energy_kwh": "energy with probes, kWh",
     "peak_memory_mb": "peak memory, MiB",
@@ -133,9 +135,11 @@ def costs_of(result: RunResult, batch: int | None) -> dict[str, float]:
     """Return the known costs of a run, by the names in COSTS.
 
     `batch` is in images per step, None if the task has none. pretraining_hours is device_hours
-    without the probes' share.
+    without the probes' share; evaluation_hours come on top of it.
     """
-    costs = {name: getattr(result, name) for name in COSTS if name != "pretraining_hours"}
+    costs = {name: getattr(result, name) for name in (*_OF_RESULT, "energy_kwh")}
+    if result.evaluation_seconds:
+        costs["evaluation_hours"] = sum(result.evaluation_seconds.values()) * result.device_hours / max(result.seconds, 1e-9)
     if result.status is RunStatus.completed and batch is not None:  # images_per_second is 0 without training
         training_seconds = result.step * batch / result.images_per_second if result.images_per_second else 0.0
         costs["pretraining_hours"] = result.device_hours * training_seconds / max(result.seconds, 1e-9)

@@ -172,6 +172,9 @@ def peoples_table(view: View, most: int | None = None, keys: Sequence[str] = (),
     leaders = seen.leaders
     # A sweep that asks about costs shows these instead of the total.
     total, form = [] if costs else ["device-hours"], score_format(view.sweep.task.UNIT)
+    # What the evaluations took is told wherever there are some: it is in no other column.
+    evaluated = "evaluation_hours" not in costs and any(s.costs["evaluation_hours"].n for s in table)
+    costs = [*costs, *["evaluation_hours"] * evaluated]
     marks = [_left_out(s) for s in table]
     header = ["configuration", *keys, *(title(view, m) for m in metrics), *(f"paper: {title(view, m)}" for m in papers)]
     header += [*[LEFT_OUT] * any(marks), *(title(view, c) for c in costs), "parameters", *total, TRIALS]
@@ -181,7 +184,7 @@ def peoples_table(view: View, most: int | None = None, keys: Sequence[str] = (),
         star = "*" if s.label in view.sweep.best_of_many else ""
         paper = [f"{s.paper[m]:{'.2f' if m in costs else form}}{star if m not in costs else ''}" if m in s.paper else "-" for m in papers]
         rest = [*paper, *[mark or "-"] * any(marks), *(s.costs[c].in_digits() for c in costs), f"{s.parameters:,}"]
-        rest += [*([] if costs else [f"{s.device_hours:.3g}"]), ", ".join(str(t.number) for t in own[s.key])]
+        rest += [*[f"{s.device_hours:.3g}"] * len(total), ", ".join(str(t.number) for t in own[s.key])]
         values = [Cell(text) for text in hyperparameters.cells(own[s.key][0], keys)]
         lines.append([Cell(s.label), *values, *(_score(s, m, leaders[m]) for m in metrics), *map(Cell, rest)])
     compared = list(references(view).items()) if lines else []

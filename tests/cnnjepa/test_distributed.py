@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cnnjepa.config import Precision, TrainConfig
+from cnnjepa.config import Precision, TrainConfig, method_module
 from cnnjepa.distributed import GradientBuckets, RunningStatistics
 from cnnjepa.mask_config import MaskStrategy
 from cnnjepa.methods.cnn_jepa import Config
@@ -96,6 +96,28 @@ def test_synchronised_batchnorm_equals_one_rank_with_the_whole_batch(tmp_path: P
         config.method.mask.strategy = MaskStrategy.random
         finish(start(config, tmp_path / str(ranks), ranks))
     assert_close(final_state(tmp_path / "2"), final_state(tmp_path / "1"))
+
+
+@pytest.mark.slow
+def test_evaluations_on_two_ranks_score_as_on_one(tmp_path: Path) -> None:
+    """The encoder is untrained, so that it is the same on any number of ranks; the last bits of fine-tuning are not."""
+    found = {}
+    for ranks in (1, 2):
+        config = five_steps()
+        config.method = method_module("random").Config()
+        config.micro_batch_size = config.global_batch_size // ranks
+        config.probes.names = ["few_shot", "label_fraction", "robustness", "finetune"]
+        config.probes.few_shot_images, config.probes.robustness_severities, config.probes.robustness_images = [1], [3], 40
+        config.probes.finetune_epochs, config.probes.finetune_warmup_epochs, config.probes.finetune_batch_size = 2, 1.0, 16
+        finish(start(config, tmp_path / str(ranks), ranks))
+        result = RunFolder(tmp_path / str(ranks)).result()
+        assert result is not None
+        assert result.missing == {}
+        found[ranks] = result.metrics
+    assert found[1].keys() == found[2].keys()
+    for name, value in found[1].items():
+        apart = 10.0 if name.startswith("finetune") else 3.0  # of 40 to 60 images, on features that differ in their last bits
+        assert value == pytest.approx(found[2][name], abs=apart), name
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cnnjepa import references
-from cnnjepa.config import EncoderConfig, EncoderName, ProbeConfig, TrainConfig, method_module
+from cnnjepa.config import EncoderConfig, EncoderName, TrainConfig, method_module
 from cnnjepa.data_config import DATA_PRESETS
+from cnnjepa.probe_config import ProbeConfig
 from cnnjepa.run.folder import RunFolder, RunResult
 from cnnjepa.train import train
 from tests.support.tiny import tiny_config

@@ -90,7 +90,7 @@ TABLE = [
     (["method.predictor.kernel=4"], "method.predictor.kernel must be 3, 5, 7 or 9; got 4"),
     (["method.ema.momentum_start=1.1"], "method.ema.momentum_start must lie in [0, 1]; got 1.1"),
     (["optimizer.warmup_epochs=200"], "optimizer.warmup_epochs must lie in [0, epochs) with epochs=200; got 200.0"),
-    (["probes.names=[linear,guess]"], "probes.names must hold only names from collapse, knn, linear; got guess"),
+    (["probes.names=[linear,guess]"], "label_fraction, linear, robustness; got guess"),
     (["data=imagefolder", "encoder.name=resnet18"], "data.root must hold imagefolder as train/<class>/<image>"),
     (["method.mask.block_aspect_max=inf"], "block_aspect_max must satisfy 0 < min <= max < infinity; got 0.75 and inf"),
     (["data.holdout_fraction=0.0005"], "data.holdout_fraction must hold out at least 2 of the 1437 images; got 0.0005"),

@@ -193,7 +193,10 @@ WRONG = [
     (["run", "data.root=/elsewhere"], "data.root must be as it was when the run was trained; got data.root: "),
     (["run", "probes.knn=3"], "probes.knn must be a key of the configuration; got probes.knn=3; did you mean probes.knn_k?"),
     (["run", "probes.knn_k=0"], "probes.knn_k must be at least 1; got 0"),
-    (["run", "probes.names=[guess]"], "probes.names must hold only names from collapse, knn, linear; got guess"),
+    (
+        ["run", "probes.names=[guess]"],
+        "label_fraction, linear, robustness; got guess",
+    ),
     (["run", "probes.data=[cifar]"], "probes.data must hold NAME or NAME:ROOT, NAME out of digits, fashion_mnist, imagefolder, "),
     (["run", "probes.data=[imagefolder:here]"], "and ROOT an absolute path; got imagefolder:here"),
     (["run", "probes.data=[digits,digits]"], "probes.data must name no set twice, since scores are named by it; got digits, digits"),

@@ -6,9 +6,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from cnnjepa.config import ProbeConfig
 from cnnjepa.data.datasets import GreyImages, Splits, load_splits
 from cnnjepa.data_config import DATA_PRESETS
+from cnnjepa.probe_config import ProbeConfig
 from cnnjepa.probes import _logistic, linear
 from cnnjepa.probes._logistic import NotConvergedError, Problem, Standardised, stratified
 from cnnjepa.probes.features import Features, ProbeData

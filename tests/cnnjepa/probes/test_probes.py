@@ -7,11 +7,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from cnnjepa import task
-from cnnjepa.config import ProbeConfig
 from cnnjepa.data import loader
 from cnnjepa.data.datasets import GreyImages, Splits, load_splits
 from cnnjepa.data_config import DataConfig
 from cnnjepa.models.resnet import build_encoder
+from cnnjepa.probe_config import ProbeConfig
 from cnnjepa.probes import collapse, features, knn, linear, run_probes
 from cnnjepa.probes.features import Features, ProbeData, calibrate_batchnorm, pooled_features, topk_accuracy
 from cnnjepa.randomness import Stream, integer

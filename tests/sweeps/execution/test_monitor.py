@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cnnjepa.config import ProbeConfig, WarningConfig
+from cnnjepa.config import WarningConfig
+from cnnjepa.probe_config import ProbeConfig
 from cnnjepa.run import refusal
 from cnnjepa.run.folder import RunResult, RunStatus
 from jobs.config import compose_job

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cnnjepa.config import ProbeConfig, WarningConfig
+from cnnjepa.config import WarningConfig
+from cnnjepa.probe_config import ProbeConfig
 from cnnjepa.run.folder import RunResult, RunStatus
 from cnnjepa.run.losses import LossCurve
 from cnnjepa.warnings import early_warnings

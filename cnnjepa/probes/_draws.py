@@ -1,0 +1,67 @@
+"""Scores of a linear classifier that few labels teach, over several draws of the labelled images.
+
+The draws depend on their number alone: all runs on one set are taught by the same images.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnjepa.probes import _logistic
+from cnnjepa.probes.features import Features, ProbeData, topk_accuracy
+from cnnjepa.probes.linear import class_scores
+from cnnjepa.randomness import Stream, generator
+
+TOLERANCE, MOST_ITERATIONS = 1e-3, 1000  # of a fit, as in the linear probe
+
+
+def drawn(labels_N: Tensor, sizes: Mapping[int, int], draw: int) -> Tensor:
+    """Return the sorted positions of `sizes[class]` images of each class.
+
+    A larger size adds images to those of a smaller one in the same draw.
+    """
+    labels = labels_N.cpu().numpy()
+    order = generator(draw, Stream.probe, 1).permutation(len(labels))
+    chosen = [order[labels[order] == label][:size] for label, size in sizes.items()]
+    return torch.from_numpy(np.sort(np.concatenate(chosen))).to(labels_N.device)
+
+
+def taught(data: ProbeData, images: Tensor) -> dict[str, float]:
+    """Return holdout_top1 and so on of the converged classifier of the images at these positions of `fit`."""
+    few = Features(data.fit.features_NC[images], data.fit.labels_N[images])
+    present, labels = few.labels_N.unique(return_inverse=True)
+    found, rows = _logistic.fit(few.features_NC, labels, TOLERANCE, MOST_ITERATIONS)
+    scores: dict[str, float] = {}
+    for name, part in data.judged().items():
+        values = topk_accuracy(class_scores(found, rows, part, present, data.classes), part.labels_N, data.classes)
+        scores |= {f"{name}_{k}": v for k, v in values.items()}
+    return scores
+
+
+def over_draws(data: ProbeData, sizes: Mapping[int, int], draws: int) -> dict[str, float]:
+    """Return the mean of each score over draws, and <part>_spread, the standard deviation of its top-1 in points."""
+    each = [taught(data, drawn(data.fit.labels_N, sizes, draw)) for draw in range(draws)]
+    found = {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
+    if draws > 1:
+        tops = [name for name in found if name.endswith("_top1")]
+        found |= {name.replace("_top1", "_spread"): float(np.std([scores[name] for scores in each], ddof=1)) for name in tops}
+    return found
+
+
+def score_names(draws: int) -> list[str]:
+    """Return the names of what `over_draws` returns."""
+    return [f"{part}_{score}" for part in ("holdout", "test") for score in ["top1", "top5", *["spread"] * (draws > 1)]]
+
+
+def counts(labels_N: Tensor) -> dict[int, int]:
+    """Return the images of each class."""
+    values, images = labels_N.unique(return_counts=True)
+    return dict(zip(values.tolist(), images.tolist(), strict=True))
+
+
+def require_finite(data: ProbeData) -> None:
+    """Raise ValueError where a feature is not finite."""
+    if not all(part.features_NC.isfinite().all() for part in (data.fit, *data.judged().values())):
+        raise ValueError("features are not finite")
