@@ -118,7 +118,7 @@ def run_missing(sweep: Sweep, cluster: ClusterProfile, console: Console, code: P
                 time.sleep(REFRESH_SECONDS)
             rule = f"{folder} must stay while trials run; got no such folder: something removed it"
             if embedded:
-                engine.abandon()
+                engine.abandon(all_children=False)
                 raise RuntimeError(f"{rule}; run the sweep again, which resumes them")
             print(f"error: {rule}; type the command again, which resumes them", file=sys.stderr, flush=True)
             leave(1)

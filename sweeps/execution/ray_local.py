@@ -1,5 +1,6 @@
 """Place workers with Ray Tune on this machine, within its cores, devices and memory."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -182,21 +183,31 @@ class LocalEngine:
             raise RuntimeError(f"Ray must keep running while trials run; {what}: type the command again, which resumes them") from error
 
     def close(self) -> None:
-        """Shut Ray down and remove the private folder."""
+        """Shut Ray down and remove the private folder. Other processes that the caller has started live on."""
         import ray
 
         if ray.is_initialized():
-            started = psutil.Process().children(recursive=True)
+            started = self._of_ray()
             ray.shutdown()
             kill(started)  # two of Ray's agents would linger for a minute
         shutil.rmtree(self._private, ignore_errors=True)
 
-    def abandon(self) -> None:
-        """Kill everything started here. Running trials can resume from their checkpoints."""
+    def abandon(self, all_children: bool = True) -> None:
+        """Kill Ray's processes, or all that this one has started. Running trials can resume from their checkpoints."""
         # Ray's agents are no longer below this process once the one that started them has died.
         agents = [p for p in psutil.process_iter(["cmdline"]) if _is_rays(p.info["cmdline"] or [], self._private)]
-        kill([*psutil.Process().children(recursive=True), *agents])
+        below = psutil.Process().children(recursive=True) if all_children else self._of_ray()
+        kill([*below, *agents])
         shutil.rmtree(self._private, ignore_errors=True)
+
+    def _of_ray(self) -> list[psutil.Process]:
+        """Return Ray's processes below this one, and all that they have started."""
+        found = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if _is_rays(child.cmdline(), self._private):
+                    found += [*child.children(recursive=True), child]
+        return found
 
 
 def _is_rays(words: list[str], folder: Path) -> bool:

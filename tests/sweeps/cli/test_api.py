@@ -23,7 +23,8 @@ from tests.support.tiny_sweep import sweep as tiny
 
 # Types the cells of the page into a namespace as a notebook does, in a thread of a process that has no file.
 _NOTEBOOK = """
-import json, os, signal, sys, threading
+import json, os, signal, subprocess, sys, threading
+own = subprocess.Popen(["sleep", "600"])
 cells, shown = json.loads(sys.stdin.read()), {"__name__": "__main__"}
 numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 before, environment, failed = [signal.getsignal(n) for n in numbers], dict(os.environ), []
@@ -34,9 +35,12 @@ def go():
 thread = threading.Thread(target=go)
 thread.start()
 thread.join()
+own_lives = own.poll() is None
+own.kill()
 assert failed == [None], "a cell failed"
 assert [signal.getsignal(n) for n in numbers] == before
 assert dict(os.environ) == environment
+assert own_lives, "a process of the caller's was ended with Ray"
 frame = shown["frame"]
 shape = list(shown["features"].shape)
 print("RESULT", json.dumps({"rows": len(frame), "states": sorted(set(frame.state)), "shape": shape}))
