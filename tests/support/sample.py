@@ -20,6 +20,8 @@ _SEEDED = "CNNJEPA_SAMPLE_SEED"
 seeded = pytest.mark.parametrize("seed", [pytest.param(SEED, id=f"{_SEEDED}={SEED}")])
 
 LONG = Path(__file__).parent.parent / "long_tests.json"
+# Test functions that take more than about half a second of a slow core, all parameters together: `make fast` leaves them out.
+SLOW = Path(__file__).parent.parent / "slow_tests.json"
 # What `make test` gives to the long tests, in seconds of one of its workers on two slow cores.
 BUDGET = 1200
 
@@ -81,20 +83,27 @@ def _name(item: pytest.Item) -> str:
     return item.nodeid.replace(f"{_SEEDED}={SEED}", _SEEDED)
 
 
+def _function(item: pytest.Item) -> str:
+    """Return the node ID without parameters."""
+    return item.nodeid.partition("[")[0]
+
+
 def leave_the_rest_to_nightly(items: Sequence[pytest.Item], listed: Sequence[Long], whole_files: bool = False) -> None:
-    """Mark long tests as slow, and those that are not drawn as nightly.
+    """Mark long and slow tests as slow, and long ones that are not drawn as nightly.
 
     Raise UsageError if `whole_files` were collected and lack a test that is listed.
     """
     found = {_name(item) for item in items}
+    functions, slow = {_function(item) for item in items}, set(json.loads(SLOW.read_text()))
     files = {name.partition("::")[0] for name in found}
     unknown = [test for entry in listed for test in entry.tests if entry.file in files and test not in found]
+    unknown += sorted(name for name in slow if name.partition("::")[0] in files and name not in functions)
     if whole_files and unknown:
-        raise pytest.UsageError(f"{LONG.name} lists tests that do not exist: {', '.join(unknown)}")
+        raise pytest.UsageError(f"{LONG.name} or {SLOW.name} lists tests that do not exist: {', '.join(unknown)}")
     stay = {test for entry in kept(listed, BUDGET) for test in entry.tests}
     long = {test for entry in listed for test in entry.tests}
     for item in items:
-        if _name(item) in long:
+        if _name(item) in long or _function(item) in slow:
             item.add_marker(pytest.mark.slow)
         if _name(item) in long - stay:
             item.add_marker(pytest.mark.nightly)
