@@ -81,6 +81,11 @@ class Schedule(Enum):
     constant = "constant"
 
 
+def _is_digested(encoder: "EncoderConfig") -> bool:
+    """Return whether the run ID has the content of the weights: their place is then of no consequence."""
+    return bool(encoder.weights_digest)
+
+
 @dataclass
 class EncoderConfig:
     """The trained network; `width` and `blocks` apply only to resnet_small."""
@@ -94,6 +99,10 @@ class EncoderConfig:
     graphs: bool = field(default=False, metadata=NEUTRAL)  # CUDA graphs of both encoders, if they give the same results
     patch_size: int = field(default=14, metadata=ADDED)  # pixels per side; ViTs only
     vit_depth: int = field(default=12, metadata=ADDED)  # transformer blocks; ViTs only
+    # What it starts from: a run folder, SWEEP_FOLDER/TRIAL, a .safetensors or torch file, torchvision:NAME or timm:NAME.
+    weights: str = field(default="", metadata={"neutral": _is_digested, **ADDED})
+    weights_keys: list[str] = field(default_factory=list, metadata={"neutral": _is_digested, **ADDED})
+    weights_digest: str = field(default="", metadata=ADDED)  # of the tensors; filled in when the run is planned
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cnnjepa import weights
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits
 from cnnjepa.methods._base import weights_dtype
@@ -50,7 +51,8 @@ def references(
         scores = {metric: found.metrics[metric] for metric in found.images}
     else:
         scores = _shared_scores(config, folder.shared, splits, ranks, sorted(found.images), wanted, conditions)
-    return {f"random {config.encoder.name.name}": scores, **guessed} if scores else guessed
+    untrained = "the weights it starts from" if config.encoder.weights else f"random {config.encoder.name.name}"
+    return {untrained: scores, **guessed} if scores else guessed
 
 
 def _shared_scores(
@@ -90,10 +92,16 @@ def _shared_scores(
 
 
 def random_encoder(config: TrainConfig, splits: Splits, ranks: Ranks) -> nn.Module:
-    """Return the encoder that a run of `config` starts from, with BatchNorm statistics over the training images."""
+    """Return the encoder that a run of `config` starts from, with BatchNorm statistics over the training images.
+
+    Weights of `encoder.weights` bring their own statistics.
+    """
     alone = replace(config.encoder, sync_bn=False)  # every rank sees all images: there is nothing to synchronise
     seed = integer(config.seed, Stream.weights, 0)
     encoder: nn.Module = build_encoder(alone, config.data.image_size, seed, config.data.channels)
     encoder.to(device=ranks.device, dtype=weights_dtype(config), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    calibrate_batchnorm(encoder, config, splits, ranks)
+    if config.encoder.weights:
+        encoder.load_state_dict(weights.planned(config))
+    else:
+        calibrate_batchnorm(encoder, config, splits, ranks)
     return encoder

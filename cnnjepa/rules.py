@@ -256,6 +256,9 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     decayed = optimizer.name is OptimizerName.adamw or optimizer.weight_decay > 0
     rule = f"be positive with optimizer.name={optimizer.name.name}, which scales only decayed weights"
     _require(decayed, "optimizer.weight_decay", rule, optimizer.weight_decay)
+    for entry in config.encoder.weights_keys:
+        _require("=" in entry, "encoder.weights_keys", "hold entries OLD=NEW, the beginnings of names", entry)
+        _require(bool(config.encoder.weights), "encoder.weights", "be given with encoder.weights_keys", "none")
     if config.encoder.graphs:
         _require(config.method.name == "cnn_jepa", "encoder.graphs", "be false with any method but cnn_jepa", True)
         _require(not config.encoder.compile, "encoder.graphs", "be false with encoder.compile, which takes the same part", True)

@@ -39,6 +39,7 @@ KEYS = {
     "threads": "threads",
     "device": "device",
     "data": "data",
+    "weights": "encoder.weights",
     "data_root": "data.root",
     "fingerprint": "data.fingerprint",
     "workers": "data.workers",
@@ -131,14 +132,17 @@ def check_gpu(config: TrainConfig, seconds: float) -> list[tuple[str, str, str]]
 
 
 def identified(configs: Sequence[TrainConfig]) -> tuple[list[TrainConfig], list[str]]:
-    """Return `configs` with the fingerprints of a user's own images, and lines about those images."""
+    """Return `configs` with the fingerprints of a user's own images and the digests of weights, and lines about both."""
     from cnnjepa.data.datasets import about, divide, load_dataset
     from cnnjepa.data.fingerprint import fingerprint
 
     found: list[TrainConfig] = []
     lines: list[str] = []
     known: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for config in configs:
+        if config.encoder.weights:
+            config = with_digest(config, digests, lines)
         data, asked = config.data, str(config.data)
         if data.name in OWN_SETS and asked not in known:
             dataset = load_dataset(data)
@@ -152,6 +156,24 @@ def identified(configs: Sequence[TrainConfig]) -> tuple[list[TrainConfig], list[
         lines += [line for line in [size_line(config)] if line]
         found.append(replace(config, data=replace(data, fingerprint=known[asked])) if asked in known else config)
     return found, list(dict.fromkeys(lines))
+
+
+def with_digest(config: TrainConfig, known: dict[str, str], lines: list[str]) -> TrainConfig:
+    """Return `config` with the digest of its weights; add what did not match to `lines`, and the digest to `known`.
+
+    Raise ValueError where the weights do not fit the encoder, or are not those that `config` was planned with.
+    """
+    from cnnjepa import weights
+
+    encoder = replace(config.encoder, weights=weights.located(config.encoder.weights))
+    asked = f"{replace(encoder, weights_digest='')} {config.data.image_size} {config.data.channels}"
+    if asked not in known:
+        state, line = weights.loaded(encoder, config.data.image_size, config.data.channels)
+        known[asked] = weights.digest(state)
+        lines.append(line)
+    if encoder.weights_digest not in ("", known[asked]):
+        raise ValueError(weights.changed(encoder, known[asked]))
+    return replace(config, encoder=replace(encoder, weights_digest=known[asked]))
 
 
 def bytes_of_a_run(config: TrainConfig) -> int:

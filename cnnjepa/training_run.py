@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cnnjepa import weights
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Splits, load_splits
+from cnnjepa.data.faults import raise_alike
 from cnnjepa.data.loader import Plan, build_plan
 from cnnjepa.data.skipped import without_bad
 from cnnjepa.distributed import GradientBuckets
@@ -138,8 +140,9 @@ def build_run(config: TrainConfig, folder: RunFolder, ranks: Ranks) -> Run:
 def resume(run: Run) -> Checkpoint | None:
     """Resume from the newest intact checkpoint whose records are whole, if any, on every rank.
 
-    Return it. Raise PastTheEndError on every rank if the run has become shorter, ImagesChangedError
-    if it has other images than it began with.
+    Return it. Without one, load the weights of `encoder.weights`. Raise PastTheEndError on every rank
+    if the run has become shorter, ImagesChangedError if it has other images than it began with, and
+    WeightsChangedError if the weights are not those that it was planned with.
     """
     found, refused = None, None
     if run.ranks.is_main:
@@ -150,11 +153,25 @@ def resume(run: Run) -> Checkpoint | None:
     if (refused := broadcast_object(refused, run.ranks)) is not None:
         raise refused
     found = broadcast_object(found, run.ranks)
+    if found is None and run.config.encoder.weights:
+        start_from_weights(run)
     if found is not None:
         run.restore(checkpoint.read(found, run.ranks.device))
         if run.ranks.is_main:
             log.warning("resuming %s at step %d of %d", run.folder.path.name, run.step, run.plan.total_steps)
     return found
+
+
+def start_from_weights(run: Run) -> None:
+    """Load `encoder.weights`, alike on every rank; raise on all of them what any raises."""
+    fault: Exception | None = None
+    try:
+        run.method.start_from(weights.planned(run.config))
+    except Exception as error:
+        fault = error
+    raise_alike(fault, run.ranks)
+    if run.ranks.is_main:
+        log.info("starting from %s", run.config.encoder.weights)
 
 
 def own(run: Run, begun: Checkpoint | None) -> Recorder:

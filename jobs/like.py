@@ -1,4 +1,4 @@
-"""Write a run as the overrides that make it alone, and expand `jobs.pretrain --like TRIAL` to them."""
+"""Write a run as the overrides that make it alone, and expand `jobs.pretrain --like TRIAL` and `--weights-from` to them."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,22 +90,23 @@ def text(value: Any) -> str:
 
 
 def expanded(arguments: Sequence[str]) -> tuple[list[str], Original | None]:
-    """Return `arguments` with the overrides of the run that --like names in its place, and that run.
+    """Return `arguments` with the overrides of the run that --like or --weights-from names in its place, and that run.
 
     What the other arguments set anew is left out of them. Raise ValueError if there is no such run.
     """
-    words, named = list(arguments), ""
-    for i, word in enumerate(words):
-        if word == "--like" and i + 1 < len(words):
-            named, words = words[i + 1], [*words[:i], *words[i + 2 :]]
-            break
-        if word.startswith("--like="):
-            named, words = word.partition("=")[2], [*words[:i], *words[i + 1 :]]
-            break
-    if not named:
+    like, words = _taken("--like", list(arguments))
+    start, words = _taken("--weights-from", words)
+    if like and start:
+        raise ValueError(f"--weights-from must be given without --like, whose configuration it takes too; got --like {like}")
+    if not (named := like or start):
         return words, None
-    config, given, folder = _original(named)
+    config, given, folder = _original(named, "--like" if like else "--weights-from")
     base = [word for word in overrides_of(config, given) if not any(_replaces(own, word) for own in words)]
+    if start:
+        key = task_of(config).KEYS.get("weights")
+        if key is None:
+            raise ValueError(f"--weights-from must name a run whose task can start from weights; got {start}")
+        base = [*(word for word in base if not word.startswith(key)), f"{key}={text(str(folder))}"]
     if (task := task_name(config)) != DEFAULT_TASK:
         base = [f"task={task}", *base]
     # Beside the other overrides, of which none sets what these do: options may stand before or after them.
@@ -119,9 +120,19 @@ def _replaces(own: str, word: str) -> bool:
     return "=" in own and (known == key or known.startswith(f"{key}.") or key.startswith(f"{known}."))
 
 
-def _original(named: str) -> tuple[Any, list[str], Path]:
+def _taken(option: str, words: list[str]) -> tuple[str, list[str]]:
+    """Return what stands behind `option`, "" without it, and the other words."""
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            return words[i + 1], [*words[:i], *words[i + 2 :]]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2], [*words[:i], *words[i + 1 :]]
+    return "", words
+
+
+def _original(named: str, option: str) -> tuple[Any, list[str], Path]:
     """Return configuration, overrides as far as they were recorded, and folder of the run that is meant."""
-    folder = run_folder(Path(named), "--like")
+    folder = run_folder(Path(named), option)
     sweep = folder.parent.parent if folder.parent.name == "trials" else None
     if sweep is not None and (sweep / "sweep.json").exists():
         program.use(sweep)
@@ -131,5 +142,5 @@ def _original(named: str) -> tuple[Any, list[str], Path]:
     if (folder / "config.yaml").exists():
         return RunFolder(folder).config(), known.overrides if known else [], folder
     if known is None or known.values is None:
-        raise ValueError(f"--like must be SWEEP_FOLDER/TRIAL, or a run folder with config.yaml; got {named}")
+        raise ValueError(f"{option} must be SWEEP_FOLDER/TRIAL, or a run folder with config.yaml; got {named}")
     return from_dict(known.values), known.overrides, folder

@@ -11,11 +11,12 @@ from typing import Any
 
 from cnnjepa.run import checkpoint
 from cnnjepa.run.folder import RunFolder, RunStatus
-from cnnjepa.run.identity import DEFAULT_TASK, identity, lookup, signature
+from cnnjepa.run.identity import DEFAULT_TASK, from_dict, identity, lookup, put, signature, to_dict
 from cnnjepa.run.ranks import Device, broadcast_object, joined
 from jobs.cluster import JobSpec
 from jobs.config import default_run_dir
 from jobs.task import Task, task_of
+from jobs.trials import run_folder
 
 
 def apart_from_data(config: Any) -> dict[str, Any]:
@@ -30,6 +31,20 @@ def apart_from_data(config: Any) -> dict[str, Any]:
 def data_of(config: Any) -> str:
     """Return the fingerprint of a configuration's data, "" without one."""
     return str(task_of(config).get(config, "fingerprint", ""))
+
+
+def with_weights_of_a_trial(config: Any) -> Any:
+    """Return `config` with the run folder of the trial whose weights it starts from, where it names one as SWEEP_FOLDER/TRIAL."""
+    task = task_of(config)
+    source = str(task.get(config, "weights", ""))
+    if not source or Path(source).exists():
+        return config
+    found = run_folder(Path(source), task.KEYS["weights"])
+    if not found.is_dir():
+        return config
+    values = to_dict(config)
+    put(values, task.KEYS["weights"], str(found))
+    return from_dict(values)
 
 
 def planned(job: JobSpec) -> tuple[JobSpec, list[str]]:
@@ -56,11 +71,11 @@ def planned(job: JobSpec) -> tuple[JobSpec, list[str]]:
 
 
 def _planned(job: JobSpec, task: Task) -> tuple[JobSpec, list[str]]:
-    (train,), lines = task.identified([job.train])
-    if not data_of(train):
-        return job, lines
+    (train,), lines = task.identified([with_weights_of_a_trial(job.train)])
     names_none = job.run_dir == default_run_dir(job.cluster, job.train)
     new = replace(job, train=train, run_dir=default_run_dir(job.cluster, train) if names_none else job.run_dir)
+    if not data_of(train):
+        return new, lines
     folders = [
         RunFolder(path) for path in (job.run_dir.parent.glob("*") if names_none else [job.run_dir]) if (path / "config.yaml").is_file()
     ]

@@ -56,7 +56,7 @@ def describe(job: JobSpec, result: RunResult | None) -> str:
 
 
 def run(job: JobSpec, original: Original | None = None) -> int:
-    """Run `job`, print how it ended, and return the exit status; `original` is the run that --like names."""
+    """Run `job`, print how it ended, and return the exit status; `original` is the run that --like or --weights-from names."""
     task = task_of(job.train)
     task.validate(job.train, rank_count())
     with joined(task.get(job.train, "device", Device.cpu)):  # once: the ranks could not meet a second time
@@ -189,6 +189,8 @@ def command_line() -> Parser:
     what.add_argument("-m", "--multirun", action="store_true", help="run every combination of values such as optimizer.lr=0.001,0.003")
     like = "begin from the configuration of that run, SWEEP_FOLDER/TRIAL or a run folder; the overrides change it"
     what.add_argument("--like", metavar="TRIAL", help=like)
+    start = "a new run of that run's configuration that starts from the weights of its encoder"
+    what.add_argument("--weights-from", metavar="TRIAL", help=start)
     look = parser.add_argument_group("look, and run nothing")
     look.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the configuration as YAML")
     look.add_argument("--resolve", action="store_true", help="with --cfg: resolve references to other keys")

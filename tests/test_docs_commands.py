@@ -49,6 +49,9 @@ TYPED = {
     f"python -m jobs.export {_ABLATION}/3": Run("backbone.safetensors: target backbone after", after=(_RUN_ABLATION,)),
     f"python -m sweeps show {_ABLATION} 3": Run("to run it alone", after=(_RUN_ABLATION,)),
     f"python -m sweeps show {_ABLATION} 3 0": Run("method.predictor.depth: 1 -> 4", after=(_RUN_ABLATION,)),
+    f"python -m jobs.pretrain --weights-from {_ABLATION}/3 epochs=16": Run(
+        "tensors of the encoder", "", "epochs=3", after=(_RUN_ABLATION,)
+    ),
     f"python -m jobs.pretrain --like {_ABLATION}/3 epochs=16": Run("epochs: 2 -> 3", "", "epochs=3", after=(_RUN_ABLATION,)),
     "python sweeps/joint_search.py --cluster local": Run("multi_fidelity chooses up to 16 configurations", "--dry-run"),
     "python sweeps/predictor_ablation.py --cluster komondor --scale paper --seeds 3 --dry-run account=abc": Run(

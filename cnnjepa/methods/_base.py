@@ -49,6 +49,12 @@ class BaseMethod(nn.Module, Generic[Settings]):
         """Add the modules beside the encoder. Their weights depend only on the seed."""
         raise NotImplementedError
 
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Load weights into the encoder and into every copy of it, such as a target."""
+        for module in self.modules():
+            if type(module) is type(self.encoder):
+                module.load_state_dict(state)
+
     @staticmethod
     def views(config: TrainConfig) -> list[ViewSpec]:
         """Return the views to draw of each image."""

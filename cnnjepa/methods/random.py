@@ -1,6 +1,7 @@
 """No training, the lower baseline: the initial encoder with calibrated BatchNorm statistics.
 
 Images are loaded once, after the first step, for these statistics. Steps count, but cost nothing.
+With `encoder.weights` it is the baseline of those weights, which bring their own statistics.
 """
 
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ class Method(BaseMethod[Config]):
 
     def after_step(self, step: int) -> dict[str, Any]:
         """Set the BatchNorm statistics after the first step, the same on every rank."""
-        if step == 0:
+        if step == 0 and not self.config.encoder.weights:
             with joined(self.config.device) as ranks:  # the run's own, to end alike if an image cannot be read
                 calibrate_batchnorm(self.encoder, self.config, self.splits, ranks)
         return {}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from jobs.planned import apart_from_data, data_of, must_hold, not_recorded
+from jobs.planned import apart_from_data, data_of, must_hold, not_recorded, with_weights_of_a_trial
 from jobs.task import task_of
 from sweeps.spec.sweep import Trial
 from sweeps.state.folder import Sweep
@@ -27,7 +27,7 @@ class PlannedData:
         if not configs:
             return configs
         try:
-            found, lines = task_of(configs[0]).identified(configs)
+            found, lines = task_of(configs[0]).identified([with_weights_of_a_trial(config) for config in configs])
         except (ValueError, OSError) as error:
             if not self._asked.dry_run:
                 raise

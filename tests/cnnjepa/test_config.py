@@ -14,7 +14,8 @@ from tests.support.tiny import tiny_config
 def leaves(config: object, path: tuple[str, ...] = (), neutral: bool = False) -> list[tuple[tuple[str, ...], bool]]:
     found = []
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        value, outside = getattr(config, f.name), neutral or bool(f.metadata.get("neutral"))
+        is_neutral = f.metadata.get("neutral")
+        value, outside = getattr(config, f.name), neutral or bool(is_neutral(config) if callable(is_neutral) else is_neutral)
         if dataclasses.is_dataclass(value):
             found += leaves(value, (*path, f.name), outside)
         else:

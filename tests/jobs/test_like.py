@@ -5,15 +5,18 @@ import io
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cnnjepa.models.encoders import build_encoder
 from cnnjepa.run.folder import RunFolder
 from cnnjepa.run.identity import signature
 from jobs import pretrain
-from jobs.config import compose_job
+from jobs.config import compose_job, default_run_dir
 from jobs.like import expanded, overrides_of
+from jobs.planned import planned, with_weights_of_a_trial
 from sweeps import __main__ as commands
 from sweeps.method_comparison import SWEEP as METHODS
 from sweeps.report import one_trial
@@ -112,6 +115,45 @@ def test_a_trial_that_is_unknown_or_no_run_is_refused_in_one_line(view: View, tm
     }.items():
         with pytest.raises(ValueError, match=said):
             expanded(["--like", named, "epochs=2"])
+
+
+def test_weights_from_takes_its_configuration_and_starts_from_its_encoder(view: View, tmp_path: Path) -> None:
+    folder = view.sweep.trial_dir(view.sweep.trials[3])
+    words, original = expanded(["--weights-from", f"{view.sweep.path}/3", "epochs=8"])
+    assert original is not None
+    assert original.named == f"{view.sweep.path}/3"
+    assert words[-1] == f"encoder.weights={folder}"
+    assert words[0] == "epochs=8"
+    again = compose_job(words, validated=False).train
+    assert replace(again.encoder, weights="") == view.sweep.trials[3].config.encoder
+    # What that run itself started from is of no consequence.
+    base = [word for word in words[1:] if not word.startswith("encoder.weights")]
+    started = compose_job([*base, "encoder.weights=/gone.pth", "encoder.weights_digest=ab", "encoder.weights_keys=[a=b]"], validated=False)
+    RunFolder(tmp_path / "run").prepare(started.train)
+    words, _ = expanded([f"--weights-from={tmp_path / 'run'}"])
+    assert [word for word in words if word.startswith("encoder.weights")] == [f"encoder.weights={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match=r"--weights-from must be given without --like, whose configuration it takes too; got --like x"):
+        expanded(["--like", "x", "--weights-from", "y"])
+    with pytest.raises(ValueError, match=r"^--weights-from must be SWEEP_FOLDER/TRIAL, or a run folder with config.yaml; got no/such$"):
+        expanded(["--weights-from", "no/such"])
+
+
+def test_weights_may_be_named_as_a_trial(view: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace(view.sweep.trials[0].config, encoder=replace(view.sweep.trials[0].config.encoder, weights=f"{view.sweep.path}/3"))
+    folder = view.sweep.trial_dir(view.sweep.trials[3])
+    folder.mkdir(parents=True, exist_ok=True)
+    assert with_weights_of_a_trial(asked).encoder.weights == str(folder)
+    other = replace(asked, encoder=replace(asked.encoder, weights="timm:resnet18"))
+    assert with_weights_of_a_trial(other) == other
+    monkeypatch.setattr("cnnjepa.weights.read", lambda source: build_encoder(asked.encoder, 32, 1, 3).state_dict())
+    job = compose_job(
+        [f"encoder.weights={folder}", "data=digits", f"encoder.width={asked.encoder.width}", f"cluster.runs_dir={tmp_path}"],
+        validated=False,
+    )
+    new, lines = planned(job)
+    assert new.train.encoder.weights_digest
+    assert new.run_dir == default_run_dir(job.cluster, new.train) != default_run_dir(job.cluster, job.train)
+    assert lines[0].startswith(f"encoder.weights {folder}: ")
 
 
 def test_pretrain_runs_it_in_the_users_folder(
