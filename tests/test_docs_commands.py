@@ -94,7 +94,7 @@ TYPED = {
         "nothing to do, all scores are there", after=(_RUN_ABLATION,)
     ),
     f"python -m jobs.probe {_ABLATION} 'probes.names=[few_shot,label_fraction,robustness]' 'probes.data=[fashion_mnist]'": Run(
-        "robustness.fashion_mnist.test_top1", "", "probes.robustness_images=20", after=(_RUN_ABLATION,)
+        "to score: few_shot, label_fraction, robustness, few_shot.fashion_mnist", "--dry-run", after=(_RUN_ABLATION,)
     ),
     "python -m jobs.pretrain 'probes.names=[linear,knn,collapse,few_shot,label_fraction]'": Run(
         "few_shot.shots1_test_top1", "", f"{_SHORT} data.train_limit=400"

@@ -54,23 +54,26 @@ def shorter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_longer_run_that_begins_with_it_is_the_same_bit_for_bit(shorter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("epochs", "longer"), [(5, 8), pytest.param(100, 150, marks=pytest.mark.nightly)])
+def test_a_longer_run_that_begins_with_it_is_the_same_bit_for_bit(epochs: int, longer: int, shorter: Path, tmp_path: Path) -> None:
+    if epochs != 5:
+        run(lasting(epochs), shorter := tmp_path / "shorter")
     found = stable.kept(shorter)
     assert found is not None
-    assert found.step == 20
+    assert found.step == epochs * 4
     folder = RunFolder(tmp_path / "continued")
-    folder.prepare(lasting(8))
-    assert stable.begin_with(folder, shorter) == 20
-    result = run(lasting(8), tmp_path / "continued")
+    folder.prepare(lasting(longer))
+    assert stable.begin_with(folder, shorter) == epochs * 4
+    result = run(lasting(longer), tmp_path / "continued")
     assert result is not None
     assert result.resumes == 1
-    run(lasting(8), tmp_path / "whole")
+    run(lasting(longer), tmp_path / "whole")
     assert comparable(tmp_path / "continued") == comparable(tmp_path / "whole")
     ours, whole = final_state(tmp_path / "continued"), final_state(tmp_path / "whole")
     assert_bitwise_equal({**ours, "resumes": 0}, {**whole, "resumes": 0})
     later = stable.kept(tmp_path / "continued")
     assert later is not None
-    assert later.step == 32
+    assert later.step == longer * 4
 
 
 def test_a_run_that_was_stopped_just_there_keeps_it_when_it_goes_on(tmp_path: Path) -> None:
