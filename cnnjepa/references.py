@@ -28,6 +28,7 @@ from cnnjepa.run.typed import checked
 
 log = logging.getLogger(__name__)
 CHANCE = "chance level"
+REFERENCE = "reference"  # in the costs of the run that computed the scores of the encoder before training
 
 
 def references(
@@ -37,7 +38,7 @@ def references(
     ranks: Ranks,
     found: Outcome,
     wanted: Mapping[str, Sequence[str]] | None = None,
-    conditions: Conditions = Conditions(),  # noqa: B008, frozen
+    conditions: Conditions | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return name -> the scores of `found` as guessing and, in a sweep, a random encoder have them.
 
@@ -50,7 +51,7 @@ def references(
     if config.method.name == "random":
         scores = {metric: found.metrics[metric] for metric in found.images}
     else:
-        scores = _shared_scores(config, folder.shared, splits, ranks, sorted(found.images), wanted, conditions)
+        scores = _shared_scores(config, folder.shared, splits, ranks, sorted(found.images), wanted, conditions or Conditions())
     untrained = "the weights it starts from" if config.encoder.weights else f"random {config.encoder.name.name}"
     return {untrained: scores, **guessed} if scores else guessed
 
@@ -83,7 +84,7 @@ def _shared_scores(
     if not (cause := first_of(cause, ranks)):
         outcome = run_probes(encoder, config, splits, ranks, True, wanted, replace(conditions, folder=path.parent))
     for line in [cause] if cause else [f"{probe}: {why}" for probe, why in outcome.missing.items()]:
-        log.warning("the random encoder has no score: %s", line)
+        log.warning("the encoder before training has no score: %s", line)
     scores = {metric: outcome.metrics[metric] for metric in metrics if metric in outcome.metrics}
     if ranks.is_main and len(scores) == len(metrics):
         path.parent.mkdir(exist_ok=True)

@@ -256,6 +256,8 @@ def validate(config: TrainConfig, ranks: int = 1) -> None:
     decayed = optimizer.name is OptimizerName.adamw or optimizer.weight_decay > 0
     rule = f"be positive with optimizer.name={optimizer.name.name}, which scales only decayed weights"
     _require(decayed, "optimizer.weight_decay", rule, optimizer.weight_decay)
+    given = bool(config.encoder.weights) or not config.encoder.weights_digest
+    _require(given, "encoder.weights", "be given with encoder.weights_digest, their digest", "none")
     for entry in config.encoder.weights_keys:
         _require("=" in entry, "encoder.weights_keys", "hold entries OLD=NEW, the beginnings of names", entry)
         _require(bool(config.encoder.weights), "encoder.weights", "be given with encoder.weights_keys", "none")

@@ -73,7 +73,7 @@ def probe(config: TrainConfig, folder: RunFolder, wanted: Mapping[str, Sequence[
             outcome.missing,
             outcome.images,
             references(config, folder, splits, ranks, outcome, wanted, conditions),
-            outcome.seconds,
+            outcome.hours,
             f"CollapsedError: collapsed: {cause}, at epoch {config.epochs}" if cause else "",
         )
         scores.about = {"step": found.step, "checkpoint": found.digest, "ranks": ranks.count, "device": ranks.device.type}

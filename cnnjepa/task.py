@@ -82,6 +82,7 @@ PAPER_SHAPE = {
     "encoder.name": "resnet50",
     "precision": "bf16",
 }
+_SOLVER = ("linear_tolerance", "linear_max_iterations")  # of each classifier that is fitted to features
 _AT_THE_END = ("test_", "paper_protocol_")  # scores on images that no probe during training sees
 _CHECKPOINT_HEAD = 2**20  # names and indices, at most
 
@@ -315,7 +316,8 @@ def _settings(probes: ProbeConfig, name: str) -> dict[str, Any]:
     """Return what a probe's scores depend on; a key that begins with a probe's name is that probe's."""
     others = tuple(f"{other}_" for other in probe_names() if other != name)
     which = ("names", "every_epochs", "data")
-    return {k: v for k, v in identity(probes).items() if k not in which and not k.startswith(others)}
+    shared = _SOLVER if name in ("few_shot", "label_fraction", "robustness") else ()
+    return {k: v for k, v in identity(probes).items() if k in shared or (k not in which and not k.startswith(others))}
 
 
 def _sources(config: TrainConfig) -> dict[str, dict[str, Any]]:

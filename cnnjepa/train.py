@@ -19,11 +19,11 @@ from cnnjepa.monitoring.progress import TrainingProgress
 from cnnjepa.monitoring.recorder import Recorder
 from cnnjepa.monitoring.telemetry import Telemetry
 from cnnjepa.optim import set_learning_rate, set_weight_decay
-from cnnjepa.probes import Outcome, run_probes
+from cnnjepa.probes import Outcome, device_hours, run_probes
 from cnnjepa.probes._evaluation import Conditions
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.randomness import Stream, integer
-from cnnjepa.references import references
+from cnnjepa.references import REFERENCE, references
 from cnnjepa.rules import validate
 from cnnjepa.run import skipped, stable
 from cnnjepa.run.consistency import disagreement
@@ -275,7 +275,7 @@ def probe_due(run: Run, step: int) -> bool:
     return wanted and step < run.plan.total_steps
 
 
-def probe(run: Run, recorder: Recorder, final: bool, conditions: Conditions = Conditions()) -> Outcome:  # noqa: B008, frozen
+def probe(run: Run, recorder: Recorder, final: bool, conditions: Conditions | None = None) -> Outcome:
     """Probe the run on all ranks; record and return the outcome.
 
     Test images are read only if `final`. Raise CollapsedError on every rank if features collapsed,
@@ -306,9 +306,13 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str, should_stop: C
     """
     conditions = Conditions(run.folder.path / "evaluations", should_stop, run.pace.touch)
     found = Outcome() if pruned else probe(run, recorder, True, conditions)
-    apart = sum(found.spent.values())
-    seconds, device_hours = run.seconds - apart, run.device_hours * (1 - apart / max(run.seconds, 1e-9))
-    compared = references(run.config, run.folder, run.splits, run.ranks, found, conditions=conditions)
+    with run.pace.within("probing", PROBE_SECONDS):
+        own = sum(conditions.spent.values())
+        compared = references(run.config, run.folder, run.splits, run.ranks, found, conditions=conditions)
+    seconds = run.seconds
+    apart = sum(conditions.spent.values()) / max(seconds, 1e-9)
+    # A run that computes the scores of the encoder before training, for all runs of a sweep, tells what that took.
+    of_reference = device_hours(sum(conditions.spent.values()) - own, run.config, run.ranks)
     result = RunResult(
         RunStatus.pruned if pruned else RunStatus.completed,
         cause=pruned,
@@ -318,9 +322,9 @@ def finish(run: Run, recorder: Recorder, claim: int, pruned: str, should_stop: C
         references=compared,
         probes=run.folder.probes() if run.ranks.is_main else {},
         step=run.step,
-        seconds=seconds,
-        device_hours=device_hours,
-        evaluation_seconds=found.seconds,
+        seconds=seconds * (1 - apart),
+        device_hours=run.device_hours * (1 - apart),
+        evaluation_hours={**found.hours, **({REFERENCE: of_reference} if of_reference else {})},
         # A method without views loads no image.
         images_per_second=run.step * run.config.global_batch_size / run.training_seconds if run.method.views(run.config) else 0.0,
         peak_memory_mb=peak_memory_mb(run.ranks),

@@ -1,8 +1,8 @@
 """Weights that an encoder starts from: another run's, a file's, or those of torchvision or timm.
 
-Every tensor of the encoder must be in them, under its own name and with its own shape. Names that
-differ by what stands before them, such as `module.encoder_q.`, are found by themselves if there is
-one such beginning, and by `encoder.weights_keys` otherwise. Files are read without running code.
+Every tensor of the encoder must be in them, under its own name and with its own shape. All names may
+have one beginning, such as `module.encoder.`, which is left out. `encoder.weights_keys` replaces
+other beginnings. Files are read without running code.
 """
 
 import hashlib
@@ -64,8 +64,8 @@ def read(source: str) -> dict[str, Tensor]:
             raise _rule(source, "be a whole .safetensors file", f"which cannot be read ({_line(error)})", "copy it again") from error
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        is_code = isinstance(error, pickle.UnpicklingError)
+    except Exception as error:  # whatever bytes that are no torch file make of it
+        is_code = isinstance(error, pickle.UnpicklingError) and any(word in str(error) for word in ("GLOBAL", "global", "reduce"))
         got = "which holds Python objects beside tensors" if is_code else f"which cannot be read ({_line(error)[:200]})"
         remedy = "save its state_dict() alone, or as .safetensors"
         raise _rule(source, "be a torch file of tensors, which is read without running code", got, remedy) from error
@@ -97,7 +97,10 @@ def _of_run(source: str, path: Path) -> dict[str, Tensor]:
         got = "which is of another task" if found is not None else "which has no intact checkpoint"
         raise _rule(source, "be a run of an encoder with a checkpoint", got, "give another run")
     method = build_method(config, 1, torch.device("cpu"))
-    method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
+    try:
+        method.load_state_dict(checkpoint.read(found, torch.device("cpu"))["method"])
+    except RuntimeError as error:
+        raise _rule(source, "be a run of this version", _line(error)[:200], "give a file that jobs.export wrote") from error
     tensors: dict[str, Tensor] = method.probe_encoder.state_dict()
     return tensors
 
@@ -127,7 +130,10 @@ def renamed(tensors: Mapping[str, Tensor], keys: Sequence[str]) -> dict[str, Ten
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         old, new = next((pair for pair in pairs if name.startswith(pair[0])), ("", ""))
-        found[new + name.removeprefix(old)] = tensor
+        called = new + name.removeprefix(old)
+        if called in found:
+            raise ValueError(f"encoder.weights_keys must give each tensor a name of its own; got {called} for two of them")
+        found[called] = tensor
     return found
 
 

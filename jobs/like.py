@@ -79,6 +79,8 @@ def _completed(config: Any, task: Task, words: Sequence[str]) -> list[str]:
     root = task.KEYS.get("data_root")
     if root and whole[root] and whole[root] != lookup(to_dict(made), root):
         keys.append(root)  # as a profile has it
+    if (source := task.KEYS.get("weights")) and whole[source]:  # its digest alone is in the identity
+        keys += [source, f"{source}_keys"]
     return [*words, *(f"{key}={text(whole[key])}" for key in dict.fromkeys(keys))]
 
 

@@ -20,7 +20,7 @@ from cnnjepa.data.datasets import Splits, load_other
 from cnnjepa.data_config import other_set
 from cnnjepa.probe_config import EVALUATIONS
 from cnnjepa.probes import robustness
-from cnnjepa.probes._evaluation import Conditions, Kept, kept_of
+from cnnjepa.probes._evaluation import Conditions, EvaluationError, Kept, kept_of
 from cnnjepa.probes.collapse import collapsed
 from cnnjepa.probes.features import FeatureError, ProbeData, probe_data
 from cnnjepa.run.folder import EvaluationStopped
@@ -38,8 +38,7 @@ class Outcome:
     missing: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)  # score -> its expected value if the classes are guessed
-    seconds: dict[str, float] = field(default_factory=dict)  # evaluation -> what it took, over all its starts
-    spent: dict[str, float] = field(default_factory=dict)  # evaluation -> what it took of that in this call
+    hours: dict[str, float] = field(default_factory=dict)  # evaluation -> device-hours, over all its starts
 
     def __or__(self, other: "Outcome") -> "Outcome":
         """Return both together."""
@@ -53,7 +52,7 @@ def run_probes(
     ranks: Ranks,
     final: bool,
     wanted: Mapping[str, Sequence[str]] | None = None,
-    conditions: Conditions = Conditions(),  # noqa: B008, frozen
+    conditions: Conditions | None = None,
 ) -> Outcome:
     """Run the probes on rank 0 and return their outcome, alike on every rank.
 
@@ -61,7 +60,7 @@ def run_probes(
     <probe>.<set>.<metric>. `wanted` chooses probes by the name of the set, where "" is the run's
     own. Raise EvaluationStopped on all ranks if `conditions` ask to stop.
     """
-    names = config.probes.names
+    names, conditions = config.probes.names, conditions or Conditions()
     chosen = own_probes(config, final) if wanted is None else wanted.get("", ())
     found = probes_on(encoder, config, splits, ranks, final, chosen, conditions)
     for entry in config.probes.data if final else ():
@@ -92,18 +91,20 @@ def probes_on(
         if metrics is None and name in kept and (gone := broadcast_object(collapsed(found.metrics, config.probes), ranks)):
             why = f"not computed, since the features have collapsed: {gone}"
         if metrics is None and not why:
+            if name in kept:
+                kept[name].begun = began
             metrics, why = values_of(name, encoder, config, splits, data, ranks, kept.get(name))
+        if name in kept and name not in known:
+            conditions.spent[name] = conditions.spent.get(name, 0.0) + time.perf_counter() - began
         if metrics is None:
             found.missing[name] = why
             continue
         if name in kept:
-            spent = metrics["seconds"] if name in known else kept[name].earlier_seconds + time.perf_counter() - began
-            metrics = {key: value for key, value in metrics.items() if key != "seconds"}
-            found.seconds[name] = spent
             if name not in known:
-                kept[name].finish({**metrics, "seconds": spent})
-                found.spent[name] = time.perf_counter() - began
-        found.metrics.update({f"{name}.{k}": v for k, v in metrics.items()})
+                metrics = {**metrics, "seconds": kept[name].seconds}
+                kept[name].finish(metrics)
+            found.hours[name] = device_hours(metrics["seconds"], config, ranks)
+        found.metrics.update({f"{name}.{k}": v for k, v in metrics.items() if k != "seconds"})
     tested = images_tested(config, splits)
     for metric in found.metrics:
         name, _, rest = metric.partition(".")
@@ -112,6 +113,11 @@ def probes_on(
             found.images[metric] = tested[name] if name in tested else len(splits.holdout if part.endswith("holdout") else splits.test)
             found.chance[metric] = min(100 * int(k) / splits.dataset.classes, 100.0)
     return broadcast_object(found, ranks)
+
+
+def device_hours(seconds: float, config: TrainConfig, ranks: Ranks) -> float:
+    """Return GPU-hours on CUDA, core-hours on CPU, as of a run."""
+    return seconds / 3600 * ranks.count * (1 if ranks.device.type == "cuda" else config.threads)
 
 
 def images_tested(config: TrainConfig, splits: Splits) -> dict[str, int]:
@@ -137,6 +143,8 @@ def values_of(
     except EvaluationStopped:
         raise
     except Exception as error:
+        if hasattr(module, "run_on") and ranks.count > 1 and not isinstance(error, EvaluationError):
+            raise  # on this rank alone: its end tells the launcher to end the others, which wait for it
         log.warning("%s", traceback.format_exc())
         cause = f"{type(error).__name__}: {error}"
     if cause := first_of(cause, ranks):

@@ -2,7 +2,7 @@
 
 These are seven of its fifteen kinds, those that need no other images and no weather model, with its
 strengths. Blur scales with the view, since its strengths are for 224 pixels. What is random depends
-on the image's position alone.
+on the image's number in its set alone.
 """
 
 import io
@@ -21,7 +21,7 @@ _IMPULSE_SHARE = (0.03, 0.06, 0.09, 0.17, 0.27)  # of the values; half of them 0
 _BLUR_SIGMA = (1.0, 2.0, 3.0, 4.0, 6.0)  # pixels at 224
 _PIXELATE = (0.6, 0.5, 0.4, 0.3, 0.25)  # side of the small image over the side
 _CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)  # factor of the distance from the mean
-_BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)  # added
+_BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)  # added to the V of HSV
 _JPEG_QUALITY = (25, 18, 15, 10, 7)
 
 
@@ -67,8 +67,10 @@ def contrast(pixels_BCHW: Tensor, level: int, positions: Sequence[int]) -> Tenso
 
 
 def brightness(pixels_BCHW: Tensor, level: int, positions: Sequence[int]) -> Tensor:
-    """Add to each value."""
-    return pixels_BCHW + _BRIGHTNESS[level]
+    """Add to the brightest channel of each pixel, and raise the others by the same factor: the V of HSV."""
+    value = pixels_BCHW.amax(1, keepdim=True)
+    raised = (value + _BRIGHTNESS[level]).clamp(max=1)
+    return torch.where(value > 0, pixels_BCHW * (raised / value.clamp_min(1e-6)), raised)
 
 
 def jpeg(pixels_BCHW: Tensor, level: int, positions: Sequence[int]) -> Tensor:
@@ -98,5 +100,5 @@ _KINDS: dict[str, Callable[[Tensor, int, Sequence[int]], Tensor]] = {
 
 
 def corrupted(pixels_BCHW: Tensor, kind: str, severity: int, positions: Sequence[int]) -> Tensor:
-    """Return uint8 views [B, C, H, W] corrupted; `positions` are those of the images in their set."""
+    """Return uint8 views [B, C, H, W] corrupted; `positions` are the numbers of the images in their set."""
     return to_uint8(_KINDS[kind](pixels_BCHW.contiguous().float() / 255, severity - 1, positions))

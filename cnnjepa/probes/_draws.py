@@ -14,8 +14,6 @@ from cnnjepa.probes.features import Features, ProbeData, topk_accuracy
 from cnnjepa.probes.linear import class_scores
 from cnnjepa.randomness import Stream, generator
 
-TOLERANCE, MOST_ITERATIONS = 1e-3, 1000  # of a fit, as in the linear probe
-
 
 def drawn(labels_N: Tensor, sizes: Mapping[int, int], draw: int) -> Tensor:
     """Return the sorted positions of `sizes[class]` images of each class.
@@ -24,7 +22,9 @@ def drawn(labels_N: Tensor, sizes: Mapping[int, int], draw: int) -> Tensor:
     """
     labels = labels_N.cpu().numpy()
     order = generator(draw, Stream.probe, 1).permutation(len(labels))
-    chosen = [order[labels[order] == label][:size] for label, size in sizes.items()]
+    order = order[np.argsort(labels[order], kind="stable")]  # by class, at random within it
+    first = np.searchsorted(labels[order], list(sizes))
+    chosen = [order[start : start + size] for start, size in zip(first, sizes.values(), strict=True)]
     return torch.from_numpy(np.sort(np.concatenate(chosen))).to(labels_N.device)
 
 
@@ -32,7 +32,8 @@ def taught(data: ProbeData, images: Tensor) -> dict[str, float]:
     """Return holdout_top1 and so on of the converged classifier of the images at these positions of `fit`."""
     few = Features(data.fit.features_NC[images], data.fit.labels_N[images])
     present, labels = few.labels_N.unique(return_inverse=True)
-    found, rows = _logistic.fit(few.features_NC, labels, TOLERANCE, MOST_ITERATIONS)
+    probes = data.config.probes
+    found, rows = _logistic.fit(few.features_NC, labels, probes.linear_tolerance, probes.linear_max_iterations)
     scores: dict[str, float] = {}
     for name, part in data.judged().items():
         values = topk_accuracy(class_scores(found, rows, part, present, data.classes), part.labels_N, data.classes)

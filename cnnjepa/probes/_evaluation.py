@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 SAVE_SECONDS = 60.0  # between two saves of what an evaluation has done
 
 
+class EvaluationError(RuntimeError):
+    """Raised on all ranks alike: an evaluation has no value."""
+
+
 def nothing() -> None:
     """Tell nobody of progress."""
 
@@ -35,6 +39,7 @@ class Conditions:
     folder: Path | None = None  # on the main rank; None keeps nothing
     should_stop: Callable[[], bool] = never
     alive: Callable[[], None] = nothing
+    spent: dict[str, float] = field(default_factory=dict)  # evaluation -> seconds in this process, of every encoder
 
 
 def digest(encoder: nn.Module) -> str:
@@ -58,7 +63,7 @@ class Kept:
     conditions: Conditions
     ranks: Ranks
     called: str = field(init=False)
-    begun: float = field(init=False, default_factory=time.perf_counter)
+    begun: float = field(init=False, default_factory=time.perf_counter)  # set again where the evaluation begins
     earlier_seconds: float = field(init=False, default=0.0)
     _saved: float = field(init=False, default_factory=time.perf_counter)
 
@@ -86,15 +91,16 @@ class Kept:
         return broadcast_object(found, self.ranks)
 
     def finish(self, values: dict[str, float]) -> None:
-        """Keep the values instead of the state."""
-        if self.ranks.is_main and (file := self._file("json")) is not None:
+        """Keep the values instead of the state. Without room on the disk they are computed again where they are asked for again."""
+        file, state = self._file("json"), self._file("pt")
+        if not self.ranks.is_main or file is None or state is None:
+            return
+        try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, sealed_json({"values": values, "settings": self.settings}))
-        self._drop_state()
-
-    def _drop_state(self) -> None:
-        if self.ranks.is_main and (file := self._file("pt")) is not None:
-            file.unlink(missing_ok=True)
+            state.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be kept: %s", self.name, error)
 
     def state(self) -> dict[str, Any] | None:
         """Return the state of an evaluation that was begun, on all ranks; None where there is none."""
@@ -114,10 +120,13 @@ class Kept:
         file = self._file("pt")
         if not self.ranks.is_main or file is None or not (last or time.perf_counter() - self._saved > SAVE_SECONDS):
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
         data = io.BytesIO()
         torch.save({**state, **more(), "seconds": self.seconds}, data)
-        write_atomic(file, data.getvalue())
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, data.getvalue())
+        except OSError as error:  # it goes on, and would begin again after a kill
+            log.warning("the state of %s cannot be kept: %s", self.name, error)
         self._saved = time.perf_counter()
 
     def go_on(self, state: dict[str, Any], more: Callable[[], dict[str, Any]] = dict) -> None:
@@ -134,7 +143,8 @@ def kept_of(names: Sequence[str], encoder: nn.Module, config: TrainConfig, condi
     if not names:
         return {}
     values = identity(config)
-    settings = {key: values[key] for key in ("data", "probes", "precision", "seed")}
+    settings = {key: values[key] for key in ("data", "precision", "seed")}
+    settings["probes"] = {key: value for key, value in values["probes"].items() if key not in ("names", "data", "every_epochs")}
     # Ranks add up in another order.
     settings |= {"weights": digest(encoder), "ranks": ranks.count, "device": ranks.device.type}
     return {name: Kept(name, settings, conditions, ranks) for name in names}

@@ -21,10 +21,12 @@ from cnnjepa.data.datasets import Images, Indices, Splits
 from cnnjepa.data.loader import MicroBatches, Plan, blank_batch, normalise, probe_loader, train_loader
 from cnnjepa.data.views import crop_and_flip
 from cnnjepa.distributed import GradientBuckets, RunningStatistics, gather_rows
+from cnnjepa.models.encoders import build_encoder
 from cnnjepa.optim import build_optimizer, set_learning_rate
-from cnnjepa.probes._evaluation import Kept
+from cnnjepa.probes._evaluation import EvaluationError, Kept
 from cnnjepa.probes.features import ProbeData, in_bf16, shares, topk_accuracy
 from cnnjepa.randomness import Stream, integer
+from cnnjepa.run.folder import line_of
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of
 from cnnjepa.schedules import learning_rate
 
@@ -41,15 +43,17 @@ def plan_of(config: TrainConfig, splits: Splits, ranks: int) -> Plan:
     """Return the steps: whole batches over all ranks, as large as asked for where there are so many images."""
     rows = max(min(config.probes.finetune_batch_size, len(splits.fit)) // ranks, 1)
     if rows * ranks > len(splits.fit):
-        raise ValueError(f"fine-tuning needs at least an image for each rank; got {len(splits.fit)} labelled images on {ranks}")
+        raise EvaluationError(f"fine-tuning needs at least an image for each rank; got {len(splits.fit)} labelled images on {ranks}")
     return Plan(len(splits.fit), rows * ranks, rows, 1, config.probes.finetune_epochs, config.seed)
 
 
 class _Net(nn.Module):
     """Encoder, average over cells, classifier."""
 
-    def __init__(self, encoder: nn.Module, classes: int, seed: int) -> None:
+    def __init__(self, encoder: nn.Module, config: TrainConfig, classes: int, seed: int) -> None:
         super().__init__()
+        new = build_encoder(config.encoder, config.data.image_size, 0, config.data.channels)
+        fixed = {name for name, parameter in new.named_parameters() if not parameter.requires_grad}  # positions of a ViT
         self.encoder = copy.deepcopy(encoder)
         weight = next(self.encoder.parameters())
         channels: int = encoder.out_channels  # type: ignore[assignment]
@@ -59,7 +63,11 @@ class _Net(nn.Module):
             self.classifier.weight.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
             self.classifier.bias.zero_()
         self.classifier.to(weight.device, weight.dtype)
-        self.requires_grad_(True)  # a teacher's are off
+        for name, parameter in self.named_parameters():  # a teacher's are all off
+            parameter.requires_grad_(name.removeprefix("encoder.") not in fixed)
+        for module in self.modules():
+            if hasattr(module, "sync"):
+                module.sync = config.encoder.sync_bn  # type: ignore[assignment]
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return scores [B, classes]."""
@@ -70,10 +78,10 @@ class _Net(nn.Module):
 def run_on(encoder: nn.Module, config: TrainConfig, splits: Splits, data: ProbeData | None, ranks: Ranks, kept: Kept) -> dict[str, float]:
     """Return holdout_top1, test_top1 and so on in percent, and the mean loss of the last epoch.
 
-    Call this on all ranks. Raise ValueError where the loss is not finite.
+    Call this on all ranks. Raise EvaluationError on all of them where the loss is not finite.
     """
     probes, plan = config.probes, plan_of(config, splits, ranks.count)
-    net = _Net(encoder, splits.dataset.classes, integer(config.seed, Stream.probe, 4))
+    net = _Net(encoder, config, splits.dataset.classes, integer(config.seed, Stream.probe, 4))
     optimizing = OptimizerConfig(
         lr=probes.finetune_lr,
         weight_decay=probes.finetune_weight_decay,
@@ -81,7 +89,7 @@ def run_on(encoder: nn.Module, config: TrainConfig, splits: Splits, data: ProbeD
         final_lr_fraction=0.0,
         decay_norms_and_biases=False,
     )
-    parameters = list(net.parameters())
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer, buckets = build_optimizer(optimizing, parameters), GradientBuckets(parameters, ranks)
     statistics = RunningStatistics(net, ranks)
     step, losses = 0, list[float]()
@@ -108,9 +116,14 @@ def run_on(encoder: nn.Module, config: TrainConfig, splits: Splits, data: ProbeD
         statistics.end_step()
         mean, failed = buckets.finish(torch.stack([loss.detach(), loss.new_tensor(float(loader.failed))])).tolist()
         if failed:
-            loader.raise_fault()
+            try:
+                loader.raise_fault()
+            except Exception as error:  # on all ranks
+                raise EvaluationError(line_of(error)) from error
         if not math.isfinite(mean):
-            raise ValueError(f"the loss of fine-tuning is not finite at step {step}: lower probes.finetune_lr, now {probes.finetune_lr:g}")
+            raise EvaluationError(
+                f"the loss of fine-tuning is not finite at step {step}: lower probes.finetune_lr, now {probes.finetune_lr:g}"
+            )
         optimizer.step()
         step += 1
         losses = [*losses, mean] if (step - 1) % plan.steps_per_epoch else [mean]
@@ -135,7 +148,15 @@ def _scores(net: _Net, config: TrainConfig, splits: Splits, images: Images, indi
     except Exception as error:  # an image that cannot be decoded: all ranks are told, so that none waits
         cause = f"{type(error).__name__}: {error}"
     if told := first_of(cause, ranks):
-        raise RuntimeError(told)
+        raise EvaluationError(told)
     scores = gather_rows(torch.cat(rows), ranks)
     labels = torch.from_numpy(images.labels[indices]).to(ranks.device)
-    return broadcast_object(topk_accuracy(scores, labels, splits.dataset.classes) if ranks.is_main else {}, ranks)
+    found: dict[str, float] = {}
+    try:
+        if ranks.is_main:
+            found = topk_accuracy(scores, labels, splits.dataset.classes)
+    except Exception as error:
+        cause = line_of(error)
+    if told := first_of(cause, ranks):
+        raise EvaluationError(told)
+    return broadcast_object(found, ranks)

@@ -14,7 +14,7 @@ from cnnjepa.data.datasets import Indices, Splits
 from cnnjepa.distributed import gather_rows
 from cnnjepa.probes import _logistic
 from cnnjepa.probes._corruptions import corrupted
-from cnnjepa.probes._evaluation import Kept
+from cnnjepa.probes._evaluation import EvaluationError, Kept
 from cnnjepa.probes.features import Features, ProbeData, pooled_features, topk_accuracy
 from cnnjepa.probes.linear import class_scores
 from cnnjepa.randomness import Stream, generator
@@ -60,12 +60,12 @@ def run_on(encoder: nn.Module, config: TrainConfig, splits: Splits, data: ProbeD
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
     if first := first_of(cause, ranks):  # the main rank alone fits: all are told
-        raise RuntimeError(first)
+        raise EvaluationError(first)
     for each in todo:
         kind, severity = each.split()
 
         def change(pixels: Tensor, positions: list[int], kind: str = kind, severity: str = severity) -> Tensor:
-            return pixels if kind == "clean" else corrupted(pixels, kind, int(severity), positions)
+            return pixels if kind == "clean" else corrupted(pixels, kind, int(severity), chosen[positions].tolist())
 
         share, cause = None, ""
         try:
@@ -73,19 +73,26 @@ def run_on(encoder: nn.Module, config: TrainConfig, splits: Splits, data: ProbeD
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
         if (first := first_of(cause, ranks)) or share is None:
-            raise RuntimeError(first)
+            raise EvaluationError(first)
         features = gather_rows(share, ranks)
-        score = 0.0
-        if fitted is not None and data is not None:
-            part = Features(features, data.fit.labels_N.new_tensor(labels.tolist()))
-            score = topk_accuracy(class_scores(fitted[0], fitted[1], part, fitted[2], data.classes), part.labels_N, data.classes)["top1"]
+        score, cause = 0.0, ""
+        try:
+            if fitted is not None and data is not None:
+                part = Features(features, data.fit.labels_N.new_tensor(labels.tolist()))
+                found, rows, present = fitted
+                values = topk_accuracy(class_scores(found, rows, part, present, data.classes), part.labels_N, data.classes)
+                score = values["top1"]
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+        if first := first_of(cause, ranks):
+            raise EvaluationError(first)
         scores[each] = broadcast_object(score, ranks)
         kept.go_on({"scores": dict(scores)})
-    found = {"clean_test_top1": scores["clean 0"]}
+    means = {"clean_test_top1": scores["clean 0"]}
     pairs = {tuple(each.split()): score for each, score in scores.items() if each != "clean 0"}
-    found["test_top1"] = float(np.mean(list(pairs.values())))
+    means["test_top1"] = float(np.mean(list(pairs.values())))
     for kind in probes.robustness_corruptions:
-        found[f"{kind}_test_top1"] = float(np.mean([score for (k, _), score in pairs.items() if k == kind]))
+        means[f"{kind}_test_top1"] = float(np.mean([score for (k, _), score in pairs.items() if k == kind]))
     for level in probes.robustness_severities:
-        found[f"severity{level}_test_top1"] = float(np.mean([score for (_, s), score in pairs.items() if int(s) == level]))
-    return found
+        means[f"severity{level}_test_top1"] = float(np.mean([score for (_, s), score in pairs.items() if int(s) == level]))
+    return means

@@ -32,7 +32,7 @@ TIMING_KEYS = frozenset(
         "images_per_second",
         "seconds",
         "training_seconds",
-        "evaluation_seconds",
+        "evaluation_hours",
         "device_hours",
         "peak_memory_mb",
         "resumes",
@@ -85,7 +85,7 @@ class RunResult:
     energy_kwh: float | None = None  # of all GPUs, over all resumes; None if they do not report it
     gpu_utilisation: float | None = None  # of the main rank's GPU at the logged steps, in [0, 1]; None if not reported
     data_wait_share: float | None = None  # of the time in the training loop; None if no image is loaded
-    evaluation_seconds: dict[str, float] = field(default_factory=dict)  # evaluation -> what it took, not in `seconds`
+    evaluation_hours: dict[str, float] = field(default_factory=dict)  # evaluation -> its device-hours, which are not in device_hours
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -65,7 +65,7 @@ class Scores:
     missing: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)  # score -> the images that it rests on
     references: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> score -> its value
-    seconds: dict[str, float] = field(default_factory=dict)  # evaluation -> what it took
+    hours: dict[str, float] = field(default_factory=dict)  # evaluation -> its device-hours
     failure: str = ""  # why the run has failed after all, such as collapsed features
     about: dict[str, Any] = field(default_factory=dict)  # JSON values
 
@@ -111,8 +111,8 @@ def record(folder: RunFolder, part: Probed, found: Scores) -> Path:
         return path
     missing = {k: cause if cause and k == part.label else v for k, v in result.missing.items() if k != part.label or not metrics}
     there = {"metrics": metrics | result.metrics, "missing": missing, "images": images | result.images}
-    took = {k: v for k, v in found.seconds.items() if k == part.label}
-    there["evaluation_seconds"] = took | result.evaluation_seconds
+    took = {k: v for k, v in found.hours.items() if k == part.label}
+    there["evaluation_hours"] = took | result.evaluation_hours
     amended = replace(result, **there, references=merged(compared, result.references))
     if amended != result:
         folder.amend_result(amended)

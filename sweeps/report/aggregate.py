@@ -138,8 +138,8 @@ def costs_of(result: RunResult, batch: int | None) -> dict[str, float]:
     without the probes' share; evaluation_hours come on top of it.
     """
     costs = {name: getattr(result, name) for name in (*_OF_RESULT, "energy_kwh")}
-    if result.evaluation_seconds:
-        costs["evaluation_hours"] = sum(result.evaluation_seconds.values()) * result.device_hours / max(result.seconds, 1e-9)
+    if result.evaluation_hours:
+        costs["evaluation_hours"] = sum(result.evaluation_hours.values())
     if result.status is RunStatus.completed and batch is not None:  # images_per_second is 0 without training
         training_seconds = result.step * batch / result.images_per_second if result.images_per_second else 0.0
         costs["pretraining_hours"] = result.device_hours * training_seconds / max(result.seconds, 1e-9)

@@ -238,3 +238,14 @@ def checked_space(space: Sequence[Dimension], train: Any, costs: bool = False) -
         raise ValueError(f"{rule}; got {', '.join(neutral)}: add one, or search for few hours too with --two-objectives")
     shown = [f"{key} cannot change a result: it is not searched and stays {lookup(base, key)}" for key in neutral]
     return kept, shown
+
+
+def refuse_chosen_weights(train: Any, chosen: Sequence[str]) -> None:
+    """Raise ValueError if a search chooses weights, or the encoder that starts from them: these are read when it is planned."""
+    source = task_of(train).KEYS.get("weights")
+    if source is None:
+        return
+    part = f"{source.rpartition('.')[0]}." if task_of(train).get(train, "weights", "") else source
+    if of_weights := [key for key in chosen if key.startswith(part)]:
+        rule = "choose neither weights nor the encoder that starts from them, which are read when it is planned"
+        raise ValueError(f"a search must {rule}; got {of_weights[0]}: use configurations")

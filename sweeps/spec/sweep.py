@@ -20,7 +20,7 @@ from jobs.plain import PlainTask
 from jobs.program import holder_of
 from jobs.task import task_named, task_of
 from jobs.trial_names import trial_name
-from sweeps.spec.check import check_one_kind, checked_space, neutral_keys
+from sweeps.spec.check import check_one_kind, checked_space, neutral_keys, refuse_chosen_weights
 from sweeps.spec.compose import Composer
 from sweeps.spec.labels import label, labels
 from sweeps.spec.parts import check_parts
@@ -333,6 +333,7 @@ def build_search(
         raise ValueError(
             f"a search must not choose the data, which are identified when it is planned; got {min(map(str, chosen))}: use configurations"
         )
+    refuse_chosen_weights(train, [d.key for d in space])
     (train,) = identified([train])
     train = task_of(train).probed_at(train, rungs)
     base = to_dict(train)

@@ -83,7 +83,8 @@ def sklearns(data: ProbeData, images: torch.Tensor) -> float:
     """Return scikit-learn's test top-1 in percent, of the classifier that these images teach it."""
     assert data.test is not None
     few, labels = data.fit.features_NC[images], data.fit.labels_N[images].numpy()
-    found, rows = _logistic.fit(few, torch.from_numpy(labels).unique(return_inverse=True)[1], _draws.TOLERANCE, _draws.MOST_ITERATIONS)
+    probes, classes = data.config.probes, torch.from_numpy(labels).unique(return_inverse=True)[1]
+    found, rows = _logistic.fit(few, classes, probes.linear_tolerance, probes.linear_max_iterations)
     solver = LogisticRegression(C=1 / found.strength, tol=1e-8, max_iter=10_000).fit(rows.of(few).double().numpy(), labels)
     return 100 * float(solver.score(rows.of(data.test.features_NC).double().numpy(), data.test.labels_N.numpy()))
 

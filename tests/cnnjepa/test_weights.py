@@ -99,6 +99,14 @@ def test_names_are_mapped_as_the_user_says(tmp_path: Path) -> None:
         validate(starting("a", ["x"]))
     with pytest.raises(ValueError, match=r"encoder.weights must be given with encoder.weights_keys; got none"):
         validate(starting("", ["a="]))
+    with pytest.raises(ValueError, match=r"encoder.weights must be given with encoder.weights_digest, their digest; got none"):
+        validate(tiny_config(encoder=replace(SMALL, weights_digest="ab")))
+
+
+def test_two_names_that_become_one_are_refused(tmp_path: Path) -> None:
+    torch.save({**state(), "q.conv1.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"weights_keys must give each tensor a name of its own; got conv1.weight for two of them"):
+        loaded(tmp_path / "w.pth", ["q.="])
 
 
 def test_what_cannot_be_the_encoder_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -110,6 +118,8 @@ def test_what_cannot_be_the_encoder_is_refused_in_one_line(tmp_path: Path) -> No
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"\x40")
     (tmp_path / "text.pth").write_text("weights")
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "a.pth").write_text("a list of things")
     (tmp_path / "folder").mkdir()
     for name, said in {
         "lacking.pth": r"hold every tensor of the encoder; got .*, which lacks layer2.0.conv1.weight of the encoder's \d+ tensors",
@@ -117,7 +127,7 @@ def test_what_cannot_be_the_encoder_is_refused_in_one_line(tmp_path: Path) -> No
         "code.pth": "be a torch file of tensors, which is read without running code; got .*, which holds Python objects beside tensors",
         "list.pth": "hold tensors by name; got .*, a list without any",
         "cut.safetensors": "be a whole .safetensors file; got .*, which cannot be read",
-        "text.pth": "be a torch file of tensors, which is read without running code; got ",
+        **dict.fromkeys(("text.pth", "pointer.pth", "a.pth"), "be a torch file of tensors, .*; got .*, which cannot be read"),
         "gone.pth": r"name a run folder, SWEEP_FOLDER/TRIAL, a .safetensors or torch file, torchvision:NAME or .*does not exist",
         "folder": "a run folder must hold config.yaml",
     }.items():

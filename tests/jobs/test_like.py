@@ -130,6 +130,8 @@ def test_weights_from_takes_its_configuration_and_starts_from_its_encoder(view: 
     base = [word for word in words[1:] if not word.startswith("encoder.weights")]
     started = compose_job([*base, "encoder.weights=/gone.pth", "encoder.weights_digest=ab", "encoder.weights_keys=[a=b]"], validated=False)
     RunFolder(tmp_path / "run").prepare(started.train)
+    alike, _ = expanded([f"--like={tmp_path / 'run'}"])
+    assert compose_job(alike, validated=False).train.encoder == started.train.encoder, "what it started from, and under which names"
     words, _ = expanded([f"--weights-from={tmp_path / 'run'}"])
     assert [word for word in words if word.startswith("encoder.weights")] == [f"encoder.weights={tmp_path / 'run'}"]
     with pytest.raises(ValueError, match=r"--weights-from must be given without --like, whose configuration it takes too; got --like x"):
