@@ -170,7 +170,7 @@ def test_a_search_does_not_choose_the_images(tree: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(("chosen", "given"), [("encoder.weights", []), ("encoder.width", ["encoder.weights=/w.pt"])])
 def test_a_search_does_not_choose_weights_nor_the_encoder_that_starts_from_them(chosen: str, given: list[str], tmp_path: Path) -> None:
     """Read once when it is planned, they are the same for all of its runs."""
-    values = ("a.pt", "b.pt") if chosen == "encoder.weights" else (8, 16)
+    values = ("", "b.pt") if chosen == "encoder.weights" else (8, 16)
     spec = dataclasses.replace(SEARCH, space=[*SEARCH.space, choice(chosen, *values)])
     with pytest.raises(ValueError, match=rf"a search must choose neither weights nor the encoder .*; got {chosen}: use configurations"):
         plan(spec, parse(spec, ["--runs-dir", str(tmp_path / "runs"), *given]))
