@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnjepa.probes import _logistic
-from cnnjepa.probes.features import Features, ProbeData, topk_accuracy
-from cnnjepa.probes.linear import class_scores
+from cnnjepa.probes.features import Features, ProbeData
+from cnnjepa.probes.linear import Classifier
 from cnnjepa.randomness import Stream, generator
 
 
@@ -31,13 +30,9 @@ def drawn(labels_N: Tensor, sizes: Mapping[int, int], draw: int) -> Tensor:
 def taught(data: ProbeData, images: Tensor) -> dict[str, float]:
     """Return holdout_top1 and so on of the converged classifier of the images at these positions of `fit`."""
     few = Features(data.fit.features_NC[images], data.fit.labels_N[images])
-    present, labels = few.labels_N.unique(return_inverse=True)
-    probes = data.config.probes
-    found, rows = _logistic.fit(few.features_NC, labels, probes.linear_tolerance, probes.linear_max_iterations)
-    scores: dict[str, float] = {}
+    classifier, scores = Classifier.of(data, few), dict[str, float]()
     for name, part in data.judged().items():
-        values = topk_accuracy(class_scores(found, rows, part, present, data.classes), part.labels_N, data.classes)
-        scores |= {f"{name}_{k}": v for k, v in values.items()}
+        scores |= {f"{name}_{k}": v for k, v in classifier.accuracy(part).items()}
     return scores
 
 
@@ -60,9 +55,3 @@ def counts(labels_N: Tensor) -> dict[int, int]:
     """Return the images of each class."""
     values, images = labels_N.unique(return_counts=True)
     return dict(zip(values.tolist(), images.tolist(), strict=True))
-
-
-def require_finite(data: ProbeData) -> None:
-    """Raise ValueError where a feature is not finite."""
-    if not all(part.features_NC.isfinite().all() for part in (data.fit, *data.judged().values())):
-        raise ValueError("features are not finite")

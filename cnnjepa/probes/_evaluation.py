@@ -19,6 +19,7 @@ from cnnjepa.run.folder import EvaluationStopped, never
 from cnnjepa.run.identity import identity
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of
 from cnnjepa.run.typed import checked
+from cnnjepa.weights import digest
 
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 60.0  # between two saves of what an evaluation has done
@@ -40,15 +41,6 @@ class Conditions:
     should_stop: Callable[[], bool] = never
     alive: Callable[[], None] = nothing
     spent: dict[str, float] = field(default_factory=dict)  # evaluation -> seconds in this process, of every encoder
-
-
-def digest(encoder: nn.Module) -> str:
-    """Return the SHA-256 of an encoder's weights and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 @dataclass
@@ -146,5 +138,5 @@ def kept_of(names: Sequence[str], encoder: nn.Module, config: TrainConfig, condi
     settings = {key: values[key] for key in ("data", "precision", "seed")}
     settings["probes"] = {key: value for key, value in values["probes"].items() if key not in ("names", "data", "every_epochs")}
     # Ranks add up in another order.
-    settings |= {"weights": digest(encoder), "ranks": ranks.count, "device": ranks.device.type}
+    settings |= {"weights": digest(encoder.state_dict()), "ranks": ranks.count, "device": ranks.device.type}
     return {name: Kept(name, settings, conditions, ranks) for name in names}

@@ -42,6 +42,11 @@ class ProbeData:
         parts = {"holdout": self.holdout}
         return parts if self.test is None else {**parts, "test": self.test}
 
+    def require_finite(self) -> None:
+        """Raise ValueError where a feature is not finite."""
+        if not all(part.features_NC.isfinite().all() for part in (self.fit, *self.judged().values())):
+            raise ValueError("features are not finite")
+
 
 def in_bf16(config: TrainConfig, device: torch.device) -> torch.autocast:
     """Return autocast to bf16 for a feature pass on a GPU, if the run trains in it; on a CPU features stay fp32."""

@@ -21,7 +21,7 @@ def run(data: ProbeData) -> dict[str, float]:
 
     Raise ValueError if a class has too few images, or features are not finite.
     """
-    _draws.require_finite(data)
+    data.require_finite()
     probes, images = data.config.probes, _draws.counts(data.fit.labels_N)
     label, least = min(images.items(), key=lambda of: of[1])
     if least < max(probes.few_shot_images):

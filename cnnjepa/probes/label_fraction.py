@@ -27,7 +27,7 @@ def run(data: ProbeData) -> dict[str, float]:
 
     Raise ValueError if features are not finite.
     """
-    _draws.require_finite(data)
+    data.require_finite()
     probes, images = data.config.probes, _draws.counts(data.fit.labels_N)
     found = {"draws": float(probes.label_fraction_draws)}
     for percent in probes.label_fraction_percent:

@@ -6,6 +6,8 @@ converged (_logistic.py). It is fitted on `fit` alone, where its L2 strength is 
 The paper's own probe (section IV-A) is kept as `paper_protocol_top1` and used for no choice.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,17 +27,37 @@ def run(data: ProbeData) -> dict[str, float]:
     Raise ValueError if features are not finite, and NotConvergedError instead of a score of weights
     that are not the solution.
     """
-    probes, fit = data.config.probes, data.fit
-    if not all(part.features_NC.isfinite().all() for part in (fit, *data.judged().values())):
-        raise ValueError("features are not finite")
-    present, labels = fit.labels_N.unique(return_inverse=True)
-    found, rows = _logistic.fit(fit.features_NC, labels, probes.linear_tolerance, probes.linear_max_iterations)
+    data.require_finite()
+    classifier = Classifier.of(data, data.fit)
+    found = classifier.fit
     metrics = {"strength": found.strength, "iterations": float(found.iterations), "relative_gradient": found.gradient}
     for name, part in data.judged().items():
-        scores = class_scores(found, rows, part, present, data.classes)
-        metrics |= {f"{name}_{k}": v for k, v in topk_accuracy(scores, part.labels_N, data.classes).items()}
-    del rows  # as large as the features
+        metrics |= {f"{name}_{k}": v for k, v in classifier.accuracy(part).items()}
+    del classifier  # its rows are as large as the features
     return metrics if data.test is None else {**metrics, **paper_protocol(data, data.test)}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Hold the converged classifier of some images."""
+
+    fit: _logistic.Fit
+    rows: _logistic.Standardised
+    present: Tensor  # classes that have an image
+    classes: int
+
+    @staticmethod
+    def of(data: ProbeData, images: Features) -> "Classifier":
+        """Fit `images`, features of the set of `data`; raise NotConvergedError if that has no end."""
+        probes = data.config.probes
+        present, labels = images.labels_N.unique(return_inverse=True)
+        found, rows = _logistic.fit(images.features_NC, labels, probes.linear_tolerance, probes.linear_max_iterations)
+        return Classifier(found, rows, present, data.classes)
+
+    def accuracy(self, part: Features) -> dict[str, float]:
+        """Return top1 and top5 of other images, in percent."""
+        scores = class_scores(self.fit, self.rows, part, self.present, self.classes)
+        return topk_accuracy(scores, part.labels_N, self.classes)
 
 
 def class_scores(found: _logistic.Fit, rows: _logistic.Standardised, part: Features, present: Tensor, classes: int) -> Tensor:

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from cnnjepa.config import TrainConfig
 from cnnjepa.data.datasets import Indices, Splits
 from cnnjepa.distributed import gather_rows
-from cnnjepa.probes import _logistic
 from cnnjepa.probes._corruptions import corrupted
 from cnnjepa.probes._evaluation import EvaluationError, Kept
-from cnnjepa.probes.features import Features, ProbeData, pooled_features, topk_accuracy
-from cnnjepa.probes.linear import class_scores
+from cnnjepa.probes.features import Features, ProbeData, pooled_features
+from cnnjepa.probes.linear import Classifier
 from cnnjepa.randomness import Stream, generator
 from cnnjepa.run.ranks import Ranks, broadcast_object, first_of
 
@@ -49,14 +48,13 @@ def run_on(encoder: nn.Module, config: TrainConfig, splits: Splits, data: ProbeD
     scores: dict[str, float] = {str(k): float(v) for k, v in ((kept.state() or {}).get("scores") or {}).items()}
     todo = [f"{kind} {severity}" for kind in probes.robustness_corruptions for severity in probes.robustness_severities]
     todo = [each for each in ["clean 0", *todo] if each not in scores]
-    fitted: tuple[_logistic.Fit, _logistic.Standardised, Tensor] | None = None
+    classifier: Classifier | None = None
     cause = ""
     if data is not None and todo:
         try:
             if not data.fit.features_NC.isfinite().all():
                 raise ValueError("features are not finite")
-            present, classes = data.fit.labels_N.unique(return_inverse=True)
-            fitted = (*_logistic.fit(data.fit.features_NC, classes, probes.linear_tolerance, probes.linear_max_iterations), present)
+            classifier = Classifier.of(data, data.fit)
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
     if first := first_of(cause, ranks):  # the main rank alone fits: all are told
@@ -77,11 +75,8 @@ def run_on(encoder: nn.Module, config: TrainConfig, splits: Splits, data: ProbeD
         features = gather_rows(share, ranks)
         score, cause = 0.0, ""
         try:
-            if fitted is not None and data is not None:
-                part = Features(features, data.fit.labels_N.new_tensor(labels.tolist()))
-                found, rows, present = fitted
-                values = topk_accuracy(class_scores(found, rows, part, present, data.classes), part.labels_N, data.classes)
-                score = values["top1"]
+            if classifier is not None:
+                score = classifier.accuracy(Features(features, classifier.present.new_tensor(labels.tolist())))["top1"]
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
         if first := first_of(cause, ranks):
